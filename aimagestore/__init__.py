@@ -1,0 +1,67 @@
+"""The image store of containers/storage, as an async library for asyncio and trio.
+
+A store keeps image records (IDs, names, digests, metadata, flags) and their big data (manifests,
+configs, signatures, anything) in the directory that podman, buildah, skopeo and CRI-O keep theirs
+in, beside these programs, at the same time::
+
+    async with ImageStore("/var/lib/containers/storage/overlay-images", read_only=True) as store:
+        image = await store.get("quay.io/podman/hello:latest")
+        async with store.open_big_data(image.id, "manifest", verify=True) as reader:
+            manifest = await reader.read()
+
+Every change is durable when its call returns, and any call may be cancelled. What it leaves
+behind then, and what it raises, its documentation says.
+"""
+
+from ._async.store import ImageStore
+from ._async.streams import BigDataReader, Staged
+from ._core.image import Image
+from ._core.snapshot import Snapshot
+from ._core.transaction import Transaction
+from .errors import (
+    AmbiguousImageError,
+    BigDataUnknownError,
+    DigestMismatchError,
+    DigestUnknownError,
+    DuplicateIDError,
+    DuplicateImageNamesError,
+    DuplicateNameError,
+    ImageStoreError,
+    ImageUnknownError,
+    InvalidBigDataNameError,
+    InvalidDigestError,
+    InvalidIDError,
+    LockTimeoutError,
+    SizeMismatchError,
+    SizeUnknownError,
+    StoreClosedError,
+    StoreCorruptError,
+    StoreReadOnlyError,
+)
+
+__all__ = [
+    "AmbiguousImageError",
+    "BigDataReader",
+    "BigDataUnknownError",
+    "DigestMismatchError",
+    "DigestUnknownError",
+    "DuplicateIDError",
+    "DuplicateImageNamesError",
+    "DuplicateNameError",
+    "Image",
+    "ImageStore",
+    "ImageStoreError",
+    "ImageUnknownError",
+    "InvalidBigDataNameError",
+    "InvalidDigestError",
+    "InvalidIDError",
+    "LockTimeoutError",
+    "SizeMismatchError",
+    "SizeUnknownError",
+    "Snapshot",
+    "Staged",
+    "StoreClosedError",
+    "StoreCorruptError",
+    "StoreReadOnlyError",
+    "Transaction",
+]

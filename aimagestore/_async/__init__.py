@@ -1,0 +1,1 @@
+"""The async part: who runs when. The only one that imports anyio."""

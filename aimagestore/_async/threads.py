@@ -1,0 +1,58 @@
+"""The one place from which blocking calls are made, in worker threads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, TypeVarTuple
+
+from anyio import CancelScope, CapacityLimiter, Event, to_thread
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_THREADS = 16
+
+
+class Threads:
+    """Worker threads of the store's own number, so that waiting here takes none of the others'.
+
+    Made within the event loop that will use it.
+    """
+
+    def __init__(self) -> None:
+        self._limiter = CapacityLimiter(_THREADS)
+        self._unlimited = CapacityLimiter(math.inf)
+        self._running = 0
+        self._idle: Event | None = None
+
+    async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Make a call. Cancelled before it begins, it is not made; after that it is finished."""
+        async with self._limiter:
+            return await self.finish(function, *args)
+
+    async def finish(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Make a call that has to be made, cancelled or not."""
+        self._running += 1
+        try:
+            with CancelScope(shield=True):
+                result = await to_thread.run_sync(function, *args, limiter=self._unlimited)
+            return result  # noqa: RET504 (a scope may swallow what leaves it, says mypy)
+        finally:
+            self._running -= 1
+            if not self._running and self._idle is not None:
+                self._idle.set()
+
+    async def wait(self, function: Callable[[], T]) -> T:
+        """Make a call that waits for something; cancelled, it is left to itself at once."""
+        return await to_thread.run_sync(function, limiter=self._unlimited, abandon_on_cancel=True)
+
+    async def drain(self) -> None:
+        """Return when no call is running any more."""
+        while self._running:
+            self._idle = Event()
+            await self._idle.wait()
+
+    def run_in_executor(self, executor: object, function: Callable[[], T]) -> Awaitable[T]:
+        """What aiofiles asks of an event loop: with this one it works on every one."""
+        return self.run(function)

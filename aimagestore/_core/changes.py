@@ -1,0 +1,182 @@
+"""Every change to the store, as a plain function from a snapshot to the edit it makes.
+
+Each function here checks what the caller gave, before anything is queued, and returns the change
+itself: called with the draft of the next snapshot, it finds the image, raises the domain's
+errors, and says what is to be done. It does not do it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+
+from ..errors import BigDataUnknownError, DuplicateIDError, DuplicateNameError
+from . import gojson
+from .digest import check_digest
+from .draft import Content, Draft, Edit
+from .names import check_id, check_key, check_names, check_text
+from .record import Record, RecordDraft
+from .snapshot import without_names
+
+Change = Callable[[Draft], Edit]
+
+
+def create(
+    image_id: str | None = None,
+    *,
+    created: datetime | None = None,
+    names: Iterable[str] = (),
+    layer: str = "",
+    metadata: str = "",
+    digest: str | None = None,
+    flags: Mapping[str, object] | None = None,
+    big_data: Mapping[str, Content] | None = None,
+) -> Change:
+    """A new image, with its items, in one step; with a random ID and of now, unless given."""
+    image_id = secrets.token_hex(32) if image_id is None else image_id
+    created = datetime.now(UTC) if created is None else created
+    edited = RecordDraft()
+    edited.set("id", check_id(image_id))
+    names = check_names(names)
+    edited.set("names", names)
+    edited.set("layer", check_text(layer, "layer"))
+    edited.set("metadata", check_text(metadata, "metadata"))
+    edited.set("created", gojson.time(created))
+    if digest is not None:
+        edited.set("digest", check_digest(digest))
+    for flag, value in (flags or {}).items():
+        edited.set_entry("flags", check_text(flag, "a flag's name"), gojson.value(value))
+    items = {check_key(key): content for key, content in (big_data or {}).items()}
+    edited.set("big-data-names", tuple(items))
+    for key, content in items.items():
+        _describe(edited, key, content)
+    record = edited.finish()
+
+    def change(draft: Draft) -> Edit:
+        if draft.record_of(record.id) is not None:
+            raise DuplicateIDError(f"there is an image {record.id} already", id=record.id)
+        for name in names:
+            if (owner := draft.owner_of(name)) is not None:
+                raise DuplicateNameError(
+                    f"the name {name!r} belongs to image {owner}: add_names would move it",
+                    name=name,
+                    id=owner,
+                )
+        files = {(record.id, key): content for key, content in items.items()}
+        return Edit(record.id, created=record, files=files)
+
+    return change
+
+
+def set_names(ref: str, names: Iterable[str]) -> Change:
+    """These names instead of those it has; they leave the images that have them."""
+    given = check_names(names)
+    return _rename(ref, lambda _: given)
+
+
+def add_names(ref: str, names: Iterable[str]) -> Change:
+    """These names before those it has; they leave the images that have them."""
+    given = check_names(names)
+    return _rename(ref, lambda present: (*given, *present))
+
+
+def remove_names(ref: str, names: Iterable[str]) -> Change:
+    """The names it has without these."""
+    given = frozenset(check_names(names))
+    return _rename(ref, lambda present: tuple(name for name in present if name not in given))
+
+
+def _rename(ref: str, rename: Callable[[tuple[str, ...]], tuple[str, ...]]) -> Change:
+    def change(draft: Draft) -> Edit:
+        record = draft.find(ref)
+        names = tuple(dict.fromkeys(rename(record.names)))
+        edited = RecordDraft(record)
+        edited.set("names", names)
+        # Each name in turn moves to the front of the history: the last comes to stand first.
+        history = dict.fromkeys((*reversed(names), *record.image.names_history))
+        edited.set("names-history", tuple(history))
+        losers: dict[str, set[str]] = {}
+        for name in names:
+            owner = draft.owner_of(name)
+            if owner is not None and owner != record.id:
+                losers.setdefault(owner, set()).add(name)
+        others = (without_names(draft.find(owner), lost) for owner, lost in losers.items())
+        return Edit(record.id, updated=(*others, edited.finish()))
+
+    return change
+
+
+def _edit(ref: str, edit: Callable[[RecordDraft, Record], object]) -> Change:
+    def change(draft: Draft) -> Edit:
+        record = draft.find(ref)
+        edited = RecordDraft(record)
+        edit(edited, record)
+        return Edit(record.id, updated=(edited.finish(),))
+
+    return change
+
+
+def set_metadata(ref: str, metadata: str) -> Change:
+    """Another metadata text."""
+    check_text(metadata, "metadata")
+    return _edit(ref, lambda edited, _: edited.set("metadata", metadata))
+
+
+def set_flag(ref: str, flag: str, value: object) -> Change:
+    """One flag set; the others stay as they are spelled."""
+    check_text(flag, "a flag's name")
+    encoded = gojson.value(value)
+    return _edit(ref, lambda edited, _: edited.set_entry("flags", flag, encoded))
+
+
+def clear_flag(ref: str, flag: str) -> Change:
+    """One flag gone, if it was there."""
+    check_text(flag, "a flag's name")
+    return _edit(ref, lambda edited, _: edited.set_entry("flags", flag, None))
+
+
+def set_big_data(ref: str, key: str, content: Content) -> Change:
+    """An item's content, size and digest, new or instead of those it had."""
+    check_key(key)
+
+    def change(draft: Draft) -> Edit:
+        record = draft.find(ref)
+        edited = RecordDraft(record)
+        if key not in record.image.big_data_names:
+            edited.set("big-data-names", (*record.image.big_data_names, key))
+        _describe(edited, key, content)
+        updated = (edited.finish(),)
+        return Edit(record.id, updated=updated, files={(record.id, key): content})
+
+    return change
+
+
+def note_big_data(image_id: str, key: str, found: Content) -> Change:
+    """Record what an item's file was found to be, where nothing is recorded yet."""
+
+    def edit(edited: RecordDraft, record: Record) -> None:
+        image = record.image
+        if key not in image.big_data_names:
+            raise BigDataUnknownError(f"image {image_id} has no item {key!r}", id=image_id, key=key)
+        if key not in image.big_data_sizes:
+            edited.set_entry("big-data-sizes", key, str(found.size).encode())
+        if key not in image.big_data_digests:
+            edited.set_entry("big-data-digests", key, gojson.string(found.digest).encode())
+
+    return _edit(image_id, edit)
+
+
+def _describe(edited: RecordDraft, key: str, content: Content) -> None:
+    edited.set_entry("big-data-sizes", key, str(content.size).encode())
+    edited.set_entry("big-data-digests", key, gojson.string(content.digest).encode())
+
+
+def delete(ref: str) -> Change:
+    """The image gone, with its items."""
+    return lambda draft: Edit(deleted=(draft.find(ref).id,))
+
+
+def wipe() -> Change:
+    """Every image gone; damaged records stay."""
+    return lambda draft: Edit(deleted=tuple(record.id for record in draft.records()))

@@ -1,0 +1,90 @@
+"""Digests, as containers/storage spells them: ``algorithm:hex``."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from base64 import urlsafe_b64decode
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ..errors import InvalidDigestError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+CANONICAL = "sha256"
+
+_PATTERN = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}", re.ASCII)
+
+
+def is_digest(text: str) -> bool:
+    """Whether go-digest accepts it: one bad digest in the index makes podman refuse the store."""
+    return _PATTERN.fullmatch(text) is not None
+
+
+def check_digest(digest: object) -> str:
+    """Return the digest as it is.
+
+    :raises InvalidDigestError: when it is malformed
+    """
+    if not isinstance(digest, str):
+        raise TypeError(f"a digest must be a str, not {type(digest).__name__}")
+    if not is_digest(digest):
+        raise InvalidDigestError(
+            f"invalid digest {digest!r}: expected sha256:, sha384: or sha512: and as many "
+            "lower-case hex digits as the algorithm gives",
+            actual=digest,
+        )
+    return digest
+
+
+def hasher(digest: str = CANONICAL) -> _Hash:
+    """A hash object of the digest's algorithm."""
+    return hashlib.new(digest.partition(":")[0])
+
+
+def digest_of(state: _Hash) -> str:
+    """What the hash object has seen, spelled as a digest."""
+    return f"{state.name}:{state.hexdigest()}"
+
+
+class _Signature(msgspec.Struct):
+    protected: str
+
+
+class _Signed(msgspec.Struct):
+    signatures: list[_Signature]
+    schema_version: int = msgspec.field(name="schemaVersion")
+
+
+class _Protected(msgspec.Struct, rename="camel"):
+    format_length: int
+    format_tail: str
+
+
+def signed_payload(manifest: bytes) -> bytes | None:
+    """What a signed Docker schema 1 manifest says without its signatures, ``None`` for any other.
+
+    Registries and podman name such a manifest by the digest of this, not of its file.
+    """
+    try:
+        signed = msgspec.json.decode(manifest, type=_Signed)
+        if signed.schema_version != 1 or not signed.signatures:
+            return None
+        protected = msgspec.json.decode(_base64url(signed.signatures[0].protected), type=_Protected)
+        if not 0 <= protected.format_length <= len(manifest):
+            return None
+        return manifest[: protected.format_length] + _base64url(protected.format_tail)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _base64url(text: str) -> bytes:
+    return urlsafe_b64decode(text.encode() + b"=" * (-len(text) % 4))
+
+
+def is_manifest_key(key: Any) -> bool:
+    """Whether an item of this key gives its image a digest to be found by."""
+    return isinstance(key, str) and key.startswith("manifest")

@@ -1,0 +1,241 @@
+"""images.json as text: split into blocks of records when read, put together when written.
+
+A large index is never parsed in one go, which would hold the interpreter lock for long, and what
+has not changed since the last look is not parsed at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from . import gojson
+from .record import read
+from .snapshot import BLOCK_BYTES, Block, Snapshot, new_home
+
+_SPACE: Final = b" \t\r\n"
+_BLANK: Final = _SPACE + b"\0"
+# Inside a string its quotes would be escaped, so these stand only where a record begins, or
+# another object with an ID in some record's flags: there the text before does not parse alone.
+_NEXT_RECORD: Final = b'},{"id":"'
+_ID_BYTES: Final = 80
+
+_decode_elements: Final = msgspec.json.Decoder(list[Raw]).decode
+_decode_element: Final = msgspec.json.Decoder(Raw).decode
+
+
+class MalformedIndexError(ValueError):
+    """The text is not one JSON array.
+
+    :ivar place: where, in bytes from the start
+    """
+
+    def __init__(self, problem: str, place: int) -> None:
+        super().__init__(problem)
+        self.place = place
+
+
+class _Text:
+    """The file's text from where the reading is."""
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read = read
+        self.data = b""
+        self.place = 0
+        self.is_whole = False
+
+    def fill(self, size: int) -> None:
+        """Have at least so many bytes, or all that there are."""
+        pieces = [self.data]
+        missing = size - len(self.data)
+        while missing > 0 and not self.is_whole:
+            piece = self._read(max(missing, BLOCK_BYTES))
+            self.is_whole = not piece
+            missing -= len(piece)
+            pieces.append(piece)
+        if len(pieces) > 1:
+            self.data = b"".join(pieces)
+
+    def drop(self, size: int) -> None:
+        """Go on behind so many bytes."""
+        self.data = self.data[size:]
+        self.place += size
+
+    def skip(self, characters: bytes) -> None:
+        """Go on behind all of these characters that come next."""
+        while True:
+            self.fill(1)
+            self.drop(len(self.data) - len(self.data.lstrip(characters)))
+            if self.data or self.is_whole:
+                return
+
+
+def parse(
+    read: Callable[[int], bytes], known: Snapshot
+) -> tuple[dict[int, Block], tuple[bytes, ...]] | None:
+    """Read an index into blocks, and the damaged elements apart; ``None`` when it is blank.
+
+    :param read: gives the next bytes, up to so many; none at the end
+    :param known: blocks found again in the text are taken from here
+    :raises MalformedIndexError: when the text is not one JSON array
+    """
+    text = _Text(read)
+    text.skip(_SPACE)
+    if not text.data or text.data[:1] == b"\0":
+        text.skip(_BLANK)
+        if not text.data:
+            return None
+        raise MalformedIndexError("NUL bytes before the array", text.place)
+    if text.data[:1] != b"[":
+        raise MalformedIndexError("not an array", text.place)
+    text.drop(1)
+    blocks: dict[int, Block] = {}
+    damaged: list[bytes] = []
+    for home, block, bad in _blocks(text, known):
+        damaged += bad
+        if block.records:
+            blocks[home] = block
+    text.skip(_SPACE)
+    if text.data:
+        raise MalformedIndexError("text after the array", text.place)
+    return blocks, tuple(damaged)
+
+
+def _blocks(text: _Text, known: Snapshot) -> Iterator[tuple[int, Block, Sequence[bytes]]]:
+    """Read up to the closing bracket, and behind it."""
+    text.skip(_SPACE)
+    if text.data[:1] == b"]":
+        text.drop(1)
+        return
+    expected = list(known.blocks.items())
+    while True:
+        if expected and _comes_next(text, expected[0][1]):
+            home, block = expected.pop(0)
+            text.drop(len(block.text) - 2)
+            yield home, block, ()
+        else:
+            piece, expected = _changed_piece(text, expected)
+            yield _parse_block(piece)
+        closes = text.data[:1] == b"]"
+        text.drop(1)
+        if closes:
+            return
+
+
+def _comes_next(text: _Text, block: Block) -> bool:
+    size = len(block.text) - 2
+    text.fill(size + 1)
+    return text.data[size : size + 1] in {b",", b"]"} and text.data[:size] == block.text[1:-1]
+
+
+class _Piece(NamedTuple):
+    """Some elements, and the array that they were read from: they share its memory."""
+
+    array: bytes
+    elements: list[Raw]
+
+
+def _changed_piece(
+    text: _Text, expected: list[tuple[int, Block]]
+) -> tuple[_Piece, list[tuple[int, Block]]]:
+    """Elements nobody has parsed yet: up to a block that is known, else about a block's worth."""
+    window = BLOCK_BYTES
+    for skipped in range(1, min(3, len(expected))):
+        window += len(expected[skipped - 1][1].text)
+        text.fill(window)
+        head = b"," + expected[skipped][1].text[1:_ID_BYTES]
+        end = text.data.find(head, 0, window)
+        if end > 0:
+            try:
+                piece = _piece(text.data[:end])
+            except ValueError:
+                break
+            text.drop(end)
+            return piece, expected[skipped:]
+    return _next_piece(text), expected
+
+
+def _next_piece(text: _Text) -> _Piece:
+    size = BLOCK_BYTES
+    while True:
+        text.fill(size)
+        end = text.data.rfind(_NEXT_RECORD, 0, size) + 1
+        is_rest = (end <= 0 and text.is_whole) or (text.is_whole and len(text.data) <= size)
+        if is_rest:
+            stripped = text.data.rstrip(_SPACE)
+            end = len(stripped) - 1
+            if not stripped.endswith(b"]"):
+                raise MalformedIndexError("the array is not closed", text.place + len(text.data))
+        if end > 0:
+            try:
+                piece = _piece(text.data[:end])
+            except ValueError as error:
+                if is_rest:
+                    raise MalformedIndexError(str(error), text.place + _offset(error)) from error
+            else:
+                text.drop(end)
+                return piece
+        elif is_rest:
+            raise MalformedIndexError("an element is missing", text.place)
+        size *= 2
+
+
+def _offset(error: ValueError) -> int:
+    """Where in the array that msgspec was given, less its opening bracket."""
+    match = re.search(r"\(byte (\d+)\)", str(error))
+    return max(int(match[1]) - 1, 0) if match else 0
+
+
+def _piece(text: bytes) -> _Piece:
+    """Split the text between an array's brackets.
+
+    :raises ValueError: when it is not elements and commas
+    """
+    array = b"[%b]" % text
+    try:
+        elements = _decode_elements(array)
+    except RecursionError:
+        elements = [_element(element) for element in gojson.split(array)]
+    if not elements:
+        raise ValueError("an element is missing (byte 1)")
+    return _Piece(array, elements)
+
+
+def _element(text: bytes) -> Raw:
+    with suppress(RecursionError):  # as deep as that it is no record, but its brackets match
+        return _decode_element(text)
+    return Raw(text)
+
+
+def _parse_block(piece: _Piece) -> tuple[int, Block, Sequence[bytes]]:
+    home = new_home()
+    records = [read(raw, home) for raw in piece.elements]
+    kept = tuple(record for record in records if record is not None)
+    damaged = [bytes(r) for r, record in zip(piece.elements, records, strict=True) if not record]
+    is_compact = len(piece.array) == sum(map(_length, piece.elements)) + len(records) + 1
+    if damaged or not is_compact:
+        return home, Block.of(kept, home), damaged
+    return home, Block(piece.array, kept), ()
+
+
+def _length(raw: Raw) -> int:
+    return memoryview(raw).nbytes
+
+
+def compose(snapshot: Snapshot) -> Iterator[memoryview]:
+    """The text of an index, in pieces: damaged elements last, for Go stops reading at one."""
+    separator = b"["
+    for block in snapshot.blocks.values():
+        yield memoryview(separator)
+        yield memoryview(block.text)[1:-1]
+        separator = b","
+    for element in snapshot.damaged:
+        yield memoryview(separator)
+        yield memoryview(element)
+        separator = b","
+    yield memoryview(b"]" if separator == b"," else b"[]")

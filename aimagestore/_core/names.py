@@ -1,0 +1,118 @@
+"""What callers and other programs may call things: IDs, names, keys, and their file names."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Iterable
+
+from ..errors import InvalidBigDataNameError, InvalidIDError
+
+INDEX_FILE = "images.json"
+LOCK_FILE = "images.lock"
+
+_NAME_MAX = 255
+_RESERVED = frozenset({INDEX_FILE, LOCK_FILE, "lost+found"})
+_PLAIN_KEY = re.compile(r"[a-z0-9.]*", re.ASCII)
+
+
+def check_text(text: object, what: str) -> str:
+    """Return the text as it is.
+
+    :raises TypeError: when it is not a ``str``
+    :raises ValueError: when it has lone surrogates, which no JSON reader accepts
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{what} must be a str, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} is not valid Unicode text: {text!r}") from error
+    return text
+
+
+def check_names(names: object) -> tuple[str, ...]:
+    """Return the names, without repeats, in their order."""
+    if isinstance(names, str | bytes) or not isinstance(names, Iterable):
+        raise TypeError(f"names must be an iterable of str, not {type(names).__name__}")
+    return tuple(dict.fromkeys(check_text(name, "a name") for name in names))
+
+
+def is_id(text: str) -> bool:
+    """Whether the text can name an image's directory: one visible path component of its own."""
+    try:
+        length = len(text.encode())
+    except UnicodeEncodeError:
+        return False
+    return (
+        0 < length <= _NAME_MAX
+        and not text.startswith(".")
+        and text not in _RESERVED
+        and "/" not in text
+        and "\0" not in text
+    )
+
+
+def check_id(image_id: object) -> str:
+    """Return the ID as it is.
+
+    :raises InvalidIDError: when it could not name an image's directory
+    """
+    if not isinstance(image_id, str):
+        raise TypeError(f"an image ID must be a str, not {type(image_id).__name__}")
+    if not is_id(image_id):
+        raise InvalidIDError(
+            f"invalid image ID {image_id!r}: an ID names a directory, so it must be 1 to "
+            f"{_NAME_MAX} bytes of UTF-8, without '/' and NUL, not hidden, and none of "
+            f"{', '.join(sorted(_RESERVED))}",
+            id=image_id,
+        )
+    return image_id
+
+
+def check_key(key: object) -> str:
+    """Return the key as it is.
+
+    :raises InvalidBigDataNameError: when it could not name a file
+    """
+    if not isinstance(key, str):
+        raise TypeError(f"a big-data key must be a str, not {type(key).__name__}")
+    problem = ""
+    try:
+        name = big_data_file(key)
+    except UnicodeEncodeError:
+        problem = "it is not valid Unicode text"
+    else:
+        if not key:
+            problem = "it is empty"
+        elif name in {".", ".."} or "/" in name or "\0" in name:
+            problem = f"its file would be called {name!r}"
+        elif len(name.encode()) > _NAME_MAX:
+            problem = f"its file's name would be longer than {_NAME_MAX} bytes"
+    if problem:
+        raise InvalidBigDataNameError(f"invalid big-data key {key!r}: {problem}", key=key)
+    return key
+
+
+def big_data_file(key: str) -> str:
+    """The name of the file that holds the item (upstream: ``makeBigDataBaseName``).
+
+    Upstream looks for a character that needs encoding and then asks whether any are left to
+    read, so one at the very end goes unnoticed. Files that podman wrote are found only by doing
+    the same.
+    """
+    if _PLAIN_KEY.fullmatch(key[:-1]):
+        return key
+    return "=" + b64encode(key.encode()).decode()
+
+
+def is_big_data_file(name: str) -> bool:
+    """Whether some key gives this file name."""
+    if name.startswith("=") and len(name) > 1:
+        try:
+            key = b64decode(name[1:], validate=True).decode()
+        except ValueError:
+            return False
+    else:
+        key = name
+    return bool(key) and name not in {".", ".."} and big_data_file(key) == name

@@ -1,0 +1,482 @@
+"""The containers/storage directory as an engine: what is on disk, and how it gets there."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import NamedTuple
+
+from .._core import index
+from .._core.changes import Change
+from .._core.draft import Content, Draft, Edit
+from .._core.image import Image
+from .._core.names import INDEX_FILE, LOCK_FILE, big_data_file, is_big_data_file, is_id
+from .._core.snapshot import EMPTY, Snapshot
+from .._core.transaction import InlineContent
+from .._engine.protocol import Outcome
+from ..errors import DuplicateImageNamesError, ImageStoreError, StoreCorruptError
+from .files import Directory, make_directories, read_file
+from .lock import Claim, StoreLock
+from .mounts import is_local
+from .staged import StagedFile
+
+logger = logging.getLogger("aimagestore")
+
+NEW_PREFIX = ".new-"
+"""Files that wait to be renamed into place. They are made and renamed under the lock only."""
+
+_NEW_INDEX = NEW_PREFIX + INDEX_FILE
+
+
+class _Loaded(NamedTuple):
+    """A snapshot, and what tells that its file is still the store's index.
+
+    The file stays open: its inode cannot become another file's, so while it keeps its link and
+    its time of change it is the file that was read.
+    """
+
+    snapshot: Snapshot
+    fd: int
+    inode: int = 0
+    links: int = 0
+    changed: int = 0
+    is_array: bool = False
+
+    @classmethod
+    def of(
+        cls, snapshot: Snapshot, fd: int, found: os.stat_result, *, is_array: bool = True
+    ) -> _Loaded:
+        return cls(snapshot, fd, found.st_ino, found.st_nlink, found.st_ctime_ns, is_array)
+
+    def is_file(self, now: os.stat_result) -> bool:
+        """Whether this is what the file system says of the file that was read."""
+        return (
+            now.st_ctime_ns == self.changed
+            and now.st_ino == self.inode
+            and now.st_nlink == self.links
+        )
+
+    def is_unchanged(self) -> bool:
+        """Whether the file is as it was, seen through its descriptor alone."""
+        try:
+            return self.is_file(os.fstat(self.fd))
+        except OSError:  # closed meanwhile by a thread that has loaded a newer one
+            return False
+
+
+class DirectoryEngine:
+    """The engine of a store in a directory; see :class:`aimagestore._engine.protocol.Engine`."""
+
+    def __init__(self, path: str | os.PathLike[str], *, read_only: bool) -> None:
+        self.name = os.fspath(path)
+        self.read_only = read_only
+        self.checks_instantly = True
+        self._loaded = _Loaded(EMPTY, -1)
+        self._load_mutex = threading.Lock()
+        # Set when a writer may have died between its commit and the last renames.
+        self._may_be_unfinished = True
+
+    # Opening and closing
+
+    def open(self) -> None:
+        if not self.read_only:
+            make_directories(self.name)
+        self._root = Directory.at(self.name)
+        try:
+            self.checks_instantly = is_local(self._root.fd)
+            self._lock = StoreLock(self._root, LOCK_FILE)
+            if not self.read_only:
+                os.close(self._lock.open_file())
+            self.load()
+            if not self.read_only and self._needs_lock() and self.try_lock():
+                try:
+                    self.commit([])
+                except OSError as error:
+                    logger.warning("could not finish what a crash left: %s", error)
+                finally:
+                    self.unlock()
+        except BaseException:
+            self.close()
+            raise
+
+    def _needs_lock(self) -> bool:
+        """Whether something is left to do that no call has asked for."""
+        self._may_be_unfinished = any(self._leftovers())
+        return self._loaded.snapshot.needs_save or self._may_be_unfinished
+
+    def close(self) -> None:
+        self._adopt(_Loaded(EMPTY, -1))
+        self._root.close()
+
+    # Reading the index
+
+    def current(self) -> Snapshot | None:
+        loaded = self._loaded
+        if loaded.fd >= 0:
+            return loaded.snapshot if loaded.is_unchanged() else None
+        return loaded.snapshot if self._root.stat(INDEX_FILE) is None else None
+
+    def modified(self) -> bool:
+        return not self._is_loaded()
+
+    def _is_loaded(self) -> bool:
+        """Whether the store's index is the file that was loaded last, asked by its name."""
+        loaded = self._loaded
+        found = self._root.stat(INDEX_FILE)
+        if found is None or loaded.fd < 0:
+            return found is None and loaded.fd < 0
+        return loaded.is_file(found) and found.st_dev == os.fstat(loaded.fd).st_dev
+
+    def load(self) -> Snapshot:
+        with self._load_mutex:
+            while not self._is_loaded():
+                self._load_index()
+            return self._loaded.snapshot
+
+    def _load_index(self) -> None:
+        previous = self._loaded.snapshot
+        try:
+            fd = self._root.open_file(INDEX_FILE)
+        except FileNotFoundError:
+            if self._refuse_lost_index("is missing"):
+                self._adopt(_Loaded(EMPTY, -1))
+            return
+        try:
+            found = os.fstat(fd)
+            parsed = index.parse(lambda size: read_file(fd, size), previous)
+            if parsed is None:
+                self._refuse_lost_index("is blank")
+            snapshot = previous.with_blocks(*(parsed or ({}, ())))
+            if snapshot.needs_save and self.read_only:
+                raise DuplicateImageNamesError(
+                    f"{self._root.path_of(INDEX_FILE)} has two images of one name: "
+                    "open the store for writing once to cure it",
+                    path=self._root.path_of(INDEX_FILE),
+                )
+        except index.MalformedIndexError as error:
+            os.close(fd)
+            raise self._root.corrupt(
+                INDEX_FILE, f"is damaged at byte {error.place}: {error}"
+            ) from error
+        except BaseException:
+            os.close(fd)
+            raise
+        self._may_be_unfinished |= _replaces_items(previous, snapshot)
+        self._adopt(_Loaded.of(snapshot, fd, found, is_array=parsed is not None))
+
+    def _refuse_lost_index(self, problem: str) -> bool:
+        """Refuse an index that cannot be, beside images; ``False`` if there is one by now.
+
+        :raises StoreCorruptError: when there are image directories
+        """
+        before = self._root.stat(INDEX_FILE)
+        image_id = next(self._image_directories(), None)
+        after = self._root.stat(INDEX_FILE)
+        if (before and before.st_ino) != (after and after.st_ino):
+            return False
+        if image_id is not None:
+            raise self._root.corrupt(
+                INDEX_FILE, f"{problem}, but there are images, {image_id} for one: repair the store"
+            )
+        return True
+
+    def _image_directories(self) -> Iterator[str]:
+        """The directories that hold nothing but what an image's directory holds."""
+        for name in self._root.names():
+            if is_id(name) and self._root.is_directory(name):
+                with self._root.open_directory(name) as directory:
+                    if all(is_big_data_file(n) and directory.is_file(n) for n in directory.names()):
+                        yield name
+
+    def _adopt(self, loaded: _Loaded) -> None:
+        previous, self._loaded = self._loaded, loaded
+        if previous.fd >= 0:
+            os.close(previous.fd)
+
+    def touched_since(self, when: datetime) -> bool:
+        mark = self._root.stat(LOCK_FILE) or self._root.stat(INDEX_FILE)
+        return mark is not None and mark.st_mtime > when.timestamp()
+
+    # The lock
+
+    def try_lock(self) -> bool:
+        return self._lock.try_acquire()
+
+    def claim_lock(self) -> Claim:
+        return self._lock.claim()
+
+    def unlock(self) -> None:
+        self._lock.release()
+
+    def describe_holder(self) -> tuple[str, int | None, int | None]:
+        return self._root.path_of(LOCK_FILE), self._lock.holder(), self._lock.last_writer()
+
+    def touch(self) -> None:
+        self._lock.write_token()
+
+    # Changing the store
+
+    def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+        draft = Draft(self.load())
+        outcomes: list[Outcome] = []
+        for change in changes:
+            try:
+                edit = change(draft)
+                self._prepare(edit, draft.base)
+            except (ImageStoreError, OSError) as error:
+                outcomes.append(error)
+            else:
+                draft.apply(edit)
+                outcomes.append(edit)
+        self.publish(draft)
+        return outcomes
+
+    def _prepare(self, edit: Edit, base: Snapshot) -> None:
+        """Look for what would stop this one change, so that it does not stop its neighbours.
+
+        :raises StoreCorruptError: when an image's directory is something else
+        """
+        if edit.created is not None and base.record_of(edit.created.id) is None:
+            self._remove_image_directory(edit.created.id)
+        for image_id in {image_id for image_id, _ in edit.files}:
+            with suppress(FileNotFoundError):
+                self._root.open_directory(image_id).close()
+
+    def publish(self, draft: Draft) -> None:
+        base = draft.base
+        snapshot = draft.freeze()
+        if self._may_be_unfinished:
+            self._finish_leftovers(base)
+            self._may_be_unfinished = False
+        commit = _Commit(self._root, base, snapshot)
+        try:
+            if draft.files and not self._loaded.is_array:
+                # A crash between the first image's directory and the first index would leave
+                # what also is left of a store that has lost its index.
+                self._write_index(base)
+                self._switch_index(base)
+                self._root.sync()
+            commit.place(draft.files)
+            if snapshot is not base:
+                self._write_index(snapshot)
+                self._switch_index(snapshot)
+        except BaseException:
+            commit.undo()
+            raise
+        finally:
+            commit.release()
+        if snapshot is not base:
+            self._sync_commit()
+        try:
+            commit.finish()
+            for image_id in draft.deleted:
+                self._clear_image(image_id, snapshot)
+        except (OSError, StoreCorruptError) as error:
+            self._may_be_unfinished = True
+            logger.warning("committed, but left something to the next commit: %s", error)
+
+    def _write_index(self, snapshot: Snapshot) -> None:
+        """Write the next index beside the present one, durably."""
+        self._root.unlink(_NEW_INDEX)
+        fd = self._root.open_file(_NEW_INDEX, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            self._root.write(_NEW_INDEX, fd, list(index.compose(snapshot)))
+            self._root.sync_file(_NEW_INDEX, fd)
+            self._lock.write_token()
+        except BaseException:
+            with suppress(OSError):
+                self._root.unlink(_NEW_INDEX)
+            raise
+        finally:
+            os.close(fd)
+
+    def _switch_index(self, snapshot: Snapshot) -> None:
+        """Put the next index into place: from here on the change has happened."""
+        fd = self._root.open_file(_NEW_INDEX)
+        try:
+            self._root.rename(_NEW_INDEX, INDEX_FILE)
+        except BaseException:
+            os.close(fd)
+            raise
+        with self._load_mutex:
+            self._adopt(_Loaded.of(snapshot, fd, os.fstat(fd)))
+
+    def _sync_commit(self) -> None:
+        try:
+            self._root.sync()
+        except OSError as error:
+            self._may_be_unfinished = True
+            error.strerror = f"{error.strerror} (the change may have happened: look again)"
+            raise
+
+    def _clear_image(self, image_id: str, snapshot: Snapshot) -> None:
+        """Remove what a deleted image has left, except what a new one of its ID has put there."""
+        record = snapshot.record_of(image_id)
+        if record is None:
+            self._remove_image_directory(image_id)
+            return
+        keep = {big_data_file(key) for key in record.image.big_data_names}
+        with suppress(FileNotFoundError), self._root.open_directory(image_id) as directory:
+            for name in directory.names():
+                if name not in keep:
+                    directory.unlink(name)
+
+    def _remove_image_directory(self, image_id: str) -> None:
+        """Remove a directory and the files in it, if it is there; nothing below them."""
+        try:
+            directory = self._root.open_directory(image_id)
+        except FileNotFoundError:
+            return
+        with directory:
+            for name in directory.names():
+                directory.unlink(name)
+        self._root.remove_directory(image_id)
+
+    # What a crash leaves between a commit and its last renames
+
+    def _leftovers(self) -> Iterator[str]:
+        return (name for name in self._root.names() if name.startswith(NEW_PREFIX))
+
+    def _finish_leftovers(self, snapshot: Snapshot) -> None:
+        """Rename what waits for it, and remove what nobody waits for."""
+        names = set(self._leftovers())
+        if not names:
+            return
+        places = {name.split("-")[1] for name in names}
+        for record in snapshot.records():
+            if _place_of(record.id) not in places:
+                continue
+            for key, digest in record.image.big_data_digests.items():
+                name = _waiting_name(record.id, key, digest)
+                if name in names and key in record.image.big_data_names:
+                    names.remove(name)
+                    _put_in_place(self._root, name, record.id, key)
+        for name in names:
+            self._root.unlink(name)
+        logger.info("finished what a crash had left in %s", self.name)
+
+    # Big data
+
+    def stage(self) -> StagedFile:
+        return StagedFile(self._root)
+
+    def open_item(self, image: Image, key: str) -> io.FileIO:
+        fd = -1
+        if digest := image.big_data_digests.get(key):
+            with suppress(FileNotFoundError):
+                fd = self._root.open_file(_waiting_name(image.id, key, digest))
+        if fd < 0:
+            with self._root.open_directory(image.id) as directory:
+                fd = directory.open_file(big_data_file(key))
+        return io.FileIO(fd, "rb")
+
+
+class _Commit:
+    """The files of one commit: where they are before it, and where they belong after it."""
+
+    def __init__(self, root: Directory, base: Snapshot, snapshot: Snapshot) -> None:
+        self._root = root
+        self._base = base
+        self._snapshot = snapshot
+        self._staged: list[StagedFile] = []
+        self._waiting: list[tuple[str, str, str]] = []
+        self._placed: list[tuple[str, str]] = []
+        self._made: list[str] = []
+
+    def place(self, files: Mapping[tuple[str, str], Content]) -> None:
+        """Put the files where readers of the next index find them, and those of this one don't."""
+        images: dict[str, list[tuple[str, StagedFile]]] = {}
+        for (image_id, key), content in files.items():
+            staged = self._file_of(content)
+            staged.finish()
+            record = self._base.record_of(image_id)
+            if record is not None and key in record.image.big_data_names:
+                name = _waiting_name(image_id, key, staged.digest)
+                self._placed.append(("", name))
+                staged.publish(self._root, name)
+                self._waiting.append((name, image_id, key))
+            else:
+                images.setdefault(image_id, []).append((key, staged))
+        for image_id, items in images.items():
+            if self._root.make_directory(image_id):
+                self._made.append(image_id)
+            with self._root.open_directory(image_id) as directory:
+                for key, staged in items:
+                    self._placed.append((image_id, big_data_file(key)))
+                    staged.publish(directory, big_data_file(key))
+                directory.sync()
+        if self._made or self._waiting:
+            self._root.sync()
+
+    def _file_of(self, content: Content) -> StagedFile:
+        if isinstance(content, InlineContent):
+            staged = StagedFile(self._root)
+            self._staged.append(staged)
+            staged.sink.write(content.data)
+        else:
+            assert isinstance(content, StagedFile)
+            staged = content
+            self._staged.append(staged)
+        return staged
+
+    def release(self) -> None:
+        """Close the files: they are in place, or lost."""
+        for staged in self._staged:
+            staged.discard()
+
+    def undo(self) -> None:
+        """Remove what was put in place, as far as that can be done."""
+        for image_id, name in self._placed:
+            with suppress(OSError, StoreCorruptError):
+                if image_id:
+                    with self._root.open_directory(image_id) as directory:
+                        directory.unlink(name)
+                else:
+                    self._root.unlink(name)
+        for image_id in self._made:
+            with suppress(OSError):
+                self._root.remove_directory(image_id)
+
+    def finish(self) -> None:
+        """Rename what replaces an item over the item's old file."""
+        for name, image_id, key in self._waiting:
+            _put_in_place(self._root, name, image_id, key)
+
+
+def _put_in_place(root: Directory, name: str, image_id: str, key: str) -> None:
+    root.make_directory(image_id)
+    with root.open_directory(image_id) as directory:
+        root.rename(name, big_data_file(key), directory)
+        directory.sync()
+
+
+def _place_of(image_id: str) -> str:
+    return hashlib.sha256(image_id.encode()).hexdigest()[:32]
+
+
+def _waiting_name(image_id: str, key: str, digest: str) -> str:
+    """Where an item's new content waits, until the commit that replaces it is done."""
+    item = hashlib.sha256(f"{key}\0{digest}".encode()).hexdigest()[:32]
+    return f"{NEW_PREFIX}{_place_of(image_id)}-{item}"
+
+
+def _replaces_items(before: Snapshot, after: Snapshot) -> bool:
+    """Whether a commit of somebody else's gave an item other content."""
+    known = {id(block) for block in before.blocks.values()}
+    for block in after.blocks.values():
+        if id(block) in known:
+            continue
+        for record in block.records:
+            old = before.record_of(record.id)
+            if old is None or bytes(old.raw) == bytes(record.raw):
+                continue
+            digests = record.image.big_data_digests
+            if any(digests.get(k) != d for k, d in old.image.big_data_digests.items()):
+                return True
+    return False

@@ -1,0 +1,229 @@
+"""Files of one directory, by name: never through a link, never anywhere else.
+
+Each system call that the engine makes on the store's files is made in this module, but for the
+lock's. What fails says which file it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from ..errors import StoreCorruptError
+
+_SAFE = os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_DIRECTORY = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)
+_TMPFILE: int | None = getattr(os, "O_TMPFILE", None)
+_IOV_MAX = 1024
+
+PRIVATE_FILE = 0o600
+PRIVATE_DIRECTORY = 0o700
+
+
+class Directory:
+    """An open directory, and what can be done with the files in it."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+
+    @classmethod
+    def at(cls, path: str) -> Self:
+        """Open the directory at a path; the path itself may lead through links."""
+        return cls(path, os.open(path, _DIRECTORY))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it. Idempotent."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def path_of(self, name: str) -> str:
+        """The path of one of its files, for messages."""
+        return os.path.join(self.path, name)
+
+    @contextmanager
+    def _about(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = self.path_of(name)
+            error.filename2 = None
+            raise
+
+    def corrupt(self, name: str, problem: str) -> StoreCorruptError:
+        """The error that says what is wrong with one of the files."""
+        path = self.path_of(name)
+        return StoreCorruptError(f"{path} {problem}; it was left as it is", path=path)
+
+    def open_file(self, name: str, flags: int = os.O_RDONLY, mode: int = PRIVATE_FILE) -> int:
+        """Open a regular file and return its descriptor.
+
+        :raises StoreCorruptError: when it is anything else, a link for instance
+        """
+        with self._about(name):
+            try:
+                fd = os.open(name, flags | _SAFE, mode, dir_fd=self.fd)
+            except OSError as error:
+                if error.errno in {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EMLINK}:
+                    raise self.corrupt(name, "is not a regular file") from error
+                raise
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise self.corrupt(name, "is not a regular file")
+        return fd
+
+    def open_directory(self, name: str) -> Directory:
+        """Open one of the directories in it.
+
+        :raises StoreCorruptError: when it is something else
+        """
+        with self._about(name):
+            try:
+                return Directory(
+                    self.path_of(name), os.open(name, _DIRECTORY | _SAFE, dir_fd=self.fd)
+                )
+            except OSError as error:
+                if error.errno in {errno.ELOOP, errno.ENOTDIR, errno.EMLINK}:
+                    raise self.corrupt(name, "is not a directory") from error
+                raise
+
+    def open_unnamed(self) -> int | None:
+        """Create a file that has no name and vanishes when it is closed; ``None`` if impossible."""
+        if _TMPFILE is None:
+            return None
+        with self._about(""):
+            try:
+                return os.open(
+                    ".", os.O_WRONLY | os.O_CLOEXEC | _TMPFILE, PRIVATE_FILE, dir_fd=self.fd
+                )
+            except OSError as error:
+                # What file systems and kernels answer that have no such files.
+                if error.errno in {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}:
+                    return None
+                raise
+
+    def name_file(self, fd: int, name: str) -> None:
+        """Give a file without a name one, in place of whatever has it."""
+        with self._about(name):
+            source = f"/proc/self/fd/{fd}"
+            try:
+                os.link(source, name, dst_dir_fd=self.fd, follow_symlinks=True)
+            except FileExistsError:
+                os.unlink(name, dir_fd=self.fd)
+                os.link(source, name, dst_dir_fd=self.fd, follow_symlinks=True)
+
+    def write(self, name: str, fd: int, pieces: Sequence[memoryview]) -> None:
+        """Write all of the pieces, one behind the other."""
+        with self._about(name):
+            pending = list(pieces)
+            start = 0
+            while start < len(pending):
+                done = os.writev(fd, pending[start : start + _IOV_MAX])
+                while start < len(pending) and done >= len(pending[start]):
+                    done -= len(pending[start])
+                    start += 1
+                if done:
+                    pending[start] = pending[start][done:]
+
+    def sync_file(self, name: str, fd: int) -> None:
+        """Return when the file's content has reached the disk."""
+        with self._about(name):
+            os.fsync(fd)
+
+    def sync(self) -> None:
+        """Return when the names in the directory have reached the disk."""
+        with self._about(""):
+            os.fsync(self.fd)
+
+    def rename(self, name: str, new_name: str, into: Directory | None = None) -> None:
+        """Rename a file, over whatever has the new name."""
+        with self._about(name):
+            os.rename(name, new_name, src_dir_fd=self.fd, dst_dir_fd=(into or self).fd)
+
+    def unlink(self, name: str) -> bool:
+        """Remove a file; ``False`` when there was none."""
+        with self._about(name):
+            try:
+                os.unlink(name, dir_fd=self.fd)
+            except FileNotFoundError:
+                return False
+            return True
+
+    def make_directory(self, name: str) -> bool:
+        """Make a directory; ``False`` when something of that name is there."""
+        with self._about(name):
+            try:
+                os.mkdir(name, PRIVATE_DIRECTORY, dir_fd=self.fd)
+            except FileExistsError:
+                return False
+            return True
+
+    def remove_directory(self, name: str) -> None:
+        """Remove an empty directory."""
+        with self._about(name):
+            os.rmdir(name, dir_fd=self.fd)
+
+    def stat(self, name: str) -> os.stat_result | None:
+        """What the file system knows of a file; ``None`` when there is none."""
+        with self._about(name):
+            try:
+                return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+            except FileNotFoundError:
+                return None
+
+    def names(self) -> list[str]:
+        """The names of everything in it."""
+        with self._about(""):
+            return os.listdir(self.fd)
+
+    def is_directory(self, name: str) -> bool:
+        """Whether it is a directory, and no link to one."""
+        found = self.stat(name)
+        return found is not None and stat.S_ISDIR(found.st_mode)
+
+    def is_file(self, name: str) -> bool:
+        """Whether it is a regular file, and no link to one."""
+        found = self.stat(name)
+        return found is not None and stat.S_ISREG(found.st_mode)
+
+
+def make_directories(path: str) -> None:
+    """Make a directory and what is missing above it, durably, for nobody else to look into."""
+    missing = []
+    path = os.path.abspath(path)
+    while not os.path.lexists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for path in reversed(missing):
+        try:
+            os.mkdir(path, PRIVATE_DIRECTORY)
+        except FileExistsError:
+            continue
+        try:
+            parent = Directory.at(os.path.dirname(path))
+        except PermissionError:
+            continue  # one that may be searched but not read, as those above a home often are
+        with parent:
+            parent.sync()
+
+
+def read_file(fd: int, size: int) -> bytes:
+    """Read the next bytes of a file, up to so many; none at its end."""
+    return os.read(fd, size)

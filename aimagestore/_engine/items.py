@@ -1,0 +1,197 @@
+"""Big-data items of any engine: found, opened and measured, blocking."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from .._core.digest import CANONICAL, digest_of, hasher, is_manifest_key, signed_payload
+from .._core.draft import Content
+from .._core.image import Image
+from .._core.names import check_key
+from .._core.transaction import InlineContent
+from ..errors import BigDataUnknownError, DigestMismatchError, ImageUnknownError
+from .protocol import Engine, StagedContent
+
+CHUNK = 1024 * 1024
+"""Bytes moved in one go."""
+
+_MANIFEST_MAX = 4 * 1024 * 1024
+
+
+def require_item(image: Image, key: str) -> None:
+    """Check that the record lists the item.
+
+    :raises InvalidBigDataNameError: when no item can have this key
+    :raises BigDataUnknownError: when it lists none of this key
+    """
+    check_key(key)
+    if key not in image.big_data_names:
+        raise BigDataUnknownError(
+            f"image {image.id} has no item {key!r}, but {list(image.big_data_names)}",
+            id=image.id,
+            key=key,
+        )
+
+
+def open_item(engine: Engine, ref: str, key: str) -> tuple[Image, io.FileIO]:
+    """Open an item, and return it with the record that describes this very content.
+
+    No lock is taken: when the record turns out to have changed meanwhile, the item is opened
+    anew.
+
+    :raises FileNotFoundError: when the record lists the item, but it has no content
+    """
+    image = engine.load().get(ref)
+    while True:
+        require_item(image, key)
+        file: io.FileIO | None = None
+        missing: FileNotFoundError | None = None
+        try:
+            file = engine.open_item(image, key)
+        except FileNotFoundError as error:
+            missing = error
+        try:
+            record = engine.load().record_of(image.id)
+        except BaseException:
+            if file is not None:
+                file.close()
+            raise
+        if record is None and missing is not None:
+            raise ImageUnknownError(f"the image {image.id} was deleted meanwhile", ref=ref)
+        if record is None or _describes_alike(record.image, image, key):
+            if file is None:
+                assert missing is not None
+                raise missing
+            return image, file
+        if file is not None:
+            file.close()
+        image = record.image
+
+
+def _describes_alike(one: Image, other: Image, key: str) -> bool:
+    return one.big_data_digests.get(key) == other.big_data_digests.get(
+        key
+    ) and one.big_data_sizes.get(key) == other.big_data_sizes.get(key)
+
+
+def read_item(engine: Engine, ref: str, key: str) -> bytes:
+    """The whole content of an item."""
+    _, file = open_item(engine, ref, key)
+    with file:
+        return file.readall()
+
+
+def put_on_disk(engine: Engine, contents: Mapping[str, Content]) -> dict[str, StagedContent]:
+    """Make contents durable: those still in memory, and those staged, which stay what they are."""
+    ready: dict[str, StagedContent] = {}
+    made: list[StagedContent] = []
+    try:
+        for key, content in contents.items():
+            staged: Any = content
+            if isinstance(content, InlineContent):
+                staged = engine.stage()
+                made.append(staged)
+                staged.sink.write(content.data)
+            staged.finish()
+            ready[key] = staged
+    except BaseException:
+        discard_all(made)
+        raise
+    return ready
+
+
+def discard_all(contents: Iterable[StagedContent]) -> None:
+    """Let go of contents that were not published."""
+    for content in contents:
+        content.discard()
+
+
+class Measured(NamedTuple):
+    """What an item's file was found to be."""
+
+    size: int
+    digest: str
+
+
+def measure_item(engine: Engine, ref: str, key: str) -> Measured:
+    """Read an item through for its size and digest."""
+    _, file = open_item(engine, ref, key)
+    digest = hashlib.new(CANONICAL)
+    size = 0
+    with file:
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+            size += len(piece)
+    return Measured(size, digest_of(digest))
+
+
+class Source(io.BufferedIOBase):
+    """An open item to read from, digested on the way where that is wanted.
+
+    :ivar size: its length in bytes
+    """
+
+    def __init__(self, file: io.FileIO, key: str, expected: str | None) -> None:
+        self._file = file
+        self._key = key
+        self._expected = expected
+        self._hash = hasher(expected) if expected else None
+        self._seen = 0
+        self.size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        # The digest of a signed manifest is not that of its file: keep the file to tell.
+        keeps = expected is not None and is_manifest_key(key) and self.size <= _MANIFEST_MAX
+        self._kept: bytearray | None = bytearray() if keeps else None
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read up to so many bytes, all that are left if negative.
+
+        :raises DigestMismatchError: at the end of the data, when it is not what was expected
+        """
+        wanted = -1 if size is None else size
+        data = self._file.readall() if wanted < 0 else (self._file.read(wanted) or b"")
+        self._seen += len(data)
+        if self._hash is not None:
+            self._hash.update(data)
+            if self._kept is not None:
+                self._kept += data
+            if self._seen >= self.size or (wanted and not data):
+                self._verify(digest_of(self._hash))
+        return data
+
+    def _verify(self, actual: str) -> None:
+        expected = self._expected
+        if actual == expected or expected is None:
+            return
+        payload = signed_payload(bytes(self._kept)) if self._kept is not None else None
+        if payload is not None:
+            state = hasher(expected)
+            state.update(payload)
+            if digest_of(state) == expected:
+                return
+        raise DigestMismatchError(
+            f"item {self._key!r} has the digest {actual}, its record says {expected}: "
+            "its file was altered",
+            key=self._key,
+            expected=expected,
+            actual=actual,
+        )
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place in the data.
+
+        :raises ValueError: when the data is verified, which takes all of it in order
+        """
+        if self._hash is not None:
+            raise ValueError("data that is verified is read in order: open it without verify")
+        return self._file.seek(offset, whence)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -1,0 +1,141 @@
+"""What a store needs of the place where it keeps its images.
+
+Every method may block, and is called in worker threads, several at a time; ``current`` alone is
+called on the event loop as well, where the engine says that it does not wait.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+from .._core.changes import Change
+from .._core.draft import Content, Draft, Edit
+from .._core.image import Image
+from .._core.snapshot import Snapshot
+
+Outcome = Edit | Exception
+"""What became of one change of a batch."""
+
+
+class StagedContent(Content, Protocol):
+    """Content on its way into the store, belonging to no image yet."""
+
+    @property
+    def sink(self) -> io.BufferedIOBase:
+        """Where its bytes are written to, which digests them as well."""
+        ...
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is neither published nor let go of."""
+        ...
+
+    def finish(self) -> None:
+        """Make what was written durable; nothing more is written."""
+        ...
+
+    def discard(self) -> None:
+        """Let go of it; without a trace, unless it was published. Idempotent."""
+        ...
+
+
+class LockClaim(Protocol):
+    """A place in the line for the store's lock."""
+
+    def wait(self) -> bool:
+        """Return whether the lock is held for this claim now; it is not if it was given up.
+
+        :raises OSError: when the lock cannot be had
+        """
+        ...
+
+    def give_up(self) -> bool:
+        """Leave the line; ``True`` when the lock was held already and must be released."""
+        ...
+
+
+class Engine(Protocol):
+    """The blocking side of a store.
+
+    :ivar name: what to call the store in messages
+    :ivar checks_instantly: whether :meth:`current` never waits
+    """
+
+    name: str
+    read_only: bool
+    checks_instantly: bool
+
+    def open(self) -> None:
+        """Open the store, create it where that is wanted, load it; finish what a crash left."""
+        ...
+
+    def close(self) -> None:
+        """Release everything. No other call is under way."""
+        ...
+
+    def current(self) -> Snapshot | None:
+        """The last snapshot, unless somebody has changed the store since it was taken."""
+        ...
+
+    def load(self) -> Snapshot:
+        """The snapshot of the store as it is now."""
+        ...
+
+    def modified(self) -> bool:
+        """Whether :meth:`load` would find something new; loads nothing."""
+        ...
+
+    def touched_since(self, when: datetime) -> bool:
+        """Whether a writer has left its mark after that time."""
+        ...
+
+    def try_lock(self) -> bool:
+        """Take the store's lock if it is free."""
+        ...
+
+    def claim_lock(self) -> LockClaim:
+        """Stand in line for the store's lock. Does not wait."""
+        ...
+
+    def unlock(self) -> None:
+        """Release the lock."""
+        ...
+
+    def describe_holder(self) -> tuple[str, int | None, int | None]:
+        """The lock's name, the process that holds it, and the last writer, as far as known."""
+        ...
+
+    def touch(self) -> None:
+        """Leave a writer's mark. The lock is held."""
+        ...
+
+    def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+        """Make changes to the store as it is, durable when this returns. The lock is held.
+
+        A change that cannot be made fails alone.
+
+        :raises OSError: nothing happened; unless the last step, making the commit durable, was
+            what failed: then :meth:`load` tells
+        """
+        ...
+
+    def publish(self, draft: Draft) -> None:
+        """Make a draft of the current snapshot the store's next one. The lock is held.
+
+        :raises OSError: as :meth:`commit`
+        """
+        ...
+
+    def stage(self) -> StagedContent:
+        """Begin to write content that belongs to no image yet."""
+        ...
+
+    def open_item(self, image: Image, key: str) -> io.FileIO:
+        """Open an item's content, as the image's record describes it.
+
+        :raises FileNotFoundError: when there is none
+        """
+        ...

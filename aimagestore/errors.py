@@ -1,0 +1,120 @@
+"""Every error of this library, under one base class.
+
+The message is for people; what the error is about is also there as attributes, ``None`` where it
+does not apply. Failures of the operating system (:class:`OSError`: full disk, I/O error, no
+permission) are not wrapped: they pass through with the path they are about.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ImageStoreError(Exception):
+    """Base class of the errors that this library raises.
+
+    :ivar ref: the reference (ID, name or ID prefix) that the caller gave
+    :ivar id: the ID of the image
+    :ivar name: the name of the image
+    :ivar key: the key of the big-data item
+    :ivar path: the file that it is about
+    :ivar expected: the digest or size that was asked for or recorded
+    :ivar actual: the digest or size that was found
+    """
+
+    ref: str | None = None
+    id: str | None = None
+    name: str | None = None
+    key: str | None = None
+    path: str | None = None
+    expected: str | int | None = None
+    actual: str | int | None = None
+
+    def __init__(self, message: str = "", **about: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        vars(self).update(about)
+
+    def __str__(self) -> str:
+        # KeyError would show the repr of the message, OSError its errno.
+        return self.message
+
+
+class ImageUnknownError(ImageStoreError, KeyError):
+    """No image has this ID, name, ID prefix or digest (upstream: ``ErrImageUnknown``)."""
+
+
+class AmbiguousImageError(ImageUnknownError):
+    """The ID prefix fits several images.
+
+    :ivar candidates: the IDs that it fits, sorted
+    """
+
+    candidates: tuple[str, ...] = ()
+
+
+class DuplicateIDError(ImageStoreError, ValueError):
+    """An image with this ID is there already (upstream: ``ErrDuplicateID``)."""
+
+
+class DuplicateNameError(ImageStoreError, ValueError):
+    """The name belongs to another image (upstream: ``ErrDuplicateName``)."""
+
+
+class DuplicateImageNamesError(ImageStoreError, ValueError):
+    """A read-only store holds two images of one name (upstream: ``ErrDuplicateImageNames``)."""
+
+
+class StoreReadOnlyError(ImageStoreError, PermissionError):
+    """A change was asked of a store opened read-only (upstream: ``ErrStoreIsReadOnly``)."""
+
+
+class StoreClosedError(ImageStoreError, RuntimeError):
+    """The store is not open, or not open in this process."""
+
+
+class StoreCorruptError(ImageStoreError):
+    """The store's files cannot be what they are expected to be; nothing was overwritten."""
+
+
+class InvalidIDError(ImageStoreError, ValueError):
+    """The ID cannot serve as the name of an image's directory."""
+
+
+class InvalidDigestError(ImageStoreError, ValueError):
+    """Not a digest: ``sha256:``, ``sha384:`` or ``sha512:`` and lower-case hex digits."""
+
+
+class InvalidBigDataNameError(ImageStoreError, ValueError):
+    """The key cannot serve as the name of a file (upstream: ``ErrInvalidBigDataName``)."""
+
+
+class BigDataUnknownError(ImageStoreError, KeyError):
+    """The image's record does not list this item."""
+
+
+class SizeUnknownError(ImageStoreError, KeyError):
+    """The size is not recorded, and the item's file is missing (upstream: ``ErrSizeUnknown``)."""
+
+
+class DigestUnknownError(ImageStoreError, KeyError):
+    """The digest is not recorded, and the file is missing (upstream: ``ErrDigestUnknown``)."""
+
+
+class DigestMismatchError(ImageStoreError, ValueError):
+    """The data is not what its digest says."""
+
+
+class SizeMismatchError(ImageStoreError, ValueError):
+    """The data is longer or shorter than expected."""
+
+
+class LockTimeoutError(ImageStoreError, TimeoutError):
+    """The store's lock was not free within ``lock_timeout``.
+
+    :ivar holder_pid: the process that holds the lock, where the kernel tells it
+    :ivar last_writer_pid: the process that wrote the last-write token
+    """
+
+    holder_pid: int | None = None
+    last_writer_pid: int | None = None

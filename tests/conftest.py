@@ -1,0 +1,103 @@
+"""What every test has: three event loops, a guard against blocking them, and a new store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import anyio.lowlevel
+import blockbuster.blockbuster
+import pytest
+from hypothesis import settings
+
+from aimagestore import ImageStore
+
+settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("default")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+        pytest.param(("trio", {}), id="trio"),
+    ]
+)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Every async test runs on each of these."""
+    return request.param
+
+
+_BLOCKING = (
+    "fcntl.fcntl",
+    "fcntl.flock",
+    "os.fsync",
+    "os.link",
+    "os.listdir",
+    "os.open",
+    "os.rename",
+    "os.rmdir",
+    "os.writev",
+)
+
+
+def _running_loop() -> object:
+    # Raises a RuntimeError where none runs, as asyncio.get_running_loop does.
+    return anyio.lowlevel.current_token()
+
+
+@pytest.fixture(autouse=True)
+def _guard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test in which the library blocks the event loop, trio's as well as asyncio's."""
+    monkeypatch.setattr(
+        blockbuster.blockbuster, "asyncio", SimpleNamespace(get_running_loop=_running_loop)
+    )
+    guard = blockbuster.BlockBuster("aimagestore")
+    # The mutexes of the pipeline and of the lock's line are held for a few instructions only.
+    guard.functions.pop("threading.Lock.acquire", None)
+    guard.functions.pop("threading.Lock.acquire_lock", None)
+    for name in _BLOCKING:
+        guard.functions[name] = blockbuster.blockbuster.BlockBusterFunction(
+            None, name, scanned_modules="aimagestore"
+        )
+    # A stat of a local file does not wait: what the store's freshness costs is this one.
+    guard.functions["os.stat"].can_block_in("_directory/engine.py", "current")
+    guard.activate()
+    yield
+    guard.deactivate()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where there is no store yet."""
+    return tmp_path / "store"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[ImageStore]:
+    """A new store, open."""
+    async with ImageStore(path) as store:
+        yield store
+
+
+@pytest.fixture(autouse=True)
+def _no_descriptors_left() -> Iterator[None]:
+    """Fail a test that leaves descriptors of a store open."""
+    before = _store_descriptors()
+    yield
+    assert _store_descriptors() <= before
+
+
+def _store_descriptors() -> set[str]:
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            continue
+        if "/store" in target:
+            found.add(f"{fd} {target}")
+    return found

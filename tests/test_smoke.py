@@ -1,0 +1,3 @@
+async def test_smoke(store):
+    image = await store.create(names=["a"], big_data={"manifest": b"{}"})
+    assert await store.get("a") == image
