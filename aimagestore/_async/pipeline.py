@@ -99,22 +99,28 @@ class Pipeline:
 
     async def _lead(self) -> None:
         async with self._turn:
+            self._check_open()
             # Others that are ready to run get the chance to queue before the queue is taken.
             await checkpoint()
-            batch = await self._threads.finish(self._commit_if_free)
-            if batch is None:
-                await self._wait_for_lock()
-                batch = await self._threads.finish(self._commit_queue)
-        for entry in batch:
-            entry.event.set()
+            batch: list[_Entry] = []
+            try:
+                if not await self._threads.finish(self._commit_if_free, batch):
+                    await self._wait_for_lock()
+                    await self._threads.finish(self._commit_queue, batch)
+            finally:
+                for entry in batch:
+                    entry.event.set()
 
-    def _commit_if_free(self) -> list[_Entry] | None:
-        return self._commit_queue() if self._engine.try_lock() else None
+    def _commit_if_free(self, batch: list[_Entry]) -> bool:
+        if not self._engine.try_lock():
+            return False
+        self._commit_queue(batch)
+        return True
 
-    def _commit_queue(self) -> list[_Entry]:
+    def _commit_queue(self, batch: list[_Entry]) -> None:
         """Commit all that is queued by now, and release the engine's lock. Blocks."""
         with self._mutex:
-            batch = list(self._queue)
+            batch.extend(self._queue)
             self._queue.clear()
         try:
             outcomes = self._engine.commit([entry.change for entry in batch])
@@ -129,12 +135,10 @@ class Pipeline:
                     entry.settle(outcome.image, None)
         finally:
             self._engine.unlock()
-        return batch
 
     async def _wait_for_lock(self) -> None:
         """Wait for the engine's lock; cancelled, this leaves nothing held."""
-        if self._is_closed:
-            raise _closed()
+        self._check_open()
         claim = self._claim = self._engine.claim_lock()
         try:
             is_granted = await self._threads.wait(claim.wait)
@@ -154,6 +158,7 @@ class Pipeline:
         with move_on_after(self._patience):
             await self._turn.acquire()
             try:
+                self._check_open()
                 if not await self._threads.finish(self._engine.try_lock):
                     await self._wait_for_lock()
                 acquired = True
@@ -181,6 +186,10 @@ class Pipeline:
             holder_pid=holder,
             last_writer_pid=writer,
         )
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise _closed()
 
     async def close(self) -> None:
         """Turn away who still waits for the lock, and return when nobody uses the engine."""

@@ -16,11 +16,12 @@ from anyio.lowlevel import current_token
 
 from .._core import changes
 from .._core.changes import Change
+from .._core.digest import check_digest
 from .._core.draft import Content, Draft
 from .._core.image import Image
 from .._core.names import check_key
 from .._core.snapshot import Snapshot
-from .._core.transaction import InlineContent, Transaction
+from .._core.transaction import Buffer, InlineContent, Transaction
 from .._directory.engine import DirectoryEngine
 from .._engine import items
 from .._engine.protocol import Engine, StagedContent
@@ -418,6 +419,7 @@ class ImageStore:
         :raises ImageUnknownError: when there is no such image
         :raises BigDataUnknownError: when its record does not list the item
         :raises DigestUnknownError: with ``verify``, when no digest is recorded
+        :raises InvalidDigestError: with ``verify``, when what is recorded is no digest
         :raises FileNotFoundError: when the item's file is missing
         """
         self._check_here()
@@ -430,7 +432,7 @@ class ImageStore:
                     id=image.id,
                     key=key,
                 )
-            source = items.Source(file, key, digest if verify else None)
+            source = items.Source(file, key, check_digest(digest) if verify else None)
             yield BigDataReader(source, digest, self._threads)
         finally:
             await self._threads.finish(file.close)
@@ -467,7 +469,8 @@ class ImageStore:
             async with self._on_disk({key: data}) as contents:
                 expectations.check(contents[key])
                 return await self._change(changes.set_big_data(image_id, key, contents[key]))
-        async with self._filled(data, expectations, progress) as content:
+        source = chunks_of(data, self._threads)
+        async with self._filled(source, expectations, progress) as content:
             await self._threads.run(content.finish)
             return await self._change(changes.set_big_data(image_id, key, content))
 
@@ -492,15 +495,18 @@ class ImageStore:
         expectations = Expectations(expected_digest, expected_size)
         if data is None and (expected_digest is not None or expected_size is not None):
             raise ValueError("expected_digest and expected_size need data to check")
-        async with self._filled(data, expectations, progress) as content:
+        source = None if data is None else chunks_of(data, self._threads)
+        async with self._filled(source, expectations, progress) as content:
             yield Staged(content, self._threads)
 
     @asynccontextmanager
     async def _filled(
-        self, data: Any, expectations: Expectations, progress: Progress | None
+        self,
+        source: AsyncIterator[Buffer] | None,
+        expectations: Expectations,
+        progress: Progress | None,
     ) -> AsyncIterator[StagedContent]:
         """New content with this data in it, gone after the block unless it was published."""
-        source = None if data is None else chunks_of(data, self._threads)
         content = await self._threads.run(self._engine.stage)
         try:
             if source is not None:
@@ -637,7 +643,10 @@ class ImageStore:
         return await self._threads.run(_refresh, self._engine)
 
     async def modified(self) -> bool:
-        """Whether the store was changed since the last call; loads nothing (upstream: ``Modified``)."""
+        """Whether the store has changed since the last call (upstream: ``Modified``).
+
+        Loads nothing.
+        """
         self._check_here()
         return await self._threads.run(self._engine.modified)
 

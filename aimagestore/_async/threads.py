@@ -36,8 +36,8 @@ class Threads:
         self._running += 1
         try:
             with CancelScope(shield=True):
-                result = await to_thread.run_sync(function, *args, limiter=self._unlimited)
-            return result  # noqa: RET504 (a scope may swallow what leaves it, says mypy)
+                return await to_thread.run_sync(function, *args, limiter=self._unlimited)
+            raise AssertionError("a shielded scope lets every result through")  # for type checkers
         finally:
             self._running -= 1
             if not self._running and self._idle is not None:
@@ -50,8 +50,8 @@ class Threads:
     async def drain(self) -> None:
         """Return when no call is running any more."""
         while self._running:
-            self._idle = Event()
-            await self._idle.wait()
+            idle = self._idle = Event()
+            await idle.wait()
 
     def run_in_executor(self, executor: object, function: Callable[[], T]) -> Awaitable[T]:
         """What aiofiles asks of an event loop: with this one it works on every one."""

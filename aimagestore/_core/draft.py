@@ -57,9 +57,12 @@ class Draft(View):
 
     __slots__ = ("_appended", "_digests", "_names", "_records", "base", "files")
 
+    base: Snapshot
+    files: dict[tuple[str, str], Content]
+
     def __init__(self, base: Snapshot) -> None:
         self.base = base
-        self.files: dict[tuple[str, str], Content] = {}
+        self.files = {}
         self._records: dict[str, Record | None] = {}
         self._appended: dict[str, None] = {}
         self._names: dict[str, str | None] = {}

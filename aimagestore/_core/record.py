@@ -66,6 +66,12 @@ class Record:
 
     __slots__ = ("_image", "digests", "home", "id", "names", "raw")
 
+    raw: RawJSON
+    home: int
+    id: str
+    names: tuple[str, ...]
+    digests: tuple[str, ...]
+
     def __init__(
         self, raw: RawJSON, home: int, id: str, names: tuple[str, ...], digests: tuple[str, ...]
     ) -> None:

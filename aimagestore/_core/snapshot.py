@@ -229,6 +229,13 @@ class Snapshot(View):
         "shadowed",
     )
 
+    blocks: Mapping[int, Block]
+    indexes: Indexes
+    prefixes: Prefixes
+    damaged: tuple[bytes, ...]
+    shadowed: Mapping[str, tuple[Record, ...]]
+    needs_save: bool
+
     def __init__(
         self,
         blocks: Mapping[int, Block],

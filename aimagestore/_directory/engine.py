@@ -6,8 +6,9 @@ import hashlib
 import io
 import logging
 import os
+import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
@@ -32,6 +33,9 @@ NEW_PREFIX = ".new-"
 """Files that wait to be renamed into place. They are made and renamed under the lock only."""
 
 _NEW_INDEX = NEW_PREFIX + INDEX_FILE
+_LEFTOVER = re.compile(
+    rf"{re.escape(NEW_PREFIX)}([0-9a-f]{{32}}-[0-9a-f]{{32}}|{re.escape(INDEX_FILE)})"
+)
 
 
 class _Loaded(NamedTuple):
@@ -93,6 +97,7 @@ class DirectoryEngine:
             self._lock = StoreLock(self._root, LOCK_FILE)
             if not self.read_only:
                 os.close(self._lock.open_file())
+            self._load_index()
             self.load()
             if not self.read_only and self._needs_lock() and self.try_lock():
                 try:
@@ -253,9 +258,10 @@ class DirectoryEngine:
         snapshot = draft.freeze()
         if self._may_be_unfinished:
             self._finish_leftovers(base)
-            self._may_be_unfinished = False
         commit = _Commit(self._root, base, snapshot)
         try:
+            for image_id in draft.created:
+                self._remove_image_directory(image_id)
             if draft.files and not self._loaded.is_array:
                 # A crash between the first image's directory and the first index would leave
                 # what also is left of a store that has lost its index.
@@ -303,6 +309,8 @@ class DirectoryEngine:
             self._root.rename(_NEW_INDEX, INDEX_FILE)
         except BaseException:
             os.close(fd)
+            with suppress(OSError):
+                self._root.unlink(_NEW_INDEX)
             raise
         with self._load_mutex:
             self._adopt(_Loaded.of(snapshot, fd, os.fstat(fd)))
@@ -312,8 +320,11 @@ class DirectoryEngine:
             self._root.sync()
         except OSError as error:
             self._may_be_unfinished = True
-            error.strerror = f"{error.strerror} (the change may have happened: look again)"
-            raise
+            raise OSError(
+                error.errno,
+                f"{error.strerror} (the change may have happened: look again)",
+                error.filename,
+            ) from error
 
     def _clear_image(self, image_id: str, snapshot: Snapshot) -> None:
         """Remove what a deleted image has left, except what a new one of its ID has put there."""
@@ -341,25 +352,21 @@ class DirectoryEngine:
     # What a crash leaves between a commit and its last renames
 
     def _leftovers(self) -> Iterator[str]:
-        return (name for name in self._root.names() if name.startswith(NEW_PREFIX))
+        return (name for name in self._root.names() if _LEFTOVER.fullmatch(name))
 
     def _finish_leftovers(self, snapshot: Snapshot) -> None:
-        """Rename what waits for it, and remove what nobody waits for."""
+        """Rename what waits for it, and remove what nobody waits for. The lock is held."""
         names = set(self._leftovers())
-        if not names:
-            return
-        places = {name.split("-")[1] for name in names}
-        for record in snapshot.records():
-            if _place_of(record.id) not in places:
-                continue
-            for key, digest in record.image.big_data_digests.items():
-                name = _waiting_name(record.id, key, digest)
-                if name in names and key in record.image.big_data_names:
-                    names.remove(name)
-                    _put_in_place(self._root, name, record.id, key)
-        for name in names:
-            self._root.unlink(name)
-        logger.info("finished what a crash had left in %s", self.name)
+        try:
+            for name, image_id, key in _waiting_items(snapshot, names):
+                names.remove(name)
+                _put_in_place(self._root, name, image_id, key)
+            for name in names:
+                self._root.unlink(name)
+        except (OSError, StoreCorruptError) as error:
+            logger.warning("could not finish what a crash left: %s", error)
+        else:
+            self._may_be_unfinished = False
 
     # Big data
 
@@ -464,6 +471,19 @@ def _waiting_name(image_id: str, key: str, digest: str) -> str:
     """Where an item's new content waits, until the commit that replaces it is done."""
     item = hashlib.sha256(f"{key}\0{digest}".encode()).hexdigest()[:32]
     return f"{NEW_PREFIX}{_place_of(image_id)}-{item}"
+
+
+def _waiting_items(snapshot: Snapshot, names: Collection[str]) -> list[tuple[str, str, str]]:
+    """Of the files with these names those that an item waits for, with its image and key."""
+    places = {name.removeprefix(NEW_PREFIX).partition("-")[0] for name in names}
+    return [
+        (name, record.id, key)
+        for record in snapshot.records()
+        if names and _place_of(record.id) in places
+        for key, digest in record.image.big_data_digests.items()
+        if (name := _waiting_name(record.id, key, digest)) in names
+        and key in record.image.big_data_names
+    ]
 
 
 def _replaces_items(before: Snapshot, after: Snapshot) -> bool:

@@ -54,7 +54,6 @@ class RecordLock(BaseFileLock):
                 os.close(fd)
                 if error.errno in _BUSY:
                     return
-                error.filename = self.lock_file
                 raise
         self._context.lock_file_fd = fd
 
@@ -63,8 +62,13 @@ class RecordLock(BaseFileLock):
         if fd is not None:
             os.close(fd)
 
-    def wait(self) -> None:
-        """Wait in the kernel's line, and leave the lock to the next ``acquire``.
+    def adopt(self, fd: int) -> None:
+        """Be locked by a descriptor that has got the lock already."""
+        self._granted = fd
+        self.acquire(blocking=False)
+
+    def wait(self) -> int:
+        """Wait in the kernel's line, and return the descriptor that has got the lock.
 
         Asking again and again instead would starve beside programs that wait here. The wait is
         not made within ``acquire``, where filelock would hold up every fork until its end.
@@ -72,11 +76,10 @@ class RecordLock(BaseFileLock):
         fd = self.open_file()
         try:
             fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _whole_file(fcntl.F_WRLCK))
-        except OSError as error:
+        except OSError:
             os.close(fd)
-            error.filename = self.lock_file
             raise
-        self._granted = fd
+        return fd
 
     def holder(self) -> int | None:
         """The process that holds the lock, where the kernel names one."""
@@ -95,18 +98,21 @@ class StoreLock:
     def __init__(self, directory: Directory, name: str) -> None:
         self._directory = directory
         self._name = name
-        self._lock = self._make_lock(directory.path_of(name))
+        self._lock = self._make_lock()
         self._mutex = threading.Lock()
         self._claims: list[Claim] = []
         self._is_waiting = False
 
-    def _make_lock(self, path: str) -> BaseFileLock:
+    def _make_lock(self) -> BaseFileLock:
         if sys.platform == "linux":
+            # By way of the open directory: filelock makes the directories of its path, which
+            # after a renaming would come to be somewhere else.
+            path = f"/proc/self/fd/{self._directory.fd}/{self._name}"
             lock = RecordLock(path, thread_local=False)
             lock.open_file = self.open_file
             return lock
         # No podman to exclude: any lock serves that all stores here agree upon.
-        return FileLock(path, thread_local=False, preserve_lock_file=True)
+        return FileLock(self._directory.path_of(self._name), thread_local=False)
 
     def open_file(self, flags: int = os.O_RDWR | os.O_CREAT) -> int:
         """Open the lock file.
@@ -147,27 +153,31 @@ class StoreLock:
         return claim
 
     def _wait(self) -> None:
+        fd: int | None = None
         error: Exception | None = None
         try:
-            self._wait_for_kernel()
-        except Exception as failure:  # noqa: BLE001 (every waiter raises it)
+            if isinstance(self._lock, RecordLock):
+                fd = self._lock.wait()
+            else:
+                self._lock.acquire(poll_interval=_POLL, cancel_check=lambda: not self._claims)
+        except Exception as failure:  # noqa: BLE001 (whoever waits raises it)
             error = failure
         with self._mutex:
             self._is_waiting = False
-            if error is not None:
-                while self._claims:
-                    self._claims.pop(0).settle(error)
-            elif self._claims:
-                self._claims.pop(0).settle(None)
-            else:
-                self.release()
+            if error is None and not self._claims:
+                self._drop(fd)
+            elif error is None and isinstance(self._lock, RecordLock) and fd is not None:
+                self._lock.adopt(fd)
+            for claim in self._claims[:1] if error is None else self._claims[:]:
+                self._claims.remove(claim)
+                claim.settle(error)
 
-    def _wait_for_kernel(self) -> None:
-        if isinstance(self._lock, RecordLock):
-            self._lock.wait()
-            self._lock.acquire(blocking=False)
+    def _drop(self, fd: int | None) -> None:
+        """Drop a lock that nobody wants any more; the store may be closed by now."""
+        if fd is not None:
+            os.close(fd)
         else:
-            self._lock.acquire(poll_interval=_POLL, cancel_check=lambda: not self._claims)
+            self._lock.release()
 
     def holder(self) -> int | None:
         """The process that holds the lock, where the kernel names one."""

@@ -24,6 +24,7 @@ class _Sink(io.BufferedIOBase):
         self._directory = directory
         self._fd = fd
         self.size = 0
+        self.is_broken = False
         self.hash = hashlib.new(CANONICAL)
 
     def writable(self) -> bool:
@@ -31,7 +32,11 @@ class _Sink(io.BufferedIOBase):
 
     def write(self, data: Buffer) -> int:  # type: ignore[override]
         piece = memoryview(data).cast("B")
-        self._directory.write("", self._fd, [piece])
+        try:
+            self._directory.write("", self._fd, [piece])
+        except OSError:
+            self.is_broken = True  # some of it may be in the file
+            raise
         self.hash.update(piece)
         self.size += len(piece)
         return len(piece)
@@ -73,7 +78,12 @@ class StagedFile:
         return self._fd >= 0
 
     def finish(self) -> None:
-        """Make what was written durable."""
+        """Make what was written durable.
+
+        :raises ValueError: when a write has failed before
+        """
+        if self._sink.is_broken:
+            raise ValueError("a write to this staged data has failed: stage it again")
         if not self._is_durable:
             self._directory.sync_file("", self._fd)
             self._is_durable = True

@@ -140,7 +140,7 @@ class Source(io.BufferedIOBase):
         self._expected = expected
         self._hash = hasher(expected) if expected else None
         self._seen = 0
-        self.size = file.seek(0, io.SEEK_END)
+        self.size: int = file.seek(0, io.SEEK_END)
         file.seek(0)
         # The digest of a signed manifest is not that of its file: keep the file to tell.
         keeps = expected is not None and is_manifest_key(key) and self.size <= _MANIFEST_MAX

@@ -1,0 +1,377 @@
+"""Big data: in and out in pieces, from every kind of source, published whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import pytest
+
+from aimagestore import (
+    BigDataUnknownError,
+    DigestMismatchError,
+    DigestUnknownError,
+    ImageStore,
+    ImageUnknownError,
+    InvalidBigDataNameError,
+    InvalidDigestError,
+    SizeMismatchError,
+    SizeUnknownError,
+    Staged,
+    StoreCorruptError,
+)
+
+CONTENT = bytes(range(256)) * 12_000  # 3 MB, so that it comes in several chunks
+DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+async def image(store: ImageStore) -> str:
+    """An image without any item."""
+    return (await store.create("image")).id
+
+
+async def chunks(content: bytes = CONTENT, size: int = 100_000) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), size):
+        yield content[start : start + size]
+
+
+class AsyncReader:
+    def __init__(self, content: bytes) -> None:
+        self._file = io.BytesIO(content)
+
+    async def read(self, n: int = -1) -> bytes:
+        await anyio.lowlevel.checkpoint()
+        return self._file.read(n)
+
+
+class Receiver:
+    def __init__(self, content: bytes) -> None:
+        self._file = io.BytesIO(content)
+
+    async def receive(self) -> bytes:
+        await anyio.lowlevel.checkpoint()
+        if chunk := self._file.read(100_000):
+            return chunk
+        raise anyio.EndOfStream
+
+
+SOURCES: dict[str, Callable[[], Any]] = {
+    "bytes": lambda: CONTENT,
+    "bytearray": lambda: bytearray(CONTENT),
+    "memoryview": lambda: memoryview(CONTENT),
+    "async read": lambda: AsyncReader(CONTENT),
+    "receive": lambda: Receiver(CONTENT),
+    "async iterable": chunks,
+    "iterable": lambda: (CONTENT[i : i + 777] for i in range(0, len(CONTENT), 777)),
+    "file": lambda: io.BytesIO(CONTENT),
+    "list": lambda: [CONTENT[:5], b"", CONTENT[5:]],
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+async def test_every_kind_of_source(store: ImageStore, image: str, source: str) -> None:
+    progress: list[int] = []
+    changed = await store.set_big_data(
+        image,
+        "key",
+        SOURCES[source](),
+        expected_digest=DIGEST,
+        expected_size=len(CONTENT),
+        progress=progress.append,
+    )
+    assert changed.big_data_sizes == {"key": len(CONTENT)}
+    assert changed.big_data_digests == {"key": DIGEST}
+    assert await store.big_data(image, "key") == CONTENT
+    assert progress == sorted(progress)
+    assert progress[-1] == len(CONTENT)
+
+
+@pytest.mark.parametrize("source", ["text", 5, None, ["text"], object()])
+async def test_what_is_no_source_is_refused(store: ImageStore, image: str, source: object) -> None:
+    with pytest.raises(TypeError):
+        await store.set_big_data(image, "key", source)
+    assert await store.big_data_names(image) == []
+
+
+async def test_nothing_is_also_content(store: ImageStore, image: str, path: Path) -> None:
+    for source in [b"", [], chunks(b"")]:
+        changed = await store.set_big_data(image, "key", source)
+        assert changed.big_data_sizes == {"key": 0}
+    assert (path / image / "key").read_bytes() == b""
+
+
+async def test_files_have_upstreams_names_and_modes(
+    store: ImageStore, image: str, path: Path
+) -> None:
+    names = {"plain.1": "plain.1", "Key": "=S2V5", "manifest-1": "=bWFuaWZlc3QtMQ==", "keY": "keY"}
+    for key in names:
+        await store.set_big_data(image, key, b"x")
+    assert sorted(p.name for p in (path / image).iterdir()) == sorted(names.values())
+    assert (path / image).stat().st_mode & 0o777 == 0o700
+    assert {p.stat().st_mode & 0o777 for p in (path / image).iterdir()} == {0o600}
+
+
+async def test_replacing_an_item(store: ImageStore, image: str, path: Path) -> None:
+    await store.set_big_data(image, "manifest", b"one")
+    changed = await store.set_big_data(image, "manifest", b"two!")
+    one, two = ("sha256:" + hashlib.sha256(data).hexdigest() for data in (b"one", b"two!"))
+    assert changed.digest == one
+    assert changed.digests == (one, two)
+    assert changed.big_data_sizes == {"manifest": 4}
+    assert await store.big_data(image, "manifest") == b"two!"
+    assert sorted(os.listdir(path / image)) == ["manifest"]
+    assert sorted(os.listdir(path)) == [image, "images.json", "images.lock"]
+
+
+async def test_an_altered_file_is_put_right_by_the_same_content(
+    store: ImageStore, image: str, path: Path
+) -> None:
+    await store.set_big_data(image, "key", b"right")
+    before = (path / "images.json").stat().st_ino
+    (path / image / "key").write_bytes(b"wrong")
+    await store.set_big_data(image, "key", b"right")
+    assert await store.big_data(image, "key") == b"right"
+    assert (path / "images.json").stat().st_ino == before
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])
+async def test_expected_digests(store: ImageStore, image: str, algorithm: str) -> None:
+    right = f"{algorithm}:{hashlib.new(algorithm, CONTENT).hexdigest()}"
+    changed = await store.set_big_data(image, "key", chunks(), expected_digest=right)
+    assert changed.big_data_digests == {"key": DIGEST}
+    wrong = f"{algorithm}:{hashlib.new(algorithm, b'other').hexdigest()}"
+    with pytest.raises(DigestMismatchError) as info:
+        await store.set_big_data(image, "other", chunks(), expected_digest=wrong)
+    assert (info.value.expected, info.value.actual) == (wrong, right)
+    assert await store.big_data_names(image) == ["key"]
+
+
+@pytest.mark.parametrize("size", [0, len(CONTENT) - 1, len(CONTENT) + 1])
+async def test_expected_sizes(store: ImageStore, image: str, size: int) -> None:
+    with pytest.raises(SizeMismatchError) as info:
+        await store.set_big_data(image, "key", chunks(), expected_size=size)
+    assert info.value.expected == size
+    assert await store.big_data_names(image) == []
+
+
+async def test_a_source_that_is_too_long_is_not_read_to_its_end(
+    store: ImageStore, image: str
+) -> None:
+    given = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal given
+        while True:
+            given += 1
+            yield b"x" * 1000
+
+    with pytest.raises(SizeMismatchError):
+        await store.set_big_data(image, "key", endless(), expected_size=5000)
+    assert given == 6
+
+
+async def test_bad_expectations(store: ImageStore, image: str) -> None:
+    with pytest.raises(InvalidDigestError):
+        await store.set_big_data(image, "key", b"", expected_digest="md5:1")
+    with pytest.raises(ValueError, match="negative"):
+        await store.set_big_data(image, "key", b"", expected_size=-1)
+    with pytest.raises(ValueError, match="need data"):
+        async with store.stage(expected_size=1):
+            pass
+
+
+async def test_a_source_that_fails_leaves_nothing(
+    store: ImageStore, image: str, path: Path
+) -> None:
+    async def failing() -> AsyncIterator[bytes]:
+        yield CONTENT
+        raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError):
+        await store.set_big_data(image, "key", failing())
+    assert await store.big_data_names(image) == []
+    assert sorted(os.listdir(path)) == ["images.json", "images.lock"]
+
+
+async def test_unknown_images_and_items(store: ImageStore, image: str) -> None:
+    for call in [
+        store.big_data("nobody", "key"),
+        store.set_big_data("nobody", "key", b""),
+        store.big_data_names("nobody"),
+        store.big_data_size("nobody", "key"),
+        store.big_data_digest("nobody", "key"),
+    ]:
+        with pytest.raises(ImageUnknownError):
+            await call
+    for item in [
+        store.big_data(image, "key"),
+        store.big_data_size(image, "key"),
+        store.big_data_digest(image, "key"),
+    ]:
+        with pytest.raises(BigDataUnknownError) as info:
+            await item
+        assert (info.value.id, info.value.key) == (image, "key")
+    for key in ["", "..", "a/", "x" * 300]:
+        with pytest.raises(InvalidBigDataNameError):
+            await store.set_big_data(image, key, b"")
+        with pytest.raises(InvalidBigDataNameError):
+            await store.big_data(image, key)
+
+
+async def test_an_image_deleted_while_data_streams(store: ImageStore, image: str) -> None:
+    async def deleting() -> AsyncIterator[bytes]:
+        yield b"x"
+        await store.delete(image)
+        yield b"y"
+
+    with pytest.raises(ImageUnknownError):
+        await store.set_big_data(image, "key", deleting())
+
+
+async def test_reading_in_pieces(store: ImageStore, image: str) -> None:
+    await store.set_big_data(image, "key", CONTENT)
+    async with store.open_big_data(image, "key") as reader:
+        assert (reader.size, reader.digest) == (len(CONTENT), DIGEST)
+        assert await reader.read(10) == CONTENT[:10]
+        assert await reader.seek(1000) == 1000
+        assert await reader.read(10) == CONTENT[1000:1010]
+        assert await reader.read() == CONTENT[1010:]
+        assert await reader.read() == b""
+        assert await reader.seek(0) == 0
+        assert b"".join([chunk async for chunk in reader]) == CONTENT
+        with pytest.raises(ValueError, match="negative"):
+            await reader.seek(-1)
+
+
+async def test_reading_verified(store: ImageStore, image: str, path: Path) -> None:
+    await store.set_big_data(image, "key", CONTENT)
+    async with store.open_big_data(image, "key", verify=True) as reader:
+        assert b"".join([chunk async for chunk in reader]) == CONTENT
+        with pytest.raises(ValueError, match="verif"):
+            await reader.seek(0)
+    altered = b"x" + CONTENT[1:]
+    (path / image / "key").write_bytes(altered)
+    for size in [-1, len(CONTENT), len(CONTENT) - 1, 1000]:
+        async with store.open_big_data(image, "key", verify=True) as reader:
+            with pytest.raises(DigestMismatchError) as info:
+                while await reader.read(size):
+                    pass
+            assert info.value.expected == DIGEST
+
+
+async def test_a_reader_keeps_its_content(store: ImageStore, image: str) -> None:
+    await store.set_big_data(image, "key", CONTENT)
+    async with store.open_big_data(image, "key", verify=True) as first:
+        assert await first.read(10) == CONTENT[:10]
+        await store.set_big_data(image, "key", b"other")
+        async with store.open_big_data(image, "key", verify=True) as second:
+            await store.delete(image)
+            assert await second.read() == b"other"
+        assert await first.read() == CONTENT[10:]
+
+
+async def test_sizes_and_digests_that_nobody_recorded(path: Path) -> None:
+    (path / "image").mkdir(parents=True)
+    (path / "image" / "key").write_bytes(CONTENT)
+    index = b'[{"id":"image","big-data-names":["key","gone"],"created":"0001-01-01T00:00:00Z"}]'
+    (path / "images.json").write_bytes(index)
+    async with ImageStore(path, read_only=True) as store:
+        assert await store.big_data_size("image", "key") == len(CONTENT)
+        with pytest.raises(DigestUnknownError):
+            async with store.open_big_data("image", "key", verify=True):
+                pass
+    assert (path / "images.json").read_bytes() == index
+    async with ImageStore(path) as store:
+        with pytest.raises(SizeUnknownError):
+            await store.big_data_size("image", "gone")
+        with pytest.raises(DigestUnknownError):
+            await store.big_data_digest("image", "gone")
+        with pytest.raises(FileNotFoundError) as info:
+            await store.big_data("image", "gone")
+        assert info.value.filename == str(path / "image" / "gone")
+        async with store.transaction():
+            assert await store.big_data_digest("image", "key") == DIGEST
+        assert (await store.get("image")).big_data_digests == {}
+        assert await store.big_data_digest("image", "key") == DIGEST
+        assert (await store.get("image")).big_data_digests == {"key": DIGEST}
+        assert (await store.get("image")).big_data_sizes == {"key": len(CONTENT)}
+
+
+async def test_staged_data_is_handed_over(store: ImageStore, path: Path) -> None:
+    async with store.stage() as staged:
+        for start in range(0, len(CONTENT), 500_000):
+            await staged.write(CONTENT[start : start + 500_000])
+        assert (staged.size, staged.digest) == (len(CONTENT), DIGEST)
+        image = await store.create("image", big_data={"key": staged, "other": b"x"})
+        assert image.big_data_digests["key"] == DIGEST
+        with pytest.raises(ValueError, match="handed over"):
+            await staged.write(b"more")
+        with pytest.raises(ValueError, match="handed over"):
+            await store.set_big_data("image", "again", staged)
+    assert await store.big_data("image", "key") == CONTENT
+    async with store.stage(chunks(), expected_digest=DIGEST) as staged:
+        await store.set_big_data("image", "third", staged, expected_digest=DIGEST)
+    assert await store.big_data("image", "third") == CONTENT
+    assert sorted(os.listdir(path)) == ["image", "images.json", "images.lock"]
+
+
+async def test_staged_data_vanishes_unless_handed_over(store: ImageStore, path: Path) -> None:
+    kept: list[Staged] = []
+    with pytest.raises(RuntimeError, match="mine"):
+        async with store.stage(CONTENT) as staged:
+            kept.append(staged)
+            raise RuntimeError("mine")
+    assert sorted(os.listdir(path)) == ["images.lock"]
+    with pytest.raises(ValueError, match="handed over"):
+        await store.create(big_data={"key": kept[0]})
+
+
+async def test_staged_data_survives_a_refusal(store: ImageStore, image: str) -> None:
+    async with store.stage(b"data") as staged:
+        with pytest.raises(ImageUnknownError):
+            await store.set_big_data("nobody", "key", staged)
+        with pytest.raises(DigestMismatchError):
+            await store.set_big_data(image, "key", staged, expected_digest=DIGEST)
+        with pytest.raises(ValueError, match="sha256"):
+            await store.set_big_data(image, "key", staged, expected_digest="sha512:" + "0" * 128)
+        async with store.transaction() as transaction:
+            with pytest.raises(ImageUnknownError):
+                transaction.set_big_data("nobody", "key", staged)
+        await store.set_big_data(image, "key", staged)
+    assert await store.big_data(image, "key") == b"data"
+
+
+async def test_the_same_key_at_once_ends_with_one_of_them(store: ImageStore, image: str) -> None:
+    async with anyio.create_task_group() as tasks:
+        for i in range(10):
+            tasks.start_soon(store.set_big_data, image, "key", b"%d" % i)
+    digest = (await store.get(image)).big_data_digests["key"]
+    data = await store.big_data(image, "key")
+    assert digest == "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+async def test_a_file_that_is_no_file_is_refused(
+    store: ImageStore, image: str, path: Path, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    await store.set_big_data(image, "key", b"data")
+    (path / image / "key").unlink()
+    (path / image / "key").symlink_to(secret)
+    with pytest.raises(StoreCorruptError) as info:
+        await store.big_data(image, "key")
+    assert info.value.path == str(path / image / "key")
+    (path / image / "key").unlink()
+    os.mkfifo(path / image / "key")
+    with pytest.raises(StoreCorruptError):
+        await store.big_data(image, "key")
+    await store.set_big_data(image, "key", b"again")
+    assert await store.big_data(image, "key") == b"again"
+    assert secret.read_bytes() == b"secret"

@@ -1,0 +1,375 @@
+"""The directory: what a crash leaves and the next commit finishes, and what a fault undoes."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from aimagestore import ImageStore, StoreCorruptError
+from aimagestore._directory import files
+from aimagestore._directory.mounts import is_local
+
+# Commits one replaced item and dies at the rename of its file, which is the second rename.
+DIES_AFTER_COMMIT = """
+import os, sys, anyio
+from aimagestore import ImageStore
+real, renames = os.rename, []
+def rename(*args, **kwargs):
+    renames.append(args)
+    if len(renames) == 2:
+        os.kill(os.getpid(), 9)
+    return real(*args, **kwargs)
+os.rename = rename
+async def main():
+    async with ImageStore(sys.argv[1]) as store:
+        await store.set_big_data("one", "manifest", b"new content")
+anyio.run(main)
+"""
+
+
+class Faults:
+    """Makes a system call of the library's fail, the n-th of its kind."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    @contextmanager
+    def fail(self, name: str, code: int, when: Callable[[int], bool]) -> Iterator[list[int]]:
+        real = getattr(os, name)
+        calls: list[int] = []
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(len(calls) + 1)
+            if when(calls[-1]):
+                raise OSError(code, os.strerror(code))
+            return real(*args, **kwargs)
+
+        with self._monkeypatch.context() as patch:
+            patch.setattr(os, name, call)
+            yield calls
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
+    return Faults(monkeypatch)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Every file of the store but its token."""
+    return {
+        str(p.relative_to(path)): p.read_bytes()
+        for p in path.rglob("*")
+        if p.is_file() and p.name != "images.lock"
+    }
+
+
+@pytest.fixture
+async def one(store: ImageStore) -> ImageStore:
+    """A store with one image, ``one``, that has an item ``manifest``."""
+    await store.create("one", names=["a"], big_data={"manifest": b"old content"})
+    return store
+
+
+@pytest.fixture
+async def half_done(path: Path) -> Path:
+    """A store in which somebody died between a commit and its last rename."""
+    async with ImageStore(path) as store:
+        await store.create("one", names=["a"], big_data={"manifest": b"old content"})
+    command = [sys.executable, "-c", DIES_AFTER_COMMIT, str(path)]
+    result = await anyio.run_process(command, check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert (path / "one" / "manifest").read_bytes() == b"old content"
+    return path
+
+
+async def read_verified(store: ImageStore) -> bytes:
+    async with store.open_big_data("one", "manifest", verify=True) as reader:
+        return await reader.read()
+
+
+async def test_a_read_only_store_sees_a_commit_that_is_not_finished(half_done: Path) -> None:
+    before = contents(half_done)
+    async with ImageStore(half_done, read_only=True) as store:
+        assert await read_verified(store) == b"new content"
+    assert contents(half_done) == before
+
+
+async def test_opening_finishes_a_commit(half_done: Path) -> None:
+    async with ImageStore(half_done) as store:
+        assert (half_done / "one" / "manifest").read_bytes() == b"new content"
+        assert await read_verified(store) == b"new content"
+    assert sorted(os.listdir(half_done)) == ["images.json", "images.lock", "one"]
+
+
+async def test_a_store_that_was_open_finishes_anothers_commit(path: Path) -> None:
+    async with ImageStore(path) as store:
+        await store.create("one", names=["a"], big_data={"manifest": b"old content"})
+        command = [sys.executable, "-c", DIES_AFTER_COMMIT, str(path)]
+        assert (await anyio.run_process(command, check=False)).returncode == -signal.SIGKILL
+        assert await read_verified(store) == b"new content"
+        assert (path / "one" / "manifest").read_bytes() == b"old content"
+        await store.create("two")
+        assert (path / "one" / "manifest").read_bytes() == b"new content"
+    assert sorted(os.listdir(path)) == ["images.json", "images.lock", "one"]
+
+
+async def test_leftovers_that_nobody_waits_for_go(store: ImageStore, path: Path) -> None:
+    await store.create("one")
+    await store.aclose()
+    (path / f".new-{'0' * 32}-{'1' * 32}").write_bytes(b"x")
+    (path / ".new-images.json").write_bytes(b"[")
+    (path / ".new-notes").write_bytes(b"mine")
+    (path / "lost+found").mkdir()
+    async with ImageStore(path) as again:
+        assert await again.exists("one")
+    names = [".new-notes", "images.json", "images.lock", "lost+found"]
+    assert sorted(os.listdir(path)) == names
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize("name", ["fsync", "writev", "rename", "link"])
+async def test_what_fails_before_the_commit_changes_nothing(
+    one: ImageStore, path: Path, faults: Faults, name: str, code: int
+) -> None:
+    before = contents(path)
+    with (
+        faults.fail(name, code, lambda call: call == 1),
+        pytest.raises(OSError, match=os.strerror(code)) as info,
+    ):
+        await one.set_big_data("one", "manifest", b"new content")
+    assert info.value.errno == code
+    assert str(info.value.filename).startswith(str(path))
+    assert contents(path) == before
+    assert await read_verified(one) == b"old content"
+    assert await one.get("a") == await one.get("one")
+    await one.set_big_data("one", "manifest", b"new content")
+    assert await read_verified(one) == b"new content"
+
+
+async def test_a_create_that_fails_late_leaves_no_directory(
+    one: ImageStore, path: Path, faults: Faults
+) -> None:
+    before = contents(path)
+    with (
+        faults.fail("rename", errno.EIO, lambda call: True),
+        pytest.raises(OSError, match="output"),
+    ):
+        await one.create("two", big_data={"key": b"data"})
+    assert contents(path) == before
+    assert not (path / "two").exists()
+    assert not await one.exists("two")
+
+
+async def test_when_the_last_sync_fails_memory_follows_the_disk(
+    one: ImageStore, path: Path, faults: Faults
+) -> None:
+    def is_after_the_rename(_: int) -> bool:
+        return b'"metadata":"text"' in (path / "images.json").read_bytes()
+
+    with (
+        faults.fail("fsync", errno.EIO, is_after_the_rename),
+        pytest.raises(OSError, match="may have happened"),
+    ):
+        await one.set_metadata("one", "text")
+    assert await one.metadata("one") == "text"
+    async with ImageStore(path) as again:
+        assert await again.metadata("one") == "text"
+
+
+async def test_what_fails_after_the_commit_is_left_to_the_next(
+    one: ImageStore, path: Path, faults: Faults, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), faults.fail("rename", errno.EIO, lambda call: call == 2):
+        await one.set_big_data("one", "manifest", b"new content")
+    assert "next commit" in caplog.text
+    assert (path / "one" / "manifest").read_bytes() == b"old content"
+    assert await read_verified(one) == b"new content"
+    await one.set_metadata("one", "x")
+    assert (path / "one" / "manifest").read_bytes() == b"new content"
+    assert sorted(os.listdir(path)) == ["images.json", "images.lock", "one"]
+
+
+async def test_short_writes_are_completed(
+    one: ImageStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.writev
+    monkeypatch.setattr(os, "writev", lambda fd, pieces: real(fd, [pieces[0][:7]]))
+    await one.set_big_data("one", "key", b"data" * 100)
+    assert await one.big_data("one", "key") == b"data" * 100
+    async with ImageStore(path) as again:
+        assert await again.get("one") == await one.get("one")
+
+
+async def test_staged_data_is_not_used_after_a_failed_write(
+    one: ImageStore, faults: Faults
+) -> None:
+    async with one.stage() as staged:
+        await staged.write(b"good")
+        with faults.fail("writev", errno.ENOSPC, lambda call: True), pytest.raises(OSError):
+            await staged.write(b"bad")
+        with pytest.raises(ValueError, match="stage it again"):
+            await one.create(big_data={"key": staged})
+
+
+async def test_a_file_system_without_unnamed_files(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_TMPFILE", None)
+    async with ImageStore(path) as store:
+        async with store.stage(b"data") as staged:
+            assert len([n for n in os.listdir(path) if n.startswith(".stage-")]) == 1
+            await store.create("one", big_data={"key": staged, "other": b"more"})
+        assert await store.big_data("one", "key") == b"data"
+        await store.set_big_data("one", "key", b"new")
+        assert await store.big_data("one", "key") == b"new"
+        with pytest.raises(ZeroDivisionError):
+            async with store.stage(b"data"):
+                raise ZeroDivisionError
+    assert sorted(os.listdir(path)) == ["images.json", "images.lock", "one"]
+
+
+async def test_deleting_never_descends(
+    one: ImageStore, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (path / "one" / "below").mkdir()
+    (path / "one" / "below" / "precious").write_bytes(b"precious")
+    with caplog.at_level(logging.WARNING):
+        await one.delete("one")
+    assert not await one.exists("one")
+    assert (path / "one" / "below" / "precious").read_bytes() == b"precious"
+    with pytest.raises(OSError, match="one") as info:
+        await one.create("one")
+    assert info.value.errno in {errno.EISDIR, errno.ENOTEMPTY, errno.EPERM}
+
+
+@pytest.mark.parametrize("index", [None, b"", b" \n", b"\0\0\0"])
+async def test_a_lost_index_beside_images_is_refused(
+    one: ImageStore, path: Path, index: bytes | None
+) -> None:
+    await one.aclose()
+    (path / "images.json").unlink()
+    if index is not None:
+        (path / "images.json").write_bytes(index)
+    before = contents(path)
+    for read_only in (False, True):
+        with pytest.raises(StoreCorruptError, match="repair") as info:
+            async with ImageStore(path, read_only=read_only):
+                pass
+        assert info.value.path == str(path / "images.json")
+    assert contents(path) == before
+
+
+@pytest.mark.parametrize("index", [None, b"", b" \n", b"\0\0\0", b"[]", b" [ ]\n"])
+async def test_an_empty_store_need_not_have_an_index(path: Path, index: bytes | None) -> None:
+    path.mkdir()
+    (path / "notes").mkdir()
+    (path / "notes" / "READ ME").write_bytes(b"not a big-data file")
+    if index is not None:
+        (path / "images.json").write_bytes(index)
+    async with ImageStore(path) as store:
+        assert await store.images() == []
+        await store.create("one", big_data={"key": b"data"})
+    assert (path / "notes" / "READ ME").exists()
+
+
+async def test_dying_in_the_first_create_leaves_an_empty_store(path: Path) -> None:
+    code = (
+        "import os, sys, anyio; from aimagestore import ImageStore\n"
+        "real = os.mkdir\n"
+        "def mkdir(name, *a, **k):\n"
+        "    real(name, *a, **k)\n"
+        "    if name == 'one': os.kill(os.getpid(), 9)\n"
+        "os.mkdir = mkdir\n"
+        "async def main():\n"
+        "    async with ImageStore(sys.argv[1]) as store:\n"
+        "        await store.create('one', big_data={'key': b'data'})\n"
+        "anyio.run(main)\n"
+    )
+    result = await anyio.run_process([sys.executable, "-c", code, str(path)], check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert (path / "one").exists()
+    async with ImageStore(path) as store:
+        assert await store.images() == []
+        await store.create("one", big_data={"other": b"data"})
+    assert os.listdir(path / "one") == ["other"]
+
+
+async def test_an_index_that_is_edited_in_place_is_read_again(one: ImageStore, path: Path) -> None:
+    text = (path / "images.json").read_bytes()
+    (path / "images.json").write_bytes(text.replace(b'"names":["a"]', b'"names":["b"]'))
+    assert await one.exists("b")
+    (path / "images.json").rename(path / "images.old")
+    (path / "images.json").write_bytes(text)
+    assert await one.exists("a")
+    os.link(path / "images.json", path / "images.copy")
+    assert await one.exists("a")
+    await one.create("two")
+    assert (path / "images.copy").read_bytes() == text
+
+
+async def test_an_unusual_file_system_is_asked_in_a_thread(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimagestore._directory.engine.is_local", lambda fd: False)
+    async with ImageStore(path) as store:
+        await store.create("one")
+        assert await store.exists("one")
+        async with ImageStore(path) as other:
+            await other.create("two")
+        assert len(await store.snapshot()) == 2
+
+
+def test_which_file_systems_are_local(tmp_path: Path) -> None:
+    fd = os.open("/proc", os.O_RDONLY)
+    try:
+        assert not is_local(fd)
+    finally:
+        os.close(fd)
+    assert not is_local(10_000)
+
+
+async def test_a_path_that_is_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    with pytest.raises(NotADirectoryError) as info:
+        async with ImageStore(file):
+            pass
+    assert info.value.filename == str(file)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes its user, so it needs root")
+def test_a_directory_that_cannot_be_written(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o555)
+    for parent in list(path.parents)[:3]:
+        parent.chmod(0o755)
+    code = (
+        "import anyio, os, sys; from aimagestore import ImageStore\n"
+        "async def warm(path):\n"  # what is imported later that user may not be able to read
+        "    async with ImageStore(path): pass\n"
+        "anyio.run(warm, sys.argv[1] + '-other')\n"
+        "os.setuid(65534)\n"
+        "async def main():\n"
+        "    try:\n"
+        "        async with ImageStore(sys.argv[1]): pass\n"
+        "    except PermissionError as error:\n"
+        "        print(error.filename)\n"
+        "    async with ImageStore(sys.argv[1], read_only=True) as store:\n"
+        "        print(await store.images())\n"
+        "anyio.run(main)\n"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True
+    ).stdout
+    assert output == f"{path / 'images.lock'}\n[]\n"
