@@ -16,9 +16,11 @@ from typing import Any
 import anyio
 import pytest
 
-from aimagestore import ImageStore, StoreCorruptError
+from aimagestore import ImageStore, LockTimeoutError, StoreCorruptError
 from aimagestore._directory import files
 from aimagestore._directory.mounts import is_local
+
+from .test_pipeline import until_waiting
 
 # Commits one replaced item and dies at the rename of its file, which is the second rename.
 DIES_AFTER_COMMIT = """
@@ -373,3 +375,32 @@ def test_a_directory_that_cannot_be_written(path: Path) -> None:
         [sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True
     ).stdout
     assert output == f"{path / 'images.lock'}\n[]\n"
+
+
+async def test_one_directory_that_cannot_be_removed_does_not_keep_the_others(
+    store: ImageStore, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for image_id in ("one", "two", "three"):
+        await store.create(image_id, big_data={"key": b"data"})
+    (path / "one" / "below").mkdir()
+    with caplog.at_level(logging.WARNING):
+        await store.wipe()
+    assert sorted(os.listdir(path)) == ["images.json", "images.lock", "one"]
+    assert "deleted image one" in caplog.text
+
+
+async def test_elsewhere_filelocks_own_lock_serves(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimagestore._directory.lock.RECORD_LOCKS", False)
+    async with ImageStore(path) as store, ImageStore(path, lock_timeout=0.05) as other:
+        async with store.transaction() as tx:
+            tx.create("one")
+            with pytest.raises(LockTimeoutError) as info:
+                await other.create("two")
+            assert info.value.holder_pid is None
+        async with anyio.create_task_group() as tasks, store.transaction() as tx:
+            tasks.start_soon(other.create, "two")
+            await until_waiting()
+            tx.create("three")
+        assert [image.id for image in await store.images()] == ["one", "three", "two"]

@@ -98,7 +98,6 @@ class DirectoryEngine:
             if not self.read_only:
                 os.close(self._lock.open_file())
             self._load_index()
-            self.load()
             if not self.read_only and self._needs_lock() and self.try_lock():
                 try:
                     self.commit([])
@@ -136,27 +135,25 @@ class DirectoryEngine:
         found = self._root.stat(INDEX_FILE)
         if found is None or loaded.fd < 0:
             return found is None and loaded.fd < 0
-        return loaded.is_file(found) and found.st_dev == os.fstat(loaded.fd).st_dev
+        return loaded.is_file(found)
 
     def load(self) -> Snapshot:
         with self._load_mutex:
-            while not self._is_loaded():
+            if not self._is_loaded():
                 self._load_index()
             return self._loaded.snapshot
 
     def _load_index(self) -> None:
         previous = self._loaded.snapshot
-        try:
-            fd = self._root.open_file(INDEX_FILE)
-        except FileNotFoundError:
-            if self._refuse_lost_index("is missing"):
-                self._adopt(_Loaded(EMPTY, -1))
+        fd = self._open_index()
+        if fd is None:
+            self._adopt(_Loaded(EMPTY, -1))
             return
         try:
             found = os.fstat(fd)
             parsed = index.parse(lambda size: read_file(fd, size), previous)
-            if parsed is None:
-                self._refuse_lost_index("is blank")
+            if parsed is None and (image_id := next(self._image_directories(), None)):
+                raise self._lost_index("is blank", image_id)
             snapshot = previous.with_blocks(*(parsed or ({}, ())))
             if snapshot.needs_save and self.read_only:
                 raise DuplicateImageNamesError(
@@ -175,21 +172,26 @@ class DirectoryEngine:
         self._may_be_unfinished |= _replaces_items(previous, snapshot)
         self._adopt(_Loaded.of(snapshot, fd, found, is_array=parsed is not None))
 
-    def _refuse_lost_index(self, problem: str) -> bool:
-        """Refuse an index that cannot be, beside images; ``False`` if there is one by now.
+    def _open_index(self) -> int | None:
+        """Open the index; ``None`` when the store has none yet.
 
-        :raises StoreCorruptError: when there are image directories
+        :raises StoreCorruptError: when it has none any more
         """
-        before = self._root.stat(INDEX_FILE)
-        image_id = next(self._image_directories(), None)
-        after = self._root.stat(INDEX_FILE)
-        if (before and before.st_ino) != (after and after.st_ino):
-            return False
-        if image_id is not None:
-            raise self._root.corrupt(
-                INDEX_FILE, f"{problem}, but there are images, {image_id} for one: repair the store"
-            )
-        return True
+        while True:
+            try:
+                return self._root.open_file(INDEX_FILE)
+            except FileNotFoundError:
+                image_id = next(self._image_directories(), None)
+            if image_id is None:
+                return None
+            # An image that was just made has an index by now.
+            if self._root.stat(INDEX_FILE) is None:
+                raise self._lost_index("is missing", image_id)
+
+    def _lost_index(self, problem: str, image_id: str) -> StoreCorruptError:
+        return self._root.corrupt(
+            INDEX_FILE, f"{problem}, but there are images, {image_id} for one: repair the store"
+        )
 
     def _image_directories(self) -> Iterator[str]:
         """The directories that hold nothing but what an image's directory holds."""
@@ -281,11 +283,14 @@ class DirectoryEngine:
             self._sync_commit()
         try:
             commit.finish()
-            for image_id in draft.deleted:
-                self._clear_image(image_id, snapshot)
         except (OSError, StoreCorruptError) as error:
             self._may_be_unfinished = True
             logger.warning("committed, but left something to the next commit: %s", error)
+        for image_id in draft.deleted:
+            try:
+                self._clear_image(image_id, snapshot)
+            except (OSError, StoreCorruptError) as error:
+                logger.warning("deleted image %s, but not all of its files: %s", image_id, error)
 
     def _write_index(self, snapshot: Snapshot) -> None:
         """Write the next index beside the present one, durably."""

@@ -26,6 +26,9 @@ _BUSY: Final = frozenset({errno.EACCES, errno.EAGAIN})
 _FLOCK: Final = "hhqqi4x" if struct.calcsize("P") == 8 else "hhqqi"
 _POLL: Final = 0.01
 
+RECORD_LOCKS = sys.platform == "linux"
+"""Whether the kernel has locks that exclude podman's and belong to a descriptor."""
+
 _MARK: Final = "<QQI44s"
 _MARK_BYTES: Final = struct.calcsize(_MARK)
 _writes = count(1)
@@ -104,7 +107,7 @@ class StoreLock:
         self._is_waiting = False
 
     def _make_lock(self) -> BaseFileLock:
-        if sys.platform == "linux":
+        if RECORD_LOCKS:
             # By way of the open directory: filelock makes the directories of its path, which
             # after a renaming would come to be somewhere else.
             path = f"/proc/self/fd/{self._directory.fd}/{self._name}"
