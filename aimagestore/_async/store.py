@@ -555,19 +555,9 @@ class ImageStore:
         :raises BigDataUnknownError: when its record does not list the item
         :raises SizeUnknownError: when it is not recorded, and the item's file is missing
         """
-        image = await self.get(ref)
-        items.require_item(image, key)
+        image = await self._listing(ref, key)
         size = image.big_data_sizes.get(key)
-        if size is None:
-            measured = await self._measure(image.id, key)
-            if measured is None:
-                raise SizeUnknownError(
-                    f"the size of item {key!r} is not recorded, and its file is missing",
-                    id=image.id,
-                    key=key,
-                )
-            size = measured.size
-        return size
+        return (await self._measure(image, key, SizeUnknownError)).size if size is None else size
 
     async def big_data_digest(self, ref: str, key: str) -> str:
         """The digest of an item (upstream: ``BigDataDigest``).
@@ -578,30 +568,32 @@ class ImageStore:
         :raises BigDataUnknownError: when its record does not list the item
         :raises DigestUnknownError: when it is not recorded, and the item's file is missing
         """
+        image = await self._listing(ref, key)
+        digest = image.big_data_digests.get(key)
+        return digest or (await self._measure(image, key, DigestUnknownError)).digest
+
+    async def _listing(self, ref: str, key: str) -> Image:
         image = await self.get(ref)
         items.require_item(image, key)
-        digest = image.big_data_digests.get(key)
-        if digest is None:
-            measured = await self._measure(image.id, key)
-            if measured is None:
-                raise DigestUnknownError(
-                    f"the digest of item {key!r} is not recorded, and its file is missing",
-                    id=image.id,
-                    key=key,
-                )
-            digest = measured.digest
-        return digest
+        return image
 
-    async def _measure(self, image_id: str, key: str) -> items.Measured | None:
+    async def _measure(
+        self, image: Image, key: str, unknown: type[SizeUnknownError | DigestUnknownError]
+    ) -> items.Measured:
+        """Find out what an item is of which less is recorded than is asked for, and record it."""
         self._check_here()
         try:
-            measured = await self._threads.run(items.measure_item, self._engine, image_id, key)
-        except FileNotFoundError:
-            return None
+            measured = await self._threads.run(items.measure_item, self._engine, image.id, key)
+        except FileNotFoundError as error:
+            raise unknown(
+                f"item {key!r} of image {image.id} is not described, and its file is missing",
+                id=image.id,
+                key=key,
+            ) from error
         if not self.read_only and not self._is_inside_transaction():
             # Another writer may have changed or deleted the image: then there is nothing to note.
             with suppress(ImageUnknownError, BigDataUnknownError):
-                await self._submit(changes.note_big_data(image_id, key, measured))
+                await self._submit(changes.note_big_data(image.id, key, measured))
         return measured
 
     # The lock, and what others do

@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import os
-import re
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
 
 from .._core import index
 from .._core.changes import Change
-from .._core.draft import Content, Draft, Edit
+from .._core.draft import Draft, Edit
 from .._core.image import Image
 from .._core.names import INDEX_FILE, LOCK_FILE, big_data_file, is_big_data_file, is_id
 from .._core.snapshot import EMPTY, Snapshot
-from .._core.transaction import InlineContent
 from .._engine.protocol import Outcome
 from ..errors import DuplicateImageNamesError, ImageStoreError, StoreCorruptError
 from .files import Directory, make_directories, read_file
 from .lock import Claim, StoreLock
 from .mounts import is_local
+from .placement import (
+    NEW_PREFIX,
+    Placement,
+    is_waiting_name,
+    put_in_place,
+    waiting_items,
+    waiting_name,
+)
 from .staged import StagedFile
 
 logger = logging.getLogger("aimagestore")
 
-NEW_PREFIX = ".new-"
-"""Files that wait to be renamed into place. They are made and renamed under the lock only."""
-
 _NEW_INDEX = NEW_PREFIX + INDEX_FILE
-_LEFTOVER = re.compile(
-    rf"{re.escape(NEW_PREFIX)}([0-9a-f]{{32}}-[0-9a-f]{{32}}|{re.escape(INDEX_FILE)})"
-)
 
 
 class _Loaded(NamedTuple):
@@ -260,7 +259,7 @@ class DirectoryEngine:
         snapshot = draft.freeze()
         if self._may_be_unfinished:
             self._finish_leftovers(base)
-        commit = _Commit(self._root, base, snapshot)
+        placement = Placement(self._root, base)
         try:
             for image_id in draft.created:
                 self._remove_image_directory(image_id)
@@ -270,19 +269,19 @@ class DirectoryEngine:
                 self._write_index(base)
                 self._switch_index(base)
                 self._root.sync()
-            commit.place(draft.files)
+            placement.place(draft.files)
             if snapshot is not base:
                 self._write_index(snapshot)
                 self._switch_index(snapshot)
         except BaseException:
-            commit.undo()
+            placement.undo()
             raise
         finally:
-            commit.release()
+            placement.release()
         if snapshot is not base:
             self._sync_commit()
         try:
-            commit.finish()
+            placement.finish()
         except (OSError, StoreCorruptError) as error:
             self._may_be_unfinished = True
             logger.warning("committed, but left something to the next commit: %s", error)
@@ -357,15 +356,15 @@ class DirectoryEngine:
     # What a crash leaves between a commit and its last renames
 
     def _leftovers(self) -> Iterator[str]:
-        return (name for name in self._root.names() if _LEFTOVER.fullmatch(name))
+        return (name for name in self._root.names() if name == _NEW_INDEX or is_waiting_name(name))
 
     def _finish_leftovers(self, snapshot: Snapshot) -> None:
         """Rename what waits for it, and remove what nobody waits for. The lock is held."""
         names = set(self._leftovers())
         try:
-            for name, image_id, key in _waiting_items(snapshot, names):
+            for name, image_id, key in waiting_items(snapshot, names):
                 names.remove(name)
-                _put_in_place(self._root, name, image_id, key)
+                put_in_place(self._root, name, image_id, key)
             for name in names:
                 self._root.unlink(name)
         except (OSError, StoreCorruptError) as error:
@@ -382,113 +381,11 @@ class DirectoryEngine:
         fd = -1
         if digest := image.big_data_digests.get(key):
             with suppress(FileNotFoundError):
-                fd = self._root.open_file(_waiting_name(image.id, key, digest))
+                fd = self._root.open_file(waiting_name(image.id, key, digest))
         if fd < 0:
             with self._root.open_directory(image.id) as directory:
                 fd = directory.open_file(big_data_file(key))
         return io.FileIO(fd, "rb")
-
-
-class _Commit:
-    """The files of one commit: where they are before it, and where they belong after it."""
-
-    def __init__(self, root: Directory, base: Snapshot, snapshot: Snapshot) -> None:
-        self._root = root
-        self._base = base
-        self._snapshot = snapshot
-        self._staged: list[StagedFile] = []
-        self._waiting: list[tuple[str, str, str]] = []
-        self._placed: list[tuple[str, str]] = []
-        self._made: list[str] = []
-
-    def place(self, files: Mapping[tuple[str, str], Content]) -> None:
-        """Put the files where readers of the next index find them, and those of this one don't."""
-        images: dict[str, list[tuple[str, StagedFile]]] = {}
-        for (image_id, key), content in files.items():
-            staged = self._file_of(content)
-            staged.finish()
-            record = self._base.record_of(image_id)
-            if record is not None and key in record.image.big_data_names:
-                name = _waiting_name(image_id, key, staged.digest)
-                self._placed.append(("", name))
-                staged.publish(self._root, name)
-                self._waiting.append((name, image_id, key))
-            else:
-                images.setdefault(image_id, []).append((key, staged))
-        for image_id, items in images.items():
-            if self._root.make_directory(image_id):
-                self._made.append(image_id)
-            with self._root.open_directory(image_id) as directory:
-                for key, staged in items:
-                    self._placed.append((image_id, big_data_file(key)))
-                    staged.publish(directory, big_data_file(key))
-                directory.sync()
-        if self._made or self._waiting:
-            self._root.sync()
-
-    def _file_of(self, content: Content) -> StagedFile:
-        if isinstance(content, InlineContent):
-            staged = StagedFile(self._root)
-            self._staged.append(staged)
-            staged.sink.write(content.data)
-        else:
-            assert isinstance(content, StagedFile)
-            staged = content
-            self._staged.append(staged)
-        return staged
-
-    def release(self) -> None:
-        """Close the files: they are in place, or lost."""
-        for staged in self._staged:
-            staged.discard()
-
-    def undo(self) -> None:
-        """Remove what was put in place, as far as that can be done."""
-        for image_id, name in self._placed:
-            with suppress(OSError, StoreCorruptError):
-                if image_id:
-                    with self._root.open_directory(image_id) as directory:
-                        directory.unlink(name)
-                else:
-                    self._root.unlink(name)
-        for image_id in self._made:
-            with suppress(OSError):
-                self._root.remove_directory(image_id)
-
-    def finish(self) -> None:
-        """Rename what replaces an item over the item's old file."""
-        for name, image_id, key in self._waiting:
-            _put_in_place(self._root, name, image_id, key)
-
-
-def _put_in_place(root: Directory, name: str, image_id: str, key: str) -> None:
-    root.make_directory(image_id)
-    with root.open_directory(image_id) as directory:
-        root.rename(name, big_data_file(key), directory)
-        directory.sync()
-
-
-def _place_of(image_id: str) -> str:
-    return hashlib.sha256(image_id.encode()).hexdigest()[:32]
-
-
-def _waiting_name(image_id: str, key: str, digest: str) -> str:
-    """Where an item's new content waits, until the commit that replaces it is done."""
-    item = hashlib.sha256(f"{key}\0{digest}".encode()).hexdigest()[:32]
-    return f"{NEW_PREFIX}{_place_of(image_id)}-{item}"
-
-
-def _waiting_items(snapshot: Snapshot, names: Collection[str]) -> list[tuple[str, str, str]]:
-    """Of the files with these names those that an item waits for, with its image and key."""
-    places = {name.removeprefix(NEW_PREFIX).partition("-")[0] for name in names}
-    return [
-        (name, record.id, key)
-        for record in snapshot.records()
-        if names and _place_of(record.id) in places
-        for key, digest in record.image.big_data_digests.items()
-        if (name := _waiting_name(record.id, key, digest)) in names
-        and key in record.image.big_data_names
-    ]
 
 
 def _replaces_items(before: Snapshot, after: Snapshot) -> bool:
