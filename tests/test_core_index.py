@@ -31,7 +31,7 @@ def reader(text: bytes) -> Read:
 def in_pieces(text: bytes, seed: int) -> Read:
     """A file that gives less than it is asked for."""
     file = io.BytesIO(text)
-    sizes = random.Random(seed)  # noqa: S311
+    sizes = random.Random(seed)
     return lambda size: file.read(min(size, sizes.randint(1, 50)))
 
 
@@ -112,8 +112,8 @@ ONE = b'{"id":"one"}'
         (b"[" + ONE + ONE + b"]", 1 + len(ONE)),
         (b"[" + ONE + b",,1]", 2 + len(ONE)),
         (b'["a" x]', 5),
-        (b"[nul]", 4),
-        (b"[tru]", 4),
+        (b"[nul]", 2),
+        (b"[tru]", 2),
         (b'["\x00"]', 2),
         (b"[NaN]", 1),
         (b"[01]", 2),
@@ -216,7 +216,9 @@ def test_record_with_deep_flags_is_no_damage() -> None:
 
 
 def test_pretty_printed_index_is_written_compact_with_its_elements_as_they_were() -> None:
-    elements = [json.dumps({"id": f"{number}", "names": [f"{number}"]}, indent=4) for number in "abc"]
+    elements = [
+        json.dumps({"id": f"{number}", "names": [f"{number}"]}, indent=4) for number in "abc"
+    ]
     snapshot = snapshot_of(b"[\n" + ",\n".join(elements).encode() + b"\n]\n")
     assert [image.names for image in snapshot] == [("a",), ("b",), ("c",)]
     assert text_of(snapshot) == array([element.encode() for element in elements])

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import assume, given, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 
 from aimagestore import InvalidBigDataNameError, InvalidDigestError, InvalidIDError
 from aimagestore._core import gojson
@@ -261,18 +261,20 @@ def test_parse_time_cuts_to_microseconds_and_knows_gos_zero_time(
     ],
 )
 def test_parse_time_refuses_what_go_refuses(spelled: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):
         gojson.parse_time(spelled)
 
 
 # Splitting
 
 
+@settings(max_examples=50)
 @given(st.lists(json_values, max_size=6))
 def test_split_gives_an_arrays_elements(values: list[Any]) -> None:
     assert gojson.split(gojson.value(values)) == [gojson.value(value) for value in values]
 
 
+@settings(max_examples=50)
 @given(st.dictionaries(text, json_values, max_size=6))
 def test_split_gives_an_objects_members(members: dict[str, Any]) -> None:
     expected = [gojson.value({key: members[key]})[1:-1] for key in sorted(members)]
@@ -314,6 +316,7 @@ def test_loads_refuses_what_is_deeper_than_go_reads(levels: int) -> None:
         gojson.loads(b"[" * levels + b"]" * levels)
 
 
+@settings(max_examples=50)
 @given(json_values)
 def test_loads_gives_the_same_beside_deep_values(value: Any) -> None:
     assert gojson.loads(b"[%b, %b ]" % (DEEP, compact(value)))[1] == value
@@ -370,7 +373,7 @@ def test_loads_refuses_the_same_beside_deep_values(value: Any, data: st.DataObje
     ],
 )
 def test_loads_refuses_malformed_deep_json(malformed: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):
         gojson.loads(malformed)
 
 
@@ -428,7 +431,7 @@ def test_hasher_digests_with_the_digests_algorithm(algorithm: str) -> None:
     ("key", "verdict"),
     [("manifest", True), ("manifest-sha256:a", True), ("Manifest", False), ("a-manifest", False)],
 )
-def test_manifest_keys_begin_with_manifest(key: str, verdict: bool) -> None:  # noqa: FBT001
+def test_manifest_keys_begin_with_manifest(key: str, verdict: bool) -> None:
     assert is_manifest_key(key) is verdict
 
 

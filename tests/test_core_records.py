@@ -111,7 +111,7 @@ def test_record_keeps_its_image_when_it_moves_to_another_block() -> None:
     assert moved.image is image
 
 
-EMPTY_FIELDS = {
+EMPTY_FIELDS: dict[str, Any] = {
     "digest": "",
     "digests": (),
     "names": (),
@@ -523,13 +523,13 @@ def test_image_is_not_equal_to_anything_else(image: Image) -> None:
 
 
 def test_image_is_pickled_and_copied(image: Image) -> None:
-    assert pickle.loads(pickle.dumps(image)) == image  # noqa: S301
+    assert pickle.loads(pickle.dumps(image)) == image
     assert copy.deepcopy(image) == image
     assert copy.copy(image) == image
 
 
 def test_pickled_image_has_its_flags_and_is_immutable(image: Image) -> None:
-    again = pickle.loads(pickle.dumps(image))  # noqa: S301
+    again = pickle.loads(pickle.dumps(image))
     assert again.flags == image.flags
     with pytest.raises(TypeError):
         again.big_data_sizes["config"] = 1

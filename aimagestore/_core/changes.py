@@ -22,6 +22,12 @@ from .snapshot import without_names
 Change = Callable[[Draft], Edit]
 
 
+def _check_ref(ref: object) -> str:
+    if not isinstance(ref, str):
+        raise TypeError(f"a ref must be a str, not {type(ref).__name__}")
+    return ref
+
+
 def create(
     image_id: str | None = None,
     *,
@@ -88,6 +94,8 @@ def remove_names(ref: str, names: Iterable[str]) -> Change:
 
 
 def _rename(ref: str, rename: Callable[[tuple[str, ...]], tuple[str, ...]]) -> Change:
+    _check_ref(ref)
+
     def change(draft: Draft) -> Edit:
         record = draft.find(ref)
         names = tuple(dict.fromkeys(rename(record.names)))
@@ -108,6 +116,8 @@ def _rename(ref: str, rename: Callable[[tuple[str, ...]], tuple[str, ...]]) -> C
 
 
 def _edit(ref: str, edit: Callable[[RecordDraft, Record], object]) -> Change:
+    _check_ref(ref)
+
     def change(draft: Draft) -> Edit:
         record = draft.find(ref)
         edited = RecordDraft(record)
@@ -138,6 +148,7 @@ def clear_flag(ref: str, flag: str) -> Change:
 
 def set_big_data(ref: str, key: str, content: Content) -> Change:
     """An item's content, size and digest, new or instead of those it had."""
+    _check_ref(ref)
     check_key(key)
 
     def change(draft: Draft) -> Edit:
@@ -174,6 +185,7 @@ def _describe(edited: RecordDraft, key: str, content: Content) -> None:
 
 def delete(ref: str) -> Change:
     """The image gone, with its items."""
+    _check_ref(ref)
     return lambda draft: Edit(deleted=(draft.find(ref).id,))
 
 

@@ -10,14 +10,19 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from enum import Enum, auto
 from typing import Any
 
 import msgspec
+from msgspec import Raw
 
 from .names import check_text
 
 MAX_DEPTH = 1000
-_GO_MAX_DEPTH = 10_000
+"""Levels that a flag may not reach: beyond that other readers' limits begin."""
+
+GO_MAX_DEPTH = 10_000
+"""Levels that Go's decoder reads."""
 
 _ESCAPES: dict[int, str] = {
     code: f"\\u{code:04x}" for code in (*range(0x20), *b"<>&", 0x2028, 0x2029)
@@ -150,8 +155,10 @@ def parse_time(text: str) -> datetime | None:
     return None if text == ZERO_TIME or moment == datetime.min.replace(tzinfo=UTC) else moment
 
 
+_SPACE = b" \t\r\n"
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{},]', re.DOTALL)
-_TOKEN = re.compile(rb'[ \t\r\n]*+("(?:[^"\\]|\\.)*+"|[\[\]{},:]|[^\s\[\]{},:"]++)', re.DOTALL)
+_TOKEN = re.compile(rb'[ \t\r\n]*+("(?:[^"\\]|\\.)*+"|[\[\]{},:]|[^ \t\r\n\[\]{},:"]++)', re.DOTALL)
+_decode_scalar = msgspec.json.Decoder(Raw).decode
 
 
 def split(container: bytes) -> list[bytes]:
@@ -176,11 +183,11 @@ def split(container: bytes) -> list[bytes]:
                 end = match.start()
                 break
         elif mark == b"," and depth == 1:
-            elements.append(container[start : match.start()].strip())
+            elements.append(container[start : match.start()].strip(_SPACE))
             start = match.end()
-    if end < 0 or container[end + 1 :].strip():
+    if end < 0 or container[end + 1 :].strip(_SPACE):
         raise ValueError("brackets do not match")
-    last = container[start:end].strip()
+    last = container[start:end].strip(_SPACE)
     return [*elements, last] if last or elements else []
 
 
@@ -195,49 +202,106 @@ def loads(text: bytes) -> Any:
         return _loads_deep(text)
 
 
-def _loads_deep(text: bytes) -> Any:  # noqa: C901, PLR0912 (one branch for each kind of token)
-    """Read a value by its tokens: opened containers are filled in place, so nothing recurses."""
-    root: list[Any] = []
-    open_containers: list[list[Any] | dict[str, Any]] = [root]
-    key: str | None = None
-    expect = "value"
+def check_syntax(text: bytes, max_depth: float = math.inf) -> None:
+    """Check that a text is one JSON value, whatever its numbers.
+
+    :raises ValueError: when it is not, or nested deeper than so many levels
+    """
+    try:
+        _decode_scalar(text)
+    except RecursionError:
+        for _ in _tokens(text, max_depth):
+            pass
+
+
+def fits_go(item: object) -> bool:
+    """Whether every integer in a value fits the float64 that Go makes of it."""
+    waiting = [item]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, dict):
+            waiting += current.values()
+        elif isinstance(current, list):
+            waiting += current
+        elif isinstance(current, int):
+            try:
+                float(current)
+            except OverflowError:
+                return False
+    return True
+
+
+class _Kind(Enum):
+    """What a token is, where it stands."""
+
+    OPEN = auto()
+    CLOSE = auto()
+    KEY = auto()
+    SCALAR = auto()
+
+
+def _tokens(text: bytes, max_depth: float) -> Iterator[tuple[_Kind, bytes]]:
+    """The tokens of one JSON value, checked; what is open is kept in a list, not on the stack.
+
+    :raises ValueError: when it is not one JSON value, or nested deeper than so many levels
+    """
+    enclosing: list[bytes] = []
+    expected = "value"
     position = 0
-    text = text.strip()
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None or expect == "end":
+    end = len(text.rstrip(_SPACE))
+    while position < end:
+        match = _TOKEN.match(text, position, end)
+        if match is None or expected == "end":
             raise ValueError(f"malformed JSON (byte {position})")
         position = match.end()
         token = match[1]
-        current = open_containers[-1]
-        closes = b"]" if isinstance(current, list) else b"}"
-        if token == closes and expect in {"first", "next"} and len(open_containers) > 1:
-            open_containers.pop()
-            expect = "next"
-        elif token == b"," and expect == "next" and len(open_containers) > 1:
-            expect = "value" if isinstance(current, list) else "key"
-        elif token == b":" and expect == "colon":
-            expect = "value"
-        elif expect == "key" or (expect == "first" and isinstance(current, dict)):
-            key = msgspec.json.decode(token, type=str)
-            expect = "colon"
-        elif expect in {"value", "first"}:
-            new = {b"[": list, b"{": dict}.get(token, lambda t=token: msgspec.json.decode(t))()
-            if isinstance(current, list):
-                current.append(new)
-            else:
-                assert key is not None
-                current[key] = new
-            expect = "next"
-            if token in b"[{":
-                open_containers.append(new)
-                expect = "first"
-                if len(open_containers) > _GO_MAX_DEPTH:
-                    raise ValueError(f"JSON nested deeper than {_GO_MAX_DEPTH} levels")
+        closer = enclosing[-1] if enclosing else b""
+        if token == closer and expected in {"first", "next"}:
+            enclosing.pop()
+            expected = "next" if enclosing else "end"
+            yield _Kind.CLOSE, token
+        elif token in {b",", b":"}:
+            if expected != ("next" if token == b"," else "colon") or not enclosing:
+                raise ValueError(f"malformed JSON (byte {match.start(1)})")
+            expected = "key" if token == b"," and closer == b"}" else "value"
+        elif expected == "key" or (expected == "first" and closer == b"}"):
+            expected = "colon"
+            yield _Kind.KEY, token
+        elif expected not in {"value", "first"}:
+            raise ValueError(f"malformed JSON (byte {match.start(1)})")
+        elif token in {b"[", b"{"}:
+            enclosing.append(b"]" if token == b"[" else b"}")
+            if len(enclosing) > max_depth:
+                raise ValueError(f"JSON nested deeper than {max_depth} levels")
+            expected = "first"
+            yield _Kind.OPEN, token
         else:
-            raise ValueError(f"malformed JSON (byte {position})")
-        if len(open_containers) == 1 and expect == "next":
-            expect = "end"
-    if expect != "end":
+            expected = "next" if enclosing else "end"
+            _decode_scalar(token)
+            yield _Kind.SCALAR, token
+    if expected != "end":
         raise ValueError("truncated JSON")
+
+
+def _loads_deep(text: bytes) -> Any:
+    """Read a value by its tokens: opened containers are filled in place, so nothing recurses."""
+    root: list[Any] = []
+    enclosing: list[list[Any] | dict[str, Any]] = [root]
+    key = ""
+    for kind, token in _tokens(text, GO_MAX_DEPTH):
+        if kind is _Kind.KEY:
+            key = msgspec.json.decode(token, type=str)
+            continue
+        if kind is _Kind.CLOSE:
+            enclosing.pop()
+            continue
+        is_container = kind is _Kind.OPEN
+        new: Any = ([] if token == b"[" else {}) if is_container else msgspec.json.decode(token)
+        container = enclosing[-1]
+        if isinstance(container, list):
+            container.append(new)
+        else:
+            container[key] = new
+        if is_container:
+            enclosing.append(new)
     return root[0]

@@ -80,6 +80,7 @@ def check_key(key: object) -> str:
     problem = ""
     try:
         name = big_data_file(key)
+        length = len(name.encode())
     except UnicodeEncodeError:
         problem = "it is not valid Unicode text"
     else:
@@ -87,11 +88,20 @@ def check_key(key: object) -> str:
             problem = "it is empty"
         elif name in {".", ".."} or "/" in name or "\0" in name:
             problem = f"its file would be called {name!r}"
-        elif len(name.encode()) > _NAME_MAX:
+        elif length > _NAME_MAX:
             problem = f"its file's name would be longer than {_NAME_MAX} bytes"
     if problem:
         raise InvalidBigDataNameError(f"invalid big-data key {key!r}: {problem}", key=key)
     return key
+
+
+def is_key(key: str) -> bool:
+    """Whether the key can name a file."""
+    try:
+        check_key(key)
+    except InvalidBigDataNameError:
+        return False
+    return True
 
 
 def big_data_file(key: str) -> str:
@@ -108,11 +118,10 @@ def big_data_file(key: str) -> str:
 
 def is_big_data_file(name: str) -> bool:
     """Whether some key gives this file name."""
-    if name.startswith("=") and len(name) > 1:
-        try:
+    key = name
+    try:
+        if name.startswith("=") and len(name) > 1:
             key = b64decode(name[1:], validate=True).decode()
-        except ValueError:
-            return False
-    else:
-        key = name
-    return bool(key) and name not in {".", ".."} and big_data_file(key) == name
+        return is_key(key) and big_data_file(key) == name
+    except ValueError:
+        return False

@@ -118,7 +118,7 @@ def read(raw: RawJSON, home: int) -> Record | None:
             gojson.parse_time(fields.created)
     except ValueError:
         return None
-    if not is_id(fields.id):
+    if not is_id(fields.id) or (fields.flags and not gojson.fits_go(fields.flags)):
         return None
     return Record(raw, home, fields.id, tuple(fields.names or ()), _digests(fields)[1])
 
@@ -130,9 +130,10 @@ def _read_unusual(raw: bytes) -> Fields | None:
         members = _members(raw)
         if any(_shadows_known_field(name) for name in members):
             return None
-        for deep in [*members.keys() - set(_ORDER), "flags"]:
-            if deep in members:
-                members[deep] = _flattened(members[deep], is_flags=deep == "flags")
+        # What may nest deep is looked at apart: it would not pass the decoder.
+        for unknown in members.keys() - set(_ORDER):
+            gojson.check_syntax(bytes(members.pop(unknown)), gojson.GO_MAX_DEPTH)
+        _check_flags(bytes(members.pop("flags", b"null")))
         return _decode_any(_join_members(members))
     except (ValueError, RecursionError):
         return None
@@ -140,13 +141,15 @@ def _read_unusual(raw: bytes) -> Fields | None:
 
 def _members(raw: RawJSON) -> dict[str, RawJSON]:
     """The members of an object as they are spelled, in their order."""
+    if bytes(raw) == b"null":
+        return {}
     try:
         return dict(_decode_members(raw))
     except RecursionError:
         return dict(_member(text) for text in gojson.split(bytes(raw)))
 
 
-_MEMBER = re.compile(rb'\s*("(?:[^"\\]|\\.)*+")\s*:\s*(.*)', re.DOTALL)
+_MEMBER = re.compile(rb'("(?:[^"\\]|\\.)*+")[ \t\r\n]*:[ \t\r\n]*(.*)', re.DOTALL)
 
 
 def _member(text: bytes) -> tuple[str, RawJSON]:
@@ -156,12 +159,10 @@ def _member(text: bytes) -> tuple[str, RawJSON]:
     return msgspec.json.decode(match[1], type=str), match[2]
 
 
-def _flattened(raw: RawJSON, *, is_flags: bool) -> bytes:
-    """Stand-in for a value that was looked at apart: deep ones would not pass the decoder."""
-    value = gojson.loads(bytes(raw))
-    if is_flags and value is not None and not isinstance(value, dict):
-        raise ValueError("flags must be an object")
-    return b"null"
+def _check_flags(raw: bytes) -> None:
+    flags = gojson.loads(raw)
+    if not (flags is None or isinstance(flags, dict)) or not gojson.fits_go(flags):
+        raise ValueError("flags must be an object, of numbers that fit a float64")
 
 
 def _shadows_known_field(name: str) -> bool:
@@ -213,9 +214,12 @@ class RecordDraft:
     def __init__(self, record: Record | None = None) -> None:
         self._members: dict[str, RawJSON] = {} if record is None else _members(record.raw)
         self._home = -1 if record is None else record.home
-        if record is not None and record.digests and "digest" not in self._members:
+        if record is not None and record.digests and not self._has_digest():
             # An image's digest, once it has one, stays when its manifests change.
             self.set("digest", record.digests[0])
+
+    def _has_digest(self) -> bool:
+        return bytes(self._members.get("digest", b"null")) not in {b"null", b'""'}
 
     def set(self, field: str, value: str | tuple[str, ...]) -> None:
         """Give a field another value; an empty one is left out, as Go leaves it out."""
@@ -228,8 +232,7 @@ class RecordDraft:
 
     def set_entry(self, field: str, key: str, encoded: bytes | None) -> None:
         """Set one entry of a map, or with ``None`` remove it."""
-        raw = self._members.get(field, b"null")
-        entries = {} if bytes(raw) == b"null" else _members(raw)
+        entries = _members(self._members.get(field, b"null"))
         entries.pop(key, None)
         if encoded is not None:
             entries[key] = encoded
@@ -245,7 +248,7 @@ class RecordDraft:
         known = {name: self._members[name] for name in _ORDER if name in self._members}
         record = read(_join_members(known | self._members), self._home)
         assert record is not None, "a draft holds what was checked"
-        if record.digests and "digest" not in self._members:
+        if record.digests and not self._has_digest():
             self.set("digest", record.digests[0])
             return self.finish()
         return record

@@ -325,32 +325,40 @@ def build(blocks: Mapping[int, Block], damaged: tuple[bytes, ...]) -> Snapshot:
     Of two with one ID the later does; the earlier stays where it is, for a later place in the
     file would make it the one that counts. Of two with one name the later keeps it.
     """
-    indexes = Indexes({}, {}, {})
+    by_id: dict[str, Record] = {}
     shadowed: dict[str, tuple[Record, ...]] = {}
+    for block in blocks.values():
+        for record in block.records:
+            if (earlier := by_id.get(record.id)) is not None:
+                shadowed[record.id] = (*shadowed.get(record.id, ()), earlier)
+            by_id[record.id] = record
+    indexes = Indexes({}, {}, {})
     losers: dict[str, set[str]] = {}
     for block in blocks.values():
         for record in block.records:
-            earlier = indexes.by_id.get(record.id)
-            if earlier is not None:
-                indexes.discard(earlier)
-                losers.pop(record.id, None)
-                shadowed[record.id] = (*shadowed.get(record.id, ()), earlier)
+            if shadowed and by_id[record.id] is not record:
+                continue
             for name in record.names:
                 if (owner := indexes.by_name.get(name)) is not None:
                     losers.setdefault(owner, set()).add(name)
             indexes.add(record)
     prefixes = Prefixes.of(indexes.by_id)
-    if not losers:
-        return Snapshot(blocks, indexes, prefixes, damaged, shadowed)
+    cured = _cure(blocks, indexes, losers) if losers else blocks
+    return Snapshot(cured, indexes, prefixes, damaged, shadowed, needs_save=bool(losers))
+
+
+def _cure(
+    blocks: Mapping[int, Block], indexes: Indexes, losers: Mapping[str, set[str]]
+) -> Mapping[int, Block]:
+    """The blocks with the names gone from the records that lose them."""
     cured = dict(blocks)
     for image_id, lost in losers.items():
         record = indexes.by_id[image_id]
-        home = record.home
-        without = without_names(record, lost).at(home)
-        records = (without if r is record else r for r in cured[home].records)
-        cured[home] = Block.of(records, home)
+        without = without_names(record, lost).at(record.home)
+        records = (without if r is record else r for r in cured[record.home].records)
+        cured[record.home] = Block.of(records, record.home)
         indexes.by_id[image_id] = without
-    return Snapshot(cured, indexes, prefixes, damaged, shadowed, needs_save=True)
+    return cured
 
 
 def without_names(record: Record, lost: set[str]) -> Record:

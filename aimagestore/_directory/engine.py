@@ -18,12 +18,12 @@ from .._core.image import Image
 from .._core.names import INDEX_FILE, LOCK_FILE, big_data_file, is_big_data_file, is_id
 from .._core.snapshot import EMPTY, Snapshot
 from .._engine.protocol import Outcome
-from ..errors import DuplicateImageNamesError, ImageStoreError, StoreCorruptError
+from ..errors import DuplicateImageNamesError, StoreCorruptError
 from .files import Directory, make_directories, read_file
 from .lock import Claim, StoreLock
 from .mounts import is_local
 from .placement import (
-    NEW_PREFIX,
+    NEW_INDEX,
     Placement,
     is_waiting_name,
     put_in_place,
@@ -33,8 +33,6 @@ from .placement import (
 from .staged import StagedFile
 
 logger = logging.getLogger("aimagestore")
-
-_NEW_INDEX = NEW_PREFIX + INDEX_FILE
 
 
 class _Loaded(NamedTuple):
@@ -235,7 +233,7 @@ class DirectoryEngine:
             try:
                 edit = change(draft)
                 self._prepare(edit, draft.base)
-            except (ImageStoreError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 (whose change it is raises it)
                 outcomes.append(error)
             else:
                 draft.apply(edit)
@@ -293,28 +291,28 @@ class DirectoryEngine:
 
     def _write_index(self, snapshot: Snapshot) -> None:
         """Write the next index beside the present one, durably."""
-        self._root.unlink(_NEW_INDEX)
-        fd = self._root.open_file(_NEW_INDEX, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        self._root.unlink(NEW_INDEX)
+        fd = self._root.open_file(NEW_INDEX, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
-            self._root.write(_NEW_INDEX, fd, list(index.compose(snapshot)))
-            self._root.sync_file(_NEW_INDEX, fd)
+            self._root.write(NEW_INDEX, fd, list(index.compose(snapshot)))
+            self._root.sync_file(NEW_INDEX, fd)
             self._lock.write_token()
         except BaseException:
             with suppress(OSError):
-                self._root.unlink(_NEW_INDEX)
+                self._root.unlink(NEW_INDEX)
             raise
         finally:
             os.close(fd)
 
     def _switch_index(self, snapshot: Snapshot) -> None:
         """Put the next index into place: from here on the change has happened."""
-        fd = self._root.open_file(_NEW_INDEX)
+        fd = self._root.open_file(NEW_INDEX)
         try:
-            self._root.rename(_NEW_INDEX, INDEX_FILE)
+            self._root.rename(NEW_INDEX, INDEX_FILE)
         except BaseException:
             os.close(fd)
             with suppress(OSError):
-                self._root.unlink(_NEW_INDEX)
+                self._root.unlink(NEW_INDEX)
             raise
         with self._load_mutex:
             self._adopt(_Loaded.of(snapshot, fd, os.fstat(fd)))
@@ -356,7 +354,7 @@ class DirectoryEngine:
     # What a crash leaves between a commit and its last renames
 
     def _leftovers(self) -> Iterator[str]:
-        return (name for name in self._root.names() if name == _NEW_INDEX or is_waiting_name(name))
+        return (name for name in self._root.names() if name == NEW_INDEX or is_waiting_name(name))
 
     def _finish_leftovers(self, snapshot: Snapshot) -> None:
         """Rename what waits for it, and remove what nobody waits for. The lock is held."""

@@ -60,6 +60,8 @@ class Directory:
 
     @contextmanager
     def _about(self, name: str) -> Iterator[None]:
+        if "/" in name:
+            raise self.corrupt(name, "would not be in this directory")
         try:
             yield
         except OSError as error:
@@ -154,7 +156,7 @@ class Directory:
 
     def rename(self, name: str, new_name: str, into: Directory | None = None) -> None:
         """Rename a file, over whatever has the new name."""
-        with self._about(name):
+        with self._about(name), self._about(new_name):
             os.rename(name, new_name, src_dir_fd=self.fd, dst_dir_fd=(into or self).fd)
 
     def unlink(self, name: str) -> bool:

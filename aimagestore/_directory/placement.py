@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 
 from .._core.draft import Content
-from .._core.names import big_data_file
+from .._core.names import INDEX_FILE, big_data_file, is_key
 from .._core.snapshot import Snapshot
 from .._core.transaction import InlineContent
 from ..errors import StoreCorruptError
@@ -17,6 +17,9 @@ from .staged import StagedFile
 
 NEW_PREFIX = ".new-"
 """Files that wait to be renamed into place. They are made and renamed under the lock only."""
+
+NEW_INDEX = NEW_PREFIX + INDEX_FILE
+"""The next index, until the commit that writes it is done."""
 
 _WAITING = re.compile(rf"{re.escape(NEW_PREFIX)}[0-9a-f]{{32}}-[0-9a-f]{{32}}")
 
@@ -121,6 +124,7 @@ def waiting_items(snapshot: Snapshot, names: Collection[str]) -> list[tuple[str,
         for key, digest in record.image.big_data_digests.items()
         if (name := waiting_name(record.id, key, digest)) in names
         and key in record.image.big_data_names
+        and is_key(key)
     ]
 
 

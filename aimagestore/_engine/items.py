@@ -18,7 +18,8 @@ from .protocol import Engine, StagedContent
 CHUNK = 1024 * 1024
 """Bytes moved in one go."""
 
-_MANIFEST_MAX = 4 * 1024 * 1024
+MANIFEST_MAX = 4 * 1024 * 1024
+"""Larger manifests are none, registries say."""
 
 
 def require_item(image: Image, key: str) -> None:
@@ -143,7 +144,7 @@ class Source(io.BufferedIOBase):
         self.size: int = file.seek(0, io.SEEK_END)
         file.seek(0)
         # The digest of a signed manifest is not that of its file: keep the file to tell.
-        keeps = expected is not None and is_manifest_key(key) and self.size <= _MANIFEST_MAX
+        keeps = expected is not None and is_manifest_key(key) and self.size <= MANIFEST_MAX
         self._kept: bytearray | None = bytearray() if keeps else None
 
     def readable(self) -> bool:
