@@ -13,9 +13,11 @@ Every change is durable when its call returns, and any call may be cancelled. Wh
 behind then, and what it raises, its documentation says.
 """
 
+from ._async.inspection import check
 from ._async.store import ImageStore
 from ._async.streams import BigDataReader, Staged
 from ._core.image import Image
+from ._core.report import Finding, FindingKind, Report
 from ._core.snapshot import Snapshot
 from ._core.transaction import Transaction
 from .errors import (
@@ -48,6 +50,8 @@ __all__ = [
     "DuplicateIDError",
     "DuplicateImageNamesError",
     "DuplicateNameError",
+    "Finding",
+    "FindingKind",
     "Image",
     "ImageStore",
     "ImageStoreError",
@@ -56,6 +60,7 @@ __all__ = [
     "InvalidDigestError",
     "InvalidIDError",
     "LockTimeoutError",
+    "Report",
     "SizeMismatchError",
     "SizeUnknownError",
     "Snapshot",
@@ -64,4 +69,5 @@ __all__ = [
     "StoreCorruptError",
     "StoreReadOnlyError",
     "Transaction",
+    "check",
 ]

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from aimagestore import ImageStore
+from aimagestore._directory.check import Check
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("default")
@@ -81,6 +82,21 @@ async def store(path: Path) -> AsyncIterator[ImageStore]:
     """A new store, open."""
     async with ImageStore(path) as store:
         yield store
+
+
+@pytest.fixture(autouse=True)
+def _no_damage_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Check the store after every test, unless the test is about damage."""
+    if "path" not in request.fixturenames or request.node.get_closest_marker("damage"):
+        yield
+        return
+    path: Path = request.getfixturevalue("path")
+    yield
+    if path.is_dir():
+        check = Check(str(path), verify=True)
+        for _ in check.steps():
+            pass
+        assert check.report.findings == ()
 
 
 @pytest.fixture(autouse=True)

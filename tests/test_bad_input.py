@@ -30,7 +30,10 @@ from aimagestore._directory.placement import waiting_name
 
 from .strategies import compact
 
-pytestmark = pytest.mark.timeout(30)  # a FIFO or a link must not hang anything
+pytestmark = [
+    pytest.mark.damage,
+    pytest.mark.timeout(30),  # a FIFO or a link must not hang anything
+]
 
 Call = Callable[[ImageStore], Awaitable[object]]
 

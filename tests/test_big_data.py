@@ -250,6 +250,7 @@ async def test_reading_in_pieces(store: ImageStore, image: str) -> None:
             await reader.seek(-1)
 
 
+@pytest.mark.damage
 async def test_reading_verified(store: ImageStore, image: str, path: Path) -> None:
     await store.set_big_data(image, "key", CONTENT)
     async with store.open_big_data(image, "key", verify=True) as reader:
@@ -277,6 +278,7 @@ async def test_a_reader_keeps_its_content(store: ImageStore, image: str) -> None
         assert await first.read() == CONTENT[10:]
 
 
+@pytest.mark.damage
 async def test_sizes_and_digests_that_nobody_recorded(path: Path) -> None:
     (path / "image").mkdir(parents=True)
     (path / "image" / "key").write_bytes(CONTENT)

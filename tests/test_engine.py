@@ -255,6 +255,7 @@ async def test_deleting_never_descends(
     assert info.value.errno in {errno.EISDIR, errno.ENOTEMPTY, errno.EPERM}
 
 
+@pytest.mark.damage
 @pytest.mark.parametrize("index", [None, b"", b" \n", b"\0\0\0"])
 async def test_a_lost_index_beside_images_is_refused(
     one: ImageStore, path: Path, index: bytes | None

@@ -20,6 +20,7 @@ from .._core.digest import check_digest
 from .._core.draft import Content, Draft
 from .._core.image import Image
 from .._core.names import check_key
+from .._core.report import Report
 from .._core.snapshot import Snapshot
 from .._core.transaction import Buffer, InlineContent, Transaction
 from .._directory.engine import DirectoryEngine
@@ -650,6 +651,23 @@ class ImageStore:
         self._check_writable()
         async with self._pipeline.hold():
             await self._threads.finish(self._engine.touch)
+
+    async def collect_garbage(self) -> Report:
+        """Remove what is left over: orphaned directories, unlisted items, dead temporaries.
+
+        An orphan is a directory that no record belongs to and that holds nothing but what an
+        image's directory holds; whatever else lies in the store stays. What living writers have
+        under way stays too: the store's lock is held meanwhile.
+
+        Cancelled once it is under way, it is finished.
+
+        :returns: what was removed, and how many bytes that were
+        :raises StoreCorruptError: when the index is missing or blank beside images
+        :raises LockTimeoutError: when the lock was not free in time
+        """
+        self._check_writable()
+        async with self._pipeline.hold():
+            return await self._threads.finish(self._engine.collect_garbage)
 
     async def touched_since(self, when: datetime) -> bool:
         """Whether a writer has left its mark after that time (upstream: ``TouchedSince``).

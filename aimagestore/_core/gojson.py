@@ -240,7 +240,9 @@ class _Kind(Enum):
     SCALAR = auto()
 
 
-def _tokens(text: bytes, max_depth: float) -> Iterator[tuple[_Kind, bytes]]:
+def _tokens(  # noqa: C901 (one branch for each kind of token)
+    text: bytes, max_depth: float
+) -> Iterator[tuple[_Kind, bytes]]:
     """The tokens of one JSON value, checked; what is open is kept in a list, not on the stack.
 
     :raises ValueError: when it is not one JSON value, or nested deeper than so many levels

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
 
@@ -15,11 +16,14 @@ from .._core import index
 from .._core.changes import Change
 from .._core.draft import Draft, Edit
 from .._core.image import Image
-from .._core.names import INDEX_FILE, LOCK_FILE, big_data_file, is_big_data_file, is_id
+from .._core.names import INDEX_FILE, LOCK_FILE, big_data_file
+from .._core.report import Report
 from .._core.snapshot import EMPTY, Snapshot
 from .._engine.protocol import Outcome
 from ..errors import DuplicateImageNamesError, StoreCorruptError
+from .contents import image_directories
 from .files import Directory, make_directories, read_file
+from .garbage import garbage, remove
 from .lock import Claim, StoreLock
 from .mounts import is_local
 from .placement import (
@@ -149,7 +153,7 @@ class DirectoryEngine:
         try:
             found = os.fstat(fd)
             parsed = index.parse(lambda size: read_file(fd, size), previous)
-            if parsed is None and (image_id := next(self._image_directories(), None)):
+            if parsed is None and (image_id := next(image_directories(self._root), None)):
                 raise self._lost_index("is blank", image_id)
             snapshot = previous.with_blocks(*(parsed or ({}, ())))
             if snapshot.needs_save and self.read_only:
@@ -178,7 +182,7 @@ class DirectoryEngine:
             try:
                 return self._root.open_file(INDEX_FILE)
             except FileNotFoundError:
-                image_id = next(self._image_directories(), None)
+                image_id = next(image_directories(self._root), None)
             if image_id is None:
                 return None
             # An image that was just made has an index by now.
@@ -189,14 +193,6 @@ class DirectoryEngine:
         return self._root.corrupt(
             INDEX_FILE, f"{problem}, but there are images, {image_id} for one: repair the store"
         )
-
-    def _image_directories(self) -> Iterator[str]:
-        """The directories that hold nothing but what an image's directory holds."""
-        for name in self._root.names():
-            if is_id(name) and self._root.is_directory(name):
-                with self._root.open_directory(name) as directory:
-                    if all(is_big_data_file(n) and directory.is_file(n) for n in directory.names()):
-                        yield name
 
     def _adopt(self, loaded: _Loaded) -> None:
         previous, self._loaded = self._loaded, loaded
@@ -369,6 +365,12 @@ class DirectoryEngine:
             logger.warning("could not finish what a crash left: %s", error)
         else:
             self._may_be_unfinished = False
+
+    def collect_garbage(self) -> Report:
+        snapshot = self.load()
+        self._finish_leftovers(snapshot)
+        report = remove(self._root, garbage(self._root, snapshot))
+        return replace(report, images=len(snapshot))
 
     # Big data
 

@@ -14,12 +14,14 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Final
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from ..errors import StoreCorruptError
 from .files import Directory
 
 _BUSY: Final = frozenset({errno.EACCES, errno.EAGAIN})
@@ -93,6 +95,25 @@ class RecordLock(BaseFileLock):
             os.close(fd)
         kind, _, _, _, pid = struct.unpack(_FLOCK, answer)
         return pid if kind != fcntl.F_UNLCK and pid > 0 else None
+
+
+@contextmanager
+def shared(directory: Directory, name: str) -> Iterator[None]:
+    """Keep writers out for a while, as a reader upstream does.
+
+    Waits in the kernel's line for a writer that is at it. Without a lock file nobody writes.
+    """
+    try:
+        fd = directory.open_file(name)
+    except (OSError, StoreCorruptError):
+        yield
+        return
+    try:
+        if RECORD_LOCKS:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _whole_file(fcntl.F_RDLCK))
+        yield
+    finally:
+        os.close(fd)
 
 
 class StoreLock:

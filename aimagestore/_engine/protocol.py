@@ -14,6 +14,7 @@ from typing import Protocol
 from .._core.changes import Change
 from .._core.draft import Content, Draft, Edit
 from .._core.image import Image
+from .._core.report import Report
 from .._core.snapshot import Snapshot
 
 Outcome = Edit | Exception
@@ -127,6 +128,10 @@ class Engine(Protocol):
 
         :raises OSError: as :meth:`commit`
         """
+        ...
+
+    def collect_garbage(self) -> Report:
+        """Remove what belongs to no image and no living writer. The lock is held."""
         ...
 
     def stage(self) -> StagedContent:

@@ -1,0 +1,206 @@
+"""Looks a store through for damage, and changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from .._core import index
+from .._core.digest import digest_of, hasher, is_digest, is_manifest_key, signed_payload
+from .._core.image import Image
+from .._core.names import INDEX_FILE, LOCK_FILE, big_data_file, check_key
+from .._core.record import Record
+from .._core.report import Finding, FindingKind, Report
+from .._core.snapshot import EMPTY, Snapshot, build
+from .._engine.items import CHUNK, MANIFEST_MAX
+from ..errors import InvalidBigDataNameError, StoreCorruptError
+from .contents import image_directories
+from .files import Directory, read_file
+from .garbage import garbage
+from .lock import shared
+from .placement import waiting_name
+
+Progress = tuple[int, int]
+"""Bytes done, and bytes in all, as the records have them."""
+
+
+class Check:
+    """One look through a store.
+
+    What looks damaged is looked at again under a reader's lock: a writer may have been at it.
+    """
+
+    def __init__(self, path: str, *, verify: bool) -> None:
+        self._path = path
+        self._verify = verify
+        self._findings: list[Finding] = []
+        self._images = 0
+        self._items = 0
+        self._bytes = 0
+
+    @property
+    def report(self) -> Report:
+        """What was found, when all steps are done."""
+        return Report(tuple(self._findings), self._images, self._items, self._bytes)
+
+    def steps(self) -> Iterator[Progress]:
+        """Do the work, a step at a time."""
+        with Directory.at(self._path) as root:
+            yield from self._look(root)
+            if self._findings:
+                suspects = {f.id for f in self._findings if f.id}
+                with shared(root, LOCK_FILE):
+                    self._findings.clear()
+                    yield from self._look(root, suspects)
+
+    def _look(self, root: Directory, suspects: Iterable[str] | None = None) -> Iterator[Progress]:
+        """Look at everything, or again at some images and at what is no image's."""
+        snapshot = self._read_index(root)
+        if snapshot is None:
+            return
+        records = list(snapshot.records())
+        if suspects is not None:
+            records = [record for record in records if record.id in suspects]
+        total = sum(sum(record.image.big_data_sizes.values()) for record in records)
+        done = 0
+        for record in records:
+            counted = suspects is None
+            self._images += counted
+            for step in self._look_at_image(root, record.image, counted=counted):
+                done += step
+                yield done, max(done, total)
+        self._findings += garbage(root, snapshot)
+
+    def _add(
+        self, kind: FindingKind, path: str, detail: str = "", id: str = "", key: str = ""
+    ) -> None:
+        self._findings.append(Finding(kind, id, key, path, detail))
+
+    # The index
+
+    def _read_index(self, root: Directory) -> Snapshot | None:
+        path = root.path_of(INDEX_FILE)
+        try:
+            fd = root.open_file(INDEX_FILE)
+        except FileNotFoundError:
+            self._lost_index(root, FindingKind.INDEX_MISSING)
+            return None
+        except StoreCorruptError as error:
+            self._add(FindingKind.INDEX_DAMAGED, path, str(error))
+            return None
+        try:
+            parsed = index.parse(lambda size: read_file(fd, size), EMPTY)
+        except index.MalformedIndexError as error:
+            self._add(FindingKind.INDEX_DAMAGED, path, f"at byte {error.place}: {error}")
+            return None
+        finally:
+            os.close(fd)
+        if parsed is None:
+            self._lost_index(root, FindingKind.INDEX_BLANK)
+            return None
+        snapshot = build(*parsed)
+        for element in snapshot.damaged:
+            self._add(FindingKind.RECORD_DAMAGED, path, element[:100].decode(errors="replace"))
+        for image_id, records in snapshot.shadowed.items():
+            for _ in records:
+                self._add(FindingKind.DUPLICATE_ID, path, "a later record counts", id=image_id)
+        self._look_for_shared_names(
+            path, [r for b in parsed[0].values() for r in b.records], snapshot
+        )
+        return snapshot
+
+    def _look_for_shared_names(self, path: str, records: list[Record], snapshot: Snapshot) -> None:
+        for record in records:
+            if record in snapshot.shadowed.get(record.id, ()):
+                continue
+            for name in record.names:
+                owner = snapshot.owner_of(name)
+                if owner != record.id:
+                    detail = f"the name {name!r} belongs to {owner}"
+                    self._add(FindingKind.DUPLICATE_NAME, path, detail, id=record.id)
+
+    def _lost_index(self, root: Directory, kind: FindingKind) -> None:
+        images = list(image_directories(root))
+        if images:
+            self._add(kind, root.path_of(INDEX_FILE), f"beside {len(images)} images")
+
+    # The items
+
+    def _look_at_image(self, root: Directory, image: Image, *, counted: bool) -> Iterator[int]:
+        if not image.big_data_names:
+            return
+        path = root.path_of(image.id)
+        try:
+            directory = root.open_directory(image.id)
+        except FileNotFoundError:
+            self._add(FindingKind.DIRECTORY_MISSING, path, id=image.id)
+            return
+        except StoreCorruptError as error:
+            self._add(FindingKind.ITEM_UNREADABLE, path, str(error), id=image.id)
+            return
+        with directory:
+            for key in image.big_data_names:
+                self._items += counted
+                for step in self._look_at_item(root, directory, image, key):
+                    self._bytes += step if counted else 0
+                    yield step
+
+    def _look_at_item(
+        self, root: Directory, directory: Directory, image: Image, key: str
+    ) -> Iterator[int]:
+        try:
+            name = big_data_file(check_key(key))
+        except InvalidBigDataNameError as error:
+            self._add(FindingKind.ITEM_MISSING, directory.path, str(error), image.id, key)
+            return
+        path = directory.path_of(name)
+        try:
+            fd = self._open(root, directory, image, key)
+        except FileNotFoundError:
+            self._add(FindingKind.ITEM_MISSING, path, id=image.id, key=key)
+            return
+        except StoreCorruptError as error:
+            self._add(FindingKind.ITEM_UNREADABLE, path, str(error), image.id, key)
+            return
+        try:
+            size = os.fstat(fd).st_size
+            recorded = image.big_data_sizes.get(key, size)
+            if size != recorded:
+                kind = FindingKind.ITEM_SHORT if size < recorded else FindingKind.ITEM_LONG
+                self._add(kind, path, f"{size} bytes, {recorded} are recorded", image.id, key)
+            elif self._verify and is_digest(image.big_data_digests.get(key, "")):
+                yield from self._digest(fd, path, image, key)
+        finally:
+            os.close(fd)
+
+    def _open(self, root: Directory, directory: Directory, image: Image, key: str) -> int:
+        if digest := image.big_data_digests.get(key):
+            with suppress(FileNotFoundError):
+                return root.open_file(waiting_name(image.id, key, digest))
+        return directory.open_file(big_data_file(key))
+
+    def _digest(self, fd: int, path: str, image: Image, key: str) -> Iterator[int]:
+        expected = image.big_data_digests[key]
+        state = hasher(expected)
+        kept = b""
+        size = 0
+        while piece := read_file(fd, CHUNK):
+            state.update(piece)
+            size += len(piece)
+            if is_manifest_key(key) and size <= MANIFEST_MAX:
+                kept += piece
+            yield len(piece)
+        actual = digest_of(state)
+        if actual == expected:
+            return
+        payload = signed_payload(kept)
+        if payload is not None and _digest_like(expected, payload) == expected:
+            return
+        detail = f"its digest is {actual}, {expected} is recorded"
+        self._add(FindingKind.ITEM_ALTERED, path, detail, image.id, key)
+
+
+def _digest_like(digest: str, data: bytes) -> str:
+    return digest_of(hashlib.new(digest.partition(":")[0], data))

@@ -1,0 +1,308 @@
+"""Checking and collecting: what is found, what is not taken for damage, and what goes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import pytest
+
+import aimagestore
+from aimagestore import (
+    Finding,
+    FindingKind as Kind,
+    ImageStore,
+    StoreCorruptError,
+    StoreReadOnlyError,
+    check,
+)
+
+from .test_store import FIXTURE, FIXTURE_ID
+
+pytestmark = pytest.mark.damage
+
+
+@pytest.fixture
+def image(path: Path) -> Path:
+    """The directory of the image that buildah wrote, in a copy of its store."""
+    shutil.copytree(FIXTURE, path)
+    return path / FIXTURE_ID
+
+
+def edit(path: Path, change: Callable[[list[dict[str, object]]], object]) -> None:
+    records = json.loads((path / "images.json").read_bytes())
+    change(records)
+    (path / "images.json").write_text(json.dumps(records, separators=(",", ":")))
+
+
+def tree(path: Path) -> list[tuple[str, int, int]]:
+    return sorted(
+        (str(p), p.lstat().st_mtime_ns, p.lstat().st_size) for p in [path, *path.rglob("*")]
+    )
+
+
+async def test_a_whole_store(path: Path, image: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    before = tree(path)
+    report = await check(path, progress=lambda done, total: steps.append((done, total)))
+    assert report.ok
+    assert (report.images, report.items, report.bytes) == (1, 4, 1409)
+    assert steps[-1] == (1409, 1409)
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+    assert tree(path) == before
+
+
+def replace_with_fifo(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+DAMAGE: dict[Kind, tuple[Callable[[Path], object], str]] = {
+    Kind.INDEX_MISSING: (lambda image: (image.parent / "images.json").unlink(), "images.json"),
+    Kind.INDEX_BLANK: (
+        lambda image: (image.parent / "images.json").write_bytes(b"\0\0"),
+        "images.json",
+    ),
+    Kind.INDEX_DAMAGED: (
+        lambda image: (image.parent / "images.json").write_bytes(b'[{"id":'),
+        "images.json",
+    ),
+    Kind.RECORD_DAMAGED: (lambda image: edit(image.parent, lambda r: r.append({})), "images.json"),
+    Kind.DUPLICATE_ID: (
+        lambda image: edit(image.parent, lambda r: r.insert(0, {"id": FIXTURE_ID})),
+        "images.json",
+    ),
+    Kind.DUPLICATE_NAME: (
+        lambda image: edit(
+            image.parent, lambda r: r.insert(0, {"id": "x", "names": ["localhost/hello:1"]})
+        ),
+        "images.json",
+    ),
+    Kind.DIRECTORY_MISSING: (shutil.rmtree, FIXTURE_ID),
+    Kind.DIRECTORY_ORPHANED: (
+        lambda image: edit(image.parent, lambda r: r.clear()),
+        FIXTURE_ID,
+    ),
+    Kind.ITEM_MISSING: (lambda image: (image / "manifest").unlink(), FIXTURE_ID + "/manifest"),
+    Kind.ITEM_SHORT: (
+        lambda image: os.truncate(image / "manifest", 10),
+        FIXTURE_ID + "/manifest",
+    ),
+    Kind.ITEM_LONG: (
+        lambda image: os.truncate(image / "manifest", 1000),
+        FIXTURE_ID + "/manifest",
+    ),
+    Kind.ITEM_ALTERED: (
+        lambda image: (image / "manifest").write_bytes(b"x" * 495),
+        FIXTURE_ID + "/manifest",
+    ),
+    Kind.ITEM_UNREADABLE: (
+        lambda image: replace_with_fifo(image / "manifest"),
+        FIXTURE_ID + "/manifest",
+    ),
+    Kind.ITEM_UNLISTED: (lambda image: (image / "other").touch(), FIXTURE_ID + "/other"),
+    Kind.TEMPORARY_STALE: (lambda image: (image.parent / ".tmp-1").touch(), ".tmp-1"),
+}
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+async def test_every_kind_of_damage_is_found_and_left(path: Path, image: Path, kind: Kind) -> None:
+    damage, name = DAMAGE[kind]
+    damage(image)
+    before = tree(path)
+    report = await check(str(path))
+    assert not report.ok
+    assert [(f.kind, f.path) for f in report.findings] == [(kind, str(path / name))]
+    assert tree(path) == before
+
+
+async def test_without_verify_only_sizes_are_compared(path: Path, image: Path) -> None:
+    (image / "manifest").write_bytes(b"x" * 495)
+    assert (await check(path, verify=False)).ok
+    os.truncate(image / "manifest", 1)
+    assert [f.kind for f in (await check(path, verify=False)).findings] == [Kind.ITEM_SHORT]
+
+
+async def test_the_directory_of_an_image_that_is_something_else(path: Path, image: Path) -> None:
+    shutil.rmtree(image)
+    image.write_bytes(b"")
+    assert [f.kind for f in (await check(path)).findings] == [Kind.ITEM_UNREADABLE]
+
+
+async def test_an_index_that_is_a_link(path: Path, image: Path, tmp_path: Path) -> None:
+    (path / "images.json").rename(tmp_path / "elsewhere")
+    (path / "images.json").symlink_to(tmp_path / "elsewhere")
+    assert [f.kind for f in (await check(path)).findings] == [Kind.INDEX_DAMAGED]
+
+
+async def test_no_store_and_an_empty_one(path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        await check(path)
+    path.mkdir()
+    assert (await check(path)).ok
+
+
+async def test_keys_that_name_no_file_are_missing_items(path: Path, image: Path) -> None:
+    edit(path, lambda records: records[0].update({"big-data-names": [".."]}))
+    found = (await check(path)).findings
+    assert (Kind.ITEM_MISSING, "..") in [(f.kind, f.key) for f in found]
+
+
+async def test_a_store_that_is_written_to_is_not_called_damaged(path: Path) -> None:
+    async with ImageStore(path) as store:
+        await store.create("image", big_data={"key": b"0" * 5000})
+
+        async def write() -> None:
+            for i in range(60):
+                await store.set_big_data("image", "key", b"%d" % i * 5000)
+                await store.create(f"new{i}", big_data={"key": b"data"})
+                await store.delete(f"new{i}")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(write)
+            for _ in range(20):
+                assert (await check(path)).findings == ()
+
+
+async def test_what_looks_damaged_is_looked_at_again_without_writers(
+    path: Path, image: Path
+) -> None:
+    content = (image / "manifest").read_bytes()
+    (image / "manifest").write_bytes(b"half of a replacement")
+    fd = os.open(path / "images.lock", os.O_RDWR)
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+    findings: list[tuple[Finding, ...]] = []
+
+    async def look() -> None:
+        findings.append((await check(path)).findings)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(look)
+        await anyio.sleep(0.05)
+        assert findings == []
+        (image / "manifest").write_bytes(content)
+        os.close(fd)
+    assert findings == [()]
+
+
+async def test_a_check_that_waits_is_cancelled_at_once(path: Path, image: Path) -> None:
+    (image / "manifest").unlink()
+    fd = os.open(path / "images.lock", os.O_RDWR)
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+    with anyio.move_on_after(0.05) as scope:
+        await check(path)
+    assert scope.cancelled_caught
+    os.close(fd)
+    while any(str(path) in os.readlink(f"/proc/self/fd/{fd}") for fd in await open_files()):
+        await anyio.sleep(0.001)
+
+
+async def open_files() -> list[str]:
+    found = os.listdir("/proc/self/fd")
+    return [fd for fd in found if os.path.lexists(f"/proc/self/fd/{fd}")]
+
+
+async def test_a_check_is_cancelled_between_steps(path: Path, image: Path) -> None:
+    with anyio.CancelScope() as scope:
+        await check(path, progress=lambda done, total: scope.cancel())
+    assert scope.cancelled_caught
+    assert (await check(path)).ok
+
+
+# Collecting
+
+
+async def test_garbage_goes_and_everything_else_stays(path: Path, image: Path) -> None:
+    (path / "orphan").mkdir()
+    (path / "orphan" / "manifest").write_bytes(b"12345")
+    (path / "empty").mkdir()
+    (path / ".stage-dead").write_bytes(b"123")
+    (path / ".tmp-images.json1").touch()
+    (image / "unlisted").write_bytes(b"12")
+    (image / ".tmp-manifest1").touch()
+    for name in ("lost+found", "notes", ".hidden", "deep"):
+        (path / name).mkdir()
+    (path / "notes" / "READ ME").write_bytes(b"mine")
+    (path / "deep" / "below").mkdir()
+    (path / "file").write_bytes(b"mine")
+    (image / "READ ME").write_bytes(b"mine")
+    async with ImageStore(path) as store, store.stage(b"living") as staged:
+        report = await store.collect_garbage()
+        assert sorted((f.kind, os.path.basename(f.path)) for f in report.findings) == [
+            (Kind.DIRECTORY_ORPHANED, "empty"),
+            (Kind.DIRECTORY_ORPHANED, "orphan"),
+            (Kind.ITEM_UNLISTED, ".tmp-manifest1"),
+            (Kind.ITEM_UNLISTED, "unlisted"),
+            (Kind.TEMPORARY_STALE, ".stage-dead"),
+            (Kind.TEMPORARY_STALE, ".tmp-images.json1"),
+        ]
+        assert report.bytes == 5 + 3 + 2
+        assert (await store.collect_garbage()).ok
+        await store.create("new", big_data={"key": staged})
+        assert await store.big_data("new", "key") == b"living"
+    stays = {"lost+found", "notes", ".hidden", "deep", "file", FIXTURE_ID, "new"}
+    assert set(os.listdir(path)) == stays | {"images.json", "images.lock"}
+    assert (image / "READ ME").exists()
+
+
+async def test_named_stages_of_living_writers_stay(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimagestore._directory.files._TMPFILE", None)
+    async with ImageStore(path) as store, store.stage(b"living") as staged:
+        async with ImageStore(path) as other:
+            assert (await other.collect_garbage()).ok
+        assert (await check(path)).ok
+        await store.create("new", big_data={"key": staged})
+    assert (await check(path)).ok
+
+
+async def test_the_directory_of_a_damaged_record_stays(path: Path, image: Path) -> None:
+    edit(path, lambda records: records[0].update({"names": 5}))
+    async with ImageStore(path) as store:
+        assert (await store.collect_garbage()).ok
+    assert (image / "manifest").exists()
+
+
+@pytest.mark.parametrize("index", [None, b"", b"[{"])
+async def test_nothing_is_collected_without_an_index(
+    path: Path, image: Path, index: bytes | None
+) -> None:
+    async with ImageStore(path) as store:
+        (path / "images.json").unlink()
+        if index is not None:
+            (path / "images.json").write_bytes(index)
+        with pytest.raises(StoreCorruptError):
+            await store.collect_garbage()
+    assert (image / "manifest").exists()
+
+
+async def test_collecting_needs_a_writable_store(path: Path, image: Path) -> None:
+    async with ImageStore(path, read_only=True) as store:
+        with pytest.raises(StoreReadOnlyError):
+            await store.collect_garbage()
+
+
+async def test_what_cannot_be_removed_is_an_error(
+    path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (image / "unlisted").touch()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    async with ImageStore(path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", refuse)
+            with pytest.raises(PermissionError) as info:
+                await store.collect_garbage()
+        assert info.value.filename == str(image / "unlisted")
+        assert not (await store.collect_garbage()).ok
+    assert aimagestore.check is check
