@@ -13,7 +13,7 @@ Every change is durable when its call returns, and any call may be cancelled. Wh
 behind then, and what it raises, its documentation says.
 """
 
-from ._async.inspection import check
+from ._async.inspection import check, repair
 from ._async.store import ImageStore
 from ._async.streams import BigDataReader, Staged
 from ._core.image import Image
@@ -70,4 +70,5 @@ __all__ = [
     "StoreReadOnlyError",
     "Transaction",
     "check",
+    "repair",
 ]

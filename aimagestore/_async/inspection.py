@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 
 from .._core.report import Report
 from .._directory.check import Check
+from .._directory.engine import DirectoryEngine
+from .pipeline import Pipeline
 from .threads import Threads
 
 T = TypeVar("T")
@@ -35,6 +37,35 @@ async def check(
         if progress is not None:
             progress(done, total)
     return examination.report
+
+
+async def repair(path: str | os.PathLike[str], report: Report, *, drop: bool = False) -> Report:
+    """Undo what a check has reported, where it is still so, and say what was done.
+
+    Records are rebuilt for directories that have none (from their files; names, where a
+    manifest's annotations tell them and nobody else has them), and sizes that the data belies are
+    put right. A lost or damaged index is rebuilt from what can be read of it and from the
+    directories; the old one is kept beside it as ``images.json.old-1``. What no file tells, such
+    as an image's layer, stays lost. Files are never removed: :meth:`ImageStore.collect_garbage`
+    does that.
+
+    Cancelled while it waits for the store's lock, it has done nothing; after that it is finished.
+
+    :param path: the directory that holds images.json
+    :param report: what :func:`check` found
+    :param drop: drop what is beyond help: records that cannot be read, and items that are
+        missing or altered from the records that list them
+    :raises StoreCorruptError: when images.json is no file at all
+    """
+    engine = DirectoryEngine(path, read_only=False)
+    threads = Threads()
+    pipeline = Pipeline(engine, threads, None)
+    await threads.run(engine.open_damaged)
+    try:
+        async with pipeline.hold():
+            return await threads.finish(lambda: engine.repair(report, drop=drop))
+    finally:
+        await threads.finish(engine.close)
 
 
 class _Walk(Generic[T]):

@@ -192,3 +192,46 @@ def delete(ref: str) -> Change:
 def wipe() -> Change:
     """Every image gone; damaged records stay."""
     return lambda draft: Edit(deleted=tuple(record.id for record in draft.records()))
+
+
+def adopt(
+    image_id: str, contents: Mapping[str, Content], names: Iterable[str], created: datetime
+) -> Change:
+    """A record for an image whose directory is there; only names that nobody has."""
+    edited = RecordDraft()
+    edited.set("id", check_id(image_id))
+    edited.set("created", gojson.time(created))
+    edited.set("big-data-names", tuple(contents))
+    for key, content in contents.items():
+        _describe(edited, check_key(key), content)
+
+    def change(draft: Draft) -> Edit:
+        if draft.record_of(image_id) is not None:
+            raise DuplicateIDError(f"there is an image {image_id} already", id=image_id)
+        free = (name for name in check_names(names) if draft.owner_of(name) is None)
+        edited.set("names", tuple(free))
+        return Edit(image_id, adopted=edited.finish())
+
+    return change
+
+
+def describe_big_data(image_id: str, key: str, found: Content) -> Change:
+    """What is recorded of an item, put right."""
+    return _edit(image_id, lambda edited, _: _describe(edited, key, found))
+
+
+def drop_big_data(image_id: str, key: str) -> Change:
+    """An item gone from its image's record."""
+
+    def edit(edited: RecordDraft, record: Record) -> None:
+        keys = tuple(k for k in record.image.big_data_names if k != key)
+        edited.set("big-data-names", keys)
+        edited.set_entry("big-data-sizes", key, None)
+        edited.set_entry("big-data-digests", key, None)
+
+    return _edit(image_id, edit)
+
+
+def drop_unreadable() -> Change:
+    """Damaged records gone, and those that a later record of their ID shadows."""
+    return lambda draft: Edit(drops_unreadable=True)

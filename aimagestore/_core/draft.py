@@ -36,6 +36,8 @@ class Edit:
     :ivar created: the record of a new image
     :ivar updated: records that replace those of the same ID
     :ivar deleted: IDs of images that go
+    :ivar adopted: the record of an image whose directory is there already
+    :ivar drops_unreadable: whether damaged and shadowed records go
     :ivar files: big-data items that get other content
     """
 
@@ -43,6 +45,8 @@ class Edit:
     created: Record | None = None
     updated: tuple[Record, ...] = ()
     deleted: tuple[str, ...] = ()
+    adopted: Record | None = None
+    drops_unreadable: bool = False
     files: Mapping[tuple[str, str], Content] = field(default_factory=dict)
 
     @property
@@ -55,7 +59,16 @@ class Edit:
 class Draft(View):
     """A snapshot with edits on top; looks like the snapshot that will come of it."""
 
-    __slots__ = ("_appended", "_digests", "_names", "_records", "base", "files")
+    __slots__ = (
+        "_adopted",
+        "_appended",
+        "_digests",
+        "_drops_unreadable",
+        "_names",
+        "_records",
+        "base",
+        "files",
+    )
 
     base: Snapshot
     files: dict[tuple[str, str], Content]
@@ -65,6 +78,8 @@ class Draft(View):
         self.files = {}
         self._records: dict[str, Record | None] = {}
         self._appended: dict[str, None] = {}
+        self._adopted: set[str] = set()
+        self._drops_unreadable = False
         self._names: dict[str, str | None] = {}
         self._digests: dict[str, tuple[str, ...]] = {}
 
@@ -102,10 +117,14 @@ class Draft(View):
         # Names move: first those who lose them, then the one who gets them.
         for record in edit.updated:
             self._replace(record.id, record)
-        if edit.created is not None:
-            self._appended.pop(edit.created.id, None)
-            self._appended[edit.created.id] = None
-            self._replace(edit.created.id, edit.created)
+        for new in (edit.created, edit.adopted):
+            if new is not None:
+                self._appended.pop(new.id, None)
+                self._appended[new.id] = None
+                self._replace(new.id, new)
+        if edit.adopted is not None:
+            self._adopted.add(edit.adopted.id)
+        self._drops_unreadable |= edit.drops_unreadable
         self.files.update(edit.files)
 
     def _replace(self, image_id: str, new: Record | None) -> None:
@@ -137,7 +156,8 @@ class Draft(View):
     @property
     def created(self) -> Iterator[str]:
         """IDs that have no record yet in the index as it is."""
-        return (i for i in self._appended if self._records[i] and not self.base.record_of(i))
+        new = self._appended.keys() - self._adopted
+        return (i for i in new if self._records[i] and not self.base.record_of(i))
 
     def freeze(self) -> Snapshot:
         """The snapshot that this draft describes; the base itself, where nothing changed."""
@@ -152,13 +172,20 @@ class Draft(View):
             elif bytes(record.raw) != bytes(old.raw):
                 replaced[old] = record.at(old.home)
         new = list(self._new_records())
-        if not replaced and not new and not self.base.needs_save:
+        damaged = self.base.damaged
+        if self._drops_unreadable:
+            damaged = ()
+            for shadows in self.base.shadowed.values():
+                replaced |= dict.fromkeys(shadows)
+        is_same = not replaced and not new and damaged == self.base.damaged
+        if is_same and not self.base.needs_save:
             return self.base
         blocks, appended = _append(_replace(self.base.blocks, replaced), new)
         indexes = self.base.indexes.copy()
         _overlay(indexes.by_name, self._names)
         _overlay(indexes.by_digest, {d: ids or None for d, ids in self._digests.items()})
-        _overlay(indexes.by_id, {old.id: record for old, record in replaced.items()})
+        known = {old for old in replaced if indexes.by_id.get(old.id) is old}
+        _overlay(indexes.by_id, {old.id: replaced[old] for old in known})
         _overlay(indexes.by_id, {record.id: record for record in appended})
         added = [record.id for record in appended if record.id not in self.base.indexes.by_id]
         removed = [old.id for old in replaced if old.id not in indexes.by_id]
@@ -166,7 +193,7 @@ class Draft(View):
             blocks,
             indexes,
             self.base.prefixes.changed(added, removed) if added or removed else self.base.prefixes,
-            self.base.damaged,
+            damaged,
             {i: s for i, s in self.base.shadowed.items() if s[0] not in replaced},
         )
 

@@ -116,12 +116,17 @@ def big_data_file(key: str) -> str:
     return "=" + b64encode(key.encode()).decode()
 
 
-def is_big_data_file(name: str) -> bool:
-    """Whether some key gives this file name."""
+def big_data_key(name: str) -> str | None:
+    """The key that gives this file name, if there is one."""
     key = name
     try:
         if name.startswith("=") and len(name) > 1:
             key = b64decode(name[1:], validate=True).decode()
-        return is_key(key) and big_data_file(key) == name
+        return key if is_key(key) and big_data_file(key) == name else None
     except ValueError:
-        return False
+        return None
+
+
+def is_big_data_file(name: str) -> bool:
+    """Whether some key gives this file name."""
+    return big_data_key(name) is not None

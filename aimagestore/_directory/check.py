@@ -52,8 +52,17 @@ class Check:
             if self._findings:
                 suspects = {f.id for f in self._findings if f.id}
                 with shared(root, LOCK_FILE):
-                    self._findings.clear()
-                    yield from self._look(root, suspects)
+                    yield from self._look_again(root, suspects)
+
+    def look_again(self, root: Directory, suspects: Iterable[str]) -> Report:
+        """Look at some images, and at what is no image's, while no writer can be at it."""
+        for _ in self._look_again(root, suspects):
+            pass
+        return self.report
+
+    def _look_again(self, root: Directory, suspects: Iterable[str]) -> Iterator[Progress]:
+        self._findings.clear()
+        yield from self._look(root, suspects)
 
     def _look(self, root: Directory, suspects: Iterable[str] | None = None) -> Iterator[Progress]:
         """Look at everything, or again at some images and at what is no image's."""

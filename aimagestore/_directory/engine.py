@@ -17,10 +17,11 @@ from .._core.changes import Change
 from .._core.draft import Draft, Edit
 from .._core.image import Image
 from .._core.names import INDEX_FILE, LOCK_FILE, big_data_file
-from .._core.report import Report
+from .._core.report import Finding, FindingKind, Report
 from .._core.snapshot import EMPTY, Snapshot
 from .._engine.protocol import Outcome
 from ..errors import DuplicateImageNamesError, StoreCorruptError
+from .check import Check
 from .contents import image_directories
 from .files import Directory, make_directories, read_file
 from .garbage import garbage, remove
@@ -34,6 +35,7 @@ from .placement import (
     waiting_items,
     waiting_name,
 )
+from .repair import LOST_INDEX, mend, salvage
 from .staged import StagedFile
 
 logger = logging.getLogger("aimagestore")
@@ -109,6 +111,11 @@ class DirectoryEngine:
         except BaseException:
             self.close()
             raise
+
+    def open_damaged(self) -> None:
+        """Open a store whose index may be damaged or lost, without a look at it."""
+        self._root = Directory.at(self.name)
+        self._lock = StoreLock(self._root, LOCK_FILE)
 
     def _needs_lock(self) -> bool:
         """Whether something is left to do that no call has asked for."""
@@ -371,6 +378,37 @@ class DirectoryEngine:
         self._finish_leftovers(snapshot)
         report = remove(self._root, garbage(self._root, snapshot))
         return replace(report, images=len(snapshot))
+
+    def repair(self, report: Report, *, drop: bool) -> Report:
+        """Undo what was reported, where it is still so. The lock is held."""
+        done: list[Finding] = []
+        suspects = {finding.id for finding in report.findings if finding.id}
+        told = {(f.kind, f.id, f.key) for f in report.findings}
+        now = Check(self.name, verify=True).look_again(self._root, suspects)
+        if any(finding.kind in LOST_INDEX for finding in now.findings):
+            done.append(self._rebuild_index())
+            now = Check(self.name, verify=True).look_again(self._root, ())
+            told |= {(f.kind, f.id, f.key) for f in now.findings}
+        self._load_index()
+        draft = Draft(self._loaded.snapshot)
+        for finding in now.findings:
+            if (finding.kind, finding.id, finding.key) in told:
+                repaired = mend(self._root, draft, finding, drop=drop)
+                done += [repaired] if repaired is not None else []
+        self.publish(draft)
+        return Report(tuple(done), images=len(self._loaded.snapshot))
+
+    def _rebuild_index(self) -> Finding:
+        """Write an index of the records that can still be read, beside the one that was there."""
+        self._lock.write_token()
+        snapshot, kept = salvage(self._root)
+        self._write_index(snapshot)
+        self._switch_index(snapshot)
+        self._root.sync()
+        detail = f"rebuilt with {len(snapshot)} records; the old index is {kept or 'gone'}"
+        return Finding(
+            FindingKind.INDEX_DAMAGED, path=self._root.path_of(INDEX_FILE), detail=detail
+        )
 
     # Big data
 

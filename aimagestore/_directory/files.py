@@ -159,6 +159,20 @@ class Directory:
         with self._about(name), self._about(new_name):
             os.rename(name, new_name, src_dir_fd=self.fd, dst_dir_fd=(into or self).fd)
 
+    def keep_beside(self, name: str, other_name: str) -> None:
+        """Give a file a second name, or only that one where a file can have but one."""
+        with self._about(name), self._about(other_name):
+            try:
+                os.link(
+                    name,
+                    other_name,
+                    src_dir_fd=self.fd,
+                    dst_dir_fd=self.fd,
+                    follow_symlinks=False,
+                )
+            except (PermissionError, NotImplementedError):
+                os.rename(name, other_name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
     def unlink(self, name: str) -> bool:
         """Remove a file; ``False`` when there was none."""
         with self._about(name):

@@ -120,12 +120,17 @@ class Measured(NamedTuple):
 def measure_item(engine: Engine, ref: str, key: str) -> Measured:
     """Read an item through for its size and digest."""
     _, file = open_item(engine, ref, key)
+    with file:
+        return measure_file(file)
+
+
+def measure_file(file: io.FileIO) -> Measured:
+    """Read a file through for its size and digest."""
     digest = hashlib.new(CANONICAL)
     size = 0
-    with file:
-        while piece := file.read(CHUNK):
-            digest.update(piece)
-            size += len(piece)
+    while piece := file.read(CHUNK):
+        digest.update(piece)
+        size += len(piece)
     return Measured(size, digest_of(digest))
 
 

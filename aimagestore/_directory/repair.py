@@ -1,0 +1,153 @@
+"""Undoes damage, as far as that can be done; nothing is dropped unless that was asked for."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from .._core import changes
+from .._core.changes import Change
+from .._core.digest import is_manifest_key
+from .._core.draft import Draft
+from .._core.names import INDEX_FILE, big_data_file, big_data_key
+from .._core.record import Record, read
+from .._core.report import Finding, FindingKind
+from .._core.snapshot import Block, Snapshot, build, new_home
+from .._engine.items import MANIFEST_MAX, Measured, measure_file
+from ..errors import ImageStoreError
+from .files import Directory
+
+LOST_INDEX = frozenset(
+    {FindingKind.INDEX_MISSING, FindingKind.INDEX_BLANK, FindingKind.INDEX_DAMAGED}
+)
+_LOST_ITEM = frozenset(
+    {FindingKind.ITEM_MISSING, FindingKind.ITEM_UNREADABLE, FindingKind.ITEM_ALTERED}
+)
+_WRONG_SIZE = frozenset({FindingKind.ITEM_SHORT, FindingKind.ITEM_LONG})
+_UNREADABLE = frozenset({FindingKind.RECORD_DAMAGED, FindingKind.DUPLICATE_ID})
+_NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+
+
+def mend(root: Directory, draft: Draft, finding: Finding, *, drop: bool) -> Finding | None:
+    """Undo one finding in the draft, and say how; ``None`` when nothing was done."""
+    try:
+        planned = list(_plan(root, draft, finding, drop=drop))
+        for change, _ in planned:
+            draft.apply(change(draft))
+    except (ImageStoreError, OSError) as error:
+        return replace(finding, detail=f"left as it is: {error}")
+    if not planned and finding.kind is not FindingKind.DUPLICATE_NAME:
+        return None
+    return replace(finding, detail="; ".join(said for _, said in planned) or "the later keeps it")
+
+
+def _plan(
+    root: Directory, draft: Draft, finding: Finding, *, drop: bool
+) -> Iterator[tuple[Change, str]]:
+    if finding.kind is FindingKind.DIRECTORY_ORPHANED:
+        yield _adopt(root, finding.id), "its record was rebuilt from its files"
+    elif finding.kind in _UNREADABLE:
+        if drop:
+            yield changes.drop_unreadable(), "dropped"
+    elif finding.kind in _WRONG_SIZE:
+        image = draft.get(finding.id)
+        found = _measure(root, image.id, finding.key)
+        if found.digest == image.big_data_digests.get(finding.key):
+            change = changes.describe_big_data(image.id, finding.key, found)
+            yield change, f"its size was put right: {found.size} bytes"
+        elif drop:
+            yield changes.drop_big_data(image.id, finding.key), "dropped from the record"
+    elif finding.kind in _LOST_ITEM and drop:
+        yield changes.drop_big_data(finding.id, finding.key), "dropped from the record"
+    elif finding.kind is FindingKind.DIRECTORY_MISSING and drop:
+        for key in draft.get(finding.id).big_data_names:
+            yield changes.drop_big_data(finding.id, key), f"{key} dropped from the record"
+
+
+def _measure(root: Directory, image_id: str, key: str) -> Measured:
+    with root.open_directory(image_id) as directory, _open(directory, big_data_file(key)) as file:
+        return measure_file(file)
+
+
+def _open(directory: Directory, name: str) -> io.FileIO:
+    return io.FileIO(directory.open_file(name), "rb")
+
+
+# A directory whose record is gone
+
+
+def _adopt(root: Directory, image_id: str) -> Change:
+    """A record made of what the files say: keys, sizes, digests, and names in a manifest."""
+    contents: dict[str, Measured] = {}
+    names: list[str] = []
+    made: list[float] = []
+    with root.open_directory(image_id) as directory:
+        for name in sorted(directory.names()):
+            key = big_data_key(name)
+            if key is None:
+                continue
+            with _open(directory, name) as file:
+                made.append(os.fstat(file.fileno()).st_mtime)
+                contents[key] = measure_file(file)
+                if is_manifest_key(key) and contents[key].size <= MANIFEST_MAX:
+                    file.seek(0)
+                    names += _names_in(file.readall())
+    created = datetime.fromtimestamp(min(made), UTC) if made else datetime.now(UTC)
+    return changes.adopt(image_id, contents, names, created)
+
+
+def _names_in(manifest: bytes) -> Iterator[str]:
+    try:
+        annotations: Any = json.loads(manifest).get("annotations", {})
+        found = [annotations.get(annotation) for annotation in _NAME_ANNOTATIONS]
+    except (ValueError, AttributeError, RecursionError):
+        return
+    yield from (name for name in found if isinstance(name, str) and name)
+
+
+# An index that is lost or damaged
+
+
+def salvage(root: Directory) -> tuple[Snapshot, str]:
+    """The records that can still be read in a damaged index, and the name it is kept under."""
+    try:
+        fd = root.open_file(INDEX_FILE)
+    except FileNotFoundError:
+        return build({}, ()), ""
+    with io.FileIO(fd, "rb") as file:
+        text = file.readall()
+    present = set(root.names())
+    kept = next(
+        name for n in range(1, len(present) + 2) if (name := f"{INDEX_FILE}.old-{n}") not in present
+    )
+    root.keep_beside(INDEX_FILE, kept)
+    home = new_home()
+    records = list(_readable_records(text, home))
+    return build({home: Block.of(records, home)} if records else {}, ()), kept
+
+
+def _readable_records(text: bytes, home: int) -> Iterator[Record]:
+    """Every whole record in a text, wherever it stands; the text between them is passed over."""
+    decoder = json.JSONDecoder()
+    characters = text.decode(errors="surrogateescape")
+    place = characters.find("{")
+    while place >= 0:
+        try:
+            value, end = decoder.raw_decode(characters, place)
+        except (ValueError, RecursionError):
+            end = place + 1
+        else:
+            # A record always says when it was created; an object in a record's flags hardly does.
+            if "id" in value and "created" in value:
+                raw = characters[place:end].encode(errors="surrogateescape")
+                record = read(raw, home)
+                if record is not None:
+                    yield record
+            else:
+                end = place + 1
+        place = characters.find("{", end)

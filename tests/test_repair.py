@@ -1,0 +1,161 @@
+"""Repair: what comes back, what is dropped when told to, and what is left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import anyio
+import pytest
+
+from aimagestore import FindingKind as Kind, ImageStore, check, repair
+
+from .test_check import DAMAGE, edit, tree
+from .test_pipeline import locked, until_no_thread_waits, until_waiting
+from .test_store import FIXTURE, FIXTURE_ID
+
+pytestmark = pytest.mark.damage
+
+COMES_BACK = {
+    Kind.INDEX_MISSING,
+    Kind.INDEX_BLANK,
+    Kind.INDEX_DAMAGED,
+    Kind.DUPLICATE_NAME,
+    Kind.DIRECTORY_ORPHANED,
+}
+IS_DROPPED = {
+    Kind.RECORD_DAMAGED,
+    Kind.DUPLICATE_ID,
+    Kind.DIRECTORY_MISSING,
+    Kind.ITEM_MISSING,
+    Kind.ITEM_SHORT,
+    Kind.ITEM_LONG,
+    Kind.ITEM_ALTERED,
+    Kind.ITEM_UNREADABLE,
+}
+IS_GARBAGE = {Kind.ITEM_UNLISTED, Kind.TEMPORARY_STALE}
+
+
+@pytest.fixture
+def image(path: Path) -> Path:
+    shutil.copytree(FIXTURE, path)
+    return path / FIXTURE_ID
+
+
+async def test_every_kind_is_repaired_in_its_way(tmp_path: Path) -> None:
+    assert set(Kind) == COMES_BACK | IS_DROPPED | IS_GARBAGE
+    for kind, (damage, _) in DAMAGE.items():
+        path = tmp_path / f"store-{kind}"
+        shutil.copytree(FIXTURE, path)
+        damage(path / FIXTURE_ID)
+        done = await repair(path, await check(path))
+        left = {finding.kind for finding in (await check(path)).findings}
+        if kind in COMES_BACK:
+            assert done.findings, kind
+            assert left == set(), kind
+            continue
+        assert done.ok, kind
+        assert left == {kind}
+        done = await repair(path, await check(path), drop=True)
+        assert done.ok == (kind in IS_GARBAGE), kind
+        async with ImageStore(path) as store:
+            await store.collect_garbage()
+        assert (await check(path)).ok, kind
+
+
+async def test_nothing_to_repair(path: Path, image: Path) -> None:
+    before = (path / "images.json").read_bytes()
+    assert (await repair(path, await check(path), drop=True)).ok
+    assert (path / "images.json").read_bytes() == before
+
+
+async def test_a_lost_index_is_rebuilt_from_the_directories(path: Path, image: Path) -> None:
+    async with ImageStore(path) as store:
+        before = await store.get(FIXTURE_ID)
+        named = json.dumps({"annotations": {"org.opencontainers.image.ref.name": "one/name:1"}})
+        other = await store.create(big_data={"manifest": named.encode()})
+        third = await store.create(names=["lost"], big_data={"manifest": named.encode()})
+    (path / "images.json").unlink()
+    done = await repair(path, await check(path))
+    assert [finding.kind for finding in done.findings].count(Kind.DIRECTORY_ORPHANED) == 3
+    async with ImageStore(path) as store:
+        image_again = await store.get(FIXTURE_ID)
+        assert image_again.digest == before.digest
+        assert image_again.big_data_digests == before.big_data_digests
+        assert image_again.big_data_sizes == before.big_data_sizes
+        assert set(image_again.big_data_names) == set(before.big_data_names)
+        assert await store.lookup("one/name:1") in {other.id, third.id}
+        assert not await store.exists("lost")
+    assert (await check(path)).ok
+
+
+async def test_what_can_be_read_of_a_damaged_index_comes_back(path: Path) -> None:
+    async with ImageStore(path) as store, store.transaction() as tx:
+        for i in range(5):
+            tx.create(f"id{i}", names=[f"name{i}"], flags={"flag": {"id": "no record"}})
+        tx.create("with-items", names=["lost"], big_data={"key": b"data"})
+    text = (path / "images.json").read_bytes()
+    torn = text.replace(b'"names":["name2"]', b'"names":["nam')
+    (path / "images.json").write_bytes(torn[:-3])
+    done = await repair(path, await check(path))
+    assert "images.json.old-1" in done.findings[0].detail
+    assert (path / "images.json.old-1").read_bytes() == torn[:-3]
+    async with ImageStore(path) as store:
+        ids = [image.id for image in await store.images()]
+        assert ids == ["id0", "id1", "id3", "id4", "with-items"]
+        assert await store.big_data("with-items", "key") == b"data"
+        assert not await store.exists("lost")
+    (path / "images.json").write_bytes(b"{")
+    await repair(path, await check(path))
+    assert (path / "images.json.old-2").read_bytes() == b"{"
+    assert (await check(path)).ok
+
+
+async def test_a_size_that_the_data_belies_is_put_right(path: Path, image: Path) -> None:
+    edit(path, lambda records: records[0].update({"big-data-sizes": {"manifest": 7}}))
+    done = await repair(path, await check(path))
+    assert [finding.key for finding in done.findings] == ["manifest"]
+    async with ImageStore(path) as store:
+        assert (await store.get(FIXTURE_ID)).big_data_sizes == {"manifest": 495}
+
+
+async def test_what_is_no_damage_any_more_is_left_alone(path: Path, image: Path) -> None:
+    content = (image / "manifest").read_bytes()
+    (image / "manifest").unlink()
+    report = await check(path)
+    (image / "manifest").write_bytes(content)
+    assert (await repair(path, report, drop=True)).ok
+    assert (await check(path)).ok
+
+
+async def test_what_was_not_reported_is_left_alone(path: Path, image: Path) -> None:
+    (image / "manifest").unlink()
+    report = await check(path)
+    edit(path, lambda records: records.append({"id": 5}))
+    done = await repair(path, report, drop=True)
+    assert [finding.kind for finding in done.findings] == [Kind.ITEM_MISSING]
+    assert [finding.kind for finding in (await check(path)).findings] == [Kind.RECORD_DAMAGED]
+
+
+async def test_a_repair_that_waits_for_the_lock_is_cancelled(path: Path, image: Path) -> None:
+    (image / "manifest").unlink()
+    report = await check(path)
+    before = tree(path)
+    with locked(path):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(repair, path, report)
+            await until_waiting()
+            tasks.cancel_scope.cancel()
+    await until_no_thread_waits()
+    assert tree(path) == before
+
+
+async def test_an_index_that_is_no_file_is_not_replaced(path: Path, image: Path) -> None:
+    (path / "images.json").unlink()
+    (path / "images.json").symlink_to("elsewhere")
+    report = await check(path)
+    with pytest.raises(Exception, match="regular file"):
+        await repair(path, report, drop=True)
+    assert os.readlink(path / "images.json") == "elsewhere"
