@@ -503,3 +503,33 @@ async def test_a_forked_child_is_refused(
     await copy.copy(store).aclose()
     monkeypatch.undo()
     assert await store.exists("one")
+
+
+async def test_a_forked_child_shares_neither_store_nor_lock(store: ImageStore, path: Path) -> None:
+    await store.create("one")
+    to_child = os.pipe()
+    to_parent = os.pipe()
+    async with store.transaction() as tx:
+        tx.create("two")
+        child = os.fork()
+        if child == 0:
+            os._exit(_use_inherited(store, to_child[0], to_parent[1]))
+        assert await anyio.to_thread.run_sync(os.read, to_parent[0], 100) == b"StoreClosedError"
+    assert not is_locked(path)
+    await store.create("three")
+    os.write(to_child[1], b"end")
+    assert (await anyio.to_thread.run_sync(os.waitpid, child, 0))[1] == 0
+    for fd in (*to_child, *to_parent):
+        os.close(fd)
+    assert [image.id for image in await store.images()] == ["one", "two", "three"]
+
+
+def _use_inherited(store: ImageStore, commands: int, answers: int) -> int:
+    """Use a store in a child that inherited it, and live on for a while."""
+    try:
+        store.get("one").send(None)
+    except StoreClosedError as error:
+        os.write(answers, type(error).__name__.encode())
+    except BaseException as error:
+        os.write(answers, repr(error).encode())
+    return 0 if os.read(commands, 100) == b"end" else 1

@@ -65,7 +65,11 @@ class RecordLock(BaseFileLock):
     def _release(self) -> None:
         fd, self._context.lock_file_fd = self._context.lock_file_fd, None
         if fd is not None:
-            os.close(fd)
+            try:
+                # Closing would not release it while a forked child has the descriptor too.
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_UNLCK))
+            finally:
+                os.close(fd)
 
     def adopt(self, fd: int) -> None:
         """Be locked by a descriptor that has got the lock already."""
