@@ -35,7 +35,7 @@ class _Entry:
     def settle(self, image: Image | None, error: Exception | None) -> None:
         self.image = image
         # Each waiter raises an error of its own: a shared one would collect all their tracebacks.
-        self.error = copy.copy(error)
+        self.error = None if error is None else copy.copy(error)
         self.is_settled = True
 
 
@@ -68,22 +68,29 @@ class Pipeline:
         with self._mutex:
             entry.leads = not self._queue
             self._queue.append(entry)
-        with move_on_after(self._patience):
-            try:
-                if not entry.leads:
-                    await entry.event.wait()
-                if entry.leads:
-                    await self._lead()
-            except BaseException:
-                if not self._withdraw(entry) and not entry.is_settled:
-                    with CancelScope(shield=True):
-                        await entry.event.wait()
-                raise
+        if self._patience == math.inf:  # a scope costs as much as the rest of the wait
+            await self._settle(entry)
+        else:
+            with move_on_after(self._patience):
+                await self._settle(entry)
         if entry.error is not None:
             raise entry.error
         if not entry.is_settled:
             raise await self._timeout()
         return entry.image
+
+    async def _settle(self, entry: _Entry) -> None:
+        """Wait until the change is committed, leading the commit if it falls to this one."""
+        try:
+            if not entry.leads:
+                await entry.event.wait()
+            if entry.leads:
+                await self._lead()
+        except BaseException:
+            if not self._withdraw(entry) and not entry.is_settled:
+                with CancelScope(shield=True):
+                    await entry.event.wait()
+            raise
 
     def _withdraw(self, entry: _Entry) -> bool:
         """Take a change back, unless it is being committed."""

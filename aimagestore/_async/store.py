@@ -200,7 +200,8 @@ class ImageStore:
         self._refuse_inside_transaction()
 
     def _is_inside_transaction(self) -> bool:
-        return any(held.is_active and held.store is self for held in _transactions.get())
+        around = _transactions.get()
+        return bool(around) and any(held.is_active and held.store is self for held in around)
 
     def _refuse_inside_transaction(self) -> None:
         if self._is_inside_transaction():

@@ -31,9 +31,15 @@ _ESCAPES |= {ord(char): "\\" + char for char in '"\\'}
 _ESCAPES |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
 
 
+_RARE = re.compile("[\x00-\x1f<>&\u2028\u2029]")
+
+
 def string(text: str) -> str:
     """Spell a string; ``<``, ``>``, ``&`` and the line separators are escaped."""
-    return f'"{text.translate(_ESCAPES)}"'
+    if _RARE.search(text):
+        return f'"{text.translate(_ESCAPES)}"'
+    # What nearly all texts need; translating looks every character up.
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def number(value: float) -> str:
@@ -136,11 +142,21 @@ def time(moment: datetime) -> str:
     return f"{seconds}{fraction}Z"
 
 
+# Times in UTC on days that every month has, long after Go's zero time: right without a calendar.
+is_usual_time = re.compile(
+    r"(?!00)\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])"
+    r"T(?:[01]\d|2[0-3])(?::[0-5]\d){2}(?:\.\d+)?Z",
+    re.ASCII,
+).fullmatch
+
+
 def parse_time(text: str) -> datetime | None:
     """Read a time that Go wrote, cut to microseconds; ``None`` for Go's zero time.
 
     :raises ValueError: when Go would refuse it
     """
+    if is_usual_time(text):
+        return datetime.fromisoformat(text)
     match = _TIME.fullmatch(text)
     if match is None:
         raise ValueError(f"not an RFC 3339 time: {text!r}")

@@ -12,7 +12,7 @@ import msgspec
 from . import gojson
 
 
-class Image(msgspec.Struct, frozen=True, eq=False, order=False):
+class Image(msgspec.Struct, frozen=True, eq=False, order=False, gc=False):
     """One image's record, as it was when it was read. Immutable.
 
     Images come from a store; they are not made by hand. Two are equal when everything in them is.

@@ -23,6 +23,8 @@ _BLANK: Final = _SPACE + b"\0"
 # another object with an ID in some record's flags: there the text before does not parse alone.
 _NEXT_RECORD: Final = b'},{"id":"'
 _ID_BYTES: Final = 80
+# Large reads: after each the interpreter lock is taken again, in turn with everybody else.
+_READ_BYTES: Final = 8 * BLOCK_BYTES
 
 _decode_elements: Final = msgspec.json.Decoder(list[Raw]).decode
 
@@ -43,25 +45,21 @@ class _Text:
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read
-        self.data = b""
+        # One buffer all along: new ones of this size would leave the heap full of holes.
+        self.data = bytearray()
         self.place = 0
         self.is_whole = False
 
     def fill(self, size: int) -> None:
         """Have at least so many bytes, or all that there are."""
-        pieces = [self.data]
-        missing = size - len(self.data)
-        while missing > 0 and not self.is_whole:
-            piece = self._read(max(missing, BLOCK_BYTES))
+        while len(self.data) < size and not self.is_whole:
+            piece = self._read(_READ_BYTES)
             self.is_whole = not piece
-            missing -= len(piece)
-            pieces.append(piece)
-        if len(pieces) > 1:
-            self.data = b"".join(pieces)
+            self.data += piece
 
     def drop(self, size: int) -> None:
         """Go on behind so many bytes."""
-        self.data = self.data[size:]
+        del self.data[:size]
         self.place += size
 
     def skip(self, characters: bytes) -> None:
@@ -128,7 +126,8 @@ def _blocks(text: _Text, known: Snapshot) -> Iterator[tuple[int, Block, Sequence
 def _comes_next(text: _Text, block: Block) -> bool:
     size = len(block.text) - 2
     text.fill(size + 1)
-    return text.data[size : size + 1] in {b",", b"]"} and text.data[:size] == block.text[1:-1]
+    follows = bytes(text.data[size : size + 1])
+    return follows in {b",", b"]"} and text.data.startswith(memoryview(block.text)[1:-1])
 
 
 class _Piece(NamedTuple):
@@ -150,7 +149,7 @@ def _changed_piece(
         end = text.data.find(head, 0, window)
         if end > 0:
             try:
-                piece = _piece(text.data[:end])
+                piece = _piece(text, end)
             except ValueError:
                 break
             text.drop(end)
@@ -171,7 +170,7 @@ def _next_piece(text: _Text) -> _Piece:
                 raise MalformedIndexError("the array is not closed", text.place + len(text.data))
         if end > 0:
             try:
-                piece = _piece(text.data[:end])
+                piece = _piece(text, end)
             except ValueError as error:
                 if is_rest:
                     raise MalformedIndexError(str(error), text.place + _offset(error)) from error
@@ -189,12 +188,13 @@ def _offset(error: ValueError) -> int:
     return max(int(match[1]) - 1, 0) if match else 0
 
 
-def _piece(text: bytes) -> _Piece:
-    """Split the text between an array's brackets.
+def _piece(text: _Text, size: int) -> _Piece:
+    """Split the next bytes of the text, which lie between an array's brackets.
 
-    :raises ValueError: when it is not elements and commas
+    :raises ValueError: when they are not elements and commas
     """
-    array = b"[%b]" % text
+    with memoryview(text.data) as data:
+        array = b"".join((b"[", data[:size], b"]"))
     try:
         elements = _decode_elements(array)
     except RecursionError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Final
 
@@ -57,30 +57,22 @@ _GO_FOLDS: Final = str.maketrans({"\u017f": "s", "\u212a": "k"})
 RawJSON = Raw | bytes
 
 
-class Record:
+class Record(msgspec.Struct, gc=False, eq=False):
     """One image's element: its bytes, where it is kept, and what it is found by. Immutable.
+
+    The garbage collector passes records over: nothing in them refers back, and a look at all of
+    a large index would hold up every thread.
 
     :ivar raw: the element as it stands in images.json
     :ivar home: the number of the block that holds it
     """
-
-    __slots__ = ("_image", "digests", "home", "id", "names", "raw")
 
     raw: RawJSON
     home: int
     id: str
     names: tuple[str, ...]
     digests: tuple[str, ...]
-
-    def __init__(
-        self, raw: RawJSON, home: int, id: str, names: tuple[str, ...], digests: tuple[str, ...]
-    ) -> None:
-        self.raw = raw
-        self.home = home
-        self.id = id
-        self.names = names
-        self.digests = digests
-        self._image: Image | None = None
+    _image: Image | None = None
 
     @property
     def image(self) -> Image:
@@ -114,7 +106,7 @@ def read(raw: RawJSON, home: int) -> Record | None:
     except ValueError:
         return None
     try:
-        if fields.created is not None:
+        if fields.created is not None and not gojson.is_usual_time(fields.created):
             gojson.parse_time(fields.created)
     except ValueError:
         return None
@@ -171,15 +163,16 @@ def _shadows_known_field(name: str) -> bool:
 
 def _digests(fields: Fields) -> tuple[str, tuple[str, ...]]:
     """The image's digest, and all that it is found by; malformed ones find nothing."""
+    digest = fields.digest or ""
+    known = {digest: None} if is_digest(digest) else {}
     recorded = fields.big_data_digests or {}
-    manifests = [
-        recorded[key]
-        for key in fields.big_data_names or ()
-        if is_manifest_key(key) and is_digest(recorded.get(key, ""))
-    ]
-    digest = fields.digest or (manifests[0] if manifests else "")
-    known = [digest] if is_digest(digest) else []
-    return digest, tuple(dict.fromkeys(known + manifests))
+    for key in fields.big_data_names or ():
+        if is_manifest_key(key):
+            found = recorded.get(key, "")
+            if found not in known and is_digest(found):
+                known[found] = None
+                digest = digest or found
+    return digest, tuple(known)
 
 
 def _decode(record: Record) -> Image:
@@ -191,29 +184,41 @@ def _decode(record: Record) -> Image:
         flags = _members(members.pop("flags", b"{}"))
         members = {name: raw for name, raw in members.items() if name in _ORDER}
         fields = _decode_image(_join_members(members))
+    # The decoder makes each string anew, and most stand in a record three times.
+    share = {text: text for text in (*record.names, *record.digests)}.setdefault
+    digest = _digests(fields)[0]
+    keys = [share(key, key) for key in fields.big_data_names or ()]
+    sizes = {share(key, key): size for key, size in (fields.big_data_sizes or {}).items()}
+    digests = {share(k, k): share(d, d) for k, d in (fields.big_data_digests or {}).items()}
     return Image(
         record.id,
-        _digests(fields)[0],
+        share(digest, digest),
         record.digests,
         record.names,
-        tuple(fields.names_history or ()),
+        tuple([share(name, name) for name in fields.names_history or ()]),
         fields.layer or "",
         tuple(fields.mapped_layers or ()),
         fields.metadata or "",
-        tuple(fields.big_data_names or ()),
-        MappingProxyType(fields.big_data_sizes or {}),
-        MappingProxyType(fields.big_data_digests or {}),
+        tuple(keys),
+        MappingProxyType(sizes),
+        MappingProxyType(digests),
         gojson.parse_time(fields.created) if fields.created is not None else None,
         MappingProxyType({flag: bytes(raw) for flag, raw in flags.items()}),
     )
+
+
+# What decides how a record is found, besides its names.
+_FOUND_BY: Final = frozenset({"id", "digest", "big-data-names", "big-data-digests"})
 
 
 class RecordDraft:
     """A record being written: fields that are not touched keep their spelling."""
 
     def __init__(self, record: Record | None = None) -> None:
+        self._record = record
         self._members: dict[str, RawJSON] = {} if record is None else _members(record.raw)
-        self._home = -1 if record is None else record.home
+        self._names = () if record is None else record.names
+        self._is_found_alike = record is not None
         if record is not None and record.digests and not self._has_digest():
             # An image's digest, once it has one, stays when its manifests change.
             self.set("digest", record.digests[0])
@@ -223,6 +228,9 @@ class RecordDraft:
 
     def set(self, field: str, value: str | tuple[str, ...]) -> None:
         """Give a field another value; an empty one is left out, as Go leaves it out."""
+        self._is_found_alike &= field not in _FOUND_BY
+        if field == "names":
+            self._names = tuple(value)
         if not value and field != "id":
             self._members.pop(field, None)
         elif isinstance(value, str):
@@ -232,6 +240,7 @@ class RecordDraft:
 
     def set_entry(self, field: str, key: str, encoded: bytes | None) -> None:
         """Set one entry of a map, or with ``None`` remove it."""
+        self._is_found_alike &= field not in _FOUND_BY
         entries = _members(self._members.get(field, b"null"))
         entries.pop(key, None)
         if encoded is not None:
@@ -246,7 +255,11 @@ class RecordDraft:
         if "created" not in self._members:
             self.set("created", gojson.ZERO_TIME)
         known = {name: self._members[name] for name in _ORDER if name in self._members}
-        record = read(_join_members(known | self._members), self._home)
+        raw = _join_members(known | self._members)
+        old = self._record
+        if old is not None and self._is_found_alike:
+            return Record(raw, old.home, old.id, self._names, old.digests)
+        record = read(raw, -1 if old is None else old.home)
         assert record is not None, "a draft holds what was checked"
         if record.digests and not self._has_digest():
             self.set("digest", record.digests[0])
@@ -254,6 +267,14 @@ class RecordDraft:
         return record
 
 
+def _label(name: str) -> bytes:
+    return gojson.string(name).encode() + b":"
+
+
+_LABELS: Final = {name: _label(name) for name in _ORDER}
+
+
 def _join_members(members: Mapping[str, RawJSON]) -> bytes:
-    encode: Callable[[str], bytes] = lambda name: gojson.string(name).encode()  # noqa: E731
-    return b"{%b}" % b",".join(encode(name) + b":" + raw for name, raw in members.items())
+    return b"{%b}" % b",".join(
+        [(_LABELS.get(name) or _label(name)) + raw for name, raw in members.items()]
+    )

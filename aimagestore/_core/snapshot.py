@@ -30,7 +30,7 @@ class Block(NamedTuple):
     def of(cls, records: Iterable[Record], home: int) -> Block:
         """Encode records as block number ``home``."""
         placed = tuple(r if r.home == home else r.at(home) for r in records)
-        return cls(b"[%b]" % b",".join([record.raw for record in placed]), placed)
+        return cls(b"".join((b"[", b",".join([r.raw for r in placed]), b"]")), placed)
 
 
 class Prefixes:
