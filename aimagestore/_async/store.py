@@ -212,14 +212,19 @@ class ImageStore:
 
     # Reading
 
-    async def _snapshot(self) -> Snapshot:
-        self._check_open()
-        if self._engine.checks_instantly:
-            snapshot = self._engine.current()
-            if snapshot is not None:
-                return snapshot
+    def _current(self) -> Snapshot | None:
+        """The last snapshot, if it can be seen at once that nothing has changed."""
+        if not self._is_open or self._process != _process:
+            self._check_open()
+        return self._engine.current() if self._engine.checks_instantly else None
+
+    async def _load(self) -> Snapshot:
         self._check_here()
         return await self._threads.run(self._engine.load)
+
+    async def _snapshot(self) -> Snapshot:
+        snapshot = self._current()
+        return await self._load() if snapshot is None else snapshot
 
     async def snapshot(self) -> Snapshot:
         """All images as they are now, to be looked at without ``await``.
@@ -234,7 +239,8 @@ class ImageStore:
         :raises ImageUnknownError: when there is none
         :raises AmbiguousImageError: when the ref is a prefix of several IDs
         """
-        return (await self._snapshot()).get(ref)
+        snapshot = self._current()
+        return (await self._load() if snapshot is None else snapshot).get(ref)
 
     async def lookup(self, ref: str) -> str:
         """The full ID of the image that the ref stands for (upstream: ``Lookup``).

@@ -112,7 +112,7 @@ def read(raw: RawJSON, home: int) -> Record | None:
         return None
     if not is_id(fields.id) or (fields.flags and not gojson.fits_go(fields.flags)):
         return None
-    return Record(raw, home, fields.id, tuple(fields.names or ()), _digests(fields)[1])
+    return Record(raw, home, fields.id, tuple(fields.names or ()), _digests(fields))
 
 
 def _read_unusual(raw: bytes) -> Fields | None:
@@ -161,18 +161,17 @@ def _shadows_known_field(name: str) -> bool:
     return name not in _ORDER and name.translate(_GO_FOLDS).lower() in _ORDER
 
 
-def _digests(fields: Fields) -> tuple[str, tuple[str, ...]]:
-    """The image's digest, and all that it is found by; malformed ones find nothing."""
-    digest = fields.digest or ""
-    known = {digest: None} if is_digest(digest) else {}
+def _digests(fields: Fields) -> tuple[str, ...]:
+    """What the image is found by: its digest, then its manifests'. Malformed ones find nothing."""
+    digest = fields.digest
+    known = {digest: None} if digest and is_digest(digest) else {}
     recorded = fields.big_data_digests or {}
     for key in fields.big_data_names or ():
         if is_manifest_key(key):
             found = recorded.get(key, "")
             if found not in known and is_digest(found):
                 known[found] = None
-                digest = digest or found
-    return digest, tuple(known)
+    return tuple(known)
 
 
 def _decode(record: Record) -> Image:
@@ -186,7 +185,7 @@ def _decode(record: Record) -> Image:
         fields = _decode_image(_join_members(members))
     # The decoder makes each string anew, and most stand in a record three times.
     share = {text: text for text in (*record.names, *record.digests)}.setdefault
-    digest = _digests(fields)[0]
+    digest = fields.digest or next(iter(record.digests), "")
     keys = [share(key, key) for key in fields.big_data_names or ()]
     sizes = {share(key, key): size for key, size in (fields.big_data_sizes or {}).items()}
     digests = {share(k, k): share(d, d) for k, d in (fields.big_data_digests or {}).items()}
@@ -219,6 +218,8 @@ class RecordDraft:
         self._members: dict[str, RawJSON] = {} if record is None else _members(record.raw)
         self._names = () if record is None else record.names
         self._is_found_alike = record is not None
+        # Those that wrote the record put its fields in order; a new one has to find its place.
+        self._is_ordered = record is not None and _is_ordered(self._members)
         if record is not None and record.digests and not self._has_digest():
             # An image's digest, once it has one, stays when its manifests change.
             self.set("digest", record.digests[0])
@@ -231,6 +232,7 @@ class RecordDraft:
         self._is_found_alike &= field not in _FOUND_BY
         if field == "names":
             self._names = tuple(value)
+        self._is_ordered &= field in self._members
         if not value and field != "id":
             self._members.pop(field, None)
         elif isinstance(value, str):
@@ -241,6 +243,7 @@ class RecordDraft:
     def set_entry(self, field: str, key: str, encoded: bytes | None) -> None:
         """Set one entry of a map, or with ``None`` remove it."""
         self._is_found_alike &= field not in _FOUND_BY
+        self._is_ordered &= field in self._members
         entries = _members(self._members.get(field, b"null"))
         entries.pop(key, None)
         if encoded is not None:
@@ -254,8 +257,10 @@ class RecordDraft:
         """The record as it will be written."""
         if "created" not in self._members:
             self.set("created", gojson.ZERO_TIME)
-        known = {name: self._members[name] for name in _ORDER if name in self._members}
-        raw = _join_members(known | self._members)
+        if not self._is_ordered:
+            known = {name: self._members[name] for name in _ORDER if name in self._members}
+            self._members = known | self._members
+        raw = _join_members(self._members)
         old = self._record
         if old is not None and self._is_found_alike:
             return Record(raw, old.home, old.id, self._names, old.digests)
@@ -267,10 +272,16 @@ class RecordDraft:
         return record
 
 
+def _is_ordered(members: Mapping[str, RawJSON]) -> bool:
+    ranks = [_RANKS.get(name, len(_ORDER)) for name in members]
+    return ranks == sorted(ranks)
+
+
 def _label(name: str) -> bytes:
     return gojson.string(name).encode() + b":"
 
 
+_RANKS: Final = {name: rank for rank, name in enumerate(_ORDER)}
 _LABELS: Final = {name: _label(name) for name in _ORDER}
 
 

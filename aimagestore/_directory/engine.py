@@ -69,13 +69,6 @@ class _Loaded(NamedTuple):
             and now.st_nlink == self.links
         )
 
-    def is_unchanged(self) -> bool:
-        """Whether the file is as it was, seen through its descriptor alone."""
-        try:
-            return self.is_file(os.fstat(self.fd))
-        except OSError:  # closed meanwhile by a thread that has loaded a newer one
-            return False
-
 
 class DirectoryEngine:
     """The engine of a store in a directory; see :class:`aimagestore._engine.protocol.Engine`."""
@@ -131,7 +124,11 @@ class DirectoryEngine:
     def current(self) -> Snapshot | None:
         loaded = self._loaded
         if loaded.fd >= 0:
-            return loaded.snapshot if loaded.is_unchanged() else None
+            try:
+                now = os.fstat(loaded.fd)
+            except OSError:  # closed meanwhile by a thread that has loaded a newer one
+                return None
+            return loaded.snapshot if loaded.is_file(now) else None
         return loaded.snapshot if self._root.stat(INDEX_FILE) is None else None
 
     def modified(self) -> bool:
