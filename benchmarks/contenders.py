@@ -1,0 +1,125 @@
+"""The peers' processes, and how they are asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from . import golang
+from .peer import Reply
+
+OURS = "aimagestore"
+PEERS = (OURS, "raw", "go", "aiosqlite", "diskcache")
+BACKENDS = ("asyncio", "uvloop", "trio")
+_MODULES = {OURS: "ours", "raw": "raw", "aiosqlite": "sqlite", "diskcache": "disk_cache"}
+
+
+class PeerError(Exception):
+    """A peer could not do its task."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One peer, on one event loop.
+
+    :ivar label: what the table calls it
+    :ivar command: starts its process
+    """
+
+    label: str
+    peer: str
+    command: tuple[str, ...]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is the library under test."""
+        return self.peer == OURS
+
+
+class Worker:
+    """A contender's process."""
+
+    def __init__(self, contender: Contender, scratch: Path) -> None:
+        self.contender = contender
+        self._process = subprocess.Popen(
+            contender.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=_environment(scratch),
+        )
+
+    def send(self, task: str, **arguments: Any) -> None:
+        """Ask for a task."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"do": task, **arguments}) + "\n")
+        self._process.stdin.flush()
+
+    def receive(self) -> Reply | None:
+        """The answer; ``None`` when the peer has nothing to measure there.
+
+        :raises PeerError: when it failed
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        reply: Reply = json.loads(line) if line else {"error": "its process has ended"}
+        if "error" in reply:
+            raise PeerError(f"{self.contender.label}: {reply['error']}")
+        return None if "unsupported" in reply else reply
+
+    def ask(self, task: str, **arguments: Any) -> Reply | None:
+        """Ask, and wait for the answer."""
+        self.send(task, **arguments)
+        return self.receive()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _environment(scratch: Path) -> dict[str, str]:
+    return {**os.environ, "TMPDIR": str(scratch)}
+
+
+def find(
+    peers: list[str], backends: list[str], scratch: Path
+) -> tuple[list[Contender], dict[str, str]]:
+    """The contenders that can run here, and why others cannot."""
+    found: list[Contender] = []
+    skipped: dict[str, str] = {}
+    for peer in peers:
+        if peer == "go":
+            skipped |= _add_go(found, scratch)
+        elif peer in {"aiosqlite", "diskcache"} and find_spec(peer) is None:
+            skipped[peer] = "not installed"
+        else:
+            loops = backends if peer == OURS else ["asyncio"]
+            for backend in loops:
+                if backend != "asyncio" and find_spec(backend) is None:
+                    skipped[f"{peer} ({backend})"] = "not installed"
+                    continue
+                label = f"{peer} {backend}" if peer == OURS else peer
+                worker = (sys.executable, "-m", "benchmarks.worker", _MODULES[peer], backend)
+                found.append(Contender(label, peer, worker))
+    return found, skipped
+
+
+def _add_go(found: list[Contender], scratch: Path) -> dict[str, str]:
+    if missing := golang.find_missing():
+        return {"go": missing}
+    try:
+        found.append(Contender("go", "go", (str(golang.build(scratch)),)))
+    except subprocess.CalledProcessError as error:
+        return {"go": f"go build failed: {error.stderr}"}
+    return {}

@@ -1,0 +1,135 @@
+"""A picture of how each cost grows with the number of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from html import escape
+
+from .results import Outcome
+from .table import show
+
+_WIDTH, _HEIGHT = 420, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 15, 36, 46
+_COLUMNS = 2
+_LEGEND = 24
+_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#000000", "#d55e00", "#cc79a7", "#e69f00", "#999999")
+
+_OPENING = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+    'width="{width}" height="{height}" font-family="sans-serif" fill="#222">'
+)
+
+Line = Sequence[tuple[float, float]]
+
+
+class Panel:
+    """One scenario: log-log axes and a line for each contender."""
+
+    def __init__(self, title: str, lines: dict[str, Line], colours: dict[str, str]) -> None:
+        self._title = title
+        self._lines = lines
+        self._colours = colours
+        points = [point for line in lines.values() for point in line]
+        self._x = _decades([x for x, _ in points])
+        self._y = _decades([y for _, y in points])
+
+    def _at(self, x: float, y: float) -> tuple[float, float]:
+        (left, right), (low, high) = self._x, self._y
+        width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+        across = (math.log10(x) - left) / (right - left)
+        up = (math.log10(y) - low) / (high - low)
+        return _LEFT + across * width, _HEIGHT - _BOTTOM - up * height
+
+    def draw(self) -> Iterator[str]:
+        """The panel's elements."""
+        yield _text(_WIDTH / 2, 20, self._title, size=13, anchor="middle", weight="bold")
+        for power in range(self._y[0], self._y[1] + 1):
+            left, y = self._at(10 ** self._x[0], 10.0**power)
+            yield _rule(left, y, _WIDTH - _RIGHT, y)
+            yield _text(left - 6, y + 4, show(10.0**power, "s"), anchor="end")
+        for power in range(self._x[0], self._x[1] + 1):
+            x, bottom = self._at(10.0**power, 10.0 ** self._y[0])
+            yield _rule(x, _TOP, x, bottom)
+            yield _text(x, bottom + 16, f"{10**power:,}", anchor="middle")
+        yield _text(
+            (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 10, "images in the store", anchor="middle"
+        )
+        turned = f'transform="rotate(-90 14 {(_TOP + _HEIGHT - _BOTTOM) / 2})"'
+        yield _text(
+            14, (_TOP + _HEIGHT - _BOTTOM) / 2, "time (median)", anchor="middle", more=turned
+        )
+        for label, line in self._lines.items():
+            yield from self._draw_line(line, self._colours[label])
+
+    def _draw_line(self, line: Line, colour: str) -> Iterator[str]:
+        places = [self._at(x, y) for x, y in line]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        for x, y in places:
+            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
+
+
+def _decades(values: Sequence[float]) -> tuple[int, int]:
+    low = math.floor(math.log10(min(values)) + 1e-9)
+    return low, max(math.ceil(math.log10(max(values)) - 1e-9), low + 1)
+
+
+def _rule(x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" stroke="#ddd"/>'
+
+
+def _text(
+    x: float,
+    y: float,
+    text: str,
+    *,
+    size: int = 11,
+    anchor: str = "start",
+    weight: str = "normal",
+    more: str = "",
+) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" '
+        f'font-weight="{weight}" {more}>{escape(text)}</text>'
+    )
+
+
+def _lines(outcomes: Sequence[Outcome]) -> dict[str, Line]:
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for outcome in outcomes:
+        for label in outcome.samples:
+            median = outcome.median(label)
+            if median and not label.endswith(" stall"):
+                lines.setdefault(label, []).append((outcome.size, median))
+    return {label: sorted(line) for label, line in lines.items()}
+
+
+def _legend(colours: dict[str, str], width: int) -> Iterator[str]:
+    step = width / max(len(colours), 1)
+    for number, (label, colour) in enumerate(colours.items()):
+        x = 10 + number * step
+        yield f'<path d="M{x:.1f} 14h18" stroke="{colour}" stroke-width="3"/>'
+        yield _text(x + 23, 18, label)
+
+
+def draw(titles: dict[str, str], outcomes: Sequence[Outcome]) -> str:
+    """The picture: a panel for each of the titles' scenarios."""
+    grouped = {
+        title: _lines([o for o in outcomes if o.scenario == n]) for n, title in titles.items()
+    }
+    grouped = {title: lines for title, lines in grouped.items() if lines}
+    labels = dict.fromkeys(label for lines in grouped.values() for label in lines)
+    colours = {label: _COLOURS[n % len(_COLOURS)] for n, label in enumerate(labels)}
+    width = _WIDTH * _COLUMNS
+    height = _LEGEND + _HEIGHT * math.ceil(len(grouped) / _COLUMNS)
+    parts = [
+        _OPENING.format(width=width, height=height),
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+        *_legend(colours, width),
+    ]
+    for number, (title, lines) in enumerate(grouped.items()):
+        x, y = number % _COLUMNS * _WIDTH, _LEGEND + number // _COLUMNS * _HEIGHT
+        panel = Panel(title, lines, colours)
+        parts += [f'<g transform="translate({x} {y})">', *panel.draw(), "</g>"]
+    return "\n".join([*parts, "</svg>", ""])
