@@ -411,3 +411,20 @@ def test_every_public_name_is_documented() -> None:
         for attribute, member in vars(public).items():
             if callable(member) and not attribute.startswith("_") and public is not Image:
                 assert inspect.getdoc(member), f"{name}.{attribute}"
+
+
+async def test_images_are_equal_however_they_are_spelled(path: Path) -> None:
+    spelled = [
+        b'[{"id":"one","created":"2020-01-01T00:00:00Z","flags":{"b":1e2,"a":{"d":1,"c":2}}}]',
+        b'[{"id":"one","created":"2020-01-01T00:00:00Z","flags":{"a":{"c":2,"d":1},"b":100}}]',
+        b'[{"id":"one","created":"2020-01-01T00:00:00Z","flags":{"a":{"c":2,"d":1},"b":101}}]',
+    ]
+    images = []
+    path.mkdir()
+    for text in spelled:
+        (path / "images.json").write_bytes(text)
+        async with ImageStore(path) as store:
+            images.append(await store.get("one"))
+    assert images[0] == images[1]
+    assert hash(images[0]) == hash(images[1])
+    assert images[1] != images[2]

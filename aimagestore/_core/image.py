@@ -15,7 +15,8 @@ from . import gojson
 class Image(msgspec.Struct, frozen=True, eq=False, order=False, gc=False):
     """One image's record, as it was when it was read. Immutable.
 
-    Images come from a store; they are not made by hand. Two are equal when everything in them is.
+    Images come from a store; they are not made by hand. Two are equal when everything in them is,
+    however it is spelled in images.json.
 
     :ivar id: the ID, which also names the image's directory
     :ivar digest: the digest given at creation, else that of its first manifest, else ``""``
@@ -53,7 +54,8 @@ class Image(msgspec.Struct, frozen=True, eq=False, order=False, gc=False):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Image):
             return NotImplemented
-        return msgspec.structs.astuple(self) == msgspec.structs.astuple(other)
+        mine, others = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
+        return mine[:-1] == others[:-1] and (mine[-1] == others[-1] or self.flags == other.flags)
 
     def __hash__(self) -> int:
         return hash((self.id, self.names, self.digests))

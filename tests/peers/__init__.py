@@ -1,0 +1,1 @@
+"""Side by side with podman, buildah, skopeo and containers/storage itself."""

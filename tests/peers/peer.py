@@ -1,0 +1,148 @@
+"""The Go program main.go: containers/storage, asked line by line."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import tempfile
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+GOPATH = "/usr/share/gocode"
+CONTAINERS_STORAGE = Path(GOPATH, "src/github.com/containers/storage")
+_PATIENCE = 60.0
+"""Seconds; an answer takes a few milliseconds, but others may hold the lock."""
+
+TAGS = "exclude_graphdriver_btrfs exclude_graphdriver_devicemapper"
+
+
+def build(directory: Path) -> Path:
+    """Compile the program."""
+    program = directory / "peer"
+    home = os.environ.get("HOME") or tempfile.gettempdir()
+    environment = os.environ | {
+        "GO111MODULE": "off",
+        "GOPATH": GOPATH,
+        "GOFLAGS": "",
+        "GOCACHE": os.environ.get("GOCACHE") or os.path.join(home, ".cache", "go-build"),
+    }
+    source = Path(__file__).with_name("main.go")
+    command = ["go", "build", "-tags", TAGS, "-o", str(program), str(source)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return program
+
+
+def image_store(root: Path) -> Path:
+    """Where the program keeps the images of a root."""
+    return root / "graph" / "vfs-images"
+
+
+class PeerError(Exception):
+    """What containers/storage answered instead of a result.
+
+    :ivar kind: the name of its error
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"{kind}: {message}")
+        self.kind = kind
+
+
+class Peer:
+    """A process that serves many stores, one request after the other."""
+
+    def __init__(self, program: Path) -> None:
+        command = [str(program), "serve"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def ask(self, op: str, root: Path, **fields: Any) -> Any:
+        """Have an operation done on the store of a root; bytes go and come as bytes.
+
+        :raises PeerError: when it fails there
+        """
+        asked = {"op": op, "root": str(root), **{k: _encoded(v) for k, v in fields.items()}}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(asked).encode() + b"\n")
+        self._process.stdin.flush()
+        if not select.select([self._process.stdout], [], [], _PATIENCE)[0]:
+            self._process.kill()
+            raise AssertionError(f"no answer to {asked}: who holds the lock?")
+        told = json.loads(self._process.stdout.readline())
+        if told["error"]:
+            raise PeerError(told["error"], told["message"])
+        if op == "big_data":
+            return b64decode(told["result"])
+        return told["result"]
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        assert self._process.wait(timeout=30) == 0
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return b64encode(value).decode()
+    if isinstance(value, Mapping):
+        return [{"key": key, "data": _encoded(data)} for key, data in value.items()]
+    return value
+
+
+class Running:
+    """A process of the program, or a worker of ours, that answers on its standard output."""
+
+    def __init__(self, *command: object) -> None:
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def read_line(self) -> str:
+        """The next line of what it prints; blocks."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        if not line:
+            _, errors = self.process.communicate(timeout=30)
+            raise AssertionError(f"{self.process.args!r} ended early: {errors}")
+        return line
+
+    def go_on(self) -> None:
+        """Send it a line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def end(self) -> None:
+        """End its input, and wait for it."""
+        _, errors = self.process.communicate(timeout=30)
+        assert self.process.returncode == 0, errors
+
+
+@contextmanager
+def running(*command: object) -> Iterator[Running]:
+    """A process for as long as the block takes."""
+    started = Running(*command)
+    try:
+        yield started
+        if started.process.poll() is None:
+            started.end()
+    finally:
+        if started.process.poll() is None:
+            started.process.kill()
+            started.process.wait()
+        for stream in (started.process.stdin, started.process.stdout, started.process.stderr):
+            if stream is not None:
+                stream.close()

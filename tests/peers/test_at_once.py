@@ -1,0 +1,173 @@
+"""Processes of every kind that change one store at the same time."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aimagestore import Image, ImageStore
+
+from .peer import Peer, Running, running
+from .tools import Tools, require
+from .twins import records_of
+from .worker import COUNTER, SHARED, content
+
+pytestmark = pytest.mark.peers
+
+SECONDS = float(os.environ.get("AIMAGESTORE_SECONDS", "6"))
+"""How long; 60 to be thorough."""
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The workers bring their own."""
+    return "asyncio"
+
+
+class Repeated(threading.Thread):
+    """Runs a command again and again."""
+
+    def __init__(self, command: Callable[[], object]) -> None:
+        super().__init__()
+        self._command = command
+        self._is_over = threading.Event()
+        self.runs = 0
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        """Until it fails, or is told to stop."""
+        while not self._is_over.is_set() and self.failure is None:
+            try:
+                self._command()
+            except BaseException as error:
+                self.failure = error
+            self.runs += 1
+
+    def stop(self) -> None:
+        """Let the last run end."""
+        self._is_over.set()
+        self.join()
+
+
+@pytest.mark.timeout(120 + 2 * SECONDS)
+async def test_nothing_is_lost(program: Path, peer: Peer, short_path: Path) -> None:
+    """Images come and go; containers-storage lists them meanwhile."""
+    require("containers-storage", "podman")
+    tools = Tools(short_path)
+    await _work(program, peer, tools, "churn", lambda: tools.containers_storage("images"))
+
+
+@pytest.mark.timeout(120 + 2 * SECONDS)
+async def test_podman_never_fails(program: Path, peer: Peer, short_path: Path) -> None:
+    """Images change but stay: podman 4 fails when one goes while it lists them, whoever did it."""
+    require("podman")
+    tools = Tools(short_path)
+    await _work(program, peer, tools, "steady", lambda: tools.podman("images"))
+
+
+async def _work(
+    program: Path, peer: Peer, tools: Tools, mode: str, look: Callable[[], object]
+) -> None:
+    path = tools.image_store
+    for image_id in (SHARED, COUNTER):
+        metadata = json.dumps({"count": 0})
+        items = content(image_id)
+        peer.ask("create", tools.root, id=image_id, metadata=metadata, big_data=items)
+    look()
+    with ExitStack() as stack:
+        workers = [
+            *_python_workers(stack, path, "asyncio", 3, mode),
+            *_python_workers(stack, path, "trio", 2, mode),
+            *_go_workers(stack, program, tools.root, 2, mode),
+        ]
+        for worker in workers:
+            assert worker.read_line() == '"ready"'
+        looking = Repeated(look)
+        looking.start()
+        stack.callback(looking.stop)
+        for worker in workers:
+            worker.go_on()
+        told = [json.loads(worker.read_line()) for worker in workers]
+        looking.stop()
+        for worker in workers:
+            worker.go_on()
+        lists = [json.loads(worker.read_line()) for worker in workers]
+    reports = list(chain.from_iterable(r if isinstance(r, list) else [r] for r in told))
+    if looking.failure is not None:
+        raise looking.failure
+    assert looking.runs > 1
+    async with ImageStore(path) as store:
+        images = {image.id: image for image in await store.images()}
+        _check_images(images, reports)
+        await _check_data(store, images.values(), reports)
+    assert all(listed == list(images) for listed in lists)
+    assert [image["id"] for image in peer.ask("images", tools.root)] == list(images)
+    assert tools.names().keys() == images.keys()
+    directories = {entry.name for entry in path.iterdir()} - {"images.json", "images.lock"}
+    assert directories == images.keys(), "nothing is left over"
+    assert len(records_of(path)) == len(images)
+    print({report["worker"]: report["operations"] for report in reports}, looking.runs)
+
+
+def _python_workers(
+    stack: ExitStack, path: Path, backend: str, number: int, mode: str
+) -> list[Running]:
+    return [
+        stack.enter_context(
+            running(sys.executable, WORKER, backend, path, f"{backend}{n}", SECONDS, mode)
+        )
+        for n in range(number)
+    ]
+
+
+def _go_workers(
+    stack: ExitStack, program: Path, root: Path, number: int, mode: str
+) -> list[Running]:
+    return [
+        stack.enter_context(running(program, "change", root, f"go{n}", SECONDS, mode))
+        for n in range(number)
+    ]
+
+
+def _check_images(images: dict[str, Image], reports: list[dict[str, Any]]) -> None:
+    expected: set[str] = {SHARED, COUNTER}
+    for report in reports:
+        assert report["operations"] > SECONDS, f"{report['worker']} starved"
+        expected |= report["images"].keys()
+        assert images.keys().isdisjoint(report["deleted"])
+        for image_id, made in report["images"].items():
+            image = images[image_id]
+            assert set(image.names) - {"localhost/moving:1"} == {made["name"]}
+            assert image.metadata == made["metadata"]
+            assert "text" in image.big_data_names
+            assert "manifest" in image.big_data_names
+    assert images.keys() == expected
+    names = [name for image in images.values() for name in image.names]
+    assert len(names) == len(set(names)), "no name twice"
+    assert names.count("localhost/moving:1") == 1
+    shared = chain.from_iterable(report["shared_names"] for report in reports)
+    assert sorted(images[SHARED].names) == sorted(shared)
+    assert json.loads(images[COUNTER].metadata)["count"] == sum(r["counted"] for r in reports)
+
+
+async def _check_data(store: ImageStore, images: Any, reports: list[dict[str, Any]]) -> None:
+    for report in reports:
+        for image_id, made in report["images"].items():
+            assert await store.big_data(image_id, "text") == made["data"].encode()
+        item = await store.big_data(SHARED, f"{report['worker']}.item")
+        assert item == report["shared_item"].encode()
+    for image in images:
+        for key in image.big_data_names:
+            async with store.open_big_data(image.id, key, verify=True) as reader:
+                await reader.read()

@@ -1,0 +1,72 @@
+"""The same operations through containers/storage and here: the same results, the same files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from .operations import DIGESTS, MALFORMED_DIGESTS, Operation, lists
+from .peer import Peer
+from .twins import Twins
+
+pytestmark = pytest.mark.peers
+
+LISTS = int(os.environ.get("AIMAGESTORE_LISTS", "200"))
+"""How many lists of operations are compared; 2000 and more take some minutes."""
+
+_numbers = count()
+
+
+@pytest.mark.timeout(60 + LISTS)
+def test_same_operations_give_the_same(peer: Peer, in_memory: Path) -> None:
+    seen: Counter[tuple[str, str]] = Counter()
+
+    @settings(
+        max_examples=LISTS,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(
+        before=lists,
+        after=lists,
+        backend=st.sampled_from(["asyncio", "trio"]),
+    )
+    def compare(
+        before: list[Operation], after: list[Operation], backend: Literal["asyncio", "trio"]
+    ) -> None:
+        directory = in_memory / str(next(_numbers))
+        twins = Twins(peer, directory)
+        try:
+            anyio.run(perform, twins, before, after, backend=backend)
+        finally:
+            shutil.rmtree(directory)
+        seen.update(twins.performed)
+
+    compare()
+    # A list that only ever asks for what is not there would compare nothing.
+    for op in ("create", "get", "add_names", "set_names", "remove_names", "set_big_data"):
+        assert seen[op, "Image"] > LISTS / 20, seen
+    print(dict(seen))
+
+
+async def perform(twins: Twins, before: list[Operation], after: list[Operation]) -> None:
+    """Do one list, swap the directories, compare, do another one there, and swap again."""
+    await twins.open()
+    try:
+        for operations in (before, after):
+            for operation in operations:
+                await twins.perform(operation)
+            twins.compare_directories()
+            await twins.swap()
+            await twins.compare_lookups([*DIGESTS, *MALFORMED_DIGESTS])
+            twins.compare_directories()
+    finally:
+        await twins.close()

@@ -1,0 +1,103 @@
+"""A change, whoever made it, is seen by the next call, whoever makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aimagestore import ImageStore
+
+from .mounts import file_system
+from .peer import Peer, image_store
+from .tools import Tools, require
+
+pytestmark = pytest.mark.peers
+
+ROUNDS = 100
+PODMAN_ROUNDS = 25
+"""On each of four file systems, so a hundred in all."""
+
+
+@pytest.fixture(params=["ext4", "xfs", "btrfs", "tmpfs"])
+def directory(request: pytest.FixtureRequest, short_path: Path) -> Iterator[Path]:
+    """A directory on a file system of its own."""
+    with file_system(request.param, short_path) as mount_point:
+        yield mount_point / "store"
+
+
+async def test_a_change_there_is_seen_here(peer: Peer, directory: Path) -> None:
+    peer.ask("create", directory, id="image", names=["name-000"])
+    path = image_store(directory)
+    async with ImageStore(path) as store, ImageStore(path, read_only=True) as reader:
+        for number in range(ROUNDS):
+            # Each change keeps the file's length, and follows the one before at once.
+            text, name = f"text {number:03}", f"name-{number:03}"
+            peer.ask("set_metadata", directory, ref="image", metadata=text)
+            assert await store.metadata("image") == text
+            assert await reader.metadata("image") == text
+            peer.ask("set_names", directory, ref="image", names=[name])
+            assert await store.modified()
+            assert (await reader.snapshot()).lookup(name) == "image"
+            assert await store.exists(name)
+            assert not await store.exists(f"name-{number - 1:03}")
+    peer.ask("close", directory)
+
+
+async def test_content_replaced_there_is_read_here(peer: Peer, directory: Path) -> None:
+    peer.ask("create", directory, id="image")
+    async with ImageStore(image_store(directory)) as store:
+        for number in range(ROUNDS):
+            data = b"content %03d" % number
+            peer.ask("set_big_data", directory, ref="image", key="item", data=data)
+            assert await store.big_data("image", "item") == data
+            async with store.open_big_data("image", "item", verify=True) as reader:
+                assert await reader.read() == data
+    peer.ask("close", directory)
+
+
+async def test_a_change_here_is_seen_there(peer: Peer, directory: Path) -> None:
+    peer.ask("open", directory)
+    async with ImageStore(image_store(directory)) as store:
+        await store.create("image", names=["name-000"])
+        for number in range(ROUNDS):
+            text, name = f"text {number:03}", f"name-{number:03}"
+            await store.set_metadata("image", text)
+            assert peer.ask("metadata", directory, ref="image") == text
+            await store.set_names("image", [name])
+            assert peer.ask("lookup", directory, ref=name) == "image"
+            assert peer.ask("exists", directory, ref=f"name-{number - 1:03}") is False
+            await store.set_big_data("image", "item", text.encode())
+            assert peer.ask("big_data", directory, ref="image", key="item") == text.encode()
+            assert peer.ask("big_data_size", directory, ref="image", key="item") == 8
+    peer.ask("close", directory)
+
+
+async def test_changes_in_turns_are_built_on_each_other(peer: Peer, directory: Path) -> None:
+    peer.ask("create", directory, id="image")
+    async with ImageStore(image_store(directory)) as store:
+        for number in range(ROUNDS):
+            peer.ask("add_names", directory, ref="image", names=[f"theirs-{number}"])
+            await store.add_names("image", [f"ours-{number}"])
+            peer.ask("remove_names", directory, ref="image", names=[f"theirs-{number - 3}"])
+            await store.remove_names("image", [f"ours-{number - 3}"])
+        expected = [f"{whose}-{n}" for n in (99, 98, 97) for whose in ("ours", "theirs")]
+        assert list((await store.get("image")).names) == expected
+    assert peer.ask("get", directory, ref="image")["names"] == expected
+    peer.ask("close", directory)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_podman_and_this_library_see_each_other(directory: Path) -> None:
+    require("podman", "buildah")
+    tools = Tools(directory)
+    image_id = tools.commit("localhost/hello:1", "hello")
+    async with ImageStore(tools.image_store) as store:
+        for number in range(PODMAN_ROUNDS):
+            tools.podman("tag", image_id, f"localhost/theirs:{number:02}")
+            assert await store.lookup(f"localhost/theirs:{number:02}") == image_id
+            await store.remove_names(image_id, [f"localhost/theirs:{number:02}"])
+            await store.add_names(image_id, [f"localhost/ours:{number:02}"])
+            assert tools.podman("image", "exists", f"localhost/ours:{number:02}") == ""
+            assert tools.names()[image_id] == list((await store.get(image_id)).names)

@@ -1,0 +1,109 @@
+"""podman, buildah, skopeo and containers-storage, on a store of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .peer import CONTAINERS_STORAGE
+
+_POLICIES = ("/etc/containers/policy.json", "~/.config/containers/policy.json")
+
+
+def require(*tools: str) -> None:
+    """Skip the test where a tool is missing, or cannot work as it has to here."""
+    for tool in tools:
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool}: apt-get install {'golang-go' if tool == 'go' else tool}")
+    if "go" in tools and not CONTAINERS_STORAGE.is_dir():
+        pytest.skip(
+            "needs the Go library containers/storage: "
+            "apt-get install golang-github-containers-storage-dev"
+        )
+    if {"podman", "buildah", "skopeo"} & set(tools):
+        if os.geteuid() != 0:
+            pytest.skip("needs root for podman, buildah and skopeo on a store of their own")
+        if not any(os.path.exists(os.path.expanduser(path)) for path in _POLICIES):
+            pytest.skip(f"needs a containers policy: {_POLICIES[0]}")
+
+
+def run(*command: object) -> str:
+    """Run a command, and return what it prints."""
+    parts = [str(part) for part in command]
+    result = subprocess.run(parts, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, f"{parts}: {result.stderr}"
+    return result.stdout.strip()
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The tools on the store of one root."""
+
+    root: Path
+    driver: str = "vfs"
+
+    @property
+    def graph(self) -> Path:
+        """Their graph root."""
+        return self.root / "graph"
+
+    @property
+    def image_store(self) -> Path:
+        """Where they keep their images."""
+        return self.graph / f"{self.driver}-images"
+
+    @property
+    def _where(self) -> list[str]:
+        run_root = str(self.root / "run")
+        return [
+            *("--root", str(self.graph)),
+            *("--runroot", run_root),
+            *("--storage-driver", self.driver),
+        ]
+
+    @property
+    def reference(self) -> str:
+        """The store, as skopeo wants it spelled."""
+        return f"containers-storage:[{self.driver}@{self.graph}+{self.root / 'run'}]"
+
+    def podman(self, *arguments: str) -> str:
+        """Run podman."""
+        return run("podman", *self._where, *arguments)
+
+    def buildah(self, *arguments: str) -> str:
+        """Run buildah."""
+        return run("buildah", *self._where, *arguments)
+
+    def containers_storage(self, *arguments: str) -> str:
+        """Run containers-storage."""
+        where = ["-g", self.graph, "-R", self.root / "run", "-s", self.driver]
+        return run("containers-storage", *where, *arguments)
+
+    def commit(self, name: str, content: str) -> str:
+        """Make an image of one file, and return its ID."""
+        self.root.mkdir(exist_ok=True)
+        file = self.root / "hello.txt"
+        file.write_text(content)
+        container = self.buildah("from", "scratch")
+        self.buildah("copy", container, str(file), "/")
+        image_id = self.buildah("commit", "--quiet", container, name)
+        self.buildah("rm", container)
+        return image_id
+
+    def names(self) -> dict[str, list[str]]:
+        """The IDs of the images that podman lists, and their names."""
+        found: dict[str, list[str]] = {}
+        for image in json.loads(self.podman("images", "--format", "json")):
+            found[image["Id"]] = image.get("Names") or []
+        return found
+
+    def inspect(self, name: str) -> Any:
+        """What podman knows of an image."""
+        return json.loads(self.podman("image", "inspect", name))[0]
