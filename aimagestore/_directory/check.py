@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 
 from .._core import index
 from .._core.digest import digest_of, hasher, is_digest, is_manifest_key, signed_payload
@@ -17,7 +18,7 @@ from .._core.snapshot import EMPTY, Snapshot, build
 from .._engine.items import CHUNK, MANIFEST_MAX
 from ..errors import InvalidBigDataNameError, StoreCorruptError
 from .contents import image_directories
-from .files import Directory, read_file
+from .files import Directory
 from .garbage import garbage
 from .lock import shared
 from .placement import waiting_name
@@ -100,7 +101,7 @@ class Check:
             self._add(FindingKind.INDEX_DAMAGED, path, str(error))
             return None
         try:
-            parsed = index.parse(lambda size: read_file(fd, size), EMPTY)
+            parsed = index.parse(partial(root.read, INDEX_FILE, fd), EMPTY)
         except index.MalformedIndexError as error:
             self._add(FindingKind.INDEX_DAMAGED, path, f"at byte {error.place}: {error}")
             return None
@@ -180,7 +181,7 @@ class Check:
                 kind = FindingKind.ITEM_SHORT if size < recorded else FindingKind.ITEM_LONG
                 self._add(kind, path, f"{size} bytes, {recorded} are recorded", image.id, key)
             elif self._verify and is_digest(image.big_data_digests.get(key, "")):
-                yield from self._digest(fd, path, image, key)
+                yield from self._digest(directory, fd, path, image, key)
         finally:
             os.close(fd)
 
@@ -190,12 +191,14 @@ class Check:
                 return root.open_file(waiting_name(image.id, key, digest))
         return directory.open_file(big_data_file(key))
 
-    def _digest(self, fd: int, path: str, image: Image, key: str) -> Iterator[int]:
+    def _digest(
+        self, directory: Directory, fd: int, path: str, image: Image, key: str
+    ) -> Iterator[int]:
         expected = image.big_data_digests[key]
         state = hasher(expected)
         kept = b""
         size = 0
-        while piece := read_file(fd, CHUNK):
+        while piece := directory.read(big_data_file(key), fd, CHUNK):
             state.update(piece)
             size += len(piece)
             if is_manifest_key(key) and size <= MANIFEST_MAX:

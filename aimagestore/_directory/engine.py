@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple
 
 from .._core import index
@@ -23,7 +24,7 @@ from .._engine.protocol import Outcome
 from ..errors import DuplicateImageNamesError, StoreCorruptError
 from .check import Check
 from .contents import image_directories
-from .files import Directory, make_directories, read_file
+from .files import Directory, make_directories
 from .garbage import garbage, remove
 from .lock import Claim, StoreLock
 from .mounts import is_local
@@ -79,6 +80,8 @@ class DirectoryEngine:
         self.checks_instantly = True
         self._loaded = _Loaded(EMPTY, -1)
         self._load_mutex = threading.Lock()
+        # Whether the index that was loaded is known to have reached the disk.
+        self._is_settled = False
         # Set when a writer may have died between its commit and the last renames.
         self._may_be_unfinished = True
 
@@ -155,8 +158,8 @@ class DirectoryEngine:
             self._adopt(_Loaded(EMPTY, -1))
             return
         try:
-            found = os.fstat(fd)
-            parsed = index.parse(lambda size: read_file(fd, size), previous)
+            found = self._root.stat_file(INDEX_FILE, fd)
+            parsed = index.parse(partial(self._root.read, INDEX_FILE, fd), previous)
             if parsed is None and (image_id := next(image_directories(self._root), None)):
                 raise self._lost_index("is blank", image_id)
             snapshot = previous.with_blocks(*(parsed or ({}, ())))
@@ -175,6 +178,7 @@ class DirectoryEngine:
             os.close(fd)
             raise
         self._may_be_unfinished |= _replaces_items(previous, snapshot)
+        self._is_settled = False
         self._adopt(_Loaded.of(snapshot, fd, found, is_array=parsed is not None))
 
     def _open_index(self) -> int | None:
@@ -247,7 +251,7 @@ class DirectoryEngine:
         :raises StoreCorruptError: when an image's directory is something else
         """
         if edit.created is not None and base.record_of(edit.created.id) is None:
-            self._remove_image_directory(edit.created.id)
+            self._clear_stale_directory(edit.created.id)
         for image_id in {image_id for image_id, _ in edit.files}:
             with suppress(FileNotFoundError):
                 self._root.open_directory(image_id).close()
@@ -260,19 +264,15 @@ class DirectoryEngine:
         placement = Placement(self._root, base)
         try:
             for image_id in draft.created:
-                self._remove_image_directory(image_id)
-            if draft.files and not self._loaded.is_array:
-                # A crash between the first image's directory and the first index would leave
-                # what also is left of a store that has lost its index.
-                self._write_index(base)
-                self._switch_index(base)
-                self._root.sync()
-            placement.place(draft.files)
+                self._clear_stale_directory(image_id)
+            if draft.files:
+                self._prepare_index(base)
+                placement.place(draft.files)
             if snapshot is not base:
                 self._write_index(snapshot)
                 self._switch_index(snapshot)
         except BaseException:
-            placement.undo()
+            self._may_be_unfinished |= not placement.undo()
             raise
         finally:
             placement.release()
@@ -314,12 +314,39 @@ class DirectoryEngine:
             with suppress(OSError):
                 self._root.unlink(NEW_INDEX)
             raise
+        try:
+            loaded = _Loaded.of(snapshot, fd, os.fstat(fd))
+        except OSError:
+            loaded = _Loaded(snapshot, fd, is_array=True)  # in place, but looked at again
         with self._load_mutex:
-            self._adopt(_Loaded.of(snapshot, fd, os.fstat(fd)))
+            self._adopt(loaded)
+
+    def _prepare_index(self, base: Snapshot) -> None:
+        """Have a durable index before any file is put in place.
+
+        A crash between the first image's directory and the first index would leave what also is
+        left of a store that has lost its index.
+        """
+        if not self._loaded.is_array:
+            self._write_index(base)
+            self._switch_index(base)
+            self._is_settled = False
+        self._settle_index()
+
+    def _settle_index(self) -> None:
+        """Make sure that the index that was loaded outlasts a power cut.
+
+        Another writer may have died between its rename and its sync. Before that is made up for,
+        nothing may go that the index before it needs.
+        """
+        if not self._is_settled:
+            self._root.sync()
+            self._is_settled = True
 
     def _sync_commit(self) -> None:
+        self._is_settled = False
         try:
-            self._root.sync()
+            self._settle_index()
         except OSError as error:
             self._may_be_unfinished = True
             raise OSError(
@@ -339,6 +366,12 @@ class DirectoryEngine:
             for name in directory.names():
                 if name not in keep:
                     directory.unlink(name)
+
+    def _clear_stale_directory(self, image_id: str) -> None:
+        """Clear what lies where a new image's directory will be."""
+        if self._root.stat(image_id) is not None:
+            self._settle_index()
+            self._remove_image_directory(image_id)
 
     def _remove_image_directory(self, image_id: str) -> None:
         """Remove a directory and the files in it, if it is there; nothing below them."""
@@ -360,6 +393,8 @@ class DirectoryEngine:
         """Rename what waits for it, and remove what nobody waits for. The lock is held."""
         names = set(self._leftovers())
         try:
+            if names:
+                self._settle_index()
             for name, image_id, key in waiting_items(snapshot, names):
                 names.remove(name)
                 put_in_place(self._root, name, image_id, key)
@@ -373,6 +408,7 @@ class DirectoryEngine:
     def collect_garbage(self) -> Report:
         snapshot = self.load()
         self._finish_leftovers(snapshot)
+        self._settle_index()
         report = remove(self._root, garbage(self._root, snapshot))
         return replace(report, images=len(snapshot))
 

@@ -86,10 +86,18 @@ class Directory:
                 if error.errno in {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EMLINK}:
                     raise self.corrupt(name, "is not a regular file") from error
                 raise
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        try:
+            if not stat.S_ISREG(self.stat_file(name, fd).st_mode):
+                raise self.corrupt(name, "is not a regular file")
+        except BaseException:
             os.close(fd)
-            raise self.corrupt(name, "is not a regular file")
+            raise
         return fd
+
+    def stat_file(self, name: str, fd: int) -> os.stat_result:
+        """What the file system knows of an open file."""
+        with self._about(name):
+            return os.fstat(fd)
 
     def open_directory(self, name: str) -> Directory:
         """Open one of the directories in it.
@@ -130,6 +138,11 @@ class Directory:
             except FileExistsError:
                 os.unlink(name, dir_fd=self.fd)
                 os.link(source, name, dst_dir_fd=self.fd, follow_symlinks=True)
+
+    def read(self, name: str, fd: int, size: int) -> bytes:
+        """Read the next bytes of a file, up to so many; none at its end."""
+        with self._about(name):
+            return os.read(fd, size)
 
     def write(self, name: str, fd: int, pieces: Sequence[memoryview]) -> None:
         """Write all of the pieces, one behind the other."""
@@ -238,8 +251,3 @@ def make_directories(path: str) -> None:
             continue  # one that may be searched but not read, as those above a home often are
         with parent:
             parent.sync()
-
-
-def read_file(fd: int, size: int) -> bytes:
-    """Read the next bytes of a file, up to so many; none at its end."""
-    return os.read(fd, size)

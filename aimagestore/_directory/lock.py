@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Final
 
@@ -65,11 +65,10 @@ class RecordLock(BaseFileLock):
     def _release(self) -> None:
         fd, self._context.lock_file_fd = self._context.lock_file_fd, None
         if fd is not None:
-            try:
-                # Closing would not release it while a forked child has the descriptor too.
+            # Closing releases it as well, but not while a forked child has the descriptor too.
+            with suppress(OSError):
                 fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_UNLCK))
-            finally:
-                os.close(fd)
+            os.close(fd)
 
     def adopt(self, fd: int) -> None:
         """Be locked by a descriptor that has got the lock already."""
@@ -148,9 +147,12 @@ class StoreLock:
         :raises StoreCorruptError: when it has another name as well: that file would be written
         """
         fd = self._directory.open_file(self._name, flags, 0o644)
-        if os.fstat(fd).st_nlink > 1:
+        try:
+            if self._directory.stat_file(self._name, fd).st_nlink > 1:
+                raise self._directory.corrupt(self._name, "has more than one link")
+        except BaseException:
             os.close(fd)
-            raise self._directory.corrupt(self._name, "has more than one link")
+            raise
         return fd
 
     def try_acquire(self) -> bool:
@@ -159,6 +161,9 @@ class StoreLock:
             self._lock.acquire(blocking=False)
         except Timeout:
             return False
+        except OSError as error:
+            error.filename = self._directory.path_of(self._name)
+            raise
         return True
 
     def release(self) -> None:
@@ -188,6 +193,9 @@ class StoreLock:
                 fd = self._lock.wait()
             else:
                 self._lock.acquire(poll_interval=_POLL, cancel_check=lambda: not self._claims)
+        except OSError as failure:
+            failure.filename = self._directory.path_of(self._name)
+            error = failure
         except Exception as failure:  # noqa: BLE001 (whoever waits raises it)
             error = failure
         with self._mutex:

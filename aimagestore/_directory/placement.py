@@ -76,18 +76,22 @@ class Placement:
         for staged in self._staged:
             staged.discard()
 
-    def undo(self) -> None:
-        """Remove what was put in place, as far as that can be done."""
+    def undo(self) -> bool:
+        """Remove what was put in place, and say whether all of it could be removed."""
+        is_undone = True
         for image_id, name in self._placed:
-            with suppress(OSError, StoreCorruptError):
+            try:
                 if image_id:
                     with self._root.open_directory(image_id) as directory:
                         directory.unlink(name)
                 else:
                     self._root.unlink(name)
+            except (OSError, StoreCorruptError):
+                is_undone = False
         for image_id in self._made:
             with suppress(OSError):
                 self._root.remove_directory(image_id)
+        return is_undone
 
     def finish(self) -> None:
         """Rename what replaces an item over the item's old file."""

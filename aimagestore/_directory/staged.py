@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import secrets
+from contextlib import suppress
 
 from .._core.digest import CANONICAL, digest_of
 from .files import Directory
@@ -52,7 +53,14 @@ class StagedFile:
         if fd is None:
             self._name = f"{STAGED_PREFIX}{secrets.token_hex(16)}"
             fd = directory.open_file(self._name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            except OSError as error:
+                os.close(fd)
+                with suppress(OSError):
+                    directory.unlink(self._name)
+                error.filename = directory.path_of(self._name)
+                raise
         self._fd = fd
         self._is_durable = False
         self._sink = _Sink(directory, fd)
@@ -97,12 +105,14 @@ class StagedFile:
             directory.name_file(self._fd, name)
 
     def discard(self) -> None:
-        """Close the file; it is gone then, unless it was published."""
+        """Close the file; it is gone then, unless it was published.
+
+        One whose name cannot be removed is garbage from then on: nobody holds its lock.
+        """
         fd, self._fd = self._fd, -1
         name, self._name = self._name, ""
         if fd >= 0:
-            try:
-                if name:
+            if name:
+                with suppress(OSError):
                     self._directory.unlink(name)
-            finally:
-                os.close(fd)
+            os.close(fd)

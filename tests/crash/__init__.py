@@ -1,0 +1,1 @@
+"""Nothing lost: faults, kills, power cuts, random histories and hostile files."""

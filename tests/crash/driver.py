@@ -1,0 +1,76 @@
+"""Makes a change in a child and kills it at a point; one process for many children.
+
+Reads jobs, a JSON object a line, and answers each with the child's wait status. It starts no
+thread and no event loop of its own, so that forking it is safe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import anyio._backends._asyncio  # once for all children
+
+from .faults import Failpoints, Failure
+from .operations import OPERATIONS, attempt
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> None:
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            _run(json.loads(line))
+        _, status = os.waitpid(child, 0)
+        print(status, flush=True)
+
+
+def _run(job: dict[str, str]) -> None:
+    try:
+        path = Path(job["path"])
+        points = Failpoints(path, Failure(int(job["at"]), kills=True))
+        error = anyio.run(attempt, OPERATIONS[job["operation"]], path, points)
+        os._exit(0 if error is None else 1)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(2)
+
+
+class Driver:
+    """The process that makes the children, as the tests see it."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def kill_at(self, path: Path, operation: str, at: int) -> int:
+        """Run an operation that is killed at a point, and return its wait status."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        job = {"path": str(path), "operation": operation, "at": str(at)}
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+
+@contextmanager
+def driver() -> Iterator[Driver]:
+    """Start the process."""
+    command = [sys.executable, "-m", __name__]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        yield Driver(process)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,334 @@
+"""A disk that loses what POSIX lets it lose when the power goes.
+
+The recorder notes what the engine does to the store's files; a cut after any of it leaves each
+file with what was synced, and of what was written since nothing, all, a torn half, or zeros in
+its place; and each directory with what was synced, and any of the changes to its names since. A
+rename is atomic, and is on disk when the directory that it leads to is synced.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .faults import PACKAGE
+from .state import NIGHTLY, State
+
+BOUND = 7 if NIGHTLY else 4
+"""Up to so many changes of names are lost in every combination; of more, in the plainest."""
+
+MORE = 50 if NIGHTLY else 8
+"""How many combinations of more changes are tried beside the plainest."""
+
+
+class Node:
+    """A file or directory, whatever its name."""
+
+    def __init__(self, *, is_directory: bool, content: bytes = b"") -> None:
+        self.is_directory = is_directory
+        self.content = content  # what was there before anything was recorded
+
+
+Place = tuple[Node, str]
+
+
+class Write(NamedTuple):
+    """Bytes written into a file."""
+
+    node: Node
+    offset: int
+    data: bytes
+
+
+class Sync(NamedTuple):
+    """A file's content or a directory's names made durable."""
+
+    node: Node
+
+
+@dataclass(eq=False)
+class Naming:
+    """Names given and taken in one step, durable when a directory is synced."""
+
+    entries: tuple[tuple[Place, Node | None], ...]
+    until: Node
+
+
+@dataclass
+class Allowed:
+    """What the store may hold from here on; the list grows while a change is under way."""
+
+    states: list[State] = field(default_factory=list)
+
+
+Event = Write | Sync | Naming | Allowed
+
+
+class Recorder:
+    """Notes what the engine does below a directory."""
+
+    def __init__(self, base: Path) -> None:
+        self._base = str(base)
+        self.root = Node(is_directory=True)
+        self.start: dict[Place, Node] = {}
+        self._load(base, self.root)
+        self._entries = dict(self.start)
+        self._open: dict[int, Node] = {}
+        self._positions: dict[int, int] = {}
+        self.events: list[Event] = []
+
+    def _load(self, path: Path, into: Node) -> None:
+        for name in os.listdir(path):
+            child = path / name
+            is_directory = child.is_dir()
+            node = Node(
+                is_directory=is_directory, content=b"" if is_directory else child.read_bytes()
+            )
+            self.start[into, name] = node
+            if is_directory:
+                self._load(child, node)
+
+    def allow(self, states: list[State]) -> None:
+        """From here on a cut may leave any of these; more may be added to the list."""
+        self.events.append(Allowed(states))
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Record the engine's calls."""
+        names = ("open", "writev", "fsync", "rename", "link", "unlink", "mkdir", "rmdir")
+        real = {name: getattr(os, name) for name in names}
+        for name in names:
+            setattr(os, name, self._wrap(getattr(self, f"_note_{name}"), real[name]))
+        try:
+            yield
+        finally:
+            for name in names:
+                setattr(os, name, real[name])
+
+    def _wrap(self, note: Callable[..., None], real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            # Called by the engine, or by a failpoint that lets its call pass.
+            caller = sys._getframe(1).f_code.co_filename
+            result = real(*args, **kwargs)
+            if caller.startswith(PACKAGE) or caller.endswith("/crash/faults.py"):
+                note(result, *args, **kwargs)
+            return result
+
+        return call
+
+    def _place(self, name: str, directory: int | None) -> Place:
+        if directory is not None:
+            return self._open[directory], name
+        parts = os.path.relpath(name, self._base).split("/")
+        node = self.root
+        for part in parts[:-1]:
+            node = self._entries[node, part]
+        return node, parts[-1]
+
+    def _name(self, *entries: tuple[Place, Node | None]) -> None:
+        for place, node in entries:
+            if node is None:
+                self._entries.pop(place, None)
+            else:
+                self._entries[place] = node
+        self.events.append(Naming(entries, entries[-1][0][0]))
+
+    def _node_at(self, place: Place, flags: int) -> Node:
+        if place[1] == ".":
+            return self.root
+        if place not in self._entries:
+            assert flags & os.O_CREAT, place
+            self._name((place, Node(is_directory=False)))
+        return self._entries[place]
+
+    # What each call does
+
+    def _note_open(
+        self, fd: int, name: str, flags: int, mode: int = 0, *, dir_fd: int | None = None
+    ) -> None:
+        unnamed = flags & os.O_TMPFILE == os.O_TMPFILE
+        place = self._place(name, dir_fd)
+        self._open[fd] = Node(is_directory=False) if unnamed else self._node_at(place, flags)
+        self._positions[fd] = 0
+
+    def _note_writev(self, done: int, fd: int, pieces: Sequence[memoryview]) -> None:
+        offset = self._positions[fd]
+        self._positions[fd] += done
+        self.events.append(Write(self._open[fd], offset, b"".join(pieces)[:done]))
+
+    def _note_fsync(self, _: None, fd: int) -> None:
+        self.events.append(Sync(self._open[fd]))
+
+    def _note_rename(
+        self, _: None, old: str, new: str, *, src_dir_fd: int, dst_dir_fd: int
+    ) -> None:
+        source = self._place(old, src_dir_fd)
+        self._name((source, None), (self._place(new, dst_dir_fd), self._entries[source]))
+
+    def _note_link(self, _: None, old: str, new: str, *, dst_dir_fd: int, **__: Any) -> None:
+        node = self._open[int(old.removeprefix("/proc/self/fd/"))]
+        self._name((self._place(new, dst_dir_fd), node))
+
+    def _note_unlink(self, _: None, name: str, *, dir_fd: int) -> None:
+        self._name((self._place(name, dir_fd), None))
+
+    def _note_mkdir(self, _: None, name: str, mode: int = 0, *, dir_fd: int | None = None) -> None:
+        self._name((self._place(name, dir_fd), Node(is_directory=True)))
+
+    def _note_rmdir(self, _: None, name: str, *, dir_fd: int) -> None:
+        self._name((self._place(name, dir_fd), None))
+
+
+# What a cut leaves
+
+Tree = tuple[tuple[str, bytes | None], ...]
+"""Paths, with a file's content or, for a directory, ``None``."""
+
+
+class Disk:
+    """What is on disk for sure, and what may be, after some of the events."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._root = recorder.root
+        self._entries = dict(recorder.start)
+        self._pending: list[Naming] = []
+        self._synced: dict[Node, bytes] = {}
+        self._written: dict[Node, list[Write]] = {}
+        self.allowed: list[State] = []
+
+    def do(self, event: Event) -> None:
+        """Let one thing happen."""
+        match event:
+            case Allowed(states):
+                self.allowed = states
+            case Write(node):
+                self._written.setdefault(node, []).append(event)
+            case Naming():
+                self._pending.append(event)
+            case Sync(node) if node.is_directory:
+                self._sync_names(node)
+            case Sync(node):
+                self._synced[node] = _written(self._base(node), self._written.pop(node, ()))
+
+    def _base(self, node: Node) -> bytes:
+        return self._synced.get(node, node.content)
+
+    def _sync_names(self, directory: Node) -> None:
+        """Make durable what waits for this directory, and what came before it to those names."""
+        durable: set[Naming] = set()
+        touched: set[Place] = set()
+        for naming in reversed(self._pending):
+            places = {place for place, _ in naming.entries}
+            if naming.until is directory or not touched.isdisjoint(places):
+                durable.add(naming)
+                touched |= places
+        for naming in self._pending:
+            if naming in durable:
+                _give(self._entries, naming)
+        self._pending = [naming for naming in self._pending if naming not in durable]
+
+    def trees(self) -> Iterator[Tree]:
+        """Every state of the disk that a cut may leave now, some of them more than once."""
+        for kept in self._combinations():
+            entries = dict(self._entries)
+            for naming in kept:
+                _give(entries, naming)
+            yield from self._with_contents(entries)
+
+    def _combinations(self) -> Iterator[tuple[Naming, ...]]:
+        pending = self._pending
+        if len(pending) <= BOUND:
+            for size in range(len(pending) + 1):
+                yield from itertools.combinations(pending, size)
+            return
+        for end in range(len(pending) + 1):
+            yield tuple(pending[:end])
+            yield tuple(pending[end:])
+            yield tuple(pending[:end] + pending[end + 1 :])
+            yield tuple(pending[end : end + 1])
+        generator = random.Random(len(pending))
+        for _ in range(MORE):
+            yield tuple(naming for naming in pending if generator.random() < 0.5)
+
+    def _with_contents(self, entries: dict[Place, Node]) -> Iterator[Tree]:
+        names: dict[Node, list[tuple[str, Node]]] = {}
+        for (directory, name), node in entries.items():
+            names.setdefault(directory, []).append((name, node))
+        reached = list(_walk(names, self._root, ""))
+        files = list(dict.fromkeys(node for _, node in reached if not node.is_directory))
+        for contents in itertools.product(*map(self._contents, files)):
+            of = dict(zip(files, contents, strict=True))
+            yield tuple(sorted((path, of.get(node)) for path, node in reached))
+
+    def _contents(self, node: Node) -> list[bytes]:
+        """What may be in a file."""
+        base = self._base(node)
+        writes = self._written.get(node, ())
+        if not writes:
+            return [base]
+        whole = _written(base, writes)
+        if len(whole) == TOKEN_BYTES:
+            return [base, whole]  # of the token nothing depends on what it says
+        last = writes[-1]
+        torn = last._replace(data=last.data[: len(last.data) // 2])
+        zeros = [write._replace(data=bytes(len(write.data))) for write in writes]
+        variants = (base, whole, _written(base, [*writes[:-1], torn]), _written(base, zeros))
+        return list(dict.fromkeys(variants))
+
+
+TOKEN_BYTES = 64
+
+
+def _give(entries: dict[Place, Node], naming: Naming) -> None:
+    for place, node in naming.entries:
+        if node is None:
+            entries.pop(place, None)
+        else:
+            entries[place] = node
+
+
+def _written(content: bytes, writes: Sequence[Write]) -> bytes:
+    data = bytearray(content)
+    for _, offset, piece in writes:
+        data.extend(bytes(max(0, offset - len(data))))
+        data[offset : offset + len(piece)] = piece
+    return bytes(data)
+
+
+def _walk(
+    names: dict[Node, list[tuple[str, Node]]], directory: Node, prefix: str
+) -> Iterator[tuple[str, Node]]:
+    for name, node in names.get(directory, ()):
+        yield prefix + name, node
+        if node.is_directory:
+            yield from _walk(names, node, f"{prefix}{name}/")
+
+
+def as_written(recorder: Recorder) -> Tree:
+    """The disk when nothing is lost."""
+    disk = Disk(recorder)
+    for event in recorder.events:
+        disk.do(event)
+    for naming in disk._pending:
+        _give(disk._entries, naming)
+    for node, writes in disk._written.items():
+        disk._synced[node] = _written(disk._base(node), writes)
+    disk._written.clear()
+    return next(disk._with_contents(disk._entries))
+
+
+def put_on_disk(tree: Tree, path: Path) -> None:
+    """Make a state of the disk real."""
+    path.mkdir()
+    for name, content in tree:
+        if content is None:
+            (path / name).mkdir(mode=0o700)
+        else:
+            (path / name).write_bytes(content)

@@ -1,0 +1,253 @@
+"""Every change, failing or killed at every system call that it makes."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+
+from aimagestore import ImageStore
+
+from .driver import Driver, driver
+from .faults import BY_NAME, CALLS, FAULTS, NO_POINTS, PACKAGE, Failpoints, Failure, Point
+from .operations import OPERATIONS, Operation, attempt, descriptors, leave_half_done, make
+from .state import NIGHTLY, State, read_again, read_state, strays
+
+BACKENDS = ("asyncio", "trio")
+REMOVING = frozenset({"open", "listdir", "unlink", "rmdir", "fstat", "stat"})
+COMMIT = Point("fsync", "the root", creates=True)
+
+
+def can_give(point: Point, code: int) -> bool:
+    """Whether the kernel can answer this call so."""
+    match code:
+        case errno.ENOSPC:
+            return point.creates
+        case errno.EACCES:
+            return point.call in BY_NAME
+    return True
+
+
+class Case:
+    """An operation, and what the store is before and after it."""
+
+    def __init__(self, name: str, scratch: Path) -> None:
+        self.name = name
+        self.operation: Operation = OPERATIONS[name]
+        self.scratch = scratch
+        self.template = scratch / "template"
+        self.path = scratch / "store"
+        self.before: State = {}
+        self.after: State = {}
+        self.garbage: set[str] = set()
+        self.points: list[Point] = []
+
+    async def prepare(self) -> None:
+        """Run it undisturbed, for its points and for what it does."""
+        await make(self.template, self.operation.start)
+        self.renew()
+        if self.operation.meanwhile:
+            await leave_half_done(self.path)
+        if self.path.exists():
+            self.before = await read_again(self.path, read_only=self.operation.start != "names")
+        if self.operation.start == "stale":
+            self.garbage = strays(self.path, self.before)
+        self.renew()
+        points = Failpoints(self.path)
+        assert await attempt(self.operation, self.path, points) is None
+        self.points = points.passed
+        self.after = await read_again(self.path)
+
+    def renew(self) -> None:
+        """Put the store back to where the operation begins."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        if self.template.exists():
+            shutil.copytree(self.template, self.path)
+
+    def failures(self) -> Iterator[Failure]:
+        """Each fault at each point it can be at."""
+        for at, point in enumerate(self.points, 1):
+            for code in FAULTS:
+                # A disk that is full stays so, by default.
+                if can_give(point, code) and (NIGHTLY or code != errno.ENOSPC):
+                    yield Failure(at, code)
+            if point.call == "writev":
+                yield Failure(at, short=True)
+            if point.creates:
+                yield Failure(at, errno.ENOSPC, stays=True)
+            if NIGHTLY or at % 8 == 1:
+                yield Failure(at, errno.EIO, stays=True)
+
+    def deaths(self) -> Iterator[int]:
+        """The points to die at: those before which something changed since the last of them."""
+        for at, point in enumerate(self.points, 1):
+            if NIGHTLY or point.changes:
+                yield at
+
+
+async def sweep(case: Case) -> int:
+    """Try every failure, and return how many there were."""
+    await case.prepare()
+    count = 0
+    for failure in case.failures():
+        count += 1
+        case.renew()
+        open_before = descriptors(case.path)
+        try:
+            await fail(case, failure)
+            assert descriptors(case.path) == open_before, "a descriptor was left open"
+        except BaseException as error:
+            error.add_note(f"{case.name}: {failure}, {case.points[failure.at - 1]}")
+            raise
+    return count
+
+
+async def fail(case: Case, failure: Failure) -> None:
+    """Try one failure."""
+    points = Failpoints(case.path, failure)
+    error = await attempt(
+        case.operation, case.path, points, then=partial(check_open_store, case, failure, points)
+    )
+    assert points.hit, "the point was not reached"
+    assert points.passed[: failure.at] == case.points[: failure.at]
+    if case.operation.opens:
+        check_error(case, failure, error)
+    await check_reopened(case, failure, points)
+
+
+def check_error(case: Case, failure: Failure, error: BaseException | None) -> None:
+    """Check that the caller learns what happened, and where."""
+    if error is None:
+        return
+    assert isinstance(error, OSError)
+    assert not failure.short
+    assert error.errno == failure.code
+    assert str(error.filename).startswith(str(case.path.parent)), f"which file? {error!r}"
+
+
+async def check_open_store(
+    case: Case, failure: Failure, points: Failpoints, store: ImageStore, error: BaseException | None
+) -> None:
+    """Check the store that met the failure: memory is disk, and it goes on working."""
+    check_error(case, failure, error)
+    state = await read_state(store)
+    assert state == await read_again(case.path), "memory is not what the disk says"
+    happened = error is None or "may have happened" in str(error)
+    assert state == (case.after if happened else case.before)
+    await store.create("last", metadata="last")
+    await check_strays(case, failure, points, store)
+    if not happened:
+        await case.operation.run(store)
+    state = await read_state(store)
+    state.pop("last", None)  # the wiping took it as well
+    assert state == case.after
+
+
+async def check_strays(case: Case, failure: Failure, points: Failpoints, store: ImageStore) -> None:
+    """Check that nothing is left over but what could not be removed, which is garbage.
+
+    A commit was made since: what the store itself waits to rename or remove is gone by now.
+    """
+    hit = points.hit[0] if points.hit else None
+    could_not_remove = failure.stays or hit is None or hit.call in REMOVING or hit == COMMIT
+    left = strays(case.path, await read_state(store))
+    left -= case.garbage
+    assert {name for name in left if not (could_not_remove and is_garbage(case, name))} == set()
+    await store.collect_garbage()
+    assert strays(case.path, await read_state(store)) == set()
+
+
+def is_garbage(case: Case, name: str) -> bool:
+    """Whether only ``collect_garbage`` takes it away: images' files, and named staged data."""
+    first = name.split("/", maxsplit=1)[0]
+    return first in case.before | case.after or (case.operation.named and first[:7] == ".stage-")
+
+
+async def check_reopened(case: Case, failure: Failure, points: Failpoints) -> None:
+    """Check what another process finds that opens the store after the failure."""
+    async with ImageStore(case.path) as store:
+        state = await read_state(store)
+        state.pop("last", None)
+        assert state == case.after or (case.operation.opens and state == case.before)
+        if case.operation.opens:
+            await store.create("last")
+        await check_strays(case, failure, points, store)
+
+
+@pytest.mark.parametrize("backend", BACKENDS if NIGHTLY else BACKENDS[:1])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_failing_at_every_point(scratch: Path, name: str, backend: str) -> None:
+    tried = anyio.run(sweep, Case(name, scratch), backend=backend)
+    print(f"{tried} failures")
+    assert tried >= 10
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Driver]:
+    with driver() as process:
+        yield process
+
+
+async def sweep_kills(case: Case, killer: Driver) -> int:
+    """Kill the operation at every point."""
+    await case.prepare()
+    deaths = list(case.deaths())
+    for at in deaths:
+        case.renew()
+        try:
+            status = killer.kill_at(case.path, case.name, at)
+            assert os.WIFSIGNALED(status)
+            assert os.WTERMSIG(status) == signal.SIGKILL
+            await check_killed(case, at)
+        except BaseException as error:
+            error.add_note(f"{case.name}: killed at point {at}, {case.points[at - 1]}")
+            raise
+    case.renew()
+    assert killer.kill_at(case.path, case.name, len(case.points) + 1) == 0
+    return len(deaths)
+
+
+async def check_killed(case: Case, at: int) -> None:
+    """Check that it happened wholly or not at all, and that nothing else was lost."""
+    states = [case.before, case.after]
+    if case.path.exists() and case.operation.start != "names":
+        assert await read_again(case.path) in states
+    async with ImageStore(case.path) as store:
+        state = await read_state(store)
+        assert state in states
+        if state == case.before and not case.operation.opens:
+            await case.operation.run(store)
+            assert await read_state(store) == case.after
+        await store.create("last")
+        await check_strays(case, Failure(at, kills=True), Failpoints(case.path), store)
+    last = await read_again(case.path)
+    del last["last"]
+    assert last in states
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_killed_at_every_point(scratch: Path, name: str, killer: Driver) -> None:
+    tried = anyio.run(sweep_kills, Case(name, scratch), killer)
+    print(f"{tried} deaths")
+    assert tried or name in {"touch", "open"}
+
+
+def test_no_call_of_the_engine_is_missing() -> None:
+    called = set()
+    for file in Path(PACKAGE).glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Call(ast.Attribute(ast.Name("os" | "fcntl"), name)):
+                    called.add(name)
+                case ast.Call(ast.Name("open")):
+                    assert file.name == "mounts.py", "opens a file past the failpoints"
+    assert called <= CALLS.keys() | NO_POINTS.keys()

@@ -1,0 +1,198 @@
+"""The power goes at any moment: what was acknowledged is there, and nothing is half done."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+
+from aimagestore import ImageStore
+
+from .faults import Failpoints, Failure
+from .operations import (
+    OPERATIONS,
+    THEN,
+    Operation,
+    anew,
+    attempt,
+    chunks,
+    create_from_staged,
+    make,
+    several,
+)
+from .power import Disk, Event, Recorder, Tree, as_written, put_on_disk
+from .state import NIGHTLY, State, read_again, read_state, strays
+
+Step = Callable[[ImageStore], Awaitable[object]]
+
+HISTORY: list[Step] = [
+    lambda s: s.create("one", names=["a"], created=THEN, big_data={"manifest": b"m", "key": b"k"}),
+    lambda s: s.create("two", names=["b"], created=THEN),
+    lambda s: s.create("three", created=THEN, big_data={"key": b"three"}),
+    lambda s: s.set_names("one", ["b", "c"]),
+    lambda s: s.set_big_data("one", "manifest", b"newer"),
+    lambda s: s.set_big_data("one", "manifest", b"newest"),
+    lambda s: s.set_big_data("one", "another", b"more"),
+    lambda s: s.set_big_data("two", "sha256:config", chunks()),
+    lambda s: s.set_big_data("two", "sha256:config", b"small again"),
+    several,
+    lambda s: s.delete("new"),
+    create_from_staged,
+    anew,
+    lambda s: s.set_flag("two", "flag", 1),
+    lambda s: s.wipe(),
+    lambda s: s.create("one", created=THEN, big_data={"manifest": b"the last"}),
+]
+
+
+class Checker:
+    """Builds the states of the disk that a cut may leave, and looks at each once."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._base = scratch / "cut"
+        self._seen: set[tuple[Tree, str]] = set()
+
+    @property
+    def checked(self) -> int:
+        return len(self._seen)
+
+    async def check(self, recorder: Recorder, first: int = 0) -> None:
+        """Cut after each event from the first of interest on."""
+        disk = Disk(recorder)
+        for number, event in enumerate(recorder.events):
+            disk.do(event)
+            if number >= first:
+                await self._check_cut(disk, event)
+
+    async def _check_cut(self, disk: Disk, event: Event) -> None:
+        allowed = repr(disk.allowed)
+        for tree in disk.trees():
+            key = tuple(item for item in tree if item[0] != "store/images.lock"), allowed
+            if key in self._seen:
+                continue
+            self._seen.add(key)
+            put_on_disk(tree, self._base)
+            try:
+                await check_store(self._base / "store", disk.allowed)
+            except BaseException as error:
+                files = {name: content and content[:300] for name, content in tree}
+                error.add_note(f"cut after {event}\nleft {files}")
+                raise
+            finally:
+                shutil.rmtree(self._base)
+
+
+async def check_store(path: Path, allowed: list[State]) -> None:
+    """Check a store after a cut: it opens, holds what it may, and nothing is left over."""
+    if path.exists():
+        assert await read_again(path) in allowed
+    async with ImageStore(path) as store:
+        state = await read_state(store)
+        assert state in allowed
+        await store.create("last")
+        assert {name for name in strays(path, {}) if name.startswith(".")} == set()
+        state["last"] = (await read_state(store))["last"]
+        assert await read_state(store) == state
+        await store.collect_garbage()
+        assert strays(path, state) == set()
+
+
+async def record_history(base: Path) -> Recorder:
+    """Live through the history."""
+    recorder = Recorder(base)
+    allowed: list[State] = [{}]
+    recorder.allow(allowed)
+    with recorder.active():
+        async with ImageStore(base / "store") as store:
+            for step in HISTORY:
+                recorder.allow(allowed := allowed[-1:])
+                await step(store)
+                allowed.append(await read_state(store))
+            recorder.allow(allowed[-1:])
+    assert as_written(recorder) == tree_of(base)
+    return recorder
+
+
+def tree_of(base: Path) -> Tree:
+    """What is on disk."""
+    return tuple(
+        sorted(
+            (str(found.relative_to(base)), None if found.is_dir() else found.read_bytes())
+            for found in base.rglob("*")
+        )
+    )
+
+
+def test_the_power_goes_at_any_moment(scratch: Path) -> None:
+    async def run() -> int:
+        (scratch / "live").mkdir()
+        recorder = await record_history(scratch / "live")
+        checker = Checker(scratch)
+        await checker.check(recorder)
+        print(f"{len(recorder.events)} cuts, {checker.checked} states of the disk")
+        return checker.checked
+
+    assert anyio.run(run) > 300
+
+
+KILLED = [
+    "create with items",
+    "set_big_data, first",
+    "set_big_data, replaced",
+    "transaction",
+    "transaction, the same image anew",
+]
+
+
+async def record_death(base: Path, operation: Operation, at: int) -> tuple[Recorder, int] | None:
+    """Die at a point of a change, go on with another store; where the second began.
+
+    Every call of the first from that point on fails, which to the disk is its death.
+    """
+    base.mkdir()
+    await make(base / "store", operation.start)
+    recorder = Recorder(base)
+    before = await read_again(base / "store")
+    points = Failpoints(base / "store", Failure(at, errno.EIO, stays=True))
+    with recorder.active():
+        await attempt(operation, base / "store", points)
+        if not points.hit:
+            return None
+        after = await read_again(base / "store")
+        allowed = [before, after]
+        recorder.allow(allowed)
+        first = len(recorder.events)
+        async with ImageStore(base / "store") as store:
+            assert await read_state(store) == after
+            await store.set_metadata("two", "after the death")
+            allowed.append(await read_state(store))
+        recorder.allow(allowed[-1:])
+    return recorder, first
+
+
+@pytest.mark.parametrize("name", OPERATIONS if NIGHTLY else KILLED)
+def test_the_power_goes_after_a_writer_died(scratch: Path, name: str) -> None:
+    operation = OPERATIONS[name]
+    if operation.opens or operation.meanwhile or operation.start != "full" or name == "wipe":
+        pytest.skip("begins with another store")
+
+    async def run() -> int:
+        checker = Checker(scratch)
+        at = 0
+        while True:
+            at += 1
+            base = scratch / "live"
+            recorded = await record_death(base, operation, at)
+            if recorded is not None:
+                await checker.check(*recorded)
+            shutil.rmtree(base)
+            if recorded is None:
+                break
+        print(f"{checker.checked} states of the disk")
+        return checker.checked
+
+    assert anyio.run(run) > 0

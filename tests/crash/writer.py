@@ -1,0 +1,43 @@
+"""Changes a store without end, and says of each change that it is done; killed from outside."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import anyio
+
+from aimagestore import ImageStore
+
+from .model import Change
+
+KEPT = 5
+
+
+def history() -> Iterator[Change]:
+    """The same changes each time, so that their number says what a store holds."""
+    yield Change("create", ("one", ["a"], "", {"manifest": b"0"}))
+    yield Change("create", ("two", ["b"], "", {}))
+    number = 0
+    while True:
+        number += 1
+        image_id = f"image{number}"
+        content = str(number).encode() * 100
+        yield Change("create", (image_id, [f"name{number}"], "x", {"manifest": content}))
+        yield Change("set_big_data", ("one", "manifest", content))
+        yield Change("set_names", ("two", [f"b{number}", f"name{number}"]))
+        yield Change("set_big_data", (image_id, "sha256:config", content * 500))
+        yield Change("set_metadata", ("two", str(number)))
+        if number > KEPT:
+            yield Change("delete", (f"image{number - KEPT}",))
+
+
+async def main() -> None:
+    async with ImageStore(sys.argv[1]) as store:
+        for change in history():
+            await change.call(store)
+            print(flush=True)
+
+
+if __name__ == "__main__":
+    anyio.run(main)
