@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from aimagestore import ImageStore
+from aimagestore import ImageStore, Report, check, repair
 
 from .test_pipeline import is_locked, locked, until_no_thread_waits
 
@@ -77,20 +78,37 @@ async def reopen(store: ImageStore) -> None:
         await other.get("one")
 
 
+async def close(store: ImageStore) -> None:
+    other = await ImageStore(store._engine.name).__aenter__()
+    try:
+        await other.get("one")
+    finally:
+        await other.aclose()
+
+
 OPERATIONS: dict[str, Callable[[ImageStore], Awaitable[object]]] = {
     "get": lambda store: store.get("one"),
+    "lookup": lambda store: store.lookup("a"),
+    "exists": lambda store: store.exists("nobody"),
+    "metadata": lambda store: store.metadata("one"),
     "images": lambda store: store.images(),
     "snapshot": lambda store: store.snapshot(),
     "refresh": lambda store: store.refresh(),
     "modified": lambda store: store.modified(),
+    "touched_since": lambda store: store.touched_since(datetime.now(UTC)),
     "touch": lambda store: store.touch(),
     "create": lambda store: store.create("new", names=["n"], big_data={"key": b"content"}),
     "set_names": lambda store: store.set_names("one", ["b"]),
+    "add_names": lambda store: store.add_names("two", ["a"]),
+    "remove_names": lambda store: store.remove_names("one", ["a"]),
     "set_metadata": lambda store: store.set_metadata("one", "text"),
     "set_flag": lambda store: store.set_flag("one", "flag", 1),
+    "clear_flag": lambda store: store.clear_flag("one", "flag"),
     "delete": lambda store: store.delete("two"),
     "wipe": lambda store: store.wipe(),
     "big_data": lambda store: store.big_data("one", "manifest"),
+    "big_data_names": lambda store: store.big_data_names("one"),
+    "big_data_size": lambda store: store.big_data_size("one", "unmeasured"),
     "big_data_digest": lambda store: store.big_data_digest("one", "unmeasured"),
     "set_big_data of bytes": lambda store: store.set_big_data("one", "manifest", b"new"),
     "set_big_data of chunks": lambda store: store.set_big_data("one", "manifest", chunks()),
@@ -98,6 +116,10 @@ OPERATIONS: dict[str, Callable[[ImageStore], Awaitable[object]]] = {
     "transaction": transact,
     "open_big_data": read,
     "reopen": reopen,
+    "collect_garbage": lambda store: store.collect_garbage(),
+    "check": lambda store: check(store._engine.name),
+    "repair": lambda store: repair(store._engine.name, Report()),
+    "aclose": close,
 }
 
 INDEX = (
