@@ -102,18 +102,19 @@ def _no_damage_left(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_descriptors_left() -> Iterator[None]:
     """Fail a test that leaves descriptors of a store open."""
-    before = _store_descriptors()
+    before = open_files("/store")
     yield
-    assert _store_descriptors() <= before
+    assert open_files("/store") <= before
 
 
-def _store_descriptors() -> set[str]:
+def open_files(place: str) -> set[str]:
+    """The descriptors of this process whose files have this in their path."""
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{fd}")
         except OSError:
-            continue
-        if "/store" in target:
+            continue  # closed since, that of the listing for one
+        if place in target:
             found.add(f"{fd} {target}")
     return found

@@ -14,6 +14,7 @@ import pytest
 
 from aimagestore import ImageStore, Report, check, repair
 
+from .conftest import open_files
 from .test_pipeline import is_locked, locked, until_no_thread_waits
 
 
@@ -138,11 +139,6 @@ async def make(path: Path) -> ImageStore:
     return store
 
 
-def descriptors(path: Path) -> int:
-    links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
-    return sum(os.path.lexists(link) and os.readlink(link).startswith(str(path)) for link in links)
-
-
 async def check_whole(store: ImageStore, path: Path) -> None:
     """Check that nothing is left over, and that records and content agree."""
     assert {n for n in os.listdir(path) if n.startswith(".")} == set()
@@ -161,13 +157,13 @@ async def test_cancelled_at_every_step(tmp_path: Path, operation: str) -> None:
     for steps in range(1, 100):
         path = tmp_path / f"store{steps}"
         store = await make(path)
-        before = descriptors(path)
+        before = len(open_files(f"{path}"))
         with anyio.CancelScope() as scope:
             await Steps(OPERATIONS[operation](store), scope, steps)
-        assert descriptors(path) == before
+        assert len(open_files(f"{path}")) == before
         await check_whole(store, path)
         await store.aclose()
-        assert descriptors(path) == 0
+        assert len(open_files(f"{path}")) == 0
         if not scope.cancel_called:
             return
     raise AssertionError("it never completed")
@@ -180,11 +176,11 @@ async def test_cancelled_at_every_step_while_the_lock_is_taken(
     for steps in range(1, 100):
         path = tmp_path / f"store{steps}"
         store = await make(path)
-        before = descriptors(path)
+        before = len(open_files(f"{path}"))
         with locked(path), anyio.move_on_after(0.02), anyio.CancelScope() as scope:
             await Steps(OPERATIONS[operation](store), scope, steps)
         await until_no_thread_waits()
-        assert descriptors(path) == before
+        assert len(open_files(f"{path}")) == before
         assert not await store.exists("new")
         await check_whole(store, path)
         await store.aclose()
