@@ -203,8 +203,6 @@ class View:
     def __contains__(self, ref: object) -> bool:
         try:
             return isinstance(ref, str) and bool(self.find(ref))
-        except AmbiguousImageError:
-            return False
         except ImageUnknownError:
             return False
 
