@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ from aimagestore import (
     Staged,
     StoreCorruptError,
 )
+from aimagestore._directory import staged as staged_files
+from aimagestore._directory.files import Directory
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB, so that it comes in several chunks
 DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
@@ -377,3 +382,67 @@ async def test_a_file_that_is_no_file_is_refused(
     await store.set_big_data(image, "key", b"again")
     assert await store.big_data(image, "key") == b"again"
     assert secret.read_bytes() == b"secret"
+
+
+async def test_what_was_written_may_be_changed_at_once(store: ImageStore, image: str) -> None:
+    buffer = bytearray(CONTENT)
+    async with store.stage() as staged:
+        await staged.write(buffer)
+        assert staged.digest == DIGEST
+        buffer[:] = bytes(len(buffer))
+        await store.set_big_data(image, "key", staged)
+    assert await store.big_data(image, "key") == CONTENT
+
+
+async def test_a_long_item_goes_to_the_disk_on_its_way(
+    store: ImageStore, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staged_files, "SYNC_BYTES", len(CONTENT) // 3)
+    synced: list[str] = []
+    sync_file = Directory.sync_file
+
+    def record(directory: Directory, name: str, fd: int) -> None:
+        synced.append(threading.current_thread().name)
+        sync_file(directory, name, fd)
+
+    monkeypatch.setattr(Directory, "sync_file", record)
+    await store.set_big_data(image, "key", chunks())
+    assert any(name.startswith("aimagestore helper") for name in synced)
+    assert await store.big_data(image, "key") == CONTENT
+
+
+async def test_a_sync_that_fails_on_the_way_fails_the_call(
+    store: ImageStore, image: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The kernel tells of a failed write once: the sync at the end would know nothing of it.
+    monkeypatch.setattr(staged_files, "SYNC_BYTES", len(CONTENT) // 3)
+    failures = [OSError(errno.EIO, os.strerror(errno.EIO))]
+
+    def fail_once(directory: Directory, name: str, fd: int) -> None:
+        if failures:
+            raise failures.pop()
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Directory, "sync_file", fail_once)
+        with pytest.raises(OSError, match="Input/output error"):
+            await store.set_big_data(image, "key", chunks())
+    assert await store.big_data_names(image) == []
+    assert not list((path / image).glob("*"))
+
+
+@pytest.mark.parametrize("verify", [False, True])
+async def test_many_readers_take_less_at_a_time(
+    store: ImageStore, image: str, verify: bool
+) -> None:
+    await store.set_big_data(image, "key", CONTENT)
+
+    async def first_chunk(readers: int) -> int:
+        async with AsyncExitStack() as stack:
+            for _ in range(readers):
+                opened = store.open_big_data(image, "key", verify=verify)
+                reader = await stack.enter_async_context(opened)
+            return len(await anext(reader))
+
+    sizes = [await first_chunk(readers) for readers in (1, 4, 16, 100)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1] >= 256 * 1024

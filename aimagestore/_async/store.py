@@ -16,7 +16,6 @@ from anyio.lowlevel import current_token
 
 from .._core import changes
 from .._core.changes import Change
-from .._core.digest import check_digest
 from .._core.draft import Content, Draft
 from .._core.image import Image
 from .._core.names import check_key
@@ -39,6 +38,7 @@ from .streams import (
     BigDataReader,
     Expectations,
     Progress,
+    Readers,
     Staged,
     as_bytes,
     chunks_of,
@@ -121,6 +121,7 @@ class ImageStore:
         self._lock_timeout = lock_timeout
         self._is_open = False
         self._was_opened = False
+        self._readers = Readers()
         self._process = -1
         self._loop: object = None
 
@@ -431,19 +432,13 @@ class ImageStore:
         :raises FileNotFoundError: when the item's file is missing
         """
         self._check_here()
-        image, file = await self._threads.run(items.open_item, self._engine, ref, key)
+        image, source = await self._threads.run(items.open_source, self._engine, ref, key, verify)
+        digest = image.big_data_digests.get(key, "")
         try:
-            digest = image.big_data_digests.get(key, "")
-            if verify and not digest:
-                raise DigestUnknownError(
-                    f"no digest is recorded for item {key!r}: big_data_digest computes it",
-                    id=image.id,
-                    key=key,
-                )
-            source = items.Source(file, key, check_digest(digest) if verify else None)
-            yield BigDataReader(source, digest, self._threads)
+            with self._readers.one_more():
+                yield BigDataReader(source, digest, self._readers, self._threads)
         finally:
-            await self._threads.finish(file.close)
+            await self._threads.finish(source.close)
 
     async def set_big_data(
         self,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+import io
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from aiofiles.threadpool import wrap
@@ -21,14 +23,46 @@ Progress = Callable[[int], object]
 _NOT_HANDED_OVER = "staged data can be handed over once, inside its block"
 
 
+_LARGEST_CHUNK = 3 * CHUNK
+_SMALLEST_CHUNK = CHUNK // 4
+_ALL_CHUNKS = 8 * CHUNK
+
+
+class Readers:
+    """How many readers are open, and how much each of them takes at a time.
+
+    Large chunks, for the way to a worker thread and back takes longer than to read 1 MiB; no
+    larger than digesting makes worth while, and less for each the more readers there are.
+    """
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Count a reader for as long as the block takes."""
+        self._number += 1
+        try:
+            yield
+        finally:
+            self._number -= 1
+
+    def chunk(self, *, verify: bool) -> int:
+        """The size of the next chunk, in bytes."""
+        share = _ALL_CHUNKS // max(self._number, 1) // _SMALLEST_CHUNK * _SMALLEST_CHUNK
+        return max(_SMALLEST_CHUNK, min(share, 2 * CHUNK if verify else _LARGEST_CHUNK))
+
+
 class BigDataReader:
     """An open item. It keeps its content when the item is replaced or its image deleted.
 
-    Iterating gives the data in chunks of up to 1 MiB.
+    Iterating gives the data in chunks of up to 3 MiB.
     """
 
-    def __init__(self, source: Source, digest: str, threads: Threads) -> None:
+    def __init__(self, source: Source, digest: str, readers: Readers, threads: Threads) -> None:
         self._file: Any = wrap(source, loop=threads)
+        self._readers = readers
+        self._is_verified = source.is_verified
         self._size = source.size
         self._digest = digest
 
@@ -66,7 +100,7 @@ class BigDataReader:
         return self
 
     async def __anext__(self) -> bytes:
-        if data := await self.read(CHUNK):
+        if data := await self.read(self._readers.chunk(verify=self._is_verified)):
             return data
         raise StopAsyncIteration
 
@@ -80,6 +114,7 @@ class Staged:
 
     def __init__(self, content: StagedContent, threads: Threads) -> None:
         self._content = content
+        self._threads = threads
         self._file: Any = wrap(content.sink, loop=threads)
         self._is_given = False
 
@@ -103,7 +138,14 @@ class Staged:
         """
         if self._is_given or not self._content.is_open:
             raise ValueError(_NOT_HANDED_OVER)
+        await self._threads.run(_write_and_flush, self._content.sink, chunk)
+
+    async def _pour(self, chunk: bytes) -> None:
+        """Append data that may be digested while the next is on its way, until a flush."""
         await self._file.write(chunk)
+
+    async def _flush(self) -> None:
+        await self._file.flush()
 
     def _give(self) -> StagedContent:
         """Hand over the content; :meth:`_take_back` follows when that is over."""
@@ -115,6 +157,11 @@ class Staged:
     def _take_back(self) -> None:
         """Allow another try, in case the content was not used."""
         self._is_given = False
+
+
+def _write_and_flush(sink: io.BufferedIOBase, chunk: Buffer) -> None:
+    sink.write(chunk)
+    sink.flush()
 
 
 class Expectations:
@@ -261,7 +308,7 @@ async def pour(
     async def flush() -> None:
         chunk = waiting[0] if len(waiting) == 1 else b"".join(waiting)
         waiting.clear()
-        await staged.write(chunk)
+        await staged._pour(chunk)
         await expectations.add(chunk, threads)
         if progress is not None:
             progress(staged.size)
@@ -277,6 +324,7 @@ async def pour(
                 await flush()
         if waiting:
             await flush()
+        await staged._flush()
     finally:
         # One that was made for this call has nobody else to close it.
         if inspect.isasyncgen(source):

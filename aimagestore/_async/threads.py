@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar, TypeVarTuple
 
 from anyio import CancelScope, CapacityLimiter, Event, to_thread
@@ -12,6 +13,8 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _THREADS = 16
+# Of them, those that move big data: each thread's heap keeps the size of some chunks for itself.
+_STREAMING = 6
 
 
 class Threads:
@@ -22,22 +25,31 @@ class Threads:
 
     def __init__(self) -> None:
         self._limiter = CapacityLimiter(_THREADS)
+        self._streaming = CapacityLimiter(_STREAMING)
         self._unlimited = CapacityLimiter(math.inf)
         self._running = 0
         self._idle: Event | None = None
 
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Make a call. Cancelled before it begins, it is not made; after that it is finished."""
-        async with self._limiter:
-            return await self.finish(function, *args)
+        return await self._run(self._limiter, function, *args)
+
+    async def _run(self, limiter: CapacityLimiter, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        with self._counted():
+            return await to_thread.run_sync(function, *args, limiter=limiter)
+        raise AssertionError("for type checkers")  # pragma: no cover
 
     async def finish(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Make a call that has to be made, cancelled or not."""
+        with self._counted(), CancelScope(shield=True):
+            return await to_thread.run_sync(function, *args, limiter=self._unlimited)
+        raise AssertionError("for type checkers")  # pragma: no cover
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
         self._running += 1
         try:
-            with CancelScope(shield=True):
-                return await to_thread.run_sync(function, *args, limiter=self._unlimited)
-            raise AssertionError("for type checkers")  # pragma: no cover
+            yield
         finally:
             self._running -= 1
             if not self._running and self._idle is not None:
@@ -55,4 +67,4 @@ class Threads:
 
     def run_in_executor(self, executor: object, function: Callable[[], T]) -> Awaitable[T]:
         """What aiofiles asks of an event loop: with this one it works on every one."""
-        return self.run(function)
+        return self._run(self._streaming, function)

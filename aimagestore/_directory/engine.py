@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -40,6 +41,8 @@ from .repair import LOST_INDEX, mend, salvage
 from .staged import StagedFile
 
 logger = logging.getLogger("aimagestore")
+
+_HELPERS = 4
 
 
 class _Loaded(NamedTuple):
@@ -78,6 +81,9 @@ class DirectoryEngine:
         self.name = os.fspath(path)
         self.read_only = read_only
         self.checks_instantly = True
+        self.helpers: Executor = ThreadPoolExecutor(
+            _HELPERS, thread_name_prefix="aimagestore helper"
+        )
         self._loaded = _Loaded(EMPTY, -1)
         self._load_mutex = threading.Lock()
         # Whether the index that was loaded is known to have reached the disk.
@@ -119,6 +125,7 @@ class DirectoryEngine:
         return self._loaded.snapshot.needs_save or self._may_be_unfinished
 
     def close(self) -> None:
+        self.helpers.shutdown()
         self._adopt(_Loaded(EMPTY, -1))
         self._root.close()
 
@@ -261,7 +268,7 @@ class DirectoryEngine:
         snapshot = draft.freeze()
         if self._may_be_unfinished:
             self._finish_leftovers(base)
-        placement = Placement(self._root, base)
+        placement = Placement(self._root, base, self.stage)
         try:
             for image_id in draft.created:
                 self._clear_stale_directory(image_id)
@@ -446,7 +453,7 @@ class DirectoryEngine:
     # Big data
 
     def stage(self) -> StagedFile:
-        return StagedFile(self._root)
+        return StagedFile(self._root, self.helpers)
 
     def open_item(self, image: Image, key: str) -> io.FileIO:
         fd = -1

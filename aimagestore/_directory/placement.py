@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 
 from .._core.draft import Content
@@ -27,9 +27,10 @@ _WAITING = re.compile(rf"{re.escape(NEW_PREFIX)}[0-9a-f]{{32}}-[0-9a-f]{{32}}")
 class Placement:
     """The files of one commit: where they are before it, and where they belong after it."""
 
-    def __init__(self, root: Directory, base: Snapshot) -> None:
+    def __init__(self, root: Directory, base: Snapshot, stage: Callable[[], StagedFile]) -> None:
         self._root = root
         self._base = base
+        self._stage = stage
         self._staged: list[StagedFile] = []
         self._waiting: list[tuple[str, str, str]] = []
         self._placed: list[tuple[str, str]] = []
@@ -62,7 +63,7 @@ class Placement:
 
     def _file_of(self, content: Content) -> StagedFile:
         if isinstance(content, InlineContent):
-            staged = StagedFile(self._root)
+            staged = self._stage()
             self._staged.append(staged)
             staged.sink.write(content.data)
         else:

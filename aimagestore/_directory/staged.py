@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import io
 import os
 import secrets
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 
-from .._core.digest import CANONICAL, digest_of
+from .._engine.digesting import Digester
 from .files import Directory
 
 STAGED_PREFIX = ".stage-"
@@ -18,35 +18,66 @@ STAGED_PREFIX = ".stage-"
 Buffer = bytes | bytearray | memoryview
 
 
-class _Sink(io.BufferedIOBase):
-    """Writes to a descriptor and digests what it writes, in one go."""
+SYNC_BYTES = 64 * 1024 * 1024
+"""After so many bytes the disk begins to write what it would else be given at the end."""
 
-    def __init__(self, directory: Directory, fd: int) -> None:
+
+class _Sink(io.BufferedIOBase):
+    """Writes to a descriptor; what it writes is digested and synced beside that."""
+
+    def __init__(self, directory: Directory, fd: int, helpers: Executor) -> None:
         self._directory = directory
         self._fd = fd
+        self._helpers = helpers
+        self._unsynced = 0
+        self._syncing: Future[None] | None = None
         self.size = 0
         self.is_broken = False
-        self.hash = hashlib.new(CANONICAL)
+        self.digester = Digester(helpers)
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Buffer) -> int:  # type: ignore[override]
         piece = memoryview(data).cast("B")
+        self.digester.add(piece)
         try:
             self._directory.write("", self._fd, [piece])
+            self.size += len(piece)
+            self._sync_early(len(piece))
         except OSError:
             self.is_broken = True  # some of it may be in the file
             raise
-        self.hash.update(piece)
-        self.size += len(piece)
+        finally:
+            if not isinstance(data, bytes):
+                self.flush()  # the caller may change it from here on
         return len(piece)
+
+    def _sync_early(self, size: int) -> None:
+        self._unsynced += size
+        if self._unsynced >= SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+            self.settle_sync()
+            self._syncing = self._helpers.submit(self._directory.sync_file, "", self._fd)
+            self._unsynced = 0
+
+    def settle_sync(self) -> None:
+        """Return when no sync is under way.
+
+        :raises OSError: when it failed, which the kernel says but once
+        """
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            syncing.result()
+
+    def flush(self) -> None:
+        """Return when everything that was written is digested."""
+        self.digester.settle()
 
 
 class StagedFile:
     """A file without a name, or, on file systems without those, with one that shows its use."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, helpers: Executor) -> None:
         self._directory = directory
         self._name = ""
         fd = directory.open_unnamed()
@@ -63,7 +94,7 @@ class StagedFile:
                 raise
         self._fd = fd
         self._is_durable = False
-        self._sink = _Sink(directory, fd)
+        self._sink = _Sink(directory, fd, helpers)
 
     @property
     def sink(self) -> io.BufferedIOBase:
@@ -78,7 +109,8 @@ class StagedFile:
     @property
     def digest(self) -> str:
         """The digest of what was written."""
-        return digest_of(self._sink.hash)
+        self._sink.flush()
+        return self._sink.digester.digest
 
     @property
     def is_open(self) -> bool:
@@ -92,7 +124,9 @@ class StagedFile:
         """
         if self._sink.is_broken:
             raise ValueError("a write to this staged data has failed: stage it again")
+        self._sink.flush()
         if not self._is_durable:
+            self._sink.settle_sync()
             self._directory.sync_file("", self._fd)
             self._is_durable = True
 
@@ -112,6 +146,8 @@ class StagedFile:
         fd, self._fd = self._fd, -1
         name, self._name = self._name, ""
         if fd >= 0:
+            with suppress(OSError):
+                self._sink.settle_sync()
             if name:
                 with suppress(OSError):
                     self._directory.unlink(name)

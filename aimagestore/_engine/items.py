@@ -5,14 +5,28 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
-from .._core.digest import CANONICAL, digest_of, hasher, is_manifest_key, signed_payload
+from .._core.digest import (
+    CANONICAL,
+    check_digest,
+    digest_of,
+    hasher,
+    is_manifest_key,
+    signed_payload,
+)
 from .._core.draft import Content
 from .._core.image import Image
 from .._core.names import check_key
 from .._core.transaction import InlineContent
-from ..errors import BigDataUnknownError, DigestMismatchError, ImageUnknownError
+from ..errors import (
+    BigDataUnknownError,
+    DigestMismatchError,
+    DigestUnknownError,
+    ImageUnknownError,
+)
+from .digesting import Digester
 from .protocol import Engine, StagedContent
 
 CHUNK = 1024 * 1024
@@ -85,6 +99,28 @@ def read_item(engine: Engine, ref: str, key: str) -> bytes:
         return file.readall()
 
 
+def open_source(engine: Engine, ref: str, key: str, verify: bool) -> tuple[Image, Source]:
+    """Open an item to be streamed, and return it with the record that describes it.
+
+    :raises DigestUnknownError: when it cannot be verified, for want of a digest
+    :raises InvalidDigestError: when it cannot be verified, for what is recorded is no digest
+    """
+    image, file = open_item(engine, ref, key)
+    try:
+        digest = image.big_data_digests.get(key, "")
+        if verify and not digest:
+            raise DigestUnknownError(
+                f"no digest is recorded for item {key!r}: big_data_digest computes it",
+                id=image.id,
+                key=key,
+            )
+        expected = check_digest(digest) if verify else None
+        return image, Source(file, key, expected, engine.helpers)
+    except BaseException:
+        file.close()
+        raise
+
+
 def put_on_disk(engine: Engine, contents: Mapping[str, Content]) -> dict[str, StagedContent]:
     """Make contents durable: those still in memory, and those staged, which stay what they are."""
     ready: dict[str, StagedContent] = {}
@@ -135,22 +171,27 @@ def measure_file(file: io.FileIO) -> Measured:
 
 
 class Source(io.BufferedIOBase):
-    """An open item to read from, digested on the way where that is wanted.
+    """An open item to read from, digested beside that where it is wanted.
 
     :ivar size: its length in bytes
     """
 
-    def __init__(self, file: io.FileIO, key: str, expected: str | None) -> None:
+    def __init__(self, file: io.FileIO, key: str, expected: str | None, helpers: Executor) -> None:
         self._file = file
         self._key = key
         self._expected = expected
-        self._hash = hasher(expected) if expected else None
+        self._digester = Digester(helpers, expected) if expected else None
         self._seen = 0
         self.size: int = file.seek(0, io.SEEK_END)
         file.seek(0)
         # The digest of a signed manifest is not that of its file: keep the file to tell.
         keeps = expected is not None and is_manifest_key(key) and self.size <= MANIFEST_MAX
         self._kept: bytearray | None = bytearray() if keeps else None
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether its data is compared with a digest."""
+        return self._digester is not None
 
     def readable(self) -> bool:
         return True
@@ -163,12 +204,13 @@ class Source(io.BufferedIOBase):
         wanted = -1 if size is None else size
         data = self._file.readall() if wanted < 0 else (self._file.read(wanted) or b"")
         self._seen += len(data)
-        if self._hash is not None:
-            self._hash.update(data)
+        if self._digester is not None:
+            self._digester.add(data)
             if self._kept is not None:
                 self._kept += data
             if self._seen >= self.size or (wanted and not data):
-                self._verify(digest_of(self._hash))
+                self._digester.settle()
+                self._verify(self._digester.digest)
         return data
 
     def _verify(self, actual: str) -> None:
@@ -194,10 +236,12 @@ class Source(io.BufferedIOBase):
 
         :raises ValueError: when the data is verified, which takes all of it in order
         """
-        if self._hash is not None:
+        if self._digester is not None:
             raise ValueError("data that is verified is read in order: open it without verify")
         return self._file.seek(offset, whence)
 
     def close(self) -> None:
+        if self._digester is not None:
+            self._digester.settle()
         self._file.close()
         super().close()

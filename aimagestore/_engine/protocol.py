@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from datetime import datetime
 from typing import Protocol
 
@@ -26,7 +27,7 @@ class StagedContent(Content, Protocol):
 
     @property
     def sink(self) -> io.BufferedIOBase:
-        """Where its bytes are written to, which digests them as well."""
+        """Where its bytes are written to, which digests them as well, by its ``flush`` at last."""
         ...
 
     @property
@@ -63,11 +64,13 @@ class Engine(Protocol):
 
     :ivar name: what to call the store in messages
     :ivar checks_instantly: whether :meth:`current` never waits
+    :ivar helpers: threads for what goes on beside a stream: digesting, reading ahead
     """
 
     name: str
     read_only: bool
     checks_instantly: bool
+    helpers: Executor
 
     def open(self) -> None:
         """Open the store, create it where that is wanted, load it; finish what a crash left."""
