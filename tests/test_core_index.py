@@ -5,34 +5,33 @@ from __future__ import annotations
 import io
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from aimagestore._core import index
-from aimagestore._core.index import MalformedIndexError, compose, parse
+from aimagestore._core.index import MalformedIndexError, Text, compose, parse
 from aimagestore._core.snapshot import BLOCK_BYTES, EMPTY, Block, Snapshot, build
 
 from .strategies import compact, edits, indexes
 
-Read = Callable[[int], bytes]
 Contents = tuple[object, ...]
 
 DEEP = b"[" * 2000 + b"]" * 2000
 
 
-def reader(text: bytes) -> Read:
+def reader(text: bytes) -> Text:
     """A file of this text."""
-    return io.BytesIO(text).read
+    return Text(io.BytesIO(text).readinto)
 
 
-def in_pieces(text: bytes, seed: int) -> Read:
+def in_pieces(text: bytes, seed: int) -> Text:
     """A file that gives less than it is asked for."""
     file = io.BytesIO(text)
     sizes = random.Random(seed)
-    return lambda size: file.read(min(size, sizes.randint(1, 50)))
+    return Text(lambda buffer: file.readinto(buffer[: sizes.randint(1, 50)]))
 
 
 def array(elements: Sequence[bytes]) -> bytes:
@@ -40,7 +39,7 @@ def array(elements: Sequence[bytes]) -> bytes:
     return b"[%b]" % b",".join(elements)
 
 
-def snapshot_of(text: bytes, known: Snapshot = EMPTY, read: Read | None = None) -> Snapshot:
+def snapshot_of(text: bytes, known: Snapshot = EMPTY, read: Text | None = None) -> Snapshot:
     """What is in the index."""
     parsed = parse(read or reader(text), known)
     assert parsed is not None
@@ -61,7 +60,7 @@ def contents(snapshot: Snapshot) -> Contents:
         snapshot.damaged,
         {image_id: bytes(record.raw) for image_id, record in indexes.by_id.items()},
         indexes.by_name,
-        {digest: sorted(found) for digest, found in indexes.by_digest.items()},
+        {digest: sorted(indexes.ids_with_digest(digest)) for digest in indexes.by_digest},
         {head: snapshot.ids_with_prefix(head) for head in ("a", "b", "c", "ab", "ca", "abc")},
         {i: [bytes(r.raw) for r in records] for i, records in snapshot.shadowed.items()},
         snapshot.needs_save,

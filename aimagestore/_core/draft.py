@@ -183,7 +183,8 @@ class Draft(View):
         blocks, appended = _append(_replace(self.base.blocks, replaced), new)
         indexes = self.base.indexes.copy()
         _overlay(indexes.by_name, self._names)
-        _overlay(indexes.by_digest, {d: ids or None for d, ids in self._digests.items()})
+        for digest, ids in self._digests.items():
+            indexes.set_ids(digest, ids)
         known = {old for old in replaced if indexes.by_id.get(old.id) is old}
         _overlay(indexes.by_id, {old.id: replaced[old] for old in known})
         _overlay(indexes.by_id, {record.id: record for record in appended})

@@ -40,54 +40,96 @@ class MalformedIndexError(ValueError):
         self.place = place
 
 
-class _Text:
-    """The file's text from where the reading is."""
+class Text:
+    """A file's text from where the reading is.
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
+    It has one buffer all along: new ones of that size would leave the heap full of holes. Keep it
+    until the records are indexed as well, for then the memory of the tables that grew too small
+    goes back to the system: C libraries hand back pieces larger than the largest freed so far.
+
+    :param read: fills a buffer with the next bytes and says how many they are; none at the end
+    """
+
+    def __init__(self, read: Callable[[memoryview], int]) -> None:
         self._read = read
-        # One buffer all along: new ones of this size would leave the heap full of holes.
-        self.data = bytearray()
+        self._buffer = bytearray(2 * _READ_BYTES)
+        self._start = 0
+        self._end = 0
         self.place = 0
         self.is_whole = False
 
+    @property
+    def size(self) -> int:
+        """Bytes that are here."""
+        return self._end - self._start
+
     def fill(self, size: int) -> None:
         """Have at least so many bytes, or all that there are."""
-        while len(self.data) < size and not self.is_whole:
-            piece = self._read(_READ_BYTES)
-            self.is_whole = not piece
-            self.data += piece
+        while self.size < size and not self.is_whole:
+            self._make_room()
+            with memoryview(self._buffer) as buffer:
+                done = self._read(buffer[self._end : self._end + _READ_BYTES])
+            self._end += done
+            self.is_whole = not done
+
+    def _make_room(self) -> None:
+        if self._end + _READ_BYTES > len(self._buffer):
+            with memoryview(self._buffer) as buffer:
+                buffer[: self.size] = buffer[self._start : self._end]
+            self._start, self._end = 0, self.size
+            self._buffer += bytes(max(0, self._end + _READ_BYTES - len(self._buffer)))
 
     def drop(self, size: int) -> None:
         """Go on behind so many bytes."""
-        del self.data[:size]
+        self._start += size
         self.place += size
 
     def skip(self, characters: bytes) -> None:
         """Go on behind all of these characters that come next."""
-        while True:
+        self.fill(1)
+        while self.size and self.peek(1) in characters:
+            piece = self.peek(BLOCK_BYTES)
+            self.drop(len(piece) - len(piece.lstrip(characters)))
             self.fill(1)
-            self.drop(len(self.data) - len(self.data.lstrip(characters)))
-            if self.data or self.is_whole:
-                return
+
+    def peek(self, size: int, offset: int = 0) -> bytes:
+        """The next bytes, as far as they are here."""
+        start = self._start + offset
+        return bytes(self._buffer[start : min(start + size, self._end)])
+
+    def begins(self, text: memoryview) -> bool:
+        """Whether this comes next."""
+        return self._buffer.startswith(text, self._start, self._end)
+
+    def find(self, text: bytes, size: int) -> int:
+        """Where this stands in the next so many bytes; -1 where it does not."""
+        found = self._buffer.find(text, self._start, min(self._start + size, self._end))
+        return found - self._start if found >= 0 else -1
+
+    def rfind(self, text: bytes, size: int) -> int:
+        """Where this stands last in the next so many bytes; -1 where it does not."""
+        found = self._buffer.rfind(text, self._start, min(self._start + size, self._end))
+        return found - self._start if found >= 0 else -1
+
+    def array(self, size: int) -> bytes:
+        """The next bytes between an array's brackets."""
+        with memoryview(self._buffer) as buffer:
+            return b"".join((b"[", buffer[self._start : self._start + size], b"]"))
 
 
-def parse(
-    read: Callable[[int], bytes], known: Snapshot
-) -> tuple[dict[int, Block], tuple[bytes, ...]] | None:
+def parse(text: Text, known: Snapshot) -> tuple[dict[int, Block], tuple[bytes, ...]] | None:
     """Read an index into blocks, and the damaged elements apart; ``None`` when it is blank.
 
-    :param read: gives the next bytes, up to so many; none at the end
     :param known: blocks found again in the text are taken from here
     :raises MalformedIndexError: when the text is not one JSON array
     """
-    text = _Text(read)
     text.skip(_SPACE)
-    if not text.data or text.data[:1] == b"\0":
+    if not text.size or text.peek(1) == b"\0":
         text.skip(_BLANK)
-        if not text.data:
+        if not text.size:
             return None
         raise MalformedIndexError("NUL bytes before the array", text.place)
-    if text.data[:1] != b"[":
+    if text.peek(1) != b"[":
         raise MalformedIndexError("not an array", text.place)
     text.drop(1)
     blocks: dict[int, Block] = {}
@@ -97,15 +139,15 @@ def parse(
         if block.records:
             blocks[home] = block
     text.skip(_SPACE)
-    if text.data:
+    if text.size:
         raise MalformedIndexError("text after the array", text.place)
     return blocks, tuple(damaged)
 
 
-def _blocks(text: _Text, known: Snapshot) -> Iterator[tuple[int, Block, Sequence[bytes]]]:
+def _blocks(text: Text, known: Snapshot) -> Iterator[tuple[int, Block, Sequence[bytes]]]:
     """Read up to the closing bracket, and behind it."""
     text.skip(_SPACE)
-    if text.data[:1] == b"]":
+    if text.peek(1) == b"]":
         text.drop(1)
         return
     expected = list(known.blocks.items())
@@ -117,17 +159,16 @@ def _blocks(text: _Text, known: Snapshot) -> Iterator[tuple[int, Block, Sequence
         else:
             piece, expected = _changed_piece(text, expected)
             yield _parse_block(piece)
-        closes = text.data[:1] == b"]"
+        closes = text.peek(1) == b"]"
         text.drop(1)
         if closes:
             return
 
 
-def _comes_next(text: _Text, block: Block) -> bool:
+def _comes_next(text: Text, block: Block) -> bool:
     size = len(block.text) - 2
     text.fill(size + 1)
-    follows = bytes(text.data[size : size + 1])
-    return follows in {b",", b"]"} and text.data.startswith(memoryview(block.text)[1:-1])
+    return text.peek(1, size) in {b",", b"]"} and text.begins(memoryview(block.text)[1:-1])
 
 
 class _Piece(NamedTuple):
@@ -138,7 +179,7 @@ class _Piece(NamedTuple):
 
 
 def _changed_piece(
-    text: _Text, expected: list[tuple[int, Block]]
+    text: Text, expected: list[tuple[int, Block]]
 ) -> tuple[_Piece, list[tuple[int, Block]]]:
     """Elements nobody has parsed yet: up to a block that is known, else about a block's worth."""
     window = BLOCK_BYTES
@@ -146,7 +187,7 @@ def _changed_piece(
         window += len(expected[skipped - 1][1].text)
         text.fill(window)
         head = b"," + expected[skipped][1].text[1:_ID_BYTES]
-        end = text.data.find(head, 0, window)
+        end = text.find(head, window)
         if end > 0:
             try:
                 piece = _piece(text, end)
@@ -157,17 +198,17 @@ def _changed_piece(
     return _next_piece(text), expected
 
 
-def _next_piece(text: _Text) -> _Piece:
+def _next_piece(text: Text) -> _Piece:
     size = BLOCK_BYTES
     while True:
         text.fill(size)
-        end = text.data.rfind(_NEXT_RECORD, 0, size) + 1
-        is_rest = (end <= 0 and text.is_whole) or (text.is_whole and len(text.data) <= size)
+        end = text.rfind(_NEXT_RECORD, size) + 1
+        is_rest = (end <= 0 and text.is_whole) or (text.is_whole and text.size <= size)
         if is_rest:
-            stripped = text.data.rstrip(_SPACE)
+            stripped = text.peek(text.size).rstrip(_SPACE)
             end = len(stripped) - 1
             if not stripped.endswith(b"]"):
-                raise MalformedIndexError("the array is not closed", text.place + len(text.data))
+                raise MalformedIndexError("the array is not closed", text.place + text.size)
         if end > 0:
             try:
                 piece = _piece(text, end)
@@ -188,13 +229,12 @@ def _offset(error: ValueError) -> int:
     return max(int(match[1]) - 1, 0) if match else 0
 
 
-def _piece(text: _Text, size: int) -> _Piece:
+def _piece(text: Text, size: int) -> _Piece:
     """Split the next bytes of the text, which lie between an array's brackets.
 
     :raises ValueError: when they are not elements and commas
     """
-    with memoryview(text.data) as data:
-        array = b"".join((b"[", data[:size], b"]"))
+    array = text.array(size)
     try:
         elements = _decode_elements(array)
     except RecursionError:

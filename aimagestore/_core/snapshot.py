@@ -10,10 +10,16 @@ from typing import NamedTuple
 from ..errors import AmbiguousImageError, ImageUnknownError
 from .digest import check_digest
 from .image import Image
+from .patience import patiently
 from .record import Record, RecordDraft
 
 BLOCK_BYTES = 256 * 1024
 """Size of a block. A change encodes its block again, the others are written as they are."""
+
+
+# What takes about 2 ms.
+_BLOCKS_AT_ONCE = 8
+_IDS_AT_ONCE = 10_000
 
 
 new_home = itertools.count().__next__
@@ -47,7 +53,7 @@ class Prefixes:
     def of(cls, ids: Iterable[str]) -> Prefixes:
         """Index the IDs; sorted in small lists, for a sort holds up every other thread."""
         buckets: dict[str, list[str]] = {}
-        for image_id in ids:
+        for image_id in patiently(ids, _IDS_AT_ONCE):
             buckets.setdefault(image_id[: cls._HEAD], []).append(image_id)
         for bucket in buckets.values():
             bucket.sort()
@@ -89,7 +95,8 @@ class Indexes(NamedTuple):
 
     by_id: dict[str, Record]
     by_name: dict[str, str]
-    by_digest: dict[str, tuple[str, ...]]
+    by_digest: dict[str, str | tuple[str, ...]]
+    """IDs; a bare one where it is the only one, as it nearly always is."""
 
     def copy(self) -> Indexes:
         """Maps to change, for the next snapshot."""
@@ -101,7 +108,8 @@ class Indexes(NamedTuple):
         for name in record.names:
             self.by_name[name] = record.id
         for digest in record.digests:
-            self.by_digest[digest] = (*self.by_digest.get(digest, ()), record.id)
+            ids = self.ids_with_digest(digest)
+            self.by_digest[digest] = (*ids, record.id) if ids else record.id
 
     def discard(self, record: Record) -> None:
         """Forget a record, where it is the one that is known."""
@@ -112,11 +120,19 @@ class Indexes(NamedTuple):
             if self.by_name.get(name) == record.id:
                 del self.by_name[name]
         for digest in record.digests:
-            others = tuple(i for i in self.by_digest.get(digest, ()) if i != record.id)
-            if others:
-                self.by_digest[digest] = others
-            else:
-                self.by_digest.pop(digest, None)
+            self.set_ids(digest, [i for i in self.ids_with_digest(digest) if i != record.id])
+
+    def ids_with_digest(self, digest: str) -> tuple[str, ...]:
+        """The IDs of the images that have this digest."""
+        ids = self.by_digest.get(digest, ())
+        return (ids,) if isinstance(ids, str) else ids
+
+    def set_ids(self, digest: str, ids: Sequence[str]) -> None:
+        """Say which images have this digest."""
+        if not ids:
+            self.by_digest.pop(digest, None)
+        else:
+            self.by_digest[digest] = ids[0] if len(ids) == 1 else tuple(ids)
 
     def clashes(self, record: Record) -> bool:
         """Whether another record has this one's ID, or one of its names."""
@@ -268,7 +284,7 @@ class Snapshot(View):
         return self.prefixes.find(prefix)
 
     def ids_with_digest(self, digest: str) -> Sequence[str]:
-        return self.indexes.by_digest.get(digest, ())
+        return self.indexes.ids_with_digest(digest)
 
     def records(self) -> Iterator[Record]:
         known = self.indexes.by_id
@@ -325,14 +341,14 @@ def build(blocks: Mapping[int, Block], damaged: tuple[bytes, ...]) -> Snapshot:
     """
     by_id: dict[str, Record] = {}
     shadowed: dict[str, tuple[Record, ...]] = {}
-    for block in blocks.values():
+    for block in patiently(blocks.values(), _BLOCKS_AT_ONCE):
         for record in block.records:
             if (earlier := by_id.get(record.id)) is not None:
                 shadowed[record.id] = (*shadowed.get(record.id, ()), earlier)
             by_id[record.id] = record
     indexes = Indexes({}, {}, {})
     losers: dict[str, set[str]] = {}
-    for block in blocks.values():
+    for block in patiently(blocks.values(), _BLOCKS_AT_ONCE):
         for record in block.records:
             if shadowed and by_id[record.id] is not record:
                 continue

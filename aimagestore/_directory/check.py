@@ -100,8 +100,9 @@ class Check:
         except StoreCorruptError as error:
             self._add(FindingKind.INDEX_DAMAGED, path, str(error))
             return None
+        text = index.Text(partial(root.read_into, INDEX_FILE, fd))
         try:
-            parsed = index.parse(partial(root.read, INDEX_FILE, fd), EMPTY)
+            parsed = index.parse(text, EMPTY)
         except index.MalformedIndexError as error:
             self._add(FindingKind.INDEX_DAMAGED, path, f"at byte {error.place}: {error}")
             return None
@@ -198,7 +199,9 @@ class Check:
         state = hasher(expected)
         kept = b""
         size = 0
-        while piece := directory.read(big_data_file(key), fd, CHUNK):
+        buffer = memoryview(bytearray(CHUNK))
+        while done := directory.read_into(big_data_file(key), fd, buffer):
+            piece = buffer[:done]
             state.update(piece)
             size += len(piece)
             if is_manifest_key(key) and size <= MANIFEST_MAX:

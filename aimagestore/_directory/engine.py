@@ -166,7 +166,8 @@ class DirectoryEngine:
             return
         try:
             found = self._root.stat_file(INDEX_FILE, fd)
-            parsed = index.parse(partial(self._root.read, INDEX_FILE, fd), previous)
+            text = index.Text(partial(self._root.read_into, INDEX_FILE, fd))
+            parsed = index.parse(text, previous)
             if parsed is None and (image_id := next(image_directories(self._root), None)):
                 raise self._lost_index("is blank", image_id)
             snapshot = previous.with_blocks(*(parsed or ({}, ())))
@@ -213,6 +214,11 @@ class DirectoryEngine:
         previous, self._loaded = self._loaded, loaded
         if previous.fd >= 0:
             os.close(previous.fd)
+        # A large snapshot goes block by block: in one go that would hold up every other thread.
+        blocks = list(previous.snapshot.blocks.values())
+        del previous
+        while blocks:
+            blocks.pop()
 
     def touched_since(self, when: datetime) -> bool:
         mark = self._root.stat(LOCK_FILE) or self._root.stat(INDEX_FILE)

@@ -139,10 +139,10 @@ class Directory:
                 os.unlink(name, dir_fd=self.fd)
                 os.link(source, name, dst_dir_fd=self.fd, follow_symlinks=True)
 
-    def read(self, name: str, fd: int, size: int) -> bytes:
-        """Read the next bytes of a file, up to so many; none at its end."""
+    def read_into(self, name: str, fd: int, buffer: memoryview) -> int:
+        """Read the next bytes of a file, and say how many they are; none at its end."""
         with self._about(name):
-            return os.read(fd, size)
+            return os.readv(fd, [buffer])
 
     def write(self, name: str, fd: int, pieces: Sequence[memoryview]) -> None:
         """Write all of the pieces, one behind the other."""

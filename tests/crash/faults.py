@@ -22,7 +22,7 @@ import aimagestore._directory
 PACKAGE = os.path.dirname(aimagestore._directory.__file__)
 
 CALLS: dict[str, Any] = {
-    **dict.fromkeys(("open", "read", "writev", "fsync", "stat", "fstat", "listdir"), os),
+    **dict.fromkeys(("open", "read", "readv", "writev", "fsync", "stat", "fstat", "listdir"), os),
     **dict.fromkeys(("rename", "link", "unlink", "mkdir", "rmdir"), os),
     **dict.fromkeys(("fcntl", "flock"), fcntl),
 }
