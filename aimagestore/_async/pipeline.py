@@ -20,13 +20,18 @@ from .threads import Threads
 
 
 class _Entry:
-    """A change in the queue, and the task that waits for it."""
+    """A change in the queue, and the task that waits for it.
+
+    :ivar event: set when the change is settled, or falls to this one to lead; those that queue
+        together share it
+    """
 
     __slots__ = ("change", "error", "event", "image", "is_settled", "leads")
 
+    event: Event
+
     def __init__(self, change: Change) -> None:
         self.change = change
-        self.event = Event()
         self.leads = False
         self.is_settled = False
         self.image: Image | None = None
@@ -67,6 +72,7 @@ class Pipeline:
         entry = _Entry(change)
         with self._mutex:
             entry.leads = not self._queue
+            entry.event = Event() if entry.leads else self._queue[0].event
             self._queue.append(entry)
         if self._patience == math.inf:  # a scope costs as much as the rest of the wait
             await self._settle(entry)
@@ -82,14 +88,15 @@ class Pipeline:
     async def _settle(self, entry: _Entry) -> None:
         """Wait until the change is committed, leading the commit if it falls to this one."""
         try:
-            if not entry.leads:
+            while not entry.leads and not entry.is_settled:
                 await entry.event.wait()
-            if entry.leads:
+            if not entry.is_settled:
                 await self._lead()
         except BaseException:
-            if not self._withdraw(entry) and not entry.is_settled:
+            if not self._withdraw(entry):
                 with CancelScope(shield=True):
-                    await entry.event.wait()
+                    while not entry.is_settled:
+                        await entry.event.wait()
             raise
 
     def _withdraw(self, entry: _Entry) -> bool:
@@ -98,10 +105,12 @@ class Pipeline:
             if entry not in self._queue:
                 return False
             self._queue.remove(entry)
-            heir = self._queue[0] if entry.leads and self._queue else None
-        if heir is not None:
-            heir.leads = True
-            heir.event.set()
+            if entry.leads and self._queue:
+                self._queue[0].leads = True
+                following = Event()
+                for other in self._queue:
+                    other.event = following
+                entry.event.set()
         return True
 
     async def _lead(self) -> None:
@@ -115,8 +124,8 @@ class Pipeline:
                     await self._wait_for_lock()
                     await self._threads.finish(self._commit_queue, batch)
             finally:
-                for entry in batch:
-                    entry.event.set()
+                if batch:
+                    batch[0].event.set()
 
     def _commit_if_free(self, batch: list[_Entry]) -> bool:
         if not self._engine.try_lock():

@@ -56,6 +56,8 @@ _GO_FOLDS: Final = str.maketrans({"\u017f": "s", "\u212a": "k"})
 
 RawJSON = Raw | bytes
 
+_NO_FLAGS: Final[Mapping[str, bytes]] = MappingProxyType({})
+
 
 class Record(msgspec.Struct, gc=False, eq=False):
     """One image's element: its bytes, where it is kept, and what it is found by. Immutable.
@@ -202,7 +204,7 @@ def _decode(record: Record) -> Image:
         MappingProxyType(sizes),
         MappingProxyType(digests),
         gojson.parse_time(fields.created) if fields.created is not None else None,
-        MappingProxyType({flag: bytes(raw) for flag, raw in flags.items()}),
+        MappingProxyType({k: bytes(raw) for k, raw in flags.items()}) if flags else _NO_FLAGS,
     )
 
 
