@@ -85,7 +85,9 @@ class Record(msgspec.Struct, gc=False, eq=False):
         return image
 
     def at(self, home: int) -> Record:
-        """The same record in another block."""
+        """The same record in this block."""
+        if home == self.home:
+            return self
         moved = Record(self.raw, home, self.id, self.names, self.digests)
         moved._image = self._image
         return moved

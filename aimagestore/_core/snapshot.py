@@ -35,7 +35,7 @@ class Block(NamedTuple):
     @classmethod
     def of(cls, records: Iterable[Record], home: int) -> Block:
         """Encode records as block number ``home``."""
-        placed = tuple(r if r.home == home else r.at(home) for r in records)
+        placed = tuple(r.at(home) for r in records)
         return cls(b"".join((b"[", b",".join([r.raw for r in placed]), b"]")), placed)
 
 
