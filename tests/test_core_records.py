@@ -209,6 +209,13 @@ def test_field_of_another_type_is_damage(fields: dict[str, Any], unknown: dict[s
     assert read(compact({"id": "one"} | fields | unknown), 0) is None
 
 
+@pytest.mark.parametrize("unusual", [b"", b',"unknown":1', b',"unknown":[{}]'])
+def test_repeated_field_is_damage_when_either_is_of_another_type(unusual: bytes) -> None:
+    # Go reports the type of the first, though the second one counts.
+    sizes = b'"big-data-digests":{"k":1},"big-data-digests":{"k":"sha256:"}'
+    assert read(b'{"id":"x",%b%b}' % (sizes, unusual), 0) is None
+
+
 @pytest.mark.parametrize("raw", [b"[]", b"1", b'"a"', DEEP])
 def test_flags_of_another_type_beside_deep_values_are_damage(raw: bytes) -> None:
     assert read(b'{"id":"one","flags":%b,"x":%b}' % (raw, DEEP), 0) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Annotated, Any, Final
 
@@ -130,6 +131,8 @@ def _read_unusual(raw: bytes) -> Fields | None:
         for unknown in members.keys() - set(_ORDER):
             gojson.check_syntax(bytes(members.pop(unknown)), gojson.GO_MAX_DEPTH)
         _check_flags(bytes(members.pop("flags", b"null")))
+        with suppress(RecursionError):
+            _decode_image(raw)  # of a field that is given twice, both have to be of its type
         return _decode_any(_join_members(members))
     except (ValueError, RecursionError):
         return None
@@ -182,7 +185,7 @@ def _decode(record: Record) -> Image:
     try:
         fields = _decode_image(record.raw)
         flags: Mapping[str, RawJSON] = fields.flags or {}
-    except RecursionError:
+    except (RecursionError, msgspec.ValidationError):  # how deep it gets depends on the caller
         members = _members(record.raw)
         flags = _members(members.pop("flags", b"{}"))
         members = {name: raw for name, raw in members.items() if name in _ORDER}

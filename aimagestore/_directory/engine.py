@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -310,12 +311,23 @@ class DirectoryEngine:
             self._root.write(NEW_INDEX, fd, list(index.compose(snapshot)))
             self._root.sync_file(NEW_INDEX, fd)
             self._lock.write_token()
-        except BaseException:
+        except BaseException as error:
             with suppress(OSError):
                 self._root.unlink(NEW_INDEX)
+            if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise self._no_room(error, snapshot) from error
             raise
         finally:
             os.close(fd)
+
+    def _no_room(self, error: OSError, snapshot: Snapshot) -> OSError:
+        size = sum(len(piece) for piece in index.compose(snapshot))
+        return OSError(
+            error.errno,
+            f"{error.strerror} (every change, a deletion too, needs room for a second index for a "
+            f"moment, {size:,} bytes here: make some outside the store, or collect_garbage)",
+            error.filename,
+        )
 
     def _switch_index(self, snapshot: Snapshot) -> None:
         """Put the next index into place: from here on the change has happened."""

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -21,7 +22,11 @@ from .faults import BY_NAME, CALLS, FAULTS, NO_POINTS, PACKAGE, Failpoints, Fail
 from .operations import OPERATIONS, Operation, attempt, descriptors, leave_half_done, make
 from .state import NIGHTLY, State, read_again, read_state, strays
 
-BACKENDS = ("asyncio", "trio")
+BACKENDS: dict[str, dict[str, Any]] = {
+    "asyncio": {"backend": "asyncio"},
+    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
+    "trio": {"backend": "trio"},
+}
 REMOVING = frozenset({"open", "listdir", "unlink", "rmdir", "fstat", "stat"})
 COMMIT = Point("fsync", "the root", creates=True)
 
@@ -183,10 +188,10 @@ async def check_reopened(case: Case, failure: Failure, points: Failpoints) -> No
         await check_strays(case, failure, points, store)
 
 
-@pytest.mark.parametrize("backend", BACKENDS if NIGHTLY else BACKENDS[:1])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_failing_at_every_point(scratch: Path, name: str, backend: str) -> None:
-    tried = anyio.run(sweep, Case(name, scratch), backend=backend)
+    tried = anyio.run(sweep, Case(name, scratch), **BACKENDS[backend])
     print(f"{tried} failures")
     assert tried >= 10
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import stat
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,7 +18,7 @@ import anyio.from_thread
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from aimagestore import Image, ImageStore, ImageStoreError, check
+from aimagestore import Image, ImageStore, ImageStoreError, check, repair
 from aimagestore._directory.placement import waiting_name
 from tests import strategies
 
@@ -26,6 +27,8 @@ from .state import NIGHTLY
 
 SECRET = b"the content of a file outside"
 PATIENCE = 20
+MEMORY_KIB = 200 * 1024
+"""What no input of a few kB can need; most of it is what Hypothesis keeps."""
 
 Run = Callable[[Callable[[], Awaitable[Any]]], Any]
 
@@ -94,8 +97,10 @@ def contents(path: Path) -> dict[str, bytes]:
 async def use_all(path: Path) -> None:
     with anyio.fail_after(PATIENCE):
         await allowed(lambda: use(path, read_only=True))
-        await allowed(lambda: check(path))
+        report = await allowed(lambda: check(path))
         await allowed(lambda: use(path, read_only=False))
+        if report is not None:
+            await allowed(lambda: repair(path, report, drop=True))
 
 
 async def allowed(call: Callable[[], Awaitable[Any]]) -> Any:
@@ -153,8 +158,11 @@ async def change(store: ImageStore) -> None:
 
 @pytest.fixture(params=["asyncio", "trio"] if NIGHTLY else ["asyncio"])
 def victim(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Victim]:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with anyio.from_thread.start_blocking_portal(request.param) as portal:
         yield Victim(scratch, lambda function: portal.call(call, function))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < MEMORY_KIB, f"the peak of memory grew by {grown} KiB"
 
 
 async def call(function: Callable[[], Awaitable[Any]]) -> Any:
