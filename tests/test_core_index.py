@@ -24,14 +24,14 @@ DEEP = b"[" * 2000 + b"]" * 2000
 
 def reader(text: bytes) -> Text:
     """A file of this text."""
-    return Text(io.BytesIO(text).readinto)
+    return Text(io.BytesIO(text).readinto, len(text))
 
 
 def in_pieces(text: bytes, seed: int) -> Text:
     """A file that gives less than it is asked for."""
     file = io.BytesIO(text)
     sizes = random.Random(seed)
-    return Text(lambda buffer: file.readinto(buffer[: sizes.randint(1, 50)]))
+    return Text(lambda buffer: file.readinto(buffer[: sizes.randint(1, 50)]), seed % 100)
 
 
 def array(elements: Sequence[bytes]) -> bytes:

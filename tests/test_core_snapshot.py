@@ -44,7 +44,7 @@ def element(image_id: str, **fields: Any) -> bytes:
 
 def snapshot_of(*elements: bytes) -> Snapshot:
     """An index of these elements."""
-    parsed = parse(Text(io.BytesIO(b"[%b]" % b",".join(elements)).readinto), EMPTY)
+    parsed = parse(Text(io.BytesIO(b"[%b]" % b",".join(elements)).readinto, 1000), EMPTY)
     assert parsed is not None
     return build(*parsed)
 
@@ -493,7 +493,7 @@ def test_cure_is_saved_with_the_next_commit_and_not_needed_again() -> None:
     saved = Draft(snapshot).freeze()
     assert saved is not snapshot
     assert not saved.needs_save
-    again = parse(Text(io.BytesIO(text_of(saved)).readinto), EMPTY)
+    again = parse(Text(io.BytesIO(text_of(saved)).readinto, 1000), EMPTY)
     assert again is not None
     assert not build(*again).needs_save
     assert build(*again).lookup("n") == "b"
@@ -666,14 +666,14 @@ class Changes(RuleBasedStateMachine):
     @rule()
     def reload(self) -> None:
         snapshot = self.draft.freeze()
-        parsed = parse(Text(io.BytesIO(text_of(snapshot)).readinto), snapshot)
+        parsed = parse(Text(io.BytesIO(text_of(snapshot)).readinto, 1000), snapshot)
         assert parsed is not None
         self.draft = Draft(snapshot.with_blocks(*parsed))
 
     def views(self) -> Iterator[View]:
         """The draft, what it will become, and what is read when that was written."""
         frozen = self.draft.freeze()
-        parsed = parse(Text(io.BytesIO(text_of(frozen)).readinto), EMPTY)
+        parsed = parse(Text(io.BytesIO(text_of(frozen)).readinto, 1000), EMPTY)
         assert parsed is not None
         built = build(*parsed)
         assert not built.needs_save

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol, TypeVar
+
+import msgspec
 
 from .image import Image
 from .record import Record
@@ -28,8 +30,7 @@ class Content(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Edit:
+class Edit(msgspec.Struct, frozen=True):
     """What one change does to a snapshot, decided but not done.
 
     :ivar image_id: the image that the change returns; ``""`` where it returns none
@@ -47,7 +48,7 @@ class Edit:
     deleted: tuple[str, ...] = ()
     adopted: Record | None = None
     drops_unreadable: bool = False
-    files: Mapping[tuple[str, str], Content] = field(default_factory=dict)
+    files: Mapping[tuple[str, str], Content] = MappingProxyType({})
 
     @property
     def image(self) -> Image | None:

@@ -48,11 +48,13 @@ class Text:
     goes back to the system: C libraries hand back pieces larger than the largest freed so far.
 
     :param read: fills a buffer with the next bytes and says how many they are; none at the end
+    :param size: about how many bytes it has in all
     """
 
-    def __init__(self, read: Callable[[memoryview], int]) -> None:
+    def __init__(self, read: Callable[[memoryview], int], size: int) -> None:
         self._read = read
-        self._buffer = bytearray(2 * _READ_BYTES)
+        self._step = min(size + 1, _READ_BYTES)
+        self._buffer = bytearray(2 * self._step)
         self._start = 0
         self._end = 0
         self.place = 0
@@ -68,16 +70,16 @@ class Text:
         while self.size < size and not self.is_whole:
             self._make_room()
             with memoryview(self._buffer) as buffer:
-                done = self._read(buffer[self._end : self._end + _READ_BYTES])
+                done = self._read(buffer[self._end : self._end + self._step])
             self._end += done
             self.is_whole = not done
 
     def _make_room(self) -> None:
-        if self._end + _READ_BYTES > len(self._buffer):
+        if self._end + self._step > len(self._buffer):
             with memoryview(self._buffer) as buffer:
                 buffer[: self.size] = buffer[self._start : self._end]
             self._start, self._end = 0, self.size
-            self._buffer += bytes(max(0, self._end + _READ_BYTES - len(self._buffer)))
+            self._buffer += bytes(max(0, self._end + self._step - len(self._buffer)))
 
     def drop(self, size: int) -> None:
         """Go on behind so many bytes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Annotated, Any, Final
 
@@ -226,7 +227,7 @@ class RecordDraft:
         self._names = () if record is None else record.names
         self._is_found_alike = record is not None
         # Those that wrote the record put its fields in order; a new one has to find its place.
-        self._is_ordered = record is not None and _is_ordered(self._members)
+        self._is_ordered = record is not None and _is_ordered(tuple(self._members))
         if record is not None and record.digests and not self._has_digest():
             # An image's digest, once it has one, stays when its manifests change.
             self.set("digest", record.digests[0])
@@ -279,8 +280,9 @@ class RecordDraft:
         return record
 
 
-def _is_ordered(members: Mapping[str, RawJSON]) -> bool:
-    ranks = [_RANKS.get(name, len(_ORDER)) for name in members]
+@lru_cache(maxsize=64)  # most records have the same fields
+def _is_ordered(names: tuple[str, ...]) -> bool:
+    ranks = [_RANKS.get(name, len(_ORDER)) for name in names]
     return ranks == sorted(ranks)
 
 

@@ -100,7 +100,7 @@ class Check:
         except StoreCorruptError as error:
             self._add(FindingKind.INDEX_DAMAGED, path, str(error))
             return None
-        text = index.Text(partial(root.read_into, INDEX_FILE, fd))
+        text = index.Text(partial(root.read_into, INDEX_FILE, fd), os.fstat(fd).st_size)
         try:
             parsed = index.parse(text, EMPTY)
         except index.MalformedIndexError as error:

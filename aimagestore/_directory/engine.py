@@ -167,7 +167,7 @@ class DirectoryEngine:
             return
         try:
             found = self._root.stat_file(INDEX_FILE, fd)
-            text = index.Text(partial(self._root.read_into, INDEX_FILE, fd))
+            text = index.Text(partial(self._root.read_into, INDEX_FILE, fd), found.st_size)
             parsed = index.parse(text, previous)
             if parsed is None and (image_id := next(image_directories(self._root), None)):
                 raise self._lost_index("is blank", image_id)

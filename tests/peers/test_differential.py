@@ -70,3 +70,4 @@ async def perform(twins: Twins, before: list[Operation], after: list[Operation])
             twins.compare_directories()
     finally:
         await twins.close()
+    await twins.check_directories()

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from aimagestore import Image, ImageStore, ImageStoreError
+from aimagestore import Image, ImageStore, ImageStoreError, check
 
 from .operations import Operation, Ref
 from .peer import Peer, PeerError, image_store
@@ -202,6 +202,11 @@ class Twins:
             assert ours.created == datetime.fromisoformat(theirs["created"])
 
     # What is on disk
+
+    async def check_directories(self) -> None:
+        """Check that neither store is damaged."""
+        for root in (self._ours, self._theirs):
+            assert (await check(image_store(root))).findings == ()
 
     def compare_directories(self) -> None:
         """Compare images.json byte for byte, and every file of big data."""
