@@ -33,6 +33,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--item-size", type=int, default=1024, help="MiB of the large item")
     parser.add_argument("--json", type=Path, help="write all samples to this file")
     parser.add_argument("--svg", type=Path, help="draw the picture into this file")
+    parser.add_argument("--markdown", type=Path, help="write the table of targets to this file")
     parser.add_argument("--dir", type=Path, help="work in this directory, on the disk to measure")
     parser.add_argument(
         "--quick", action="store_true", help="a smoke test, its figures mean little"
@@ -90,6 +91,9 @@ def main() -> int:
     print("", *table.verdicts(verdicts), sep="\n")
     if options.json:
         _save(options.json, outcomes, verdicts)
+    if options.markdown:
+        rows = table.markdown(verdicts, {s.name: s.title for s in chosen})
+        options.markdown.write_text("\n".join(rows) + "\n")
     if options.svg:
         titles = {s.name: s.title for s in chosen if s.is_drawn}
         options.svg.write_text(svg.draw(titles, outcomes))

@@ -10,9 +10,10 @@ from .results import Outcome
 from .table import show
 
 _WIDTH, _HEIGHT = 420, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 15, 36, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 28, 36, 46
 _COLUMNS = 2
-_LEGEND = 24
+_LEGEND = 46
+_LABELS_IN_A_ROW = 4
 _COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#000000", "#d55e00", "#cc79a7", "#e69f00", "#999999")
 
 _OPENING = (
@@ -100,17 +101,17 @@ def _lines(outcomes: Sequence[Outcome]) -> dict[str, Line]:
     for outcome in outcomes:
         for label in outcome.samples:
             median = outcome.median(label)
-            if median and not label.endswith(" stall"):
+            if median and not label.endswith((" stall", " full load")):
                 lines.setdefault(label, []).append((outcome.size, median))
     return {label: sorted(line) for label, line in lines.items()}
 
 
 def _legend(colours: dict[str, str], width: int) -> Iterator[str]:
-    step = width / max(len(colours), 1)
     for number, (label, colour) in enumerate(colours.items()):
-        x = 10 + number * step
-        yield f'<path d="M{x:.1f} 14h18" stroke="{colour}" stroke-width="3"/>'
-        yield _text(x + 23, 18, label)
+        x = 20 + number % _LABELS_IN_A_ROW * width / _LABELS_IN_A_ROW
+        y = 14 + number // _LABELS_IN_A_ROW * 18
+        yield f'<path d="M{x:.1f} {y}h18" stroke="{colour}" stroke-width="3"/>'
+        yield _text(x + 23, y + 4, label)
 
 
 def draw(titles: dict[str, str], outcomes: Sequence[Outcome]) -> str:

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from .results import Outcome, Verdict
 
+MOST_IMAGES = 10_000_000
+"""Larger sizes are bytes of an item."""
+
 
 def show(value: float, unit: str) -> str:
     """A figure for people."""
@@ -39,20 +42,36 @@ def medians(outcome: Outcome, reference: str) -> Iterator[str]:
         yield f"{note}: {value:,.0f}"
 
 
+def _figure(value: float, text: str) -> str:
+    return show(value, "s") if text.split(maxsplit=1)[0] == "s" else f"{value:.3g}"
+
+
+def markdown(found: Iterable[Verdict], titles: dict[str, str]) -> Iterator[str]:
+    """The targets as a table for a page: of several sizes the one that is furthest off counts."""
+    rows: dict[tuple[str, str, float], dict[str, list[Verdict]]] = {}
+    for v in found:
+        rows.setdefault((v.scenario, v.text, v.limit), {}).setdefault(v.label, []).append(v)
+    labels = list(dict.fromkeys(label for row in rows.values() for label in row))
+    yield "| " + " | ".join(["what", "images", "at most", *labels]) + " |"
+    yield "| --- " * (3 + len(labels)) + "|"
+    for (scenario, text, limit), row in rows.items():
+        sizes = sorted({v.size for of_label in row.values() for v in of_label})
+        images = " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))
+        what = titles[scenario] if text == "s" else f"{titles[scenario]}: {text.removeprefix('s ')}"
+        cells = []
+        for label in labels:
+            worst = max(row[label], key=lambda v: v.reached)
+            figure = _figure(worst.reached, text)
+            cells.append(figure if worst.is_met else f"**{figure}**")
+        shown = "" if sizes[-1] > MOST_IMAGES else images
+        yield "| " + " | ".join([what, shown, _figure(limit, text), *cells]) + " |"
+
+
 def verdicts(found: Iterable[Verdict]) -> Iterator[str]:
     """Every target, and whether it was met."""
     rows = [("scenario", "size", "contender", "target", "at most", "reached", "")]
     for v in found:
-        unit = "s" if v.text.split()[0] == "s" else ""
-        rows.append(
-            (
-                v.scenario,
-                f"{v.size:,}",
-                v.label,
-                v.text,
-                show(v.limit, unit),
-                show(v.reached, unit) if unit else f"{v.reached:.3g}",
-                "met" if v.is_met else "MISSED",
-            )
-        )
+        met = "met" if v.is_met else "MISSED"
+        figures = _figure(v.limit, v.text), _figure(v.reached, v.text)
+        rows.append((v.scenario, f"{v.size:,}", v.label, v.text, *figures, met))
     yield from _aligned(rows)
