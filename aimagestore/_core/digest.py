@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 CANONICAL = "sha256"
 
+MANIFEST = "manifest"
+"""What the key of a manifest is, or begins with."""
+
 _PATTERN = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}", re.ASCII)
 
 
@@ -87,4 +90,4 @@ def _base64url(text: str) -> bytes:
 
 def is_manifest_key(key: Any) -> bool:
     """Whether an item of this key gives its image a digest to be found by."""
-    return isinstance(key, str) and key.startswith("manifest")
+    return isinstance(key, str) and key.startswith(MANIFEST)

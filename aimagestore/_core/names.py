@@ -40,6 +40,8 @@ def check_names(names: object) -> tuple[str, ...]:
 
 def is_id(text: str) -> bool:
     """Whether the text can name an image's directory: one visible path component of its own."""
+    if text.isascii() and text.isalnum():  # as hex digits are; nothing reserved is
+        return len(text) <= _NAME_MAX
     try:
         length = len(text.encode())
     except UnicodeEncodeError:

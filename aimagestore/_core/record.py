@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from . import gojson
-from .digest import is_digest, is_manifest_key
+from .digest import MANIFEST, is_digest
 from .image import Image
 from .names import is_id
 
@@ -175,7 +175,7 @@ def _digests(fields: Fields) -> tuple[str, ...]:
     known = {digest: None} if digest and is_digest(digest) else {}
     recorded = fields.big_data_digests or {}
     for key in fields.big_data_names or ():
-        if is_manifest_key(key):
+        if key.startswith(MANIFEST):
             found = recorded.get(key, "")
             if found not in known and is_digest(found):
                 known[found] = None
