@@ -27,6 +27,7 @@ from aimagestore import (
     SizeMismatchError,
     SizeUnknownError,
     Staged,
+    StoreClosedError,
     StoreCorruptError,
 )
 from aimagestore._directory import staged as staged_files
@@ -446,3 +447,19 @@ async def test_many_readers_take_less_at_a_time(
     sizes = [await first_chunk(readers) for readers in (1, 4, 16, 100)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > sizes[-1] >= 256 * 1024
+
+
+async def test_streams_outlast_their_store(path: Path) -> None:
+    store = ImageStore(path)
+    async with store:
+        await store.create("image", big_data={"key": CONTENT})
+        async with AsyncExitStack() as stack:
+            opened = store.open_big_data("image", "key", verify=True)
+            reader = await stack.enter_async_context(opened)
+            staged = await stack.enter_async_context(store.stage())
+            await store.aclose()
+            assert await reader.read() == CONTENT
+            await staged.write(CONTENT)
+            assert staged.digest == DIGEST
+            with pytest.raises(StoreClosedError):
+                await store.create("other", big_data={"key": staged})

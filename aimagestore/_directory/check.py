@@ -100,8 +100,9 @@ class Check:
         except StoreCorruptError as error:
             self._add(FindingKind.INDEX_DAMAGED, path, str(error))
             return None
-        text = index.Text(partial(root.read_into, INDEX_FILE, fd), os.fstat(fd).st_size)
         try:
+            size = root.stat_file(INDEX_FILE, fd).st_size
+            text = index.Text(partial(root.read_into, INDEX_FILE, fd), size)
             parsed = index.parse(text, EMPTY)
         except index.MalformedIndexError as error:
             self._add(FindingKind.INDEX_DAMAGED, path, f"at byte {error.place}: {error}")

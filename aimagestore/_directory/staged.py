@@ -57,8 +57,9 @@ class _Sink(io.BufferedIOBase):
         self._unsynced += size
         if self._unsynced >= SYNC_BYTES and (self._syncing is None or self._syncing.done()):
             self.settle_sync()
-            self._syncing = self._helpers.submit(self._directory.sync_file, "", self._fd)
             self._unsynced = 0
+            with suppress(RuntimeError):  # the store was closed: it is synced at the end only
+                self._syncing = self._helpers.submit(self._directory.sync_file, "", self._fd)
 
     def settle_sync(self) -> None:
         """Return when no sync is under way.

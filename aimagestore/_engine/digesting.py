@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 
 from .._core.digest import CANONICAL, digest_of, hasher
 
@@ -24,10 +25,11 @@ class Digester:
     def add(self, piece: bytes | memoryview) -> None:
         """Go on with a piece, which nobody changes before the next :meth:`settle`."""
         self.settle()
-        if len(piece) < WORTH_HELP:
-            self._hash.update(piece)
-        else:
-            self._pending = self._helpers.submit(self._hash.update, piece)
+        if len(piece) >= WORTH_HELP:
+            with suppress(RuntimeError):  # the store was closed under an open stream
+                self._pending = self._helpers.submit(self._hash.update, piece)
+                return
+        self._hash.update(piece)
 
     def settle(self) -> None:
         """Return when everything that was added is digested."""

@@ -12,9 +12,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
-from aimagestore import Image, ImageStore
+from aimagestore import Image, ImageStore, check
 
 from .peer import Peer, Running, running
 from .tools import Tools, require
@@ -62,10 +63,15 @@ class Repeated(threading.Thread):
 
 @pytest.mark.timeout(120 + 2 * SECONDS)
 async def test_nothing_is_lost(program: Path, peer: Peer, short_path: Path) -> None:
-    """Images come and go; containers-storage lists them meanwhile."""
+    """Images come and go; containers-storage lists them meanwhile, and a check finds no damage."""
     require("containers-storage", "podman")
     tools = Tools(short_path)
-    await _work(program, peer, tools, "churn", lambda: tools.containers_storage("images"))
+
+    def look() -> None:
+        tools.containers_storage("images")
+        assert anyio.run(check, tools.image_store).findings == ()
+
+    await _work(program, peer, tools, "churn", look)
 
 
 @pytest.mark.timeout(120 + 2 * SECONDS)

@@ -1,0 +1,47 @@
+"""Checking and collecting while another process changes the store."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aimagestore import ImageStore, check
+
+from .driver import ROOT
+
+ROUNDS = 25
+
+
+@pytest.fixture
+def written(scratch: Path) -> Iterator[Path]:
+    """A store that another process writes to, one change after another, for as long as it lasts."""
+    path = scratch / "store"
+    command = [sys.executable, "-m", "tests.crash.writer", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        try:
+            yield path
+        finally:
+            assert writer.poll() is None, "the writer has failed"
+            writer.kill()
+
+
+async def test_a_store_that_another_process_writes_is_not_called_damaged(written: Path) -> None:
+    for _ in range(ROUNDS):
+        report = await check(written)
+        assert report.findings == ()
+        assert report.items > 0
+
+
+async def test_what_another_process_has_under_way_is_not_collected(written: Path) -> None:
+    async with ImageStore(written) as store:
+        seen = set()
+        for _ in range(ROUNDS):
+            assert (await store.collect_garbage()).findings == ()
+            seen.add(await store.metadata("two"))
+        assert len(seen) > 1, "nothing was written meanwhile"
