@@ -23,6 +23,8 @@ from aimagestore import (
     StoreReadOnlyError,
     check,
 )
+from aimagestore._directory.contents import is_image_directory, unlisted_files
+from aimagestore._directory.files import Directory
 
 from .conftest import open_files
 from .test_store import FIXTURE, FIXTURE_ID
@@ -170,6 +172,21 @@ async def test_a_store_that_is_written_to_is_not_called_damaged(path: Path) -> N
             tasks.start_soon(write)
             for _ in range(20):
                 assert (await check(path)).findings == ()
+
+
+async def test_directories_that_are_deleted_meanwhile_hold_nothing(
+    path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ImageStore(path) as store:
+        record = await store.get(FIXTURE_ID)
+    shutil.rmtree(image)
+    monkeypatch.setattr(Directory, "is_directory", lambda *_: True)
+
+    def look() -> tuple[bool, list[str]]:
+        with Directory.at(str(path)) as root:
+            return is_image_directory(root, FIXTURE_ID), list(unlisted_files(root, record))
+
+    assert await anyio.to_thread.run_sync(look) == (False, [])
 
 
 async def test_what_looks_damaged_is_looked_at_again_without_writers(

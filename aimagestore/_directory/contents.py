@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 from .._core.image import Image
 from .._core.names import big_data_file, is_big_data_file, is_id
@@ -27,7 +28,11 @@ def is_image_directory(root: Directory, name: str) -> bool:
     """Whether there is nothing in it but what an image's directory holds."""
     if not root.is_directory(name):
         return False
-    with root.open_directory(name) as directory:
+    try:
+        directory = root.open_directory(name)
+    except FileNotFoundError:  # a writer has deleted it meanwhile
+        return False
+    with directory:
         return all(
             (is_big_data_file(n) or n.startswith(UPSTREAM_TEMPORARY)) and directory.is_file(n)
             for n in directory.names()
@@ -37,7 +42,8 @@ def is_image_directory(root: Directory, name: str) -> bool:
 def unlisted_files(root: Directory, image: Image) -> Iterator[str]:
     """Files in an image's directory that could be items or temporaries, and are none of its."""
     listed = {big_data_file(key) for key in image.big_data_names}
-    with root.open_directory(image.id) as directory:
+    # A writer may delete the image meanwhile.
+    with suppress(FileNotFoundError), root.open_directory(image.id) as directory:
         for name in directory.names():
             could_be = is_big_data_file(name) or name.startswith(UPSTREAM_TEMPORARY)
             if could_be and name not in listed and directory.is_file(name):
