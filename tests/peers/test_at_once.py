@@ -90,7 +90,7 @@ async def _work(
         metadata = json.dumps({"count": 0})
         items = content(image_id)
         peer.ask("create", tools.root, id=image_id, metadata=metadata, big_data=items)
-    look()
+    await anyio.to_thread.run_sync(look)
     with ExitStack() as stack:
         workers = [
             *_python_workers(stack, path, "asyncio", 3, mode),
