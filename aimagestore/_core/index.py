@@ -25,6 +25,7 @@ _NEXT_RECORD: Final = b'},{"id":"'
 _ID_BYTES: Final = 80
 # Large reads: after each the interpreter lock is taken again, in turn with everybody else.
 _READ_BYTES: Final = 8 * BLOCK_BYTES
+_LEAST_READ_BYTES: Final = 4096
 
 _decode_elements: Final = msgspec.json.Decoder(list[Raw]).decode
 
@@ -53,7 +54,7 @@ class Text:
 
     def __init__(self, read: Callable[[memoryview], int], size: int) -> None:
         self._read = read
-        self._step = min(size + 1, _READ_BYTES)
+        self._step = min(max(size + 1, _LEAST_READ_BYTES), _READ_BYTES)
         self._buffer = bytearray(2 * self._step)
         self._start = 0
         self._end = 0
