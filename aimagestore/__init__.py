@@ -16,10 +16,12 @@ behind then, and what it raises, its documentation says.
 from ._async.inspection import check, repair
 from ._async.store import ImageStore
 from ._async.streams import BigDataReader, Staged
+from ._async.watching import Changes
 from ._core.image import Image
 from ._core.report import Finding, FindingKind, Report
 from ._core.snapshot import Snapshot
 from ._core.transaction import Transaction
+from ._core.watching import Change
 from .errors import (
     AmbiguousImageError,
     BigDataUnknownError,
@@ -45,6 +47,8 @@ __all__ = [
     "AmbiguousImageError",
     "BigDataReader",
     "BigDataUnknownError",
+    "Change",
+    "Changes",
     "DigestMismatchError",
     "DigestUnknownError",
     "DuplicateIDError",

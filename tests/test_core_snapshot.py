@@ -24,7 +24,7 @@ from aimagestore import (
     InvalidDigestError,
 )
 from aimagestore._core import changes, draft as draft_module
-from aimagestore._core.changes import Change
+from aimagestore._core.changes import Mutation
 from aimagestore._core.draft import Draft, Edit
 from aimagestore._core.index import Text, compose, parse
 from aimagestore._core.snapshot import EMPTY, Snapshot, View, build
@@ -54,7 +54,7 @@ def text_of(snapshot: Snapshot) -> bytes:
     return b"".join(compose(snapshot))
 
 
-def apply(snapshot: Snapshot, *made: Change) -> Draft:
+def apply(snapshot: Snapshot, *made: Mutation) -> Draft:
     """A draft with these changes."""
     draft = Draft(snapshot)
     for change in made:
@@ -62,7 +62,7 @@ def apply(snapshot: Snapshot, *made: Change) -> Draft:
     return draft
 
 
-def after(snapshot: Snapshot, *made: Change) -> Snapshot:
+def after(snapshot: Snapshot, *made: Mutation) -> Snapshot:
     """The snapshot that these changes make."""
     return apply(snapshot, *made).freeze()
 
@@ -321,7 +321,7 @@ def test_damage_stays_through_changes_and_wipe() -> None:
         changes.delete("x"),
     ],
 )
-def test_change_of_an_unknown_image_is_refused(change: Change) -> None:
+def test_change_of_an_unknown_image_is_refused(change: Mutation) -> None:
     with pytest.raises(ImageUnknownError) as caught:
         change(Draft(BASE))
     assert caught.value.ref == "x"
@@ -409,7 +409,7 @@ def test_create_leaves_no_history() -> None:
     ],
 )
 def test_names_move_to_the_front_of_the_history_in_turn(
-    history: list[str], change: Change, expected: tuple[str, ...]
+    history: list[str], change: Mutation, expected: tuple[str, ...]
 ) -> None:
     snapshot = after(snapshot_of(element("a", names=["n"], names_history=history)), change)
     assert snapshot.get("a").names_history == expected
@@ -453,7 +453,7 @@ def test_shadowed_record_stays_in_place_byte_for_byte() -> None:
 
 
 @pytest.mark.parametrize("change", [changes.delete("a"), changes.delete("n")])
-def test_shadowed_record_is_deleted_with_the_one_that_counts(change: Change) -> None:
+def test_shadowed_record_is_deleted_with_the_one_that_counts(change: Mutation) -> None:
     snapshot = after(snapshot_of(*TWINS), change)
     assert text_of(snapshot) == b"[%b,%b]" % (TWINS[1], TWINS[3])
     assert snapshot.shadowed == {}
@@ -561,7 +561,7 @@ class Changes(RuleBasedStateMachine):
         found = owners or [i for i in self.model if ref and i.startswith(ref)]
         return found[0] if len(found) == 1 else None
 
-    def change(self, ref: str, change: Change) -> Model | None:
+    def change(self, ref: str, change: Mutation) -> Model | None:
         """Make a change; it must fail where the model knows no such image."""
         image_id = self.find(ref)
         if image_id is None:
@@ -571,7 +571,7 @@ class Changes(RuleBasedStateMachine):
         self.apply(change)
         return self.model[image_id]
 
-    def apply(self, change: Change) -> Edit:
+    def apply(self, change: Mutation) -> Edit:
         edit = change(self.draft)
         self.draft.apply(edit)
         return edit

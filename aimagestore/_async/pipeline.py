@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from anyio import CancelScope, Event, Lock, move_on_after
 from anyio.lowlevel import checkpoint
 
-from .._core.changes import Change
+from .._core.changes import Mutation
 from .._core.image import Image
 from .._engine.protocol import Engine, LockClaim
 from ..errors import LockTimeoutError, StoreClosedError
@@ -30,7 +30,7 @@ class _Entry:
 
     event: Event
 
-    def __init__(self, change: Change) -> None:
+    def __init__(self, change: Mutation) -> None:
         self.change = change
         self.leads = False
         self.is_settled = False
@@ -64,7 +64,7 @@ class Pipeline:
         self._claim: LockClaim | None = None
         self._is_closed = False
 
-    async def submit(self, change: Change) -> Image | None:
+    async def submit(self, change: Mutation) -> Image | None:
         """Have a change committed, and return the image that it returns.
 
         Cancelled, the change has happened wholly or will never happen.

@@ -15,7 +15,7 @@ from anyio import CancelScope
 from anyio.lowlevel import current_token
 
 from .._core import changes
-from .._core.changes import Change
+from .._core.changes import Mutation
 from .._core.draft import Content, Draft
 from .._core.image import Image
 from .._core.names import check_key
@@ -46,6 +46,7 @@ from .streams import (
     pour,
 )
 from .threads import Threads
+from .watching import Changes
 
 # Which process this is, counted in forks: asking the kernel costs more than a lookup.
 _forks = count(1)
@@ -122,6 +123,7 @@ class ImageStore:
         self._is_open = False
         self._was_opened = False
         self._readers = Readers()
+        self._watches: set[Changes] = set()
         self._process = -1
         self._loop: object = None
 
@@ -170,6 +172,8 @@ class ImageStore:
         self._is_open = False
         if self._process != _process:
             return
+        for watched in self._watches:
+            watched._end()
         with CancelScope(shield=True):
             await self._pipeline.close()
             await self._threads.finish(self._engine.close)
@@ -280,12 +284,12 @@ class ImageStore:
 
     # Changing records
 
-    async def _change(self, change: Change) -> Image:
+    async def _change(self, change: Mutation) -> Image:
         image = await self._submit(change)
         assert image is not None, "this change returns an image"
         return image
 
-    async def _submit(self, change: Change) -> Image | None:
+    async def _submit(self, change: Mutation) -> Image | None:
         self._check_writable()
         return await self._pipeline.submit(change)
 
@@ -628,6 +632,27 @@ class ImageStore:
             finally:
                 _transactions.set(outer)
                 handed.take_back()
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[Changes]:
+        """Iterate over what changes from here on, whoever changes it, podman included.
+
+        Reads inside the block may be ahead of the iteration, never behind it. The kernel tells of
+        changes where it can; on network file systems, and where inotify is not to be had, the
+        store looks once a second. See :class:`Changes` for what comes, and in what order.
+
+        :raises StoreCorruptError: in the iteration, when images.json is damaged by then
+        """
+        self._check_here()
+        watch = await self._threads.run(self._engine.watch)
+        watched = Changes(watch, self._threads)
+        self._watches.add(watched)
+        try:
+            yield watched
+        finally:
+            self._watches.discard(watched)
+            watched._end()
+            await self._threads.finish(watch.close)
 
     async def refresh(self) -> bool:
         """Load what others have changed, which every call does on its own (upstream: ``Load``).

@@ -19,7 +19,7 @@ from .names import check_id, check_key, check_names, check_text
 from .record import Record, RecordDraft
 from .snapshot import without_names
 
-Change = Callable[[Draft], Edit]
+Mutation = Callable[[Draft], Edit]
 
 
 def _check_ref(ref: object) -> str:
@@ -38,7 +38,7 @@ def create(
     digest: str | None = None,
     flags: Mapping[str, object] | None = None,
     big_data: Mapping[str, Content] | None = None,
-) -> Change:
+) -> Mutation:
     """A new image, with its items, in one step; with a random ID and of now, unless given."""
     image_id = secrets.token_hex(32) if image_id is None else image_id
     created = datetime.now(UTC) if created is None else created
@@ -75,25 +75,25 @@ def create(
     return change
 
 
-def set_names(ref: str, names: Iterable[str]) -> Change:
+def set_names(ref: str, names: Iterable[str]) -> Mutation:
     """These names instead of those it has; they leave the images that have them."""
     given = check_names(names)
     return _rename(ref, lambda _: given)
 
 
-def add_names(ref: str, names: Iterable[str]) -> Change:
+def add_names(ref: str, names: Iterable[str]) -> Mutation:
     """These names before those it has; they leave the images that have them."""
     given = check_names(names)
     return _rename(ref, lambda present: (*given, *present))
 
 
-def remove_names(ref: str, names: Iterable[str]) -> Change:
+def remove_names(ref: str, names: Iterable[str]) -> Mutation:
     """The names it has without these."""
     given = frozenset(check_names(names))
     return _rename(ref, lambda present: tuple(name for name in present if name not in given))
 
 
-def _rename(ref: str, rename: Callable[[tuple[str, ...]], tuple[str, ...]]) -> Change:
+def _rename(ref: str, rename: Callable[[tuple[str, ...]], tuple[str, ...]]) -> Mutation:
     _check_ref(ref)
 
     def change(draft: Draft) -> Edit:
@@ -115,7 +115,7 @@ def _rename(ref: str, rename: Callable[[tuple[str, ...]], tuple[str, ...]]) -> C
     return change
 
 
-def _edit(ref: str, edit: Callable[[RecordDraft, Record], object]) -> Change:
+def _edit(ref: str, edit: Callable[[RecordDraft, Record], object]) -> Mutation:
     _check_ref(ref)
 
     def change(draft: Draft) -> Edit:
@@ -127,26 +127,26 @@ def _edit(ref: str, edit: Callable[[RecordDraft, Record], object]) -> Change:
     return change
 
 
-def set_metadata(ref: str, metadata: str) -> Change:
+def set_metadata(ref: str, metadata: str) -> Mutation:
     """Another metadata text."""
     check_text(metadata, "metadata")
     return _edit(ref, lambda edited, _: edited.set("metadata", metadata))
 
 
-def set_flag(ref: str, flag: str, value: object) -> Change:
+def set_flag(ref: str, flag: str, value: object) -> Mutation:
     """One flag set; the others stay as they are spelled."""
     check_text(flag, "a flag's name")
     encoded = gojson.value(value)
     return _edit(ref, lambda edited, _: edited.set_entry("flags", flag, encoded))
 
 
-def clear_flag(ref: str, flag: str) -> Change:
+def clear_flag(ref: str, flag: str) -> Mutation:
     """One flag gone, if it was there."""
     check_text(flag, "a flag's name")
     return _edit(ref, lambda edited, _: edited.set_entry("flags", flag, None))
 
 
-def set_big_data(ref: str, key: str, content: Content) -> Change:
+def set_big_data(ref: str, key: str, content: Content) -> Mutation:
     """An item's content, size and digest, new or instead of those it had."""
     _check_ref(ref)
     check_key(key)
@@ -163,7 +163,7 @@ def set_big_data(ref: str, key: str, content: Content) -> Change:
     return change
 
 
-def note_big_data(image_id: str, key: str, found: Content) -> Change:
+def note_big_data(image_id: str, key: str, found: Content) -> Mutation:
     """Record what an item's file was found to be, where nothing is recorded yet."""
 
     def edit(edited: RecordDraft, record: Record) -> None:
@@ -183,20 +183,20 @@ def _describe(edited: RecordDraft, key: str, content: Content) -> None:
     edited.set_entry("big-data-digests", key, gojson.string(content.digest).encode())
 
 
-def delete(ref: str) -> Change:
+def delete(ref: str) -> Mutation:
     """The image gone, with its items."""
     _check_ref(ref)
     return lambda draft: Edit(deleted=(draft.find(ref).id,))
 
 
-def wipe() -> Change:
+def wipe() -> Mutation:
     """Every image gone; damaged records stay."""
     return lambda draft: Edit(deleted=tuple(record.id for record in draft.records()))
 
 
 def adopt(
     image_id: str, contents: Mapping[str, Content], names: Iterable[str], created: datetime
-) -> Change:
+) -> Mutation:
     """A record for an image whose directory is there; only names that nobody has."""
     edited = RecordDraft()
     edited.set("id", check_id(image_id))
@@ -215,12 +215,12 @@ def adopt(
     return change
 
 
-def describe_big_data(image_id: str, key: str, found: Content) -> Change:
+def describe_big_data(image_id: str, key: str, found: Content) -> Mutation:
     """What is recorded of an item, put right."""
     return _edit(image_id, lambda edited, _: _describe(edited, key, found))
 
 
-def drop_big_data(image_id: str, key: str) -> Change:
+def drop_big_data(image_id: str, key: str) -> Mutation:
     """An item gone from its image's record."""
 
     def edit(edited: RecordDraft, record: Record) -> None:
@@ -232,6 +232,6 @@ def drop_big_data(image_id: str, key: str) -> Change:
     return _edit(image_id, edit)
 
 
-def drop_unreadable() -> Change:
+def drop_unreadable() -> Mutation:
     """Damaged records gone, and those that a later record of their ID shadows."""
     return lambda draft: Edit(drops_unreadable=True)

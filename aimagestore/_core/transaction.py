@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import StoreClosedError
 from . import changes
-from .changes import Change
+from .changes import Mutation
 from .digest import CANONICAL
 from .draft import Content, Draft
 from .image import Image
@@ -55,7 +55,7 @@ class Transaction:
             raise StoreClosedError("the transaction is over: begin another one")
         return self._draft
 
-    def _change(self, change: Change) -> Image:
+    def _change(self, change: Mutation) -> Image:
         draft = self._view
         edit = change(draft)
         draft.apply(edit)

@@ -16,12 +16,13 @@ from functools import partial
 from typing import NamedTuple
 
 from .._core import index
-from .._core.changes import Change
+from .._core.changes import Mutation
 from .._core.draft import Draft, Edit
 from .._core.image import Image
 from .._core.names import INDEX_FILE, LOCK_FILE, big_data_file
 from .._core.report import Finding, FindingKind, Report
 from .._core.snapshot import EMPTY, Snapshot
+from .._core.watching import changes_between, records_apart
 from .._engine.protocol import Outcome
 from ..errors import DuplicateImageNamesError, StoreCorruptError
 from .check import Check
@@ -40,6 +41,7 @@ from .placement import (
 )
 from .repair import LOST_INDEX, mend, salvage
 from .staged import StagedFile
+from .watch import DirectoryWatch, open_inotify
 
 logger = logging.getLogger("aimagestore")
 
@@ -86,7 +88,9 @@ class DirectoryEngine:
             _HELPERS, thread_name_prefix="aimagestore helper"
         )
         self._loaded = _Loaded(EMPTY, -1)
+        # Held while the next snapshot becomes the current one, so that all see them in one order.
         self._load_mutex = threading.Lock()
+        self._watches: list[DirectoryWatch] = []
         # Whether the index that was loaded is known to have reached the disk.
         self._is_settled = False
         # Set when a writer may have died between its commit and the last renames.
@@ -126,6 +130,7 @@ class DirectoryEngine:
         return self._loaded.snapshot.needs_save or self._may_be_unfinished
 
     def close(self) -> None:
+        self._watches.clear()
         self.helpers.shutdown()
         self._adopt(_Loaded(EMPTY, -1))
         self._root.close()
@@ -155,9 +160,12 @@ class DirectoryEngine:
 
     def load(self) -> Snapshot:
         with self._load_mutex:
-            if not self._is_loaded():
-                self._load_index()
-            return self._loaded.snapshot
+            return self._load()
+
+    def _load(self) -> Snapshot:
+        if not self._is_loaded():
+            self._load_index()
+        return self._loaded.snapshot
 
     def _load_index(self) -> None:
         previous = self._loaded.snapshot
@@ -215,11 +223,32 @@ class DirectoryEngine:
         previous, self._loaded = self._loaded, loaded
         if previous.fd >= 0:
             os.close(previous.fd)
+        if self._watches and loaded.snapshot is not previous.snapshot:
+            changes = changes_between(previous.snapshot, loaded.snapshot)
+            for watch in self._watches:
+                watch.add(changes, loaded.snapshot)
         # A large snapshot goes block by block: in one go that would hold up every other thread.
         blocks = list(previous.snapshot.blocks.values())
         del previous
         while blocks:
             blocks.pop()
+
+    def watch(self) -> DirectoryWatch:
+        inotify = open_inotify(self._root)
+        try:
+            with self._load_mutex:
+                watch = DirectoryWatch(inotify, self._load(), self)
+                self._watches.append(watch)
+        except BaseException:
+            if inotify is not None:
+                inotify.close()
+            raise
+        return watch
+
+    def forget(self, watch: DirectoryWatch) -> None:
+        """Tell this watch no more; :meth:`close` may have forgotten it already."""
+        with self._load_mutex, suppress(ValueError):
+            self._watches.remove(watch)
 
     def touched_since(self, when: datetime) -> bool:
         mark = self._root.stat(LOCK_FILE) or self._root.stat(INDEX_FILE)
@@ -244,7 +273,7 @@ class DirectoryEngine:
 
     # Changing the store
 
-    def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+    def commit(self, changes: Sequence[Mutation]) -> list[Outcome]:
         draft = Draft(self.load())
         outcomes: list[Outcome] = []
         for change in changes:
@@ -332,18 +361,18 @@ class DirectoryEngine:
     def _switch_index(self, snapshot: Snapshot) -> None:
         """Put the next index into place: from here on the change has happened."""
         fd = self._root.open_file(NEW_INDEX)
-        try:
-            self._root.rename(NEW_INDEX, INDEX_FILE)
-        except BaseException:
-            os.close(fd)
-            with suppress(OSError):
-                self._root.unlink(NEW_INDEX)
-            raise
-        try:
-            loaded = _Loaded.of(snapshot, fd, os.fstat(fd))
-        except OSError:
-            loaded = _Loaded(snapshot, fd, is_array=True)  # in place, but looked at again
         with self._load_mutex:
+            try:
+                self._root.rename(NEW_INDEX, INDEX_FILE)
+            except BaseException:
+                os.close(fd)
+                with suppress(OSError):
+                    self._root.unlink(NEW_INDEX)
+                raise
+            try:
+                loaded = _Loaded.of(snapshot, fd, os.fstat(fd))
+            except OSError:
+                loaded = _Loaded(snapshot, fd, is_array=True)  # in place, but looked at again
             self._adopt(loaded)
 
     def _prepare_index(self, base: Snapshot) -> None:
@@ -486,15 +515,11 @@ class DirectoryEngine:
 
 def _replaces_items(before: Snapshot, after: Snapshot) -> bool:
     """Whether a commit of somebody else's gave an item other content."""
-    known = {id(block) for block in before.blocks.values()}
-    for block in after.blocks.values():
-        if id(block) in known:
+    for record in records_apart(after, before):
+        old = before.record_of(record.id)
+        if old is None or bytes(old.raw) == bytes(record.raw):
             continue
-        for record in block.records:
-            old = before.record_of(record.id)
-            if old is None or bytes(old.raw) == bytes(record.raw):
-                continue
-            digests = record.image.big_data_digests
-            if any(digests.get(k) != d for k, d in old.image.big_data_digests.items()):
-                return True
+        digests = record.image.big_data_digests
+        if any(digests.get(k) != d for k, d in old.image.big_data_digests.items()):
+            return True
     return False

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .._core import changes
-from .._core.changes import Change
+from .._core.changes import Mutation
 from .._core.digest import is_manifest_key
 from .._core.draft import Draft
 from .._core.names import INDEX_FILE, big_data_file, big_data_key
@@ -48,7 +48,7 @@ def mend(root: Directory, draft: Draft, finding: Finding, *, drop: bool) -> Find
 
 def _plan(
     root: Directory, draft: Draft, finding: Finding, *, drop: bool
-) -> Iterator[tuple[Change, str]]:
+) -> Iterator[tuple[Mutation, str]]:
     if finding.kind is FindingKind.DIRECTORY_ORPHANED:
         yield _adopt(root, finding.id), "its record was rebuilt from its files"
     elif finding.kind in _UNREADABLE:
@@ -81,7 +81,7 @@ def _open(directory: Directory, name: str) -> io.FileIO:
 # A directory whose record is gone
 
 
-def _adopt(root: Directory, image_id: str) -> Change:
+def _adopt(root: Directory, image_id: str) -> Mutation:
     """A record made of what the files say: keys, sizes, digests, and names in a manifest."""
     contents: dict[str, Measured] = {}
     names: list[str] = []

@@ -12,11 +12,12 @@ from concurrent.futures import Executor
 from datetime import datetime
 from typing import Protocol
 
-from .._core.changes import Change
+from .._core.changes import Mutation
 from .._core.draft import Content, Draft, Edit
 from .._core.image import Image
 from .._core.report import Report
 from .._core.snapshot import Snapshot
+from .._core.watching import Change
 
 Outcome = Edit | Exception
 """What became of one change of a batch."""
@@ -59,6 +60,32 @@ class LockClaim(Protocol):
         ...
 
 
+class Watch(Protocol):
+    """What changes in a store, by whomever, from a moment on.
+
+    :ivar interval: seconds after which to look even if nothing has told of a change
+    """
+
+    interval: float
+
+    @property
+    def descriptor(self) -> int | None:
+        """What becomes readable when something may have changed, if there is such a thing."""
+        ...
+
+    def is_due(self) -> bool:
+        """Whether what made the descriptor readable calls for a look. Never waits."""
+        ...
+
+    def changes(self) -> Sequence[Change]:
+        """What has changed since the last look, in order."""
+        ...
+
+    def close(self) -> None:
+        """Release everything. Idempotent."""
+        ...
+
+
 class Engine(Protocol):
     """The blocking side of a store.
 
@@ -92,6 +119,10 @@ class Engine(Protocol):
         """Whether :meth:`load` would find something new; loads nothing."""
         ...
 
+    def watch(self) -> Watch:
+        """Begin to note what changes from now on."""
+        ...
+
     def touched_since(self, when: datetime) -> bool:
         """Whether a writer has left its mark after that time."""
         ...
@@ -116,7 +147,7 @@ class Engine(Protocol):
         """Leave a writer's mark. The lock is held."""
         ...
 
-    def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+    def commit(self, changes: Sequence[Mutation]) -> list[Outcome]:
         """Make changes to the store as it is, durable when this returns. The lock is held.
 
         A change that cannot be made fails alone.

@@ -60,7 +60,7 @@ def parse_and_change(text: bytes) -> None:
     assert again.damaged == frozen.damaged
 
 
-def edits(snapshot: Snapshot) -> Iterator[changes.Change]:
+def edits(snapshot: Snapshot) -> Iterator[changes.Mutation]:
     """Some changes, of images that are there."""
     yield changes.create("new", names=["name"])
     for image in list(snapshot)[:3]:

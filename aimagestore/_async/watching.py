@@ -1,0 +1,67 @@
+"""Waiting for changes, by whomever they are made."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Self
+
+from anyio import CancelScope, Lock, move_on_after, sleep_forever, wait_readable
+
+from .._core.watching import Change
+from .._engine.protocol import Watch
+from ..errors import StoreClosedError
+from .threads import Threads
+
+
+class Changes(AsyncIterator[Change]):
+    """What changes in a store, from the moment :meth:`ImageStore.watch` was entered.
+
+    Each change comes once, and those of one image in their order. What this store commits comes
+    commit by commit; of what others commit before it is seen here, only what came of it. Who takes
+    the changes late finds no more than 10,000 waiting: beyond that too only what came of them.
+
+    Cancelled, the next change is still the next. Several tasks may take changes; each gets others.
+
+    :raises StoreClosedError: when the store was closed
+    """
+
+    def __init__(self, watch: Watch, threads: Threads) -> None:
+        self._watch = watch
+        self._threads = threads
+        self._turn = Lock()
+        self._pending: deque[Change] = deque()
+        self._waiting = CancelScope()
+        self._is_closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Change:
+        async with self._turn:
+            while not self._pending:
+                if self._is_closed:
+                    raise StoreClosedError("the watch is over, or its store closed")
+                await self._threads.run(self._look)
+                if not self._pending:
+                    await self._wait()
+            return self._pending.popleft()
+
+    def _look(self) -> None:
+        # Not returned: a cancelled caller would lose them.
+        self._pending.extend(self._watch.changes())
+
+    async def _wait(self) -> None:
+        descriptor = self._watch.descriptor
+        with move_on_after(self._watch.interval) as self._waiting:
+            if descriptor is None and not self._is_closed:
+                await sleep_forever()
+            while descriptor is not None and not self._is_closed:
+                await wait_readable(descriptor)
+                if self._watch.is_due():
+                    return
+
+    def _end(self) -> None:
+        """Raise from now on, and in the task that waits."""
+        self._is_closed = True
+        self._waiting.cancel()
