@@ -39,7 +39,13 @@ async def check(
     return examination.report
 
 
-async def repair(path: str | os.PathLike[str], report: Report, *, drop: bool = False) -> Report:
+async def repair(
+    path: str | os.PathLike[str],
+    report: Report,
+    *,
+    drop: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> Report:
     """Undo what a check has reported, where it is still so, and say what was done.
 
     Records are rebuilt for directories that have none (from their files; names, where a
@@ -55,6 +61,8 @@ async def repair(path: str | os.PathLike[str], report: Report, *, drop: bool = F
     :param report: what :func:`check` found
     :param drop: drop what is beyond help: records that cannot be read, and items that are
         missing or altered from the records that list them
+    :param progress: called with the bytes looked at again and the bytes in all, and may be again
+        for an index that was rebuilt; what it raises ends the repair before the records change
     :raises StoreCorruptError: when images.json is no file at all
     """
     engine = DirectoryEngine(path, read_only=False)
@@ -63,7 +71,8 @@ async def repair(path: str | os.PathLike[str], report: Report, *, drop: bool = F
     await threads.run(engine.open_damaged)
     try:
         async with pipeline.hold():
-            return await threads.finish(lambda: engine.repair(report, drop=drop))
+            reporter = threads.reporter(progress)
+            return await threads.finish(lambda: engine.repair(report, drop=drop, progress=reporter))
     finally:
         await threads.finish(engine.close)
 

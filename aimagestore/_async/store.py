@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime
@@ -553,31 +553,35 @@ class ImageStore:
         """
         return list((await self.get(ref)).big_data_names)
 
-    async def big_data_size(self, ref: str, key: str) -> int:
+    async def big_data_size(self, ref: str, key: str, *, progress: Progress | None = None) -> int:
         """The size of an item, in bytes (upstream: ``BigDataSize``).
 
         One that is not recorded is found out, and recorded if the store is writable.
 
+        :param progress: called with the number of bytes read so far, where it has to be found out
         :raises ImageUnknownError: when there is no such image
         :raises BigDataUnknownError: when its record does not list the item
         :raises SizeUnknownError: when it is not recorded, and the item's file is missing
         """
         image = await self._listing(ref, key)
         size = image.big_data_sizes.get(key)
-        return (await self._measure(image, key, SizeUnknownError)).size if size is None else size
+        if size is None:
+            size = (await self._measure(image, key, SizeUnknownError, progress)).size
+        return size
 
-    async def big_data_digest(self, ref: str, key: str) -> str:
+    async def big_data_digest(self, ref: str, key: str, *, progress: Progress | None = None) -> str:
         """The digest of an item (upstream: ``BigDataDigest``).
 
         One that is not recorded is computed, and recorded if the store is writable.
 
+        :param progress: called with the number of bytes read so far, where it has to be computed
         :raises ImageUnknownError: when there is no such image
         :raises BigDataUnknownError: when its record does not list the item
         :raises DigestUnknownError: when it is not recorded, and the item's file is missing
         """
         image = await self._listing(ref, key)
         digest = image.big_data_digests.get(key)
-        return digest or (await self._measure(image, key, DigestUnknownError)).digest
+        return digest or (await self._measure(image, key, DigestUnknownError, progress)).digest
 
     async def _listing(self, ref: str, key: str) -> Image:
         image = await self.get(ref)
@@ -585,12 +589,19 @@ class ImageStore:
         return image
 
     async def _measure(
-        self, image: Image, key: str, unknown: type[SizeUnknownError | DigestUnknownError]
+        self,
+        image: Image,
+        key: str,
+        unknown: type[SizeUnknownError | DigestUnknownError],
+        progress: Progress | None,
     ) -> items.Measured:
         """Find out what an item is of which less is recorded than is asked for, and record it."""
         self._check_here()
         try:
-            measured = await self._threads.run(items.measure_item, self._engine, image.id, key)
+            reporter = self._threads.reporter(progress)
+            measured = await self._threads.run(
+                items.measure_item, self._engine, image.id, key, reporter
+            )
         except FileNotFoundError as error:
             raise unknown(
                 f"item {key!r} of image {image.id} is not described, and its file is missing",
@@ -679,7 +690,9 @@ class ImageStore:
         async with self._pipeline.hold():
             await self._threads.finish(self._engine.touch)
 
-    async def collect_garbage(self) -> Report:
+    async def collect_garbage(
+        self, *, progress: Callable[[int, int], object] | None = None
+    ) -> Report:
         """Remove what is left over: orphaned directories, unlisted items, dead temporaries.
 
         An orphan is a directory that no record belongs to and that holds nothing but what an
@@ -688,13 +701,15 @@ class ImageStore:
 
         Cancelled once it is under way, it is finished.
 
+        :param progress: called with the number of things removed, and of those to remove
         :returns: what was removed, and how many bytes that were
         :raises StoreCorruptError: when the index is missing or blank beside images
         :raises LockTimeoutError: when the lock was not free in time
         """
         self._check_writable()
         async with self._pipeline.hold():
-            return await self._threads.finish(self._engine.collect_garbage)
+            reporter = self._threads.reporter(progress)
+            return await self._threads.finish(self._engine.collect_garbage, reporter)
 
     async def touched_since(self, when: datetime) -> bool:
         """Whether a writer has left its mark after that time (upstream: ``TouchedSince``).

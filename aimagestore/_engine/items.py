@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
@@ -153,20 +153,24 @@ class Measured(NamedTuple):
     digest: str
 
 
-def measure_item(engine: Engine, ref: str, key: str) -> Measured:
+def measure_item(engine: Engine, ref: str, key: str, progress: Callable[[int], object]) -> Measured:
     """Read an item through for its size and digest."""
     _, file = open_item(engine, ref, key)
     with file:
-        return measure_file(file)
+        return measure_file(file, progress)
 
 
-def measure_file(file: io.FileIO) -> Measured:
-    """Read a file through for its size and digest."""
+def measure_file(file: io.FileIO, progress: Callable[[int], object] = lambda _: None) -> Measured:
+    """Read a file through for its size and digest.
+
+    :param progress: told of the bytes read so far
+    """
     digest = hashlib.new(CANONICAL)
     size = 0
     while piece := file.read(CHUNK):
         digest.update(piece)
         size += len(piece)
+        progress(size)
     return Measured(size, digest_of(digest))
 
 

@@ -7,7 +7,7 @@ called on the event loop as well, where the engine says that it does not wait.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from datetime import datetime
 from typing import Protocol
@@ -21,6 +21,9 @@ from .._core.watching import Change
 
 Outcome = Edit | Exception
 """What became of one change of a batch."""
+
+Progress = Callable[[int, int], object]
+"""Told how much is done, and how much there is in all."""
 
 
 class StagedContent(Content, Protocol):
@@ -164,8 +167,11 @@ class Engine(Protocol):
         """
         ...
 
-    def collect_garbage(self) -> Report:
-        """Remove what belongs to no image and no living writer. The lock is held."""
+    def collect_garbage(self, progress: Progress) -> Report:
+        """Remove what belongs to no image and no living writer. The lock is held.
+
+        :param progress: told of the findings that are dealt with
+        """
         ...
 
     def stage(self) -> StagedContent:
