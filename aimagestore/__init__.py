@@ -41,6 +41,8 @@ from .errors import (
     StoreClosedError,
     StoreCorruptError,
     StoreReadOnlyError,
+    StoreSchemaError,
+    StoreUnavailableError,
 )
 
 __all__ = [
@@ -72,6 +74,8 @@ __all__ = [
     "StoreClosedError",
     "StoreCorruptError",
     "StoreReadOnlyError",
+    "StoreSchemaError",
+    "StoreUnavailableError",
     "Transaction",
     "check",
     "repair",
