@@ -40,6 +40,7 @@ _BLOCKING = (
     "os.link",
     "os.listdir",
     "os.open",
+    "os.pread",
     "os.rename",
     "os.rmdir",
     "os.writev",

@@ -330,6 +330,29 @@ async def test_staged_data_is_handed_over(store: ImageStore, path: Path) -> None
     assert sorted(os.listdir(path)) == ["image", "images.json", "images.lock"]
 
 
+async def test_staged_data_is_durable_before_its_block_begins(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    real_sync = Directory.sync_file
+
+    def sync(self: Directory, name: str, fd: int) -> None:
+        real_sync(self, name, fd)
+        if not name:
+            synced.append(os.fstat(fd).st_size)
+
+    monkeypatch.setattr(Directory, "sync_file", sync)
+    async with store.stage(b"content") as staged, store.stage(b"content") as longer:
+        assert synced == [7, 7]
+        await longer.write(b", and more")
+        assert longer.size == 17
+        await store.create("one", big_data={"key": staged})
+        assert synced == [7, 7]
+        await store.create("two", big_data={"key": longer})
+        assert synced == [7, 7, 17]
+    assert await store.big_data("two", "key") == b"content, and more"
+
+
 async def test_staged_data_vanishes_unless_handed_over(store: ImageStore, path: Path) -> None:
     kept: list[Staged] = []
     with pytest.raises(RuntimeError, match="mine"):

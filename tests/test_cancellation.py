@@ -12,9 +12,10 @@ from typing import Any
 import anyio
 import pytest
 
-from aimagestore import ImageStore, Report, check, repair
+from aimagestore import ImageStore, Report, check, oci, repair
 
 from .conftest import open_files
+from .layouts import CONFIG, Maker, encode
 from .test_pipeline import is_locked, locked, until_no_thread_waits
 
 
@@ -85,6 +86,14 @@ async def reopen(store: ImageStore) -> None:
         await other.get("one")
 
 
+async def import_layout(store: ImageStore) -> None:
+    await oci.import_layout(store, f"{store._engine.name}-layout", names=["b"])
+
+
+async def export_layout(store: ImageStore) -> None:
+    await oci.export_layout(store, "exported", f"{store._engine.name}-out")
+
+
 async def close(store: ImageStore) -> None:
     other = await ImageStore(store._engine.name).__aenter__()
     try:
@@ -127,6 +136,8 @@ OPERATIONS: dict[str, Callable[[ImageStore], Awaitable[object]]] = {
     "collect_garbage": lambda store: store.collect_garbage(),
     "check": lambda store: check(store._engine.name),
     "repair": lambda store: repair(store._engine.name, Report()),
+    "import_layout": import_layout,
+    "export_layout": export_layout,
     "aclose": close,
 }
 
@@ -143,6 +154,12 @@ async def make(path: Path) -> ImageStore:
     (path / "images.json").write_bytes(INDEX)
     store = await ImageStore(path).__aenter__()
     await store.set_big_data("one", "manifest", b"m" * 1_200_000)
+    layout = Maker()
+    layout.enter(layout.image(b"layer"))
+    layout.write(Path(f"{path}-layout"))
+    config = layout.blob(b"{}", CONFIG)
+    manifest = encode({"schemaVersion": 2, "config": config})
+    await store.create("exported", big_data={"manifest": manifest, config["digest"]: b"{}"})
     return store
 
 
@@ -168,7 +185,7 @@ async def check_whole(store: ImageStore, path: Path) -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_cancelled_at_every_step(tmp_path: Path, operation: str) -> None:
-    for steps in range(1, 100):
+    for steps in range(1, 300):
         path = tmp_path / f"store{steps}"
         store = await make(path)
         before = len(open_files(f"{path}"))

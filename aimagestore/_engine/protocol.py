@@ -40,7 +40,7 @@ class StagedContent(Content, Protocol):
         ...
 
     def finish(self) -> None:
-        """Make what was written durable; nothing more is written."""
+        """Make what was written so far durable."""
         ...
 
     def discard(self) -> None:
@@ -176,6 +176,10 @@ class Engine(Protocol):
 
     def stage(self) -> StagedContent:
         """Begin to write content that belongs to no image yet."""
+        ...
+
+    def layer_store(self) -> str | None:
+        """Where another program keeps the layers of the images here; ``None`` where none does."""
         ...
 
     def open_item(self, image: Image, key: str) -> io.FileIO:
