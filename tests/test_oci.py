@@ -843,4 +843,4 @@ def test_memory_is_flat(tmp_path: Path, form: str) -> None:
         command = [sys.executable, "-c", MEMORY, backend, str(layout), str(small), str(out)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
-        assert int(result.stdout) < 24
+        assert int(result.stdout) < 16
