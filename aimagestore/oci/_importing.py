@@ -92,8 +92,8 @@ async def import_layout(
         images = await threads.run(lambda: plan(source, ref, wanted, with_layers=layers is None))
         if given is not None and len(images) > 1:
             raise ValueError(
-                f"{source.place} has {len(images)} images: names are for one, so give its ref too; "
-                f"the names there are {[name for image in images for name in image.names]}"
+                f"{source.place} has {len(images)} images, and names are for one: give the ref of "
+                f"that as well, one of {[ref for image in images for ref in image.refs]}"
             )
         if given is not None:
             images = [replace(image, names=given) for image in images]

@@ -37,12 +37,15 @@ class Item(NamedTuple):
 class PlannedImage:
     """An image that the store will have.
 
+    :ivar refs: what the layout calls it
+    :ivar names: what the store will call it
     :ivar items: key to what is under it
     :ivar documents: digest to content of those that are in memory, manifests and indexes
     :ivar layers_left_out: how many layers it has that are none of its items
     """
 
     id: str
+    refs: tuple[str, ...]
     names: tuple[str, ...]
     created: datetime | None
     items: Mapping[str, Item]
@@ -53,6 +56,7 @@ class PlannedImage:
         """Join it with what the layout has of the same image under another name or manifest."""
         return replace(
             other,
+            refs=tuple(dict.fromkeys((*self.refs, *other.refs))),
             names=tuple(dict.fromkeys((*self.names, *other.names))),
             items={**self.items, **other.items},
             documents={**self.documents, **other.documents},
@@ -116,6 +120,7 @@ def _image(reader: Reader, root: Descriptor, *, with_layers: bool) -> PlannedIma
             identity = manifest.config.digest
     return PlannedImage(
         identity.partition(":")[2],
+        (root.ref_name,) if root.ref_name else (),
         _names(root, reader.place),
         created,
         items,
