@@ -124,6 +124,10 @@ class SizeMismatchError(ImageStoreError, ValueError):
     """The data is longer or shorter than expected."""
 
 
+class InvalidLayoutError(ImageStoreError, ValueError):
+    """Not an OCI image layout, or one that says what cannot be; see :mod:`aimagestore.oci`."""
+
+
 class LockTimeoutError(ImageStoreError, TimeoutError):
     """The store's lock was not free within ``lock_timeout``.
 

@@ -83,8 +83,9 @@ async def test_the_tour(clone: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_tour_from_the_shell(clone: Path) -> None:
+    names: dict[str, Any] = {}
     for code in (TOUR[0], TOUR[-1]):
-        anyio.run(run, code, {})
+        anyio.run(run, code, names)
     (console,) = blocks(section("Five minutes"), "console")
     printed = []
     for line in console.splitlines():

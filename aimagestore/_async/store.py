@@ -489,7 +489,6 @@ class ImageStore:
                 return await self._change(changes.set_big_data(image_id, key, contents[key]))
         source = chunks_of(data, self._threads)
         async with self._filled(source, expectations, progress) as content:
-            await self._threads.run(content.finish)
             return await self._change(changes.set_big_data(image_id, key, content))
 
     @asynccontextmanager
@@ -503,7 +502,8 @@ class ImageStore:
     ) -> AsyncIterator[Staged]:
         """Put data on disk that belongs to no image yet.
 
-        What is not handed over inside the block is gone after it, and after a crash.
+        What is not handed over inside the block is gone after it, and after a crash. ``data`` is
+        durable when the block begins: a transaction that it is handed to need not wait for that.
 
         :param data: what to write at once, as for :meth:`set_big_data`; ``None`` for nothing yet
         :raises DigestMismatchError: when ``data`` has another digest than expected
@@ -524,13 +524,14 @@ class ImageStore:
         expectations: Expectations,
         progress: Progress | None,
     ) -> AsyncIterator[StagedContent]:
-        """New content with this data in it, gone after the block unless it was published."""
+        """New content with this data in it, durable; gone after the block unless published."""
         content = await self._threads.run(self._engine.stage)
         try:
             if source is not None:
                 staged = Staged(content, self._threads)
                 await pour(source, staged, expectations, progress, self._threads)
                 expectations.check(content)
+                await self._threads.run(content.finish)
             yield content
         finally:
             if content.is_open:

@@ -11,7 +11,7 @@ from typing import Any
 from aiofiles.threadpool import wrap
 from anyio import EndOfStream
 
-from .._core.digest import CANONICAL, check_digest, digest_of, hasher
+from .._core.digest import CANONICAL, check_digest, digest_of, hasher, is_canonical
 from .._core.transaction import Buffer
 from .._engine.items import CHUNK, Source
 from .._engine.protocol import StagedContent
@@ -170,7 +170,7 @@ class Expectations:
     def __init__(self, digest: str | None, size: int | None) -> None:
         self._digest = None if digest is None else check_digest(digest)
         self._size = size
-        is_other = self._digest is not None and not self._digest.startswith(CANONICAL + ":")
+        is_other = self._digest is not None and not is_canonical(self._digest)
         # The store's own digest is always the canonical one; another is computed beside it.
         self._other = hasher(self._digest) if self._digest is not None and is_other else None
         self._digested = 0

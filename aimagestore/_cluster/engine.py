@@ -219,6 +219,9 @@ class ClusterEngine:
     def stage(self) -> StagedBlob:
         return StagedBlob(self._blobs, self.helpers)
 
+    def layer_store(self) -> str | None:
+        return None
+
     def _check_age(self, content: StagedBlob) -> None:
         """Check that no collection of garbage has removed what took so long to be handed over.
 

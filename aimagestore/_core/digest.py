@@ -43,6 +43,16 @@ def check_digest(digest: object) -> str:
     return digest
 
 
+def is_canonical(digest: str) -> bool:
+    """Whether it is of the kind that stores record."""
+    return digest.startswith(CANONICAL + ":")
+
+
+def canonical_digest(data: bytes) -> str:
+    """The digest that a store records for the data."""
+    return f"{CANONICAL}:{hashlib.sha256(data).hexdigest()}"
+
+
 def hasher(digest: str = CANONICAL) -> _Hash:
     """A hash object of the digest's algorithm."""
     return hashlib.new(digest.partition(":")[0])

@@ -11,6 +11,9 @@ from ..errors import InvalidBigDataNameError, InvalidIDError
 INDEX_FILE = "images.json"
 LOCK_FILE = "images.lock"
 
+NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+"""The annotations that may say an image's name, the weightier first."""
+
 _NAME_MAX = 255
 _RESERVED = frozenset({INDEX_FILE, LOCK_FILE, "lost+found"})
 _PLAIN_KEY = re.compile(r"[a-z0-9.]*", re.ASCII)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +10,7 @@ from typing import Any
 from ..errors import StoreClosedError
 from . import changes
 from .changes import Mutation
-from .digest import CANONICAL
+from .digest import canonical_digest
 from .draft import Content, Draft, Edit
 from .image import Image
 
@@ -29,7 +28,7 @@ class InlineContent:
     def of(cls, data: Buffer) -> InlineContent:
         """Digest the data, and keep a copy of what may yet change."""
         data = bytes(data)
-        return cls(data, f"{CANONICAL}:{hashlib.sha256(data).hexdigest()}")
+        return cls(data, canonical_digest(data))
 
     @property
     def size(self) -> int:

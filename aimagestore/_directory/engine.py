@@ -24,7 +24,7 @@ from .._core.report import Finding, FindingKind, Report
 from .._core.snapshot import EMPTY, Snapshot, View
 from .._core.watching import changes_between, records_apart
 from .._engine.protocol import Holder, Outcome, Progress, Removal
-from ..errors import DuplicateImageNamesError, StoreCorruptError
+from ..errors import DuplicateImageNamesError, ImageStoreError, StoreCorruptError
 from .check import Check
 from .contents import image_directories
 from .files import Directory, make_directories
@@ -46,6 +46,8 @@ from .watch import DirectoryWatch, open_inotify
 logger = logging.getLogger("aimagestore")
 
 _HELPERS = 4
+_IMAGE_STORE = "-images"
+_LAYER_STORE = "-layers"
 
 T = TypeVar("T")
 
@@ -225,7 +227,7 @@ class DirectoryEngine:
             if self._root.stat(INDEX_FILE) is None:
                 raise self._lost_index("is missing", image_id)
 
-    def _lost_index(self, problem: str, image_id: str) -> StoreCorruptError:
+    def _lost_index(self, problem: str, image_id: str) -> ImageStoreError:
         return self._root.corrupt(
             INDEX_FILE, f"{problem}, but there are images, {image_id} for one: repair the store"
         )
@@ -532,6 +534,13 @@ class DirectoryEngine:
 
     def stage(self) -> StagedFile:
         return StagedFile(self._root, self.helpers)
+
+    def layer_store(self) -> str | None:
+        # As containers/storage lays out a graph root.
+        parent, name = os.path.split(os.path.realpath(self.name))
+        driver = name.removesuffix(_IMAGE_STORE)
+        layers = os.path.join(parent, driver + _LAYER_STORE)
+        return layers if driver not in {"", name} and os.path.isdir(layers) else None
 
     def open_item(self, image: Image, key: str) -> io.FileIO:
         fd = -1

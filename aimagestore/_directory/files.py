@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from ..errors import StoreCorruptError
+from ..errors import ImageStoreError, StoreCorruptError
 
 _SAFE = os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _DIRECTORY = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)
@@ -69,7 +69,7 @@ class Directory:
             error.filename2 = None
             raise
 
-    def corrupt(self, name: str, problem: str) -> StoreCorruptError:
+    def corrupt(self, name: str, problem: str) -> ImageStoreError:
         """The error that says what is wrong with one of the files."""
         path = self.path_of(name)
         return StoreCorruptError(f"{path} {problem}; it was left as it is", path=path)
@@ -99,14 +99,14 @@ class Directory:
         with self._about(name):
             return os.fstat(fd)
 
-    def open_directory(self, name: str) -> Directory:
+    def open_directory(self, name: str) -> Self:
         """Open one of the directories in it.
 
         :raises StoreCorruptError: when it is something else
         """
         with self._about(name):
             try:
-                return Directory(
+                return type(self)(
                     self.path_of(name), os.open(name, _DIRECTORY | _SAFE, dir_fd=self.fd)
                 )
             except OSError as error:
@@ -114,15 +114,13 @@ class Directory:
                     raise self.corrupt(name, "is not a directory") from error
                 raise
 
-    def open_unnamed(self) -> int | None:
+    def open_unnamed(self, mode: int = PRIVATE_FILE) -> int | None:
         """Create a file that has no name and vanishes when it is closed; ``None`` if impossible."""
         if _TMPFILE is None:
             return None
         with self._about(""):
             try:
-                return os.open(
-                    ".", os.O_WRONLY | os.O_CLOEXEC | _TMPFILE, PRIVATE_FILE, dir_fd=self.fd
-                )
+                return os.open(".", os.O_WRONLY | os.O_CLOEXEC | _TMPFILE, mode, dir_fd=self.fd)
             except OSError as error:
                 # What file systems and kernels answer that have no such files.
                 if error.errno in {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}:
@@ -195,11 +193,11 @@ class Directory:
                 return False
             return True
 
-    def make_directory(self, name: str) -> bool:
+    def make_directory(self, name: str, mode: int = PRIVATE_DIRECTORY) -> bool:
         """Make a directory; ``False`` when something of that name is there."""
         with self._about(name):
             try:
-                os.mkdir(name, PRIVATE_DIRECTORY, dir_fd=self.fd)
+                os.mkdir(name, mode, dir_fd=self.fd)
             except FileExistsError:
                 return False
             return True

@@ -14,7 +14,7 @@ from .._core import changes
 from .._core.changes import Mutation
 from .._core.digest import is_manifest_key
 from .._core.draft import Draft
-from .._core.names import INDEX_FILE, big_data_file, big_data_key
+from .._core.names import INDEX_FILE, NAME_ANNOTATIONS, big_data_file, big_data_key
 from .._core.record import Record, read
 from .._core.report import Finding, FindingKind
 from .._core.snapshot import Block, Snapshot, build, new_home
@@ -30,7 +30,6 @@ _LOST_ITEM = frozenset(
 )
 _WRONG_SIZE = frozenset({FindingKind.ITEM_SHORT, FindingKind.ITEM_LONG})
 _UNREADABLE = frozenset({FindingKind.RECORD_DAMAGED, FindingKind.DUPLICATE_ID})
-_NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 
 
 def mend(root: Directory, draft: Draft, finding: Finding, *, drop: bool) -> Finding | None:
@@ -104,7 +103,7 @@ def _adopt(root: Directory, image_id: str) -> Mutation:
 def _names_in(manifest: bytes) -> Iterator[str]:
     try:
         annotations: Any = json.loads(manifest).get("annotations", {})
-        found = [annotations.get(annotation) for annotation in _NAME_ANNOTATIONS]
+        found = [annotations.get(annotation) for annotation in NAME_ANNOTATIONS]
     except (ValueError, AttributeError, RecursionError):
         return
     yield from (name for name in found if isinstance(name, str) and name)

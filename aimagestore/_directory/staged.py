@@ -10,7 +10,7 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 
 from .._engine.digesting import Digester
-from .files import Directory
+from .files import PRIVATE_FILE, Directory
 
 STAGED_PREFIX = ".stage-"
 """Files staged where a file cannot do without a name. Their writer holds a lock on them."""
@@ -33,6 +33,7 @@ class _Sink(io.BufferedIOBase):
         self._syncing: Future[None] | None = None
         self.size = 0
         self.is_broken = False
+        self.is_durable = False
         self.digester = Digester(helpers)
 
     def writable(self) -> bool:
@@ -40,6 +41,7 @@ class _Sink(io.BufferedIOBase):
 
     def write(self, data: Buffer) -> int:  # type: ignore[override]
         piece = memoryview(data).cast("B")
+        self.is_durable = False
         self.digester.add(piece)
         try:
             self._directory.write("", self._fd, [piece])
@@ -78,13 +80,13 @@ class _Sink(io.BufferedIOBase):
 class StagedFile:
     """A file without a name, or, on file systems without those, with one that shows its use."""
 
-    def __init__(self, directory: Directory, helpers: Executor) -> None:
+    def __init__(self, directory: Directory, helpers: Executor, mode: int = PRIVATE_FILE) -> None:
         self._directory = directory
         self._name = ""
-        fd = directory.open_unnamed()
+        fd = directory.open_unnamed(mode)
         if fd is None:
             self._name = f"{STAGED_PREFIX}{secrets.token_hex(16)}"
-            fd = directory.open_file(self._name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            fd = directory.open_file(self._name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
             except OSError as error:
@@ -94,7 +96,6 @@ class StagedFile:
                 error.filename = directory.path_of(self._name)
                 raise
         self._fd = fd
-        self._is_durable = False
         self._sink = _Sink(directory, fd, helpers)
 
     @property
@@ -119,17 +120,17 @@ class StagedFile:
         return self._fd >= 0
 
     def finish(self) -> None:
-        """Make what was written durable.
+        """Make what was written so far durable.
 
         :raises ValueError: when a write has failed before
         """
         if self._sink.is_broken:
             raise ValueError("a write to this staged data has failed: stage it again")
         self._sink.flush()
-        if not self._is_durable:
+        if not self._sink.is_durable:
             self._sink.settle_sync()
             self._directory.sync_file("", self._fd)
-            self._is_durable = True
+            self._sink.is_durable = True
 
     def publish(self, directory: Directory, name: str) -> None:
         """Put the file where it belongs, in place of whatever is there."""

@@ -64,7 +64,7 @@ class StagedContent(Content, Protocol):
         ...
 
     def finish(self) -> None:
-        """Make what was written durable; nothing more is written."""
+        """Make what was written so far durable."""
         ...
 
     def discard(self) -> None:
@@ -88,12 +88,12 @@ class LockClaim(Protocol):
 
 
 class Watch(Protocol):
-    """What changes in a store, by whomever, from a moment on.
+    """What changes in a store, by whomever, from a moment on."""
 
-    :ivar interval: seconds after which to look even if nothing has told of a change
-    """
-
-    interval: float
+    @property
+    def interval(self) -> float:
+        """Seconds after which to look even if nothing has told of a change."""
+        ...
 
     @property
     def descriptor(self) -> int | None:
@@ -216,6 +216,10 @@ class Engine(Protocol):
 
     def stage(self) -> StagedContent:
         """Begin to write content that belongs to no image yet."""
+        ...
+
+    def layer_store(self) -> str | None:
+        """Where another program keeps the layers of the images here; ``None`` where none does."""
         ...
 
     def open_item(self, image: Image, key: str) -> io.RawIOBase:

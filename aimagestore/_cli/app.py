@@ -1,0 +1,94 @@
+"""The program: what stands before the command, and the commands."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from . import items, layouts, records, upkeep
+from .exits import EXIT_CODES
+
+_HELP = f"""\
+Look at and change an image store of containers/storage, beside podman.
+
+Without --root it is podman's own store, and only looked at unless --write is given.
+
+REF is an image's ID, its name, or the beginning of its ID. Wherever a file is taken, - is
+standard input or output.
+
+{EXIT_CODES}"""
+
+app = typer.Typer(
+    name="aimagestore",
+    help=_HELP,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for group in (records, items, layouts, upkeep):
+    group.register(app)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"aimagestore {importlib.metadata.version('aimagestore')}")
+        raise typer.Exit
+
+
+def _not_empty(value: str | None) -> str | None:
+    if value == "":
+        raise typer.BadParameter("must not be empty")
+    return value
+
+
+@app.callback()
+def _begin(
+    root: Annotated[
+        str | None,
+        typer.Option(
+            "--root",
+            envvar="AIMAGESTORE_ROOT",
+            metavar="DIR",
+            callback=_not_empty,
+            help="An image store, made where there is none, or a graph root that has one.",
+        ),
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Allow changes to podman's own store.")
+    ] = False,
+    lock_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--lock-timeout",
+            min=0,
+            metavar="SECONDS",
+            help="Wait no longer for the store's lock to make a change.",
+        ),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Say what is done, and where an error came from.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    logging.basicConfig(format="aimagestore: %(message)s")
+    logging.getLogger("aimagestore").setLevel(logging.DEBUG if verbose else logging.WARNING)
+
+
+def run() -> None:
+    """Run the program with the arguments that it was given, and exit.
+
+    :raises SystemExit: always, with what is documented as the exit code
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What the locale cannot spell is better spelled in another way than not at all.
+            stream.reconfigure(errors="backslashreplace")
+    app(prog_name="aimagestore")

@@ -1,0 +1,91 @@
+"""What the exit codes say, and which error ends with which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+from ..errors import (
+    AmbiguousImageError,
+    BigDataUnknownError,
+    DigestUnknownError,
+    DuplicateImageNamesError,
+    ImageStoreError,
+    ImageUnknownError,
+    SizeUnknownError,
+    StoreCorruptError,
+)
+
+EXIT_CODES = """\
+Exit codes:
+
+\b
+  0    done
+  1    failed; standard error says why
+  2    wrong usage
+  3    no such image, item or flag, or an ambiguous prefix
+  4    the store is damaged, or a check has found something
+  5    the store's lock was not free in time
+  130  interrupted (Ctrl-C); 143 terminated; 141 nobody reads the output any more
+"""
+
+_UNKNOWN = (ImageUnknownError, BigDataUnknownError)
+_DAMAGED = (StoreCorruptError, DuplicateImageNamesError, SizeUnknownError, DigestUnknownError)
+_EXPECTED = (ImageStoreError, ValueError, TypeError, RuntimeError)
+
+
+class ExitCode(IntEnum):
+    """How a command ended."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    UNKNOWN = 3
+    DAMAGED = 4
+    LOCKED = 5
+    UNREAD = 141
+
+
+class CommandError(Exception):
+    """A command cannot be carried out, for a reason that the library knows nothing of.
+
+    :ivar code: what to exit with
+    """
+
+    def __init__(self, message: str, code: ExitCode = ExitCode.FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@contextmanager
+def damage(*errors: type[Exception]) -> Iterator[None]:
+    """Take these errors for damage of the store: what it has itself should be as it says."""
+    try:
+        yield
+    except errors as error:
+        raise CommandError(describe(error), ExitCode.DAMAGED) from error
+
+
+def exit_code(error: Exception) -> ExitCode:
+    """What a command that failed with this exits with."""
+    if isinstance(error, CommandError):
+        return error.code
+    if isinstance(error, BrokenPipeError):
+        return ExitCode.UNREAD
+    if isinstance(error, TimeoutError):
+        return ExitCode.LOCKED
+    if isinstance(error, _UNKNOWN):
+        return ExitCode.UNKNOWN
+    return ExitCode.DAMAGED if isinstance(error, _DAMAGED) else ExitCode.FAILED
+
+
+def describe(error: Exception) -> str:
+    """What people are told of an error, in one line."""
+    if isinstance(error, AmbiguousImageError):
+        return f"{error}: {', '.join(error.candidates)}"
+    if isinstance(error, ImageStoreError | CommandError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) if isinstance(error, _EXPECTED) else f"{type(error).__name__}: {error}"

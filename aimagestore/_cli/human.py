@@ -1,0 +1,82 @@
+"""Sizes, ages and names as ``podman images`` shows them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+NONE = "<none>"
+
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
+
+# Go's durations are nanoseconds in 64 bits: nothing is older for podman, not even its zero time.
+_OLDEST = timedelta(microseconds=(2**63 - 1) // 1000)
+_GO_ZERO = datetime(1, 1, 1, tzinfo=UTC)
+
+
+def short_id(image_id: str) -> str:
+    """As much of an ID as people need."""
+    return image_id[:12]
+
+
+def human_size(size: float) -> str:
+    """A size in bytes, in three digits (Go: ``units.HumanSizeWithPrecision``)."""
+    unit = 0
+    while size >= 1000 and unit < len(_UNITS) - 1:
+        size /= 1000
+        unit += 1
+    return f"{size:.3g} {_UNITS[unit]}"
+
+
+def human_age(created: datetime | None, now: datetime) -> str:
+    """How long ago that was (Go: ``units.HumanDuration``)."""
+    since = (created or _GO_ZERO).replace(microsecond=0)
+    return f"{_human_duration(min(now - since, _OLDEST))} ago"
+
+
+def _human_duration(duration: timedelta) -> str:
+    seconds = duration // timedelta(seconds=1)
+    minutes = seconds // 60
+    # Go rounds them, but not those that it makes years of.
+    hours = (seconds + 1800) // 3600
+    if seconds < 1:
+        return "Less than a second"
+    if seconds < 60:
+        return "1 second" if seconds == 1 else f"{seconds} seconds"
+    if minutes < 60:
+        return "About a minute" if minutes == 1 else f"{minutes} minutes"
+    if hours < 48:
+        return "About an hour" if hours == 1 else f"{hours} hours"
+    return _in_days(hours, seconds // 3600)
+
+
+def _in_days(hours: int, whole_hours: int) -> str:
+    days = hours // 24
+    if hours < 24 * 7 * 2:
+        return f"{days} days"
+    if hours < 24 * 30 * 2:
+        return f"{days // 7} weeks"
+    if hours < 24 * 365 * 2:
+        return f"{days // 30} months"
+    return f"{whole_hours // 24 // 365} years"
+
+
+def repositories_and_tags(names: Sequence[str]) -> list[tuple[str, str]]:
+    """An image's names, each in two parts; a name of a digest only where none has a tag."""
+    parts = [(name, *_repository_and_tag(name)) for name in names]
+    if any(tag != NONE for _, _, tag in parts):
+        parts = [part for part in parts if part[2] != NONE or "@" not in part[0]]
+    return [(repository, tag) for _, repository, tag in parts] or [(NONE, NONE)]
+
+
+def _repository_and_tag(name: str) -> tuple[str, str]:
+    path = name.partition("@")[0]
+    repository, colon, tag = path.rpartition(":")
+    return (repository, tag) if colon and "/" not in tag else (path, NONE)
+
+
+def printable(text: str) -> str:
+    """Text in which nothing can steer a terminal, or break a line."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

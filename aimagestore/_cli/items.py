@@ -1,0 +1,96 @@
+"""Commands about an image's items: its big data."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .._async.store import ImageStore
+from .._async.streams import BigDataReader
+from ..errors import DigestMismatchError
+from .exits import CommandError, ExitCode, damage
+from .files import STANDARD, Sink, reading, writing
+from .output import write_json, write_lines
+from .parameters import Json, Key, NoVerify, Ref
+from .progress import progress_bar
+from .running import command
+from .session import Session
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command()(put)
+    app.command()(get)
+    app.command()(digest)
+
+
+@command
+async def put(
+    context: typer.Context,
+    ref: Ref,
+    key: Key,
+    file: Annotated[str, typer.Argument(metavar="FILE")],
+) -> None:
+    """Give an image an item, new or instead of the one it has.
+
+    Interrupted, the item is there whole, or as it was before.
+    """
+    async with Session.of(context).writing() as store, reading(file) as source:
+        with progress_bar(key, source.size) as bar:
+            await store.set_big_data(ref, key, source, progress=bar.show)
+
+
+@command
+async def get(
+    context: typer.Context,
+    ref: Ref,
+    key: Key,
+    file: Annotated[str, typer.Argument(metavar="FILE")] = STANDARD,
+    no_verify: NoVerify = False,
+) -> None:
+    """Write an item to a file or to standard output.
+
+    It is compared with its digest on the way. FILE is replaced when all is written and nothing
+    was wrong.
+    """
+    async with Session.of(context).reading() as store:
+        image = await store.get(ref)
+        verify = not no_verify and key in image.big_data_digests
+        async with writing(file) as sink:
+            with damage(DigestMismatchError, FileNotFoundError):
+                async with store.open_big_data(image.id, key, verify=verify) as reader:
+                    await _copy(reader, sink, key)
+
+
+async def _copy(reader: BigDataReader, sink: Sink, key: str) -> None:
+    done = 0
+    with progress_bar(key, reader.size) as bar:
+        async for chunk in reader:
+            await sink.write(chunk)
+            done += len(chunk)
+            bar.show(done)
+
+
+@command
+async def digest(
+    context: typer.Context,
+    ref: Ref,
+    key: Annotated[str | None, typer.Argument(metavar="KEY")] = None,
+    json: Json = False,
+) -> None:
+    """Print the digest of an image, or of one of its items."""
+    async with Session.of(context).reading() as store:
+        image = await store.get(ref)
+        found = image.digest if key is None else await _item_digest(store, image.id, key)
+    if not found:
+        raise CommandError(f"image {image.id} has no digest", ExitCode.UNKNOWN)
+    if json:
+        await write_json({"id": image.id, "key": key, "digest": found})
+    else:
+        await write_lines([found])
+
+
+async def _item_digest(store: ImageStore, image_id: str, key: str) -> str:
+    with progress_bar(key) as bar:
+        return await store.big_data_digest(image_id, key, progress=bar.show)

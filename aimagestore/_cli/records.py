@@ -1,0 +1,240 @@
+"""Commands about an image's record: what is there, and what it is called."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from json import dumps
+from typing import Annotated
+
+import typer
+
+from .._core.image import Image
+from .exits import CommandError, ExitCode
+from .files import reading
+from .human import human_age, human_size, repositories_and_tags, short_id
+from .output import image_json, rfc3339, size_of, write_json, write_lines, write_table
+from .parameters import Json, Ref, Refs, json_or_text, pair
+from .progress import progress_bar
+from .running import command
+from .session import Session
+
+_HEADINGS = ("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command()(images)
+    app.command()(inspect)
+    app.command()(create)
+    app.command()(tag)
+    app.command()(untag)
+    app.command("rm")(remove)
+    app.command()(flag)
+
+
+@command
+async def images(
+    context: typer.Context,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print IDs alone.")] = False,
+    no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Print whole IDs.")] = False,
+) -> None:
+    """List the images.
+
+    The newest come first, and each name has a line. SIZE is what an image's own items take:
+    manifest, configuration, and whatever else is kept with it. The layers of podman's images are
+    not in this store, and not counted.
+    """
+    async with Session.of(context).reading() as store:
+        found = await store.images()
+    found.sort(key=_age_key, reverse=True)
+    if json:
+        await write_json([image_json(image) for image in found])
+    elif quiet:
+        await write_lines(_shown_id(image, whole=no_trunc) for image in found)
+    else:
+        now = datetime.now(UTC)
+        await write_table(
+            _HEADINGS,
+            (
+                (
+                    repository,
+                    tag,
+                    _shown_id(image, whole=no_trunc),
+                    human_age(image.created, now),
+                    human_size(size_of(image)),
+                )
+                for image in found
+                for repository, tag in repositories_and_tags(image.names)
+            ),
+        )
+
+
+def _age_key(image: Image) -> datetime:
+    return image.created or datetime.min.replace(tzinfo=UTC)
+
+
+def _shown_id(image: Image, *, whole: bool) -> str:
+    return image.id if whole else short_id(image.id)
+
+
+@command
+async def inspect(context: typer.Context, refs: Refs, json: Json = False) -> None:
+    """Show all that is recorded of images."""
+    async with Session.of(context).reading() as store:
+        snapshot = await store.snapshot()
+    found = [snapshot.get(ref) for ref in refs]
+    if json:
+        await write_json([image_json(image) for image in found])
+        return
+    for number, image in enumerate(found):
+        await write_lines([""] * (number > 0) + list(_described(image)))
+        if image.big_data_names:
+            rows = [_item_row(image, key) for key in image.big_data_names]
+            await write_table(("ITEM", "SIZE", "DIGEST"), rows)
+
+
+def _described(image: Image) -> list[str]:
+    created = ""
+    if image.created is not None:
+        created = f"{rfc3339(image.created)} ({human_age(image.created, datetime.now(UTC))})"
+    fields = [("ID", image.id)]
+    fields += [("Name", name) for name in image.names]
+    fields += [("Digest", digest) for digest in image.digests]
+    fields += [("Created", created), ("Size", human_size(size_of(image)))]
+    fields += [("Layer", image.top_layer), ("Metadata", image.metadata)]
+    fields += [("Flag", f"{flag}={dumps(value)}") for flag, value in image.flags.items()]
+    return [f"{name + ':':<10}{value}" for name, value in fields if value]
+
+
+def _item_row(image: Image, key: str) -> tuple[str, str, str]:
+    size = image.big_data_sizes.get(key)
+    return key, "" if size is None else human_size(size), image.big_data_digests.get(key, "")
+
+
+@command
+async def create(
+    context: typer.Context,
+    *,
+    id: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="Its ID; else 64 random hex digits.")
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option("--name", metavar="NAME", help="A name; several times.")
+    ] = None,
+    layer: Annotated[
+        str, typer.Option("--layer", metavar="ID", help="The ID of its topmost layer.")
+    ] = "",
+    metadata: Annotated[
+        str, typer.Option("--metadata", metavar="TEXT", help="Text to keep with it.")
+    ] = "",
+    digest: Annotated[
+        str | None, typer.Option("--digest", metavar="DIGEST", help="A digest to be found by.")
+    ] = None,
+    flag: Annotated[
+        list[str] | None,
+        typer.Option("--flag", metavar="FLAG=VALUE", help="A flag: JSON, or text; several times."),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", metavar="KEY=FILE", help="An item, with a file's content; several times."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make an image with its items, and print its ID."""
+    flags = [pair(given, "FLAG=VALUE") for given in flag or ()]
+    files = [pair(given, "KEY=FILE") for given in data or ()]
+    async with Session.of(context).writing() as store, AsyncExitStack() as stack:
+        items = {}
+        for key, file in files:
+            source = await stack.enter_async_context(reading(file))
+            with progress_bar(key, source.size) as bar:
+                staged = store.stage(source, progress=bar.show)
+                items[key] = await stack.enter_async_context(staged)
+        image = await store.create(
+            id,
+            names=name or (),
+            layer=layer,
+            metadata=metadata,
+            digest=digest,
+            flags={key: json_or_text(value) for key, value in flags},
+            big_data=items,
+        )
+    if json:
+        await write_json(image_json(image))
+    else:
+        await write_lines([image.id])
+
+
+@command
+async def tag(
+    context: typer.Context,
+    ref: Ref,
+    names: Annotated[list[str], typer.Argument(metavar="NAME")],
+) -> None:
+    """Give an image more names.
+
+    A name that another image has moves here. Names are kept as they are given; podman wants full
+    ones, such as localhost/hello:1.
+    """
+    async with Session.of(context).writing() as store:
+        await store.add_names(ref, names)
+
+
+@command
+async def untag(
+    context: typer.Context,
+    ref: Ref,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME")] = None,
+) -> None:
+    """Take names from an image, all of them where none is given."""
+    async with Session.of(context).writing() as store:
+        if names:
+            await store.remove_names(ref, names)
+        else:
+            await store.set_names(ref, ())
+
+
+@command
+async def remove(context: typer.Context, refs: Refs) -> None:
+    """Delete images and their items.
+
+    All of them go, or none if one is unknown. The layers of podman's images stay with podman.
+    """
+    async with Session.of(context).writing() as store, store.transaction() as changes:
+        for image_id in dict.fromkeys([changes.lookup(ref) for ref in refs]):
+            changes.delete(image_id)
+
+
+@command
+async def flag(
+    context: typer.Context,
+    ref: Ref,
+    flag: Annotated[str | None, typer.Argument(metavar="FLAG")] = None,
+    value: Annotated[str | None, typer.Argument(metavar="VALUE")] = None,
+    *,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove the flag.")] = False,
+    json: Json = False,
+) -> None:
+    """Show, set or clear an image's flags.
+
+    VALUE is JSON; what is none is taken as text.
+    """
+    session = Session.of(context)
+    if clear and (flag is None or value is not None):
+        raise CommandError("--clear takes a FLAG, and no VALUE", ExitCode.USAGE)
+    if clear and flag is not None:
+        async with session.writing() as store:
+            await store.clear_flag(ref, flag)
+    elif flag is not None and value is not None:
+        async with session.writing() as store:
+            await store.set_flag(ref, flag, json_or_text(value))
+    else:
+        async with session.reading() as store:
+            flags = dict((await store.get(ref)).flags)
+        if flag is not None and flag not in flags:
+            raise CommandError(f"image {ref!r} has no flag {flag!r}", ExitCode.UNKNOWN)
+        await write_json(flags if flag is None else flags[flag])

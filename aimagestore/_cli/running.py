@@ -1,0 +1,86 @@
+"""Runs a command to its end, to an error, or to a signal."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import ParamSpec
+
+import anyio
+import typer
+
+from .exits import ExitCode, describe, exit_code
+from .output import say
+
+logger = logging.getLogger("aimagestore")
+
+P = ParamSpec("P")
+Command = Callable[P, Awaitable[ExitCode | None]]
+
+
+def command(function: Command[P]) -> Callable[P, None]:
+    """Make of an async function what Typer calls, which exits as it is documented."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = anyio.run(_until_signal, functools.partial(function, *args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told in one line
+            _tell(error)
+            code = exit_code(error)
+        raise typer.Exit(code)
+
+    return run
+
+
+async def _until_signal(call: Callable[[], Awaitable[ExitCode | None]]) -> int:
+    """Make the call, and cancel it when a signal comes.
+
+    Errors leave outside of the task group, which would wrap them.
+    """
+    error: Exception | None = None
+    code: int | None = ExitCode.DONE
+    received: list[int] = []
+    async with anyio.create_task_group() as tasks:
+
+        async def watch(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                task_status.started()
+                async for number in signals:
+                    received.append(number)
+                    tasks.cancel_scope.cancel()
+
+        await tasks.start(watch)
+        try:
+            code = await call()
+        except Exception as caught:  # noqa: BLE001 - raised again below
+            error = caught
+        tasks.cancel_scope.cancel()
+    if received:
+        _leave(128 + received[0])
+    if error is not None:
+        raise error
+    return code or ExitCode.DONE
+
+
+def _leave(code: int) -> None:
+    """Exit though a thread may still wait for input that never comes.
+
+    The store is closed and everything staged is gone by now; an orderly exit would wait for the
+    thread.
+    """
+    say("interrupted" if code == 128 + signal.SIGINT else "terminated")
+    os._exit(code)
+
+
+def _tell(error: Exception) -> None:
+    if isinstance(error, BrokenPipeError):
+        # What is still in the buffer would be written when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    logger.debug("the command failed", exc_info=error)
+    say(describe(error))

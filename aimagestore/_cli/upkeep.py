@@ -1,0 +1,136 @@
+"""Commands that look after a store: watching, checking, repairing, collecting garbage."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Annotated
+
+import typer
+from anyio import move_on_after
+
+from .._async.inspection import check as check_store, repair as repair_store
+from .._core.report import Report
+from .exits import CommandError, ExitCode
+from .human import human_size, short_id
+from .output import (
+    findings_json,
+    image_json,
+    report_json,
+    write_findings,
+    write_json,
+    write_lines,
+)
+from .parameters import Json, NoVerify
+from .progress import progress_bar
+from .running import command
+from .session import Session
+
+logger = logging.getLogger("aimagestore")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command()(watch)
+    app.command()(check)
+    app.command()(repair)
+    app.command("gc")(collect_garbage)
+
+
+@command
+async def watch(context: typer.Context, json: Json = False) -> None:
+    """Print a line for each change, whoever makes it.
+
+    It says created, changed or deleted, the ID, and the names.
+    """
+    async with Session.of(context).reading() as store, store.watch() as changes:
+        logger.info("watching")
+        async for change in changes:
+            image = change.image
+            if json:
+                shown = None if image is None else image_json(image)
+                line = {"kind": change.kind, "id": change.id, "image": shown}
+                await write_json(line, indent=None)
+            else:
+                names = () if image is None else image.names
+                await write_lines([" ".join([change.kind, short_id(change.id), *names])])
+
+
+@command
+async def check(
+    context: typer.Context, json: Json = False, no_verify: NoVerify = False
+) -> ExitCode:
+    """Look the store through for damage and leftovers.
+
+    Nothing is changed. Works on stores that nothing else can open, too. Exits with 4 when
+    anything was found.
+    """
+    path = await Session.of(context).path()
+    report = await _checked(path, verify=not no_verify)
+    if json:
+        await write_json(report_json(report))
+    else:
+        await write_findings(report.findings)
+        looked_at = f"{report.images} images, {report.items} items, {human_size(report.bytes)} read"
+        await write_lines([f"{looked_at}: {len(report.findings) or 'nothing'} found"])
+    return ExitCode.DONE if report.ok else ExitCode.DAMAGED
+
+
+async def _checked(path: str, *, verify: bool) -> Report:
+    with progress_bar("check") as bar:
+        return await check_store(path, verify=verify, progress=bar.show_of)
+
+
+@command
+async def repair(
+    context: typer.Context,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Drop what is beyond help from the records.")
+    ] = False,
+    no_verify: NoVerify = False,
+    json: Json = False,
+) -> ExitCode:
+    """Check the store, undo what was found, and look again.
+
+    No file is removed. Exits with 4 when something is left: leftovers are for gc, and what is
+    beyond help for --drop.
+    """
+    session = Session.of(context)
+    path = await session.path(writes=True)
+    found = await _checked(path, verify=not no_verify)
+    done, left = Report(), found
+    if not found.ok:
+        done = await _repaired(session, path, found, drop=drop)
+        left = await _checked(path, verify=not no_verify)
+    if json:
+        repaired = findings_json(done.findings)
+        await write_json(
+            {"ok": left.ok, "repaired": repaired, "left": findings_json(left.findings)}
+        )
+    else:
+        await write_findings(done.findings)
+        await write_lines([f"{len(done.findings)} repaired, {len(left.findings)} left"])
+        await write_findings(left.findings)
+    return ExitCode.DONE if left.ok else ExitCode.DAMAGED
+
+
+async def _repaired(session: Session, path: str, found: Report, *, drop: bool) -> Report:
+    patience = math.inf if session.lock_timeout is None else session.lock_timeout
+    # It can be cancelled while it waits for the lock, and not any more when it has got it.
+    with progress_bar("repair") as bar, move_on_after(patience):
+        return await repair_store(path, found, drop=drop, progress=bar.show_of)
+    raise CommandError(f"the lock of {path} was not free within {patience} s", ExitCode.LOCKED)
+
+
+@command
+async def collect_garbage(context: typer.Context, json: Json = False) -> None:
+    """Remove what belongs to no image and to no living writer."""
+    async with Session.of(context).writing() as store:
+        report = await store.collect_garbage()
+    if json:
+        removed = findings_json(report.findings)
+        await write_json({"bytes": report.bytes, "removed": removed})
+    else:
+        await write_findings(report.findings)
+        freed = human_size(report.bytes)
+        await write_lines([f"{len(report.findings)} removed, {freed} freed"])

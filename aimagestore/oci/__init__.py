@@ -1,0 +1,19 @@
+"""OCI image layouts into a store, and out of it.
+
+A layout is a directory, or a tar file, of ``oci-layout``, ``index.json`` and ``blobs/``, as
+``skopeo copy … oci:``, ``buildah push … oci-archive:`` and others write and read it::
+
+    from aimagestore import ImageStore, oci
+
+    async with ImageStore("images") as store:
+        (imported,) = await oci.import_layout(store, "hello.tar")
+        await oci.export_layout(store, imported.image.id, "layout", name="hello:1")
+
+What a layout says is not believed: every digest and size is checked, and nothing outside of it
+is read, whatever its links and names are.
+"""
+
+from ._exporting import Exported, export_layout
+from ._importing import Imported, import_layout
+
+__all__ = ["Exported", "Imported", "export_layout", "import_layout"]

@@ -1,0 +1,152 @@
+"""A tar file that an image is exported into; blocking."""
+
+from __future__ import annotations
+
+import io
+import os
+from concurrent.futures import Executor
+from tarfile import PAX_FORMAT, TarInfo
+from typing import BinaryIO, Protocol
+
+from .._core.digest import CANONICAL
+from .._directory.files import Directory
+from .._directory.staged import StagedFile
+from .._engine.digesting import Digester
+from .._engine.protocol import StagedContent
+from ._documents import INDEX_FILE, LAYOUT_FILE, MARKER, Descriptor, blob_path
+from ._index import with_entry
+from ._layout import LayoutFile
+from ._tar import BLOCK
+from ._target import EXPORTED_FILE, Target, replace_file
+
+
+class _Output(Protocol):
+    """Where the bytes of an archive go to."""
+
+    def write(self, data: bytes) -> None:
+        """Append data."""
+        ...
+
+    def finish(self) -> None:
+        """Be whole."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class _NewFile:
+    """A file in place of what has its name, there when it is whole."""
+
+    def __init__(self, path: str, helpers: Executor) -> None:
+        parent, self._name = os.path.split(os.path.abspath(path))
+        self._parent = Directory.at(parent)
+        try:
+            self._staged = StagedFile(self._parent, helpers, EXPORTED_FILE)
+        except BaseException:
+            self._parent.close()
+            raise
+
+    def write(self, data: bytes) -> None:
+        self._staged.sink.write(data)
+
+    def finish(self) -> None:
+        replace_file(self._parent, self._name, self._staged)
+        self._parent.sync()
+
+    def close(self) -> None:
+        self._staged.discard()
+        self._parent.close()
+
+
+class _OpenedFile:
+    """A file that the caller has opened, and closes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:  # one without a buffer may take less than it is given
+            rest = rest[self._file.write(rest) :]
+
+    def finish(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        pass
+
+
+class _Entry(io.BufferedIOBase):
+    """A blob on its way into an archive, and the sink for it."""
+
+    def __init__(self, output: _Output, path: str, size: int, helpers: Executor) -> None:
+        self._output = output
+        self._digester = Digester(helpers, CANONICAL)
+        self.size = 0
+        self.is_open = True
+        output.write(_header(path, size))
+
+    @property
+    def sink(self) -> io.BufferedIOBase:
+        return self
+
+    @property
+    def digest(self) -> str:
+        self._digester.settle()
+        return self._digester.digest
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self._digester.add(data)
+        self._output.write(data)
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._digester.settle()
+
+    def finish(self) -> None:
+        self._output.write(bytes(-self.size % BLOCK))
+        self.is_open = False
+
+    def discard(self) -> None:
+        self.is_open = False
+
+
+class ArchiveTarget:
+    """A new tar file: no file in it has a time or an owner, so the same image gives the same."""
+
+    def __init__(self, output: _Output, helpers: Executor) -> None:
+        self._output = output
+        self._helpers = helpers
+
+    def find(self, digest: str, size: int) -> LayoutFile | None:
+        return None
+
+    def begin(self, digest: str, size: int) -> StagedContent:
+        return _Entry(self._output, blob_path(digest), size, self._helpers)
+
+    def commit(self, entry: Descriptor) -> None:
+        for path, data in ((LAYOUT_FILE, MARKER), (INDEX_FILE, with_entry(None, entry, ""))):
+            self._output.write(_header(path, len(data)) + data + bytes(-len(data) % BLOCK))
+        self._output.write(bytes(2 * BLOCK))
+        self._output.finish()
+
+    def close(self) -> None:
+        self._output.close()
+
+
+def _header(path: str, size: int) -> bytes:
+    info = TarInfo(path)
+    info.size = size
+    return info.tobuf(PAX_FORMAT)
+
+
+def open_archive(path: str | BinaryIO, helpers: Executor) -> Target:
+    """Begin a tar file at a path, or write one to a file that is open already."""
+    output = _NewFile(path, helpers) if isinstance(path, str) else _OpenedFile(path)
+    return ArchiveTarget(output, helpers)

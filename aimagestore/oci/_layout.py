@@ -1,0 +1,168 @@
+"""An image layout to read from, a directory or a tar file; blocking."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+from .._directory.files import Directory
+from .._engine.items import MANIFEST_MAX
+from ..errors import InvalidLayoutError
+from ._tar import Member, read_members
+
+
+class LayoutFile(Protocol):
+    """An open file of a layout."""
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+        ...
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to so many of the next bytes; none at the end."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class Layout(Protocol):
+    """The files of a layout.
+
+    :ivar place: what to call it in messages
+    """
+
+    place: str
+
+    def open(self, path: str) -> LayoutFile:
+        """Open the file at a path below the layout.
+
+        :raises FileNotFoundError: when there is none
+        :raises InvalidLayoutError: when it is no regular file
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class LayoutDirectory(Directory):
+    """A directory of a layout: what is wrong with its files is wrong with the layout."""
+
+    def corrupt(self, name: str, problem: str) -> InvalidLayoutError:
+        path = self.path_of(name)
+        return InvalidLayoutError(f"{path} {problem}", path=path)
+
+
+class _OpenFile(io.FileIO):
+    @property
+    def size(self) -> int:
+        return os.fstat(self.fileno()).st_size
+
+
+class DirectoryLayout:
+    """A layout in a directory."""
+
+    def __init__(self, root: LayoutDirectory) -> None:
+        self.place = root.path
+        self._root = root
+
+    def open(self, path: str) -> LayoutFile:
+        *folders, name = path.split("/")
+        with ExitStack() as stack:
+            directory = self._root
+            for folder in folders:
+                directory = stack.enter_context(directory.open_directory(folder))
+            return _OpenFile(directory.open_file(name), "rb")
+
+    def close(self) -> None:
+        self._root.close()
+
+
+class _OpenMember:
+    def __init__(self, fd: int, member: Member) -> None:
+        self._fd = fd
+        self._offset, self.size = member
+        self._end = self._offset + self.size
+
+    def read(self, size: int = -1) -> bytes:
+        left = self._end - self._offset
+        data = os.pread(self._fd, left if size < 0 else min(size, left), self._offset)
+        self._offset += len(data)
+        return data
+
+    def close(self) -> None:
+        pass
+
+
+class TarLayout:
+    """A layout in a tar file; closing it closes the descriptor."""
+
+    def __init__(self, fd: int, place: str) -> None:
+        self.place = place
+        self._fd = fd
+        self._members: Mapping[str, Member] = read_members(fd, place)
+
+    def open(self, path: str) -> LayoutFile:
+        member = self._members.get(path)
+        if member is None:
+            raise FileNotFoundError(f"{self.place} has no member {path}")
+        return _OpenMember(self._fd, member)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def open_layout(layout: Any) -> Layout:
+    """Open what is at a path, or a file that is open already.
+
+    :raises InvalidLayoutError: when it is neither a directory nor a tar file
+    """
+    if isinstance(layout, str | os.PathLike):
+        place = os.fspath(layout)
+        # Not to wait for a writer, if it is a FIFO.
+        fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    else:
+        place = str(getattr(layout, "name", "the archive"))
+        fd = os.dup(layout.fileno())
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            return DirectoryLayout(LayoutDirectory(place, fd))
+        if stat.S_ISREG(mode):
+            return TarLayout(fd, place)
+        raise InvalidLayoutError(f"{place} is neither a directory nor a file", path=place)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def read_whole(layout: Layout, path: str) -> bytes:
+    """The content of a file that is small in any honest layout.
+
+    :raises FileNotFoundError: when there is none
+    :raises InvalidLayoutError: when it is not small
+    """
+    file = layout.open(path)
+    try:
+        if file.size > MANIFEST_MAX:
+            raise InvalidLayoutError(
+                f"{layout.place}: {path} has {file.size} bytes, more than the {MANIFEST_MAX} "
+                "allowed",
+                path=layout.place,
+            )
+        pieces: list[bytes] = []
+        left = MANIFEST_MAX
+        while left and (piece := file.read(left)):
+            pieces.append(piece)
+            left -= len(piece)
+        return b"".join(pieces)
+    finally:
+        file.close()

@@ -1,0 +1,33 @@
+"""How far a transfer of several files is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[int, int], object]
+"""Called with the bytes done and the bytes in all."""
+
+
+class Meter:
+    """Adds up the parts of a transfer, one after the other.
+
+    :ivar total: the bytes in all
+    """
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.total = 0
+        self.done = 0
+        self._progress = progress
+        self._said = (0, 0)
+
+    def report(self, part: int) -> None:
+        """Say how many bytes of the part under way are done."""
+        now = (self.done + part, self.total)
+        if self._progress is not None and now != self._said:
+            self._said = now
+            self._progress(*now)
+
+    def end(self, part: int) -> None:
+        """Say that a part of so many bytes is done."""
+        self.done += part
+        self.report(0)

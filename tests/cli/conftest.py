@@ -1,0 +1,91 @@
+"""The command line, called as a function and as a program."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from aimagestore._cli.app import app
+
+from ..peers.conftest import short_path  # noqa: F401 - a fixture
+
+PROGRAM = [sys.executable, "-m", "aimagestore"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command printed, and how it exited."""
+
+    code: int
+    output: str
+    errors: str
+
+    @property
+    def lines(self) -> list[str]:
+        """What was printed, by line."""
+        return self.output.splitlines()
+
+    @property
+    def json(self) -> Any:
+        """What was printed, as JSON."""
+        return json.loads(self.output)
+
+
+@dataclass(frozen=True)
+class Cli:
+    """The command line on one store, in this process."""
+
+    root: Path
+
+    def __call__(self, *arguments: object, code: int = 0) -> Result:
+        """Carry out a command, and expect this exit code."""
+        parts = ["--root", str(self.root), *map(str, arguments)]
+        result = CliRunner().invoke(app, parts, prog_name="aimagestore")
+        assert result.exit_code == code, f"{parts}: {result.output}{result.exception!r}"
+        return Result(code, result.stdout, result.stderr)
+
+
+@pytest.fixture
+def cli(path: Path) -> Cli:
+    """The command line, on a store that is not there yet."""
+    return Cli(path)
+
+
+def environment(**variables: str) -> Mapping[str, str]:
+    """The environment without what would lead to another store."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("AIMAGESTORE_", "CONTAINERS_", "STORAGE_", "XDG_", "COV"))
+    }
+    return kept | variables
+
+
+def program(
+    *arguments: object,
+    code: int = 0,
+    data: bytes = b"",
+    stdin: IO[bytes] | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the program, and expect this exit code."""
+    result = subprocess.run(
+        [*PROGRAM, *map(str, arguments)],
+        input=data if stdin is None else None,
+        stdin=stdin,
+        capture_output=True,
+        check=False,
+        timeout=60,
+        env=environment(**(variables or {})),
+    )
+    assert result.returncode == code, f"{arguments}: {result.stdout!r} {result.stderr!r}"
+    return result

@@ -1,0 +1,112 @@
+"""Completion in shells."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from aimagestore._cli.app import app
+
+from .conftest import Cli, environment, program
+
+SCRIPTS = sysconfig.get_path("scripts")
+
+_IN_BASH = """
+source <(_AIMAGESTORE_COMPLETE=source_bash aimagestore)
+COMP_WORDS=($0)
+COMP_CWORD=4
+_aimagestore_completion aimagestore
+echo "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture
+def image(cli: Cli) -> Cli:
+    """Images."""
+    cli("create", "--id", "ab" * 32, "--name", "localhost/a:1", "--name", "localhost/a:2")
+    cli("create", "--id", "cd" * 32, "--name", "other:1")
+    return cli
+
+
+def completed(root: Path, *words: str) -> list[str]:
+    """What is offered for the last word."""
+    line = ["aimagestore", "--root", str(root), *words]
+    variables = {
+        "_AIMAGESTORE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "\n".join(line),
+        "COMP_CWORD": str(len(line) - 1),
+    }
+    result = CliRunner().invoke(app, [], prog_name="aimagestore", env=variables)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    return result.stdout.split()
+
+
+def test_refs(image: Cli) -> None:
+    names = ["localhost/a:1", "localhost/a:2"]
+    assert completed(image.root, "inspect", "lo") == names
+    assert completed(image.root, "inspect", "other:1", "lo") == names
+    assert completed(image.root, "get", "ab") == ["ab" * 6]
+    assert completed(image.root, "tag", "x") == []
+    assert len(completed(image.root, "rm", "")) == 5
+    assert completed(image.root, "unt") == ["untag"]
+
+
+def test_a_colon_ends_a_word_for_bash(image: Cli) -> None:
+    assert completed(image.root, "inspect", "localhost/a", ":", "2") == ["2"]
+    image("tag", "other:1", "localhost:5000/b:12")
+    assert completed(image.root, "rm", "localhost", ":", "5000/b", ":", "1") == ["12"]
+
+
+def test_it_never_fails_and_makes_no_store(path: Path, tmp_path: Path) -> None:
+    assert completed(path, "inspect", "") == []
+    assert not path.exists()
+    path.write_text("no store")
+    assert completed(path, "inspect", "") == []
+    path.unlink()
+    missing = str(tmp_path / "missing.conf")
+    variables = {
+        "_AIMAGESTORE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "aimagestore\ninspect\n",
+        "COMP_CWORD": "2",
+        "CONTAINERS_STORAGE_CONF": missing,
+    }
+    assert program(variables=variables).stderr == b""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_scripts(shell: str) -> None:
+    script = program(variables={"_AIMAGESTORE_COMPLETE": f"source_{shell}"}).stdout.decode()
+    assert "_AIMAGESTORE_COMPLETE=complete_" + shell in script
+    assert "aimagestore" in script
+    shown = program(
+        "--show-completion",
+        shell,
+        variables={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+    ).stdout.decode()
+    assert shown.strip() == script.strip()
+
+
+def test_bash_itself(image: Cli) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("needs bash")
+    words = f"aimagestore --root {image.root} inspect other"
+    result = subprocess.run(
+        [
+            bash,
+            "-c",
+            _IN_BASH,
+            words,
+        ],
+        env=environment(PATH=f"{SCRIPTS}:/usr/bin:/bin"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "other:1\n"

@@ -1,0 +1,153 @@
+"""The program as a whole: streams, signals, and what it says when it is not complete."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import PROGRAM, Cli, environment, program
+from .test_items import LARGE
+from .test_records import sha256
+
+COMMANDS = (
+    "images inspect create tag untag rm put get digest flag import export watch check repair gc"
+)
+
+
+@pytest.fixture
+def image(cli: Cli, tmp_path: Path) -> Cli:
+    """An image with a large item."""
+    (tmp_path / "large").write_bytes(LARGE)
+    cli("create", "--id", "one", "--name", "a:1", "--data", f"large={tmp_path / 'large'}")
+    return cli
+
+
+def start(root: Path, *arguments: object, **streams: Any) -> subprocess.Popen[bytes]:
+    parts = [*PROGRAM, "--root", str(root), *map(str, arguments)]
+    return subprocess.Popen(parts, stderr=subprocess.PIPE, env=environment(), **streams)
+
+
+def test_standard_streams(image: Cli) -> None:
+    program("--root", image.root, "put", "one", "data", "-", data=LARGE)
+    assert program("--root", image.root, "get", "one", "data").stdout == LARGE
+    assert program("--root", image.root, "get", "one", "data", "-").stdout == LARGE
+    program("--root", image.root, "create", "--id", "two", "--data", "k=-", data=b"some")
+    assert program("--root", image.root, "get", "two", "k", "-").stdout == b"some"
+
+
+def test_the_root_from_the_environment(image: Cli) -> None:
+    found = program("images", "--quiet", variables={"AIMAGESTORE_ROOT": str(image.root)})
+    assert found.stdout == b"one\n"
+    assert b"must not be empty" in program("--root", "", "images", code=2).stderr
+
+
+def test_version_and_help() -> None:
+    assert program("--version").stdout.startswith(b"aimagestore 0.")
+    text = program("--help").stdout.decode()
+    assert "the store's lock was not free in time" in text
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    _, _, section = readme.partition("\n## Command line\n")
+    for name in COMMANDS.split():
+        assert f"\n  {name} " in text
+        assert f"`{name} " in section or f"`{name}`" in section
+        assert Cli(Path("never"))(name, "--help").output
+    assert len(text.partition("\nCommands:\n")[2].splitlines()) == len(COMMANDS.split())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_the_middle_of_a_put(
+    image: Cli, tmp_path: Path, number: int, code: int
+) -> None:
+    before = sorted(os.listdir(image.root))
+    os.mkfifo(tmp_path / "fifo")
+    with start(image.root, "put", "one", "data", tmp_path / "fifo") as process:
+        with (tmp_path / "fifo").open("wb", buffering=0) as fifo:
+            # More than a pipe holds: the program has read some of it.
+            fifo.write(LARGE)
+            process.send_signal(number)
+            assert process.wait(30) == code
+        assert process.stderr is not None
+        assert process.stderr.read().count(b"\n") == 1
+    assert sorted(os.listdir(image.root)) == before
+    assert image("inspect", "one", "--json").json[0]["big_data_names"] == ["large"]
+
+
+def test_a_signal_while_nobody_reads(image: Cli) -> None:
+    with start(image.root, "get", "one", "large", stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == LARGE[:1]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+
+
+def test_a_signal_while_nobody_opens_the_other_end(image: Cli, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with start(image.root, "--verbose", "put", "one", "data", tmp_path / "fifo") as process:
+        assert process.stderr is not None
+        assert b"the store is" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+
+
+@pytest.mark.parametrize("arguments", [["images"], ["images", "--json"], ["get", "one", "large"]])
+def test_nobody_reads_any_more(image: Cli, arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with start(image.root, *arguments, stdout=writer) as process:
+        os.close(writer)
+        assert process.wait(30) == 141
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+def test_errors_are_one_line_and_more_only_when_asked(image: Cli) -> None:
+    told = program("--root", image.root, "inspect", "x", code=3).stderr
+    assert told == b"aimagestore: no image is known by 'x'\n"
+    told = program("--verbose", "--root", image.root, "inspect", "x", code=3).stderr
+    assert b"Traceback" in told
+    assert told.endswith(b"\naimagestore: no image is known by 'x'\n")
+    program("--root", "/dev/null", "images", code=1)
+
+
+def test_what_the_locale_cannot_spell(image: Cli) -> None:
+    image("tag", "one", "größe:1")
+    shown = program("--root", image.root, "images", variables={"PYTHONIOENCODING": "ascii"}).stdout
+    assert b"gr\\xf6\\xdfe" in shown
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra(missing: str) -> None:
+    code = f"import sys; sys.modules['{missing}'] = None; "
+    code += "from aimagestore.__main__ import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert result.returncode == 1
+    assert result.stdout == b""
+    assert b"pip install 'aimagestore[cli]'" in result.stderr
+    assert result.stderr.count(b"\n") == 1
+
+
+def test_the_library_does_without_the_extra() -> None:
+    code = "import sys, aimagestore; print({'rich', 'typer'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert result.stdout == b"set()\n"
+
+
+def test_a_large_item_is_streamed(image: Cli) -> None:
+    """What takes part in a transfer is a few chunks, not the whole."""
+    with start(image.root, "put", "one", "zeros", "-", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        chunk = bytes(1024 * 1024)
+        for _ in range(150):
+            process.stdin.write(chunk)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        process.stdin.close()
+        assert process.wait(60) == 0
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    assert int(peak.split()[1]) < 120_000
+    assert image("digest", "one", "zeros").lines == [sha256(bytes(150 * 1024 * 1024))]

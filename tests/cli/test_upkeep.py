@@ -1,0 +1,97 @@
+"""Commands that look after a store."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+
+import pytest
+
+from .conftest import Cli
+
+
+@pytest.fixture
+def image(cli: Cli) -> Cli:
+    """An image with an item."""
+    cli("create", "--id", "one", "--name", "a:1", "--data", "data=/dev/null")
+    return cli
+
+
+def test_nothing_found(image: Cli) -> None:
+    assert image("check").lines == ["1 images, 1 items, 0 B read: nothing found"]
+    assert image("check", "--json").json == {
+        "ok": True,
+        "images": 1,
+        "items": 1,
+        "bytes": 0,
+        "findings": [],
+    }
+    assert image("repair").lines == ["0 repaired, 0 left"]
+    assert image("gc").lines == ["0 removed, 0 B freed"]
+    assert image("gc", "--json").json == {"bytes": 0, "removed": []}
+
+
+def test_a_new_store_is_whole(cli: Cli) -> None:
+    cli("check")
+    assert cli.root.is_dir()
+
+
+@pytest.mark.damage
+def test_damage_is_found_and_dropped(image: Cli) -> None:
+    file = image.root / "one" / "data"
+    file.unlink()
+    heading, row, summary = image("check", code=4).lines
+    assert heading.split() == ["FINDING", "PATH", "KEY", "DETAIL"]
+    assert row.split() == ["item-missing", str(file), "data"]
+    assert summary.endswith("1 found")
+    finding = {"kind": "item-missing", "id": "one", "key": "data", "path": str(file), "detail": ""}
+    assert image("check", "--json", code=4).json["findings"] == [finding]
+    assert image("digest", "one", "data").output
+    assert image("repair", code=4).lines[0] == "0 repaired, 1 left"
+    assert image("repair", "--json", code=4).json == {
+        "ok": False,
+        "repaired": [],
+        "left": [finding],
+    }
+    repaired = image("repair", "--json", "--drop").json
+    assert repaired["ok"]
+    assert repaired["repaired"][0]["detail"] == "dropped from the record"
+    image("check")
+
+
+@pytest.mark.damage
+def test_a_lost_index_is_rebuilt(cli: Cli) -> None:
+    image_id = cli("create", "--data", "data=/dev/null").lines[0]
+    (cli.root / "images.json").unlink()
+    cli("images", code=4)
+    cli("create", code=4)
+    assert "1 found" in cli("check", "--no-verify", code=4).output
+    assert cli("repair").lines[-1].endswith(" 0 left")
+    assert cli("images", "--quiet", "--no-trunc").lines == [image_id]
+
+
+@pytest.mark.damage
+def test_leftovers_are_collected(image: Cli) -> None:
+    (image.root / "one" / "other").write_bytes(b"x" * 2000)
+    assert image("repair", code=4).lines[0] == "0 repaired, 1 left"
+    removed = image("gc").lines
+    assert removed[-1] == "1 removed, 2 kB freed"
+    assert removed[1].split() == ["item-unlisted", str(image.root / "one" / "other")]
+    image("check")
+
+
+@pytest.mark.damage
+def test_a_lock_that_is_not_free(image: Cli) -> None:
+    (image.root / "one" / "data").unlink()
+    fd = os.open(image.root / "images.lock", os.O_RDONLY)
+    try:
+        # A reader's: a check waits for none of them.
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 0, 0, 0))
+        for arguments in (["tag", "one", "b:1"], ["gc"], ["repair"]):
+            error = image("--lock-timeout", "0.05", *arguments, code=5).errors
+            assert "lock" in error
+            assert error.count("\n") == 1
+    finally:
+        os.close(fd)
+    image("--lock-timeout", "-1", "images", code=2)

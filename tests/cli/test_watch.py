@@ -1,0 +1,48 @@
+"""Watching a store from the command line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import PROGRAM, Cli, environment
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+def test_a_line_for_each_change(cli: Cli, path: Path, is_json: bool) -> None:
+    cli("create", "--id", "before")
+    command = [*PROGRAM, "--verbose", "--root", str(path), "watch", *["--json"] * is_json]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as watch:
+        assert watch.stdout is not None
+        assert watch.stderr is not None
+        while "watching" not in watch.stderr.readline():
+            pass
+        cli("create", "--id", "a" * 64, "--name", "a:1")
+        first = watch.stdout.readline()
+        cli("tag", "a:1", "b:1")
+        second = watch.stdout.readline()
+        cli("rm", "a:1")
+        third = watch.stdout.readline()
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(30) == 130
+        assert watch.stdout.read() == ""
+        assert watch.stderr.read() == "aimagestore: interrupted\n"
+    if is_json:
+        lines = [json.loads(line) for line in (first, second, third)]
+        assert [line["kind"] for line in lines] == ["created", "changed", "deleted"]
+        assert {line["id"] for line in lines} == {"a" * 64}
+        assert lines[1]["image"]["names"] == ["b:1", "a:1"]
+        assert lines[2]["image"] is None
+    else:
+        short = "a" * 12
+        assert [first, second, third] == [
+            f"created {short} a:1\n",
+            f"changed {short} b:1 a:1\n",
+            f"deleted {short}\n",
+        ]

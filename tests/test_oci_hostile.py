@@ -1,0 +1,475 @@
+"""Image layouts that were made to do harm: refused, with nothing left behind."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import socket
+import struct
+import tarfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from aimagestore import (
+    BigDataUnknownError,
+    DigestMismatchError,
+    ImageStore,
+    InvalidLayoutError,
+    SizeMismatchError,
+    oci,
+)
+from aimagestore.oci._layout import DirectoryLayout
+
+from .homes import open_files
+from .layouts import CONFIG, INDEX, LAYER, MANIFEST, Maker, archive, digest_of, encode, hello
+
+MIB = 1024 * 1024
+HEX = "0" * 64
+LAYER_PATH = "blobs/" + digest_of(b"layer").replace(":", "/")
+
+
+@asynccontextmanager
+async def nothing_left(store: ImageStore, tmp_path: Path) -> AsyncIterator[None]:
+    """Check that what is done here leaves the store empty, and no file open."""
+    before = open_files(str(tmp_path))
+    yield
+    assert await store.images() == []
+    assert set(os.listdir(tmp_path / "store")) <= {"images.json", "images.lock"}
+    assert open_files(str(tmp_path)) == before
+
+
+async def refuse(
+    store: ImageStore,
+    tmp_path: Path,
+    layout: Path,
+    match: str,
+    error: type[Exception] = InvalidLayoutError,
+) -> None:
+    async with nothing_left(store, tmp_path):
+        with pytest.raises(error, match=match) as caught:
+            await oci.import_layout(store, layout)
+    assert getattr(caught.value, "path", None) in {str(layout), None} or str(layout) in str(
+        caught.value
+    )
+
+
+def raw(index: bytes) -> Maker:
+    maker = hello()
+    maker.files["index.json"] = index
+    return maker
+
+
+def of_manifest(manifest: Any, media_type: str = MANIFEST, **fields: Any) -> Maker:
+    maker = Maker()
+    data = manifest if isinstance(manifest, bytes) else encode(manifest)
+    maker.enter(maker.blob(data, media_type) | fields)
+    return maker
+
+
+def manifest_with(**fields: Any) -> Maker:
+    """A manifest whose config's descriptor has other fields."""
+    maker = Maker()
+    config = maker.document({}, CONFIG) | fields
+    maker.enter(maker.document({"schemaVersion": 2, "config": config, "layers": []}, MANIFEST))
+    return maker
+
+
+def marked(marker: bytes) -> Maker:
+    maker = hello()
+    maker.files["oci-layout"] = marker
+    return maker
+
+
+def without(name: str) -> Maker:
+    maker = hello()
+    maker.omitted = name
+    return maker
+
+
+def deep(levels: int) -> Maker:
+    maker = Maker()
+    descriptor = maker.image()
+    for _ in range(levels):
+        descriptor = maker.index(descriptor)
+    maker.enter(descriptor)
+    return maker
+
+
+def many(number: int) -> Maker:
+    maker = Maker()
+    layers = [
+        {"mediaType": LAYER, "digest": digest_of(b"%d" % n), "size": 1} for n in range(number)
+    ]
+    manifest = {"schemaVersion": 2, "config": maker.document({}, CONFIG), "layers": layers}
+    maker.enter(maker.document(manifest, MANIFEST))
+    return maker
+
+
+def padded(count: int, size: int) -> Maker:
+    """Indexes of one size, all listed."""
+    maker = Maker()
+    for n in range(count):
+        index = encode({"schemaVersion": 2, "manifests": [], "n": n})
+        maker.enter(maker.blob(index.ljust(size), INDEX))
+    return maker
+
+
+def two_sizes() -> Maker:
+    maker = Maker()
+    layer = maker.blob(b"layer", LAYER)
+    layers = [layer, layer | {"size": 6}]
+    manifest = {"schemaVersion": 2, "config": maker.document({}, CONFIG), "layers": layers}
+    maker.enter(maker.document(manifest, MANIFEST))
+    return maker
+
+
+def listed(**fields: Any) -> Maker:
+    maker = hello()
+    maker.entries[0] |= fields
+    return maker
+
+
+BOTH = {"config": {"digest": digest_of(b""), "size": 0}, "layers": [], "manifests": []}
+
+LAYOUTS: dict[str, tuple[Callable[[], Maker], str]] = {
+    "no marker": (lambda: without("oci-layout"), "no OCI image layout"),
+    "marker of another version": (lambda: marked(b'{"imageLayoutVersion":"2.0.0"}'), "2.0.0"),
+    "marker that says nothing": (lambda: marked(b"{}"), "imageLayoutVersion"),
+    "large marker": (lambda: marked(b" " * (4 * MIB + 1)), "4194305"),
+    "no index": (lambda: without("index.json"), "index.json"),
+    "no layer": (lambda: without(LAYER_PATH), "is missing"),
+    "empty index": (lambda: raw(b""), "cannot be read"),
+    "index is an array": (lambda: raw(b"[]"), "object"),
+    "large index": (lambda: raw(b" " * (4 * MIB + 1)), "4194305"),
+    "index with NaN": (lambda: raw(b'{"schemaVersion":NaN}'), "cannot be read"),
+    "index with a fraction": (lambda: raw(b'{"schemaVersion":2.5}'), "schemaVersion"),
+    "index with a huge number": (lambda: raw(b'{"schemaVersion":%s}' % (b"9" * 9999)), "cannot"),
+    "index that is no UTF-8": (lambda: raw(b'{"schemaVersion":2,"mediaType":"\xff"}'), "cannot"),
+    "index with half a character": (
+        lambda: raw(b'{"schemaVersion":2,"mediaType":"\\ud800x"}'),
+        "cannot",
+    ),
+    "deep index": (lambda: raw(b'{"x":' + b"[" * 1_000_000), "cannot"),
+    "index of schema 1": (lambda: raw(b'{"schemaVersion":1}'), "schema version 1"),
+    "index that is a manifest": (
+        lambda: raw(b'{"schemaVersion":2,"mediaType":"%s"}' % MANIFEST.encode()),
+        "says that it is of type",
+    ),
+    "ambiguous index": (lambda: raw(encode({"schemaVersion": 2, **BOTH})), "only manifests have"),
+    "ambiguous manifest": (lambda: of_manifest({"schemaVersion": 2, **BOTH}), "or has manifests"),
+    "entry that is no object": (lambda: raw(b'{"schemaVersion":2,"manifests":[1]}'), "object"),
+    "entry of no type": (lambda: listed(mediaType=""), "of type ''"),
+    "entry of an unknown type": (lambda: listed(mediaType="text/plain"), "'text/plain'"),
+    "entry of Docker's schema 1": (
+        lambda: listed(mediaType="application/vnd.docker.distribution.manifest.v1+prettyjws"),
+        "v1.prettyjws",
+    ),
+    "entry of a negative size": (lambda: listed(size=-1), ">= 0"),
+    "entry of an enormous size": (lambda: listed(size=2**63), "<="),
+    "entry of a large size": (lambda: listed(size=4 * MIB + 1), "4194305"),
+    "entry whose name is a number": (
+        lambda: listed(annotations={"org.opencontainers.image.ref.name": 1}),
+        "str",
+    ),
+    "manifest of schema 1": (lambda: of_manifest({"schemaVersion": 1}), "schema version 1"),
+    "manifest of no config": (lambda: of_manifest({"schemaVersion": 2}), "has no config"),
+    "manifest of another type": (
+        lambda: of_manifest({"schemaVersion": 2, "mediaType": INDEX}),
+        "says that it is of type",
+    ),
+    "manifest that is no JSON": (lambda: of_manifest(b"manifest"), "cannot be read"),
+    "manifest that is in no order": (lambda: of_manifest(b"\x00" * 100), "cannot be read"),
+    "config with .. for a digest": (lambda: manifest_with(digest="../../etc"), "invalid digest"),
+    "config with a path in a digest": (
+        lambda: manifest_with(digest=f"sha256:../{HEX[3:]}"),
+        "invalid digest",
+    ),
+    "config of an unknown digest": (lambda: manifest_with(digest=f"md5:{HEX[:32]}"), "invalid"),
+    "config of capital digits": (lambda: manifest_with(digest=f"sha256:{'A' * 64}"), "invalid"),
+    "config whose digest is no text": (lambda: manifest_with(digest=5), "str"),
+    "config that is missing": (lambda: manifest_with(digest=f"sha256:{HEX}"), "is missing"),
+    "config of null": (lambda: of_manifest(b'{"schemaVersion":2,"config":null}'), "has no config"),
+    "one digest of two sizes": (two_sizes, "has 5 and 6 bytes"),
+    "indexes in indexes": (lambda: deep(9), "more than 8 deep"),
+    "very many layers": (lambda: many(10_001), "more than 10,000"),
+    "very large manifests": (lambda: padded(9, 4 * MIB), "bytes of manifests"),
+}
+
+
+@pytest.mark.parametrize("form", ["layout", "layout.tar"])
+@pytest.mark.parametrize("case", LAYOUTS)
+async def test_refused(store: ImageStore, tmp_path: Path, case: str, form: str) -> None:
+    make, match = LAYOUTS[case]
+    await refuse(store, tmp_path, make().write(tmp_path / form), match)
+
+
+async def test_just_within_the_limits(store: ImageStore, tmp_path: Path) -> None:
+    await oci.import_layout(store, deep(8).write(tmp_path / "deep"))
+    await oci.import_layout(store, padded(7, 4 * MIB).write(tmp_path / "padded"))
+
+
+@pytest.mark.parametrize("form", ["layout", "layout.tar"])
+@pytest.mark.parametrize("part", ["layer", "config", "manifest"])
+async def test_altered_content(store: ImageStore, tmp_path: Path, form: str, part: str) -> None:
+    maker = hello()
+    manifest = "blobs/" + maker.entries[0]["digest"].replace(":", "/")
+    config = json.loads(maker.files[manifest])["config"]["digest"]
+    name = {
+        "layer": "blobs/" + digest_of(b"layer").replace(":", "/"),
+        "config": "blobs/" + config.replace(":", "/"),
+        "manifest": manifest,
+    }[part]
+    honest = maker.files[name]
+    maker.files[name] = honest[:-1] + b"\n"
+    await refuse(store, tmp_path, maker.write(tmp_path / form), "digest", DigestMismatchError)
+    for altered in (honest + b"\n", honest[:-1]):
+        maker.files[name] = altered
+        await refuse(store, tmp_path, maker.write(tmp_path / form), "bytes", SizeMismatchError)
+
+
+async def test_content_that_grows_while_it_is_read(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = hello().write(tmp_path / "layout")
+    opened: list[str] = []
+    real_open = DirectoryLayout.open
+
+    def grow(self: DirectoryLayout, path: str) -> Any:
+        if path == LAYER_PATH and path in opened:  # looked at before, and to be stored now
+            (layout / path).write_bytes(b"layer" * MIB)
+        opened.append(path)
+        return real_open(self, path)
+
+    monkeypatch.setattr(DirectoryLayout, "open", grow)
+    await refuse(store, tmp_path, layout, "longer|bytes", SizeMismatchError)
+
+
+# Directories
+
+
+def replace_by_link(path: Path) -> None:
+    path.rename(path.parent / "aside")
+    path.symlink_to("aside")
+
+
+def replace_by_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replace_by_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def replace_by_socket(path: Path) -> None:
+    path.unlink()
+    here = os.getcwd()
+    os.chdir(path.parent)
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name[:50])
+        Path(path.name[:50]).rename(path.name)
+    finally:
+        os.chdir(here)
+
+
+@pytest.mark.parametrize("name", ["oci-layout", "index.json", LAYER_PATH])
+@pytest.mark.parametrize(
+    "replace", [replace_by_link, replace_by_fifo, replace_by_directory, replace_by_socket]
+)
+async def test_only_files_are_opened(
+    store: ImageStore, tmp_path: Path, name: str, replace: Callable[[Path], None]
+) -> None:
+    layout = hello().write(tmp_path / "layout")
+    replace(layout / name)
+    with anyio.fail_after(10):
+        await refuse(store, tmp_path, layout, "is not a regular file")
+
+
+@pytest.mark.parametrize("name", ["blobs", "blobs/sha256"])
+async def test_only_directories_are_entered(store: ImageStore, tmp_path: Path, name: str) -> None:
+    layout = hello().write(tmp_path / "layout")
+    replace_by_link(layout / name)
+    await refuse(store, tmp_path, layout, "is not a directory")
+
+
+async def test_a_layout_that_is_none(store: ImageStore, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        await oci.import_layout(store, tmp_path / "nothing")
+    os.mkfifo(tmp_path / "fifo")
+    with anyio.fail_after(10):
+        await refuse(store, tmp_path, tmp_path / "fifo", "neither a directory nor a file")
+    (tmp_path / "empty").mkdir()
+    await refuse(store, tmp_path, tmp_path / "empty", "no OCI image layout")
+    (tmp_path / "file").write_bytes(b"")
+    await refuse(store, tmp_path, tmp_path / "file", "no OCI image layout")
+
+
+async def test_links_are_not_written_through(store: ImageStore, tmp_path: Path) -> None:
+    layout = hello().write(tmp_path / "in")
+    (imported,) = await oci.import_layout(store, layout)
+    for name in ("blobs", "blobs/sha256", LAYER_PATH, "index.json", "oci-layout"):
+        out = hello(config={"other": 1}).write(tmp_path / f"out-{name.count('/')}{len(name)}")
+        replace_by_link(out / name)
+        before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        with pytest.raises(InvalidLayoutError):
+            await oci.export_layout(store, imported.image.id, out)
+        assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+# Tar files
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, **fields: Any) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
+    """A header as no library writes it."""
+    block = bytearray(512)
+    block[: len(name)] = name
+    block[124 : 124 + len(size)] = size
+    block[148:156] = b" " * 8
+    block[156:157] = kind
+    block[257:265] = b"ustar\x0000"
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def extended(records: bytes, kind: bytes = b"x") -> bytes:
+    size = b"%011o" % len(records)
+    return header(b"pax", size, kind) + records + bytes(-len(records) % 512)
+
+
+def record(key: str, value: str) -> bytes:
+    """What an extension says, which begins with how long it is."""
+    rest = f" {key}={value}\n"
+    length = next(n for n in range(len(rest), len(rest) + 9) if n == len(f"{n}{rest}"))
+    return f"{length}{rest}".encode()
+
+
+def negative(size: int) -> bytes:
+    return b"\xff" * 4 + struct.pack(">q", size)
+
+
+TARS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "symbolic link": (lambda: member("a", tarfile.SYMTYPE, linkname="/etc"), "symbolic link"),
+    "hard link": (lambda: member("a", tarfile.LNKTYPE, linkname="index.json"), "hard link"),
+    "character device": (lambda: member("a", tarfile.CHRTYPE), "device"),
+    "block device": (lambda: member("a", tarfile.BLKTYPE), "device"),
+    "FIFO": (lambda: member("a", tarfile.FIFOTYPE), "FIFO"),
+    "sparse file": (lambda: member("a", tarfile.GNUTYPE_SPARSE), "sparse"),
+    "sparse file of POSIX": (lambda: extended(record("GNU.sparse.major", "1")), "sparse"),
+    "unknown kind": (lambda: member("a", b"Z"), "unknown type"),
+    "contiguous file": (lambda: member("a", tarfile.CONTTYPE), "unknown type"),
+    "long name of a link": (lambda: member("a", b"K"), "unknown type"),
+    "absolute name": (lambda: member("/etc/passwd"), "outside"),
+    "name above": (lambda: member("../a"), "outside"),
+    "name above, within": (lambda: member("blobs/../../a"), "outside"),
+    "directory above": (lambda: member("..", tarfile.DIRTYPE), "outside"),
+    "directory at the top": (lambda: member("/", tarfile.DIRTYPE), "outside"),
+    "empty name": (lambda: member(""), "outside"),
+    "name with a gap": (lambda: member("blobs//a"), "outside"),
+    "file that is called like a directory": (lambda: header(b"a/", b"0"), "outside"),
+    "name with NUL": (lambda: extended(record("path", "a\0b")) + member("b"), "outside"),
+    "name that is no UTF-8": (lambda: header(b"\xff", b"0"), "not UTF-8"),
+    "extended name above": (lambda: extended(record("path", "../a")) + member("b"), "outside"),
+    "two of a name": (lambda: member("a") + member("./a"), "two members 'a'"),
+    "two indexes": (lambda: member("index.json"), "two members"),
+    "negative size": (lambda: header(b"a", negative(-512)), "negative"),
+    "negative size of an extension": (lambda: header(b"a", negative(-512), b"x"), "negative"),
+    "size of 2**62": (lambda: header(b"a", b"\x80\0\0\0" + struct.pack(">q", 2**62)), "cut off"),
+    "size that is no number": (lambda: header(b"a", b"abc"), "damaged"),
+    "large extension": (lambda: member("a", b"x", size=65 * 1024) + bytes(66 * 1024), "header of"),
+    "large long name": (lambda: member("a", b"L", size=65 * 1024) + bytes(66 * 1024), "header of"),
+    "enormous extension": (lambda: header(b"a", b"77777777777", b"x"), "cut off"),
+    "extension of no length": (lambda: extended(b"path=a\n"), "damaged"),
+    "extension that is too short": (lambda: extended(b"99 path=a\n"), "damaged"),
+    "extension of length 0": (lambda: extended(b"0 path=a\n"), "damaged"),
+    "extension that is all digits": (lambda: extended(b"1" * 60_000), "damaged"),
+    "extended size that is no number": (lambda: extended(record("size", "-5")), "'-5' bytes"),
+    "extended size that is enormous": (lambda: extended(record("size", "9" * 20)), "9' bytes"),
+    "extended size beyond the end": (
+        lambda: extended(record("size", "9" * 19)) + member("a"),
+        "cut off",
+    ),
+    "size for all": (lambda: extended(record("size", "5"), b"g"), "for all"),
+    "file that is cut off": (lambda: member("a", size=10**6), "cut off"),
+    "checksum": (lambda: member("a")[:-1] + b"x", "damaged at byte"),
+    "half a header": (lambda: member("a")[:300], "cut off"),
+}
+
+
+@pytest.mark.parametrize("case", TARS)
+async def test_refused_tar(store: ImageStore, tmp_path: Path, case: str) -> None:
+    make, match = TARS[case]
+    whole = archive({"index.json": b"{}"})
+    data = whole[: whole.index(bytes(1024))] + bytes(-whole.index(bytes(1024)) % 512)
+    (tmp_path / "a.tar").write_bytes(data + make())
+    await refuse(store, tmp_path, tmp_path / "a.tar", match)
+
+
+async def test_a_tar_of_very_many_members(store: ImageStore, tmp_path: Path) -> None:
+    one = header(b"d", b"0", b"5")
+    (tmp_path / "a.tar").write_bytes(one * 100_001)
+    await refuse(store, tmp_path, tmp_path / "a.tar", "more than 100,000 members")
+
+
+@pytest.mark.parametrize(
+    ("compress", "command"),
+    [
+        (gzip.compress, "gzip"),
+        (lambda _: b"BZh91AY", "bzip2"),
+        (lambda _: b"\xfd7zXZ\0\0\4", "xz"),
+        (lambda _: b"\x28\xb5\x2f\xfd\0\0\0", "zstd"),
+    ],
+)
+async def test_a_compressed_tar(
+    store: ImageStore, tmp_path: Path, compress: Callable[[bytes], bytes], command: str
+) -> None:
+    (tmp_path / "a.tar").write_bytes(compress(archive({})))
+    await refuse(store, tmp_path, tmp_path / "a.tar", f"decompress it first .{command}")
+
+
+async def test_any_damage_to_a_tar_is_an_error_of_the_layout(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    good = archive(hello().files | {"index.json": encode({"schemaVersion": 2, "manifests": []})})
+    chance = random.Random(6)
+    for _ in range(150):
+        data = bytearray(good)
+        for _ in range(chance.randint(1, 6)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        (tmp_path / "a.tar").write_bytes(data[: chance.randint(1, len(data))])
+        async with nothing_left(store, tmp_path):
+            with pytest.raises((InvalidLayoutError, KeyError)):
+                await oci.import_layout(store, tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in LAYOUTS if case.startswith(("config ", "one digest", "manifest that"))]
+    + ["ambiguous manifest", "manifest of schema 1", "manifest of no config"],
+)
+async def test_what_a_store_says_is_not_believed_either(
+    store: ImageStore, tmp_path: Path, case: str
+) -> None:
+    maker = LAYOUTS[case][0]()
+    (entry,) = maker.entries
+    manifest = maker.files["blobs/" + entry["digest"].replace(":", "/")]
+    await store.create("one", big_data={"manifest": manifest})
+    with pytest.raises((InvalidLayoutError, BigDataUnknownError)):
+        await oci.export_layout(store, "one", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
