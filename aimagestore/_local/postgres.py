@@ -142,11 +142,12 @@ class Postgres(Server):
         self.execute(statement.format(sql.Identifier(name)))
 
     def end_sessions(self, database: str) -> int:
-        """End all sessions of a database, wherever they are; how many that were."""
-        rows = self.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database]
+        """End all other sessions of a database, wherever they are; how many that were."""
+        statement: LiteralString = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = %s AND pid <> pg_backend_pid()"
         )
-        return len(rows)
+        return len(self.execute(statement, [database]))
 
     @property
     def _data(self) -> Path:
