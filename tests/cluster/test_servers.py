@@ -85,6 +85,16 @@ def test_a_way_can_be_cut(servers: Servers, to_postgres: Proxy) -> None:
     psycopg.connect(url).close()
 
 
+def test_an_answer_can_be_lost(table: Postgres, to_postgres: Proxy) -> None:
+    connection = psycopg.connect(table.url(port=to_postgres.port))
+    connection.execute("INSERT INTO noted VALUES (4)")
+    to_postgres.lose_answer_to(b"COMMIT")
+    with pytest.raises(psycopg.OperationalError):
+        connection.commit()
+    assert to_postgres.has_lost_it
+    assert table.execute("SELECT number FROM noted") == [(4,)]
+
+
 def test_nothing_is_left(servers: Servers) -> None:
     with LocalCluster() as local:
         root = local.root
