@@ -1,0 +1,318 @@
+"""Servers and networks that fail: what was acknowledged stays, and nothing is half-done."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import psycopg
+import pytest
+
+from aimagestore import ImageStore, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from .proxy import Proxy
+    from .servers import Place, Servers
+
+TASKS = 8
+ROUNDS = 5
+
+# The session that commits first ends itself, when all that is left to do is to write the commit.
+# A sequence counts for rolled-back transactions too.
+_END_ONE_COMMIT = """
+CREATE SEQUENCE commits;
+CREATE FUNCTION end_first() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF nextval('commits') = 1 THEN
+        PERFORM pg_terminate_backend(pg_backend_pid());
+        PERFORM pg_sleep(1);
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER end_first AFTER INSERT OR UPDATE ON images
+DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION end_first();
+"""
+
+
+class Ledger:
+    """Tasks that change a store, whatever happens, and what each was told."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self._store = store
+        self._numbers = itertools.count()
+        self.acknowledged: set[str] = set()
+        self.unavailable: list[StoreUnavailableError] = []
+        self.is_over = False
+
+    async def run(self, meanwhile: Callable[[], Awaitable[object]]) -> None:
+        """Change the store from some tasks until something else has been done."""
+        async with anyio.create_task_group() as tasks:
+            for _ in range(TASKS):
+                tasks.start_soon(self._work)
+            await meanwhile()
+            self.is_over = True
+
+    async def _work(self) -> None:
+        while not self.is_over:
+            name = f"name-{next(self._numbers)}"
+            data = name.encode() * 1000
+            try:
+                await self._store.create(names=[name], big_data={"manifest": data})
+            except StoreUnavailableError as error:
+                self.unavailable.append(error)
+                await anyio.sleep(0.05)
+            else:
+                self.acknowledged.add(name)
+
+    async def until_acknowledged(self, more: int) -> None:
+        """Wait for some more to be told that all is well."""
+        enough = len(self.acknowledged) + more
+        with anyio.fail_after(60):
+            while len(self.acknowledged) < enough:
+                await anyio.sleep(0.01)
+
+
+async def check_whole(place: Place, ledger: Ledger) -> None:
+    """All that was acknowledged is there, once, and what is there is whole."""
+    async with ImageStore(place.engine()) as store:
+        images = await store.images()
+        names = [name for image in images for name in image.names]
+        assert len(names) == len(set(names)) == len(images)
+        assert ledger.acknowledged <= set(names)
+        for image in images:
+            async with store.open_big_data(image.id, "manifest", verify=True) as reader:
+                assert await reader.read() == image.names[0].encode() * 1000
+        await store.collect_garbage()
+    for error in ledger.unavailable:
+        assert "secret" not in str(error)
+
+
+async def in_thread(function: Callable[[], object]) -> None:
+    await anyio.to_thread.run_sync(function)
+
+
+# PostgreSQL
+
+
+async def test_a_session_that_ends_in_its_commit(servers: Servers, place: Place) -> None:
+    async with ImageStore(place.engine()) as store:
+        servers.postgres.execute(_END_ONE_COMMIT, database=place.database)
+        image = await store.create(names=["name"], big_data={"manifest": b"m"})
+        assert await store.images() == [image]
+        assert servers.postgres.execute("SELECT last_value FROM commits", (), place.database) > [
+            (1,)
+        ]
+
+
+async def test_an_acknowledgement_that_is_lost(
+    servers: Servers, place: Place, to_postgres: Proxy
+) -> None:
+    """The commit has happened, but nobody was told: it isn't made twice."""
+    there = servers.by_way_of(place, to_postgres.port)
+    async with ImageStore(there.engine()) as store:
+        one = await store.create("one", names=["name"])
+        to_postgres.lose_answer_to(b"COMMIT")
+        two = await store.create("two", names=["name"], big_data={"manifest": b"m"})
+        assert to_postgres.has_lost_it
+        assert [image.id for image in await store.images()] == [one.id, two.id]
+        to_postgres.lose_answer_to(b"COMMIT")
+        await store.delete("one")
+        assert [image.id for image in await store.images()] == ["two"]
+    async with ImageStore(place.engine()) as store:
+        assert (await store.get("name")) == two
+
+
+async def test_sessions_that_end_again_and_again(servers: Servers, place: Place) -> None:
+    async with ImageStore(place.engine()) as store:
+        ledger = Ledger(store)
+
+        async def end_sessions() -> None:
+            for _ in range(4 * ROUNDS):
+                await ledger.until_acknowledged(TASKS)
+                await in_thread(lambda: servers.postgres.end_sessions(place.database))
+
+        await ledger.run(end_sessions)
+    await check_whole(place, ledger)
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+async def test_postgres_goes_and_comes_back(servers: Servers, place: Place, end: str) -> None:
+    async with ImageStore(place.engine()) as store:
+        ledger = Ledger(store)
+
+        async def restart() -> None:
+            for _ in range(ROUNDS):
+                await ledger.until_acknowledged(TASKS)
+                await in_thread(getattr(servers.postgres, end))
+                await in_thread(servers.postgres.start)
+            await ledger.until_acknowledged(TASKS)
+
+        await ledger.run(restart)
+    await check_whole(place, ledger)
+
+
+async def test_a_call_while_postgres_is_gone(servers: Servers, place: Place) -> None:
+    async with ImageStore(place.engine()) as store:
+        await store.create("one")
+        servers.postgres.stop()
+        try:
+            with pytest.raises(StoreUnavailableError) as caught:
+                await store.get("one")
+            assert servers.postgres.password not in str(caught.value)
+            with pytest.raises(StoreUnavailableError):
+                await store.create("two")
+            with pytest.raises(StoreUnavailableError):
+                async with ImageStore(place.engine()):
+                    raise AssertionError("not reached")
+        finally:
+            servers.postgres.start()
+        assert (await store.get("one")).id == "one"
+        assert (await store.create("two")).id == "two"
+
+
+async def test_a_client_that_is_cut_off(
+    servers: Servers, place: Place, to_postgres: Proxy
+) -> None:
+    """For longer than its timeouts; while the others go on."""
+    there = servers.by_way_of(place, to_postgres.port)
+    async with ImageStore(there.engine()) as cut_off, ImageStore(place.engine()) as other:
+        await cut_off.create("before")
+        with to_postgres.black_hole():
+            with anyio.fail_after(60), pytest.raises(StoreUnavailableError):
+                await cut_off.create("lost")
+            with anyio.fail_after(60):
+                await other.create("other")
+        seen = {image.id for image in await cut_off.images()}
+        assert seen >= {"before", "other"}
+        await cut_off.create("after")
+        assert {image.id for image in await other.images()} >= seen | {"after"}
+
+
+async def test_a_transaction_that_is_cut_off(
+    servers: Servers, place: Place, to_postgres: Proxy
+) -> None:
+    """It holds the lock when it loses the network: the others get it all the same."""
+    there = servers.by_way_of(place, to_postgres.port)
+    async with ImageStore(there.engine()) as cut_off, ImageStore(place.engine()) as other:
+        with anyio.fail_after(120), pytest.raises(StoreUnavailableError):
+            async with cut_off.transaction() as transaction:
+                transaction.create("lost")
+                with to_postgres.black_hole():
+                    await other.create("other")
+        assert [image.id for image in await other.images()] == ["other"]
+        await cut_off.create("after")
+        assert {image.id for image in await other.images()} == {"other", "after"}
+
+
+# The object store
+
+
+async def test_the_object_store_goes_and_comes_back(servers: Servers, place: Place) -> None:
+    async with ImageStore(place.engine()) as store:
+        ledger = Ledger(store)
+
+        async def restart() -> None:
+            for _ in range(2):
+                await ledger.until_acknowledged(TASKS)
+                await in_thread(servers.objects.kill)
+                await in_thread(servers.objects.start)
+            await ledger.until_acknowledged(TASKS)
+
+        await ledger.run(restart)
+    await check_whole(place, ledger)
+
+
+async def test_a_call_while_the_object_store_is_gone(servers: Servers, place: Place) -> None:
+    async with ImageStore(place.engine()) as store:
+        await store.create("one", big_data={"layer": b"old" * 100_000})
+        before = await store.get("one")
+        servers.objects.kill()
+        try:
+            with pytest.raises(StoreUnavailableError):
+                await store.set_big_data("one", "layer", b"new" * 100_000)
+            with pytest.raises(StoreUnavailableError) as caught:
+                await store.big_data("one", "layer")
+            assert servers.objects.secret_key not in str(caught.value)
+            assert await store.get("one") == before, "records don't need it"
+        finally:
+            servers.objects.start()
+        assert await store.big_data("one", "layer") == b"old" * 100_000
+        await store.set_big_data("one", "layer", b"new" * 100_000)
+        assert await store.big_data("one", "layer") == b"new" * 100_000
+
+
+async def chunks(count: int) -> AsyncIterator[bytes]:
+    for number in range(count):
+        yield bytes([number % 256]) * 1_000_000
+
+
+async def test_an_upload_that_is_cut_half_way(place: Place, to_objects: Proxy) -> None:
+    """A part that fails is sent again."""
+    async with ImageStore(place.engine()) as store:
+        image = await store.create("one")
+        to_objects.cut_after(20_000_000)
+        image = await store.set_big_data("one", "layer", chunks(40))
+        assert image.big_data_sizes["layer"] == 40_000_000
+        async with store.open_big_data("one", "layer", verify=True) as reader:
+            assert len(await reader.read()) == 40_000_000
+
+
+async def test_an_upload_that_never_ends(place: Place, to_objects: Proxy) -> None:
+    """It fails in the end, and changes nothing."""
+    async with ImageStore(place.engine()) as store:
+        before = await store.create("one", big_data={"layer": b"old" * 100_000})
+
+        async def cut_chunks() -> AsyncIterator[bytes]:
+            async for chunk in chunks(20):
+                yield chunk
+            with to_objects.refusing():
+                async for chunk in chunks(20):
+                    yield chunk
+                await failed.wait()
+
+        failed = anyio.Event()
+        with pytest.raises(StoreUnavailableError):
+            await store.set_big_data("one", "layer", cut_chunks())
+        failed.set()
+        assert await store.get("one") == before
+        assert await store.big_data("one", "layer") == b"old" * 100_000
+
+
+# A standby
+
+
+@pytest.fixture
+def standby(servers: Servers) -> Iterator[Any]:
+    """A server that follows the first."""
+    standby = servers.postgres.create_standby(servers.local.root / "standby")
+    standby.start()
+    yield standby
+    standby.kill()
+
+
+async def test_a_standby_for_reads(servers: Servers, place: Place, standby: Any) -> None:
+    there = servers.by_way_of(place, standby.port)
+    async with (
+        ImageStore(place.engine()) as store,
+        ImageStore(there.engine(), read_only=True) as reader,
+    ):
+        image = await store.create(names=["name"], big_data={"manifest": b"m"})
+        with anyio.fail_after(10):
+            while not await reader.exists("name"):
+                await anyio.sleep(0.01)
+        assert await reader.get("name") == image
+        assert await reader.big_data("name", "manifest") == b"m"
+        servers.postgres.stop()
+        try:
+            assert await reader.get("name") == image
+        finally:
+            servers.postgres.start()
+        await store.set_metadata("name", "later")
+        with anyio.fail_after(30):
+            while await reader.metadata("name") != "later":
+                await anyio.sleep(0.01)
