@@ -463,3 +463,17 @@ async def test_streams_outlast_their_store(path: Path) -> None:
             assert staged.digest == DIGEST
             with pytest.raises(StoreClosedError):
                 await store.create("other", big_data={"key": staged})
+
+
+async def test_measuring_tells_how_far_it_is(path: Path) -> None:
+    (path / "one").mkdir(parents=True)
+    (path / "one" / "item").write_bytes(CONTENT)
+    (path / "images.json").write_bytes(
+        b'[{"id":"one","big-data-names":["item"],"created":"2020-01-01T00:00:00Z"}]'
+    )
+    async with ImageStore(path, read_only=True) as store:
+        for method in (store.big_data_size, store.big_data_digest):
+            told: list[int] = []
+            await method("one", "item", progress=told.append)
+            assert told == sorted(told)
+            assert told[-1] == len(CONTENT)

@@ -74,6 +74,12 @@ async def read(store: ImageStore) -> None:
             pass
 
 
+async def watch(store: ImageStore) -> None:
+    async with store.watch() as changes:
+        await store.set_flag("one", "flag", 1)
+        await anext(changes)
+
+
 async def reopen(store: ImageStore) -> None:
     async with ImageStore(store._engine.name) as other:
         await other.get("one")
@@ -116,6 +122,7 @@ OPERATIONS: dict[str, Callable[[ImageStore], Awaitable[object]]] = {
     "stage": stage,
     "transaction": transact,
     "open_big_data": read,
+    "watch": watch,
     "reopen": reopen,
     "collect_garbage": lambda store: store.collect_garbage(),
     "check": lambda store: check(store._engine.name),

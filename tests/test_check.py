@@ -319,3 +319,12 @@ async def test_what_cannot_be_removed_is_an_error(
         assert info.value.filename == str(image / "unlisted")
         assert not (await store.collect_garbage()).ok
     assert aimagestore.check is check
+
+
+async def test_collecting_tells_how_far_it_is(path: Path, image: Path) -> None:
+    for number in range(3):
+        (image / f"unlisted{number}").touch()
+    told = []
+    async with ImageStore(path) as store:
+        await store.collect_garbage(progress=lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]

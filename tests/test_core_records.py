@@ -512,6 +512,7 @@ def image() -> Image:
 def test_images_are_equal_when_everything_in_them_is(image: Image) -> None:
     again = record_of(FULL).image
     assert again == image
+    assert (again != image) is False
     assert hash(again) == hash(image)
     assert {again} == {image}
 
@@ -522,6 +523,7 @@ def test_images_differ_in_every_field(image: Image, field: str) -> None:
     fields[field] = "2024-01-01T00:00:00Z" if field == "created" else type(fields[field])()
     fields["id"] = fields["id"] or "two"
     assert record_of(compact(fields)).image != image
+    assert (record_of(compact(fields)).image == image) is False
 
 
 def test_image_is_not_equal_to_anything_else(image: Image) -> None:

@@ -159,3 +159,30 @@ async def test_an_index_that_is_no_file_is_not_replaced(path: Path, image: Path)
     with pytest.raises(Exception, match="regular file"):
         await repair(path, report, drop=True)
     assert os.readlink(path / "images.json") == "elsewhere"
+
+
+async def test_it_tells_how_far_it_is(path: Path, image: Path) -> None:
+    (path / "images.json").unlink()
+    told: list[tuple[int, int]] = []
+    done = await repair(path, await check(path), progress=lambda *figures: told.append(figures))
+    assert done.findings
+    assert told == []  # there was no record to look at again
+    size = sum(file.stat().st_size for file in image.iterdir())
+    manifest = image / "manifest"
+    manifest.write_bytes(manifest.read_bytes() + b" ")
+    await repair(path, await check(path), progress=lambda *figures: told.append(figures))
+    assert told[-1][1] == size
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+async def test_what_progress_raises_ends_it_with_nothing_changed(path: Path, image: Path) -> None:
+    def refuse(*_: int) -> None:
+        raise LookupError("enough")
+
+    (image / "manifest").write_bytes(b"altered")
+    before = tree(path)
+    report = await check(path)
+    with pytest.raises(LookupError, match="enough"):
+        await repair(path, report, drop=True, progress=refuse)
+    assert tree(path) == before
+    assert (await repair(path, report, drop=True)).findings

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar, TypeVarTuple
 
-from anyio import CancelScope, CapacityLimiter, Event, to_thread
+from anyio import CancelScope, CapacityLimiter, Event, from_thread, to_thread
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -58,6 +58,13 @@ class Threads:
     async def wait(self, function: Callable[[], T]) -> T:
         """Make a call that waits for something; cancelled, it is left to itself at once."""
         return await to_thread.run_sync(function, limiter=self._unlimited, abandon_on_cancel=True)
+
+    @staticmethod
+    def reporter(progress: Callable[[*Ts], object] | None) -> Callable[[*Ts], object]:
+        """What a call in a worker thread reports with, which has it said in the event loop."""
+        if progress is None:
+            return lambda *_: None
+        return lambda *figures: from_thread.run_sync(progress, *figures)
 
     async def drain(self) -> None:
         """Return when no call is running any more."""

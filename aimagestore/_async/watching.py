@@ -31,7 +31,8 @@ class Changes(AsyncIterator[Change]):
         self._threads = threads
         self._turn = Lock()
         self._pending: deque[Change] = deque()
-        self._waiting = CancelScope()
+        # What the task that waits is woken by when the watch is over.
+        self._waiting: CancelScope | None = None
         self._is_closed = False
 
     def __aiter__(self) -> Self:
@@ -52,16 +53,22 @@ class Changes(AsyncIterator[Change]):
         self._pending.extend(self._watch.changes())
 
     async def _wait(self) -> None:
-        descriptor = self._watch.descriptor
-        with move_on_after(self._watch.interval) as self._waiting:
-            if descriptor is None and not self._is_closed:
-                await sleep_forever()
-            while descriptor is not None and not self._is_closed:
-                await wait_readable(descriptor)
-                if self._watch.is_due():
-                    return
+        if self._is_closed:
+            return
+        try:
+            with move_on_after(self._watch.interval) as self._waiting:
+                descriptor = self._watch.descriptor
+                if descriptor is None:
+                    await sleep_forever()
+                else:
+                    await wait_readable(descriptor)
+                    while not self._watch.is_due():
+                        await wait_readable(descriptor)
+        finally:
+            self._waiting = None
 
     def _end(self) -> None:
-        """Raise from now on, and in the task that waits."""
+        """Raise from now on, in the task that waits as well."""
         self._is_closed = True
-        self._waiting.cancel()
+        if self._waiting is not None:
+            self._waiting.cancel()

@@ -57,6 +57,10 @@ class Image(msgspec.Struct, frozen=True, eq=False, order=False, gc=False):
         mine, others = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
         return mine[:-1] == others[:-1] and (mine[-1] == others[-1] or self.flags == other.flags)
 
+    def __ne__(self, other: object) -> bool:
+        # The base class has one of its own, which would not ask the method above.
+        return not self == other
+
     def __hash__(self) -> int:
         return hash((self.id, self.names, self.digests))
 

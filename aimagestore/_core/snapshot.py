@@ -140,9 +140,16 @@ class Indexes(NamedTuple):
 
 
 class View:
-    """Lookups, the same in a snapshot and in a draft of the next one."""
+    """Lookups, the same in a snapshot, in a draft of the next one, and in what stays elsewhere."""
 
     __slots__ = ()
+
+    def expect(self, refs: Iterable[str], names: Iterable[str]) -> None:
+        """Be told what is looked up next: where each lookup takes its time, take it once.
+
+        :param refs: refs, and IDs that may be unknown
+        :param names: names whose owners are asked for
+        """
 
     def record_of(self, image_id: str) -> Record | None:
         """The record with this ID."""
@@ -174,20 +181,26 @@ class View:
         if record is not None:
             return record
         owner = self.owner_of(ref) if ref else None
-        if owner is None:
-            candidates = self.ids_with_prefix(ref)
-            if len(candidates) > 1:
-                raise AmbiguousImageError(
-                    f"{ref!r} is a prefix of {len(candidates)} image IDs: give more of it",
-                    ref=ref,
-                    candidates=tuple(candidates),
-                )
-            if not candidates:
-                raise ImageUnknownError(f"no image is known by {ref!r}", ref=ref)
-            owner = candidates[0]
-        record = self.record_of(owner)
+        record = self.record_of(owner or self.id_with_prefix(ref))
         assert record is not None, "what is indexed is there"
         return record
+
+    def id_with_prefix(self, ref: str) -> str:
+        """The one ID that begins so.
+
+        :raises ImageUnknownError: when there is none
+        :raises AmbiguousImageError: when there are several
+        """
+        candidates = self.ids_with_prefix(ref)
+        if len(candidates) > 1:
+            raise AmbiguousImageError(
+                f"{ref!r} is a prefix of {len(candidates)} image IDs: give more of it",
+                ref=ref,
+                candidates=tuple(candidates),
+            )
+        if not candidates:
+            raise ImageUnknownError(f"no image is known by {ref!r}", ref=ref)
+        return candidates[0]
 
     def get(self, ref: str) -> Image:
         """The image that the ref stands for (upstream: ``Get``).
@@ -225,6 +238,15 @@ class View:
     def __iter__(self) -> Iterator[Image]:
         """All images, in the order of images.json."""
         return (record.image for record in self.records())
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """All images, in the order of images.json."""
+        return tuple(self)
+
+    def freeze(self) -> Snapshot:
+        """All that can be looked up here, as it is now."""
+        raise NotImplementedError
 
 
 class Snapshot(View):
@@ -307,6 +329,9 @@ class Snapshot(View):
         if self._images is None:
             self._images = tuple(self)
         return self._images
+
+    def freeze(self) -> Snapshot:
+        return self
 
     def with_blocks(self, blocks: Mapping[int, Block], damaged: tuple[bytes, ...]) -> Snapshot:
         """The snapshot of other blocks, some of which may be this one's.

@@ -16,6 +16,7 @@ from .._core.record import Record
 from .._core.report import Finding, FindingKind, Report
 from .._core.snapshot import EMPTY, Snapshot, build
 from .._engine.items import CHUNK, MANIFEST_MAX
+from .._engine.protocol import Progress
 from ..errors import InvalidBigDataNameError, StoreCorruptError
 from .contents import image_directories
 from .files import Directory
@@ -23,7 +24,7 @@ from .garbage import garbage
 from .lock import shared
 from .placement import waiting_name
 
-Progress = tuple[int, int]
+Step = tuple[int, int]
 """Bytes done, and bytes in all, as the records have them."""
 
 
@@ -46,7 +47,7 @@ class Check:
         """What was found, when all steps are done."""
         return Report(tuple(self._findings), self._images, self._items, self._bytes)
 
-    def steps(self) -> Iterator[Progress]:
+    def steps(self) -> Iterator[Step]:
         """Do the work, a step at a time."""
         with Directory.at(self._path) as root:
             yield from self._look(root)
@@ -55,17 +56,17 @@ class Check:
                 with shared(root, LOCK_FILE):
                     yield from self._look_again(root, suspects)
 
-    def look_again(self, root: Directory, suspects: Iterable[str]) -> Report:
+    def look_again(self, root: Directory, suspects: Iterable[str], progress: Progress) -> Report:
         """Look at some images, and at what is no image's, while no writer can be at it."""
-        for _ in self._look_again(root, suspects):
-            pass
+        for done, total in self._look_again(root, suspects):
+            progress(done, total)
         return self.report
 
-    def _look_again(self, root: Directory, suspects: Iterable[str]) -> Iterator[Progress]:
+    def _look_again(self, root: Directory, suspects: Iterable[str]) -> Iterator[Step]:
         self._findings.clear()
         yield from self._look(root, suspects)
 
-    def _look(self, root: Directory, suspects: Iterable[str] | None = None) -> Iterator[Progress]:
+    def _look(self, root: Directory, suspects: Iterable[str] | None = None) -> Iterator[Step]:
         """Look at everything, or again at some images and at what is no image's."""
         snapshot = self._read_index(root)
         if snapshot is None:

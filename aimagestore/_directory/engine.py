@@ -7,13 +7,13 @@ import io
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from .._core import index
 from .._core.changes import Mutation
@@ -21,9 +21,9 @@ from .._core.draft import Draft, Edit
 from .._core.image import Image
 from .._core.names import INDEX_FILE, LOCK_FILE, big_data_file
 from .._core.report import Finding, FindingKind, Report
-from .._core.snapshot import EMPTY, Snapshot
+from .._core.snapshot import EMPTY, Snapshot, View
 from .._core.watching import changes_between, records_apart
-from .._engine.protocol import Outcome
+from .._engine.protocol import Holder, Outcome, Progress, Removal
 from ..errors import DuplicateImageNamesError, StoreCorruptError
 from .check import Check
 from .contents import image_directories
@@ -46,6 +46,8 @@ from .watch import DirectoryWatch, open_inotify
 logger = logging.getLogger("aimagestore")
 
 _HELPERS = 4
+
+T = TypeVar("T")
 
 
 class _Loaded(NamedTuple):
@@ -80,9 +82,9 @@ class _Loaded(NamedTuple):
 class DirectoryEngine:
     """The engine of a store in a directory; see :class:`aimagestore._engine.protocol.Engine`."""
 
-    def __init__(self, path: str | os.PathLike[str], *, read_only: bool) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)
-        self.read_only = read_only
+        self.read_only = False
         self.checks_instantly = True
         self.helpers: Executor = ThreadPoolExecutor(
             _HELPERS, thread_name_prefix="aimagestore helper"
@@ -159,8 +161,17 @@ class DirectoryEngine:
         return loaded.is_file(found)
 
     def load(self) -> Snapshot:
+        """The snapshot of the store as it is now."""
         with self._load_mutex:
             return self._load()
+
+    def read(self, look: Callable[[View], T]) -> T:
+        return look(self.load())
+
+    def refresh(self) -> bool:
+        is_modified = self.modified()
+        self.load()
+        return is_modified
 
     def _load(self) -> Snapshot:
         if not self._is_loaded():
@@ -265,16 +276,22 @@ class DirectoryEngine:
     def unlock(self) -> None:
         self._lock.release()
 
-    def describe_holder(self) -> tuple[str, int | None, int | None]:
-        return self._root.path_of(LOCK_FILE), self._lock.holder(), self._lock.last_writer()
+    def describe_holder(self) -> Holder:
+        process, writer = self._lock.holder(), self._lock.last_writer()
+        who = f"process {process} holds it" if process else "who holds it the kernel does not tell"
+        last = f", process {writer} was the last to write" if writer else ""
+        return Holder(self._root.path_of(LOCK_FILE), who + last, process, writer)
 
     def touch(self) -> None:
         self._lock.write_token()
 
     # Changing the store
 
+    def draft(self) -> Draft:
+        return Draft(self.load())
+
     def commit(self, changes: Sequence[Mutation]) -> list[Outcome]:
-        draft = Draft(self.load())
+        draft = self.draft()
         outcomes: list[Outcome] = []
         for change in changes:
             try:
@@ -288,7 +305,7 @@ class DirectoryEngine:
         self.publish(draft)
         return outcomes
 
-    def _prepare(self, edit: Edit, base: Snapshot) -> None:
+    def _prepare(self, edit: Edit, base: View) -> None:
         """Look for what would stop this one change, so that it does not stop its neighbours.
 
         :raises StoreCorruptError: when an image's directory is something else
@@ -300,7 +317,7 @@ class DirectoryEngine:
                 self._root.open_directory(image_id).close()
 
     def publish(self, draft: Draft) -> None:
-        base = draft.base
+        base = draft.base.freeze()
         snapshot = draft.freeze()
         if self._may_be_unfinished:
             self._finish_leftovers(base)
@@ -321,16 +338,14 @@ class DirectoryEngine:
             placement.release()
         if snapshot is not base:
             self._sync_commit()
+        if base.needs_save:
+            logger.info("%s had two images of one name: the later kept it", self.name)
         try:
             placement.finish()
         except (OSError, StoreCorruptError) as error:
             self._may_be_unfinished = True
             logger.warning("committed, but left something to the next commit: %s", error)
-        for image_id in draft.deleted:
-            try:
-                self._clear_image(image_id, snapshot)
-            except (OSError, StoreCorruptError) as error:
-                logger.warning("deleted image %s, but not all of its files: %s", image_id, error)
+        self._clear_deleted(draft, snapshot)
 
     def _write_index(self, snapshot: Snapshot) -> None:
         """Write the next index beside the present one, durably."""
@@ -409,6 +424,13 @@ class DirectoryEngine:
                 error.filename,
             ) from error
 
+    def _clear_deleted(self, draft: Draft, snapshot: Snapshot) -> None:
+        for image_id in draft.deleted:
+            try:
+                self._clear_image(image_id, snapshot)
+            except (OSError, StoreCorruptError) as error:
+                logger.warning("deleted image %s, but not all of its files: %s", image_id, error)
+
     def _clear_image(self, image_id: str, snapshot: Snapshot) -> None:
         """Remove what a deleted image has left, except what a new one of its ID has put there."""
         record = snapshot.record_of(image_id)
@@ -426,6 +448,7 @@ class DirectoryEngine:
         if self._root.stat(image_id) is not None:
             self._settle_index()
             self._remove_image_directory(image_id)
+            logger.info("cleared %s, which no image had", self._root.path_of(image_id))
 
     def _remove_image_directory(self, image_id: str) -> None:
         """Remove a directory and the files in it, if it is there; nothing below them."""
@@ -452,36 +475,44 @@ class DirectoryEngine:
             for name, image_id, key in waiting_items(snapshot, names):
                 names.remove(name)
                 put_in_place(self._root, name, image_id, key)
+                logger.info("finished a commit of a writer that died: %r of %s", key, image_id)
             for name in names:
                 self._root.unlink(name)
+                logger.info("removed what a writer left that died: %s", self._root.path_of(name))
         except (OSError, StoreCorruptError) as error:
             logger.warning("could not finish what a crash left: %s", error)
         else:
             self._may_be_unfinished = False
 
-    def collect_garbage(self) -> Report:
+    def garbage(self) -> Iterator[Removal]:
+        # Whether a writer is at it is told by the lock, so under that all of it is looked for.
+        yield self._collect_garbage
+
+    def _collect_garbage(self, progress: Progress) -> Report:
         snapshot = self.load()
         self._finish_leftovers(snapshot)
         self._settle_index()
-        report = remove(self._root, garbage(self._root, snapshot))
+        report = remove(self._root, garbage(self._root, snapshot), progress)
         return replace(report, images=len(snapshot))
 
-    def repair(self, report: Report, *, drop: bool) -> Report:
+    def repair(self, report: Report, *, drop: bool, progress: Progress) -> Report:
         """Undo what was reported, where it is still so. The lock is held."""
         done: list[Finding] = []
         suspects = {finding.id for finding in report.findings if finding.id}
         told = {(f.kind, f.id, f.key) for f in report.findings}
-        now = Check(self.name, verify=True).look_again(self._root, suspects)
+        now = Check(self.name, verify=True).look_again(self._root, suspects, progress)
         if any(finding.kind in LOST_INDEX for finding in now.findings):
             done.append(self._rebuild_index())
-            now = Check(self.name, verify=True).look_again(self._root, ())
+            now = Check(self.name, verify=True).look_again(self._root, (), progress)
             told |= {(f.kind, f.id, f.key) for f in now.findings}
         self._load_index()
         draft = Draft(self._loaded.snapshot)
         for finding in now.findings:
             if (finding.kind, finding.id, finding.key) in told:
                 repaired = mend(self._root, draft, finding, drop=drop)
-                done += [repaired] if repaired is not None else []
+                if repaired is not None:
+                    done.append(repaired)
+                    logger.info("repair, %s, %s: %s", repaired.kind, repaired.path, repaired.detail)
         self.publish(draft)
         return Report(tuple(done), images=len(self._loaded.snapshot))
 
@@ -493,9 +524,9 @@ class DirectoryEngine:
         self._switch_index(snapshot)
         self._root.sync()
         detail = f"rebuilt with {len(snapshot)} records; the old index is {kept or 'gone'}"
-        return Finding(
-            FindingKind.INDEX_DAMAGED, path=self._root.path_of(INDEX_FILE), detail=detail
-        )
+        path = self._root.path_of(INDEX_FILE)
+        logger.warning("repair, %s: %s", path, detail)
+        return Finding(FindingKind.INDEX_DAMAGED, path=path, detail=detail)
 
     # Big data
 

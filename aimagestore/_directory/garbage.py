@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from .._core.names import is_id
 from .._core.report import Finding, FindingKind, Report
 from .._core.snapshot import Snapshot
+from .._engine.protocol import Progress
 from .contents import is_dead_temporary, is_image_directory, unlisted_files
 from .files import Directory
 
@@ -37,11 +38,11 @@ def _may_be_damaged(snapshot: Snapshot, image_id: str) -> bool:
     return any(image_id.encode() in element for element in snapshot.damaged)
 
 
-def remove(root: Directory, findings: Iterator[Finding]) -> Report:
+def remove(root: Directory, findings: Iterator[Finding], progress: Progress) -> Report:
     """Remove what was found. The store's lock is held, so no writer is at it."""
     removed = list(findings)
     freed = 0
-    for finding in removed:
+    for done, finding in enumerate(removed, 1):
         name = os.path.basename(finding.path)
         if finding.kind is FindingKind.DIRECTORY_ORPHANED:
             with root.open_directory(name) as directory:
@@ -53,6 +54,7 @@ def remove(root: Directory, findings: Iterator[Finding]) -> Report:
                 freed += _remove_file(directory, name)
         else:
             freed += _remove_file(root, name)
+        progress(done, len(removed))
     return Report(tuple(removed), bytes=freed)
 
 

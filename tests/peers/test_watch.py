@@ -1,0 +1,69 @@
+"""What other programs do to the store is told while it is watched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from aimagestore import ImageStore
+
+from ..test_watch import meanwhile, replay, take, told
+from .peer import Peer, image_store
+from .tools import Tools, require
+
+pytestmark = pytest.mark.peers
+
+
+async def test_a_go_program_is_watched(peer: Peer, short_path: Path) -> None:
+    peer.ask("create", short_path, id="image")
+    path = image_store(short_path)
+
+    async def ask(op: str, **fields: object) -> None:
+        await anyio.to_thread.run_sync(lambda: peer.ask(op, short_path, **fields))
+
+    async with ImageStore(path, read_only=True) as store, store.watch() as changes:
+        for number in range(100):
+            _, change = await meanwhile(
+                changes, ask("set_metadata", ref="image", metadata=f"{number:03}")
+            )
+            assert change.kind == "changed"
+            assert change.image is not None
+            assert change.image.metadata == f"{number:03}"
+        # Faster than it is looked at: what comes is what came of it.
+        images = {image.id: image for image in await store.images()}
+        for number in range(20):
+            await ask("create", id=f"image{number}")
+            await ask("delete", ref=f"image{number}")
+            await ask("set_metadata", ref="image", metadata=str(number))
+        with anyio.move_on_after(20):
+            while images["image"].metadata != "19" or len(images) > 1:
+                replay(images, await take(changes, 1))
+        assert images == {image.id: image for image in await store.images()}
+    peer.ask("close", short_path)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_podman_is_watched(short_path: Path) -> None:
+    require("podman", "buildah")
+    tools = Tools(short_path)
+    first = tools.commit("localhost/hello:1", "hello")
+
+    async def podman(*arguments: str) -> None:
+        await anyio.to_thread.run_sync(tools.podman, *arguments)
+
+    async with ImageStore(tools.image_store, read_only=True) as store, store.watch() as changes:
+        _, change = await meanwhile(changes, podman("tag", first, "localhost/other:1"))
+        assert change.image is not None
+        assert set(change.image.names) == {"localhost/other:1", "localhost/hello:1"}
+        second = await anyio.to_thread.run_sync(tools.commit, "localhost/second:1", "second")
+        images = {first: change.image}
+        with anyio.fail_after(20):
+            while second not in images or not images[second].names:
+                replay(images, await take(changes, 1))
+        _, change = await meanwhile(changes, podman("rmi", first, "--force"))
+        while change.kind != "deleted":  # its names go one by one
+            (change,) = await take(changes, 1)
+        assert told([change]) == [("deleted", first)]

@@ -1,0 +1,108 @@
+"""What is logged: what was recovered or repaired, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aimagestore import ImageStore, check, repair
+
+from .test_engine import half_done  # noqa: F401 (a fixture)
+from .test_store import FIXTURE, FIXTURE_ID
+from .test_watch import change_everything
+
+
+class Collector(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[logging.LogRecord]]:
+    """All that is logged under the library's name."""
+    logger = logging.getLogger("aimagestore")
+    collector = Collector()
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(collector)
+    yield collector.records
+    logger.removeHandler(collector)
+    logger.setLevel(level)
+
+
+async def test_nothing_while_all_is_well(
+    store: ImageStore, path: Path, logged: list[object]
+) -> None:
+    await change_everything(store)
+    async with ImageStore(path) as other, other.stage(b"content") as staged:
+        await other.create("one", names=["a"], big_data={"manifest": staged})
+        await store.set_big_data("one", "manifest", b"other")
+    await store.collect_garbage()
+    assert (await check(path)).ok
+    assert logged == []
+
+
+async def test_a_commit_that_was_finished(
+    half_done: Path,  # noqa: F811
+    logged: list[logging.LogRecord],
+) -> None:
+    async with ImageStore(half_done):
+        pass
+    (record,) = logged
+    assert record.levelno == logging.INFO
+    assert record.getMessage() == "finished a commit of a writer that died: 'manifest' of one"
+
+
+async def test_an_index_that_nobody_waits_for(
+    store: ImageStore, path: Path, logged: list[logging.LogRecord]
+) -> None:
+    (path / ".new-images.json").write_bytes(b"[")
+    async with ImageStore(path):
+        pass
+    (record,) = logged
+    assert record.levelno == logging.INFO
+    assert record.getMessage().startswith("removed what a writer left that died: ")
+
+
+async def test_a_directory_that_was_cleared(
+    store: ImageStore, path: Path, logged: list[logging.LogRecord]
+) -> None:
+    await store.create("one")
+    (path / "two").mkdir()
+    (path / "two" / "manifest").write_bytes(b"of nobody")
+    await store.create("two")
+    (record,) = logged
+    assert record.levelno == logging.INFO
+    assert record.getMessage() == f"cleared {path / 'two'}, which no image had"
+
+
+async def test_names_that_two_images_had(path: Path, logged: list[logging.LogRecord]) -> None:
+    path.mkdir()
+    one, two = (f'{{"id":"{i}","names":["n"],"created":"2020-01-01T00:00:00Z"}}' for i in "ab")
+    (path / "images.json").write_text(f"[{one},{two}]")
+    async with ImageStore(path):
+        pass
+    (record,) = logged
+    assert record.levelno == logging.INFO
+    assert record.getMessage() == f"{path} had two images of one name: the later kept it"
+
+
+async def test_what_was_repaired(path: Path, logged: list[logging.LogRecord]) -> None:
+    shutil.copytree(FIXTURE, path)
+    (path / "images.json").unlink()
+    await repair(path, await check(path))
+    rebuilt, adopted = logged
+    assert rebuilt.levelno == logging.WARNING
+    assert "rebuilt with 0 records" in rebuilt.getMessage()
+    assert adopted.levelno == logging.INFO
+    assert f"directory-orphaned, {path / FIXTURE_ID}: its record was" in adopted.getMessage()

@@ -1,0 +1,343 @@
+"""What watching tells: each change once, in order, whoever makes it and whoever is slow."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import given, strategies as st
+
+from aimagestore import Change, Changes, Image, ImageStore, StoreClosedError, StoreCorruptError
+from aimagestore._core import index, snapshot as snapshots
+from aimagestore._core.snapshot import Snapshot
+from aimagestore._core.watching import changes_between
+from aimagestore._directory import watch as directory_watch
+from aimagestore._directory.engine import DirectoryEngine
+
+from .conftest import open_files
+from .strategies import edits, indexes
+
+T = TypeVar("T")
+
+
+def told(changes: Iterable[Change]) -> list[tuple[str, str]]:
+    return [(change.kind, change.id) for change in changes]
+
+
+async def take(changes: Changes, number: int) -> list[Change]:
+    """The next so many changes."""
+    with anyio.fail_after(20):
+        return [await anext(changes) for _ in range(number)]
+
+
+async def until_idle(changes: Changes) -> None:
+    """Return when a task waits for the next change."""
+    with anyio.fail_after(20):
+        while changes._waiting is None:
+            await anyio.lowlevel.checkpoint()
+
+
+async def meanwhile(changes: Changes, call: Awaitable[T]) -> tuple[T, Change]:
+    """What a call returns, and the change that comes to a task that was waiting for one before."""
+    seen: list[Change] = []
+
+    async def take_one() -> None:
+        seen.extend(await take(changes, 1))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(take_one)
+        await until_idle(changes)
+        result = await call
+    return result, seen[0]
+
+
+def replay(images: dict[str, Image], changes: Iterable[Change]) -> None:
+    """Do to the images what the changes say, which has to be possible."""
+    for change in changes:
+        if change.kind == "deleted":
+            assert change.image is None
+            del images[change.id]
+        else:
+            assert (change.id in images) == (change.kind == "changed")
+            assert change.image is not None
+            images[change.id] = change.image
+
+
+@pytest.fixture(params=["inotify", "looking"])
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether the kernel tells of changes."""
+    if request.param == "looking":
+        monkeypatch.setattr(directory_watch, "open_inotify", lambda _: None)
+        monkeypatch.setattr("aimagestore._directory.engine.open_inotify", lambda _: None)
+        monkeypatch.setattr(directory_watch, "_INTERVAL", 0.01)
+    return str(request.param)
+
+
+async def change_everything(store: ImageStore) -> list[tuple[str, str]]:
+    """Change the store in every way, and say what is to be told of it."""
+    await store.create("one", names=["a"])
+    await store.create("two")
+    await store.set_big_data("one", "manifest", b"content")
+    await store.add_names("two", ["a", "b"])
+    await store.set_metadata("one", "text")
+    await store.set_metadata("one", "text")  # which changes nothing
+    await store.set_flag("two", "flag", 1)
+    async with store.transaction() as tx:
+        tx.create("three")
+        tx.set_metadata("three", "text")
+        tx.delete("two")
+        tx.create("four")
+        tx.delete("four")
+    await store.wipe()
+    return [
+        ("created", "one"),
+        ("created", "two"),
+        ("changed", "one"),
+        ("changed", "one"),
+        ("changed", "two"),
+        ("changed", "one"),
+        ("changed", "two"),
+        ("deleted", "two"),
+        ("created", "three"),
+        ("deleted", "one"),
+        ("deleted", "three"),
+    ]
+
+
+@pytest.mark.usefixtures("how")
+async def test_each_of_this_stores_changes_comes_once_and_in_order(store: ImageStore) -> None:
+    await store.create("zero")
+    await store.delete("zero")
+    async with store.watch() as changes:
+        expected = await change_everything(store)
+        assert told(await take(changes, len(expected))) == expected
+        with anyio.move_on_after(0.05) as scope:
+            await anext(changes)
+        assert scope.cancelled_caught
+
+
+@pytest.mark.usefixtures("how")
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_what_another_store_does_is_told_to_who_waits(
+    store: ImageStore, path: Path, read_only: bool
+) -> None:
+    await store.touch()
+    async with ImageStore(path, read_only=read_only) as reader, reader.watch() as changes:
+        made, seen = await meanwhile(changes, store.create("one", names=["a"]))
+        assert seen == Change("created", "one", made)
+        made, seen = await meanwhile(changes, store.set_metadata("one", "text"))
+        assert seen == Change("changed", "one", made)
+        _, seen = await meanwhile(changes, store.delete("one"))
+        assert seen == Change("deleted", "one")
+
+
+async def test_nobody_looks_while_nothing_changes(
+    store: ImageStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.create("one")
+    loads: list[object] = []
+    real_load = DirectoryEngine.load
+
+    def load(engine: DirectoryEngine) -> Snapshot:
+        loads.append(engine)
+        return real_load(engine)
+
+    async with store.watch() as changes, anyio.create_task_group() as tasks:
+        tasks.start_soon(anext, changes)
+        await until_idle(changes)
+        monkeypatch.setattr(DirectoryEngine, "load", load)
+        # Neither waiting nor what writers do besides committing makes it look.
+        (path / "notes.txt").write_bytes(b"")
+        await store.touch()
+        await anyio.sleep(0.05)
+        assert loads == []
+        await store.set_metadata("one", "text")
+
+
+async def test_several_watch_one_store(store: ImageStore) -> None:
+    async with store.watch() as first:
+        await store.create("one")
+        async with store.watch() as second:
+            await store.create("two")
+            assert told(await take(second, 1)) == [("created", "two")]
+        await store.create("three")
+        assert told(await take(first, 3)) == [("created", i) for i in ("one", "two", "three")]
+
+
+async def test_several_tasks_take_the_changes_of_one_watch(store: ImageStore) -> None:
+    seen: list[Change] = []
+
+    async def take_one() -> None:
+        seen.append(await anext(changes))
+
+    async with store.watch() as changes, anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(take_one)
+        await until_idle(changes)
+        for image_id in ("one", "two", "three"):
+            await store.create(image_id)
+    assert told(seen) == [("created", i) for i in ("one", "two", "three")]
+
+
+async def test_who_is_slow_finds_the_last_state(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory_watch, "_PENDING_MAX", 10)
+    await store.create("there")
+    images = {image.id: image for image in await store.images()}
+    async with store.watch() as changes:
+        for number in range(30):
+            await store.create(f"image{number}")
+            await store.set_metadata("there", str(number))
+            if number % 3:
+                await store.delete(f"image{number}")
+        # Ten of image 0, 3, 6…, and one of the one that was there.
+        found = await take(changes, 11)
+        replay(images, found)
+        assert images == {image.id: image for image in await store.images()}
+        await store.delete("there")
+        assert told(await take(changes, 1)) == [("deleted", "there")]
+
+
+async def test_cancelled_the_next_change_is_still_the_next(store: ImageStore) -> None:
+    async with store.watch() as changes:
+        for number in range(20):
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(anext, changes)
+                    await until_idle(changes)
+                    scope.cancel()
+            await store.create(f"image{number}")
+            assert told(await take(changes, 1)) == [("created", f"image{number}")]
+
+
+async def test_closing_ends_who_waits(path: Path) -> None:
+    store = ImageStore(path)
+    errors: list[Exception] = []
+
+    async def watch() -> None:
+        async with store.watch() as changes:
+            try:
+                async for _ in changes:
+                    raise AssertionError("nothing has changed")
+            except StoreClosedError as error:
+                errors.append(error)
+            with pytest.raises(StoreClosedError):
+                await anext(changes)
+
+    async with store, anyio.create_task_group() as tasks, store.watch() as idle:
+        tasks.start_soon(watch)
+        while len(store._watches) < 2:
+            await anyio.lowlevel.checkpoint()
+        await store.aclose()
+        with pytest.raises(StoreClosedError):
+            await anext(idle)
+    assert len(errors) == 1
+    assert open_files("inotify") == set()
+    with pytest.raises(StoreClosedError):
+        async with store.watch():
+            pass
+
+
+async def test_after_the_block_nothing_comes(store: ImageStore) -> None:
+    async with store.watch() as changes:
+        pass
+    await store.create("one")
+    with pytest.raises(StoreClosedError):
+        await anext(changes)
+    assert open_files("inotify") == set()
+
+
+@pytest.mark.damage
+async def test_damage_is_raised_and_outlived(store: ImageStore, path: Path) -> None:
+    await store.create("one")
+    good = (path / "images.json").read_bytes()
+    async with store.watch() as changes:
+        (path / "images.json").write_bytes(b"[{")
+        with pytest.raises(StoreCorruptError):
+            await take(changes, 1)
+        (path / "images.json").write_bytes(good.replace(b'"one"', b'"two"'))
+        assert told(await take(changes, 2)) == [("deleted", "one"), ("created", "two")]
+
+
+@pytest.mark.damage
+async def test_a_directory_that_is_gone_holds_no_images(store: ImageStore, path: Path) -> None:
+    await store.create("one")
+
+    async def remove() -> None:
+        for name in ("images.json", "images.lock"):
+            (path / name).unlink()
+        path.rmdir()
+
+    async with store.watch() as changes:
+        _, seen = await meanwhile(changes, remove())
+    assert seen == Change("deleted", "one")
+
+
+async def test_without_inotify_it_looks(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(directory_watch, "INotify", refuse)
+    monkeypatch.setattr(directory_watch, "_INTERVAL", 0.01)
+    with caplog.at_level("INFO", "aimagestore"):
+        async with store.watch() as changes:
+            await store.create("one")
+            assert told(await take(changes, 1)) == [("created", "one")]
+    assert "Too many open files" in caplog.text
+
+
+async def test_a_network_file_system_is_looked_at_too(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store._engine, "checks_instantly", False)
+    async with store.watch() as changes:
+        assert changes._watch.interval == 1.0
+        assert changes._watch.descriptor is not None
+
+
+def snapshot_of(elements: list[bytes], known: Snapshot) -> Snapshot:
+    content = memoryview(b"[" + b",".join(elements) + b"]")
+
+    def read(buffer: memoryview) -> int:
+        nonlocal content
+        size = min(len(buffer), len(content))
+        buffer[:size] = content[:size]
+        content = content[size:]
+        return size
+
+    parsed = index.parse(index.Text(read, len(content)), known)
+    assert parsed is not None
+    return known.with_blocks(*parsed)
+
+
+@given(st.data())
+def test_changes_make_one_snapshot_of_another(data: st.DataObject) -> None:
+    elements = data.draw(indexes())
+    before = snapshot_of(elements, snapshots.EMPTY)
+    after = snapshot_of(data.draw(edits(elements)), before)
+    images = {image.id: image for image in before}
+    changes = changes_between(before, after)
+    assert len({change.id for change in changes}) == len(changes)
+    replay(images, changes)
+    assert images == {image.id: image for image in after}
+    assert changes_between(after, after) == []
+    assert [c for c in changes if c.image and before.record_of(c.id)] == [
+        c for c in changes if c.kind == "changed"
+    ]
+
+
+def test_another_spelling_is_no_change() -> None:
+    before = snapshot_of(
+        [b'{"id":"a","names":["n"],"created":"2020-01-01T00:00:00Z"}'], snapshots.EMPTY
+    )
+    after = snapshot_of([b'{"names":["n"],"created":"2020-01-01T00:00:00.000Z","id":"a"}'], before)
+    assert changes_between(before, after) == []
