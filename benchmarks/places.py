@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import LiteralString
+
+import psycopg
+from psycopg import sql
 
 from aimagestore._local.cluster import LocalCluster
 from aimagestore.cluster import migrate
 
+from .images import identity, manifest_digest, name, record
 from .place import Place
 
 
@@ -41,4 +49,43 @@ def serving() -> Iterator[Places]:
 
 
 def _load(url: str, size: int) -> None:
-    raise NotImplementedError
+    """Put records straight into the tables; the objects of their items are not there."""
+    with psycopg.connect(url) as connection, connection.cursor() as cursor:
+        for table, rows in _TABLES.items():
+            with cursor.copy(sql.SQL("COPY {} FROM STDIN").format(sql.SQL(table))) as copy:
+                for number in range(size):
+                    for row in rows(number):
+                        copy.write_row(row)
+        cursor.execute("UPDATE image_store SET images = %s, last_place = %s", [size, size])
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("VACUUM ANALYZE")
+        connection.execute("CHECKPOINT")
+
+
+Rows = Iterator[tuple[object, ...]]
+
+
+def _images(number: int) -> Rows:
+    text = json.dumps(record(number), separators=(",", ":"))
+    yield identity(number), number + 1, text
+
+
+def _names(number: int) -> Rows:
+    yield hashlib.sha256(name(number).encode()).digest(), identity(number)
+
+
+def _digests(number: int) -> Rows:
+    yield manifest_digest(number), identity(number)
+
+
+def _items(number: int) -> Rows:
+    for key in record(number)["big-data-names"]:
+        yield uuid.uuid4(), identity(number), key.encode()
+
+
+_TABLES: dict[LiteralString, Callable[[int], Rows]] = {
+    "images (id, place, record)": _images,
+    "image_names (name, image_id)": _names,
+    "image_digests (digest, image_id)": _digests,
+    "image_items (blob, image_id, key)": _items,
+}

@@ -104,7 +104,7 @@ def _keep(local: LocalCluster, records_url: str, blobs_url: str) -> None:
     script.write_text("\n".join(lines) + "\n")
     print(f"\nIn another terminal:\n\n    . {script}\n    python\n")
     print(f"    ClusterEngine({records_url!r}, {blobs_url!r})\n\nCtrl-C ends it.", flush=True)
-    try:
-        signal.pause()
-    except KeyboardInterrupt:
-        print()
+    ends = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    signal.sigwait(ends)
+    print()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
-import psycopg
 import pytest
 
 from aimagestore import ImageStore, StoreUnavailableError
@@ -175,9 +172,7 @@ async def test_a_call_while_postgres_is_gone(servers: Servers, place: Place) -> 
         assert (await store.create("two")).id == "two"
 
 
-async def test_a_client_that_is_cut_off(
-    servers: Servers, place: Place, to_postgres: Proxy
-) -> None:
+async def test_a_client_that_is_cut_off(servers: Servers, place: Place, to_postgres: Proxy) -> None:
     """For longer than its timeouts; while the others go on."""
     there = servers.by_way_of(place, to_postgres.port)
     async with ImageStore(there.engine()) as cut_off, ImageStore(place.engine()) as other:

@@ -50,6 +50,7 @@ async def test_nothing_is_lost(
         to_postgres = stack.enter_context(Proxy(servers.postgres.port, net.host))
         to_objects = stack.enter_context(Proxy(servers.objects.port, net.host))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{net.host}:{to_objects.port}")
+        monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
         there = servers.by_way_of(place, to_postgres.port, net.host)
         workers = _start(stack, net, there)
         for worker in workers:
