@@ -53,7 +53,8 @@ async def tour(local: LocalCluster, records_url: str, blobs_url: str) -> None:
                 for _ in range(200):
                     tasks.start_soon(here.create)
         with _timed("moved a name to another image, which no reader sees half-done"):
-            moved = await there.create(names=[_NAME])
+            moved = await there.create()
+            await there.add_names(moved.id, [_NAME])
             assert (await here.get(_NAME)).id == moved.id
         with _timed("killed PostgreSQL and started it again"):
             await anyio.to_thread.run_sync(_crash, local)
