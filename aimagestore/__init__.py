@@ -11,6 +11,24 @@ in, beside these programs, at the same time::
 
 Every change is durable when its call returns, and any call may be cancelled. What it leaves
 behind then, and what it raises, its documentation says.
+
+=========================== =====================================================================
+:class:`ImageStore`         the store: reads, changes, big data, ``stage``, ``transaction``,
+                            ``snapshot``, ``watch``, ``collect_garbage``
+:class:`Image`              one image's record
+:class:`Snapshot`           all records at one moment, to look at without ``await``
+:class:`Transaction`        several changes that happen together
+:class:`BigDataReader`      an open item, to read in pieces
+:class:`Staged`             data on disk that belongs to no image yet
+:class:`Changes`            what changes in a watched store, one :class:`Change` after the other
+:func:`check`               what is damaged or left over in a directory: a :class:`Report`
+:func:`repair`              undoes what a check has found
+:mod:`aimagestore.oci`      OCI image layouts in and out
+:exc:`ImageStoreError`      the base of all errors, which say what they are about as attributes
+=========================== =====================================================================
+
+The command line ``aimagestore`` comes with the extra ``cli``. What was recovered or repaired is
+logged under ``aimagestore``; nothing else is.
 """
 
 from ._async.inspection import check, repair
@@ -41,6 +59,8 @@ from .errors import (
     StoreClosedError,
     StoreCorruptError,
     StoreReadOnlyError,
+    StoreSchemaError,
+    StoreUnavailableError,
 )
 
 __all__ = [
@@ -72,6 +92,8 @@ __all__ = [
     "StoreClosedError",
     "StoreCorruptError",
     "StoreReadOnlyError",
+    "StoreSchemaError",
+    "StoreUnavailableError",
     "Transaction",
     "check",
     "repair",

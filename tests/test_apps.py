@@ -1,19 +1,39 @@
-"""What the README tells people to run."""
+"""What the README tells people to run, and the two applications."""
 
 from __future__ import annotations
 
+import hashlib
+import http.client
+import json
+import os
+import random
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import anyio
 import pytest
 
-APPS = Path(__file__).parent / "apps"
+from aimagestore import ImageStore
+
+from .apps.registry import span
+
+ROOT = Path(__file__).parent.parent
+NAME = "localhost/big:1"
+LAYER = random.Random(1).randbytes(5_000_000)
+CONFIG = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers"}}).encode()
+OCI = "application/vnd.oci.image"
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_first_look(tmp_path: Path, backend: str) -> None:
-    command = [sys.executable, str(APPS / "first_look.py"), "--backend", backend]
+    app = ROOT / "tests" / "apps" / "first_look.py"
+    command = [sys.executable, str(app), "--backend", backend]
     output = subprocess.run(
         command, cwd=tmp_path, check=True, capture_output=True, text=True
     ).stdout.splitlines()
@@ -21,3 +41,199 @@ def test_the_first_look(tmp_path: Path, backend: str) -> None:
     assert output[-2].endswith("1409 bytes of big data  localhost/hello:1, localhost/hello:latest")
     assert output[-1].endswith("914 bytes of big data  localhost/copy:1")
     assert len(list(tmp_path.glob("demo-*/vfs-images/images.json"))) == 1
+
+
+def digest_of(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+MANIFEST = json.dumps(
+    {
+        "schemaVersion": 2,
+        "config": {
+            "mediaType": f"{OCI}.config.v1+json",
+            "digest": digest_of(CONFIG),
+            "size": len(CONFIG),
+        },
+        "layers": [
+            {
+                "mediaType": f"{OCI}.layer.v1.tar",
+                "digest": digest_of(LAYER),
+                "size": len(LAYER),
+            }
+        ],
+    }
+).encode()
+
+
+class Server(NamedTuple):
+    """One of the applications, serving one image."""
+
+    process: subprocess.Popen[str]
+    address: str
+    store: Path
+
+    def ask(
+        self, path: str, method: str = "GET", **headers: str
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        """What it answers."""
+        connection = http.client.HTTPConnection(self.address, timeout=20)
+        try:
+            connection.request(method, f"/v2/{path}", headers=headers)
+            response = connection.getresponse()
+            return response, response.read()
+        finally:
+            connection.close()
+
+    def open_items(self) -> list[str]:
+        """The items that it has open."""
+        found = []
+        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            try:
+                target = os.readlink(entry)
+            except FileNotFoundError:
+                continue
+            if f"{self.store}/" in target and "images." not in target:
+                found.append(target)
+        return found
+
+
+@contextmanager
+def serving(kind: str, store: Path) -> Iterator[Server]:
+    """One of the applications, ended as people end it."""
+    command = [sys.executable, "-m", f"tests.apps.serve_{kind}", str(store), "--port", "0"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().removeprefix("http://").removesuffix("/v2/\n")
+        assert address, "it ended early"
+        server = Server(process, address, store)
+        until(lambda: answers(server))
+        yield server
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) in {0, -signal.SIGINT}
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+def answers(server: Server) -> bool:
+    try:
+        return server.ask("")[0].status == 200
+    except ConnectionError:
+        return False
+
+
+def until(condition: Any) -> None:
+    """Return when another process is so far; fail if it never is."""
+    for _ in range(2000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it took too long")
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """Each of the applications."""
+    anyio.run(fill, tmp_path / "images")
+    with serving(request.param, tmp_path / "images") as server:
+        yield server
+
+
+async def fill(path: Path) -> None:
+    async with ImageStore(path) as store:
+        items = {"manifest": MANIFEST, digest_of(CONFIG): CONFIG, digest_of(LAYER): LAYER}
+        await store.create(names=[NAME], big_data=items)
+
+
+def test_a_manifest_is_served_by_tag_and_by_digest(server: Server) -> None:
+    for reference in ("1", digest_of(MANIFEST)):
+        response, body = server.ask(f"localhost/big/manifests/{reference}")
+        assert (response.status, body) == (200, MANIFEST)
+        assert response.headers["Content-Type"] == f"{OCI}.manifest.v1+json"
+        assert response.headers["Docker-Content-Digest"] == digest_of(MANIFEST)
+    response, body = server.ask("localhost/big/manifests/1", "HEAD")
+    assert (response.status, body) == (200, b"")
+    assert response.headers["Content-Length"] == str(len(MANIFEST))
+
+
+def test_a_blob_is_served_whole_and_in_ranges(server: Server) -> None:
+    path = f"localhost/big/blobs/{digest_of(LAYER)}"
+    response, body = server.ask(path)
+    assert response.status == 200
+    assert body == LAYER
+    assert response.headers["Accept-Ranges"] == "bytes"
+    for asked, part in {
+        "bytes=0-9": LAYER[:10],
+        "bytes=4999990-": LAYER[-10:],
+        "bytes=-10": LAYER[-10:],
+        "bytes=1000000-3999999": LAYER[1_000_000:4_000_000],
+        "bytes=0-": LAYER,
+    }.items():
+        response, body = server.ask(path, Range=asked)
+        assert response.status == 206
+        assert body == part
+        assert response.headers["Content-Length"] == str(len(part))
+    response, _ = server.ask(path, Range="bytes=5000000-")
+    assert response.status == 416
+    assert response.headers["Content-Range"] == "bytes */5000000"
+    response, body = server.ask(path, "HEAD", Range="bytes=0-9")
+    assert (response.status, body) == (206, b"")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (None, None),
+        ("bytes=-", None),
+        ("bytes=0-1,3-4", None),
+        ("items=0-1", None),
+        ("bytes=0-0", range(1)),
+        ("bytes=2-100", range(2, 10)),
+        ("bytes=-100", range(10)),
+        ("bytes=" + "9" * 5000 + "-", None),
+    ],
+)
+def test_a_range(asked: str | None, expected: range | None) -> None:
+    assert span(asked, 10) == expected
+
+
+def test_what_is_not_there_is_said_in_the_protocols_form(server: Server) -> None:
+    for path, code in {
+        "localhost/other/manifests/1": "NAME_UNKNOWN",
+        "localhost/big/manifests/2": "MANIFEST_UNKNOWN",
+        f"localhost/big/manifests/{digest_of(b'')}": "MANIFEST_UNKNOWN",
+        f"localhost/big/manifests/{digest_of(LAYER)}": "MANIFEST_UNKNOWN",
+        f"localhost/big/blobs/{digest_of(b'')}": "BLOB_UNKNOWN",
+    }.items():
+        response, body = server.ask(path)
+        assert response.status == 404
+        assert json.loads(body)["errors"][0]["code"] == code
+    assert server.ask("localhost/big/blobs/..%2F..%2Fimages.json")[0].status == 404
+
+
+def test_what_changes_is_served_at_once(server: Server) -> None:
+    assert json.loads(server.ask("localhost/big/tags/list")[1])["tags"] == ["1"]
+
+    async def tag() -> None:
+        async with ImageStore(server.store) as store:
+            await store.add_names(NAME, ["localhost/big:2", "localhost/other:1"])
+
+    anyio.run(tag)
+    assert json.loads(server.ask("localhost/big/tags/list")[1])["tags"] == ["1", "2"]
+    assert server.ask("localhost/other/manifests/1")[1] == MANIFEST
+
+
+def test_a_client_that_goes_leaves_nothing_open(server: Server) -> None:
+    connection = http.client.HTTPConnection(server.address, timeout=20)
+    connection.request("GET", f"/v2/localhost/big/blobs/{digest_of(LAYER)}")
+    response = connection.getresponse()
+    assert response.read(1000) == LAYER[:1000]
+    assert len(server.open_items()) == 1
+    response.close()
+    connection.close()
+    until(lambda: not server.open_items())
+    assert server.ask(f"localhost/big/blobs/{digest_of(LAYER)}")[1] == LAYER

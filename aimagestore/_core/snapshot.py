@@ -167,6 +167,10 @@ class View:
         """The IDs of the images that have this digest."""
         raise NotImplementedError
 
+    def with_digest(self, digest: str) -> Sequence[Record]:
+        """The records of the images that have this digest."""
+        return [self.find(image_id) for image_id in self.ids_with_digest(digest)]
+
     def records(self) -> Iterator[Record]:
         """All records, in the order of images.json."""
         raise NotImplementedError
@@ -181,26 +185,9 @@ class View:
         if record is not None:
             return record
         owner = self.owner_of(ref) if ref else None
-        record = self.record_of(owner or self.id_with_prefix(ref))
+        record = self.record_of(owner or the_only(ref, self.ids_with_prefix(ref)))
         assert record is not None, "what is indexed is there"
         return record
-
-    def id_with_prefix(self, ref: str) -> str:
-        """The one ID that begins so.
-
-        :raises ImageUnknownError: when there is none
-        :raises AmbiguousImageError: when there are several
-        """
-        candidates = self.ids_with_prefix(ref)
-        if len(candidates) > 1:
-            raise AmbiguousImageError(
-                f"{ref!r} is a prefix of {len(candidates)} image IDs: give more of it",
-                ref=ref,
-                candidates=tuple(candidates),
-            )
-        if not candidates:
-            raise ImageUnknownError(f"no image is known by {ref!r}", ref=ref)
-        return candidates[0]
 
     def get(self, ref: str) -> Image:
         """The image that the ref stands for (upstream: ``Get``).
@@ -224,10 +211,10 @@ class View:
         :raises ImageUnknownError: when there is none
         :raises InvalidDigestError: when the digest is malformed
         """
-        ids = self.ids_with_digest(check_digest(digest))
-        if not ids:
+        records = self.with_digest(check_digest(digest))
+        if not records:
             raise ImageUnknownError(f"no image has the digest {digest}", ref=digest)
-        return [self.get(image_id) for image_id in ids]
+        return [record.image for record in records]
 
     def __contains__(self, ref: object) -> bool:
         try:
@@ -247,6 +234,23 @@ class View:
     def freeze(self) -> Snapshot:
         """All that can be looked up here, as it is now."""
         raise NotImplementedError
+
+
+def the_only(ref: str, candidates: Sequence[str]) -> str:
+    """The one ID that begins with a ref.
+
+    :raises ImageUnknownError: when there is none
+    :raises AmbiguousImageError: when there are several
+    """
+    if len(candidates) > 1:
+        raise AmbiguousImageError(
+            f"{ref!r} is a prefix of {len(candidates)} image IDs: give more of it",
+            ref=ref,
+            candidates=tuple(candidates),
+        )
+    if not candidates:
+        raise ImageUnknownError(f"no image is known by {ref!r}", ref=ref)
+    return candidates[0]
 
 
 class Snapshot(View):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     """PostgreSQL and SeaweedFS, their credentials in the environment."""
-    for package in ("psycopg", "psycopg_pool", "obstore"):
+    for package in ("psycopg", "obstore"):
         pytest.importorskip(package, reason="needs the clients: pip install 'aimagestore[cluster]'")
     from aimagestore._local.cluster import LocalCluster
     from aimagestore._local.server import ServersMissingError
