@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+# It is for testing networks, so that no real one is hidden.
+_RANGE = "198.18"
+ALL = f"{_RANGE}.0.0/16"
+
 
 @dataclass(frozen=True)
 class Network:
@@ -20,6 +24,14 @@ class Network:
 
     machines: list[list[str]]
     host: str
+
+    @contextmanager
+    def unplugged(self, machine: int) -> Iterator[None]:
+        """Meanwhile all that is sent to it or by it is lost, and nobody is told."""
+        *_, name = self.machines[machine]
+        _ip("link", "set", name, "down")
+        yield
+        _ip("link", "set", name, "up")
 
 
 def can_make_networks() -> bool:
@@ -40,8 +52,7 @@ def network(count: int) -> Iterator[Network]:
     if not can_make_networks():
         yield Network([[]] * count, "127.0.0.1")
         return
-    # Of a range that is for testing networks, so that no real one is hidden.
-    subnet = f"198.18.{os.getpid() % 256}"
+    subnet = f"{_RANGE}.{os.getpid() % 256}"
     bridge = f"aimg{os.getpid()}"
     with ExitStack() as stack:
         _ip("link", "add", bridge, "type", "bridge")

@@ -22,9 +22,9 @@ class Proxy:
     :ivar delay: seconds that each piece takes to get through, either way
     """
 
-    def __init__(self, target: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, target: int, listener: socket.socket | None = None) -> None:
         self._target = target
-        self._listener = socket.create_server((host, 0), backlog=64)
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.delay = 0.0
         self._mutex = threading.Lock()
@@ -68,8 +68,8 @@ class Proxy:
         return bool(self._silenced)
 
     @contextmanager
-    def black_hole(self) -> Iterator[None]:
-        """Meanwhile nothing gets through, and nobody is told; afterwards it goes on."""
+    def silent(self) -> Iterator[None]:
+        """Meanwhile all is taken, and nothing answered; afterwards it goes on."""
         self._is_open.clear()
         yield
         self._is_open.set()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
+import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
 import pytest
 
 from aimagestore import ImageStore, StoreUnavailableError
+
+from ..peers.peer import Running, running
+from .machines import ALL, Network, can_make_networks, network
 
 if TYPE_CHECKING:
     from aimagestore._local.postgres import Postgres
@@ -197,36 +202,71 @@ async def test_a_call_while_postgres_is_gone(servers: Servers, place: Place) -> 
         assert (await store.create("two")).id == "two"
 
 
-async def test_a_client_that_is_cut_off(servers: Servers, place: Place, to_postgres: Proxy) -> None:
+@pytest.fixture
+def net(servers: Servers) -> Iterator[Network]:
+    """Another machine, which comes to PostgreSQL by a network that can be unplugged."""
+    if not can_make_networks():
+        pytest.skip("needs network namespaces: root, and apt-get install iproute2")
+    postgres = servers.postgres
+    with network(1) as net, (postgres.data / "pg_hba.conf").open("a") as access:
+        before = postgres.options["listen_addresses"]
+        postgres.options["listen_addresses"] += f",{net.host}"
+        access.write(f"host all all {ALL} scram-sha-256\n")
+        access.flush()
+        postgres.stop()
+        postgres.start()
+        yield net
+        postgres.options["listen_addresses"] = before
+        postgres.stop()
+        postgres.start()
+
+
+@contextmanager
+def on_another_machine(
+    servers: Servers, place: Place, net: Network, backend: str, way: str
+) -> Iterator[Running]:
+    """A process there, which uses the store while the network is unplugged; see ``remote.py``."""
+    there = servers.by_way_of(place, servers.postgres.port, net.host)
+    urls = (there.records_url, there.blobs_url)
+    command = (*net.machines[0], sys.executable, "-m", "tests.cluster.remote")
+    with running(*command, backend, *urls, way) as process:
+        yield process
+
+
+async def test_a_client_that_is_cut_off(
+    servers: Servers, place: Place, net: Network, anyio_backend: Any
+) -> None:
     """For longer than its timeouts; while the others go on."""
-    there = servers.by_way_of(place, to_postgres.port)
-    async with ImageStore(there.engine()) as cut_off, ImageStore(place.engine()) as other:
-        await cut_off.create("before")
-        with to_postgres.black_hole():
-            with anyio.fail_after(60), pytest.raises(StoreUnavailableError):
-                await cut_off.create("lost")
-            with anyio.fail_after(60):
-                await other.create("other")
-        seen = {image.id for image in await cut_off.images()}
-        assert seen >= {"before", "other"}
-        await cut_off.create("after")
-        assert {image.id for image in await other.images()} >= seen | {"after"}
+    async with ImageStore(place.engine()) as other:
+        with on_another_machine(servers, place, net, anyio_backend[0], "calls") as remote:
+            assert await answer(remote) == "open"
+            with net.unplugged(0):
+                remote.go_on()
+                with anyio.fail_after(40):
+                    await other.create("other")
+                    assert await answer(remote) == {"get": True, "create": True}
+            remote.go_on()
+            assert await answer(remote) == ["before", "other", "after"]
 
 
 async def test_a_transaction_that_is_cut_off(
-    servers: Servers, place: Place, to_postgres: Proxy
+    servers: Servers, place: Place, net: Network, anyio_backend: Any
 ) -> None:
     """It holds the lock when it loses the network: the others get it all the same."""
-    there = servers.by_way_of(place, to_postgres.port)
-    async with ImageStore(there.engine()) as cut_off, ImageStore(place.engine()) as other:
-        with anyio.fail_after(120), pytest.raises(StoreUnavailableError):
-            async with cut_off.transaction() as transaction:
-                transaction.create("lost")
-                with to_postgres.black_hole():
-                    await other.create("other")
-        assert [image.id for image in await other.images()] == ["other"]
-        await cut_off.create("after")
-        assert {image.id for image in await other.images()} == {"other", "after"}
+    async with ImageStore(place.engine()) as other:
+        with on_another_machine(servers, place, net, anyio_backend[0], "transaction") as remote:
+            assert await answer(remote) == "in a transaction"
+            with net.unplugged(0), anyio.fail_after(40):
+                await other.create("other")
+            remote.go_on()
+            assert await answer(remote) == {"transaction": True}
+            assert [image.id for image in await other.images()] == ["other"]
+            remote.go_on()
+            assert await answer(remote) == ["other", "after"]
+
+
+async def answer(remote: Running) -> Any:
+    return json.loads(await anyio.to_thread.run_sync(remote.read_line))
 
 
 # The object store

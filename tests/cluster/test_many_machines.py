@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from contextlib import ExitStack
 from itertools import chain, cycle
@@ -47,8 +48,11 @@ async def test_nothing_is_lost(
     with ExitStack() as stack:
         net = stack.enter_context(network(MACHINES))
         # The servers serve this machine only: the others come to them by way of its bridge.
-        to_postgres = stack.enter_context(Proxy(servers.postgres.port, net.host))
-        to_objects = stack.enter_context(Proxy(servers.objects.port, net.host))
+        bridge = (net.host, 0)
+        to_postgres, to_objects = (
+            stack.enter_context(Proxy(port, socket.create_server(bridge)))
+            for port in (servers.postgres.port, servers.objects.port)
+        )
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{net.host}:{to_objects.port}")
         monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
         there = servers.by_way_of(place, to_postgres.port, net.host)

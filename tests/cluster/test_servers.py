@@ -77,7 +77,7 @@ def test_a_way_can_be_cut(servers: Servers, to_postgres: Proxy) -> None:
         connection.execute("SELECT 1")
     with to_postgres.refusing(), pytest.raises(psycopg.OperationalError):
         psycopg.connect(url)
-    with to_postgres.black_hole(), pytest.raises(psycopg.errors.ConnectionTimeout):
+    with to_postgres.silent(), pytest.raises(psycopg.errors.ConnectionTimeout):
         psycopg.connect(url, connect_timeout=2)
     to_postgres.cut_after(500)
     with psycopg.connect(url) as connection, pytest.raises(psycopg.OperationalError):
