@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from aimagestore._directory.check import Check
+from aimagestore import Finding
+from aimagestore._async.engines import engine_of
 
 if TYPE_CHECKING:
     from aimagestore.cluster import ClusterEngine
@@ -65,6 +66,13 @@ class Home(ABC):
     @abstractmethod
     def check(self) -> None:
         """Check that records and big data are whole, and agree."""
+
+    def examine(self) -> tuple[Finding, ...]:
+        """What the library's own check finds there."""
+        examination = engine_of(self()).check(verify=True)
+        for _ in examination.steps():
+            pass
+        return examination.report.findings
 
     @abstractmethod
     def in_use(self) -> int:
@@ -145,10 +153,7 @@ class DirectoryHome(Home):
 
     def check(self) -> None:
         if self.path.exists():
-            check = Check(str(self.path), verify=True)
-            for _ in check.steps():
-                pass
-            assert check.report.findings == ()
+            assert self.examine() == ()
 
     def in_use(self) -> int:
         return len(open_files(f"{self.path}"))
@@ -257,6 +262,7 @@ class ClusterHome(Home):
         blobs = {row[0] for row in self._rows("SELECT blob FROM image_items")}
         assert self._written() == blobs
         assert self._rows("SELECT images FROM image_store") == [(len(known),)]
+        assert self.examine() == ()
 
     def in_use(self) -> int:
         question = """
