@@ -87,6 +87,10 @@ class Home(ABC):
         """Have those who watch look for themselves."""
 
     @abstractmethod
+    def keep_few_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Have no more than ten changes kept for who is slow."""
+
+    @abstractmethod
     def locked(self) -> Any:
         """Hold the store's lock for as long as a block takes, as another store would."""
 
@@ -164,6 +168,9 @@ class DirectoryHome(Home):
     def stop_telling(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("aimagestore._directory.engine.open_inotify", lambda _: None)
         monkeypatch.setattr("aimagestore._directory.watch._INTERVAL", 0.01)
+
+    def keep_few_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("aimagestore._directory.watch._PENDING_MAX", 10)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -278,6 +285,9 @@ class ClusterHome(Home):
     def stop_telling(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("aimagestore._cluster.watch.ClusterWatch._listen", lambda _: None)
         monkeypatch.setattr("aimagestore._cluster.watch.ClusterWatch.interval", 0.01)
+
+    def keep_few_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("aimagestore._cluster.watch._PENDING_MAX", 10)
 
     _KEY = "(x'61696d67'::bigint << 32) + 'image_store'::regclass::oid::bigint"
 
