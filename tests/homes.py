@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from aimagestore._directory.check import Check
+from aimagestore import Finding
+from aimagestore._async.engines import engine_of
 
 if TYPE_CHECKING:
     from aimagestore.cluster import ClusterEngine
@@ -66,6 +67,13 @@ class Home(ABC):
     def check(self) -> None:
         """Check that records and big data are whole, and agree."""
 
+    def examine(self) -> tuple[Finding, ...]:
+        """What the library's own check finds there."""
+        examination = engine_of(self()).check(verify=True)
+        for _ in examination.steps():
+            pass
+        return examination.report.findings
+
     @abstractmethod
     def in_use(self) -> int:
         """How many files or sessions are open there."""
@@ -77,6 +85,10 @@ class Home(ABC):
     @abstractmethod
     def stop_telling(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Have those who watch look for themselves."""
+
+    @abstractmethod
+    def keep_few_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Have no more than ten changes kept for who is slow."""
 
     @abstractmethod
     def locked(self) -> Any:
@@ -145,10 +157,7 @@ class DirectoryHome(Home):
 
     def check(self) -> None:
         if self.path.exists():
-            check = Check(str(self.path), verify=True)
-            for _ in check.steps():
-                pass
-            assert check.report.findings == ()
+            assert self.examine() == ()
 
     def in_use(self) -> int:
         return len(open_files(f"{self.path}"))
@@ -159,6 +168,9 @@ class DirectoryHome(Home):
     def stop_telling(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("aimagestore._directory.engine.open_inotify", lambda _: None)
         monkeypatch.setattr("aimagestore._directory.watch._INTERVAL", 0.01)
+
+    def keep_few_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("aimagestore._directory.watch._PENDING_MAX", 10)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -257,6 +269,7 @@ class ClusterHome(Home):
         blobs = {row[0] for row in self._rows("SELECT blob FROM image_items")}
         assert self._written() == blobs
         assert self._rows("SELECT images FROM image_store") == [(len(known),)]
+        assert self.examine() == ()
 
     def in_use(self) -> int:
         question = """
@@ -272,6 +285,9 @@ class ClusterHome(Home):
     def stop_telling(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("aimagestore._cluster.watch.ClusterWatch._listen", lambda _: None)
         monkeypatch.setattr("aimagestore._cluster.watch.ClusterWatch.interval", 0.01)
+
+    def keep_few_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("aimagestore._cluster.watch._PENDING_MAX", 10)
 
     _KEY = "(x'61696d67'::bigint << 32) + 'image_store'::regclass::oid::bigint"
 

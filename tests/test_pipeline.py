@@ -168,20 +168,6 @@ async def test_a_transaction_clears_what_a_new_images_directory_holds(
 # The lock
 
 
-async def test_two_stores_of_one_process_exclude_each_other(store: ImageStore, path: Path) -> None:
-    async with ImageStore(path, lock_timeout=0.05) as other:
-        async with store.transaction():
-            with pytest.raises(LockTimeoutError) as info:
-                await other.create()
-            assert is_locked(path)
-        assert info.value.path is not None
-        assert info.value.path.endswith("images.lock")
-        assert isinstance(info.value, TimeoutError)
-        assert str(os.getpid()) not in str(info.value) or info.value.last_writer_pid == os.getpid()
-        await other.create()
-    assert not is_locked(path)
-
-
 async def test_other_codes_descriptors_do_not_release_the_lock(
     store: ImageStore, path: Path
 ) -> None:

@@ -102,26 +102,6 @@ async def test_nobody_looks_while_nothing_changes(
         await store.set_metadata("one", "text")
 
 
-async def test_who_is_slow_finds_the_last_state(
-    store: ImageStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(directory_watch, "_PENDING_MAX", 10)
-    await store.create("there")
-    images = {image.id: image for image in await store.images()}
-    async with store.watch() as changes:
-        for number in range(30):
-            await store.create(f"image{number}")
-            await store.set_metadata("there", str(number))
-            if number % 3:
-                await store.delete(f"image{number}")
-        # Ten of image 0, 3, 6…, and one of the one that was there.
-        found = await take(changes, 11)
-        replay(images, found)
-        assert images == {image.id: image for image in await store.images()}
-        await store.delete("there")
-        assert told(await take(changes, 1)) == [("deleted", "there")]
-
-
 async def test_closing_ends_who_waits(path: Path) -> None:
     store = ImageStore(path)
     errors: list[Exception] = []

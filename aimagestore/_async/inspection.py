@@ -6,15 +6,16 @@ import os
 from collections.abc import Callable
 
 from .._core.report import Report
-from .._directory.check import Check
 from .._directory.engine import DirectoryEngine
+from .._engine.protocol import Engine
+from .engines import engine_of
 from .pipeline import Pipeline
 from .threads import Threads
 from .walking import Walk
 
 
 async def check(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Engine,
     *,
     verify: bool = True,
     progress: Callable[[int, int], object] | None = None,
@@ -24,12 +25,12 @@ async def check(
     Works on stores that cannot be entered, on read-only ones, and beside writers: what looks
     damaged is looked at again while no writer can be at it. Cancelled, it stops at once.
 
-    :param path: the directory that holds images.json
+    :param path: the directory that holds images.json; or an engine, as for :class:`ImageStore`
     :param verify: read every item, and compare it with its recorded digest
     :param progress: called with the bytes done and the bytes in all
     :raises FileNotFoundError: when there is no such directory
     """
-    examination = Check(os.fspath(path), verify=verify)
+    examination = engine_of(path).check(verify=verify)
     async for done, total in Walk(examination.steps(), Threads()):
         if progress is not None:
             progress(done, total)

@@ -22,7 +22,6 @@ from .._core.names import check_key
 from .._core.report import Report
 from .._core.snapshot import Snapshot, View
 from .._core.transaction import Buffer, InlineContent, Transaction
-from .._directory.engine import DirectoryEngine
 from .._engine import items
 from .._engine.protocol import Engine, StagedContent
 from ..errors import (
@@ -33,6 +32,7 @@ from ..errors import (
     StoreClosedError,
     StoreReadOnlyError,
 )
+from .engines import engine_of
 from .pipeline import Pipeline
 from .streams import (
     BigDataReader,
@@ -122,9 +122,7 @@ class ImageStore:
     ) -> None:
         if lock_timeout is not None and not lock_timeout >= 0:
             raise ValueError(f"lock_timeout must be None or at least 0 seconds: {lock_timeout}")
-        self._engine: Engine = (
-            DirectoryEngine(path) if isinstance(path, str | os.PathLike) else path
-        )
+        self._engine = engine_of(path)
         self._engine.read_only = read_only
         self._lock_timeout = lock_timeout
         self._is_open = False

@@ -21,6 +21,7 @@ from ..errors import StoreClosedError, StoreReadOnlyError
 from .addresses import Bucket, Records
 from .blobs import Blobs
 from .cache import Cache
+from .check import ClusterCheck
 from .committer import Committer
 from .connections import Connection, Connections
 from .garbage import Garbage
@@ -129,6 +130,9 @@ class ClusterEngine:
         self._lock.release()
         self.helpers.shutdown()
         self._connections.close()
+
+    def check(self, *, verify: bool) -> ClusterCheck:
+        return ClusterCheck(self._records, self._bucket, self._grace, verify=verify)
 
     # Reading
 

@@ -10,7 +10,7 @@ from uuid import UUID
 from .._core.report import Finding, FindingKind, Report
 from .._engine.protocol import Progress, Removal
 from .blobs import Blobs
-from .connections import Connection
+from .connections import Connection, Connections
 from .lock import ClusterLock
 from .writing import prune
 
@@ -33,6 +33,21 @@ _STILL_GARBAGE = """
 """
 
 
+def strays(
+    connections: Connections, blobs: Blobs, grace: timedelta
+) -> Iterator[Mapping[UUID, int]]:
+    """Objects older than ``grace`` that never were an item's content, and their sizes."""
+    before = datetime.now(UTC) - grace
+    for page in blobs.pages():
+        old = {blob.id: blob.size for blob in page if blob.written < before}
+        rows = connections.call(partial(_unknown, list(old)))
+        yield {blob: old[blob] for (blob,) in rows}
+
+
+def _unknown(blobs: Sequence[UUID], connection: Connection) -> Sequence[tuple[UUID]]:
+    return connection.execute(_UNKNOWN, [blobs]).fetchall()
+
+
 class Garbage:
     """Looks for garbage, and removes it under the lock.
 
@@ -49,22 +64,15 @@ class Garbage:
         """Find it, and give the removal of each piece."""
         while removed := self._lock.connections.call(self._removed):
             yield partial(self._remove, dict.fromkeys(removed, 0))
-        before = datetime.now(UTC) - self._grace
-        for page in self._blobs.pages():
-            old = {blob.id: blob.size for blob in page if blob.written < before}
-            unknown = self._lock.connections.call(partial(self._unknown, list(old)))
-            for start in range(0, len(unknown), _AT_ONCE):
-                piece = unknown[start : start + _AT_ONCE]
-                yield partial(self._remove, {blob: old[blob] for blob in piece})
+        for page in strays(self._lock.connections, self._blobs, self._grace):
+            stray = list(page.items())
+            for start in range(0, len(stray), _AT_ONCE):
+                yield partial(self._remove, dict(stray[start : start + _AT_ONCE]))
         yield self._forget_commits
 
     def _removed(self, connection: Connection) -> Sequence[UUID]:
         rows = connection.execute(_REMOVED, [self._grace, _AT_ONCE])
         return [row[0] for row in rows]
-
-    @staticmethod
-    def _unknown(blobs: Sequence[UUID], connection: Connection) -> Sequence[UUID]:
-        return [row[0] for row in connection.execute(_UNKNOWN, [blobs])] if blobs else []
 
     def _remove(self, suspects: Mapping[UUID, int], progress: Progress) -> Report:
         connection = self._lock.connection

@@ -5,30 +5,27 @@ from __future__ import annotations
 import io
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from .._core.transaction import Buffer
 from .._engine.digesting import Digester
+from .._engine.items import CHUNK
 from ..errors import StoreUnavailableError
 from .blobs import FAILURES, PART, Blobs
-
-if TYPE_CHECKING:
-    from obstore import WritableFile
+from .reader import BlobReader
 
 logger = logging.getLogger("aimagestore")
 
 
 class _Sink(io.BufferedIOBase):
-    """Writes to an object that is there when it is closed; digests what it writes beside that."""
+    """Passes on what is written, and digests it beside that."""
 
-    def __init__(self, blobs: Blobs, writer: WritableFile, helpers: Executor) -> None:
-        self._blobs = blobs
-        self._writer = writer
+    def __init__(self, append: Callable[[bytes], None], helpers: Executor) -> None:
+        self._append = append
         self.size = 0
-        self.is_broken = False
         self.digester = Digester(helpers)
 
     def writable(self) -> bool:
@@ -38,11 +35,7 @@ class _Sink(io.BufferedIOBase):
         # The writer keeps what it is given until it is sent; the caller may change it before that.
         piece = data if isinstance(data, bytes) else bytes(data)
         self.digester.add(piece)
-        try:
-            self._writer.write(piece)
-        except FAILURES as error:
-            self.is_broken = True
-            raise self._blobs.unavailable(error) from None
+        self._append(piece)
         self.size += len(piece)
         return len(piece)
 
@@ -62,10 +55,30 @@ class StagedBlob:
         self.id = uuid4()
         self._blobs = blobs
         self._writer = blobs.writer(self.id)
-        self._sink = _Sink(blobs, self._writer, helpers)
+        self._sink = _Sink(self._append, helpers)
         self._finished: float | None = None
+        self._is_broken = False
         self._is_open = True
         self._is_lent = False
+
+    def _append(self, piece: bytes) -> None:
+        try:
+            if self._finished is not None:
+                self._begin_again()
+            self._writer.write(piece)
+        except FAILURES as error:
+            self._is_broken = True
+            raise self._blobs.unavailable(error) from None
+
+    def _begin_again(self) -> None:
+        """Go on in another object, with what the finished one has: an object is for good."""
+        longer = uuid4()
+        writer = self._blobs.writer(longer)
+        with BlobReader(self._blobs, self.id) as reader:
+            while piece := reader.read(CHUNK):
+                writer.write(piece)
+        self._blobs.delete([self.id])
+        self.id, self._writer, self._finished = longer, writer, None
 
     @property
     def sink(self) -> io.BufferedIOBase:
@@ -95,7 +108,7 @@ class StagedBlob:
         :raises ValueError: when a write has failed before
         :raises StoreUnavailableError: when it could not be stored
         """
-        if self._sink.is_broken:
+        if self._is_broken:
             raise ValueError("a write to this staged data has failed: stage it again")
         self._sink.flush()
         if self._finished is not None:
@@ -103,7 +116,7 @@ class StagedBlob:
         try:
             self._writer.close()
         except FAILURES as error:
-            self._sink.is_broken = True
+            self._is_broken = True
             raise self._blobs.unavailable(error) from None
         self._finished = time.monotonic()
 

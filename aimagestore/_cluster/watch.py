@@ -51,6 +51,7 @@ class ClusterWatch:
         self._watches = watches
         self._listening: Connection | None = None
         self._own: dict[int, Sequence[Change]] = {}
+        self._own_number = 0
         self._listen()
         try:
             self._known = connections.call(last_commit)
@@ -94,9 +95,11 @@ class ClusterWatch:
 
     def add(self, version: int, changes: Sequence[Change]) -> None:
         """Know what a commit of this store has changed."""
-        self._own[version] = changes
-        if sum(map(len, self._own.values())) > _PENDING_MAX:
+        self._own_number += len(changes)
+        if self._own_number > _PENDING_MAX:
             self._own.clear()
+        else:
+            self._own[version] = changes
 
     def changes(self) -> Sequence[Change]:
         if self._listening is not None and self._is_lost(self._listening):
@@ -107,6 +110,7 @@ class ClusterWatch:
             known, changes = self._connections.call(self._look)
             self._known = known
             self._own = {v: own for v, own in self._own.items() if v > known}
+            self._own_number = sum(map(len, self._own.values()))
         return changes
 
     @staticmethod

@@ -128,6 +128,9 @@ class DirectoryEngine:
         self._root = Directory.at(self.name)
         self._lock = StoreLock(self._root, LOCK_FILE)
 
+    def check(self, *, verify: bool) -> Check:
+        return Check(self.name, verify=verify)
+
     def _needs_lock(self) -> bool:
         """Whether something is left to do that no call has asked for."""
         self._may_be_unfinished = any(self._leftovers())

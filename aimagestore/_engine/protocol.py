@@ -113,6 +113,19 @@ class Watch(Protocol):
         ...
 
 
+class Examination(Protocol):
+    """A look through a store that is not entered, for it may be too damaged for that."""
+
+    def steps(self) -> Iterator[tuple[int, int]]:
+        """Do the work, a step at a time: the bytes done, and the bytes in all."""
+        ...
+
+    @property
+    def report(self) -> Report:
+        """What was found, when all steps are done."""
+        ...
+
+
 class Engine(Protocol):
     """The blocking side of a store.
 
@@ -133,6 +146,13 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release everything. No other call is under way."""
+        ...
+
+    def check(self, *, verify: bool) -> Examination:
+        """Look the store through, which need not be open, and change nothing.
+
+        :param verify: whether to read every item
+        """
         ...
 
     def current(self) -> Snapshot | None:

@@ -15,11 +15,13 @@ import pytest
 from aimagestore import (
     BigDataUnknownError,
     DigestMismatchError,
+    DigestUnknownError,
     ImageStore,
     ImageUnknownError,
     InvalidBigDataNameError,
     InvalidDigestError,
     SizeMismatchError,
+    Staged,
     StoreClosedError,
 )
 
@@ -273,3 +275,102 @@ async def test_streams_outlast_their_store(home: Home) -> None:
             assert staged.digest == DIGEST
             with pytest.raises(StoreClosedError):
                 await store.create("other", big_data={"key": staged})
+
+
+async def test_nothing_is_also_content(store: ImageStore, image: str) -> None:
+    for source in [b"", [], chunks(b"")]:
+        changed = await store.set_big_data(image, "key", source)
+        assert changed.big_data_sizes == {"key": 0}
+        assert await store.big_data(image, "key") == b""
+        async with store.open_big_data(image, "key", verify=True) as reader:
+            assert [chunk async for chunk in reader] == []
+
+
+async def test_replacing_an_item(store: ImageStore, home: Home, image: str) -> None:
+    await store.set_big_data(image, "manifest", b"one")
+    changed = await store.set_big_data(image, "manifest", b"two!")
+    one, two = ("sha256:" + hashlib.sha256(data).hexdigest() for data in (b"one", b"two!"))
+    assert changed.digest == one
+    assert changed.digests == (one, two)
+    assert changed.big_data_sizes == {"manifest": 4}
+    assert await store.big_data(image, "manifest") == b"two!"
+    assert home.leftovers() == []
+
+
+async def test_a_source_that_fails_leaves_nothing(
+    store: ImageStore, home: Home, image: str
+) -> None:
+    async def failing() -> AsyncIterator[bytes]:
+        for _ in range(4):
+            yield CONTENT
+        raise ConnectionError("gone")
+
+    before = home.contents()
+    with pytest.raises(ConnectionError):
+        await store.set_big_data(image, "key", failing())
+    assert await store.big_data_names(image) == []
+    assert home.contents() == before
+
+
+async def test_sizes_and_digests_that_nobody_recorded(home: Home) -> None:
+    async with ImageStore(home()) as store:
+        await store.create("image", big_data={"key": CONTENT})
+    home.unmeasure("image")
+    async with ImageStore(home(), read_only=True) as store:
+        assert await store.big_data_size("image", "key") == len(CONTENT)
+        assert await store.big_data_digest("image", "key") == DIGEST
+        assert (await store.get("image")).big_data_sizes == {}
+        with pytest.raises(DigestUnknownError):
+            async with store.open_big_data("image", "key", verify=True):
+                pass
+    async with ImageStore(home()) as store:
+        async with store.transaction():
+            assert await store.big_data_digest("image", "key") == DIGEST
+        assert (await store.get("image")).big_data_digests == {}
+        assert await store.big_data_digest("image", "key") == DIGEST
+        assert (await store.get("image")).big_data_digests == {"key": DIGEST}
+        assert (await store.get("image")).big_data_sizes == {"key": len(CONTENT)}
+
+
+async def test_staged_data_is_handed_over(store: ImageStore, home: Home) -> None:
+    async with store.stage() as staged:
+        for start in range(0, len(CONTENT), 500_000):
+            await staged.write(CONTENT[start : start + 500_000])
+        assert (staged.size, staged.digest) == (len(CONTENT), DIGEST)
+        image = await store.create("image", big_data={"key": staged, "other": b"x"})
+        assert image.big_data_digests["key"] == DIGEST
+        with pytest.raises(ValueError, match="handed over"):
+            await staged.write(b"more")
+        with pytest.raises(ValueError, match="handed over"):
+            await store.set_big_data("image", "again", staged)
+    assert await store.big_data("image", "key") == CONTENT
+    async with store.stage(chunks(), expected_digest=DIGEST) as staged:
+        await store.set_big_data("image", "third", staged, expected_digest=DIGEST)
+    assert await store.big_data("image", "third") == CONTENT
+    assert home.leftovers() == []
+
+
+async def test_staged_data_may_grow(store: ImageStore, home: Home) -> None:
+    async with store.stage(CONTENT) as staged:
+        await staged.write(b", and more")
+        assert staged.size == len(CONTENT) + 10
+        await store.create("one", big_data={"key": staged})
+    async with store.open_big_data("one", "key", verify=True) as reader:
+        assert await reader.read() == CONTENT + b", and more"
+    assert home.leftovers() == []
+
+
+async def test_staged_data_vanishes_unless_handed_over(store: ImageStore, home: Home) -> None:
+    kept: list[Staged] = []
+    for content in (CONTENT, CONTENT * 4):
+        with pytest.raises(RuntimeError, match="mine"):
+            async with store.stage() as staged:
+                await staged.write(content)
+                kept.append(staged)
+                raise RuntimeError("mine")
+        with pytest.raises(RuntimeError, match="mine"):
+            async with store.stage(content) as staged:
+                raise RuntimeError("mine")
+    assert home.leftovers() == []
+    with pytest.raises(ValueError, match="handed over"):
+        await store.create(big_data={"key": kept[0]})

@@ -291,3 +291,69 @@ async def test_a_forked_child_is_refused(
     await copy.copy(store).aclose()
     monkeypatch.undo()
     assert await store.exists("one")
+
+
+# What a transaction leaves
+
+
+async def test_a_transaction_is_saved_once_and_whole(store: ImageStore, home: Home) -> None:
+    await store.create("old", names=["a", "b"])
+    before = home.contents()
+    async with store.transaction() as tx:
+        tx.create("new", names=["c"], big_data={"manifest": b"{}"})
+        tx.set_names("new", ["a"])
+        tx.add_names("new", ["d"])
+        tx.remove_names("old", ["b"])
+        tx.set_metadata("new", "text")
+        tx.set_flag("new", "one", 1)
+        tx.set_flag("new", "two", 2)
+        tx.clear_flag("new", "one")
+        tx.set_big_data("old", "key", b"data")
+        assert tx.lookup("d") == tx.get("a").id == "new"
+        assert tx.exists("new")
+        assert [image.id for image in tx.images()] == ["old", "new"]
+        assert [image.id for image in tx.by_digest(tx.get("new").digest)] == ["new"]
+        assert await store.exists("b")
+        assert not await store.exists("new")
+        assert home.contents() == before
+    image = await store.get("new")
+    assert (image.names, image.metadata, image.flags) == (("d", "a"), "text", {"two": 2})
+    assert (await store.get("old")).names == ()
+    assert await store.big_data("old", "key") == b"data"
+    assert await store.big_data("new", "manifest") == b"{}"
+    with pytest.raises(StoreClosedError):
+        tx.get("new")
+
+
+async def test_an_exception_undoes_a_transaction(store: ImageStore, home: Home) -> None:
+    await store.create("old")
+    before = home.contents()
+    with pytest.raises(ZeroDivisionError):
+        async with store.transaction() as tx:
+            tx.delete("old")
+            tx.create("new", big_data={"key": b"data"})
+            raise ZeroDivisionError
+    assert home.contents() == before
+    assert not home.is_locked()
+    await store.set_metadata("old", "x")
+
+
+async def test_delete_and_create_again_at_once(store: ImageStore) -> None:
+    await store.create("one", names=["a"], big_data={"old": b"old", "both": b"old"})
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(store.delete, "one")
+        tasks.start_soon(lambda: store.create("one", big_data={"new": b"new", "both": b"new"}))
+    assert await store.big_data("one", "new") == await store.big_data("one", "both") == b"new"
+    assert await store.big_data_names("one") == ["new", "both"]
+
+
+async def test_two_stores_of_one_process_exclude_each_other(store: ImageStore, home: Home) -> None:
+    async with ImageStore(home(), lock_timeout=0.05) as other:
+        async with store.transaction():
+            with pytest.raises(LockTimeoutError) as info:
+                await other.create()
+            assert home.is_locked()
+        assert info.value.path is not None
+        assert isinstance(info.value, TimeoutError)
+        await other.create()
+    assert not home.is_locked()

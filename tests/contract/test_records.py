@@ -17,6 +17,7 @@ from aimagestore import (
     ImageUnknownError,
     InvalidDigestError,
     StoreClosedError,
+    StoreReadOnlyError,
 )
 
 from ..homes import Home
@@ -246,3 +247,54 @@ async def test_images_are_plain_immutable_values(store: ImageStore) -> None:
     image.flags["f"].append(2)
     assert image.flags == {"f": [1]}
     assert image != "one"
+
+
+async def test_delete_and_wipe(store: ImageStore, home: Home) -> None:
+    for image_id in "abc":
+        await store.create(image_id, names=[image_id * 2], big_data={"k": b"v"})
+    await store.delete("aa")
+    assert [image.id for image in await store.images()] == ["b", "c"]
+    with pytest.raises(ImageUnknownError):
+        await store.big_data("a", "k")
+    await store.wipe()
+    assert await store.images() == []
+    assert home.leftovers() == []
+
+
+async def test_a_read_only_store_changes_nothing(store: ImageStore, home: Home) -> None:
+    await store.create("one", names=["n"], big_data={"k": b"v"})
+    before = home.contents()
+    async with ImageStore(home(), read_only=True) as reader:
+        assert reader.read_only
+        for change in [
+            reader.create(),
+            reader.delete("one"),
+            reader.wipe(),
+            reader.set_names("one", []),
+            reader.set_metadata("one", ""),
+            reader.set_flag("one", "a", 1),
+            reader.set_big_data("one", "k", b""),
+            reader.touch(),
+            reader.collect_garbage(),
+        ]:
+            with pytest.raises(StoreReadOnlyError) as info:
+                await change
+            assert isinstance(info.value, PermissionError)
+        with pytest.raises(StoreReadOnlyError):
+            async with reader.transaction():
+                pass
+        with pytest.raises(StoreReadOnlyError):
+            async with reader.stage():
+                pass
+        assert await reader.big_data("n", "k") == b"v"
+    assert home.contents() == before
+
+
+async def test_touch_leaves_a_mark_and_changes_nothing(store: ImageStore, home: Home) -> None:
+    await store.create("one")
+    before = home.contents()
+    moment = datetime.now(UTC)
+    await store.touch()
+    assert await store.touched_since(moment - timedelta(seconds=1))
+    assert home.contents() == before
+    assert not await store.modified()

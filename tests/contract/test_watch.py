@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from aimagestore import Change, Changes, Image, ImageStore
+from aimagestore import Change, Changes, Image, ImageStore, StoreClosedError
 
 from ..homes import Home
 
@@ -160,3 +160,45 @@ def replay(images: dict[str, Image], changes: Iterable[Change]) -> None:
             assert (change.id in images) == (change.kind == "changed")
             assert change.image is not None
             images[change.id] = change.image
+
+
+async def test_closing_ends_who_waits(home: Home) -> None:
+    store = ImageStore(home())
+    errors: list[Exception] = []
+
+    async def watch() -> None:
+        async with store.watch() as changes:
+            try:
+                async for _ in changes:
+                    raise AssertionError("nothing has changed")
+            except StoreClosedError as error:
+                errors.append(error)
+
+    async with store, anyio.create_task_group() as tasks, store.watch() as idle:
+        tasks.start_soon(watch)
+        while len(store._watches) < 2:
+            await anyio.lowlevel.checkpoint()
+        await store.aclose()
+        with pytest.raises(StoreClosedError):
+            await anext(idle)
+    assert len(errors) == 1
+
+
+async def test_who_is_slow_finds_the_last_state(
+    store: ImageStore, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.keep_few_changes(monkeypatch)
+    await store.create("there")
+    images = {image.id: image for image in await store.images()}
+    async with store.watch() as changes:
+        for number in range(30):
+            await store.create(f"image{number}")
+            await store.set_metadata("there", str(number))
+            if number % 3:
+                await store.delete(f"image{number}")
+        # Ten of image 0, 3, 6…, and one of the one that was there.
+        found = await take(changes, 11)
+        replay(images, found)
+        assert images == {image.id: image for image in await store.images()}
+        await store.delete("there")
+        assert told(await take(changes, 1)) == [("deleted", "there")]
