@@ -84,6 +84,7 @@ class Postgres(Server):
     def create_standby(self, root: Path) -> Postgres:
         """Make a server that follows this one and answers queries; it is not started."""
         standby = Postgres(root, self.password)
+        standby.options["wal_retrieve_retry_interval"] = "100ms"
         standby._make_root()
         standby._run(
             "pg_basebackup",

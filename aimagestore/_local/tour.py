@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -80,6 +81,8 @@ def main() -> None:
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
     parser.add_argument("--keep", action="store_true", help="until Ctrl-C, to be tried by hand")
     arguments = parser.parse_args()
+    # What ends this ends the servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ExitStack() as stack:
         with _timed("started PostgreSQL and SeaweedFS, for this machine only"):
             try:

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -379,3 +380,39 @@ async def test_a_standby_for_reads(servers: Servers, place: Place, standby: Post
         with anyio.fail_after(30):
             while await reader.metadata("name") != "later":
                 await anyio.sleep(0.01)
+
+
+@pytest.fixture
+def synchronous(servers: Servers, standby: Postgres) -> Iterator[Postgres]:
+    """The standby, which has every commit before it is acknowledged."""
+    postgres = servers.postgres
+    postgres.options["synchronous_standby_names"] = "*"
+    postgres.stop()
+    postgres.start()
+    yield standby
+    del postgres.options["synchronous_standby_names"]
+    postgres.kill()
+    postgres.start()
+
+
+async def test_a_standby_that_takes_over(
+    servers: Servers, place: Place, synchronous: Postgres
+) -> None:
+    """Both are named, and whichever can be written to is used."""
+    url = servers.postgres.url(place.database)
+    both = replace(
+        place,
+        records_url=url.replace("/store", f",127.0.0.1:{synchronous.port}/store")
+        + "?target_session_attrs=read-write",
+    )
+    async with ImageStore(both.engine()) as store:
+        ledger = Ledger(store)
+
+        async def fail_over() -> None:
+            await ledger.until_acknowledged(TASKS)
+            await in_thread(servers.postgres.kill)
+            await in_thread(lambda: synchronous.execute("SELECT pg_promote()"))
+            await ledger.until_acknowledged(TASKS)
+
+        await ledger.run(fail_over)
+    await check_whole(both, ledger)

@@ -7,8 +7,12 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
+
+pytest.importorskip("psycopg", reason="needs the clients: pip install 'aimagestore[cluster]'")
+pytest.importorskip("obstore", reason="needs the clients: pip install 'aimagestore[cluster]'")
+
+import psycopg
 
 from aimagestore._local import postgres as postgres_module
 from aimagestore._local.cluster import LocalCluster
