@@ -42,6 +42,8 @@ from .errors import (
     StoreClosedError,
     StoreCorruptError,
     StoreReadOnlyError,
+    StoreSchemaError,
+    StoreUnavailableError,
 )
 
 __all__ = [
@@ -74,6 +76,8 @@ __all__ = [
     "StoreClosedError",
     "StoreCorruptError",
     "StoreReadOnlyError",
+    "StoreSchemaError",
+    "StoreUnavailableError",
     "Transaction",
     "check",
     "repair",

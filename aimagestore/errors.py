@@ -77,6 +77,21 @@ class StoreCorruptError(ImageStoreError):
     """The store's files cannot be what they are expected to be; nothing was overwritten."""
 
 
+class StoreUnavailableError(ImageStoreError, ConnectionError):
+    """The servers of a cluster's store are not to be had, or refuse what is asked of them.
+
+    Where the message does not say otherwise, nothing was changed.
+
+    :ivar may_have_happened: whether the change may have been made nevertheless
+    """
+
+    may_have_happened: bool = False
+
+
+class StoreSchemaError(ImageStoreError):
+    """The database of a cluster's store has no tables, or those of another version."""
+
+
 class InvalidIDError(ImageStoreError, ValueError):
     """The ID cannot serve as the name of an image's directory."""
 

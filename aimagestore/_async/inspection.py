@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable
 
 from .._core.report import Report
 from .._directory.check import Check
 from .._directory.engine import DirectoryEngine
 from .pipeline import Pipeline
 from .threads import Threads
-
-T = TypeVar("T")
+from .walking import Walk
 
 
 async def check(
@@ -33,7 +30,7 @@ async def check(
     :raises FileNotFoundError: when there is no such directory
     """
     examination = Check(os.fspath(path), verify=verify)
-    async for done, total in _Walk(examination.steps()):
+    async for done, total in Walk(examination.steps(), Threads()):
         if progress is not None:
             progress(done, total)
     return examination.report
@@ -65,7 +62,7 @@ async def repair(
         for an index that was rebuilt; what it raises ends the repair before the records change
     :raises StoreCorruptError: when images.json is no file at all
     """
-    engine = DirectoryEngine(path, read_only=False)
+    engine = DirectoryEngine(path)
     threads = Threads()
     pipeline = Pipeline(engine, threads, None)
     await threads.run(engine.open_damaged)
@@ -75,48 +72,3 @@ async def repair(
             return await threads.finish(lambda: engine.repair(report, drop=drop, progress=reporter))
     finally:
         await threads.finish(engine.close)
-
-
-class _Walk(Generic[T]):
-    """Blocking steps, taken in worker threads; left alone at once when cancelled."""
-
-    def __init__(self, steps: Iterator[T]) -> None:
-        self._threads = Threads()
-        self._steps = steps
-        # Held while a step is taken: a step that was left to itself ends the walk.
-        self._mutex = threading.Lock()
-        self._is_abandoned = False
-
-    def __aiter__(self) -> _Walk[T]:
-        return self
-
-    async def __anext__(self) -> T:
-        try:
-            step = await self._threads.wait(self._step)
-        except BaseException:
-            self._is_abandoned = True
-            await self._threads.finish(self._end)
-            raise
-        if step is None:
-            raise StopAsyncIteration
-        return step
-
-    def _step(self) -> T | None:
-        with self._mutex:
-            try:
-                return next(self._steps, None)
-            finally:
-                if self._is_abandoned:
-                    self._close()
-
-    def _end(self) -> None:
-        if self._mutex.acquire(blocking=False):
-            try:
-                self._close()
-            finally:
-                self._mutex.release()
-
-    def _close(self) -> None:
-        close = getattr(self._steps, "close", None)
-        if close is not None:
-            close()

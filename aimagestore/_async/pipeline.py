@@ -192,15 +192,13 @@ class Pipeline:
                 self._turn.release()
 
     async def _timeout(self) -> LockTimeoutError:
-        path, holder, writer = await self._threads.run(self._engine.describe_holder)
-        who = f"process {holder} holds it" if holder else "who holds it the kernel does not tell"
-        last = f", process {writer} was the last to write" if writer else ""
+        holder = await self._threads.run(self._engine.describe_holder)
         return LockTimeoutError(
-            f"{path} was not free within {self._patience} s: {who}{last}; "
+            f"{holder.lock} was not free within {self._patience} s: {holder.who}; "
             "try again, or give the store a longer lock_timeout",
-            path=path,
-            holder_pid=holder,
-            last_writer_pid=writer,
+            path=holder.lock,
+            holder_pid=holder.process,
+            last_writer_pid=holder.last_writer,
         )
 
     def _check_open(self) -> None:

@@ -9,18 +9,18 @@ from contextvars import ContextVar
 from datetime import datetime
 from itertools import count
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from anyio import CancelScope
 from anyio.lowlevel import current_token
 
 from .._core import changes
 from .._core.changes import Mutation
-from .._core.draft import Content, Draft
+from .._core.draft import Content
 from .._core.image import Image
 from .._core.names import check_key
 from .._core.report import Report
-from .._core.snapshot import Snapshot
+from .._core.snapshot import Snapshot, View
 from .._core.transaction import Buffer, InlineContent, Transaction
 from .._directory.engine import DirectoryEngine
 from .._engine import items
@@ -46,7 +46,10 @@ from .streams import (
     pour,
 )
 from .threads import Threads
+from .walking import Walk
 from .watching import Changes
+
+T = TypeVar("T")
 
 # Which process this is, counted in forks: asking the kernel costs more than a lookup.
 _forks = count(1)
@@ -104,21 +107,25 @@ class ImageStore:
     A **ref** is an ID, a name, or a prefix that only one ID has, looked for in that order.
 
     :param path: the directory that holds images.json, such as ``…/overlay-images``; anything new
-        becomes a new store
+        becomes a new store. Or an engine for this store alone, such as
+        :class:`aimagestore.cluster.ClusterEngine`, that keeps images elsewhere
     :param read_only: write nothing, not even what opening would put right
     :param lock_timeout: seconds a change waits for the store's lock; ``None`` waits for ever
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Engine,
         *,
         read_only: bool = False,
         lock_timeout: float | None = None,
     ) -> None:
         if lock_timeout is not None and not lock_timeout >= 0:
             raise ValueError(f"lock_timeout must be None or at least 0 seconds: {lock_timeout}")
-        self._engine: Engine = DirectoryEngine(path, read_only=read_only)
+        self._engine: Engine = (
+            DirectoryEngine(path) if isinstance(path, str | os.PathLike) else path
+        )
+        self._engine.read_only = read_only
         self._lock_timeout = lock_timeout
         self._is_open = False
         self._was_opened = False
@@ -223,20 +230,23 @@ class ImageStore:
             self._check_open()
         return self._engine.current() if self._engine.checks_instantly else None
 
-    async def _load(self) -> Snapshot:
+    async def _look(self, look: Callable[[View], T]) -> T:
+        """Look in a worker thread, for it may take some time."""
         self._check_here()
-        return await self._threads.run(self._engine.load)
+        return await self._threads.run(self._engine.read, look)
 
-    async def _snapshot(self) -> Snapshot:
+    async def _read(self, look: Callable[[View], T]) -> T:
+        """Look at the store as it is now, at once where that can be done."""
         snapshot = self._current()
-        return await self._load() if snapshot is None else snapshot
+        return await self._look(look) if snapshot is None else look(snapshot)
 
     async def snapshot(self) -> Snapshot:
         """All images as they are now, to be looked at without ``await``.
 
-        It stays as it is, whatever happens to the store, and holds no lock.
+        It stays as it is, whatever happens to the store, and holds no lock. It holds all records
+        in memory: of a store that does not, such as a cluster's, it is loaded for each call.
         """
-        return await self._snapshot()
+        return await self._read(lambda view: view.freeze())
 
     async def get(self, ref: str) -> Image:
         """The image that the ref stands for (upstream: ``Get``).
@@ -245,7 +255,9 @@ class ImageStore:
         :raises AmbiguousImageError: when the ref is a prefix of several IDs
         """
         snapshot = self._current()
-        return (await self._load() if snapshot is None else snapshot).get(ref)
+        if snapshot is None:
+            return await self._look(lambda view: view.get(ref))
+        return snapshot.get(ref)
 
     async def lookup(self, ref: str) -> str:
         """The full ID of the image that the ref stands for (upstream: ``Lookup``).
@@ -253,18 +265,17 @@ class ImageStore:
         :raises ImageUnknownError: when there is none
         :raises AmbiguousImageError: when the ref is a prefix of several IDs
         """
-        return (await self._snapshot()).lookup(ref)
+        return await self._read(lambda view: view.lookup(ref))
 
     async def exists(self, ref: str) -> bool:
         """Whether the ref stands for an image (upstream: ``Exists``)."""
-        return ref in await self._snapshot()
+        return await self._read(lambda view: ref in view)
 
     async def images(self) -> list[Image]:
         """All images, in the order of images.json (upstream: ``Images``)."""
-        snapshot = await self._snapshot()
-        if not snapshot.are_images_decoded and len(snapshot) > _FEW_IMAGES:
-            self._check_here()
-            return list(await self._threads.run(lambda: snapshot.images))
+        snapshot = self._current()
+        if snapshot is None or not (snapshot.are_images_decoded or len(snapshot) <= _FEW_IMAGES):
+            return list(await self._look(lambda view: view.images))
         return list(snapshot.images)
 
     async def by_digest(self, digest: str) -> list[Image]:
@@ -273,7 +284,7 @@ class ImageStore:
         :raises ImageUnknownError: when there is none
         :raises InvalidDigestError: when the digest is malformed
         """
-        return (await self._snapshot()).by_digest(digest)
+        return await self._read(lambda view: view.by_digest(digest))
 
     async def metadata(self, ref: str) -> str:
         """The image's metadata (upstream: ``Metadata``).
@@ -471,7 +482,7 @@ class ImageStore:
         self._check_writable()
         check_key(key)
         expectations = Expectations(expected_digest, expected_size)
-        image_id = (await self._snapshot()).lookup(ref)
+        image_id = await self.lookup(ref)
         if isinstance(data, Staged):
             async with self._on_disk({key: data}) as contents:
                 expectations.check(contents[key])
@@ -630,16 +641,16 @@ class ImageStore:
         """
         self._check_writable()
         async with self._pipeline.hold():
-            base = await self._threads.finish(self._engine.load)
+            draft = await self._threads.finish(self._engine.draft)
             handed = _HandedOver(self)
-            transaction = Transaction(Draft(base), handed.content)
+            transaction = Transaction(draft, handed.content)
             outer = _transactions.get()
             _transactions.set((*outer, handed))
             try:
                 try:
                     yield transaction
                 finally:
-                    draft = transaction._end()
+                    transaction._end()
                 await self._threads.finish(self._engine.publish, draft)
             finally:
                 _transactions.set(outer)
@@ -672,7 +683,7 @@ class ImageStore:
         :returns: whether anything had changed
         """
         self._check_here()
-        return await self._threads.run(_refresh, self._engine)
+        return await self._threads.run(self._engine.refresh)
 
     async def modified(self) -> bool:
         """Whether the store has changed since the last call (upstream: ``Modified``).
@@ -700,17 +711,21 @@ class ImageStore:
         image's directory holds; whatever else lies in the store stays. What living writers have
         under way stays too: the store's lock is held meanwhile.
 
-        Cancelled once it is under way, it is finished.
+        Cancelled, what was begun is finished.
 
-        :param progress: called with the number of things removed, and of those to remove
+        :param progress: called with the number of things removed, and of those found so far
         :returns: what was removed, and how many bytes that were
         :raises StoreCorruptError: when the index is missing or blank beside images
         :raises LockTimeoutError: when the lock was not free in time
         """
         self._check_writable()
-        async with self._pipeline.hold():
-            reporter = self._threads.reporter(progress)
-            return await self._threads.finish(self._engine.collect_garbage, reporter)
+        report = Report()
+        async for removal in Walk(self._engine.garbage(), self._threads):
+            done = len(report.findings)
+            tell = None if progress is None else _further(progress, done)
+            async with self._pipeline.hold():
+                report += await self._threads.finish(removal, self._threads.reporter(tell))
+        return report
 
     async def touched_since(self, when: datetime) -> bool:
         """Whether a writer has left its mark after that time (upstream: ``TouchedSince``).
@@ -723,7 +738,6 @@ class ImageStore:
         return await self._threads.run(self._engine.touched_since, when)
 
 
-def _refresh(engine: Engine) -> bool:
-    modified = engine.modified()
-    engine.load()
-    return modified
+def _further(progress: Callable[[int, int], object], before: int) -> Callable[[int, int], object]:
+    """Tell of a part's progress as that of the whole, of which so much was done before it."""
+    return lambda done, total: progress(before + done, before + total)

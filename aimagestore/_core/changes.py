@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ..errors import BigDataUnknownError, DuplicateIDError, DuplicateNameError
@@ -19,7 +20,23 @@ from .names import check_id, check_key, check_names, check_text
 from .record import Record, RecordDraft
 from .snapshot import without_names
 
-Mutation = Callable[[Draft], Edit]
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One change.
+
+    :ivar apply: finds out what is to be done to the draft
+    :ivar refs: refs, and IDs that may be unknown, that it looks up
+    :ivar names: names whose owners it asks for
+    """
+
+    apply: Callable[[Draft], Edit]
+    refs: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def __call__(self, draft: Draft) -> Edit:
+        """Find out what is to be done to the draft."""
+        return self.apply(draft)
 
 
 def _check_ref(ref: object) -> str:
@@ -72,19 +89,19 @@ def create(
         files = {(record.id, key): content for key, content in items.items()}
         return Edit(record.id, created=record, files=files)
 
-    return change
+    return Mutation(change, (record.id,), names)
 
 
 def set_names(ref: str, names: Iterable[str]) -> Mutation:
     """These names instead of those it has; they leave the images that have them."""
     given = check_names(names)
-    return _rename(ref, lambda _: given)
+    return _rename(ref, lambda _: given, given)
 
 
 def add_names(ref: str, names: Iterable[str]) -> Mutation:
     """These names before those it has; they leave the images that have them."""
     given = check_names(names)
-    return _rename(ref, lambda present: (*given, *present))
+    return _rename(ref, lambda present: (*given, *present), given)
 
 
 def remove_names(ref: str, names: Iterable[str]) -> Mutation:
@@ -93,7 +110,11 @@ def remove_names(ref: str, names: Iterable[str]) -> Mutation:
     return _rename(ref, lambda present: tuple(name for name in present if name not in given))
 
 
-def _rename(ref: str, rename: Callable[[tuple[str, ...]], tuple[str, ...]]) -> Mutation:
+def _rename(
+    ref: str,
+    rename: Callable[[tuple[str, ...]], tuple[str, ...]],
+    given: tuple[str, ...] = (),
+) -> Mutation:
     _check_ref(ref)
 
     def change(draft: Draft) -> Edit:
@@ -112,7 +133,7 @@ def _rename(ref: str, rename: Callable[[tuple[str, ...]], tuple[str, ...]]) -> M
         others = (without_names(draft.find(owner), lost) for owner, lost in losers.items())
         return Edit(record.id, updated=(*others, edited.finish()))
 
-    return change
+    return Mutation(change, (ref,), given)
 
 
 def _edit(ref: str, edit: Callable[[RecordDraft, Record], object]) -> Mutation:
@@ -124,7 +145,7 @@ def _edit(ref: str, edit: Callable[[RecordDraft, Record], object]) -> Mutation:
         edit(edited, record)
         return Edit(record.id, updated=(edited.finish(),))
 
-    return change
+    return Mutation(change, (ref,))
 
 
 def set_metadata(ref: str, metadata: str) -> Mutation:
@@ -160,7 +181,7 @@ def set_big_data(ref: str, key: str, content: Content) -> Mutation:
         updated = (edited.finish(),)
         return Edit(record.id, updated=updated, files={(record.id, key): content})
 
-    return change
+    return Mutation(change, (ref,))
 
 
 def note_big_data(image_id: str, key: str, found: Content) -> Mutation:
@@ -186,12 +207,12 @@ def _describe(edited: RecordDraft, key: str, content: Content) -> None:
 def delete(ref: str) -> Mutation:
     """The image gone, with its items."""
     _check_ref(ref)
-    return lambda draft: Edit(deleted=(draft.find(ref).id,))
+    return Mutation(lambda draft: Edit(deleted=(draft.find(ref).id,)), (ref,))
 
 
 def wipe() -> Mutation:
     """Every image gone; damaged records stay."""
-    return lambda draft: Edit(deleted=tuple(record.id for record in draft.records()))
+    return Mutation(lambda draft: Edit(deleted=tuple(record.id for record in draft.records())))
 
 
 def adopt(
@@ -212,7 +233,7 @@ def adopt(
         edited.set("names", tuple(free))
         return Edit(image_id, adopted=edited.finish())
 
-    return change
+    return Mutation(change)
 
 
 def describe_big_data(image_id: str, key: str, found: Content) -> Mutation:
@@ -234,4 +255,4 @@ def drop_big_data(image_id: str, key: str) -> Mutation:
 
 def drop_unreadable() -> Mutation:
     """Damaged records gone, and those that a later record of their ID shadows."""
-    return lambda draft: Edit(drops_unreadable=True)
+    return Mutation(lambda draft: Edit(drops_unreadable=True))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -57,8 +57,22 @@ class Edit(msgspec.Struct, frozen=True):
         return next((r.image for r in mine if r is not None and r.id == self.image_id), None)
 
 
+class ImageEdit(NamedTuple):
+    """What became of one image.
+
+    :ivar old: its record in the view below
+    :ivar new: its record here
+    :ivar is_anew: whether it was deleted, and made again as another image of that ID
+    """
+
+    id: str
+    old: Record | None
+    new: Record | None
+    is_anew: bool
+
+
 class Draft(View):
-    """A snapshot with edits on top; looks like the snapshot that will come of it."""
+    """A view with edits on top; looks like the snapshot that will come of it."""
 
     __slots__ = (
         "_adopted",
@@ -71,10 +85,10 @@ class Draft(View):
         "files",
     )
 
-    base: Snapshot
+    base: View
     files: dict[tuple[str, str], Content]
 
-    def __init__(self, base: Snapshot) -> None:
+    def __init__(self, base: View) -> None:
         self.base = base
         self.files = {}
         self._records: dict[str, Record | None] = {}
@@ -82,7 +96,11 @@ class Draft(View):
         self._adopted: set[str] = set()
         self._drops_unreadable = False
         self._names: dict[str, str | None] = {}
-        self._digests: dict[str, tuple[str, ...]] = {}
+        # Of each digest, who has got it, and who has lost it.
+        self._digests: dict[str, dict[str, bool]] = {}
+
+    def expect(self, refs: Iterable[str], names: Iterable[str]) -> None:
+        self.base.expect(refs, names)
 
     def record_of(self, image_id: str) -> Record | None:
         if image_id in self._records:
@@ -98,7 +116,9 @@ class Draft(View):
         return sorted(found.union(mine)) if prefix else []
 
     def ids_with_digest(self, digest: str) -> Sequence[str]:
-        return self._digests.get(digest, self.base.ids_with_digest(digest))
+        changes = self._digests.get(digest, {})
+        kept = [i for i in self.base.ids_with_digest(digest) if changes.get(i, True)]
+        return (*kept, *(i for i, has in changes.items() if has and i not in kept))
 
     def records(self) -> Iterator[Record]:
         for record in self.base.records():
@@ -138,21 +158,23 @@ class Draft(View):
                 self._names[name] = None
         for name in names:
             self._names[name] = image_id
-        for digest in old.digests if old else ():
-            if digest not in digests:
-                ids = self.ids_with_digest(digest)
-                self._digests[digest] = tuple(i for i in ids if i != image_id)
-        for digest in digests:
-            ids = self.ids_with_digest(digest)
-            if image_id not in ids:
-                self._digests[digest] = (*ids, image_id)
+        for digest in (*(old.digests if old else ()), *digests):
+            self._digests.setdefault(digest, {})[image_id] = digest in digests
+
+    def image_edits(self) -> Iterator[ImageEdit]:
+        """What became of each image that was edited, the new ones last and in their order."""
+        changed = (i for i in self._records if i not in self._appended)
+        for image_id in (*changed, *self._appended):
+            old, new = self.base.record_of(image_id), self._records[image_id]
+            is_anew = old is not None and new is not None and image_id in self._appended
+            yield ImageEdit(image_id, old, new, is_anew)
 
     @property
     def deleted(self) -> Iterator[str]:
         """IDs whose old files go: of images deleted, and of those made anew after that."""
-        for image_id, record in self._records.items():
-            if self.base.record_of(image_id) and (record is None or image_id in self._appended):
-                yield image_id
+        for edit in self.image_edits():
+            if edit.old is not None and (edit.new is None or edit.is_anew):
+                yield edit.id
 
     @property
     def created(self) -> Iterator[str]:
@@ -162,41 +184,41 @@ class Draft(View):
 
     def freeze(self) -> Snapshot:
         """The snapshot that this draft describes; the base itself, where nothing changed."""
+        base = self.base.freeze()
         replaced: dict[Record, Record | None] = {}
-        for image_id, record in self._records.items():
-            old = self.base.record_of(image_id)
+        for image_id, old, record, is_anew in self.image_edits():
             if old is None:
                 continue
-            if record is None or image_id in self._appended:
+            if record is None or is_anew:
                 # A shadowed record of the same ID would count once this one is gone.
-                replaced |= dict.fromkeys((old, *self.base.shadowed.get(image_id, ())))
+                replaced |= dict.fromkeys((old, *base.shadowed.get(image_id, ())))
             elif bytes(record.raw) != bytes(old.raw):
                 replaced[old] = record.at(old.home)
         new = list(self._new_records())
-        damaged = self.base.damaged
+        damaged = base.damaged
         if self._drops_unreadable:
             damaged = ()
-            for shadows in self.base.shadowed.values():
+            for shadows in base.shadowed.values():
                 replaced |= dict.fromkeys(shadows)
-        is_same = not replaced and not new and damaged == self.base.damaged
-        if is_same and not self.base.needs_save:
-            return self.base
-        blocks, appended = _append(_replace(self.base.blocks, replaced), new)
-        indexes = self.base.indexes.copy()
+        is_same = not replaced and not new and damaged == base.damaged
+        if is_same and not base.needs_save:
+            return base
+        blocks, appended = _append(_replace(base.blocks, replaced), new)
+        indexes = base.indexes.copy()
         _overlay(indexes.by_name, self._names)
-        for digest, ids in self._digests.items():
-            indexes.set_ids(digest, ids)
+        for digest in self._digests:
+            indexes.set_ids(digest, self.ids_with_digest(digest))
         known = {old for old in replaced if indexes.by_id.get(old.id) is old}
         _overlay(indexes.by_id, {old.id: replaced[old] for old in known})
         _overlay(indexes.by_id, {record.id: record for record in appended})
-        added = [record.id for record in appended if record.id not in self.base.indexes.by_id]
+        added = [record.id for record in appended if record.id not in base.indexes.by_id]
         removed = [old.id for old in replaced if old.id not in indexes.by_id]
         return Snapshot(
             blocks,
             indexes,
-            self.base.prefixes.changed(added, removed) if added or removed else self.base.prefixes,
+            base.prefixes.changed(added, removed) if added or removed else base.prefixes,
             damaged,
-            {i: s for i, s in self.base.shadowed.items() if s[0] not in replaced},
+            {i: s for i, s in base.shadowed.items() if s[0] not in replaced},
         )
 
 

@@ -74,6 +74,15 @@ class Report:
     items: int = 0
     bytes: int = 0
 
+    def __add__(self, other: Report) -> Report:
+        """Both together; of the images, the more."""
+        return Report(
+            self.findings + other.findings,
+            max(self.images, other.images),
+            self.items + other.items,
+            self.bytes + other.bytes,
+        )
+
     @property
     def ok(self) -> bool:
         """Whether there was nothing to find."""

@@ -140,9 +140,16 @@ class Indexes(NamedTuple):
 
 
 class View:
-    """Lookups, the same in a snapshot and in a draft of the next one."""
+    """Lookups, the same in a snapshot, in a draft of the next one, and in what stays elsewhere."""
 
     __slots__ = ()
+
+    def expect(self, refs: Iterable[str], names: Iterable[str]) -> None:
+        """Be told what is looked up next: where each lookup takes its time, take it once.
+
+        :param refs: refs, and IDs that may be unknown
+        :param names: names whose owners are asked for
+        """
 
     def record_of(self, image_id: str) -> Record | None:
         """The record with this ID."""
@@ -160,6 +167,10 @@ class View:
         """The IDs of the images that have this digest."""
         raise NotImplementedError
 
+    def with_digest(self, digest: str) -> Sequence[Record]:
+        """The records of the images that have this digest."""
+        return [self.find(image_id) for image_id in self.ids_with_digest(digest)]
+
     def records(self) -> Iterator[Record]:
         """All records, in the order of images.json."""
         raise NotImplementedError
@@ -174,18 +185,7 @@ class View:
         if record is not None:
             return record
         owner = self.owner_of(ref) if ref else None
-        if owner is None:
-            candidates = self.ids_with_prefix(ref)
-            if len(candidates) > 1:
-                raise AmbiguousImageError(
-                    f"{ref!r} is a prefix of {len(candidates)} image IDs: give more of it",
-                    ref=ref,
-                    candidates=tuple(candidates),
-                )
-            if not candidates:
-                raise ImageUnknownError(f"no image is known by {ref!r}", ref=ref)
-            owner = candidates[0]
-        record = self.record_of(owner)
+        record = self.record_of(owner or the_only(ref, self.ids_with_prefix(ref)))
         assert record is not None, "what is indexed is there"
         return record
 
@@ -211,10 +211,10 @@ class View:
         :raises ImageUnknownError: when there is none
         :raises InvalidDigestError: when the digest is malformed
         """
-        ids = self.ids_with_digest(check_digest(digest))
-        if not ids:
+        records = self.with_digest(check_digest(digest))
+        if not records:
             raise ImageUnknownError(f"no image has the digest {digest}", ref=digest)
-        return [self.get(image_id) for image_id in ids]
+        return [record.image for record in records]
 
     def __contains__(self, ref: object) -> bool:
         try:
@@ -225,6 +225,32 @@ class View:
     def __iter__(self) -> Iterator[Image]:
         """All images, in the order of images.json."""
         return (record.image for record in self.records())
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """All images, in the order of images.json."""
+        return tuple(self)
+
+    def freeze(self) -> Snapshot:
+        """All that can be looked up here, as it is now."""
+        raise NotImplementedError
+
+
+def the_only(ref: str, candidates: Sequence[str]) -> str:
+    """The one ID that begins with a ref.
+
+    :raises ImageUnknownError: when there is none
+    :raises AmbiguousImageError: when there are several
+    """
+    if len(candidates) > 1:
+        raise AmbiguousImageError(
+            f"{ref!r} is a prefix of {len(candidates)} image IDs: give more of it",
+            ref=ref,
+            candidates=tuple(candidates),
+        )
+    if not candidates:
+        raise ImageUnknownError(f"no image is known by {ref!r}", ref=ref)
+    return candidates[0]
 
 
 class Snapshot(View):
@@ -307,6 +333,9 @@ class Snapshot(View):
         if self._images is None:
             self._images = tuple(self)
         return self._images
+
+    def freeze(self) -> Snapshot:
+        return self
 
     def with_blocks(self, blocks: Mapping[int, Block], damaged: tuple[bytes, ...]) -> Snapshot:
         """The snapshot of other blocks, some of which may be this one's.

@@ -11,7 +11,7 @@ from ..errors import StoreClosedError
 from . import changes
 from .changes import Mutation
 from .digest import canonical_digest
-from .draft import Content, Draft
+from .draft import Content, Draft, Edit
 from .image import Image
 
 Buffer = bytes | bytearray | memoryview
@@ -55,14 +55,18 @@ class Transaction:
         return self._draft
 
     def _change(self, change: Mutation) -> Image:
+        edit = self._apply(change)
+        return self._view.get(edit.image_id)
+
+    def _apply(self, change: Mutation) -> Edit:
         draft = self._view
+        draft.expect(change.refs, change.names)
         edit = change(draft)
         draft.apply(edit)
-        return draft.get(edit.image_id)
+        return edit
 
-    def _end(self) -> Draft:
-        draft, self._draft = self._view, None
-        return draft
+    def _end(self) -> None:
+        self._draft = None
 
     def get(self, ref: str) -> Image:
         """See :meth:`ImageStore.get`."""
@@ -112,7 +116,7 @@ class Transaction:
 
     def delete(self, ref: str) -> None:
         """See :meth:`ImageStore.delete`."""
-        self._view.apply(changes.delete(ref)(self._view))
+        self._apply(changes.delete(ref))
 
     def set_names(self, ref: str, names: Iterable[str]) -> Image:
         """See :meth:`ImageStore.set_names`."""

@@ -10,6 +10,8 @@ from .image import Image
 from .record import Record
 from .snapshot import Snapshot
 
+Kind = Literal["created", "changed", "deleted"]
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -20,7 +22,7 @@ class Change:
     :ivar image: the image as the change left it; ``None`` when it is gone
     """
 
-    kind: Literal["created", "changed", "deleted"]
+    kind: Kind
     id: str
     image: Image | None = None
 

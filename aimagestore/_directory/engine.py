@@ -7,13 +7,13 @@ import io
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from .._core import index
 from .._core.changes import Mutation
@@ -21,9 +21,9 @@ from .._core.draft import Draft, Edit
 from .._core.image import Image
 from .._core.names import INDEX_FILE, LOCK_FILE, big_data_file
 from .._core.report import Finding, FindingKind, Report
-from .._core.snapshot import EMPTY, Snapshot
+from .._core.snapshot import EMPTY, Snapshot, View
 from .._core.watching import changes_between, records_apart
-from .._engine.protocol import Outcome, Progress
+from .._engine.protocol import Holder, Outcome, Progress, Removal
 from ..errors import DuplicateImageNamesError, ImageStoreError, StoreCorruptError
 from .check import Check
 from .contents import image_directories
@@ -48,6 +48,8 @@ logger = logging.getLogger("aimagestore")
 _HELPERS = 4
 _IMAGE_STORE = "-images"
 _LAYER_STORE = "-layers"
+
+T = TypeVar("T")
 
 
 class _Loaded(NamedTuple):
@@ -82,9 +84,9 @@ class _Loaded(NamedTuple):
 class DirectoryEngine:
     """The engine of a store in a directory; see :class:`aimagestore._engine.protocol.Engine`."""
 
-    def __init__(self, path: str | os.PathLike[str], *, read_only: bool) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)
-        self.read_only = read_only
+        self.read_only = False
         self.checks_instantly = True
         self.helpers: Executor = ThreadPoolExecutor(
             _HELPERS, thread_name_prefix="aimagestore helper"
@@ -161,8 +163,17 @@ class DirectoryEngine:
         return loaded.is_file(found)
 
     def load(self) -> Snapshot:
+        """The snapshot of the store as it is now."""
         with self._load_mutex:
             return self._load()
+
+    def read(self, look: Callable[[View], T]) -> T:
+        return look(self.load())
+
+    def refresh(self) -> bool:
+        is_modified = self.modified()
+        self.load()
+        return is_modified
 
     def _load(self) -> Snapshot:
         if not self._is_loaded():
@@ -267,16 +278,22 @@ class DirectoryEngine:
     def unlock(self) -> None:
         self._lock.release()
 
-    def describe_holder(self) -> tuple[str, int | None, int | None]:
-        return self._root.path_of(LOCK_FILE), self._lock.holder(), self._lock.last_writer()
+    def describe_holder(self) -> Holder:
+        process, writer = self._lock.holder(), self._lock.last_writer()
+        who = f"process {process} holds it" if process else "who holds it the kernel does not tell"
+        last = f", process {writer} was the last to write" if writer else ""
+        return Holder(self._root.path_of(LOCK_FILE), who + last, process, writer)
 
     def touch(self) -> None:
         self._lock.write_token()
 
     # Changing the store
 
+    def draft(self) -> Draft:
+        return Draft(self.load())
+
     def commit(self, changes: Sequence[Mutation]) -> list[Outcome]:
-        draft = Draft(self.load())
+        draft = self.draft()
         outcomes: list[Outcome] = []
         for change in changes:
             try:
@@ -290,7 +307,7 @@ class DirectoryEngine:
         self.publish(draft)
         return outcomes
 
-    def _prepare(self, edit: Edit, base: Snapshot) -> None:
+    def _prepare(self, edit: Edit, base: View) -> None:
         """Look for what would stop this one change, so that it does not stop its neighbours.
 
         :raises StoreCorruptError: when an image's directory is something else
@@ -302,7 +319,7 @@ class DirectoryEngine:
                 self._root.open_directory(image_id).close()
 
     def publish(self, draft: Draft) -> None:
-        base = draft.base
+        base = draft.base.freeze()
         snapshot = draft.freeze()
         if self._may_be_unfinished:
             self._finish_leftovers(base)
@@ -469,7 +486,11 @@ class DirectoryEngine:
         else:
             self._may_be_unfinished = False
 
-    def collect_garbage(self, progress: Progress) -> Report:
+    def garbage(self) -> Iterator[Removal]:
+        # Whether a writer is at it is told by the lock, so under that all of it is looked for.
+        yield self._collect_garbage
+
+    def _collect_garbage(self, progress: Progress) -> Report:
         snapshot = self.load()
         self._finish_leftovers(snapshot)
         self._settle_index()

@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any, NamedTuple
 
 from .._core.digest import (
@@ -19,6 +20,8 @@ from .._core.digest import (
 from .._core.draft import Content
 from .._core.image import Image
 from .._core.names import check_key
+from .._core.record import Record
+from .._core.snapshot import View
 from .._core.transaction import InlineContent
 from ..errors import (
     BigDataUnknownError,
@@ -51,7 +54,7 @@ def require_item(image: Image, key: str) -> None:
         )
 
 
-def open_item(engine: Engine, ref: str, key: str) -> tuple[Image, io.FileIO]:
+def open_item(engine: Engine, ref: str, key: str) -> tuple[Image, io.RawIOBase]:
     """Open an item, and return it with the record that describes this very content.
 
     No lock is taken: when the record turns out to have changed meanwhile, the item is opened
@@ -59,17 +62,17 @@ def open_item(engine: Engine, ref: str, key: str) -> tuple[Image, io.FileIO]:
 
     :raises FileNotFoundError: when the record lists the item, but it has no content
     """
-    image = engine.load().get(ref)
+    image = engine.read(lambda view: view.get(ref))
     while True:
         require_item(image, key)
-        file: io.FileIO | None = None
+        file: io.RawIOBase | None = None
         missing: FileNotFoundError | None = None
         try:
             file = engine.open_item(image, key)
         except FileNotFoundError as error:
             missing = error
         try:
-            record = engine.load().record_of(image.id)
+            record = engine.read(partial(_record_of, image_id=image.id))
         except BaseException:
             if file is not None:
                 file.close()
@@ -84,6 +87,10 @@ def open_item(engine: Engine, ref: str, key: str) -> tuple[Image, io.FileIO]:
         if file is not None:
             file.close()
         image = record.image
+
+
+def _record_of(view: View, image_id: str) -> Record | None:
+    return view.record_of(image_id)
 
 
 def _describes_alike(one: Image, other: Image, key: str) -> bool:
@@ -160,7 +167,9 @@ def measure_item(engine: Engine, ref: str, key: str, progress: Callable[[int], o
         return measure_file(file, progress)
 
 
-def measure_file(file: io.FileIO, progress: Callable[[int], object] = lambda _: None) -> Measured:
+def measure_file(
+    file: io.RawIOBase, progress: Callable[[int], object] = lambda _: None
+) -> Measured:
     """Read a file through for its size and digest.
 
     :param progress: told of the bytes read so far
@@ -180,7 +189,9 @@ class Source(io.BufferedIOBase):
     :ivar size: its length in bytes
     """
 
-    def __init__(self, file: io.FileIO, key: str, expected: str | None, helpers: Executor) -> None:
+    def __init__(
+        self, file: io.RawIOBase, key: str, expected: str | None, helpers: Executor
+    ) -> None:
         self._file = file
         self._key = key
         self._expected = expected

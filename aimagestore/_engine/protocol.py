@@ -1,29 +1,53 @@
 """What a store needs of the place where it keeps its images.
 
-Every method may block, and is called in worker threads, several at a time; ``current`` alone is
-called on the event loop as well, where the engine says that it does not wait.
+Every method may block, and is called in worker threads, several at a time; but on the event loop
+``current``, where the engine says that it does not wait, the lookups of a draft in a transaction,
+and what is said not to wait.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from .._core.changes import Mutation
 from .._core.draft import Content, Draft, Edit
 from .._core.image import Image
 from .._core.report import Report
-from .._core.snapshot import Snapshot
+from .._core.snapshot import Snapshot, View
 from .._core.watching import Change
+
+T = TypeVar("T")
 
 Outcome = Edit | Exception
 """What became of one change of a batch."""
 
 Progress = Callable[[int, int], object]
 """Told how much is done, and how much there is in all."""
+
+Removal = Callable[[Progress], Report]
+"""Removes what may be garbage, and says what it was. Called with the lock held.
+
+It tells of the findings that are dealt with.
+"""
+
+
+class Holder(NamedTuple):
+    """Who holds a store's lock, as far as that is known.
+
+    :ivar lock: what the lock is called
+    :ivar who: the holder, and who has written last, in words
+    :ivar process: the process that holds it, if it is one of this machine
+    :ivar last_writer: the process that has written last, if it is one of this machine
+    """
+
+    lock: str
+    who: str
+    process: int | None = None
+    last_writer: int | None = None
 
 
 class StagedContent(Content, Protocol):
@@ -93,6 +117,7 @@ class Engine(Protocol):
     """The blocking side of a store.
 
     :ivar name: what to call the store in messages
+    :ivar read_only: whether nothing is to be written; decided before it is opened
     :ivar checks_instantly: whether :meth:`current` never waits
     :ivar helpers: threads for what goes on beside a stream: digesting, reading ahead
     """
@@ -111,15 +136,26 @@ class Engine(Protocol):
         ...
 
     def current(self) -> Snapshot | None:
-        """The last snapshot, unless somebody has changed the store since it was taken."""
+        """The last snapshot, unless somebody has changed the store since it was taken.
+
+        ``None`` as well where none is kept.
+        """
         ...
 
-    def load(self) -> Snapshot:
-        """The snapshot of the store as it is now."""
+    def read(self, look: Callable[[View], T]) -> T:
+        """What a look at the store as it is now gives; it may have to look more than once.
+
+        The view may ask for each thing that is looked up, so it is used in the look only, unless
+        it is frozen there.
+        """
+        ...
+
+    def refresh(self) -> bool:
+        """Have what others have changed, and say whether they had."""
         ...
 
     def modified(self) -> bool:
-        """Whether :meth:`load` would find something new; loads nothing."""
+        """Whether somebody else has changed the store since the last look; loads nothing."""
         ...
 
     def watch(self) -> Watch:
@@ -142,8 +178,8 @@ class Engine(Protocol):
         """Release the lock."""
         ...
 
-    def describe_holder(self) -> tuple[str, int | None, int | None]:
-        """The lock's name, the process that holds it, and the last writer, as far as known."""
+    def describe_holder(self) -> Holder:
+        """Who holds the lock."""
         ...
 
     def touch(self) -> None:
@@ -156,21 +192,25 @@ class Engine(Protocol):
         A change that cannot be made fails alone.
 
         :raises OSError: nothing happened; unless the last step, making the commit durable, was
-            what failed: then :meth:`load` tells
+            what failed: then the message says so, and :meth:`read` tells
         """
         ...
 
+    def draft(self) -> Draft:
+        """A draft of the store as it is. The lock is held, and stays so while it is used."""
+        ...
+
     def publish(self, draft: Draft) -> None:
-        """Make a draft of the current snapshot the store's next one. The lock is held.
+        """Make a draft the store's next state. The lock is held.
 
         :raises OSError: as :meth:`commit`
         """
         ...
 
-    def collect_garbage(self, progress: Progress) -> Report:
-        """Remove what belongs to no image and no living writer. The lock is held.
+    def garbage(self) -> Iterator[Removal]:
+        """Look for what may belong to no image and no living writer, without the lock.
 
-        :param progress: told of the findings that are dealt with
+        What is found comes in pieces, so that nobody waits for the lock for long.
         """
         ...
 
@@ -182,7 +222,7 @@ class Engine(Protocol):
         """Where another program keeps the layers of the images here; ``None`` where none does."""
         ...
 
-    def open_item(self, image: Image, key: str) -> io.FileIO:
+    def open_item(self, image: Image, key: str) -> io.RawIOBase:
         """Open an item's content, as the image's record describes it.
 
         :raises FileNotFoundError: when there is none

@@ -1,0 +1,235 @@
+"""What a draft writes: all statements of a commit, in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from .._core.draft import Draft, ImageEdit
+from .._core.watching import Change, Kind
+from .connections import Connection
+from .lookups import hash_of
+from .staged import StagedBlob
+
+_PRUNE_EVERY = 256
+"""Commits after which those too old to be told of are forgotten."""
+
+_REMOVE_ITEMS_OF = """
+    UPDATE image_items SET removed = clock_timestamp()
+    WHERE removed IS NULL AND image_id = ANY(%s)
+"""
+
+_REPLACE_ITEMS = """
+    UPDATE image_items i SET removed = clock_timestamp()
+    FROM unnest(%s::text[], %s::bytea[]) AS u (image_id, key)
+    WHERE i.image_id = u.image_id AND i.key = u.key AND i.removed IS NULL
+"""
+
+_ADD_ITEMS = """
+    INSERT INTO image_items (image_id, key, blob, size)
+    SELECT * FROM unnest(%s::text[], %s::bytea[], %s::uuid[], %s::bigint[])
+"""
+
+_REMOVE_NAMES = "DELETE FROM image_names WHERE name = ANY(%s)"
+
+_ADD_NAMES = """
+    INSERT INTO image_names (name, image_id) SELECT * FROM unnest(%s::bytea[], %s::text[])
+"""
+
+_REMOVE_DIGESTS = """
+    DELETE FROM image_digests d USING unnest(%s::text[], %s::text[]) AS u (digest, image_id)
+    WHERE d.digest = u.digest AND d.image_id = u.image_id
+"""
+
+_ADD_DIGESTS = """
+    INSERT INTO image_digests (digest, image_id) SELECT * FROM unnest(%s::text[], %s::text[])
+"""
+
+_REMOVE_IMAGES = "DELETE FROM images WHERE id = ANY(%s)"
+
+_UPDATE_IMAGES = """
+    UPDATE images i SET record = u.record FROM unnest(%s::text[], %s::text[]) AS u (id, record)
+    WHERE i.id = u.id
+"""
+
+_ADD_IMAGES = """
+    INSERT INTO images (id, record, place)
+    SELECT u.id, u.record, s.last_place + u.number FROM image_store s,
+        unnest(%s::text[], %s::text[]) WITH ORDINALITY AS u (id, record, number)
+"""
+
+_BUMP = """
+    WITH bumped AS (
+        UPDATE image_store SET version = version + 1, last_place = last_place + %(places)s,
+            images = images + %(more)s, touched = clock_timestamp()
+        RETURNING version
+    ), told AS (
+        INSERT INTO image_commits (version, token, made)
+        SELECT version, %(token)s, clock_timestamp() FROM bumped
+    ), changed AS (
+        INSERT INTO image_changes (version, number, image_id, kind)
+        SELECT b.version, u.number, u.id, u.kind FROM bumped b,
+            unnest(%(ids)s::text[], %(kinds)s::text[]) WITH ORDINALITY AS u (id, kind, number)
+    )
+    SELECT version, pg_notify(%(channel)s, '') FROM bumped
+"""
+
+_PRUNE = (
+    """
+    UPDATE image_store SET pruned = greatest(pruned, (
+        SELECT version - 1 FROM image_commits
+        WHERE made > clock_timestamp() - make_interval(secs => %(keep)s) ORDER BY version LIMIT 1
+    ))
+    """,
+    "DELETE FROM image_changes WHERE version <= (SELECT pruned FROM image_store)",
+    "DELETE FROM image_commits WHERE version <= (SELECT pruned FROM image_store)",
+)
+
+
+class Commit(NamedTuple):
+    """A commit on its way.
+
+    :ivar version: the last commit before it
+    :ivar token: what it is known by, if its answer is lost
+    :ivar channel: where those who watch are told of it
+    :ivar keep: seconds for which it will be told of
+    """
+
+    version: int
+    token: UUID
+    channel: str
+    keep: float
+
+
+class Changed(NamedTuple):
+    """An image that a commit changes, and how."""
+
+    kind: Kind
+    edit: ImageEdit
+
+    @property
+    def told(self) -> Change:
+        """What those who watch are told."""
+        new = self.edit.new
+        return Change(self.kind, self.edit.id, None if new is None else new.image)
+
+
+def changes_of(draft: Draft) -> Sequence[Changed]:
+    """The images that are not as they were: those that are gone first."""
+    deleted: list[Changed] = []
+    others: list[Changed] = []
+    for edit in draft.image_edits():
+        if edit.new is None:
+            deleted += [Changed("deleted", edit)] if edit.old is not None else []
+        elif edit.old is None:
+            others.append(Changed("created", edit))
+        elif edit.is_anew or bytes(edit.old.raw) != bytes(edit.new.raw):
+            others.append(Changed("changed", edit))
+    return (*deleted, *others)
+
+
+def write(connection: Connection, draft: Draft, changed: Sequence[Changed], commit: Commit) -> int:
+    """Write a draft, and commit it; its version.
+
+    Everything is on its way before the first answer is there. An error thus says nothing of
+    whether it was committed, unless the server gives it.
+    """
+    edits = [change.edit for change in changed]
+    with connection.pipeline():
+        _write_items(connection, draft, edits)
+        _write_found_by(connection, edits)
+        _write_images(connection, edits)
+        if commit.version % _PRUNE_EVERY == 0:
+            prune(connection, commit.keep)
+        bumped = connection.execute(
+            _BUMP,
+            {
+                "places": sum(edit.old is None or edit.is_anew for edit in edits),
+                "more": sum((e.new is not None) - (e.old is not None) for e in edits),
+                "token": commit.token,
+                "ids": [edit.id for edit in edits],
+                "kinds": [change.kind for change in changed],
+                "channel": commit.channel,
+            },
+        )
+        connection.execute("COMMIT")
+    row = bumped.fetchone()
+    assert row is not None, "the table has one row"
+    return int(row[0])
+
+
+def prune(connection: Connection, keep: float) -> None:
+    """Forget commits that were made longer ago than so many seconds."""
+    connection.execute(_PRUNE[0], {"keep": keep})
+    for statement in _PRUNE[1:]:
+        connection.execute(statement)
+
+
+def _write_items(connection: Connection, draft: Draft, edits: Iterable[ImageEdit]) -> None:
+    if gone := [e.id for e in edits if e.old is not None and (e.new is None or e.is_anew)]:
+        connection.execute(_REMOVE_ITEMS_OF, [gone])
+    if draft.files:
+        ids = [image_id for image_id, _ in draft.files]
+        keys = [key.encode() for _, key in draft.files]
+        connection.execute(_REPLACE_ITEMS, [ids, keys])
+        blobs = [_blob_of(content) for content in draft.files.values()]
+        sizes = [content.size for content in draft.files.values()]
+        connection.execute(_ADD_ITEMS, [ids, keys, blobs, sizes])
+
+
+def _blob_of(content: Any) -> UUID:
+    assert isinstance(content, StagedBlob), "contents are stored before they are referred to"
+    return content.id
+
+
+def _write_found_by(connection: Connection, edits: Iterable[ImageEdit]) -> None:
+    lost_names: list[bytes] = []
+    new_names: list[tuple[bytes, str]] = []
+    lost_digests: list[tuple[str, str]] = []
+    new_digests: list[tuple[str, str]] = []
+    for image_id, old, new, _ in edits:
+        before, after = (set(r.names) if r else set() for r in (old, new))
+        lost_names += [hash_of(name) for name in before - after]
+        new_names += [(hash_of(name), image_id) for name in after - before]
+        before, after = (set(r.digests) if r else set() for r in (old, new))
+        lost_digests += [(digest, image_id) for digest in before - after]
+        new_digests += [(digest, image_id) for digest in after - before]
+    if lost_names:
+        connection.execute(_REMOVE_NAMES, [lost_names])
+    if new_names:
+        connection.execute(_ADD_NAMES, _columns(new_names))
+    if lost_digests:
+        connection.execute(_REMOVE_DIGESTS, _columns(lost_digests))
+    if new_digests:
+        connection.execute(_ADD_DIGESTS, _columns(new_digests))
+
+
+def _write_images(connection: Connection, edits: Iterable[ImageEdit]) -> None:
+    gone: list[str] = []
+    updated: list[tuple[str, str]] = []
+    added: list[tuple[str, str]] = []
+    for image_id, old, new, is_anew in edits:
+        if old is not None and (new is None or is_anew):
+            gone.append(image_id)
+        if new is not None:
+            stays = old is not None and not is_anew
+            (updated if stays else added).append((image_id, bytes(new.raw).decode()))
+    if gone:
+        connection.execute(_REMOVE_IMAGES, [gone])
+    if updated:
+        connection.execute(_UPDATE_IMAGES, _columns(updated))
+    if added:
+        connection.execute(_ADD_IMAGES, _columns(added))
+
+
+def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def find_commit(connection: Connection, since: int, token: UUID) -> int | None:
+    """The version of the commit that has this token, if it was made."""
+    row = connection.execute(
+        "SELECT version FROM image_commits WHERE version > %s AND token = %s", [since, token]
+    ).fetchone()
+    return None if row is None else int(row[0])

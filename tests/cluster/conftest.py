@@ -1,0 +1,59 @@
+"""The servers, for as long as tests run, and a new place for each test's store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from .proxy import Proxy
+    from .servers import Place, Servers
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """PostgreSQL and SeaweedFS, their credentials in the environment."""
+    for package in ("psycopg", "obstore"):
+        pytest.importorskip(package, reason="needs the clients: pip install 'aimagestore[cluster]'")
+    from aimagestore._local.cluster import LocalCluster
+    from aimagestore._local.server import ServersMissingError
+
+    from .servers import Servers
+
+    try:
+        local = LocalCluster()
+    except ServersMissingError as missing:
+        pytest.skip(str(missing))
+    with local, pytest.MonkeyPatch.context() as patch:
+        for name, value in local.environment.items():
+            patch.setitem(os.environ, name, value)
+        yield Servers(local)
+
+
+@pytest.fixture
+def place(servers: Servers) -> Iterator[Place]:
+    """Where there is no image yet, but a schema."""
+    with servers.new_place() as place:
+        yield place
+
+
+@pytest.fixture
+def to_postgres(servers: Servers) -> Iterator[Proxy]:
+    """A way to PostgreSQL that can fail."""
+    from .proxy import Proxy
+
+    with Proxy(servers.postgres.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def to_objects(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A way to SeaweedFS that can fail, and that this test's stores take."""
+    from .proxy import Proxy
+
+    with Proxy(servers.objects.port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        yield proxy

@@ -1,0 +1,133 @@
+"""What stands between a client and a server, and can fail as a network does."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Self
+
+_CHUNK = 1 << 16
+# Closed with this, a connection is reset; the other side is not told that all is well.
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Proxy:
+    """Passes on what comes in at its port, and what is answered; until it is told otherwise.
+
+    :ivar port: where it listens
+    :ivar delay: seconds that each piece takes to get through, either way
+    """
+
+    def __init__(self, target: int, host: str = "127.0.0.1") -> None:
+        self._target = target
+        self._listener = socket.create_server((host, 0), backlog=64)
+        self.port: int = self._listener.getsockname()[1]
+        self.delay = 0.0
+        self._mutex = threading.Lock()
+        self._ends: set[socket.socket] = set()
+        self._is_open = threading.Event()
+        self._is_open.set()
+        self._is_refusing = False
+        self._allowance: int | None = None
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _close(self._listener)
+        self.cut()
+        self._is_open.set()
+
+    def cut(self) -> None:
+        """Reset all connections; new ones are let through."""
+        with self._mutex:
+            ends, self._ends = self._ends, set()
+        for end in ends:
+            _reset(end)
+
+    def cut_after(self, size: int) -> None:
+        """Reset all connections as soon as clients have sent so many bytes more."""
+        with self._mutex:
+            self._allowance = size
+
+    @contextmanager
+    def black_hole(self) -> Iterator[None]:
+        """Meanwhile nothing gets through, and nobody is told; afterwards it goes on."""
+        self._is_open.clear()
+        yield
+        self._is_open.set()
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Meanwhile every connection is reset, old and new."""
+        self._is_refusing = True
+        self.cut()
+        yield
+        self._is_refusing = False
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            if self._is_refusing:
+                _reset(client)
+                continue
+            try:
+                server = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                _reset(client)
+                continue
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._mutex:
+                self._ends |= {client, server}
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(
+                    target=self._pass_on, args=(source, sink, source is client), daemon=True
+                ).start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket, is_client: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(_CHUNK):
+                self._is_open.wait()
+                if self.delay:
+                    time.sleep(self.delay)
+                if is_client and self._is_spent(len(data)):
+                    self.cut()
+                    return
+                sink.sendall(data)
+        # Neither protocol closes one direction only.
+        for end in (sink, source):
+            with self._mutex:
+                self._ends.discard(end)
+            _close(end)
+
+    def _is_spent(self, size: int) -> bool:
+        with self._mutex:
+            if self._allowance is None:
+                return False
+            self._allowance -= size
+            if self._allowance >= 0:
+                return False
+            self._allowance = None
+            return True
+
+
+def _reset(end: socket.socket) -> None:
+    with suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    _close(end)
+
+
+def _close(end: socket.socket) -> None:
+    # It wakes the thread that waits for it, which closing alone does not.
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RD)
+    end.close()

@@ -1,0 +1,55 @@
+"""Places for stores on the servers that all tests share, and ways to them that can fail."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from aimagestore._local.cluster import LocalCluster
+from aimagestore.cluster import migrate
+
+_TEMPLATE = "template_of_stores"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one store is.
+
+    :ivar records_url: its database
+    :ivar blobs_url: its part of the bucket
+    """
+
+    records_url: str
+    blobs_url: str
+
+    @property
+    def database(self) -> str:
+        """The database's name."""
+        return urlsplit(self.records_url).path.lstrip("/")
+
+
+class Servers:
+    """The servers, and what is asked of them for a test."""
+
+    def __init__(self, local: LocalCluster) -> None:
+        self.local = local
+        self.postgres = local.postgres
+        self.objects = local.objects
+        self._numbers = itertools.count()
+        self.postgres.create_database(_TEMPLATE)
+        migrate(self.postgres.url(_TEMPLATE))
+
+    @contextmanager
+    def new_place(self) -> Iterator[Place]:
+        """A place for a store, with its schema and nothing in it."""
+        name = f"store{next(self._numbers)}"
+        self.postgres.create_database(name, _TEMPLATE)
+        yield Place(self.postgres.url(name), self.local.blobs_url(name))
+        self.postgres.drop_database(name)
+
+    def by_way_of(self, place: Place, port: int, host: str = "127.0.0.1") -> Place:
+        """The same place, its records reached through another port."""
+        return Place(self.postgres.url(place.database, port, host), place.blobs_url)
