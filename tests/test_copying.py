@@ -1,0 +1,190 @@
+"""Images from one store into another: whole, verified, and none of them twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from aimagestore import (
+    Copied,
+    DigestMismatchError,
+    ImageStore,
+    ImageUnknownError,
+    StoreReadOnlyError,
+    check,
+    copy_images,
+)
+
+from .conftest import open_files
+from .test_cancellation import Steps
+from .test_store import FIXTURE, FIXTURE_ID
+
+# What no call of the library could have written: nanoseconds, numbers, fields nobody knows.
+RECORD = (
+    b'{"id":"odd","names":["n"],"names-history":["n","o"],"layer":"l","mapped-layers":["m"],'
+    b'"metadata":"{}","big-data-names":["k"],"big-data-sizes":{"k":1},'
+    b'"created":"2020-01-01T00:00:00.123456789Z","flags":{"f":12345678901234567890.50},"x":[1.0]}'
+)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A store with buildah's image, one that nobody would write, and one without anything."""
+    path = tmp_path / "source" / "store"
+    shutil.copytree(FIXTURE, path)
+    index = (path / "images.json").read_bytes()
+    more = RECORD + b',{"id":"bare","created":"2020-01-01T00:00:00Z"}'
+    (path / "images.json").write_bytes(index.rstrip()[:-1] + b"," + more + b"]")
+    (path / "odd").mkdir()
+    (path / "odd" / "k").write_bytes(b"x")
+    return path
+
+
+@pytest.fixture
+async def there(source: Path) -> AsyncIterator[ImageStore]:
+    """That store, open to be read."""
+    async with ImageStore(source, read_only=True) as store:
+        yield store
+
+
+async def test_everything_is_copied_as_it_is_spelled(
+    there: ImageStore, store: ImageStore, source: Path, path: Path
+) -> None:
+    told: list[tuple[int, int]] = []
+    size = sum(sum(image.big_data_sizes.values()) for image in await there.images())
+    copied = await copy_images(there, store, progress=lambda *figures: told.append(figures))
+    assert copied == Copied(images=3, present=0, bytes=size)
+    records, expected = (json.loads((p / "images.json").read_bytes()) for p in (path, source))
+    assert sorted(records, key=lambda r: r["id"]) == sorted(expected, key=lambda r: r["id"])
+    assert RECORD in (path / "images.json").read_bytes()
+    assert sorted(await store.images(), key=repr) == sorted(await there.images(), key=repr)
+    for image in await store.images():
+        for key in image.big_data_names:
+            assert await store.big_data(image.id, key) == await there.big_data(image.id, key)
+    assert told[-1] == (size, size)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+async def test_what_is_there_is_not_copied_again(
+    there: ImageStore, store: ImageStore, path: Path
+) -> None:
+    await copy_images(there, store)
+    inode = (path / "images.json").stat().st_ino
+    assert await copy_images(there, store) == Copied(present=3)
+    assert (path / "images.json").stat().st_ino == inode
+    # Another name alone copies no data; an item that differs all of the image's.
+    await store.set_names(FIXTURE_ID, ["other"])
+    assert await copy_images(there, store) == Copied(images=1, present=2)
+    await store.set_big_data(FIXTURE_ID, "manifest", b"other")
+    copied = await copy_images(there, store)
+    assert (copied.images, copied.present) == (1, 2)
+    assert await store.get(FIXTURE_ID) == await there.get(FIXTURE_ID)
+
+
+async def test_items_that_the_source_has_no_more_are_gone(
+    there: ImageStore, store: ImageStore, path: Path
+) -> None:
+    await copy_images(there, store, ["bare"])
+    await store.set_big_data("bare", "mine", b"mine")
+    await copy_images(there, store, ["bare"])
+    assert (await store.get("bare")).big_data_names == ()
+    assert not (path / "bare" / "mine").exists()
+
+
+async def test_names_move_and_other_images_stay(there: ImageStore, store: ImageStore) -> None:
+    await store.create("mine", names=["n", "kept"], big_data={"k": b"mine"})
+    await copy_images(there, store, ["n"])
+    assert (await store.get("mine")).names == ("kept",)
+    assert (await store.get("n")).id == "odd"
+    assert await store.big_data("mine", "k") == b"mine"
+    assert len(await store.images()) == 2
+
+
+async def test_only_what_is_asked_for(there: ImageStore, store: ImageStore) -> None:
+    assert (await copy_images(there, store, ["ba", "n", "bare"])).images == 2
+    assert {image.id for image in await store.images()} == {"bare", "odd"}
+    with pytest.raises(ImageUnknownError, match="nobody"):
+        await copy_images(there, store, ["bare", "nobody"])
+    assert await copy_images(there, store, []) == Copied()
+
+
+async def test_what_cannot_be_copied(there: ImageStore, store: ImageStore, path: Path) -> None:
+    with pytest.raises(StoreReadOnlyError):
+        await copy_images(store, there)
+    with pytest.raises(ValueError, match="another"):
+        await copy_images(store, store)
+    with pytest.raises(TypeError):
+        await copy_images(there, store, "bare")
+
+
+@pytest.mark.parametrize("damage", ["altered", "missing"])
+async def test_damage_stops_it_and_says_which(
+    there: ImageStore, store: ImageStore, source: Path, damage: str
+) -> None:
+    manifest = source / FIXTURE_ID / "manifest"
+    if damage == "altered":
+        manifest.write_bytes(manifest.read_bytes().replace(b"sha256", b"SHA256"))
+    else:
+        manifest.unlink()
+    with pytest.raises((DigestMismatchError, FileNotFoundError), match="manifest"):
+        await copy_images(there, store)
+    assert not await store.exists(FIXTURE_ID)
+    await copy_images(there, store, ["odd", "bare"])
+    assert {image.id for image in await store.images()} == {"odd", "bare"}
+
+
+async def test_the_source_may_change_meanwhile(source: Path, store: ImageStore) -> None:
+    async with ImageStore(source) as there:
+        for number in range(40):
+            await there.create(f"image{number:02}", big_data={"k": b"%d" % number})
+
+        async def change() -> None:
+            for number in range(40):
+                await there.set_big_data(f"image{number:02}", "k", b"new %d" % number)
+                if number % 4 == 0:
+                    await there.delete(f"image{number:02}")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(change)
+            await copy_images(there, store)
+        # Whatever was copied is whole (the fixture's check), and once more brings it up to date.
+        await copy_images(there, store)
+        for image in await there.images():
+            assert await store.get(image.id) == image
+
+
+async def test_two_at_once_make_one_of_each(
+    there: ImageStore, store: ImageStore, path: Path
+) -> None:
+    async with ImageStore(path) as other, anyio.create_task_group() as tasks:
+        tasks.start_soon(copy_images, there, store)
+        tasks.start_soon(copy_images, there, other)
+    assert sorted(image.id for image in await store.images()) == sorted(
+        image.id for image in await there.images()
+    )
+
+
+async def test_cancelled_at_every_step_it_goes_on_where_it_was(
+    there: ImageStore, tmp_path: Path
+) -> None:
+    for steps in range(1, 300):
+        path = tmp_path / f"copy{steps}" / "store"
+        async with ImageStore(path) as store:
+            with anyio.CancelScope() as scope:
+                await Steps(copy_images(there, store), scope, steps)
+            assert {name for name in os.listdir(path) if name.startswith(".")} == set()
+            before = len(await store.images())
+            assert (await check(path)).ok
+            copied = await copy_images(there, store)
+            assert (copied.images, copied.present) == (3 - before, before)
+            assert await store.get(FIXTURE_ID) == await there.get(FIXTURE_ID)
+        assert open_files(f"{path}") == set()
+        if not scope.cancel_called:
+            return
+    raise AssertionError("it never completed")
