@@ -8,27 +8,34 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 from . import svg, table
 from .bench import MIB, Bench
-from .contenders import BACKENDS, PEERS, find
+from .contenders import BACKENDS, CLUSTER_PEERS, PEERS, find
 from .results import Outcome, Verdict, judge
 from .scenarios import SCENARIOS, Scenario
+
+SIZES = {False: "100,1000,10000,100000", True: "1000,1000000"}
+"""Of a directory, and of a cluster."""
 
 QUICK_BACKENDS = ("asyncio", "trio")
 
 
 def _options() -> argparse.Namespace:
-    names = [scenario.name for scenario in SCENARIOS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--sizes", default="100,1000,10000,100000", help="numbers of images")
-    parser.add_argument("--scenario", nargs="+", choices=names, default=names)
+    parser.add_argument(
+        "--cluster", action="store_true", help="PostgreSQL and S3, on servers started for it"
+    )
+    parser.add_argument("--sizes", help="numbers of images")
+    parser.add_argument("--scenario", nargs="+", help="all of them")
     parser.add_argument(
         "--backend", nargs="+", choices=BACKENDS, help="all of them, unless --quick"
     )
-    parser.add_argument("--peer", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--peer", nargs="+", choices=PEERS + CLUSTER_PEERS, help="all of them")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
     parser.add_argument("--item-size", type=int, default=1024, help="MiB of the large item")
     parser.add_argument("--json", type=Path, help="write all samples to this file")
@@ -41,15 +48,38 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _scenarios(options: argparse.Namespace) -> list[Scenario]:
+    found: Sequence[Scenario] = SCENARIOS
+    if options.cluster:
+        from . import cluster
+
+        found = cluster.SCENARIOS
+    chosen = [s for s in found if not options.scenario or s.name in options.scenario]
+    if not chosen:
+        sys.exit(f"The scenarios are {', '.join(s.name for s in found)}")
+    return chosen
+
+
 def _bench(options: argparse.Namespace, scratch: Path) -> Bench:
     backends = options.backend or list(QUICK_BACKENDS if options.quick else BACKENDS)
-    contenders, skipped = find(options.peer, backends, scratch)
+    peers = options.peer or list(CLUSTER_PEERS if options.cluster else PEERS)
+    contenders, skipped = find(peers, backends, scratch)
     for peer, reason in skipped.items():
         print(f"without {peer}: {reason}")
     if options.quick:
         return Bench(scratch, contenders, [100], 1, 4 * MIB, 0.1, 64, warms_up=False)
-    sizes = [int(size) for size in options.sizes.split(",")]
+    sizes = [int(size) for size in (options.sizes or SIZES[options.cluster]).split(",")]
     return Bench(scratch, contenders, sizes, options.rounds, options.item_size * MIB)
+
+
+@contextmanager
+def _with_servers(bench: Bench) -> Iterator[Bench]:
+    """The same, with servers for a cluster's stores; for the block."""
+    from .cluster import ClusterBench
+    from .places import serving
+
+    with serving() as places:
+        yield ClusterBench(places=places, **vars(bench))
 
 
 def _run(bench: Bench, scenarios: list[Scenario]) -> tuple[list[Outcome], list[Verdict]]:
@@ -84,10 +114,11 @@ def _save(path: Path, outcomes: list[Outcome], verdicts: list[Verdict]) -> None:
 def main() -> int:
     """Run what the options say; 1 when a peer failed."""
     options = _options()
+    chosen = _scenarios(options)
     with tempfile.TemporaryDirectory(prefix="aimagestore-bench-", dir=options.dir) as directory:
         bench = _bench(options, Path(directory))
-        chosen = [s for s in SCENARIOS if s.name in options.scenario]
-        outcomes, verdicts = _run(bench, chosen)
+        with _with_servers(bench) if options.cluster else nullcontext(bench) as ready:
+            outcomes, verdicts = _run(ready, chosen)
     print("", *table.verdicts(verdicts), sep="\n")
     if options.json:
         _save(options.json, outcomes, verdicts)

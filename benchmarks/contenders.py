@@ -17,7 +17,18 @@ from .peer import Reply
 OURS = "aimagestore"
 PEERS = (OURS, "raw", "go", "aiosqlite", "diskcache")
 BACKENDS = ("asyncio", "uvloop", "trio")
-_MODULES = {OURS: "ours", "raw": "raw", "aiosqlite": "sqlite", "diskcache": "disk_cache"}
+CLUSTER = "cluster"
+CLUSTER_PEERS = (CLUSTER, "directory", "bare")
+_OURS = (OURS, CLUSTER)
+_MODULES = {
+    OURS: "ours",
+    CLUSTER: "ours",
+    "directory": "ours",
+    "bare": "bare",
+    "raw": "raw",
+    "aiosqlite": "sqlite",
+    "diskcache": "disk_cache",
+}
 
 
 class PeerError(Exception):
@@ -39,7 +50,7 @@ class Contender:
     @property
     def is_ours(self) -> bool:
         """Whether it is the library under test."""
-        return self.peer == OURS
+        return self.peer in _OURS
 
 
 class Worker:
@@ -104,12 +115,12 @@ def find(
         elif peer in {"aiosqlite", "diskcache"} and find_spec(peer) is None:
             skipped[peer] = "not installed"
         else:
-            loops = backends if peer == OURS else ["asyncio"]
+            loops = backends if peer in _OURS else ["asyncio"]
             for backend in loops:
                 if backend != "asyncio" and find_spec(backend) is None:
                     skipped[f"{peer} ({backend})"] = "not installed"
                     continue
-                label = f"{peer} {backend}" if peer == OURS else peer
+                label = f"{peer} {backend}" if peer in _OURS else peer
                 worker = (sys.executable, "-m", "benchmarks.worker", _MODULES[peer], backend)
                 found.append(Contender(label, peer, worker))
     return found, skipped

@@ -15,6 +15,7 @@ from typing import Any
 
 _METADATA = '{\\"signatures-sizes\\":{\\"'
 _writes = count(1)
+_others = random.Random(0)
 
 
 def _token() -> bytes:
@@ -30,6 +31,11 @@ def identity(number: int) -> str:
 def name(number: int) -> str:
     """Its name."""
     return f"registry.example.com/team-{number % 97}/service-{number}:1.{number % 13}"
+
+
+def manifest_digest(number: int) -> str:
+    """The digest of its manifest."""
+    return f"sha256:{hashlib.sha256(b'manifest %d' % number).hexdigest()}"
 
 
 def record(number: int) -> dict[str, Any]:
@@ -86,6 +92,11 @@ def copy_store(root: Path, copy: Path) -> Path:
 def sample(images: int, number: int) -> list[int]:
     """Numbers of some images, the same ones in every run."""
     return random.Random(images).choices(range(images), k=number)
+
+
+def some(images: int, number: int) -> list[int]:
+    """Numbers of some images, other ones each time, in the same order in every run."""
+    return _others.choices(range(images), k=number)
 
 
 class OtherWriter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 import struct
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from . import memory
 from .heartbeat import heartbeat
 from .images import image_store
 from .peer import Peer, Reply, Stopwatch, new_metadata, seconds
+from .place import Place
 
 CHUNK = 1024 * 1024
 
@@ -29,9 +31,7 @@ class OurPeer(Peer):
 
     async def do_setup(self, root: str) -> Reply:
         """Open a store."""
-        self._path = image_store(Path(root))
-        self._store = ImageStore(self._path)
-        await self._store.__aenter__()
+        self._store = await new_store(root).__aenter__()
         return {}
 
     # Changes
@@ -74,6 +74,21 @@ class OurPeer(Peer):
             commits += 1
         return {"commits": commits, "seconds": watch.stop()}
 
+    async def do_create(self, images: int, tasks: int) -> Reply:
+        """New images of a record only, by some tasks; seconds for each."""
+        numbers = iter(range(images))
+
+        async def create() -> None:
+            for number in numbers:
+                name = f"localhost/{secrets.token_hex(32)}"
+                await self._store.create(names=[name], metadata=new_metadata(number))
+
+        watch = Stopwatch()
+        async with anyio.create_task_group() as group:
+            for _ in range(tasks):
+                group.start_soon(create)
+        return seconds(watch.stop() / images)
+
     async def do_ingest(self, images: int, tasks: int, root: str) -> Reply:
         """New images, each with a manifest and a config, into a new store."""
         path = image_store(Path(root))
@@ -107,6 +122,13 @@ class OurPeer(Peer):
                 await get(ref)
         return seconds(watch.stop() / passes / len(refs))
 
+    async def do_by_digest(self, digests: Sequence[str]) -> Reply:
+        """Look images up by digest, one after another."""
+        watch = Stopwatch()
+        for digest in digests:
+            await self._store.by_digest(digest)
+        return seconds(watch.stop() / len(digests))
+
     async def do_snapshot_get(self, refs: Sequence[str], passes: int) -> Reply:
         """Look images up in one snapshot."""
         get = (await self._store.snapshot()).get
@@ -127,7 +149,7 @@ class OurPeer(Peer):
 
     async def do_open(self, root: str) -> Reply:
         """Open another store."""
-        store = ImageStore(image_store(Path(root)))
+        store = new_store(root)
         watch = Stopwatch()
         async with store:
             opened = watch.stop()
@@ -157,6 +179,17 @@ class OurPeer(Peer):
         opened = memory.proportional() - start
         await self._store.images()
         return {"opened": opened, "looked": memory.proportional() - start, "start": start}
+
+    async def do_lookup_memory(self, root: str, refs: Sequence[str]) -> Reply:
+        """What an open store takes, and at most while images are looked up one by one."""
+        gc.collect()
+        start = memory.resident()
+        await self.do_setup(root)
+        opened = memory.resident() - start
+        memory.reset_peak()
+        for ref in refs:
+            await self._store.get(ref)
+        return {"opened": opened, "looked": memory.peak() - start}
 
     async def do_memory_peaks_start(self, root: str) -> Reply:
         """What opening and one commit take at most."""
@@ -228,6 +261,16 @@ class OurPeer(Peer):
 
     async def _read_one(self, ref: str, key: str, _: int) -> None:
         await self._read(ref, key, verify=True)
+
+
+def new_store(root: str) -> ImageStore:
+    """A store of either kind, not open yet."""
+    if not root.startswith("postgresql:"):
+        return ImageStore(image_store(Path(root)))
+    from aimagestore.cluster import ClusterEngine
+
+    place = Place.parse(root)
+    return ImageStore(ClusterEngine(place.records_url, place.blobs_url))
 
 
 async def _chunks(size: int) -> AsyncIterator[bytes]:

@@ -1,4 +1,4 @@
-"""What every test has: three event loops, a guard against blocking them, and a new store."""
+"""What every test has: three event loops, a guard against blocking them, a store, and servers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio.lowlevel
 import blockbuster.blockbuster
@@ -16,6 +16,11 @@ from hypothesis import settings
 
 from aimagestore import ImageStore
 from aimagestore._directory.check import Check
+
+from .homes import ClusterHome, DirectoryHome, Home, open_files
+
+if TYPE_CHECKING:
+    from .cluster.servers import Servers
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("default")
@@ -114,14 +119,50 @@ def _no_descriptors_left() -> Iterator[None]:
     assert open_files("/store") <= before
 
 
-def open_files(place: str) -> set[str]:
-    """The descriptors of this process whose files have this in their path."""
-    found = set()
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{fd}")
-        except OSError:
-            continue  # closed since, that of the listing for one
-        if place in target:
-            found.add(f"{fd} {target}")
-    return found
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """PostgreSQL and SeaweedFS, their credentials in the environment."""
+    for package in ("psycopg", "obstore"):
+        pytest.importorskip(package, reason="needs the clients: pip install 'aimagestore[cluster]'")
+    from aimagestore._local.cluster import LocalCluster
+    from aimagestore._local.server import ServersMissingError
+
+    from .cluster.servers import Servers
+
+    try:
+        local = LocalCluster()
+    except ServersMissingError as missing:
+        pytest.skip(str(missing))
+    with local, pytest.MonkeyPatch.context() as patch:
+        for name, value in local.environment.items():
+            patch.setitem(os.environ, name, value)
+        yield Servers(local)
+
+
+@pytest.fixture(scope="session")
+def cluster_home(servers: Servers) -> Iterator[ClusterHome]:
+    """The one that all tests have in turn."""
+    with servers.new_place() as place:
+        home = ClusterHome(place)
+        yield home
+        home.close()
+
+
+@pytest.fixture(params=["directory", "cluster"])
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
+    """Where there is no image yet, on either engine."""
+    if request.param == "directory":
+        found: Home = DirectoryHome(tmp_path)
+    else:
+        cluster: ClusterHome = request.getfixturevalue("cluster_home")
+        cluster.root = tmp_path
+        cluster.clear()
+        found = cluster
+    yield found
+    if not request.node.get_closest_marker("damage"):
+        found.check()
+    for _ in range(500):
+        if not found.in_use():
+            break
+        time.sleep(0.01)
+    assert found.in_use() == 0

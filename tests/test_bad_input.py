@@ -9,21 +9,16 @@ import os
 import stat
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 
 from aimagestore import (
-    BigDataUnknownError,
     Image,
     ImageStore,
     ImageUnknownError,
     InvalidBigDataNameError,
-    InvalidDigestError,
-    InvalidIDError,
     StoreCorruptError,
 )
 from aimagestore._directory.placement import waiting_name
@@ -98,97 +93,7 @@ def outside(tmp_path: Path) -> Path:
 # Calls that are refused
 
 
-async def refused(store: ImageStore, path: Path, error: type[Exception], *calls: Call) -> None:
-    """Make calls each of which must raise, and change nothing at all."""
-    if not await store.exists("one"):
-        await store.create("one", names=["n"], flags={"f": 1}, big_data={"k": b"data"})
-    before = tree(path)
-    for number, call in enumerate(calls):
-        try:
-            await call(store)
-        except error:
-            pass
-        else:
-            pytest.fail(f"call {number} was not refused")
-        assert tree(path) == before, f"call {number} left something"
-    assert [image.id for image in await store.images()] == ["one"]
-
-
-HOSTILE_IDS = [
-    "",
-    ".",
-    "..",
-    "../x",
-    "a/b",
-    "/etc",
-    "images.json",
-    "images.lock",
-    ".hidden",
-    ".new-images.json",
-    "lost+found",
-    "a\0b",
-    "a" * 256,
-    "é" * 128,
-    "\ud800",
-]
-
-
-async def test_hostile_ids_are_refused(store: ImageStore, path: Path) -> None:
-    def create(image_id: str) -> Call:
-        return lambda s: s.create(image_id, big_data={"k": b"x"})
-
-    await refused(store, path, InvalidIDError, *map(create, HOSTILE_IDS))
-
-
-async def test_refused_id_is_told(store: ImageStore) -> None:
-    with pytest.raises(InvalidIDError) as caught:
-        await store.create("../x")
-    assert caught.value.id == "../x"
-
-
-@pytest.mark.parametrize("image_id", [1, b"two", ["two"], Path("two")])
-async def test_id_that_is_no_text_is_refused(store: ImageStore, path: Path, image_id: Any) -> None:
-    await refused(store, path, TypeError, lambda s: s.create(image_id))
-
-
-async def test_hostile_refs_are_unknown(store: ImageStore, path: Path) -> None:
-    def calls(ref: str) -> list[Call]:
-        return [
-            lambda s: s.delete(ref),
-            lambda s: s.get(ref),
-            lambda s: s.big_data(ref, "k"),
-            lambda s: s.big_data_size(ref, "k"),
-            lambda s: s.set_metadata(ref, "m"),
-            lambda s: s.set_big_data(ref, "k", b""),
-        ]
-
-    for ref in [*HOSTILE_IDS, "one/k", "./one", "one/"]:
-        await refused(store, path, ImageUnknownError, *calls(ref))
-        assert not await store.exists(ref)
-
-
-HOSTILE_KEYS = ["", ".", "..", "/", "a/", "a\0", "A" * 200, "AB?", "\ud800", "x\ud800", "\ud800x"]
 """The Base64 of one of them has a slash in it."""
-
-
-@pytest.mark.parametrize("key", HOSTILE_KEYS)
-async def test_hostile_key_is_refused(store: ImageStore, path: Path, key: str) -> None:
-    await refused(
-        store,
-        path,
-        InvalidBigDataNameError,
-        lambda s: s.set_big_data("one", key, b"x"),
-        lambda s: s.create("two", big_data={"fine": b"x", key: b"x"}),
-        lambda s: s.big_data("one", key),
-        lambda s: s.big_data_size("one", key),
-        lambda s: s.big_data_digest("one", key),
-    )
-
-
-async def test_refused_key_is_told(store: ImageStore) -> None:
-    with pytest.raises(InvalidBigDataNameError) as caught:
-        await store.create("one", big_data={"a/": b""})
-    assert caught.value.key == "a/"
 
 
 async def test_keys_like_paths_are_names_like_any_other(store: ImageStore, path: Path) -> None:
@@ -199,54 +104,6 @@ async def test_keys_like_paths_are_names_like_any_other(store: ImageStore, path:
     assert len(list((path / "one").iterdir())) == len(keys)
 
 
-async def test_keys_that_are_not_listed_are_unknown(store: ImageStore, path: Path) -> None:
-    await refused(
-        store,
-        path,
-        BigDataUnknownError,
-        lambda s: s.big_data("one", "../k"),
-        lambda s: s.big_data("one", "images.json"),
-        lambda s: s.big_data_digest("one", "other"),
-    )
-
-
-SHA256 = "sha256:" + "a" * 64
-DIGESTS = ["", "x", "a" * 64, "sha256:" + "A" * 64, "md5:" + "a" * 32, SHA256 + "\n", SHA256[:-1]]
-
-
-@pytest.mark.parametrize("digest", [*DIGESTS, "sha256:" + "\ud800" * 64], ids=range(8))
-async def test_malformed_digest_is_refused(store: ImageStore, path: Path, digest: str) -> None:
-    async def stage(s: ImageStore) -> None:
-        async with s.stage(b"x", expected_digest=digest):
-            pass
-
-    await refused(
-        store,
-        path,
-        InvalidDigestError,
-        lambda s: s.create("two", digest=digest),
-        lambda s: s.set_big_data("one", "k", b"x", expected_digest=digest),
-        lambda s: s.by_digest(digest),
-        stage,
-    )
-
-
-EAST = timezone(timedelta(hours=1))
-WEST = timezone(-timedelta(hours=1))
-TIMES = [
-    datetime(2024, 1, 1),  # noqa: DTZ001
-    datetime(1, 1, 1, tzinfo=EAST),
-    datetime(9999, 12, 31, 23, 30, tzinfo=WEST),
-]
-
-
-async def test_times_that_go_cannot_read_are_refused(store: ImageStore, path: Path) -> None:
-    def create(moment: datetime) -> Call:
-        return lambda s: s.create("two", created=moment, big_data={"k": b""})
-
-    await refused(store, path, ValueError, *map(create, TIMES))
-
-
 def nested(levels: int) -> list[Any]:
     """Lists in lists."""
     value: list[Any] = []
@@ -255,100 +112,11 @@ def nested(levels: int) -> list[Any]:
     return value
 
 
-FLAGS = [
-    (math.nan, ValueError),
-    (math.inf, ValueError),
-    ({"a": [-math.inf]}, ValueError),
-    (10**400, ValueError),
-    (nested(1000), ValueError),
-    (nested(50_000), ValueError),
-    ("\ud800", ValueError),
-    ({"\udfff": 1}, ValueError),
-    (["x", {"a": "\ud800"}], ValueError),
-    (object(), TypeError),
-    (b"bytes", TypeError),
-    ({1, 2}, TypeError),
-    (1j, TypeError),
-    (datetime(2024, 1, 1, tzinfo=UTC), TypeError),
-    ({1: 2}, TypeError),
-    ({None: 2}, TypeError),
-]
-
-
-@pytest.mark.parametrize(("value", "error"), FLAGS, ids=range(len(FLAGS)))
-async def test_flag_that_go_cannot_read_is_refused(
-    store: ImageStore, path: Path, value: Any, error: type[Exception]
-) -> None:
-    await refused(
-        store,
-        path,
-        error,
-        lambda s: s.set_flag("one", "f", value),
-        lambda s: s.create("two", flags={"fine": 1, "f": value}, big_data={"k": b""}),
-    )
-
-
 async def test_flag_nested_999_levels_is_kept(store: ImageStore, path: Path) -> None:
     await store.create("one", flags={"f": nested(999)})
     assert b'{"f":' + b"[" * 999 + b"]" * 999 + b"}" in index_of(path)
     async with ImageStore(path) as again:
         assert len((await again.get("one")).flags["f"]) == 1
-
-
-TEXTS: list[Call] = [
-    lambda s: s.create("two", names=["fine", "a\ud800"]),
-    lambda s: s.create("two", layer="\ud800"),
-    lambda s: s.create("two", metadata="\ud800", big_data={"k": b"x"}),
-    lambda s: s.create("two", flags={"\ud800": 1}),
-    lambda s: s.set_names("one", ["\ud800"]),
-    lambda s: s.add_names("one", ["\ud800"]),
-    lambda s: s.remove_names("one", ["\ud800"]),
-    lambda s: s.set_metadata("one", "\ud800"),
-    lambda s: s.set_flag("one", "\ud800", 1),
-    lambda s: s.clear_flag("one", "\ud800"),
-]
-
-
-async def test_lone_surrogates_are_refused(store: ImageStore, path: Path) -> None:
-    await refused(store, path, ValueError, *TEXTS)
-
-
-UNTYPED: list[Callable[[Any], Awaitable[object]]] = [
-    lambda s: s.create("two", names="name"),
-    lambda s: s.create("two", names=b"name"),
-    lambda s: s.create("two", names=None),
-    lambda s: s.create("two", names=[1]),
-    lambda s: s.create("two", layer=None),
-    lambda s: s.create("two", metadata=b"m"),
-    lambda s: s.create("two", digest=b"x"),
-    lambda s: s.create("two", flags={1: 1}),
-    lambda s: s.create("two", big_data={1: b"x"}),
-    lambda s: s.create("two", big_data={"k": "text"}),
-    lambda s: s.create("two", big_data={"k": None}),
-    lambda s: s.set_names("one", "name"),
-    lambda s: s.add_names("one", "name"),
-    lambda s: s.remove_names("one", "n"),
-    lambda s: s.set_names("one", ["fine", None]),
-    lambda s: s.set_metadata("one", None),
-    lambda s: s.set_flag("one", 1, 1),
-    lambda s: s.clear_flag("one", None),
-    lambda s: s.set_big_data("one", None, b"x"),
-    lambda s: s.set_big_data("one", "k", "text"),
-    lambda s: s.set_big_data("one", "k", 5),
-    lambda s: s.set_big_data("one", "k", [b"fine", "text"]),
-    lambda s: s.by_digest(None),
-    lambda s: s.delete(5),
-    lambda s: s.set_metadata(["one"], "m"),
-]
-
-
-async def test_arguments_of_another_type_are_refused(store: ImageStore, path: Path) -> None:
-    await refused(store, path, TypeError, *UNTYPED)
-
-
-async def test_naive_time_to_compare_with_is_refused(store: ImageStore, path: Path) -> None:
-    naive = datetime(2024, 1, 1)  # noqa: DTZ001
-    await refused(store, path, ValueError, lambda s: s.touched_since(naive))
 
 
 async def test_bad_calls_in_a_transaction_leave_its_good_ones(
@@ -371,32 +139,6 @@ async def test_bad_calls_in_a_transaction_leave_its_good_ones(
     (image,) = json.loads(index_of(path))
     assert image["id"] == "one"
     assert image.keys() == {"id", "names", "created"}
-
-
-@pytest.mark.parametrize("ref", [5, ["one"]])
-async def test_ref_that_is_no_text_fails_alone(store: ImageStore, ref: Any) -> None:
-    await store.create("one")
-    errors: list[Exception] = []
-    locked = anyio.Event()
-
-    async def bad() -> None:
-        await locked.wait()
-        with pytest.raises(TypeError) as caught:
-            await store.delete(ref)
-        errors.append(caught.value)
-
-    async def good() -> None:
-        await locked.wait()
-        await store.create("two")
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(bad)
-        tasks.start_soon(good)
-        async with store.transaction():
-            locked.set()
-            await anyio.wait_all_tasks_blocked()
-    assert len(errors) == 1
-    assert await store.exists("two")
 
 
 # Index files that are no index

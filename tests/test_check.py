@@ -26,7 +26,7 @@ from aimagestore import (
 from aimagestore._directory.contents import is_image_directory, unlisted_files
 from aimagestore._directory.files import Directory
 
-from .conftest import open_files
+from .homes import open_files
 from .test_store import FIXTURE, FIXTURE_ID
 
 pytestmark = pytest.mark.damage

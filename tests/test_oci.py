@@ -30,7 +30,8 @@ from aimagestore import (
     oci,
 )
 
-from .conftest import open_files
+from .contract.test_cancellation import Steps
+from .homes import open_files
 from .layouts import (
     CONFIG,
     LAYER,
@@ -43,7 +44,6 @@ from .layouts import (
     files_of,
     hello,
 )
-from .test_cancellation import Steps
 
 FORMS = ["layout", "layout.tar"]
 

@@ -27,7 +27,7 @@ from aimagestore import (
 )
 from aimagestore.oci._layout import DirectoryLayout
 
-from .conftest import open_files
+from .homes import open_files
 from .layouts import CONFIG, INDEX, LAYER, MANIFEST, Maker, archive, digest_of, encode, hello
 
 MIB = 1024 * 1024

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import fcntl
 import os
 import struct
@@ -17,13 +16,10 @@ import anyio.to_thread
 import pytest
 
 from aimagestore import (
-    DuplicateIDError,
     ImageStore,
-    ImageUnknownError,
     LockTimeoutError,
     StoreClosedError,
     StoreCorruptError,
-    Transaction,
 )
 
 
@@ -76,33 +72,6 @@ async def test_changes_that_wait_together_are_committed_together(
     assert len(inodes) <= 3
 
 
-async def test_each_gets_its_own_result_or_error(store: ImageStore) -> None:
-    await store.create("one")
-    results: dict[int, object] = {}
-
-    async def change(i: int) -> None:
-        try:
-            if i % 3 == 0:
-                results[i] = await store.create("one")
-            elif i % 3 == 1:
-                results[i] = await store.set_metadata("nobody", "x")
-            else:
-                results[i] = await store.set_flag("one", f"flag{i}", i)
-        except (DuplicateIDError, ImageUnknownError) as error:
-            results[i] = error
-
-    async with anyio.create_task_group() as tasks:
-        for i in range(30):
-            tasks.start_soon(change, i)
-    assert [type(results[i]) for i in range(30)] == [
-        DuplicateIDError,
-        ImageUnknownError,
-        type(await store.get("one")),
-    ] * 10
-    assert len({id(result) for result in results.values()}) == 30
-    assert (await store.get("one")).flags == {f"flag{i}": i for i in range(2, 30, 3)}
-
-
 async def test_one_that_meets_a_bad_directory_fails_alone(store: ImageStore, path: Path) -> None:
     await store.create("good")
     await store.create("bad")
@@ -122,20 +91,6 @@ async def test_one_that_meets_a_bad_directory_fails_alone(store: ImageStore, pat
     assert len(failed) == 1
     assert await store.big_data("good", "key") == b"data"
     assert (path / "bad").read_bytes() == b"a file"
-
-
-async def test_a_changes_result_is_the_image_as_that_change_left_it(store: ImageStore) -> None:
-    await store.create("one")
-    results = []
-
-    async def change(text: str) -> None:
-        results.append((text, (await store.set_metadata("one", text)).metadata))
-
-    async with anyio.create_task_group() as tasks:
-        for i in range(20):
-            tasks.start_soon(change, str(i))
-    assert len(results) == 20
-    assert all(text == metadata for text, metadata in results)
 
 
 async def test_delete_and_create_again_at_once(store: ImageStore, path: Path) -> None:
@@ -193,70 +148,11 @@ async def test_an_exception_undoes_a_transaction(store: ImageStore, path: Path) 
     await store.set_metadata("old", "x")
 
 
-async def test_an_error_caught_inside_changes_nothing(store: ImageStore) -> None:
-    async with store.transaction() as tx:
-        tx.create("one", names=["a"])
-        with pytest.raises(DuplicateIDError):
-            tx.create("one")
-        with pytest.raises(ImageUnknownError):
-            tx.set_names("nobody", ["a"])
-        with pytest.raises(TypeError):
-            tx.set_big_data("one", "key", "text")
-    assert (await store.get("a")).id == "one"
-
-
-async def test_changes_inside_a_transaction_do_not_deadlock(store: ImageStore) -> None:
-    async def child() -> None:
-        with pytest.raises(RuntimeError, match="transaction"):
-            await store.create()
-
-    async with store.transaction():
-        with pytest.raises(RuntimeError, match="transaction"):
-            await store.wipe()
-        with pytest.raises(RuntimeError, match="transaction"):
-            async with store.transaction():
-                pass
-        with pytest.raises(RuntimeError, match="transaction"):
-            await store.aclose()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(child)
-    await store.create()
-
-
-async def test_a_child_that_outlives_the_transaction_may_change_the_store(
-    store: ImageStore,
-) -> None:
-    over = anyio.Event()
-
-    async def child() -> None:
-        await over.wait()
-        await store.create("child")
-
-    async with anyio.create_task_group() as tasks:
-        async with store.transaction() as tx:
-            tasks.start_soon(child)
-            tx.create("parent")
-        over.set()
-    assert [image.id for image in await store.images()] == ["parent", "child"]
-
-
 async def test_another_stores_transaction_is_no_obstacle(store: ImageStore, path: Path) -> None:
     async with ImageStore(path.with_name("store2")) as other, store.transaction() as tx:
         await other.create("there")
         tx.create("here")
     assert await store.exists("here")
-
-
-async def test_a_transaction_takes_staged_data(store: ImageStore) -> None:
-    async with store.stage(b"data") as staged:
-        with pytest.raises(ZeroDivisionError):
-            async with store.transaction() as tx:
-                tx.create("one", big_data={"key": staged})
-                raise ZeroDivisionError
-        async with store.transaction() as tx:
-            tx.create("two", big_data={"key": staged})
-    assert await store.big_data("two", "key") == b"data"
-    assert not await store.exists("one")
 
 
 async def test_a_transaction_clears_what_a_new_images_directory_holds(
@@ -267,24 +163,6 @@ async def test_a_transaction_clears_what_a_new_images_directory_holds(
     async with store.transaction() as tx:
         tx.create("one", big_data={"key": b"data"})
     assert os.listdir(path / "one") == ["key"]
-
-
-async def test_transactions_and_changes_of_many_tasks(store: ImageStore) -> None:
-    await store.create("one", flags={"n": 0})
-
-    async def count(tx: Transaction) -> None:
-        tx.set_flag("one", "n", tx.get("one").flags["n"] + 1)
-
-    async def add() -> None:
-        for _ in range(5):
-            async with store.transaction() as tx:
-                await count(tx)
-
-    async with anyio.create_task_group() as tasks:
-        for i in range(5):
-            tasks.start_soon(add)
-            tasks.start_soon(store.set_flag, "one", f"other{i}", i)
-    assert (await store.get("one")).flags == {"n": 25} | {f"other{i}": i for i in range(5)}
 
 
 # The lock
@@ -337,77 +215,6 @@ async def test_a_posix_lock_of_another_process_is_named(path: Path) -> None:
         await store.set_metadata("one", "x")
 
 
-async def test_a_wait_that_is_cancelled_leaves_nothing_held(store: ImageStore, path: Path) -> None:
-    with locked(path):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(store.create, "one")
-            await until_waiting()
-            tasks.cancel_scope.cancel()
-    await until_no_thread_waits()
-    assert not is_locked(path)
-    assert not await store.exists("one")
-    await store.create("two")
-
-
-async def test_a_leader_that_gives_up_hands_over(store: ImageStore, path: Path) -> None:
-    scopes: dict[str, anyio.CancelScope] = {}
-    done: list[str] = []
-
-    async def create(image_id: str) -> None:
-        with anyio.CancelScope() as scope:
-            scopes[image_id] = scope
-            await store.create(image_id)
-            done.append(image_id)
-
-    async with anyio.create_task_group() as tasks:
-        with locked(path):
-            for i in range(5):
-                tasks.start_soon(create, f"id{i}")
-            await until_waiting()
-            for image_id in ("id0", "id1", "id3"):
-                scopes[image_id].cancel()
-            await anyio.lowlevel.checkpoint()
-    assert sorted(done) == ["id2", "id4"]
-    assert sorted(image.id for image in await store.images()) == ["id2", "id4"]
-
-
-async def test_each_waiters_time_is_its_own(path: Path) -> None:
-    async with ImageStore(path) as patient, ImageStore(path, lock_timeout=0.05) as hasty:
-        timeouts = []
-
-        async def change(i: int) -> None:
-            try:
-                await hasty.create(f"hasty{i}")
-            except LockTimeoutError as error:
-                timeouts.append(error)
-
-        async with anyio.create_task_group() as tasks:
-            with locked(path):
-                tasks.start_soon(patient.create, "patient")
-                async with anyio.create_task_group() as hurried:
-                    for i in range(3):
-                        hurried.start_soon(change, i)
-        await until_no_thread_waits()
-        assert len(timeouts) == 3
-        assert [image.id for image in await patient.images()] == ["patient"]
-
-
-async def test_waiting_writers_leave_the_applications_threads_alone(
-    store: ImageStore, path: Path
-) -> None:
-    async with anyio.create_task_group() as tasks:
-        with locked(path):
-            for i in range(100):
-                tasks.start_soon(store.create, f"id{i}")
-            await until_waiting()
-            with anyio.fail_after(5):
-                async with anyio.create_task_group() as others:
-                    for _ in range(40):
-                        others.start_soon(anyio.to_thread.run_sync, os.getpid)
-            assert len(await store.images()) == 0
-    assert len(await store.images()) == 100
-
-
 async def test_a_lock_file_with_two_links_is_refused(path: Path, tmp_path: Path) -> None:
     path.mkdir()
     outside = tmp_path / "outside"
@@ -420,89 +227,6 @@ async def test_a_lock_file_with_two_links_is_refused(path: Path, tmp_path: Path)
 
 
 # Closing
-
-
-async def test_closing_turns_away_who_waits(path: Path) -> None:
-    refused = []
-
-    async def create(store: ImageStore) -> None:
-        try:
-            await store.create()
-        except StoreClosedError as error:
-            refused.append(error)
-
-    store = ImageStore(path)
-    async with store:
-        with locked(path):
-            async with anyio.create_task_group() as tasks:
-                for _ in range(5):
-                    tasks.start_soon(create, store)
-                await until_waiting()
-                await store.aclose()
-    assert len(refused) == 5
-    await until_no_thread_waits()
-    assert not is_locked(path)
-
-
-async def test_closing_finishes_what_is_under_way(path: Path) -> None:
-    store = ImageStore(path)
-    async with store, anyio.create_task_group() as tasks:
-        in_transaction = anyio.Event()
-        go_on = anyio.Event()
-
-        async def transact() -> None:
-            async with store.transaction() as tx:
-                tx.create("one")
-                in_transaction.set()
-                await go_on.wait()
-
-        tasks.start_soon(transact)
-        await in_transaction.wait()
-        tasks.start_soon(store.aclose)
-        await anyio.wait_all_tasks_blocked()
-        go_on.set()
-    async with ImageStore(path) as again:
-        assert await again.exists("one")
-
-
-async def test_a_reader_outlives_its_store(path: Path) -> None:
-    store = ImageStore(path)
-    async with store:
-        await store.create("one", big_data={"key": b"data"})
-        async with store.open_big_data("one", "key") as reader:
-            await store.aclose()
-            assert await reader.read() == b"data"
-
-
-def test_another_event_loop_is_refused(path: Path) -> None:
-    store = ImageStore(path)
-
-    async def first() -> None:
-        await store.__aenter__()
-        await store.create("one")
-
-    async def second() -> None:
-        with pytest.raises(RuntimeError, match="event loop"):
-            await store.set_metadata("one", "x")
-
-    async def last() -> None:
-        store._loop = anyio.lowlevel.current_token()
-        await store.aclose()
-
-    for function in (first, second, last):
-        anyio.run(function)
-
-
-async def test_a_forked_child_is_refused(
-    store: ImageStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await store.create("one")
-    monkeypatch.setattr("aimagestore._async.store._process", 77)
-    with pytest.raises(StoreClosedError, match="fork"):
-        await store.get("one")
-    await copy.copy(store).aclose()
-    monkeypatch.undo()
-    assert await store.exists("one")
 
 
 async def test_a_forked_child_shares_neither_store_nor_lock(store: ImageStore, path: Path) -> None:

@@ -15,7 +15,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from .patience import PATIENCE
 
-# A peer that is gone without a word is noticed after this, not after two hours.
+# A server that is gone without a word is noticed after this, not after two hours; and by the server
+# a client, for it may hold the lock that all others wait for.
+_SERVER_OPTIONS = (
+    "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
+    " -c tcp_user_timeout=20000"
+)
 _DEFAULTS = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
@@ -53,8 +58,9 @@ class Records:
             ) from None
         host = given.get("host") or given.get("hostaddr") or given.get("service") or ""
         port = f":{given['port']}" if given.get("port") else ""
+        options = f"{_SERVER_OPTIONS} {given.get('options') or ''}".rstrip()
         name = f"postgresql://{host}{port}/{given.get('dbname', '')}"
-        parameters: dict[str, Any] = _DEFAULTS | given
+        parameters: dict[str, Any] = _DEFAULTS | given | {"options": options}
         return cls(make_conninfo("", **parameters), name)
 
     def __repr__(self) -> str:

@@ -121,14 +121,18 @@ class Committer:
 
     @contextmanager
     def _stored(self, draft: Draft) -> Iterator[None]:
-        """Store what is still in memory; it is gone after the block, unless it was committed."""
+        """Have all contents stored; what was in memory is gone after a block that commits nothing.
+
+        Under the lock, but several at a time: there may be many small ones.
+        """
         inline = {p: c for p, c in draft.files.items() if isinstance(c, InlineContent)}
         stored = {place: self._stage() for place in inline}
         try:
-            if inline:
-                with ThreadPoolExecutor(min(len(inline), _UPLOADS)) as uploads:
+            if draft.files:
+                draft.files |= stored
+                with ThreadPoolExecutor(min(len(draft.files), _UPLOADS)) as uploads:
                     list(uploads.map(_store, stored.values(), inline.values()))
-            draft.files |= stored
+                    list(uploads.map(_finish, draft.files.values()))
             yield
         finally:
             for content in stored.values():
@@ -210,6 +214,10 @@ class _Attempt(NamedTuple):
 def _store(staged: StagedBlob, content: InlineContent) -> None:
     staged.sink.write(content.data)
     staged.finish()
+
+
+def _finish(content: Any) -> None:
+    content.finish()
 
 
 def _told(error: StoreUnavailableError, attempt: _Attempt | None) -> StoreUnavailableError:

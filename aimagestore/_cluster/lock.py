@@ -23,8 +23,10 @@ from .patience import PATIENCE
 # Beside the number of the table, which no other store of the database has: "aimg".
 _CLASS = 0x61696D67 << 32
 
+_CANCEL_PAUSE = 0.01
+
 _HOLDER = """
-    SELECT a.application_name, a.client_addr::text, a.pid, now() - a.xact_start
+    SELECT a.application_name, host(a.client_addr), a.pid
     FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
     WHERE l.locktype = 'advisory' AND l.granted AND l.database = (
         SELECT oid FROM pg_database WHERE datname = current_database()
@@ -153,12 +155,9 @@ class ClusterLock:
         )
         if not rows:
             return Holder(name, "who held it has let go of it meanwhile")
-        application, address, session, age = rows[0]
-        return Holder(
-            name,
-            f"session {session} of {application!r} from {address or 'the server itself'} "
-            f"holds it, since {age.total_seconds():.1f} s",
-        )
+        application, address, session = rows[0]
+        place = address or "the server itself"
+        return Holder(name, f"session {session} of {application!r} from {place} holds it")
 
 
 def _last_value(answers: psycopg.Cursor[tuple[Any, ...]]) -> int | None:
@@ -176,11 +175,15 @@ class Claim:
         self._lock = lock
         self._mutex = threading.Lock()
         self._waiting: Connection | None = None
+        self._has_ended = threading.Event()
         self._is_granted = False
         self._is_over = False
 
     def wait(self) -> bool:
-        return self._lock.connections.retried(self._wait)
+        try:
+            return self._lock.connections.retried(self._wait)
+        finally:
+            self._has_ended.set()
 
     def _wait(self) -> bool:
         connection = self._lock.connections.borrow()
@@ -213,10 +216,11 @@ class Claim:
             self._is_over = True
             if self._waiting is not None and not self._is_granted:
                 with suppress(RuntimeError):  # the store is closing, and with it the session
-                    self._lock.helpers.submit(_cancel, self._waiting)
+                    self._lock.helpers.submit(self._cancel, self._waiting)
             return self._is_granted
 
-
-def _cancel(connection: Connection) -> None:
-    with suppress(psycopg.Error):
-        connection.cancel_safe(timeout=PATIENCE)
+    def _cancel(self, waiting: Connection) -> None:
+        # More than once: it means nothing to a session that has not begun to wait.
+        while not self._has_ended.wait(_CANCEL_PAUSE):
+            with suppress(psycopg.Error):
+                waiting.cancel_safe(timeout=PATIENCE)

@@ -37,16 +37,14 @@ class _Sink(io.BufferedIOBase):
         return True
 
     def write(self, data: Buffer) -> int:  # type: ignore[override]
-        piece = memoryview(data).cast("B")
+        # The writer keeps what it is given until it is sent; the caller may change it before that.
+        piece = data if isinstance(data, bytes) else bytes(data)
         self.digester.add(piece)
         try:
             self._writer.write(piece)
         except BaseError as error:
             self.is_broken = True
             raise self._blobs.unavailable(error) from None
-        finally:
-            if not isinstance(data, bytes):
-                self.flush()  # the caller may change it from here on
         self.size += len(piece)
         return len(piece)
 

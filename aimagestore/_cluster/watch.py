@@ -60,7 +60,6 @@ class ClusterWatch:
 
     def _listen(self) -> None:
         """Have the server tell, if it does."""
-        self.interval = _INTERVAL
         with suppress(psycopg.Error):  # a standby refuses; an outage is seen by looking
             connection = self._connections.connect()
             try:
@@ -71,7 +70,10 @@ class ClusterWatch:
                 connection.close()
                 raise
             self._listening = connection
-            self.interval = _TOLD_INTERVAL
+
+    @property
+    def interval(self) -> float:
+        return _INTERVAL if self._listening is None else _TOLD_INTERVAL
 
     @property
     def descriptor(self) -> int | None:

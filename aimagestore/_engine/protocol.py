@@ -88,12 +88,12 @@ class LockClaim(Protocol):
 
 
 class Watch(Protocol):
-    """What changes in a store, by whomever, from a moment on.
+    """What changes in a store, by whomever, from a moment on."""
 
-    :ivar interval: seconds after which to look even if nothing has told of a change
-    """
-
-    interval: float
+    @property
+    def interval(self) -> float:
+        """Seconds after which to look even if nothing has told of a change."""
+        ...
 
     @property
     def descriptor(self) -> int | None:

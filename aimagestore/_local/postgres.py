@@ -23,12 +23,6 @@ from .server import HOST, Server, ServersMissingError, free_ports
 USER = "postgres"
 
 _DEBIAN = Path("/usr/lib/postgresql")
-_OPTIONS = {
-    "listen_addresses": HOST,
-    "unix_socket_directories": "",
-    "max_connections": "200",
-    "max_wal_size": "4GB",
-}
 
 
 def find_programs() -> Path:
@@ -54,12 +48,20 @@ class Postgres(Server):
 
     :ivar port: where it listens
     :ivar password: of the superuser, ``postgres``
+    :ivar options: what it is started with
     """
 
     def __init__(self, root: Path, password: str | None = None) -> None:
         self.root = root
         self.password = password or secrets.token_urlsafe()
         (self.port,) = free_ports(1)
+        self.options = {
+            "listen_addresses": HOST,
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "max_connections": "200",
+            "max_wal_size": "4GB",
+        }
         self._user = self._group = None
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
@@ -74,7 +76,7 @@ class Postgres(Server):
         self._own(secret)
         self._run(
             "initdb",
-            *("--pgdata", str(self._data), "--username", USER, "--pwfile", str(secret)),
+            *("--pgdata", str(self.data), "--username", USER, "--pwfile", str(secret)),
             *("--auth", "scram-sha-256", "--encoding", "UTF8", "--no-locale", "--no-sync"),
         )
         secret.unlink()
@@ -85,16 +87,16 @@ class Postgres(Server):
         standby._make_root()
         standby._run(
             "pg_basebackup",
-            *("--pgdata", str(standby._data), "--write-recovery-conf", "--no-sync"),
+            *("--pgdata", str(standby.data), "--write-recovery-conf", "--no-sync"),
             *("--checkpoint", "fast", "--host", HOST, "--port", str(self.port), "--username", USER),
         )
         return standby
 
     def start(self) -> None:
         """Begin to serve, after a crash too; returns when it does."""
-        options = (_OPTIONS | {"port": str(self.port)}).items()
-        command = [str(self._programs / "postgres"), "-D", str(self._data)]
-        command += [part for key, value in options for part in ("-c", f"{key}={value}")]
+        command = [str(self._programs / "postgres"), "-D", str(self.data)]
+        for name, value in self.options.items():
+            command += ["-c", f"{name}={value}"]
         self._launch(command, self._user, self._group)
 
     def stop(self) -> None:
@@ -142,14 +144,16 @@ class Postgres(Server):
         self.execute(statement.format(sql.Identifier(name)))
 
     def end_sessions(self, database: str) -> int:
-        """End all sessions of a database, wherever they are; how many that were."""
-        rows = self.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database]
+        """End all other sessions of a database, wherever they are; how many that were."""
+        statement: LiteralString = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = %s AND pid <> pg_backend_pid()"
         )
-        return len(rows)
+        return len(self.execute(statement, [database]))
 
     @property
-    def _data(self) -> Path:
+    def data(self) -> Path:
+        """The directory of its data and configuration."""
         return self.root / "data"
 
     @cached_property

@@ -128,7 +128,7 @@ class SeaweedFS(Server):
             command += [f"-{name}.port={port}", f"-{name}.port.grpc={internal}"]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
         # The one master has nobody to wait for.
-        command += ["-master.electionTimeout=1s"]
+        command += ["-master.electionTimeout=100ms"]
         command += [f"-s3.config={self.root / 'identities.json'}"]
         self._launch(command, environment=os.environ | {"TMPDIR": str(self.root)})
 

@@ -1,8 +1,7 @@
-"""The servers, for as long as tests run, and a new place for each test's store."""
+"""A new place on the servers for each test's store, and ways to them that fail."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,26 +10,6 @@ import pytest
 if TYPE_CHECKING:
     from .proxy import Proxy
     from .servers import Place, Servers
-
-
-@pytest.fixture(scope="session")
-def servers() -> Iterator[Servers]:
-    """PostgreSQL and SeaweedFS, their credentials in the environment."""
-    for package in ("psycopg", "obstore"):
-        pytest.importorskip(package, reason="needs the clients: pip install 'aimagestore[cluster]'")
-    from aimagestore._local.cluster import LocalCluster
-    from aimagestore._local.server import ServersMissingError
-
-    from .servers import Servers
-
-    try:
-        local = LocalCluster()
-    except ServersMissingError as missing:
-        pytest.skip(str(missing))
-    with local, pytest.MonkeyPatch.context() as patch:
-        for name, value in local.environment.items():
-            patch.setitem(os.environ, name, value)
-        yield Servers(local)
 
 
 @pytest.fixture

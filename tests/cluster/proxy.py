@@ -22,9 +22,9 @@ class Proxy:
     :ivar delay: seconds that each piece takes to get through, either way
     """
 
-    def __init__(self, target: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, target: int, listener: socket.socket | None = None) -> None:
         self._target = target
-        self._listener = socket.create_server((host, 0), backlog=64)
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.delay = 0.0
         self._mutex = threading.Lock()
@@ -33,6 +33,8 @@ class Proxy:
         self._is_open.set()
         self._is_refusing = False
         self._allowance: int | None = None
+        self._unanswered: bytes | None = None
+        self._silenced: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -55,9 +57,19 @@ class Proxy:
         with self._mutex:
             self._allowance = size
 
+    def lose_answer_to(self, text: bytes) -> None:
+        """Let the next piece with this text through, and reset all connections at the answer."""
+        with self._mutex:
+            self._unanswered = text
+
+    @property
+    def has_lost_it(self) -> bool:
+        """Whether that has happened."""
+        return bool(self._silenced)
+
     @contextmanager
-    def black_hole(self) -> Iterator[None]:
-        """Meanwhile nothing gets through, and nobody is told; afterwards it goes on."""
+    def silent(self) -> Iterator[None]:
+        """Meanwhile all is taken, and nothing answered; afterwards it goes on."""
         self._is_open.clear()
         yield
         self._is_open.set()
@@ -99,7 +111,7 @@ class Proxy:
                 self._is_open.wait()
                 if self.delay:
                     time.sleep(self.delay)
-                if is_client and self._is_spent(len(data)):
+                if self._is_cut_by(data, source, sink, is_client):
                     self.cut()
                     return
                 sink.sendall(data)
@@ -109,11 +121,18 @@ class Proxy:
                 self._ends.discard(end)
             _close(end)
 
-    def _is_spent(self, size: int) -> bool:
+    def _is_cut_by(
+        self, data: bytes, source: socket.socket, sink: socket.socket, is_client: bool
+    ) -> bool:
         with self._mutex:
+            if not is_client:
+                return source in self._silenced
+            if self._unanswered is not None and self._unanswered in data:
+                self._unanswered = None
+                self._silenced.add(sink)
             if self._allowance is None:
                 return False
-            self._allowance -= size
+            self._allowance -= len(data)
             if self._allowance >= 0:
                 return False
             self._allowance = None

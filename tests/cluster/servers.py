@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
+from aimagestore.cluster import ClusterEngine, migrate
+
 from aimagestore._local.cluster import LocalCluster
-from aimagestore.cluster import migrate
 
 _TEMPLATE = "template_of_stores"
 
@@ -24,6 +26,10 @@ class Place:
 
     records_url: str
     blobs_url: str
+
+    def engine(self, **options: Any) -> ClusterEngine:
+        """The engine of one more store there."""
+        return ClusterEngine(self.records_url, self.blobs_url, **options)
 
     @property
     def database(self) -> str:

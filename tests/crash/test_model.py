@@ -1,9 +1,7 @@
-"""Random histories on two stores over one directory, against a dictionary."""
+"""Random histories on two stores in one place, against a dictionary."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -31,9 +29,9 @@ from aimagestore import (
     ImageUnknownError,
     Snapshot,
     Transaction,
-    check,
 )
 
+from ..homes import Home
 from .model import Change, Entry, Model, RefusedError, digest_of, digests_of
 from .state import NIGHTLY, held, read_state
 
@@ -78,15 +76,14 @@ async def pieces(content: bytes) -> Any:
 
 
 class TwoStores(RuleBasedStateMachine):
-    """Two stores over one directory, and the dictionary."""
+    """Two stores in one place, and the dictionary."""
 
     backend = "asyncio"
-    scratch = ""
+    home: Home
 
     def __init__(self) -> None:
         super().__init__()
-        self.base = Path(tempfile.mkdtemp(dir=self.scratch))
-        self.path = self.base / "store"
+        self.home.clear()
         self.model = Model()
         self.held: list[tuple[Snapshot, dict[str, Entry]]] = []
         self._portals: AbstractContextManager[anyio.from_thread.BlockingPortal] = (
@@ -96,7 +93,7 @@ class TwoStores(RuleBasedStateMachine):
         self.stores = [self._open(), self._open()]
 
     def _open(self) -> ImageStore:
-        return self.run(ImageStore(self.path).__aenter__)  # type: ignore[no-any-return]
+        return self.run(ImageStore(self.home()).__aenter__)  # type: ignore[no-any-return]
 
     def run(self, function: Callable[[], Awaitable[Any]]) -> Any:
         return self.portal.call(call, function)
@@ -106,10 +103,9 @@ class TwoStores(RuleBasedStateMachine):
             for store in self.stores:
                 assert self.run(partial(read_state, store)) == self.model.state()
                 self.run(store.aclose)
-            assert self.run(lambda: check(self.path)).findings == ()
+            self.home.check()
         finally:
             self._portals.__exit__(None, None, None)
-            shutil.rmtree(self.base)
 
     def expect(self, apply: Callable[[Model], None], act: Callable[[], Awaitable[Any]]) -> None:
         """Do it to both: both do it, or both refuse."""
@@ -275,8 +271,9 @@ class TwoStores(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_two_stores_are_one_dictionary(scratch: Path, backend: str) -> None:
-    machine = type("TwoStores", (TwoStores,), {"backend": backend, "scratch": str(scratch)})
+def test_two_stores_are_one_dictionary(home: Home, scratch: Path, backend: str) -> None:
+    home.root = scratch
+    machine = type("TwoStores", (TwoStores,), {"backend": backend, "home": home})
     run_state_machine_as_test(
         machine,
         settings=settings(

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
 
-from aimagestore import Image, ImageStore, check
+from aimagestore import ImageStore, check
 
 from .peer import Peer, Running, running
+from .reports import check_data, check_freshness, check_images
 from .tools import Tools, require
 from .twins import records_of
 from .worker import COUNTER, SHARED, content
@@ -115,8 +115,11 @@ async def _work(
     assert looking.runs > 1
     async with ImageStore(path) as store:
         images = {image.id: image for image in await store.images()}
-        _check_images(images, reports)
-        await _check_data(store, images.values(), reports)
+        check_images(images, reports)
+        await check_data(store, images.values(), reports)
+    check_freshness([report for report in reports if "looks" in report])
+    for report in reports:
+        assert report["operations"] > SECONDS, f"{report['worker']} starved"
     assert all(listed == list(images) for listed in lists)
     assert [image["id"] for image in peer.ask("images", tools.root)] == list(images)
     assert tools.names().keys() == images.keys()
@@ -144,36 +147,3 @@ def _go_workers(
         stack.enter_context(running(program, "change", root, f"go{n}", SECONDS, mode))
         for n in range(number)
     ]
-
-
-def _check_images(images: dict[str, Image], reports: list[dict[str, Any]]) -> None:
-    expected: set[str] = {SHARED, COUNTER}
-    for report in reports:
-        assert report["operations"] > SECONDS, f"{report['worker']} starved"
-        expected |= report["images"].keys()
-        assert images.keys().isdisjoint(report["deleted"])
-        for image_id, made in report["images"].items():
-            image = images[image_id]
-            assert set(image.names) - {"localhost/moving:1"} == {made["name"]}
-            assert image.metadata == made["metadata"]
-            assert "text" in image.big_data_names
-            assert "manifest" in image.big_data_names
-    assert images.keys() == expected
-    names = [name for image in images.values() for name in image.names]
-    assert len(names) == len(set(names)), "no name twice"
-    assert names.count("localhost/moving:1") == 1
-    shared = chain.from_iterable(report["shared_names"] for report in reports)
-    assert sorted(images[SHARED].names) == sorted(shared)
-    assert json.loads(images[COUNTER].metadata)["count"] == sum(r["counted"] for r in reports)
-
-
-async def _check_data(store: ImageStore, images: Any, reports: list[dict[str, Any]]) -> None:
-    for report in reports:
-        for image_id, made in report["images"].items():
-            assert await store.big_data(image_id, "text") == made["data"].encode()
-        item = await store.big_data(SHARED, f"{report['worker']}.item")
-        assert item == report["shared_item"].encode()
-    for image in images:
-        for key in image.big_data_names:
-            async with store.open_big_data(image.id, key, verify=True) as reader:
-                await reader.read()

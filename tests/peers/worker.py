@@ -23,7 +23,11 @@ PAUSE = 0.5
 
 @dataclass
 class Report:
-    """What a worker was told is done."""
+    """What a worker was told is done.
+
+    :ivar counts: when it had counted on, by a clock that all processes share, and to what
+    :ivar looks: when it looked at the common count, and what it saw
+    """
 
     worker: str
     operations: int = 0
@@ -32,6 +36,8 @@ class Report:
     shared_names: list[str] = field(default_factory=list)
     shared_item: str = ""
     counted: int = 0
+    counts: list[tuple[float, int]] = field(default_factory=list)
+    looks: list[tuple[float, int]] = field(default_factory=list)
 
 
 def content(text: str) -> dict[str, bytes]:
@@ -78,6 +84,9 @@ class Worker:
 
     async def _change_once(self) -> None:
         store, report = self.store, self.report
+        when = time.monotonic()
+        seen = json.loads(await store.metadata(COUNTER))["count"]
+        report.looks.append((when, seen))
         text = f"{report.worker} {self.number}"
         name = f"localhost/{report.worker}:{self.number}"
         metadata = json.dumps({"note": f"{text} again"})
@@ -91,6 +100,7 @@ class Worker:
         async with store.transaction() as transaction:
             count = json.loads(transaction.get(COUNTER).metadata)["count"]
             transaction.set_metadata(COUNTER, json.dumps({"count": count + 1}))
+        report.counts.append((time.monotonic(), count + 1))
 
         # What is done is seen at once, by whichever call comes next.
         assert (await store.get(image_id)).metadata == metadata
@@ -132,9 +142,9 @@ class Worker:
             report.operations += 1
 
 
-async def work(path: str, name: str, seconds: float, mode: str) -> None:
+async def work(store: ImageStore, name: str, seconds: float, mode: str) -> None:
     """Change the store from several tasks, report, and list the images when asked."""
-    async with ImageStore(path) as store:
+    async with store:
         print('"ready"', flush=True)
         await anyio.to_thread.run_sync(sys.stdin.readline)
         until = time.monotonic() + seconds
@@ -149,4 +159,4 @@ async def work(path: str, name: str, seconds: float, mode: str) -> None:
 
 if __name__ == "__main__":
     _, backend, path, name, seconds, mode = sys.argv
-    anyio.run(work, path, name, float(seconds), mode, backend=backend)
+    anyio.run(work, ImageStore(path), name, float(seconds), mode, backend=backend)

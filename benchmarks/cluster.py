@@ -1,0 +1,233 @@
+"""A cluster's store, beside a directory's and the bare clients, at sizes that are far apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .bench import MIB, Bench, Entrant, alternate
+from .contenders import CLUSTER, Contender
+from .images import identity, make_store, manifest_digest, name, some
+from .places import Places
+from .results import Outcome, Target, absolute, ratio_to
+from .scenarios import MICROSECOND, Scenario
+
+_TASKS = 64
+_CREATED = 20_000
+_LOOKUPS = 200
+_LARGEST_DIRECTORY = 100_000
+_ALL = (CLUSTER, "directory", "bare")
+
+
+@dataclass(kw_only=True)
+class ClusterBench(Bench):
+    """What every scenario gets.
+
+    :ivar places: the stores; contenders share the one of each size
+    """
+
+    places: Places
+
+    def root(self, contender: Contender, size: int) -> str | None:
+        """What a contender opens; ``None`` where it can't take so many images."""
+        if contender.peer != "directory":
+            return str(self.places.store(size))
+        if size > _LARGEST_DIRECTORY:
+            return None
+        path = self.scratch / f"directory-{size}"
+        if not path.exists():
+            make_store(path, size)
+        return str(path)
+
+
+Arguments = Callable[[int], dict[str, Any]]
+
+
+def _measure(
+    peers: tuple[str, ...], task: str, arguments: Arguments
+) -> Callable[[Bench, Scenario], Iterator[Outcome]]:
+    """Measure a task at every size, on stores that stay open."""
+
+    def run(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
+        for size in bench.sizes:
+            outcome = Outcome(scenario.name, size, "s")
+            alternate(bench, outcome, list(_entrants(bench, peers, task, arguments, size)))
+            yield outcome
+
+    return run
+
+
+def _entrants(
+    bench: Bench, peers: tuple[str, ...], task: str, arguments: Arguments, size: int
+) -> Iterator[Entrant]:
+    assert isinstance(bench, ClusterBench)
+    for contender in bench.pick(*peers):
+        root = bench.root(contender, size)
+        if root is not None:
+            yield _entrant(contender, root, task, lambda: arguments(size))
+
+
+def _entrant(
+    contender: Contender, root: str, task: str, arguments: Callable[[], dict[str, Any]]
+) -> Entrant:
+    return Entrant(
+        contender.label,
+        contender,
+        task,
+        arguments,
+        setup=lambda worker: worker.ask("setup", root=root),
+    )
+
+
+def _open(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
+    assert isinstance(bench, ClusterBench)
+    for size in bench.sizes:
+        outcome = Outcome(scenario.name, size, "s")
+        entrants = []
+        for contender in bench.pick(*_ALL):
+            root = bench.root(contender, size)
+            if root is not None:
+                entrants.append(Entrant(contender.label, contender, "open", _always(root=root)))
+        alternate(bench, outcome, entrants)
+        yield outcome
+
+
+def _item(task: str, **arguments: Any) -> Callable[[Bench, Scenario], Iterator[Outcome]]:
+    """Measure a task on a large item, in the smallest store."""
+
+    def run(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
+        assert isinstance(bench, ClusterBench)
+        outcome = Outcome(scenario.name, bench.item_size, "s")
+        entrants = []
+        for contender in bench.pick(CLUSTER, "bare"):
+            root = str(bench.places.store(bench.sizes[0]))
+
+            def set_up(worker: Any, root: str = root) -> None:
+                worker.ask("setup", root=root)
+                worker.ask("make_item", size=bench.item_size)
+
+            asked = arguments or {"size": bench.item_size}
+            entrants.append(
+                Entrant(contender.label, contender, task, _always(**asked), setup=set_up)
+            )
+        alternate(bench, outcome, entrants)
+        yield outcome
+
+    return run
+
+
+def _always(**arguments: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: arguments
+
+
+def _memory(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
+    """What an open store takes after many lookups, in fresh processes."""
+    assert isinstance(bench, ClusterBench)
+    for size in bench.sizes:
+        outcome = Outcome(scenario.name, size, "MiB")
+        for _ in range(min(bench.rounds, 3)):
+            for contender in bench.pick(CLUSTER):
+                root = str(bench.places.store(size))
+                refs = [identity(number) for number in some(size, 20_000)]
+                with bench.worker(contender) as worker:
+                    reply = worker.ask("lookup_memory", root=root, refs=refs) or {}
+                for what, value in reply.items():
+                    outcome.add(f"{contender.label} {what}", value / MIB)
+        yield outcome
+
+
+def _stream_memory(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
+    """Stream one item, then sixteen at once, in fresh processes."""
+    assert isinstance(bench, ClusterBench)
+    root = str(bench.places.store(bench.sizes[0]))
+    outcome = Outcome(scenario.name, bench.item_size, "MiB")
+    for contender in bench.pick(CLUSTER):
+        for streams in 1, 16:
+            with bench.worker(contender) as worker:
+                worker.ask("setup", root=root)
+                size = max(bench.item_size // streams, MIB)
+                reply = worker.ask("stream_memory", size=size, streams=streams) or {}
+            for way, value in reply.items():
+                outcome.add(f"{contender.label} {way} x{streams}", value / MIB)
+    yield outcome
+
+
+def _lookups(ref: Callable[[int], str]) -> Arguments:
+    # Other ones in each round: of a million, few are in anybody's memory then.
+    return lambda size: {"refs": [ref(n) for n in some(size, _LOOKUPS)], "passes": 1}
+
+
+def _digests(size: int) -> dict[str, Any]:
+    return {"digests": [manifest_digest(n) for n in some(size, _LOOKUPS)]}
+
+
+def _to_the_smallest() -> Callable[[Outcome, str], float | None]:
+    """Our median by that at the first size of the run."""
+    first: dict[str, tuple[int, float]] = {}
+
+    def figure(outcome: Outcome, label: str) -> float | None:
+        median = outcome.median(label)
+        if median is None:
+            return None
+        size, base = first.setdefault(label, (outcome.size, median))
+        return None if size == outcome.size else median / base
+
+    return figure
+
+
+def _stays(limit: float) -> Target:
+    return Target("x the smallest store's", limit, _to_the_smallest())
+
+
+SCENARIOS = (
+    Scenario("open", "open", _open, (_stays(1.2),)),
+    Scenario("get-id", "get by ID", _measure(_ALL, "get", _lookups(identity)), (_stays(2),)),
+    Scenario("get-name", "get by name", _measure(_ALL, "get", _lookups(name)), (_stays(2),)),
+    Scenario(
+        "get-prefix",
+        "get by a prefix of an ID",
+        _measure(_ALL, "get", _lookups(lambda n: identity(n)[:12])),
+        (_stays(2),),
+    ),
+    Scenario(
+        "by-digest",
+        "find by digest",
+        _measure(_ALL, "by_digest", _digests),
+        (_stays(2),),
+    ),
+    Scenario(
+        "commit",
+        "one durable commit at a time",
+        _measure(_ALL, "commit", lambda size: {"refs": [identity(n) for n in some(size, 20)]}),
+        (_stays(2),),
+    ),
+    Scenario(
+        "create",
+        f"new images by {_TASKS} tasks, each",
+        _measure(_ALL, "create", lambda size: {"images": _CREATED, "tasks": _TASKS}),
+        (Target("s", 200 * MICROSECOND, absolute()),),
+    ),
+    Scenario("put", "one large item in", _item("put"), (Target("x bare", 1.25, ratio_to("bare")),)),
+    Scenario(
+        "read",
+        "one large item out",
+        _item("read", verify=False),
+        (Target("x bare", 1.25, ratio_to("bare")),),
+    ),
+    Scenario(
+        "memory",
+        "memory after 20,000 lookups",
+        _memory,
+        (Target("MiB above the start", 64, absolute(" looked")),),
+    ),
+    Scenario(
+        "stream-memory",
+        "memory while streaming",
+        _stream_memory,
+        (
+            Target("MiB above the start, 1 stream in", 64, absolute(" in x1")),
+            Target("MiB above the start, 1 stream out", 64, absolute(" out x1")),
+        ),
+    ),
+)

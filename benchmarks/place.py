@@ -1,0 +1,22 @@
+"""Where a cluster's store is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Place:
+    """A database, and a part of a bucket."""
+
+    records_url: str
+    blobs_url: str
+
+    def __str__(self) -> str:
+        return f"{self.records_url} {self.blobs_url}"
+
+    @classmethod
+    def parse(cls, root: str) -> Self:
+        """What it is printed as, read again."""
+        return cls(*root.split())

@@ -1,0 +1,91 @@
+"""The stores of a cluster, with as many images as a scenario wants."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import LiteralString
+
+import psycopg
+from psycopg import sql
+
+from aimagestore._local.cluster import LocalCluster
+from aimagestore.cluster import migrate
+
+from .images import identity, manifest_digest, name, record
+from .place import Place
+
+
+@dataclass
+class Places:
+    """The stores of one run, made as they are asked for."""
+
+    local: LocalCluster
+    _stores: dict[int, Place] = field(default_factory=dict)
+
+    def store(self, size: int) -> Place:
+        """A store with so many images, and whatever else scenarios have put there."""
+        if size not in self._stores:
+            database = f"store{size}"
+            self.local.postgres.create_database(database)
+            url = self.local.postgres.url(database)
+            migrate(url)
+            _load(url, size)
+            self._stores[size] = Place(url, self.local.blobs_url(database))
+        return self._stores[size]
+
+
+@contextmanager
+def serving() -> Iterator[Places]:
+    """Servers for the block, known to all processes that are started meanwhile."""
+    with LocalCluster() as local:
+        os.environ.update(local.environment)
+        yield Places(local)
+
+
+def _load(url: str, size: int) -> None:
+    """Put records straight into the tables; the objects of their items are not there."""
+    with psycopg.connect(url) as connection, connection.cursor() as cursor:
+        for table, rows in _TABLES.items():
+            with cursor.copy(sql.SQL("COPY {} FROM STDIN").format(sql.SQL(table))) as copy:
+                for number in range(size):
+                    for row in rows(number):
+                        copy.write_row(row)
+        cursor.execute("UPDATE image_store SET images = %s, last_place = %s", [size, size])
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("VACUUM ANALYZE")
+        connection.execute("CHECKPOINT")
+
+
+Rows = Iterator[tuple[object, ...]]
+
+
+def _images(number: int) -> Rows:
+    text = json.dumps(record(number), separators=(",", ":"))
+    yield identity(number), number + 1, text
+
+
+def _names(number: int) -> Rows:
+    yield hashlib.sha256(name(number).encode()).digest(), identity(number)
+
+
+def _digests(number: int) -> Rows:
+    yield manifest_digest(number), identity(number)
+
+
+def _items(number: int) -> Rows:
+    for key in record(number)["big-data-names"]:
+        yield uuid.uuid4(), identity(number), key.encode()
+
+
+_TABLES: dict[LiteralString, Callable[[int], Rows]] = {
+    "images (id, place, record)": _images,
+    "image_names (name, image_id)": _names,
+    "image_digests (digest, image_id)": _digests,
+    "image_items (blob, image_id, key)": _items,
+}

@@ -1,0 +1,65 @@
+"""A process on a machine that loses the network, while it uses a cluster's store."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Awaitable
+
+import anyio
+import anyio.to_thread
+
+from aimagestore import ImageStore, StoreUnavailableError
+from aimagestore.cluster import ClusterEngine
+
+
+async def main(records_url: str, blobs_url: str, way: str) -> None:
+    """Use the store as it is asked to, and tell what has become of it."""
+    async with ImageStore(ClusterEngine(records_url, blobs_url)) as store:
+        failed = await (in_calls if way == "calls" else in_a_transaction)(store)
+        await say(failed)
+        await store.create("after")
+        print(json.dumps([image.id for image in await store.images()]), flush=True)
+
+
+async def in_calls(store: ImageStore) -> dict[str, bool]:
+    await store.create("before")
+    await say("open")
+    failed: dict[str, bool] = {}
+
+    async def call(what: str, made: Awaitable[object]) -> None:
+        failed[what] = await is_unavailable(made)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call, "get", store.get("before"))
+        tasks.start_soon(call, "create", store.create("lost"))
+    return failed
+
+
+async def in_a_transaction(store: ImageStore) -> dict[str, bool]:
+    return {"transaction": await is_unavailable(transact(store))}
+
+
+async def transact(store: ImageStore) -> None:
+    async with store.transaction() as transaction:
+        transaction.create("lost")
+        await say("in a transaction")
+
+
+async def is_unavailable(made: Awaitable[object]) -> bool:
+    try:
+        await made
+    except StoreUnavailableError:
+        return True
+    return False
+
+
+async def say(told: object) -> None:
+    """Tell something, and wait to be told to go on."""
+    print(json.dumps(told), flush=True)
+    await anyio.to_thread.run_sync(sys.stdin.readline)
+
+
+if __name__ == "__main__":
+    _, backend, records_url, blobs_url, way = sys.argv
+    anyio.run(main, records_url, blobs_url, way, backend=backend)

