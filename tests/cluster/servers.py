@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from aimagestore.cluster import ClusterEngine, migrate
-
 from aimagestore._local.cluster import LocalCluster
+from aimagestore.cluster import ClusterEngine, migrate
 
 _TEMPLATE = "template_of_stores"
 

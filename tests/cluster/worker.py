@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 import anyio
-from aimagestore.cluster import ClusterEngine
 
 from aimagestore import ImageStore
+from aimagestore.cluster import ClusterEngine
 
 from ..peers.worker import work
 

@@ -1,14 +1,13 @@
-"""Images from one store into another: whole, verified, and none of them twice."""
+"""Images from a directory into a store of either kind: whole, verified, and none of them twice."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from aimagestore import (
@@ -21,9 +20,9 @@ from aimagestore import (
     copy_images,
 )
 
-from .conftest import open_files
+from ..homes import Home
+from ..test_store import FIXTURE, FIXTURE_ID
 from .test_cancellation import Steps
-from .test_store import FIXTURE, FIXTURE_ID
 
 # What no call of the library could have written: nanoseconds, numbers, fields nobody knows.
 RECORD = (
@@ -47,23 +46,23 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def there(source: Path) -> AsyncIterator[ImageStore]:
-    """That store, open to be read."""
+async def there(source: Path, home: Home) -> AsyncIterator[ImageStore]:
+    """That store, open to be read, and closed before the other is looked at."""
     async with ImageStore(source, read_only=True) as store:
         yield store
 
 
 async def test_everything_is_copied_as_it_is_spelled(
-    there: ImageStore, store: ImageStore, source: Path, path: Path
+    there: ImageStore, store: ImageStore, source: Path
 ) -> None:
     told: list[tuple[int, int]] = []
     size = sum(sum(image.big_data_sizes.values()) for image in await there.images())
     copied = await copy_images(there, store, progress=lambda *figures: told.append(figures))
     assert copied == Copied(images=3, present=0, bytes=size)
-    records, expected = (json.loads((p / "images.json").read_bytes()) for p in (path, source))
-    assert sorted(records, key=lambda r: r["id"]) == sorted(expected, key=lambda r: r["id"])
-    assert RECORD in (path / "images.json").read_bytes()
-    assert sorted(await store.images(), key=repr) == sorted(await there.images(), key=repr)
+    for record in (await there.snapshot()).records():
+        assert await raw_record(store, record.id) == bytes(record.raw)
+    assert await raw_record(store, "odd") == RECORD
+    assert {i.id for i in await store.images()} == {i.id for i in await there.images()}
     for image in await store.images():
         for key in image.big_data_names:
             assert await store.big_data(image.id, key) == await there.big_data(image.id, key)
@@ -71,13 +70,26 @@ async def test_everything_is_copied_as_it_is_spelled(
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
+async def raw_record(store: ImageStore, image_id: str) -> bytes:
+    return bytes((await store.snapshot()).find(image_id).raw)
+
+
+async def test_and_back_again(there: ImageStore, store: ImageStore, tmp_path: Path) -> None:
+    await copy_images(there, store)
+    async with ImageStore(tmp_path / "back" / "store") as back:
+        assert (await copy_images(store, back)).images == 3
+        for record in (await there.snapshot()).records():
+            assert await raw_record(back, record.id) == bytes(record.raw)
+    assert (await check(tmp_path / "back" / "store")).ok
+
+
 async def test_what_is_there_is_not_copied_again(
-    there: ImageStore, store: ImageStore, path: Path
+    there: ImageStore, store: ImageStore, home: Home
 ) -> None:
     await copy_images(there, store)
-    inode = (path / "images.json").stat().st_ino
+    before = home.contents()
     assert await copy_images(there, store) == Copied(present=3)
-    assert (path / "images.json").stat().st_ino == inode
+    assert home.contents() == before
     # Another name alone copies no data; an item that differs all of the image's.
     await store.set_names(FIXTURE_ID, ["other"])
     assert await copy_images(there, store) == Copied(images=1, present=2)
@@ -88,13 +100,12 @@ async def test_what_is_there_is_not_copied_again(
 
 
 async def test_items_that_the_source_has_no_more_are_gone(
-    there: ImageStore, store: ImageStore, path: Path
+    there: ImageStore, store: ImageStore
 ) -> None:
     await copy_images(there, store, ["bare"])
     await store.set_big_data("bare", "mine", b"mine")
     await copy_images(there, store, ["bare"])
     assert (await store.get("bare")).big_data_names == ()
-    assert not (path / "bare" / "mine").exists()
 
 
 async def test_names_move_and_other_images_stay(there: ImageStore, store: ImageStore) -> None:
@@ -114,7 +125,7 @@ async def test_only_what_is_asked_for(there: ImageStore, store: ImageStore) -> N
     assert await copy_images(there, store, []) == Copied()
 
 
-async def test_what_cannot_be_copied(there: ImageStore, store: ImageStore, path: Path) -> None:
+async def test_what_cannot_be_copied(there: ImageStore, store: ImageStore) -> None:
     with pytest.raises(StoreReadOnlyError):
         await copy_images(store, there)
     with pytest.raises(ValueError, match="another"):
@@ -160,9 +171,9 @@ async def test_the_source_may_change_meanwhile(source: Path, store: ImageStore) 
 
 
 async def test_two_at_once_make_one_of_each(
-    there: ImageStore, store: ImageStore, path: Path
+    there: ImageStore, store: ImageStore, home: Home
 ) -> None:
-    async with ImageStore(path) as other, anyio.create_task_group() as tasks:
+    async with ImageStore(home()) as other, anyio.create_task_group() as tasks:
         tasks.start_soon(copy_images, there, store)
         tasks.start_soon(copy_images, there, other)
     assert sorted(image.id for image in await store.images()) == sorted(
@@ -171,20 +182,19 @@ async def test_two_at_once_make_one_of_each(
 
 
 async def test_cancelled_at_every_step_it_goes_on_where_it_was(
-    there: ImageStore, tmp_path: Path
+    there: ImageStore, home: Home
 ) -> None:
     for steps in range(1, 300):
-        path = tmp_path / f"copy{steps}" / "store"
-        async with ImageStore(path) as store:
+        home.clear()
+        async with ImageStore(home()) as store:
             with anyio.CancelScope() as scope:
                 await Steps(copy_images(there, store), scope, steps)
-            assert {name for name in os.listdir(path) if name.startswith(".")} == set()
+            assert home.leftovers() == []
+            await anyio.to_thread.run_sync(home.check)
             before = len(await store.images())
-            assert (await check(path)).ok
             copied = await copy_images(there, store)
             assert (copied.images, copied.present) == (3 - before, before)
             assert await store.get(FIXTURE_ID) == await there.get(FIXTURE_ID)
-        assert open_files(f"{path}") == set()
         if not scope.cancel_called:
             return
     raise AssertionError("it never completed")
