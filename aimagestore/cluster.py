@@ -14,3 +14,8 @@ from ._cluster.engine import ClusterEngine
 from ._cluster.schema import SCHEMA_VERSION, migrate
 
 __all__ = ["SCHEMA_VERSION", "ClusterEngine", "migrate"]
+
+if __name__ == "__main__":
+    from ._local.tour import main
+
+    main()

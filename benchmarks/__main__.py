@@ -20,6 +20,7 @@ from .results import Outcome, Verdict, judge
 from .scenarios import SCENARIOS, Scenario
 
 SIZES = {False: "100,1000,10000,100000", True: "1000,1000000"}
+QUICK_SIZES = {False: [100], True: [100, 1000]}
 """Of a directory, and of a cluster."""
 
 QUICK_BACKENDS = ("asyncio", "trio")
@@ -67,7 +68,9 @@ def _bench(options: argparse.Namespace, scratch: Path) -> Bench:
     for peer, reason in skipped.items():
         print(f"without {peer}: {reason}")
     if options.quick:
-        return Bench(scratch, contenders, [100], 1, 4 * MIB, 0.1, 64, warms_up=False)
+        return Bench(
+            scratch, contenders, QUICK_SIZES[options.cluster], 1, 4 * MIB, 0.1, 64, warms_up=False
+        )
     sizes = [int(size) for size in (options.sizes or SIZES[options.cluster]).split(",")]
     return Bench(scratch, contenders, sizes, options.rounds, options.item_size * MIB)
 

@@ -14,7 +14,7 @@ from .results import Outcome, Target, absolute, ratio_to
 from .scenarios import MICROSECOND, Scenario
 
 _TASKS = 64
-_CREATED = 20_000
+_CREATED = 5_000
 _LOOKUPS = 200
 _LARGEST_DIRECTORY = 100_000
 _ALL = (CLUSTER, "directory", "bare")

@@ -79,13 +79,13 @@ def _digests(number: int) -> Rows:
 
 
 def _items(number: int) -> Rows:
-    for key in record(number)["big-data-names"]:
-        yield uuid.uuid4(), identity(number), key.encode()
+    for key, size in record(number)["big-data-sizes"].items():
+        yield uuid.uuid4(), identity(number), key.encode(), size
 
 
 _TABLES: dict[LiteralString, Callable[[int], Rows]] = {
     "images (id, place, record)": _images,
     "image_names (name, image_id)": _names,
     "image_digests (digest, image_id)": _digests,
-    "image_items (blob, image_id, key)": _items,
+    "image_items (blob, image_id, key, size)": _items,
 }

@@ -112,6 +112,7 @@ class Bucket:
             },
             retry_config={
                 "retry_timeout": timedelta(seconds=PATIENCE),
+                "max_retries": 100,
                 "backoff": {"max_backoff": timedelta(seconds=1)},
             },
         )

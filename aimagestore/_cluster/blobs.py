@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 PART = 8 * 1024 * 1024
 _PARTS_AT_ONCE = 2
 
+# A writer's are of the one kind or of the other.
+FAILURES = (BaseError, OSError)
+
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 
 

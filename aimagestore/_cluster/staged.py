@@ -10,12 +10,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from obstore.exceptions import BaseError
-
 from .._core.transaction import Buffer
 from .._engine.digesting import Digester
 from ..errors import StoreUnavailableError
-from .blobs import PART, Blobs
+from .blobs import FAILURES, PART, Blobs
 
 if TYPE_CHECKING:
     from obstore import WritableFile
@@ -42,7 +40,7 @@ class _Sink(io.BufferedIOBase):
         self.digester.add(piece)
         try:
             self._writer.write(piece)
-        except BaseError as error:
+        except FAILURES as error:
             self.is_broken = True
             raise self._blobs.unavailable(error) from None
         self.size += len(piece)
@@ -104,7 +102,7 @@ class StagedBlob:
             return
         try:
             self._writer.close()
-        except BaseError as error:
+        except FAILURES as error:
             self._sink.is_broken = True
             raise self._blobs.unavailable(error) from None
         self._finished = time.monotonic()
@@ -131,7 +129,7 @@ class StagedBlob:
         try:
             if self._finished is None:
                 # An upload in parts cannot be aborted through this client, but ended and removed.
-                with suppress(BaseError):
+                with suppress(*FAILURES):
                     self._writer.close()
             self._blobs.delete([self.id])
         except StoreUnavailableError as error:

@@ -77,10 +77,10 @@ _BUMP = """
 
 _PRUNE = (
     """
-    UPDATE image_store SET pruned = greatest(pruned, (
+    UPDATE image_store SET pruned = greatest(pruned, coalesce((
         SELECT version - 1 FROM image_commits
         WHERE made > clock_timestamp() - make_interval(secs => %(keep)s) ORDER BY version LIMIT 1
-    ))
+    ), version))
     """,
     "DELETE FROM image_changes WHERE version <= (SELECT pruned FROM image_store)",
     "DELETE FROM image_commits WHERE version <= (SELECT pruned FROM image_store)",

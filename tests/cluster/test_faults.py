@@ -8,7 +8,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -317,23 +317,33 @@ async def test_an_upload_that_is_cut_half_way(place: Place, to_objects: Proxy) -
             assert len(await reader.read()) == 40_000_000
 
 
+async def test_a_download_that_is_cut_half_way(place: Place, to_objects: Proxy) -> None:
+    """It goes on where it was."""
+    async with ImageStore(place.engine()) as store:
+        await store.create("one")
+        await store.set_big_data("one", "layer", chunks(40))
+        async with store.open_big_data("one", "layer", verify=True) as reader:
+            data = await reader.read(1_000_000)
+            to_objects.cut()
+            data += await reader.read()
+        assert data == b"".join([chunk async for chunk in chunks(40)])
+
+
 async def test_an_upload_that_never_ends(place: Place, to_objects: Proxy) -> None:
     """It fails in the end, and changes nothing."""
     async with ImageStore(place.engine()) as store:
         before = await store.create("one", big_data={"layer": b"old" * 100_000})
+        with ExitStack() as stack:
 
-        async def cut_chunks() -> AsyncIterator[bytes]:
-            async for chunk in chunks(20):
-                yield chunk
-            with to_objects.refusing():
+            async def cut_chunks() -> AsyncIterator[bytes]:
                 async for chunk in chunks(20):
                     yield chunk
-                await failed.wait()
+                stack.enter_context(to_objects.refusing())
+                async for chunk in chunks(20):
+                    yield chunk
 
-        failed = anyio.Event()
-        with pytest.raises(StoreUnavailableError):
-            await store.set_big_data("one", "layer", cut_chunks())
-        failed.set()
+            with pytest.raises(StoreUnavailableError):
+                await store.set_big_data("one", "layer", cut_chunks())
         assert await store.get("one") == before
         assert await store.big_data("one", "layer") == b"old" * 100_000
 

@@ -1,0 +1,427 @@
+"""What is the cluster engine's own: tables, objects, garbage, the cache, and what it never says."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from aimagestore import (
+    AmbiguousImageError,
+    FindingKind,
+    ImageStore,
+    ImageStoreError,
+    ImageUnknownError,
+    LockTimeoutError,
+    StoreClosedError,
+    StoreSchemaError,
+    StoreUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from .servers import Place, Servers
+
+NOW = timedelta(0)
+
+
+@pytest.fixture
+async def store(place: Place) -> AsyncIterator[ImageStore]:
+    """A new store, open."""
+    async with open_store(place) as store:
+        yield store
+
+
+def open_store(place: Place, **options: Any) -> ImageStore:
+    return ImageStore(place.engine(**options))
+
+
+# Tables
+
+
+async def test_a_database_without_tables_is_refused(servers: Servers, place: Place) -> None:
+    servers.postgres.execute("DROP TABLE image_store CASCADE", (), place.database)
+    with pytest.raises(StoreSchemaError, match="aimagestore cluster migrate"):
+        async with open_store(place):
+            pass
+
+
+@pytest.mark.parametrize(("version", "advice"), [(0, "cluster migrate"), (99, "newer aimagestore")])
+async def test_tables_of_another_version_are_refused(
+    servers: Servers, place: Place, version: int, advice: str
+) -> None:
+    statement = "UPDATE image_store SET schema_version = %s"
+    servers.postgres.execute(statement, [version], place.database)
+    with pytest.raises(StoreSchemaError, match=advice):
+        async with open_store(place):
+            pass
+
+
+def test_migrating_twice_changes_nothing(servers: Servers, place: Place) -> None:
+    from aimagestore.cluster import SCHEMA_VERSION, migrate
+
+    assert migrate(place.records_url) == SCHEMA_VERSION
+    servers.postgres.execute("UPDATE image_store SET schema_version = 99", (), place.database)
+    with pytest.raises(StoreSchemaError, match="newer"):
+        migrate(place.records_url)
+
+
+def test_a_database_of_another_encoding_is_refused(servers: Servers) -> None:
+    from aimagestore.cluster import migrate
+
+    servers.postgres.execute(
+        "CREATE DATABASE latin TEMPLATE template0 ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C'"
+    )
+    try:
+        with pytest.raises(StoreSchemaError, match="UTF8"):
+            migrate(servers.postgres.url("latin"))
+    finally:
+        servers.postgres.drop_database("latin")
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        "postgresql://user:s3cret@host:1/name?password=s3cret",
+        "host=host port=1 dbname=name user=user password=s3cret",
+    ],
+)
+async def test_no_password_is_told(records: str) -> None:
+    from aimagestore.cluster import ClusterEngine
+
+    engine = ClusterEngine(records, "s3://bucket/prefix")
+    store = ImageStore(engine)
+    assert engine.name == "postgresql://host:1/name with s3://bucket/prefix"
+    for text in (engine.name, repr(engine), repr(store), repr(vars(engine))):
+        assert "s3cret" not in text
+
+
+async def test_a_server_that_refuses_is_told_at_once(servers: Servers, place: Place) -> None:
+    from aimagestore.cluster import ClusterEngine
+
+    where = place.records_url.replace("postgres@", "postgres:s3cret@")
+    with pytest.raises(StoreUnavailableError, match="authentication failed") as caught:
+        with anyio.fail_after(5):
+            async with ImageStore(ClusterEngine(where, place.blobs_url)):
+                pass
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("records", ["postgresql://host:s3cret@/x?nonsense=1", "s3cret", "a=b c"])
+def test_what_is_no_address_of_records_is_refused(records: str) -> None:
+    from aimagestore.cluster import ClusterEngine, migrate
+
+    for call in (lambda: ClusterEngine(records, "s3://bucket"), lambda: migrate(records)):
+        with pytest.raises(ValueError, match="postgresql://host/database") as caught:
+            call()
+        assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "blobs", ["", "bucket", "s3://", "https://bucket/x", "s3://key:s3cret@bucket", "s3://b?x=1"]
+)
+def test_what_is_no_address_of_big_data_is_refused(blobs: str) -> None:
+    from aimagestore.cluster import ClusterEngine
+
+    with pytest.raises(ValueError, match="s3://bucket/prefix") as caught:
+        ClusterEngine("postgresql://host/database", blobs)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "allows", "is_open"),
+    [
+        ("http://example.com", "", False),
+        ("http://10.0.0.1:80", "false", False),
+        ("http://example.com", "true", True),
+        ("https://example.com", "", True),
+        ("http://localhost:1", "", True),
+        ("http://[::1]:1", "", True),
+    ],
+)
+def test_plain_http_is_spoken_on_this_machine_only(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, allows: str, is_open: bool
+) -> None:
+    pytest.importorskip("obstore")
+    from aimagestore._cluster.addresses import Bucket
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", allows)
+    bucket = Bucket.at("s3://bucket/prefix/")
+    if is_open:
+        assert bucket.open() is not None
+    else:
+        with pytest.raises(ValueError, match="AWS_ALLOW_HTTP"):
+            bucket.open()
+
+
+async def test_an_engine_is_for_one_store(store: ImageStore) -> None:
+    with pytest.raises(StoreClosedError, match="another"):
+        async with ImageStore(store._engine):
+            pass
+    assert await store.images() == []
+
+
+# Names and keys that tables do not like
+
+
+async def test_texts_that_postgres_does_not_take(store: ImageStore) -> None:
+    names = ["a\0b", "x" * 100_000, "\U0010ffff", "'; DROP TABLE images; --", "%s"]
+    keys = ["a\0b", "Ä", "'"]
+    image = await store.create(names=names, metadata="\0", big_data={k: k.encode() for k in keys})
+    assert image.names == tuple(names)
+    for name in names:
+        assert await store.lookup(name) == image.id
+    for key in keys:
+        assert await store.big_data(image.id, key) == key.encode()
+    for ref in ["a\0", "\0", "\ud800", "%", "_"]:
+        assert not await store.exists(ref)
+    await store.set_names(image.id, ["other"])
+    assert not await store.exists(names[0])
+
+
+async def test_a_prefix_is_no_pattern(store: ImageStore) -> None:
+    for image_id in ("a%", "a_", "a", "ab\U0010ffff", "b"):
+        await store.create(image_id)
+    assert await store.lookup("ab") == "ab\U0010ffff"
+    assert await store.lookup("a") == "a"
+    await store.delete("a")
+    with pytest.raises(AmbiguousImageError) as caught:
+        await store.get("a")
+    assert caught.value.candidates == ("a%", "a_", "ab\U0010ffff")
+
+
+# One commit for many, and what it costs
+
+
+async def test_a_batch_costs_a_few_questions(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psycopg
+
+    await store.create("one", names=["moves"])
+    asked: list[object] = []
+    execute = psycopg.Connection.execute
+
+    def count(connection: Any, query: Any, *args: Any, **options: Any) -> Any:
+        asked.append(query)
+        return execute(connection, query, *args, **options)
+
+    monkeypatch.setattr(psycopg.Connection, "execute", count)
+    async with anyio.create_task_group() as tasks:
+        for i in range(64):
+            tasks.start_soon(partial(store.create, f"id{i}", names=[f"name{i}"]))
+            tasks.start_soon(store.add_names, "one", ["moves", f"other{i}"])
+    assert len(asked) <= 40
+    assert len(await store.images()) == 65
+
+
+# The cache
+
+
+async def test_what_is_cached_is_followed(place: Place, store: ImageStore) -> None:
+    async with open_store(place) as other:
+        await store.create("one", names=["a"], metadata="1")
+        for i in range(20):
+            assert (await other.get("a")).id == "one"
+            assert await other.metadata("one") == str(i + 1)
+            await store.set_metadata("one", str(i + 2))
+        await store.create("a")  # its ID is the name that was cached
+        assert await other.lookup("a") == "a"
+        await store.delete("a")
+        assert await other.lookup("a") == "one"
+        await store.set_names("one", ["b"])
+        with pytest.raises(ImageUnknownError):
+            await other.get("a")
+
+
+async def test_a_cached_lookup_asks_what_has_changed_and_no_more(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aimagestore._cluster.lookups import Lookups
+
+    await store.create("one", names=["a"])
+    await store.get("one")
+    await store.get("a")
+    monkeypatch.delattr(Lookups, "find")
+    assert (await store.get("one")).names == ("a",)
+    assert (await store.get("a")).id == "one"
+
+
+async def test_more_changes_than_are_named_empty_the_cache(
+    place: Place, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimagestore._cluster.lookups.CHANGES_MAX", 3)
+    await store.create("one")
+    async with open_store(place) as other:
+        assert await other.metadata("one") == ""
+        await store.set_metadata("one", "new")
+        for i in range(10):
+            await store.create(f"other{i}")
+        assert await other.metadata("one") == "new"
+
+
+async def test_a_small_cache_forgets_and_finds_again(place: Place, store: ImageStore) -> None:
+    await store.create("large", metadata="x" * 10_000)
+    for i in range(50):
+        await store.create(f"small{i:02}")
+    async with open_store(place, cache_size=5_000) as other:
+        for _ in range(2):
+            for image in await store.images():
+                assert await other.get(image.id) == image
+        engine: Any = other._engine
+        assert 1 <= len(engine._cache._records) <= 10
+        assert "large" not in engine._cache._records
+    async with open_store(place, cache_size=0) as other:
+        assert (await other.get("small01")).id == "small01"
+
+
+async def test_lookups_of_one_look_are_of_one_commit(place: Place, store: ImageStore) -> None:
+    await store.create("one", metadata="0")
+    await store.create("two", metadata="0")
+    engine: Any = store._engine
+    looks: list[str] = []
+
+    async def change() -> None:
+        async with open_store(place) as other, other.transaction() as tx:
+            tx.set_metadata("one", "1")
+            tx.set_metadata("two", "1")
+
+    def look(view: Any) -> tuple[str, str]:
+        first: str = view.get("one").metadata
+        looks.append(first)
+        if len(looks) == 1:
+            anyio.from_thread.run(change)
+        return first, view.get("two").metadata
+
+    assert await anyio.to_thread.run_sync(engine.read, look) == ("1", "1")
+    assert looks == ["0", "1"]
+
+
+# Big data and garbage
+
+
+async def test_replaced_and_deleted_items_are_garbage_after_the_grace(place: Place) -> None:
+    async with open_store(place) as patient, open_store(place, grace=NOW) as hasty:
+        await patient.create("one", big_data={"a": b"1", "b": b"22"})
+        await patient.create("two", big_data={"a": b"333"})
+        await patient.set_big_data("one", "a", b"4444")
+        await patient.delete("two")
+        assert (await patient.collect_garbage()).findings == ()
+        told: list[tuple[int, int]] = []
+        report = await hasty.collect_garbage(progress=lambda *figures: told.append(figures))
+        found = {(f.kind, f.id, f.key) for f in report.findings}
+        assert found == {
+            (FindingKind.ITEM_UNLISTED, "one", "a"),
+            (FindingKind.ITEM_UNLISTED, "two", "a"),
+        }
+        assert (report.images, report.bytes) == (1, 4)
+        assert told[-1] == (2, 2)
+        assert (await hasty.collect_garbage()).findings == ()
+        assert await patient.big_data("one", "a") == b"4444"
+        assert await patient.big_data("one", "b") == b"22"
+
+
+async def test_what_a_dead_process_has_uploaded_is_garbage(place: Place) -> None:
+    async with open_store(place, grace=NOW) as store:
+        engine: Any = store._engine
+        staged = await anyio.to_thread.run_sync(engine.stage)
+        await anyio.to_thread.run_sync(staged.sink.write, b"12345")
+        await anyio.to_thread.run_sync(staged.finish)
+        # The object store tells the time in seconds.
+        with anyio.fail_after(10):
+            while not (findings := (await store.collect_garbage()).findings):
+                await anyio.sleep(0.1)
+        (finding,) = findings
+        assert finding.kind == FindingKind.TEMPORARY_STALE
+        assert finding.path == f"{place.blobs_url}/{staged.id.hex}"
+        with pytest.raises(ValueError, match="stage it again"):
+            await anyio.to_thread.run_sync(engine._check_age, staged)
+
+
+async def test_others_objects_are_left_alone(place: Place, servers: Servers) -> None:
+    bucket = servers.objects.bucket(place.blobs_url.rpartition("/")[2])
+    bucket.put("notes.txt", b"mine")
+    async with open_store(place, grace=NOW) as store:
+        await anyio.sleep(1.1)  # the object store tells the time in seconds
+        assert (await store.collect_garbage()).findings == ()
+    assert bytes(bucket.get("notes.txt").bytes()) == b"mine"
+
+
+async def test_a_missing_object_is_a_missing_file(place: Place, store: ImageStore) -> None:
+    await store.create("one", big_data={"key": b"data"})
+    engine: Any = store._engine
+    blobs = [blob.id for page in engine._blobs.pages() for blob in page]
+    engine._blobs.delete(blobs)
+    with pytest.raises(FileNotFoundError, match=blobs[0].hex):
+        await store.big_data("one", "key")
+
+
+# Watching
+
+
+async def test_a_watch_that_is_too_far_behind_says_so(place: Place, store: ImageStore) -> None:
+    async with open_store(place, grace=NOW) as forgetful, store.watch() as changes:
+        await forgetful.create("one")
+        await forgetful.create("two")
+        await forgetful.collect_garbage()
+        with pytest.raises(ImageStoreError, match="begin another"):
+            await anext(changes)
+    async with store.watch() as changes:
+        await store.delete("one")
+        assert (await anext(changes)).kind == "deleted"
+
+
+async def test_what_others_did_is_told_as_what_came_of_it(place: Place, store: ImageStore) -> None:
+    await store.create("kept")
+    await store.create("gone")
+    async with open_store(place) as other, store.watch() as changes:
+        await other.create("brief")
+        await other.delete("brief")
+        await other.create("new")
+        await other.set_metadata("new", "text")
+        await other.set_metadata("gone", "text")
+        await other.delete("gone")
+        await other.delete("kept")
+        await other.create("kept", metadata="anew")
+        told = [await anext(changes) for _ in range(3)]
+    assert {(c.kind, c.id, c.image.metadata if c.image else None) for c in told} == {
+        ("created", "new", "text"),
+        ("deleted", "gone", None),
+        ("changed", "kept", "anew"),
+    }
+
+
+async def test_own_changes_among_others_are_told_one_by_one(
+    place: Place, store: ImageStore
+) -> None:
+    await store.create("one")
+    async with open_store(place) as other, store.watch() as changes:
+        for number, who in zip(range(6), itertools.cycle([store, other]), strict=False):
+            await who.set_metadata("one", str(number))
+        told = [await anext(changes) for _ in range(4)]
+    assert [c.image.metadata for c in told if c.image] == ["0", "2", "4", "5"]
+
+
+# The lock
+
+
+async def test_who_holds_the_lock_is_told(place: Place, store: ImageStore) -> None:
+    async with open_store(place) as other, other.transaction():
+        impatient = open_store(place)
+        impatient._lock_timeout = 0.05
+        async with impatient:
+            with pytest.raises(
+                LockTimeoutError, match=r"'aimagestore' from 127\.0\.0\.1"
+            ) as caught:
+                await impatient.create()
+    assert caught.value.path is not None
+    assert place.database in caught.value.path
