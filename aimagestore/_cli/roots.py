@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from typing import Any
 
 from .._engine.protocol import Engine
 from .configuration import Configuration, podman_configuration
@@ -43,13 +45,21 @@ def given_cluster(root: str) -> Engine:
             "'postgresql://HOST/DATABASE s3://BUCKET/PREFIX'",
             ExitCode.USAGE,
         )
+    engine: Engine = cluster_module().ClusterEngine(*addresses)
+    return engine
+
+
+def cluster_module() -> Any:
+    """What an extra of its own is needed for.
+
+    :raises CommandError: when it is missing
+    """
     try:
-        from ..cluster import ClusterEngine  # noqa: PLC0415 - an extra of its own
+        return importlib.import_module("aimagestore.cluster")
     except ModuleNotFoundError as error:
         raise CommandError(
             f"{error.name} is missing: pip install 'aimagestore[cluster]'"
         ) from error
-    return ClusterEngine(*addresses)
 
 
 def podman_store() -> str:
