@@ -56,6 +56,8 @@ async def run(code: str, names: dict[str, Any]) -> None:
 
 TOUR = blocks(section("Five minutes"), "python")
 RECIPES = blocks(section("Recipes"), "python")
+CLUSTER = blocks(section("Beyond one machine"), "python")
+"""Run on its servers, by tests/cluster/test_operating.py."""
 
 
 @pytest.fixture
@@ -186,5 +188,5 @@ def test_the_recipe_for_more_processes(path: Path) -> None:
 
 
 def test_every_block_is_run_here() -> None:
-    assert len(blocks(README, "python")) == len(TOUR) + len(RECIPES) + 2
+    assert len(blocks(README, "python")) == len(TOUR) + len(RECIPES) + len(CLUSTER) + 2
     assert len(blocks(README, "sh")) == 2, "those that .ci/run runs"
