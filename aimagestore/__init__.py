@@ -11,8 +11,28 @@ in, beside these programs, at the same time::
 
 Every change is durable when its call returns, and any call may be cancelled. What it leaves
 behind then, and what it raises, its documentation says.
+
+=========================== =====================================================================
+:class:`ImageStore`         the store: reads, changes, big data, ``stage``, ``transaction``,
+                            ``snapshot``, ``watch``, ``collect_garbage``
+:class:`Image`              one image's record
+:class:`Snapshot`           all records at one moment, to look at without ``await``
+:class:`Transaction`        several changes that happen together
+:class:`BigDataReader`      an open item, to read in pieces
+:class:`Staged`             data on disk that belongs to no image yet
+:class:`Changes`            what changes in a watched store, one :class:`Change` after the other
+:func:`check`               what is damaged or left over in a directory: a :class:`Report`
+:func:`repair`              undoes what a check has found
+:func:`copy_images`         images from one store into another
+:mod:`aimagestore.oci`      OCI image layouts in and out
+:exc:`ImageStoreError`      the base of all errors, which say what they are about as attributes
+=========================== =====================================================================
+
+The command line ``aimagestore`` comes with the extra ``cli``. What was recovered or repaired is
+logged under ``aimagestore``; nothing else is.
 """
 
+from ._async.copying import Copied, copy_images
 from ._async.inspection import check, repair
 from ._async.store import ImageStore
 from ._async.streams import BigDataReader, Staged
@@ -52,6 +72,7 @@ __all__ = [
     "BigDataUnknownError",
     "Change",
     "Changes",
+    "Copied",
     "DigestMismatchError",
     "DigestUnknownError",
     "DuplicateIDError",
@@ -80,5 +101,6 @@ __all__ = [
     "StoreUnavailableError",
     "Transaction",
     "check",
+    "copy_images",
     "repair",
 ]

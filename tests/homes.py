@@ -38,6 +38,27 @@ def open_files(place: str) -> set[str]:
     return found
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a directory's store, as another store of this process would."""
+    fd = os.open(path / "images.lock", os.O_RDWR | os.O_CREAT)
+    try:
+        lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+        yield
+    finally:
+        os.close(fd)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds that lock."""
+    try:
+        with locked(path):
+            return False
+    except BlockingIOError:
+        return True
+
+
 class Home(ABC):
     """A place for one store, that can be opened any number of times: ``ImageStore(home())``.
 
@@ -172,22 +193,11 @@ class DirectoryHome(Home):
     def keep_few_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("aimagestore._directory.watch._PENDING_MAX", 10)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        fd = os.open(self.path / "images.lock", os.O_RDWR | os.O_CREAT)
-        try:
-            lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
-            yield
-        finally:
-            os.close(fd)
+    def locked(self) -> Any:
+        return locked(self.path)
 
     def is_locked(self) -> bool:
-        try:
-            with self.locked():
-                return False
-        except BlockingIOError:
-            return True
+        return is_locked(self.path)
 
     def is_waited_for(self) -> bool:
         return any(thread.name == "aimagestore lock" for thread in threading.enumerate())

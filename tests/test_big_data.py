@@ -22,19 +22,13 @@ from aimagestore import (
 from aimagestore._directory import staged as staged_files
 from aimagestore._directory.files import Directory
 
-CONTENT = bytes(range(256)) * 12_000  # 3 MB, so that it comes in several chunks
-DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
+from .contract.test_big_data import CONTENT, DIGEST, chunks
 
 
 @pytest.fixture
 async def image(store: ImageStore) -> str:
     """An image without any item."""
     return (await store.create("image")).id
-
-
-async def chunks(content: bytes = CONTENT, size: int = 100_000) -> AsyncIterator[bytes]:
-    for start in range(0, len(content), size):
-        yield content[start : start + size]
 
 
 async def test_nothing_is_also_content(store: ImageStore, image: str, path: Path) -> None:

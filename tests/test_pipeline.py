@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -22,25 +18,7 @@ from aimagestore import (
     StoreCorruptError,
 )
 
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the store's lock, as another store of this process would."""
-    fd = os.open(path / "images.lock", os.O_RDWR | os.O_CREAT)
-    try:
-        lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
-        yield
-    finally:
-        os.close(fd)
-
-
-def is_locked(path: Path) -> bool:
-    try:
-        with locked(path):
-            return False
-    except BlockingIOError:
-        return True
+from .homes import is_locked
 
 
 async def until_waiting() -> None:

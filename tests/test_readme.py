@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -25,6 +25,9 @@ from aimagestore import DigestMismatchError, ImageStore
 from .apps.registry import registry
 from .test_apps import LAYER, NAME, digest_of, fill, until
 from .test_store import FIXTURE
+
+if TYPE_CHECKING:
+    from .cluster.servers import Servers
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -57,7 +60,6 @@ async def run(code: str, names: dict[str, Any]) -> None:
 TOUR = blocks(section("Five minutes"), "python")
 RECIPES = blocks(section("Recipes"), "python")
 CLUSTER = blocks(section("Beyond one machine"), "python")
-"""Run on its servers, by tests/cluster/test_operating.py."""
 
 
 @pytest.fixture
@@ -185,6 +187,17 @@ def test_the_recipe_for_more_processes(path: Path) -> None:
     program = f"import anyio\nfrom aimagestore import ImageStore\n{RECIPES[3]}"
     command = [sys.executable, "-c", f"{program}\nserve_one_more({str(path)!r})"]
     assert subprocess.check_output(command, text=True) == "1 images\n"
+
+
+async def test_a_store_on_a_cluster(servers: Servers) -> None:
+    (code,) = CLUSTER
+    with servers.new_place() as place:
+        code = code.replace("postgresql://db.example/images", place.records_url)
+        names: dict[str, Any] = {}
+        await run(code.replace("s3://bucket/prefix", place.blobs_url), names)
+        async with ImageStore(place.engine()) as store:
+            assert await store.images() == []
+    assert names["store"].read_only is False
 
 
 def test_every_block_is_run_here() -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from aimagestore import FindingKind as Kind, ImageStore, check, repair
 
+from .homes import locked
 from .test_check import DAMAGE, edit, tree
-from .test_pipeline import locked, until_no_thread_waits, until_waiting
+from .test_pipeline import until_no_thread_waits, until_waiting
 from .test_store import FIXTURE, FIXTURE_ID
 
 pytestmark = pytest.mark.damage

@@ -4,79 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
 from hypothesis import given, strategies as st
 
-from aimagestore import Change, Changes, Image, ImageStore, StoreClosedError, StoreCorruptError
+from aimagestore import Change, ImageStore, StoreClosedError, StoreCorruptError
 from aimagestore._core import index, snapshot as snapshots
 from aimagestore._core.snapshot import Snapshot
 from aimagestore._core.watching import changes_between
 from aimagestore._directory import watch as directory_watch
 from aimagestore._directory.engine import DirectoryEngine
 
+from .contract.test_watch import meanwhile, replay, take, told, until_idle
 from .homes import open_files
 from .strategies import edits, indexes
-
-T = TypeVar("T")
-
-
-def told(changes: Iterable[Change]) -> list[tuple[str, str]]:
-    return [(change.kind, change.id) for change in changes]
-
-
-async def take(changes: Changes, number: int) -> list[Change]:
-    """The next so many changes."""
-    with anyio.fail_after(20):
-        return [await anext(changes) for _ in range(number)]
-
-
-async def until_idle(changes: Changes) -> None:
-    """Return when a task waits for the next change."""
-    with anyio.fail_after(20):
-        while changes._waiting is None:
-            await anyio.lowlevel.checkpoint()
-
-
-async def meanwhile(changes: Changes, call: Awaitable[T]) -> tuple[T, Change]:
-    """What a call returns, and the change that comes to a task that was waiting for one before."""
-    seen: list[Change] = []
-
-    async def take_one() -> None:
-        seen.extend(await take(changes, 1))
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(take_one)
-        await until_idle(changes)
-        result = await call
-    return result, seen[0]
-
-
-def replay(images: dict[str, Image], changes: Iterable[Change]) -> None:
-    """Do to the images what the changes say, which has to be possible."""
-    for change in changes:
-        if change.kind == "deleted":
-            assert change.image is None
-            del images[change.id]
-        else:
-            assert (change.id in images) == (change.kind == "changed")
-            assert change.image is not None
-            images[change.id] = change.image
-
-
-@pytest.fixture(params=["inotify", "looking"])
-def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Whether the kernel tells of changes."""
-    if request.param == "looking":
-        monkeypatch.setattr(directory_watch, "open_inotify", lambda _: None)
-        monkeypatch.setattr("aimagestore._directory.engine.open_inotify", lambda _: None)
-        monkeypatch.setattr(directory_watch, "_INTERVAL", 0.01)
-    return str(request.param)
 
 
 async def test_nobody_looks_while_nothing_changes(

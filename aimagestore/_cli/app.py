@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import items, layouts, records, upkeep
+from . import clusters, items, layouts, records, upkeep
 from .exits import EXIT_CODES
 
 _HELP = f"""\
@@ -30,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for group in (records, items, layouts, upkeep):
+for group in (records, items, layouts, upkeep, clusters):
     group.register(app)
 
 
@@ -55,7 +55,8 @@ def _begin(
             envvar="AIMAGESTORE_ROOT",
             metavar="DIR",
             callback=_not_empty,
-            help="An image store, made where there is none, or a graph root that has one.",
+            help="An image store, made where there is none, or a graph root that has one; or a "
+            "cluster's two addresses in one argument.",
         ),
     ] = None,
     write: Annotated[

@@ -1,4 +1,4 @@
-"""Commands that take images from OCI image layouts and put them there."""
+"""Commands that take images from elsewhere, and put them there: OCI layouts, other stores."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Annotated, BinaryIO
 
 import typer
 from anyio import to_thread
 
+from .._async.copying import copy_images
 from ..errors import DigestMismatchError, SizeMismatchError
 from .exits import CommandError, ExitCode, damage
 from .files import CHUNK, STANDARD, pipe_to_standard_output, reading
+from .human import human_size
 from .output import image_json, write_json, write_lines
 from .parameters import Json, Ref
 from .progress import progress_bar
@@ -28,6 +31,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command("import")(import_layout)
     app.command("export")(export_layout)
+    app.command()(copy)
 
 
 @command
@@ -107,6 +111,35 @@ async def export_layout(
                 raise CommandError("a tar is not for a terminal", ExitCode.USAGE)
             async with pipe_to_standard_output() as stream:
                 await oci.export_layout(store, ref, stream, name=name, progress=bar.show_of)
+
+
+@command
+async def copy(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="SRC")],
+    destination: Annotated[str, typer.Argument(metavar="DST")],
+    refs: Annotated[list[str] | None, typer.Argument(metavar="REF")] = None,
+    json: Json = False,
+) -> None:
+    """Copy images from one store into another: those that are named, or all.
+
+    SRC and DST are given as --root is. Everything is compared with its digest. Interrupted, each
+    image is there wholly or not at all; called again, it goes on where it was.
+    """
+    timeout = Session.of(context).lock_timeout
+    async with (
+        Session(source).reading() as there,
+        Session(destination, lock_timeout=timeout).writing() as here,
+    ):
+        with progress_bar("copy") as bar, damage(DigestMismatchError, FileNotFoundError):
+            copied = await copy_images(there, here, refs or None, progress=bar.show_of)
+    if json:
+        await write_json(asdict(copied))
+    else:
+        size = human_size(copied.bytes)
+        await write_lines(
+            [f"{copied.images} copied, {size} of big data; {copied.present} present already"]
+        )
 
 
 @asynccontextmanager

@@ -1,9 +1,12 @@
-"""Which directory is meant: an image store, or the one in a graph root."""
+"""Which store is meant: an image store's directory, the one in a graph root, or a cluster."""
 
 from __future__ import annotations
 
+import importlib
 import os
+from typing import Any
 
+from .._engine.protocol import Engine
 from .configuration import Configuration, podman_configuration
 from .exits import CommandError, ExitCode
 
@@ -23,6 +26,40 @@ def given_store(root: str) -> str:
     if "images.json" in names or "images.lock" in names or not is_graph_root:
         return root
     return _in_graph_root(root, names, None)
+
+
+def is_cluster(root: str) -> bool:
+    """Whether a root is no directory, but a cluster's two addresses."""
+    return root.startswith(("postgresql://", "postgres://"))
+
+
+def given_cluster(root: str) -> Engine:
+    """What keeps the store whose addresses these are.
+
+    :raises CommandError: when it is not two of them, or the extra is missing
+    """
+    addresses = root.split()
+    if len(addresses) != 2:
+        raise CommandError(
+            "a cluster is given by two addresses in one argument: "
+            "'postgresql://HOST/DATABASE s3://BUCKET/PREFIX'",
+            ExitCode.USAGE,
+        )
+    engine: Engine = cluster_module().ClusterEngine(*addresses)
+    return engine
+
+
+def cluster_module() -> Any:
+    """What an extra of its own is needed for.
+
+    :raises CommandError: when it is missing
+    """
+    try:
+        return importlib.import_module("aimagestore.cluster")
+    except ModuleNotFoundError as error:
+        raise CommandError(
+            f"{error.name} is missing: pip install 'aimagestore[cluster]'"
+        ) from error
 
 
 def podman_store() -> str:

@@ -12,8 +12,9 @@ import typer
 from anyio import to_thread
 
 from .._async.store import ImageStore
+from .._engine.protocol import Engine
 from .exits import CommandError, ExitCode
-from .roots import given_store, podman_store
+from .roots import given_cluster, given_store, is_cluster, podman_store
 
 logger = logging.getLogger("aimagestore")
 
@@ -22,7 +23,7 @@ logger = logging.getLogger("aimagestore")
 class Session:
     """The store that a command works on.
 
-    :ivar root: the directory that was given; ``None`` for podman's own store
+    :ivar root: the directory or cluster that was given; ``None`` for podman's own store
     :ivar may_write: whether podman's own store may be changed
     :ivar lock_timeout: seconds that a change waits for the store's lock
     """
@@ -57,6 +58,8 @@ class Session:
 
         :raises CommandError: when the store may not be written to, or none can be meant
         """
+        if self.root is not None and is_cluster(self.root):
+            raise CommandError("this looks at directories: give one as --root", ExitCode.USAGE)
         path = await to_thread.run_sync(lambda: self.place(writes=writes))
         if not await to_thread.run_sync(os.path.lexists, path):
             async with ImageStore(path):
@@ -64,15 +67,21 @@ class Session:
         logger.info("the store is %s", path)
         return path
 
+    async def _home(self, *, writes: bool = False) -> str | Engine:
+        """What the store is kept by: a directory, or a cluster."""
+        if self.root is not None and is_cluster(self.root):
+            return given_cluster(self.root)
+        return await self.path(writes=writes)
+
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[ImageStore]:
         """The store, to look at."""
-        async with ImageStore(await self.path(), read_only=True) as store:
+        async with ImageStore(await self._home(), read_only=True) as store:
             yield store
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[ImageStore]:
         """The store, to change."""
-        path = await self.path(writes=True)
-        async with ImageStore(path, lock_timeout=self.lock_timeout) as store:
+        home = await self._home(writes=True)
+        async with ImageStore(home, lock_timeout=self.lock_timeout) as store:
             yield store

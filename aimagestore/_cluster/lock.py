@@ -17,7 +17,7 @@ from psycopg.pq import TransactionStatus
 
 from .._engine.protocol import Holder
 from ..errors import StoreUnavailableError
-from .connections import Connection, Connections
+from .connections import Connection, Connections, is_lost
 from .patience import PATIENCE
 
 # Beside the number of the table, which no other store of the database has: "aimg".
@@ -65,8 +65,16 @@ class ClusterLock:
         return self._connection
 
     def try_acquire(self) -> bool:
-        """Take the lock if it is free, and nobody waits for it."""
-        return self.connections.retried(self._try)
+        """Take the lock if it is free, and nobody waits for it.
+
+        A server that is not to be had is waited for in line, which can be given up.
+        """
+        try:
+            return self._try()
+        except psycopg.Error as error:
+            if is_lost(error):
+                return False
+            raise self.connections.unavailable(error) from error
 
     def _try(self) -> bool:
         connection = self.connections.borrow()
@@ -186,6 +194,8 @@ class Claim:
             self._has_ended.set()
 
     def _wait(self) -> bool:
+        if self._is_over:
+            return False
         connection = self._lock.connections.borrow()
         try:
             if self._begin(connection):

@@ -8,14 +8,20 @@ errors, and says what is to be done. It does not do it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from ..errors import BigDataUnknownError, DuplicateIDError, DuplicateNameError
+from ..errors import (
+    BigDataUnknownError,
+    DuplicateIDError,
+    DuplicateNameError,
+    ImageUnknownError,
+)
 from . import gojson
 from .digest import check_digest
 from .draft import Content, Draft, Edit
+from .image import Image
 from .names import check_id, check_key, check_names, check_text
 from .record import Record, RecordDraft
 from .snapshot import without_names
@@ -125,15 +131,19 @@ def _rename(
         # Each name in turn moves to the front of the history: the last comes to stand first.
         history = dict.fromkeys((*reversed(names), *record.image.names_history))
         edited.set("names-history", tuple(history))
-        losers: dict[str, set[str]] = {}
-        for name in names:
-            owner = draft.owner_of(name)
-            if owner is not None and owner != record.id:
-                losers.setdefault(owner, set()).add(name)
-        others = (without_names(draft.find(owner), lost) for owner, lost in losers.items())
-        return Edit(record.id, updated=(*others, edited.finish()))
+        return Edit(record.id, updated=(*_losers(draft, record.id, names), edited.finish()))
 
     return Mutation(change, (ref,), given)
+
+
+def _losers(draft: Draft, image_id: str, names: Iterable[str]) -> Iterator[Record]:
+    """The other images that have these names, without them."""
+    losers: dict[str, set[str]] = {}
+    for name in names:
+        owner = draft.owner_of(name)
+        if owner is not None and owner != image_id:
+            losers.setdefault(owner, set()).add(name)
+    return (without_names(draft.find(owner), lost) for owner, lost in losers.items())
 
 
 def _edit(ref: str, edit: Callable[[RecordDraft, Record], object]) -> Mutation:
@@ -251,6 +261,36 @@ def drop_big_data(image_id: str, key: str) -> Mutation:
         edited.set_entry("big-data-digests", key, None)
 
     return _edit(image_id, edit)
+
+
+def replace(record: Record, contents: Mapping[str, Content] | None) -> Mutation:
+    """An image as another store has it, in place of the one with its ID; its names move to it.
+
+    :param contents: its items; ``None`` to keep those that are there, which must be the same
+    """
+
+    def change(draft: Draft) -> Edit:
+        others = tuple(_losers(draft, record.id, record.names))
+        present = draft.record_of(record.id)
+        if contents is None:
+            if present is None or not has_same_items(present.image, record.image):
+                raise ImageUnknownError(f"image {record.id} is not there any more", id=record.id)
+            return Edit(record.id, updated=(*others, record))
+        gone = () if present is None else (record.id,)
+        files = {(record.id, key): content for key, content in contents.items()}
+        return Edit(record.id, deleted=gone, updated=others, created=record, files=files)
+
+    return Mutation(change, (record.id,), record.names)
+
+
+def has_same_items(one: Image, other: Image) -> bool:
+    """Whether two images have the same items, as far as their records tell."""
+    return (
+        one.big_data_names == other.big_data_names
+        and one.big_data_sizes == other.big_data_sizes
+        and one.big_data_digests == other.big_data_digests
+        and one.big_data_digests.keys() >= set(one.big_data_names)
+    )
 
 
 def drop_unreadable() -> Mutation:

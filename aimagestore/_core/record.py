@@ -47,10 +47,17 @@ class _ImageFields(Fields, rename="kebab"):
     flags: dict[str, Raw] | None = None
 
 
+class _Sizes(msgspec.Struct, rename="kebab"):
+    """What tells how much an image's items take."""
+
+    big_data_sizes: dict[str, _Int64] | None = None
+
+
 _ORDER: Final = Fields.__struct_encode_fields__
 _decode_known: Final = msgspec.json.Decoder(_KnownFields).decode
 _decode_any: Final = msgspec.json.Decoder(Fields).decode
 _decode_image: Final = msgspec.json.Decoder(_ImageFields).decode
+_decode_sizes: Final = msgspec.json.Decoder(_Sizes).decode
 _decode_members: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 
 # Go matches a field's name without regard to case; these two fold to ASCII letters as well.
@@ -85,6 +92,15 @@ class Record(msgspec.Struct, gc=False, eq=False):
         if image is None:
             image = self._image = _decode(self)
         return image
+
+    @property
+    def size(self) -> int:
+        """What its items take in bytes, as recorded; found without decoding all of it."""
+        try:
+            sizes: Mapping[str, int] = _decode_sizes(self.raw).big_data_sizes or {}
+        except RecursionError:
+            sizes = self.image.big_data_sizes
+        return sum(sizes.values())
 
     def at(self, home: int) -> Record:
         """The same record in this block."""

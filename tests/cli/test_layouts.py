@@ -133,3 +133,14 @@ def test_a_damaged_image_is_not_exported(cli: Cli, tmp_path: Path) -> None:
     )
     config.write_bytes(config.read_bytes().replace(b"amd64", b"AMD64"))
     cli("export", image_id, tmp_path / "again", code=4)
+
+
+def test_from_one_store_into_another(cli: Cli, tmp_path: Path) -> None:
+    cli("import", hello().write(tmp_path / "layout"), "--name", "a:1")
+    cli("create", "--name", "b:1")
+    source, destination = cli.root, tmp_path / "destination"
+    assert cli("copy", source, destination, "a:1", "--json").json["images"] == 1
+    (line,) = cli("copy", source, destination).lines
+    assert line == "1 copied, 0 B of big data; 1 present already"
+    cli("copy", source, destination, "nobody", code=3)
+    cli("copy", "postgresql://host/database", destination, code=2)

@@ -25,6 +25,7 @@ from aimagestore import (
 )
 
 if TYPE_CHECKING:
+    from .proxy import Proxy
     from .servers import Place, Servers
 
 NOW = timedelta(0)
@@ -419,3 +420,20 @@ async def test_who_holds_the_lock_is_told(place: Place, store: ImageStore) -> No
                 await impatient.create()
     assert caught.value.path is not None
     assert place.database in caught.value.path
+
+
+async def test_waiting_for_a_server_that_is_gone_can_be_cancelled(
+    servers: Servers, place: Place, to_postgres: Proxy
+) -> None:
+    async with ImageStore(servers.by_way_of(place, to_postgres.port).engine()) as store:
+        await store.create("one")
+        with to_postgres.refusing():
+            with anyio.fail_after(5), anyio.move_on_after(0.2) as scope:
+                await store.create("two")
+            assert scope.cancelled_caught
+            with anyio.fail_after(5), anyio.move_on_after(0.2) as scope:
+                async with store.transaction():
+                    pass
+            assert scope.cancelled_caught
+        await store.create("three")
+        assert [image.id for image in await store.images()] == ["one", "three"]

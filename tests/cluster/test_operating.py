@@ -11,7 +11,7 @@ import pytest
 
 from aimagestore import ImageStore, StoreReadOnlyError, StoreUnavailableError
 
-from ..test_readme import CLUSTER, blocks, run, section
+from ..test_readme import blocks, section
 
 if TYPE_CHECKING:
     from .servers import Place, Servers
@@ -49,14 +49,6 @@ def _statements(text: str) -> list[Any]:
 
 def _as(place: Place, role: str) -> Place:
     return replace(place, records_url=place.records_url.replace("//postgres@", f"//{role}@"))
-
-
-async def test_the_example(place: Place) -> None:
-    (code,) = CLUSTER
-    code = code.replace("postgresql://db.example/images", place.records_url)
-    await run(code.replace("s3://bucket/images", place.blobs_url), {})
-    async with ImageStore(place.engine()) as store:
-        assert await store.big_data("registry.example.com/app:1", "manifest") == b"{}"
 
 
 async def test_the_roles_are_enough(owned: Place) -> None:

@@ -146,7 +146,8 @@ async def test_a_wait_that_is_cancelled_leaves_nothing_held(store: ImageStore, h
             await home.until_waiting()
             tasks.cancel_scope.cancel()
     await home.until_nobody_waits()
-    assert not home.is_locked()
+    # Somebody else's server may have given it away before it heard that nobody wants it.
+    await home.until(lambda: not home.is_locked())
     assert not await store.exists("one")
     await store.create("two")
 

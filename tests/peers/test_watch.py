@@ -10,7 +10,7 @@ import pytest
 
 from aimagestore import ImageStore
 
-from ..test_watch import meanwhile, replay, take, told
+from ..contract.test_watch import meanwhile, replay, take, told
 from .peer import Peer, image_store
 from .tools import Tools, require
 

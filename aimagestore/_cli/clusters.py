@@ -1,0 +1,51 @@
+"""Commands about the tables that keep a cluster's records."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from anyio import to_thread
+
+from .exits import CommandError, ExitCode
+from .output import write_json, write_lines
+from .parameters import Json
+from .roots import cluster_module, is_cluster
+from .running import command
+from .session import Session
+
+group = typer.Typer(help="Look after the tables of a store in PostgreSQL.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.add_typer(group, name="cluster")
+
+
+@group.callback()
+def _begin() -> None:
+    """Keep `migrate` a command of its own, though there is no other."""
+
+
+@group.command()
+@command
+async def migrate(
+    context: typer.Context,
+    records: Annotated[str | None, typer.Argument(metavar="RECORDS")] = None,
+    json: Json = False,
+) -> None:
+    """Make the tables of a store, or bring them up to date, and print their version.
+
+    RECORDS is postgresql://HOST/DATABASE; left out, that of --root. The password comes from where
+    libpq looks for it.
+    """
+    root = Session.of(context).root or ""
+    if records is None and is_cluster(root):
+        records = root.split()[0]
+    if records is None or not is_cluster(records):
+        raise CommandError("give the tables' address: postgresql://HOST/DATABASE", ExitCode.USAGE)
+    version = await to_thread.run_sync(cluster_module().migrate, records)
+    if json:
+        await write_json({"version": version})
+    else:
+        await write_lines([str(version)])

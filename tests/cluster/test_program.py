@@ -1,0 +1,60 @@
+"""The program on a cluster's store: wherever it takes a root, and from one kind to the other."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ..layouts import hello
+
+if TYPE_CHECKING:
+    from .servers import Place, Servers
+
+pytest.importorskip("psycopg")
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    command = [sys.executable, "-m", "aimagestore", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == code, result.stderr
+    return result.stdout if code == 0 else result.stderr
+
+
+def test_a_root_that_is_a_cluster(place: Place, tmp_path: Path) -> None:
+    root = f"{place.records_url} {place.blobs_url}"
+    (image_id,) = run(
+        "--root", root, "import", hello().write(tmp_path / "layout"), "--name", "a:1"
+    ).split()
+    (image,) = json.loads(run("--root", root, "images", "--json"))
+    assert image["id"] == image_id
+    run("--root", root, "tag", "a:1", "b:1")
+    run("--root", root, "export", "b:1", tmp_path / "again")
+    assert run("--root", root, "gc") == "0 removed, 0 B freed\n"
+    assert "directories" in run("--root", root, "check", code=2)
+
+    directory = tmp_path / "images"
+    assert run("copy", root, directory).startswith("1 copied")
+    run("--root", directory, "untag", "b:1", "b:1")
+    assert run("copy", directory, root).startswith("1 copied, 0 B")
+    assert json.loads(run("copy", directory, root, "--json"))["present"] == 1
+    (image,) = json.loads(run("--root", root, "images", "--json"))
+    assert image["names"] == ["a:1"]
+
+
+def test_the_tables_are_made_by_a_command(servers: Servers) -> None:
+    from aimagestore.cluster import SCHEMA_VERSION
+
+    servers.postgres.create_database("without_tables")
+    records_url = servers.postgres.url("without_tables")
+    root = f"{records_url} s3://anything/at-all"
+    assert "aimagestore cluster migrate" in run("--root", root, "images", code=1)
+    assert run("cluster", "migrate", records_url) == f"{SCHEMA_VERSION}\n"
+    told = json.loads(run("--root", root, "cluster", "migrate", "--json"))
+    assert told == {"version": SCHEMA_VERSION}
+    run("cluster", "migrate", code=2)
+    servers.postgres.drop_database("without_tables")

@@ -1,0 +1,200 @@
+"""Images from a directory into a store of either kind: whole, verified, and none of them twice."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from aimagestore import (
+    Copied,
+    DigestMismatchError,
+    ImageStore,
+    ImageUnknownError,
+    StoreReadOnlyError,
+    check,
+    copy_images,
+)
+
+from ..homes import Home
+from ..test_store import FIXTURE, FIXTURE_ID
+from .test_cancellation import Steps
+
+# What no call of the library could have written: nanoseconds, numbers, fields nobody knows.
+RECORD = (
+    b'{"id":"odd","names":["n"],"names-history":["n","o"],"layer":"l","mapped-layers":["m"],'
+    b'"metadata":"{}","big-data-names":["k"],"big-data-sizes":{"k":1},'
+    b'"created":"2020-01-01T00:00:00.123456789Z","flags":{"f":12345678901234567890.50},"x":[1.0]}'
+)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A store with buildah's image, one that nobody would write, and one without anything."""
+    path = tmp_path / "source" / "store"
+    shutil.copytree(FIXTURE, path)
+    index = (path / "images.json").read_bytes()
+    more = RECORD + b',{"id":"bare","created":"2020-01-01T00:00:00Z"}'
+    (path / "images.json").write_bytes(index.rstrip()[:-1] + b"," + more + b"]")
+    (path / "odd").mkdir()
+    (path / "odd" / "k").write_bytes(b"x")
+    return path
+
+
+@pytest.fixture
+async def there(source: Path, home: Home) -> AsyncIterator[ImageStore]:
+    """That store, open to be read, and closed before the other is looked at."""
+    async with ImageStore(source, read_only=True) as store:
+        yield store
+
+
+async def test_everything_is_copied_as_it_is_spelled(
+    there: ImageStore, store: ImageStore, source: Path
+) -> None:
+    told: list[tuple[int, int]] = []
+    size = sum(sum(image.big_data_sizes.values()) for image in await there.images())
+    copied = await copy_images(there, store, progress=lambda *figures: told.append(figures))
+    assert copied == Copied(images=3, present=0, bytes=size)
+    for record in (await there.snapshot()).records():
+        assert await raw_record(store, record.id) == bytes(record.raw)
+    assert await raw_record(store, "odd") == RECORD
+    assert {i.id for i in await store.images()} == {i.id for i in await there.images()}
+    for image in await store.images():
+        for key in image.big_data_names:
+            assert await store.big_data(image.id, key) == await there.big_data(image.id, key)
+    assert told[-1] == (size, size)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+async def raw_record(store: ImageStore, image_id: str) -> bytes:
+    return bytes((await store.snapshot()).find(image_id).raw)
+
+
+async def test_and_back_again(there: ImageStore, store: ImageStore, tmp_path: Path) -> None:
+    await copy_images(there, store)
+    async with ImageStore(tmp_path / "back" / "store") as back:
+        assert (await copy_images(store, back)).images == 3
+        for record in (await there.snapshot()).records():
+            assert await raw_record(back, record.id) == bytes(record.raw)
+    assert (await check(tmp_path / "back" / "store")).ok
+
+
+async def test_what_is_there_is_not_copied_again(
+    there: ImageStore, store: ImageStore, home: Home
+) -> None:
+    await copy_images(there, store)
+    before = home.contents()
+    assert await copy_images(there, store) == Copied(present=3)
+    assert home.contents() == before
+    # Another name alone copies no data; an item that differs all of the image's.
+    await store.set_names(FIXTURE_ID, ["other"])
+    assert await copy_images(there, store) == Copied(images=1, present=2)
+    await store.set_big_data(FIXTURE_ID, "manifest", b"other")
+    copied = await copy_images(there, store)
+    assert (copied.images, copied.present) == (1, 2)
+    assert await store.get(FIXTURE_ID) == await there.get(FIXTURE_ID)
+
+
+async def test_items_that_the_source_has_no_more_are_gone(
+    there: ImageStore, store: ImageStore
+) -> None:
+    await copy_images(there, store, ["bare"])
+    await store.set_big_data("bare", "mine", b"mine")
+    await copy_images(there, store, ["bare"])
+    assert (await store.get("bare")).big_data_names == ()
+
+
+async def test_names_move_and_other_images_stay(there: ImageStore, store: ImageStore) -> None:
+    await store.create("mine", names=["n", "kept"], big_data={"k": b"mine"})
+    await copy_images(there, store, ["n"])
+    assert (await store.get("mine")).names == ("kept",)
+    assert (await store.get("n")).id == "odd"
+    assert await store.big_data("mine", "k") == b"mine"
+    assert len(await store.images()) == 2
+
+
+async def test_only_what_is_asked_for(there: ImageStore, store: ImageStore) -> None:
+    assert (await copy_images(there, store, ["ba", "n", "bare"])).images == 2
+    assert {image.id for image in await store.images()} == {"bare", "odd"}
+    with pytest.raises(ImageUnknownError, match="nobody"):
+        await copy_images(there, store, ["bare", "nobody"])
+    assert await copy_images(there, store, []) == Copied()
+
+
+async def test_what_cannot_be_copied(there: ImageStore, store: ImageStore) -> None:
+    with pytest.raises(StoreReadOnlyError):
+        await copy_images(store, there)
+    with pytest.raises(ValueError, match="another"):
+        await copy_images(store, store)
+    with pytest.raises(TypeError):
+        await copy_images(there, store, "bare")
+
+
+@pytest.mark.parametrize("damage", ["altered", "missing"])
+async def test_damage_stops_it_and_says_which(
+    there: ImageStore, store: ImageStore, source: Path, damage: str
+) -> None:
+    manifest = source / FIXTURE_ID / "manifest"
+    if damage == "altered":
+        manifest.write_bytes(manifest.read_bytes().replace(b"sha256", b"SHA256"))
+    else:
+        manifest.unlink()
+    with pytest.raises((DigestMismatchError, FileNotFoundError), match="manifest"):
+        await copy_images(there, store)
+    assert not await store.exists(FIXTURE_ID)
+    await copy_images(there, store, ["odd", "bare"])
+    assert {image.id for image in await store.images()} == {"odd", "bare"}
+
+
+async def test_the_source_may_change_meanwhile(source: Path, store: ImageStore) -> None:
+    async with ImageStore(source) as there:
+        for number in range(40):
+            await there.create(f"image{number:02}", big_data={"k": b"%d" % number})
+
+        async def change() -> None:
+            for number in range(40):
+                await there.set_big_data(f"image{number:02}", "k", b"new %d" % number)
+                if number % 4 == 0:
+                    await there.delete(f"image{number:02}")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(change)
+            await copy_images(there, store)
+        # Whatever was copied is whole (the fixture's check), and once more brings it up to date.
+        await copy_images(there, store)
+        for image in await there.images():
+            assert await store.get(image.id) == image
+
+
+async def test_two_at_once_make_one_of_each(
+    there: ImageStore, store: ImageStore, home: Home
+) -> None:
+    async with ImageStore(home()) as other, anyio.create_task_group() as tasks:
+        tasks.start_soon(copy_images, there, store)
+        tasks.start_soon(copy_images, there, other)
+    assert sorted(image.id for image in await store.images()) == sorted(
+        image.id for image in await there.images()
+    )
+
+
+async def test_cancelled_at_every_step_it_goes_on_where_it_was(
+    there: ImageStore, home: Home
+) -> None:
+    for steps in range(1, 300):
+        home.clear()
+        async with ImageStore(home()) as store:
+            with anyio.CancelScope() as scope:
+                await Steps(copy_images(there, store), scope, steps)
+            assert home.leftovers() == []
+            await anyio.to_thread.run_sync(home.check)
+            before = len(await store.images())
+            copied = await copy_images(there, store)
+            assert (copied.images, copied.present) == (3 - before, before)
+            assert await store.get(FIXTURE_ID) == await there.get(FIXTURE_ID)
+        if not scope.cancel_called:
+            return
+    raise AssertionError("it never completed")
