@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from .bench import MIB, Bench, Entrant, alternate
@@ -44,53 +45,51 @@ class ClusterBench(Bench):
 Arguments = Callable[[int], dict[str, Any]]
 
 
-def _measure(
+def _on_open_stores(
     peers: tuple[str, ...], task: str, arguments: Arguments
 ) -> Callable[[Bench, Scenario], Iterator[Outcome]]:
-    """Measure a task at every size, on stores that stay open."""
+    """Measure a task on stores that stay open."""
 
-    def run(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
-        for size in bench.sizes:
-            outcome = Outcome(scenario.name, size, "s")
-            alternate(bench, outcome, list(_entrants(bench, peers, task, arguments, size)))
-            yield outcome
+    def entrant(contender: Contender, size: int, root: str) -> Entrant:
+        return Entrant(
+            contender.label,
+            contender,
+            task,
+            lambda: arguments(size),
+            setup=lambda worker: worker.ask("setup", root=root),
+        )
 
-    return run
+    return partial(_at_all_sizes, peers, entrant)
 
 
-def _entrants(
-    bench: Bench, peers: tuple[str, ...], task: str, arguments: Arguments, size: int
-) -> Iterator[Entrant]:
+def _entrant_that_opens(contender: Contender, _: int, root: str) -> Entrant:
+    return Entrant(contender.label, contender, "open", lambda: {"root": root})
+
+
+def _at_all_sizes(
+    peers: tuple[str, ...],
+    entrant: Callable[[Contender, int, str], Entrant],
+    bench: Bench,
+    scenario: Scenario,
+) -> Iterator[Outcome]:
+    """Let all sizes take turns, since they are to be compared with each other."""
     assert isinstance(bench, ClusterBench)
-    for contender in bench.pick(*peers):
-        root = bench.root(contender, size)
-        if root is not None:
-            yield _entrant(contender, root, task, lambda: arguments(size))
-
-
-def _entrant(
-    contender: Contender, root: str, task: str, arguments: Callable[[], dict[str, Any]]
-) -> Entrant:
-    return Entrant(
-        contender.label,
-        contender,
-        task,
-        arguments,
-        setup=lambda worker: worker.ask("setup", root=root),
-    )
-
-
-def _open(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
-    assert isinstance(bench, ClusterBench)
+    entrants = {}
     for size in bench.sizes:
-        outcome = Outcome(scenario.name, size, "s")
-        entrants = []
-        for contender in bench.pick(*_ALL):
+        for contender in bench.pick(*peers):
             root = bench.root(contender, size)
             if root is not None:
-                entrants.append(Entrant(contender.label, contender, "open", _always(root=root)))
-        alternate(bench, outcome, entrants)
-        yield outcome
+                label = f"{contender.label}, {size}"
+                entrants[label] = replace(entrant(contender, size, root), label=label)
+    together = Outcome(scenario.name, 0, "s")
+    alternate(bench, together, list(entrants.values()))
+    for size in bench.sizes:
+        of_size = {
+            label.removesuffix(end): samples
+            for label, samples in together.samples.items()
+            if label.endswith(end := f", {size}")
+        }
+        yield Outcome(scenario.name, size, "s", of_size)
 
 
 def _item(task: str, **arguments: Any) -> Callable[[Bench, Scenario], Iterator[Outcome]]:
@@ -181,31 +180,38 @@ def _stays(limit: float) -> Target:
 
 
 SCENARIOS = (
-    Scenario("open", "open", _open, (_stays(1.2),)),
-    Scenario("get-id", "get by ID", _measure(_ALL, "get", _lookups(identity)), (_stays(2),)),
-    Scenario("get-name", "get by name", _measure(_ALL, "get", _lookups(name)), (_stays(2),)),
+    Scenario(
+        "open",
+        "open",
+        partial(_at_all_sizes, _ALL, _entrant_that_opens),
+        (_stays(1.2),),
+    ),
+    Scenario("get-id", "get by ID", _on_open_stores(_ALL, "get", _lookups(identity)), (_stays(2),)),
+    Scenario("get-name", "get by name", _on_open_stores(_ALL, "get", _lookups(name)), (_stays(2),)),
     Scenario(
         "get-prefix",
         "get by a prefix of an ID",
-        _measure(_ALL, "get", _lookups(lambda n: identity(n)[:12])),
+        _on_open_stores(_ALL, "get", _lookups(lambda n: identity(n)[:12])),
         (_stays(2),),
     ),
     Scenario(
         "by-digest",
         "find by digest",
-        _measure(_ALL, "by_digest", _digests),
+        _on_open_stores(_ALL, "by_digest", _digests),
         (_stays(2),),
     ),
     Scenario(
         "commit",
         "one durable commit at a time",
-        _measure(_ALL, "commit", lambda size: {"refs": [identity(n) for n in some(size, 20)]}),
+        _on_open_stores(
+            _ALL, "commit", lambda size: {"refs": [identity(n) for n in some(size, 20)]}
+        ),
         (_stays(2),),
     ),
     Scenario(
         "create",
         f"new images by {_TASKS} tasks, each",
-        _measure(_ALL, "create", lambda size: {"images": _CREATED, "tasks": _TASKS}),
+        _on_open_stores(_ALL, "create", lambda size: {"images": _CREATED, "tasks": _TASKS}),
         (Target("s", 200 * MICROSECOND, absolute()),),
     ),
     Scenario("put", "one large item in", _item("put"), (Target("x bare", 1.25, ratio_to("bare")),)),
@@ -219,7 +225,7 @@ SCENARIOS = (
         "memory",
         "memory after 20,000 lookups",
         _memory,
-        (Target("MiB above the start", 64, absolute(" looked")),),
+        (Target("MiB above an open store", 64, absolute(" looked")),),
     ),
     Scenario(
         "stream-memory",

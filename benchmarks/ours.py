@@ -181,15 +181,15 @@ class OurPeer(Peer):
         return {"opened": opened, "looked": memory.proportional() - start, "start": start}
 
     async def do_lookup_memory(self, root: str, refs: Sequence[str]) -> Reply:
-        """What an open store takes, and at most while images are looked up one by one."""
+        """What an open store takes, and more at most while images are looked up one by one."""
         gc.collect()
         start = memory.resident()
         await self.do_setup(root)
-        opened = memory.resident() - start
+        opened = memory.resident()
         memory.reset_peak()
         for ref in refs:
             await self._store.get(ref)
-        return {"opened": opened, "looked": memory.peak() - start}
+        return {"opened": opened - start, "looked": memory.peak() - opened}
 
     async def do_memory_peaks_start(self, root: str) -> Reply:
         """What opening and one commit take at most."""

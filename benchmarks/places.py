@@ -43,7 +43,10 @@ class Places:
 @contextmanager
 def serving() -> Iterator[Places]:
     """Servers for the block, known to all processes that are started meanwhile."""
-    with LocalCluster() as local:
+    local = LocalCluster()
+    # A quarter of a small machine's memory, as operators give it.
+    local.postgres.options["shared_buffers"] = "1GB"
+    with local:
         os.environ.update(local.environment)
         yield Places(local)
 
