@@ -44,8 +44,8 @@ class ClusterLock:
     def __init__(self, connections: Connections, helpers: Executor) -> None:
         self.connections = connections
         self.helpers = helpers
-        self.version = -1
-        self.number = 0
+        self.version: int = -1
+        self.number: int = 0
         self._connection: Connection | None = None
 
     def open(self, connection: Connection) -> None:
