@@ -67,7 +67,7 @@ class Session:
         logger.info("the store is %s", path)
         return path
 
-    async def _home(self, *, writes: bool = False) -> str | Engine:
+    async def home(self, *, writes: bool = False) -> str | Engine:
         """What the store is kept by: a directory, or a cluster."""
         if self.root is not None and is_cluster(self.root):
             return given_cluster(self.root)
@@ -76,12 +76,12 @@ class Session:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[ImageStore]:
         """The store, to look at."""
-        async with ImageStore(await self._home(), read_only=True) as store:
+        async with ImageStore(await self.home(), read_only=True) as store:
             yield store
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[ImageStore]:
         """The store, to change."""
-        home = await self._home(writes=True)
+        home = await self.home(writes=True)
         async with ImageStore(home, lock_timeout=self.lock_timeout) as store:
             yield store
