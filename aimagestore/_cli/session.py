@@ -59,7 +59,7 @@ class Session:
         :raises CommandError: when the store may not be written to, or none can be meant
         """
         if self.root is not None and is_cluster(self.root):
-            raise CommandError("this looks at directories: give one as --root", ExitCode.USAGE)
+            raise CommandError("only a directory is repaired: give one as --root", ExitCode.USAGE)
         path = await to_thread.run_sync(lambda: self.place(writes=writes))
         if not await to_thread.run_sync(os.path.lexists, path):
             async with ImageStore(path):
@@ -68,7 +68,10 @@ class Session:
         return path
 
     async def home(self, *, writes: bool = False) -> str | Engine:
-        """What the store is kept by: a directory, or a cluster."""
+        """What keeps the store: a directory, made where there was none, or a cluster.
+
+        :raises CommandError: when the store may not be written to, or none can be meant
+        """
         if self.root is not None and is_cluster(self.root):
             return given_cluster(self.root)
         return await self.path(writes=writes)
@@ -82,6 +85,6 @@ class Session:
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[ImageStore]:
         """The store, to change."""
-        home = await self.home(writes=True)
-        async with ImageStore(home, lock_timeout=self.lock_timeout) as store:
+        engine = await self.home(writes=True)
+        async with ImageStore(engine, lock_timeout=self.lock_timeout) as store:
             yield store
