@@ -25,6 +25,15 @@ from aimagestore import (
     check,
 )
 
+for package in ("psycopg", "obstore"):
+    pytest.importorskip(package, reason="needs the clients: pip install 'aimagestore[cluster]'")
+
+import psycopg
+
+from aimagestore._cluster.addresses import Bucket
+from aimagestore._cluster.lookups import Lookups
+from aimagestore.cluster import SCHEMA_VERSION, ClusterEngine, migrate
+
 if TYPE_CHECKING:
     from .proxy import Proxy
     from .servers import Place, Servers
@@ -65,8 +74,6 @@ async def test_tables_of_another_version_are_refused(
 
 
 def test_migrating_twice_changes_nothing(servers: Servers, place: Place) -> None:
-    from aimagestore.cluster import SCHEMA_VERSION, migrate
-
     assert migrate(place.records_url) == SCHEMA_VERSION
     servers.postgres.execute("UPDATE image_store SET schema_version = 99", (), place.database)
     with pytest.raises(StoreSchemaError, match="newer"):
@@ -74,8 +81,6 @@ def test_migrating_twice_changes_nothing(servers: Servers, place: Place) -> None
 
 
 def test_a_database_of_another_encoding_is_refused(servers: Servers) -> None:
-    from aimagestore.cluster import migrate
-
     servers.postgres.execute(
         "CREATE DATABASE latin TEMPLATE template0 ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C'"
     )
@@ -97,8 +102,6 @@ def test_a_database_of_another_encoding_is_refused(servers: Servers) -> None:
     ],
 )
 async def test_no_password_is_told(records: str) -> None:
-    from aimagestore.cluster import ClusterEngine
-
     engine = ClusterEngine(records, "s3://bucket/prefix")
     store = ImageStore(engine)
     assert engine.name == "postgresql://host:1/name with s3://bucket/prefix"
@@ -107,8 +110,6 @@ async def test_no_password_is_told(records: str) -> None:
 
 
 async def test_a_server_that_refuses_is_told_at_once(servers: Servers, place: Place) -> None:
-    from aimagestore.cluster import ClusterEngine
-
     where = place.records_url.replace("postgres@", "postgres:s3cret@")
     with pytest.raises(StoreUnavailableError, match="authentication failed") as caught:
         with anyio.fail_after(5):
@@ -119,8 +120,6 @@ async def test_a_server_that_refuses_is_told_at_once(servers: Servers, place: Pl
 
 @pytest.mark.parametrize("records", ["postgresql://host:s3cret@/x?nonsense=1", "s3cret", "a=b c"])
 def test_what_is_no_address_of_records_is_refused(records: str) -> None:
-    from aimagestore.cluster import ClusterEngine, migrate
-
     for call in (lambda: ClusterEngine(records, "s3://bucket"), lambda: migrate(records)):
         with pytest.raises(ValueError, match="postgresql://host/database") as caught:
             call()
@@ -131,8 +130,6 @@ def test_what_is_no_address_of_records_is_refused(records: str) -> None:
     "blobs", ["", "bucket", "s3://", "https://bucket/x", "s3://key:s3cret@bucket", "s3://b?x=1"]
 )
 def test_what_is_no_address_of_big_data_is_refused(blobs: str) -> None:
-    from aimagestore.cluster import ClusterEngine
-
     with pytest.raises(ValueError, match="s3://bucket/prefix") as caught:
         ClusterEngine("postgresql://host/database", blobs)
     assert "s3cret" not in str(caught.value)
@@ -152,9 +149,6 @@ def test_what_is_no_address_of_big_data_is_refused(blobs: str) -> None:
 def test_plain_http_is_spoken_on_this_machine_only(
     monkeypatch: pytest.MonkeyPatch, endpoint: str, allows: str, is_open: bool
 ) -> None:
-    pytest.importorskip("obstore")
-    from aimagestore._cluster.addresses import Bucket
-
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("AWS_ALLOW_HTTP", allows)
     bucket = Bucket.at("s3://bucket/prefix/")
@@ -207,8 +201,6 @@ async def test_a_prefix_is_no_pattern(store: ImageStore) -> None:
 async def test_a_batch_costs_a_few_questions(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import psycopg
-
     await store.create("one", names=["moves"])
     asked: list[object] = []
     execute = psycopg.Connection.execute
@@ -248,8 +240,6 @@ async def test_what_is_cached_is_followed(place: Place, store: ImageStore) -> No
 async def test_a_cached_lookup_asks_what_has_changed_and_no_more(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aimagestore._cluster.lookups import Lookups
-
     await store.create("one", names=["a"])
     await store.get("one")
     await store.get("a")
@@ -583,3 +573,46 @@ async def test_every_lookup_of_a_view(store: ImageStore) -> None:
         assert len(view.freeze()) == 1
 
     await anyio.to_thread.run_sync(engine.read, look)
+
+
+async def test_a_holder_of_another_role_is_told_without_its_address(
+    servers: Servers, place: Place
+) -> None:
+    role = [
+        "CREATE ROLE other LOGIN PASSWORD 'other'",
+        "GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA public TO other",
+    ]
+    for statement in role:
+        servers.postgres.execute(statement, (), place.database)
+    try:
+        async with ImageStore(place.engine()) as holder, holder.transaction():
+            where = place.records_url.replace("postgres@", "other:other@")
+            other = ClusterEngine(where, place.blobs_url)
+            async with ImageStore(other, lock_timeout=0.05) as store:
+                with pytest.raises(LockTimeoutError, match="of 'aimagestore' holds it"):
+                    await store.create()
+    finally:
+        servers.postgres.execute("DROP OWNED BY other", (), place.database)
+        servers.postgres.execute("DROP ROLE other")
+
+
+async def test_garbage_whose_session_is_lost_is_collected_later(
+    servers: Servers, place: Place
+) -> None:
+    async with open_store(place, grace=NOW) as store:
+        await store.create("one", big_data={"key": b"1"})
+        await store.set_big_data("one", "key", b"22")
+        engine: Any = store._engine
+        removal = await anyio.to_thread.run_sync(next, engine.garbage())
+
+        def lose() -> None:
+            assert engine.try_lock()
+            servers.postgres.end_sessions(place.database)
+            try:
+                removal(lambda *_: None)
+            finally:
+                engine.unlock()
+
+        with pytest.raises(StoreUnavailableError):
+            await anyio.to_thread.run_sync(lose)
+        assert len((await store.collect_garbage()).findings) == 1
