@@ -707,7 +707,8 @@ class ImageStore:
 
         An orphan is a directory that no record belongs to and that holds nothing but what an
         image's directory holds; whatever else lies in the store stays. What living writers have
-        under way stays too: the store's lock is held meanwhile.
+        under way stays too: the store's lock is held meanwhile. On a cluster it is objects that no
+        image has, or has had for as long as the engine's ``grace``.
 
         Cancelled, what was begun is finished.
 

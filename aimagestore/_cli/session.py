@@ -59,7 +59,7 @@ class Session:
         :raises CommandError: when the store may not be written to, or none can be meant
         """
         if self.root is not None and is_cluster(self.root):
-            raise CommandError("this looks at directories: give one as --root", ExitCode.USAGE)
+            raise CommandError("only a directory is repaired: give one as --root", ExitCode.USAGE)
         path = await to_thread.run_sync(lambda: self.place(writes=writes))
         if not await to_thread.run_sync(os.path.lexists, path):
             async with ImageStore(path):
@@ -67,8 +67,11 @@ class Session:
         logger.info("the store is %s", path)
         return path
 
-    async def _home(self, *, writes: bool = False) -> str | Engine:
-        """What the store is kept by: a directory, or a cluster."""
+    async def home(self, *, writes: bool = False) -> str | Engine:
+        """What keeps the store: a directory, made where there was none, or a cluster.
+
+        :raises CommandError: when the store may not be written to, or none can be meant
+        """
         if self.root is not None and is_cluster(self.root):
             return given_cluster(self.root)
         return await self.path(writes=writes)
@@ -76,12 +79,12 @@ class Session:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[ImageStore]:
         """The store, to look at."""
-        async with ImageStore(await self._home(), read_only=True) as store:
+        async with ImageStore(await self.home(), read_only=True) as store:
             yield store
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[ImageStore]:
         """The store, to change."""
-        home = await self._home(writes=True)
-        async with ImageStore(home, lock_timeout=self.lock_timeout) as store:
+        engine = await self.home(writes=True)
+        async with ImageStore(engine, lock_timeout=self.lock_timeout) as store:
             yield store

@@ -11,6 +11,7 @@ from anyio import move_on_after
 
 from .._async.inspection import check as check_store, repair as repair_store
 from .._core.report import Report
+from .._engine.protocol import Engine
 from .exits import CommandError, ExitCode
 from .human import human_size, short_id
 from .output import (
@@ -65,8 +66,8 @@ async def check(
     Nothing is changed. Works on stores that nothing else can open, too. Exits with 4 when
     anything was found.
     """
-    path = await Session.of(context).path()
-    report = await _checked(path, verify=not no_verify)
+    home = await Session.of(context).home()
+    report = await _checked(home, verify=not no_verify)
     if json:
         await write_json(report_json(report))
     else:
@@ -76,9 +77,9 @@ async def check(
     return ExitCode.DONE if report.ok else ExitCode.DAMAGED
 
 
-async def _checked(path: str, *, verify: bool) -> Report:
+async def _checked(home: str | Engine, *, verify: bool) -> Report:
     with progress_bar("check") as bar:
-        return await check_store(path, verify=verify, progress=bar.show_of)
+        return await check_store(home, verify=verify, progress=bar.show_of)
 
 
 @command

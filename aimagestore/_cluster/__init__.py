@@ -1,1 +1,1 @@
-"""Blocking: records in PostgreSQL, big data in an object store; never a thread of its own."""
+"""Blocking: records in PostgreSQL, big data in an object store; many threads use it at once."""

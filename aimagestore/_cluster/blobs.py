@@ -43,7 +43,7 @@ class Blobs:
     """
 
     def __init__(self, bucket: Bucket) -> None:
-        self.name = bucket.name
+        self.name: str = bucket.name
         self._store: S3Store = bucket.open()
 
     def path_of(self, blob: UUID) -> str:

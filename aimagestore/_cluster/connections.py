@@ -45,7 +45,7 @@ class Connections:
 
     def __init__(self, records: Records) -> None:
         self.records = records
-        self.closing = threading.Event()
+        self.closing: threading.Event = threading.Event()
         self._slots = threading.Semaphore(_SESSIONS)
         self._mutex = threading.Lock()
         self._idle: list[Connection] = []

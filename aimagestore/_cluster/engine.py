@@ -78,8 +78,8 @@ class ClusterEngine:
     ) -> None:
         self._records = Records.at(records)
         self._bucket = Bucket.at(blobs)
-        self.name = f"{self._records.name} with {self._bucket.name}"
-        self.read_only = False
+        self.name: str = f"{self._records.name} with {self._bucket.name}"
+        self.read_only: bool = False
         self.helpers: Executor = ThreadPoolExecutor(
             _HELPERS, thread_name_prefix="aimagestore helper"
         )

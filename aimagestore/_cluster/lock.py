@@ -44,8 +44,8 @@ class ClusterLock:
     def __init__(self, connections: Connections, helpers: Executor) -> None:
         self.connections = connections
         self.helpers = helpers
-        self.version = -1
-        self.number = 0
+        self.version: int = -1
+        self.number: int = 0
         self._connection: Connection | None = None
 
     def open(self, connection: Connection) -> None:
@@ -164,8 +164,9 @@ class ClusterLock:
         if not rows:
             return Holder(name, "who held it has let go of it meanwhile")
         application, address, session = rows[0]
-        place = address or "the server itself"
-        return Holder(name, f"session {session} of {application!r} from {place} holds it")
+        # Of other roles' sessions the server tells no address.
+        place = f" from {address}" if address else ""
+        return Holder(name, f"session {session} of {application!r}{place} holds it")
 
 
 def _last_value(answers: psycopg.Cursor[tuple[Any, ...]]) -> int | None:

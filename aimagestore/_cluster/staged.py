@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from .._core.transaction import Buffer
 from .._engine.digesting import Digester
@@ -52,7 +52,7 @@ class StagedBlob:
     """
 
     def __init__(self, blobs: Blobs, helpers: Executor) -> None:
-        self.id = uuid4()
+        self.id: UUID = uuid4()
         self._blobs = blobs
         self._writer = blobs.writer(self.id)
         self._sink = _Sink(self._append, helpers)

@@ -180,7 +180,7 @@ class Watches:
         self._connections = connections
         self._all: list[ClusterWatch] = []
         self.channel = ""
-        self.telling = threading.Lock()
+        self.telling: threading.Lock = threading.Lock()
 
     def begin(self) -> ClusterWatch:
         """Watch from now on."""

@@ -22,7 +22,17 @@ from aimagestore import (
     StoreClosedError,
     StoreSchemaError,
     StoreUnavailableError,
+    check,
 )
+
+for package in ("psycopg", "obstore"):
+    pytest.importorskip(package, reason="needs the clients: pip install 'aimagestore[cluster]'")
+
+import psycopg
+
+from aimagestore._cluster.addresses import Bucket
+from aimagestore._cluster.lookups import Lookups
+from aimagestore.cluster import SCHEMA_VERSION, ClusterEngine, migrate
 
 if TYPE_CHECKING:
     from .proxy import Proxy
@@ -64,8 +74,6 @@ async def test_tables_of_another_version_are_refused(
 
 
 def test_migrating_twice_changes_nothing(servers: Servers, place: Place) -> None:
-    from aimagestore.cluster import SCHEMA_VERSION, migrate
-
     assert migrate(place.records_url) == SCHEMA_VERSION
     servers.postgres.execute("UPDATE image_store SET schema_version = 99", (), place.database)
     with pytest.raises(StoreSchemaError, match="newer"):
@@ -73,8 +81,6 @@ def test_migrating_twice_changes_nothing(servers: Servers, place: Place) -> None
 
 
 def test_a_database_of_another_encoding_is_refused(servers: Servers) -> None:
-    from aimagestore.cluster import migrate
-
     servers.postgres.execute(
         "CREATE DATABASE latin TEMPLATE template0 ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C'"
     )
@@ -96,8 +102,6 @@ def test_a_database_of_another_encoding_is_refused(servers: Servers) -> None:
     ],
 )
 async def test_no_password_is_told(records: str) -> None:
-    from aimagestore.cluster import ClusterEngine
-
     engine = ClusterEngine(records, "s3://bucket/prefix")
     store = ImageStore(engine)
     assert engine.name == "postgresql://host:1/name with s3://bucket/prefix"
@@ -106,8 +110,6 @@ async def test_no_password_is_told(records: str) -> None:
 
 
 async def test_a_server_that_refuses_is_told_at_once(servers: Servers, place: Place) -> None:
-    from aimagestore.cluster import ClusterEngine
-
     where = place.records_url.replace("postgres@", "postgres:s3cret@")
     with pytest.raises(StoreUnavailableError, match="authentication failed") as caught:
         with anyio.fail_after(5):
@@ -118,8 +120,6 @@ async def test_a_server_that_refuses_is_told_at_once(servers: Servers, place: Pl
 
 @pytest.mark.parametrize("records", ["postgresql://host:s3cret@/x?nonsense=1", "s3cret", "a=b c"])
 def test_what_is_no_address_of_records_is_refused(records: str) -> None:
-    from aimagestore.cluster import ClusterEngine, migrate
-
     for call in (lambda: ClusterEngine(records, "s3://bucket"), lambda: migrate(records)):
         with pytest.raises(ValueError, match="postgresql://host/database") as caught:
             call()
@@ -130,8 +130,6 @@ def test_what_is_no_address_of_records_is_refused(records: str) -> None:
     "blobs", ["", "bucket", "s3://", "https://bucket/x", "s3://key:s3cret@bucket", "s3://b?x=1"]
 )
 def test_what_is_no_address_of_big_data_is_refused(blobs: str) -> None:
-    from aimagestore.cluster import ClusterEngine
-
     with pytest.raises(ValueError, match="s3://bucket/prefix") as caught:
         ClusterEngine("postgresql://host/database", blobs)
     assert "s3cret" not in str(caught.value)
@@ -151,9 +149,6 @@ def test_what_is_no_address_of_big_data_is_refused(blobs: str) -> None:
 def test_plain_http_is_spoken_on_this_machine_only(
     monkeypatch: pytest.MonkeyPatch, endpoint: str, allows: str, is_open: bool
 ) -> None:
-    pytest.importorskip("obstore")
-    from aimagestore._cluster.addresses import Bucket
-
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("AWS_ALLOW_HTTP", allows)
     bucket = Bucket.at("s3://bucket/prefix/")
@@ -206,8 +201,6 @@ async def test_a_prefix_is_no_pattern(store: ImageStore) -> None:
 async def test_a_batch_costs_a_few_questions(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import psycopg
-
     await store.create("one", names=["moves"])
     asked: list[object] = []
     execute = psycopg.Connection.execute
@@ -247,8 +240,6 @@ async def test_what_is_cached_is_followed(place: Place, store: ImageStore) -> No
 async def test_a_cached_lookup_asks_what_has_changed_and_no_more(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aimagestore._cluster.lookups import Lookups
-
     await store.create("one", names=["a"])
     await store.get("one")
     await store.get("a")
@@ -360,6 +351,45 @@ async def test_a_missing_object_is_a_missing_file(place: Place, store: ImageStor
         await store.big_data("one", "key")
 
 
+async def test_a_check_finds_what_is_missing_altered_and_left_over(
+    place: Place, store: ImageStore
+) -> None:
+    items = {key: key.encode() for key in ("fine", "gone", "short", "altered", "unlisted")}
+    await store.create("one", big_data=items)
+    engine: Any = store._engine
+    blobs = engine._blobs
+    rows = engine._connections.call(
+        lambda c: c.execute("SELECT key, blob FROM image_items").fetchall()
+    )
+    objects = {key.decode(): blob for key, blob in rows}
+
+    def damage() -> None:
+        blobs.delete([objects["gone"]])
+        for key, data in [("short", b"s"), ("altered", b"ALTERED")]:
+            writer = blobs.writer(objects[key])
+            writer.write(data)
+            writer.close()
+        engine._connections.call(
+            lambda c: c.execute("DELETE FROM image_items WHERE key = 'unlisted'")
+        )
+
+    await anyio.to_thread.run_sync(damage)
+    report = await check(place.engine(grace=NOW))
+    with anyio.fail_after(10):  # the object store tells the time in seconds
+        while len(report.findings) < 5:
+            report = await check(place.engine(grace=NOW))
+    assert {(finding.kind, finding.key) for finding in report.findings} == {
+        (FindingKind.ITEM_MISSING, "gone"),
+        (FindingKind.ITEM_SHORT, "short"),
+        (FindingKind.ITEM_ALTERED, "altered"),
+        (FindingKind.ITEM_MISSING, "unlisted"),
+        (FindingKind.TEMPORARY_STALE, ""),
+    }
+    assert (report.images, report.items) == (1, 5)
+    quick = await check(place.engine(), verify=False)
+    assert [finding.key for finding in quick.findings] == ["gone", "short", "unlisted"]
+
+
 # Watching
 
 
@@ -437,3 +467,130 @@ async def test_waiting_for_a_server_that_is_gone_can_be_cancelled(
             assert scope.cancelled_caught
         await store.create("three")
         assert [image.id for image in await store.images()] == ["one", "three"]
+
+
+# Sessions that are lost, and commits that are refused
+
+
+async def test_a_watch_goes_on_after_its_session_was_lost(
+    servers: Servers, place: Place, store: ImageStore
+) -> None:
+    async with ImageStore(place.engine()) as other, store.watch() as changes:
+        await other.create("one")
+        assert (await anext(changes)).id == "one"
+        await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
+        await other.create("two")
+        with anyio.fail_after(20):
+            assert (await anext(changes)).id == "two"
+        assert changes._watch.descriptor is not None
+
+
+async def test_a_lookup_of_a_transaction_whose_session_is_lost(
+    servers: Servers, place: Place, store: ImageStore
+) -> None:
+    with pytest.raises(StoreUnavailableError):
+        async with store.transaction() as tx:
+            tx.create("one")
+            await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
+            tx.get("two")
+    assert await store.images() == []
+
+
+async def test_a_lock_that_was_lost_is_taken_again(
+    servers: Servers, place: Place, store: ImageStore
+) -> None:
+    async with store.transaction() as tx:
+        tx.create("one")
+        await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
+    assert [image.id for image in await store.images()] == ["one"]
+
+
+async def test_a_lock_that_was_lost_and_taken_by_another(
+    servers: Servers, place: Place, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimagestore._cluster.lock.PATIENCE", 0.2)
+    async with ImageStore(place.engine()) as other, anyio.create_task_group() as tasks:
+        has_taken, is_over = anyio.Event(), anyio.Event()
+
+        async def take() -> None:
+            async with other.transaction() as theirs:
+                theirs.create("theirs")
+                has_taken.set()
+                await is_over.wait()
+
+        with pytest.raises(StoreUnavailableError, match=r"holds the lock .*look again") as caught:
+            async with store.transaction() as tx:
+                tx.create("mine", big_data={"key": b"data"})
+                await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
+                tasks.start_soon(take)
+                await has_taken.wait()
+        # The commit was sent, and what became of it can only be told by who has the lock.
+        assert caught.value.may_have_happened
+        is_over.set()
+    assert [image.id for image in await store.images()] == ["theirs"]
+
+
+async def test_a_transaction_on_what_others_have_changed_since_is_not_committed(
+    servers: Servers, place: Place, store: ImageStore
+) -> None:
+    async with ImageStore(place.engine()) as other:
+        with pytest.raises(StoreUnavailableError, match="try it again"):
+            async with store.transaction() as tx:
+                tx.create("mine")
+                await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
+                await other.create("theirs")
+    assert [image.id for image in await store.images()] == ["theirs"]
+
+
+async def test_what_the_server_refuses_is_told_and_undone(
+    servers: Servers, place: Place, store: ImageStore
+) -> None:
+    statement = "ALTER TABLE images ADD CHECK (id <> 'bad')"
+    servers.postgres.execute(statement, (), place.database)
+    with pytest.raises(StoreUnavailableError, match="violates check constraint") as caught:
+        await store.create("bad", big_data={"key": b"data"})
+    assert not caught.value.may_have_happened
+    assert "nothing was changed" in str(caught.value)
+    engine: Any = store._engine
+    assert [blob for page in engine._blobs.pages() for blob in page] == []
+    await store.create("good")
+
+
+async def test_every_lookup_of_a_view(store: ImageStore) -> None:
+    image = await store.create("one", names=["a"], big_data={"manifest": b"{}"})
+    engine: Any = store._engine
+
+    def look(view: Any) -> None:
+        assert view.owner_of("a") == "one"
+        assert view.owner_of("b") is None
+        assert view.ids_with_digest(image.digest) == ["one"]
+        assert list(view.ids_with_prefix("o")) == ["one"]
+        assert view.ids_with_prefix("") == []
+        assert view.record_of("on") is None
+        assert view.record_of("") is None
+        assert view.record_of("a") is None
+        assert [i.id for i in view] == ["one"]
+        assert len(view.freeze()) == 1
+
+    await anyio.to_thread.run_sync(engine.read, look)
+
+
+async def test_a_holder_of_another_role_is_told_without_its_address(
+    servers: Servers, place: Place
+) -> None:
+    role = [
+        "CREATE ROLE other LOGIN PASSWORD 'other'",
+        "GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA public TO other",
+    ]
+    for statement in role:
+        servers.postgres.execute(statement, (), place.database)
+    try:
+        async with ImageStore(place.engine()) as holder, holder.transaction():
+            where = place.records_url.replace("postgres@", "other:other@")
+            other = ClusterEngine(where, place.blobs_url)
+            async with ImageStore(other, lock_timeout=0.05) as store:
+                with pytest.raises(LockTimeoutError, match="of 'aimagestore' holds it"):
+                    await store.create()
+    finally:
+        servers.postgres.execute("DROP OWNED BY other", (), place.database)
+        servers.postgres.execute("DROP ROLE other")
