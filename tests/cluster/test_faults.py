@@ -337,11 +337,10 @@ async def test_an_upload_that_never_ends(place: Place, to_objects: Proxy) -> Non
         with ExitStack() as stack:
 
             async def cut_chunks() -> AsyncIterator[bytes]:
-                async for chunk in chunks(20):
-                    yield chunk
-                stack.enter_context(to_objects.refusing())
-                async for chunk in chunks(20):
-                    yield chunk
+                for number in range(40):
+                    if number == 20:
+                        stack.enter_context(to_objects.refusing())
+                    yield bytes([number]) * 1_000_000
 
             with pytest.raises(StoreUnavailableError):
                 await store.set_big_data("one", "layer", cut_chunks())
