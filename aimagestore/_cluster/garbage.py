@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from uuid import UUID
 
+import psycopg
+
 from .._core.report import Finding, FindingKind, Report
 from .._engine.protocol import Progress, Removal
 from .blobs import Blobs
@@ -63,12 +65,24 @@ class Garbage:
     def pieces(self) -> Iterator[Removal]:
         """Find it, and give the removal of each piece."""
         while removed := self._lock.connections.call(self._removed):
-            yield partial(self._remove, dict.fromkeys(removed, 0))
+            yield self._removal(partial(self._remove, dict.fromkeys(removed, 0)))
         for page in strays(self._lock.connections, self._blobs, self._grace):
             stray = list(page.items())
             for start in range(0, len(stray), _AT_ONCE):
-                yield partial(self._remove, dict(stray[start : start + _AT_ONCE]))
-        yield self._forget_commits
+                piece = dict(stray[start : start + _AT_ONCE])
+                yield self._removal(partial(self._remove, piece))
+        yield self._removal(self._forget_commits)
+
+    def _removal(self, work: Removal) -> Removal:
+        """The same, raising the library's errors."""
+
+        def remove(progress: Progress) -> Report:
+            try:
+                return work(progress)
+            except psycopg.Error as error:
+                raise self._lock.connections.unavailable(error) from error
+
+        return remove
 
     def _removed(self, connection: Connection) -> Sequence[UUID]:
         rows = connection.execute(_REMOVED, [self._grace, _AT_ONCE])

@@ -16,7 +16,8 @@ from .test_items import LARGE
 from .test_records import sha256
 
 COMMANDS = (
-    "images inspect create tag untag rm put get digest flag import export watch check repair gc"
+    "images inspect create tag untag rm put get digest flag import export copy "
+    "watch check repair gc cluster"
 )
 
 

@@ -594,3 +594,25 @@ async def test_a_holder_of_another_role_is_told_without_its_address(
     finally:
         servers.postgres.execute("DROP OWNED BY other", (), place.database)
         servers.postgres.execute("DROP ROLE other")
+
+
+async def test_garbage_whose_session_is_lost_is_collected_later(
+    servers: Servers, place: Place
+) -> None:
+    async with open_store(place, grace=NOW) as store:
+        await store.create("one", big_data={"key": b"1"})
+        await store.set_big_data("one", "key", b"22")
+        engine: Any = store._engine
+        removal = await anyio.to_thread.run_sync(next, engine.garbage())
+
+        def lose() -> None:
+            assert engine.try_lock()
+            servers.postgres.end_sessions(place.database)
+            try:
+                removal(lambda *_: None)
+            finally:
+                engine.unlock()
+
+        with pytest.raises(StoreUnavailableError):
+            await anyio.to_thread.run_sync(lose)
+        assert len((await store.collect_garbage()).findings) == 1
