@@ -8,12 +8,15 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from random import SystemRandom
 
 HOST = "127.0.0.1"
 """Nobody but this machine is served."""
 
+# Below those that the kernel gives to connections, which might take one before a server does.
+_PORTS = range(20_000, 32_000)
 _PATIENCE = 60
 _PAUSE = 0.02
 
@@ -27,11 +30,16 @@ class ServersMissingError(RuntimeError):
 
 def free_ports(count: int) -> list[int]:
     """Ports of this machine that nobody listens on now."""
+    found: list[int] = []
     with ExitStack() as sockets:
-        taken = [sockets.enter_context(socket.socket()) for _ in range(count)]
-        for each in taken:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in taken]
+        for port in SystemRandom().sample(_PORTS, len(_PORTS)):
+            taken = sockets.enter_context(socket.socket())
+            with suppress(OSError):
+                taken.bind((HOST, port))
+                found.append(port)
+            if len(found) == count:
+                break
+    return found
 
 
 class Server(ABC):

@@ -1,0 +1,97 @@
+"""What a store is told to do while servers and networks fail, and what has to be true then."""
+
+from __future__ import annotations
+
+import itertools
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from aimagestore import ImageStore, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from aimagestore._local.server import Server
+
+    from .servers import Place, Servers
+
+TASKS = 8
+
+
+class Ledger:
+    """Tasks that change a store, whatever happens, and what each was told."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self._store = store
+        self._numbers = itertools.count()
+        self.acknowledged: set[str] = set()
+        self.unavailable: list[StoreUnavailableError] = []
+        self.is_over = False
+
+    async def run(self, meanwhile: Callable[[], Awaitable[object]]) -> None:
+        """Change the store from some tasks until something else has been done."""
+        async with anyio.create_task_group() as tasks:
+            for _ in range(TASKS):
+                tasks.start_soon(self._work)
+            await meanwhile()
+            self.is_over = True
+
+    async def _work(self) -> None:
+        while not self.is_over:
+            name = f"name-{next(self._numbers)}"
+            data = name.encode() * 1000
+            try:
+                await self._store.create(names=[name], big_data={"manifest": data})
+            except StoreUnavailableError as error:
+                self.unavailable.append(error)
+                await anyio.sleep(0.05)
+            else:
+                self.acknowledged.add(name)
+
+    async def until_acknowledged(self, more: int) -> None:
+        """Wait for some more to be told that all is well."""
+        enough = len(self.acknowledged) + more
+        with anyio.fail_after(60):
+            while len(self.acknowledged) < enough:
+                await anyio.sleep(0.01)
+
+
+async def check_whole(place: Place, ledger: Ledger) -> None:
+    """All that was acknowledged is there, once, and what is there is whole."""
+    async with ImageStore(place.engine()) as store:
+        images = await store.images()
+        names = [name for image in images for name in image.names]
+        assert len(names) == len(set(names)) == len(images)
+        assert ledger.acknowledged <= set(names)
+        for image in images:
+            async with store.open_big_data(image.id, "manifest", verify=True) as reader:
+                assert await reader.read() == image.names[0].encode() * 1000
+        await store.collect_garbage()
+
+
+async def in_thread(function: Callable[[], object]) -> None:
+    await anyio.to_thread.run_sync(function)
+
+
+@asynccontextmanager
+async def gone(server: Server) -> AsyncIterator[None]:
+    """A server is not there, for the block."""
+    await in_thread(server.kill)
+    try:
+        yield
+    finally:
+        with anyio.CancelScope(shield=True):
+            await in_thread(server.start)
+
+
+async def fails(servers: Servers, call: Callable[[], Awaitable[object]]) -> None:
+    """A call that can't be made says so, and nothing that is secret."""
+    with anyio.fail_after(60), pytest.raises(StoreUnavailableError) as caught:
+        await call()
+    text = "".join(traceback.format_exception(caught.value))
+    assert servers.postgres.password not in text
+    assert servers.objects.secret_key not in text

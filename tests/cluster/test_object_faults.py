@@ -1,0 +1,94 @@
+"""The object store and the way to it fail: items are old or new, never between."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from aimagestore import ImageStore, StoreUnavailableError
+
+from .ledger import TASKS, Ledger, check_whole, fails, gone, in_thread
+
+if TYPE_CHECKING:
+    from .proxy import Proxy
+    from .servers import Place, Servers
+
+
+async def test_the_object_store_goes_and_comes_back(servers: Servers, place: Place) -> None:
+    async with ImageStore(place.engine()) as store:
+        ledger = Ledger(store)
+
+        async def restart() -> None:
+            for _ in range(2):
+                await ledger.until_acknowledged(TASKS)
+                await in_thread(servers.objects.kill)
+                await in_thread(servers.objects.start)
+            await ledger.until_acknowledged(TASKS)
+
+        await ledger.run(restart)
+    await check_whole(place, ledger)
+
+
+async def test_a_call_while_the_object_store_is_gone(servers: Servers, place: Place) -> None:
+    async with ImageStore(place.engine()) as store:
+        await store.create("one", big_data={"layer": b"old" * 100_000})
+        before = await store.get("one")
+        async with gone(servers.objects), anyio.create_task_group() as tasks:
+            new = b"new" * 100_000
+            tasks.start_soon(fails, servers, lambda: store.set_big_data("one", "layer", new))
+            tasks.start_soon(fails, servers, lambda: store.big_data("one", "layer"))
+            assert await store.get("one") == before, "records don't need it"
+        assert await store.big_data("one", "layer") == b"old" * 100_000
+        await store.set_big_data("one", "layer", b"new" * 100_000)
+        assert await store.big_data("one", "layer") == b"new" * 100_000
+
+
+async def chunks(count: int) -> AsyncIterator[bytes]:
+    for number in range(count):
+        yield bytes([number % 256]) * 1_000_000
+
+
+async def test_an_upload_that_is_cut_half_way(place: Place, to_objects: Proxy) -> None:
+    """A part that fails is sent again."""
+    async with ImageStore(place.engine()) as store:
+        image = await store.create("one")
+        to_objects.cut_after(20_000_000)
+        image = await store.set_big_data("one", "layer", chunks(40))
+        assert image.big_data_sizes["layer"] == 40_000_000
+        async with store.open_big_data("one", "layer", verify=True) as reader:
+            assert len(await reader.read()) == 40_000_000
+
+
+async def test_a_download_that_is_cut_half_way(place: Place, to_objects: Proxy) -> None:
+    """It goes on where it was."""
+    async with ImageStore(place.engine()) as store:
+        await store.create("one")
+        await store.set_big_data("one", "layer", chunks(40))
+        async with store.open_big_data("one", "layer", verify=True) as reader:
+            data = await reader.read(1_000_000)
+            to_objects.cut()
+            data += await reader.read()
+        assert data == b"".join([chunk async for chunk in chunks(40)])
+
+
+async def test_an_upload_that_never_ends(place: Place, to_objects: Proxy) -> None:
+    """It fails in the end, and changes nothing."""
+    async with ImageStore(place.engine()) as store:
+        before = await store.create("one", big_data={"layer": b"old" * 100_000})
+        with ExitStack() as stack:
+
+            async def cut_chunks() -> AsyncIterator[bytes]:
+                for number in range(40):
+                    if number == 20:
+                        stack.enter_context(to_objects.refusing())
+                    yield bytes([number]) * 1_000_000
+
+            with pytest.raises(StoreUnavailableError):
+                await store.set_big_data("one", "layer", cut_chunks())
+        assert await store.get("one") == before
+        assert await store.big_data("one", "layer") == b"old" * 100_000

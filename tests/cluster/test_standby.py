@@ -1,0 +1,87 @@
+"""A standby, which serves readers, and takes over."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from aimagestore import ImageStore
+
+from .ledger import TASKS, Ledger, check_whole, gone, in_thread
+
+if TYPE_CHECKING:
+    from aimagestore._local.postgres import Postgres
+
+    from .servers import Place, Servers
+
+
+@pytest.fixture
+def standby(servers: Servers) -> Iterator[Postgres]:
+    """A server that follows the first."""
+    standby = servers.postgres.create_standby(servers.local.root / "standby")
+    standby.start()
+    yield standby
+    standby.kill()
+    shutil.rmtree(standby.root)
+
+
+async def test_a_standby_for_reads(servers: Servers, place: Place, standby: Postgres) -> None:
+    there = servers.by_way_of(place, standby.port)
+    async with (
+        ImageStore(place.engine()) as store,
+        ImageStore(there.engine(), read_only=True) as reader,
+    ):
+        image = await store.create(names=["name"], big_data={"manifest": b"m"})
+        with anyio.fail_after(10):
+            while not await reader.exists("name"):
+                await anyio.sleep(0.01)
+        assert await reader.get("name") == image
+        assert await reader.big_data("name", "manifest") == b"m"
+        async with gone(servers.postgres):
+            assert await reader.get("name") == image
+        await store.set_metadata("name", "later")
+        with anyio.fail_after(30):
+            while await reader.metadata("name") != "later":
+                await anyio.sleep(0.01)
+
+
+@pytest.fixture
+def synchronous(servers: Servers, standby: Postgres) -> Iterator[Postgres]:
+    """The standby, which has every commit before it is acknowledged."""
+    postgres = servers.postgres
+    postgres.options["synchronous_standby_names"] = "*"
+    postgres.stop()
+    postgres.start()
+    yield standby
+    del postgres.options["synchronous_standby_names"]
+    postgres.kill()
+    postgres.start()
+
+
+async def test_a_standby_that_takes_over(
+    servers: Servers, place: Place, synchronous: Postgres
+) -> None:
+    """Both are named, and whichever can be written to is used."""
+    url = servers.postgres.url(place.database)
+    both = replace(
+        place,
+        records_url=url.replace("/store", f",127.0.0.1:{synchronous.port}/store")
+        + "?target_session_attrs=read-write",
+    )
+    async with ImageStore(both.engine()) as store:
+        ledger = Ledger(store)
+
+        async def fail_over() -> None:
+            await ledger.until_acknowledged(TASKS)
+            await in_thread(servers.postgres.kill)
+            await in_thread(lambda: synchronous.execute("SELECT pg_promote()"))
+            await ledger.until_acknowledged(TASKS)
+
+        await ledger.run(fail_over)
+    await check_whole(both, ledger)
