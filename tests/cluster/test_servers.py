@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +64,7 @@ def test_a_standby_follows(servers: Servers, table: Postgres) -> None:
             standby.execute("INSERT INTO noted VALUES (3)")
     finally:
         standby.kill()
+        shutil.rmtree(standby.root)
 
 
 def test_sessions_can_be_ended(servers: Servers) -> None:
