@@ -109,14 +109,19 @@ def _no_damage_left(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_descriptors_left() -> Iterator[None]:
     """Fail a test that leaves descriptors of a store open."""
-    before = open_files("/store")
+    before = _open_files()
     yield
     # A step of a check that was cancelled ends by itself, in its thread.
     for _ in range(500):
-        if open_files("/store") <= before:
+        if _open_files() <= before:
             return
         time.sleep(0.01)
-    assert open_files("/store") <= before
+    assert _open_files() <= before
+
+
+def _open_files() -> set[str]:
+    """What stores have open, and what tells their watches."""
+    return open_files("/store") | open_files("inotify")
 
 
 @pytest.fixture(scope="session")

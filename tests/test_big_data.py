@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -49,18 +47,6 @@ async def test_files_have_upstreams_names_and_modes(
     assert {p.stat().st_mode & 0o777 for p in (path / image).iterdir()} == {0o600}
 
 
-async def test_replacing_an_item(store: ImageStore, image: str, path: Path) -> None:
-    await store.set_big_data(image, "manifest", b"one")
-    changed = await store.set_big_data(image, "manifest", b"two!")
-    one, two = ("sha256:" + hashlib.sha256(data).hexdigest() for data in (b"one", b"two!"))
-    assert changed.digest == one
-    assert changed.digests == (one, two)
-    assert changed.big_data_sizes == {"manifest": 4}
-    assert await store.big_data(image, "manifest") == b"two!"
-    assert sorted(os.listdir(path / image)) == ["manifest"]
-    assert sorted(os.listdir(path)) == [image, "images.json", "images.lock"]
-
-
 async def test_an_altered_file_is_put_right_by_the_same_content(
     store: ImageStore, image: str, path: Path
 ) -> None:
@@ -70,19 +56,6 @@ async def test_an_altered_file_is_put_right_by_the_same_content(
     await store.set_big_data(image, "key", b"right")
     assert await store.big_data(image, "key") == b"right"
     assert (path / "images.json").stat().st_ino == before
-
-
-async def test_a_source_that_fails_leaves_nothing(
-    store: ImageStore, image: str, path: Path
-) -> None:
-    async def failing() -> AsyncIterator[bytes]:
-        yield CONTENT
-        raise ConnectionError("gone")
-
-    with pytest.raises(ConnectionError):
-        await store.set_big_data(image, "key", failing())
-    assert await store.big_data_names(image) == []
-    assert sorted(os.listdir(path)) == ["images.json", "images.lock"]
 
 
 @pytest.mark.damage

@@ -71,59 +71,7 @@ async def test_one_that_meets_a_bad_directory_fails_alone(store: ImageStore, pat
     assert (path / "bad").read_bytes() == b"a file"
 
 
-async def test_delete_and_create_again_at_once(store: ImageStore, path: Path) -> None:
-    await store.create("one", names=["a"], big_data={"old": b"old", "both": b"old"})
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(store.delete, "one")
-        tasks.start_soon(lambda: store.create("one", big_data={"new": b"new", "both": b"new"}))
-    assert await store.big_data("one", "new") == await store.big_data("one", "both") == b"new"
-    assert sorted(os.listdir(path / "one")) == ["both", "new"]
-
-
 # Transactions
-
-
-async def test_a_transaction_is_saved_once_and_whole(store: ImageStore, path: Path) -> None:
-    await store.create("old", names=["a", "b"])
-    before = (path / "images.json").read_bytes()
-    async with store.transaction() as tx:
-        tx.create("new", names=["c"], big_data={"manifest": b"{}"})
-        tx.set_names("new", ["a"])
-        tx.add_names("new", ["d"])
-        tx.remove_names("old", ["b"])
-        tx.set_metadata("new", "text")
-        tx.set_flag("new", "one", 1)
-        tx.set_flag("new", "two", 2)
-        tx.clear_flag("new", "one")
-        tx.set_big_data("old", "key", b"data")
-        assert tx.lookup("d") == tx.get("a").id == "new"
-        assert tx.exists("new")
-        assert [image.id for image in tx.images()] == ["old", "new"]
-        assert [image.id for image in tx.by_digest(tx.get("new").digest)] == ["new"]
-        assert await store.exists("b")
-        assert not await store.exists("new")
-        assert (path / "images.json").read_bytes() == before
-    image = await store.get("new")
-    assert (image.names, image.metadata, image.flags) == (("d", "a"), "text", {"two": 2})
-    assert (await store.get("old")).names == ()
-    assert await store.big_data("old", "key") == b"data"
-    assert await store.big_data("new", "manifest") == b"{}"
-    with pytest.raises(StoreClosedError):
-        tx.get("new")
-
-
-async def test_an_exception_undoes_a_transaction(store: ImageStore, path: Path) -> None:
-    await store.create("old")
-    before = (path / "images.json").read_bytes()
-    with pytest.raises(ZeroDivisionError):
-        async with store.transaction() as tx:
-            tx.delete("old")
-            tx.create("new", big_data={"key": b"data"})
-            raise ZeroDivisionError
-    assert (path / "images.json").read_bytes() == before
-    assert sorted(os.listdir(path)) == ["images.json", "images.lock"]
-    assert not is_locked(path)
-    await store.set_metadata("old", "x")
 
 
 async def test_another_stores_transaction_is_no_obstacle(store: ImageStore, path: Path) -> None:

@@ -47,34 +47,6 @@ async def test_nobody_looks_while_nothing_changes(
         await store.set_metadata("one", "text")
 
 
-async def test_closing_ends_who_waits(path: Path) -> None:
-    store = ImageStore(path)
-    errors: list[Exception] = []
-
-    async def watch() -> None:
-        async with store.watch() as changes:
-            try:
-                async for _ in changes:
-                    raise AssertionError("nothing has changed")
-            except StoreClosedError as error:
-                errors.append(error)
-            with pytest.raises(StoreClosedError):
-                await anext(changes)
-
-    async with store, anyio.create_task_group() as tasks, store.watch() as idle:
-        tasks.start_soon(watch)
-        while len(store._watches) < 2:
-            await anyio.lowlevel.checkpoint()
-        await store.aclose()
-        with pytest.raises(StoreClosedError):
-            await anext(idle)
-    assert len(errors) == 1
-    assert open_files("inotify") == set()
-    with pytest.raises(StoreClosedError):
-        async with store.watch():
-            pass
-
-
 async def test_after_the_block_nothing_comes(store: ImageStore) -> None:
     async with store.watch() as changes:
         pass

@@ -173,6 +173,8 @@ async def test_closing_ends_who_waits(home: Home) -> None:
                     raise AssertionError("nothing has changed")
             except StoreClosedError as error:
                 errors.append(error)
+            with pytest.raises(StoreClosedError):
+                await anext(changes)
 
     async with store, anyio.create_task_group() as tasks, store.watch() as idle:
         tasks.start_soon(watch)
@@ -182,6 +184,9 @@ async def test_closing_ends_who_waits(home: Home) -> None:
         with pytest.raises(StoreClosedError):
             await anext(idle)
     assert len(errors) == 1
+    with pytest.raises(StoreClosedError):
+        async with store.watch():
+            pass
 
 
 async def test_who_is_slow_finds_the_last_state(
