@@ -1,75 +1,99 @@
-"""Looking a store through that may be too damaged to be entered."""
+"""Checking and repairing stores, which may be too damaged to be opened."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from .._core.report import Report
-from .._directory.engine import DirectoryEngine
-from .._engine.protocol import Engine
-from .engines import engine_of
-from .pipeline import Pipeline
-from .threads import Threads
-from .walking import Walk
+from .._engine.protocol import Location
+from .core import acquire, lock_timeout_error
+from .locations import location_of
+from .loop import EventLoop
+from .staging import Progress
+from .threads import Stepper, Threads
 
 
 async def check(
-    path: str | os.PathLike[str] | Engine,
+    where: str | os.PathLike[str] | Location,
     *,
     verify: bool = True,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> Report:
-    """Look a store through for damage and for what is left over; change nothing.
+    """Check a store for damage and for garbage; change nothing.
 
-    Works on stores that cannot be entered, on read-only ones, and beside writers: what looks
-    damaged is looked at again while no writer can be at it. Cancelled, it stops at once.
+    Works on stores that cannot be opened, on read-only ones, and beside writers: what looks
+    damaged is checked again while no writer is in the middle of a change. Cancelled, it stops at
+    once.
 
-    :param path: the directory that holds images.json; or an engine, as for :class:`ImageStore`
+    :param where: the directory that holds images.json, or a location, as for :class:`ImageStore`
     :param verify: read every item, and compare it with its recorded digest
-    :param progress: called with the bytes done and the bytes in all
+    :param progress: called with the bytes read, and with the total
     :raises FileNotFoundError: when there is no such directory
+    :raises GraphRootError: when it is podman's graph root, which holds image stores
     """
-    examination = engine_of(path).check(verify=verify)
-    async for done, total in Walk(examination.steps(), Threads()):
-        if progress is not None:
-            progress(done, total)
-    return examination.report
+    location = location_of(where)
+    threads = Threads(EventLoop())
+    try:
+        checker = location.checker(verify=verify)
+        report = await Stepper(checker.steps(), threads).run(progress)
+        if (line := checker.lock) is not None:
+            grant = await acquire(line, threads, None)
+            assert grant is not None, "there is no timeout"
+            try:
+                steps = Stepper(checker.recheck(), threads, needs_lock=True)
+                report = await steps.run(progress)
+            finally:
+                await threads.run_shielded(grant.release)
+        return report
+    finally:
+        threads.when_idle(threads.shutdown)
 
 
 async def repair(
-    path: str | os.PathLike[str],
+    where: str | os.PathLike[str] | Location,
     report: Report,
     *,
     drop: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    lock_timeout: float | None = None,
+    progress: Progress | None = None,
 ) -> Report:
-    """Undo what a check has reported, where it is still so, and say what was done.
+    """Repair what a check has reported, where it is still so, and return what was done.
 
-    Records are rebuilt for directories that have none (from their files; names, where a
-    manifest's annotations tell them and nobody else has them), and sizes that the data belies are
-    put right. A lost or damaged index is rebuilt from what can be read of it and from the
-    directories; the old one is kept beside it as ``images.json.old-1``. What no file tells, such
-    as an image's layer, stays lost. Files are never removed: :meth:`ImageStore.collect_garbage`
-    does that.
+    Records are rebuilt for directories that have none (from their files; names, where the
+    annotations of a manifest give them and no other image has them), and recorded sizes that the
+    data disproves are corrected. A lost or damaged index is rebuilt from what can be read of it
+    and from the directories; the old one is kept beside it as ``images.json.old-1``. What no file
+    says, such as the top layer of an image, stays lost. Files are never removed:
+    :meth:`ImageStore.collect_garbage` does that.
 
-    Cancelled while it waits for the store's lock, it has done nothing; after that it is finished.
+    Cancelled, it has changed nothing, or its last step is completed.
 
-    :param path: the directory that holds images.json
+    :param where: the directory that holds images.json, or a location
     :param report: what :func:`check` found
-    :param drop: drop what is beyond help: records that cannot be read, and items that are
-        missing or altered from the records that list them
-    :param progress: called with the bytes looked at again and the bytes in all, and may be again
-        for an index that was rebuilt; what it raises ends the repair before the records change
-    :raises StoreCorruptError: when images.json is no file at all
+    :param drop: remove what cannot be repaired: damaged records, and items that are missing or
+        altered from the records that list them
+    :param lock_timeout: seconds to wait for the store's lock; ``None`` waits for ever
+    :param progress: called with the bytes checked again, and with the total; what it raises ends
+        the repair before the records change
+    :raises LockTimeoutError: when the lock was not free in time
+    :raises StoreCorruptError: when images.json is not a regular file
     """
-    engine = DirectoryEngine(path)
-    threads = Threads()
-    pipeline = Pipeline(engine, threads, None)
-    await threads.run(engine.open_damaged)
+    location = location_of(where)
+    threads = Threads(EventLoop())
     try:
-        async with pipeline.hold():
-            reporter = threads.reporter(progress)
-            return await threads.finish(lambda: engine.repair(report, drop=drop, progress=reporter))
+        repairer = await threads.run_abandonable(
+            location.repairer, dispose=lambda repairer: repairer.close()
+        )
+        try:
+            grant = await acquire(repairer.lock, threads, lock_timeout)
+            if grant is None:
+                raise await lock_timeout_error(repairer.lock, threads, lock_timeout)
+            try:
+                steps = repairer.steps(grant, report, drop=drop)
+                return await Stepper(steps, threads, needs_lock=True).run(progress)
+            finally:
+                await threads.run_shielded(grant.release)
+        finally:
+            await threads.run_shielded(repairer.close)
     finally:
-        await threads.finish(engine.close)
+        threads.when_idle(threads.shutdown)

@@ -3,156 +3,100 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from itertools import count
+from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
-from anyio import CancelScope
-from anyio.lowlevel import current_token
-
-from .._core import changes
-from .._core.changes import Mutation
-from .._core.draft import Content
+from .._core.content import Content
 from .._core.image import Image
-from .._core.names import check_key
+from .._core.mutations import Mutation
 from .._core.report import Report
-from .._core.snapshot import Snapshot, View
-from .._core.transaction import Buffer, InlineContent, Transaction
+from .._core.snapshot import Snapshot
+from .._core.view import View
 from .._engine import items
-from .._engine.protocol import Engine, StagedContent
-from ..errors import (
-    BigDataUnknownError,
-    DigestUnknownError,
-    ImageUnknownError,
-    SizeUnknownError,
-    StoreClosedError,
-    StoreReadOnlyError,
-)
-from .engines import engine_of
-from .pipeline import Pipeline
-from .streams import (
-    BigDataReader,
-    Expectations,
-    Progress,
-    Readers,
-    Staged,
-    as_bytes,
-    chunks_of,
-    is_buffer,
-    pour,
-)
-from .threads import Threads
-from .walking import Walk
-from .watching import Changes
+from .._engine.items import CHUNK, Measured
+from .._engine.protocol import Location, StagedContent
+from .core import StoreCore
+from .locations import location_of
+from .methods import ImageMethods
+from .staging import BigDataSource, Expectations, Progress, StagedItem, is_buffer
+from .streams import BigDataReader
+from .threads import Stepper
+from .transaction import Transaction, TransactionBlock, is_inside_transaction
+from .watch import Watch
 
 T = TypeVar("T")
-
-# Which process this is, counted in forks: asking the kernel costs more than a lookup.
-_forks = count(1)
-_process = 0
 
 # Images that are cheaper to decode here than a hop to a thread would be.
 _FEW_IMAGES = 64
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: globals().update(_process=next(_forks)))
-
-_transactions: ContextVar[tuple[_HandedOver, ...]] = ContextVar(
-    "aimagestore_transactions", default=()
-)
-
-
-class _HandedOver:
-    """Staged data in the hands of a call or a transaction, until that is over."""
-
-    def __init__(self, store: ImageStore) -> None:
-        self.store = store
-        self.is_active = True
-        self._staged: list[Staged] = []
-
-    def content(self, data: object) -> Content:
-        """The content of bytes or of staged data."""
-        if isinstance(data, Staged):
-            content = data._give()
-            self._staged.append(data)
-            return content
-        if is_buffer(data):
-            return InlineContent.of(as_bytes(data))
-        raise TypeError(f"expected bytes or staged data, not {type(data).__name__}")
-
-    def take_back(self) -> None:
-        """Be over: what was not used may be handed over again."""
-        self.is_active = False
-        for staged in self._staged:
-            staged._take_back()
-
-
-class ImageStore:
+class ImageStore(ImageMethods):
     """A store of image records and their big data (upstream: ``ImageStore``).
 
-    Used as an async context manager: entering opens the store, leaving closes it. Any number of
-    tasks may use it at once, and any number of stores, processes and containers/storage programs
-    the same directory.
+    An async context manager: entering opens the store, leaving closes it. Any number of tasks may
+    use it at once, and any number of stores, processes and containers/storage programs the same
+    directory.
 
-    Reads give the last commit, whoever made it. They never wait for a writer, take no lock, and
-    pass no checkpoint where nothing has changed on disk since the read before. Changes return
-    when they are durable; a change that fails, or that is cancelled before it is under way,
-    changes nothing.
+    Reads give the last commit, whoever made it. They never wait for a writer of this library and
+    take no lock. Changes return when they are durable; a change that fails changes nothing.
 
-    A **ref** is an ID, a name, or a prefix that only one ID has, looked for in that order.
+    A **ref** is a full ID, a name, or a prefix that only one ID has, tried in that order; also
+    ``sha256:<id>``, and ``name@sha256:<digest>``.
 
-    :param path: the directory that holds images.json, such as ``…/overlay-images``; anything new
-        becomes a new store. Or an engine for this store alone, such as
-        :class:`aimagestore.cluster.ClusterEngine`, that keeps images elsewhere
-    :param read_only: write nothing, not even what opening would put right
-    :param lock_timeout: seconds a change waits for the store's lock; ``None`` waits for ever
+    :param where: the directory that holds images.json, such as ``…/overlay-images``, or a new
+        directory; or a location such as :class:`aimagestore.cluster.ClusterLocation`
+    :param read_only: write nothing, not even what opening would complete
+    :param lock_timeout: seconds that a change waits for the store's lock; ``None`` waits for
+        ever, 0 tries once
+    :raises TypeError: when ``where`` is neither a path nor a location
+    :raises ValueError: when ``lock_timeout`` is negative
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str] | Engine,
+        where: str | os.PathLike[str] | Location,
         *,
         read_only: bool = False,
         lock_timeout: float | None = None,
     ) -> None:
+        if lock_timeout is not None and not isinstance(lock_timeout, int | float):
+            raise TypeError(
+                f"lock_timeout must be None or a number of seconds, not {type(lock_timeout).__name__}"
+            )
         if lock_timeout is not None and not lock_timeout >= 0:
             raise ValueError(f"lock_timeout must be None or at least 0 seconds: {lock_timeout}")
-        self._engine = engine_of(path)
-        self._engine.read_only = read_only
-        self._lock_timeout = lock_timeout
-        self._is_open = False
-        self._was_opened = False
-        self._readers = Readers()
-        self._watches: set[Changes] = set()
-        self._process = -1
-        self._loop: object = None
+        location = location_of(where)
+        self._core = StoreCore(location, read_only=bool(read_only), lock_timeout=lock_timeout)
 
     @property
     def read_only(self) -> bool:
-        """Whether the store was opened read-only (upstream: ``IsReadWrite``, the other way)."""
-        return self._engine.read_only
+        """Whether the store was opened read-only (upstream: the opposite of ``IsReadWrite``)."""
+        return self._core.read_only
+
+    @property
+    def layer_store(self) -> str | None:
+        """The directory where another program keeps the layers of these images, if one does.
+
+        Known while the store is open.
+
+        :raises StoreClosedError: when it is not
+        """
+        self._core.check_open()
+        return self._core.engine.layer_store
 
     def __repr__(self) -> str:
         mode = ", read_only=True" if self.read_only else ""
-        return f"<ImageStore({self._engine.name!r}{mode}) {'open' if self._is_open else 'closed'}>"
+        state = "open" if self._core.is_open else "closed"
+        return f"<ImageStore({self._core.location.name!r}{mode}) {state}>"
 
     # Opening and closing
 
     async def __aenter__(self) -> Self:
-        if self._was_opened:
-            raise StoreClosedError("a store is opened once: make another ImageStore")
-        self._was_opened = True
-        self._threads = Threads()
-        self._pipeline = Pipeline(self._engine, self._threads, self._lock_timeout)
-        self._loop = current_token()
-        self._process = _process
-        await self._threads.run(self._engine.open)
-        self._is_open = True
+        await self._core.open()
         return self
 
     async def __aexit__(
@@ -164,579 +108,311 @@ class ImageStore:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the store; later calls raise :exc:`StoreClosedError`. Idempotent.
+        """Close the store, with everything that it has open. Idempotent.
 
-        A commit or transaction under way is finished, cancelled or not; calls that wait for the
-        lock are turned away.
+        Commits and transactions under way are completed; calls that wait for the lock raise
+        :exc:`StoreClosedError`, and so does every later call. Concurrent callers all return when
+        the store is closed. Cancelled while another task's transaction is open, it returns, and
+        the store closes when the transaction ends.
 
         :raises RuntimeError: inside a transaction of this store
         """
-        if not self._is_open:
-            return
         self._refuse_inside_transaction()
-        self._is_open = False
-        if self._process != _process:
-            return
-        for watched in self._watches:
-            watched._end()
-        with CancelScope(shield=True):
-            await self._pipeline.close()
-            await self._threads.finish(self._engine.close)
-
-    def _check_open(self) -> None:
-        if self._process != _process and self._is_open:
-            raise StoreClosedError(
-                f"the store {self._engine.name} was opened before this process was forked: "
-                "open it again here"
-            )
-        if not self._is_open:
-            raise StoreClosedError(f"the store {self._engine.name} is not open")
-
-    def _check_here(self) -> None:
-        """Check what every call needs that uses more than memory."""
-        self._check_open()
-        if current_token() != self._loop:
-            raise RuntimeError("a store belongs to the event loop that opened it")
-
-    def _check_can_write(self) -> None:
-        self._check_here()
-        if self.read_only:
-            raise StoreReadOnlyError(
-                f"the store {self._engine.name} was opened read-only", path=self._engine.name
-            )
+        await self._core.close()
 
     def _check_writable(self) -> None:
-        self._check_can_write()
+        self._core.check_writable()
         self._refuse_inside_transaction()
 
-    def _is_inside_transaction(self) -> bool:
-        around = _transactions.get()
-        return bool(around) and any(held.is_active and held.store is self for held in around)
-
     def _refuse_inside_transaction(self) -> None:
-        if self._is_inside_transaction():
+        if is_inside_transaction(self._core):
             raise RuntimeError(
-                "the store's lock is held by the transaction around this call: change the store "
-                "through the transaction"
+                "the transaction around this call holds the store's lock: "
+                "change the store through the transaction"
             )
 
-    # Reading
+    # What the shared methods need
 
-    def _current(self) -> Snapshot | None:
-        """The last snapshot, if it can be seen at once that nothing has changed."""
-        if not self._is_open or self._process != _process:
-            self._check_open()
-        return self._engine.current() if self._engine.checks_instantly else None
+    def _view(self) -> View | None:
+        return self._core.current()
 
-    async def _look(self, look: Callable[[View], T]) -> T:
-        """Look in a worker thread, for it may take some time."""
-        self._check_here()
-        return await self._threads.run(self._engine.read, look)
+    async def _read(self, look: Callable[[View], T], *, is_slow: bool = False) -> T:
+        if is_slow:
+            catalog = self._core.current()
+            is_slow = catalog is None or len(catalog) > _FEW_IMAGES
+        return await self._core.read(look, is_slow=is_slow)
 
-    async def _read(self, look: Callable[[View], T]) -> T:
-        """Look at the store as it is now, at once where that can be done."""
-        snapshot = self._current()
-        return await self._look(look) if snapshot is None else look(snapshot)
+    async def _change(self, mutation: Mutation) -> Image | None:
+        self._check_writable()
+        return await self._core.submit(mutation)
+
+    @asynccontextmanager
+    async def _contents(
+        self, data: Mapping[str, BigDataSource], expectations: Expectations, progress: Progress | None
+    ) -> AsyncIterator[Mapping[str, Content]]:
+        core = self._core
+        contents: dict[str, StagedContent] = {}
+        used: list[StagedItem] = []
+        small: dict[str, bytes] = {}
+        staged: list[StagedContent] = []
+        try:
+            for key, source in data.items():
+                if isinstance(source, StagedItem):
+                    contents[key] = source._use(core)
+                    used.append(source)
+                    expectations.check(contents[key])
+                    await core.threads.run(contents[key].finish)
+                elif progress is None and expectations.is_empty and _is_small(source):
+                    small[key] = bytes(source)  # type: ignore[arg-type]
+                else:
+                    contents[key] = await core.stage()
+                    staged.append(contents[key])
+                    await core.fill(contents[key], source, expectations, progress)
+            if small:
+                # All of them in one hop to a thread.
+                written = await core.threads.run_abandonable(
+                    items.stage_all, core.engine.items, small, dispose=items.discard_all
+                )
+                for content in written.values():
+                    core.own(content, content.discard)
+                staged += written.values()
+                contents |= written
+            yield {key: contents[key] for key in data}
+        finally:
+            for item in used:
+                item._unuse()
+            await core.release(*staged)
+
+    async def _read_item(self, image: Image, key: str) -> bytes:
+        core = self._core
+        return await core.threads.run_abandonable(
+            items.read_item, core.engine.items, image.id, key
+        )
+
+    async def _measure(self, image: Image, key: str, progress: Progress | None) -> Measured:
+        self._core.check_open()
+        steps = items.measure_item(self._core.engine.items, image.id, key)
+        measured = await Stepper(steps, self._core.threads).run(progress)
+        if not self.read_only and not is_inside_transaction(self._core):
+            await self._record(image, key, measured)
+        return measured
+
+    # What only a store has
 
     async def snapshot(self) -> Snapshot:
-        """All images as they are now, to be looked at without ``await``.
+        """Return all images as they are now, to be read without ``await``.
 
-        It stays as it is, whatever happens to the store, and holds no lock. It holds all records
-        in memory: of a store that does not, such as a cluster's, it is loaded for each call.
+        It never changes, and holds no lock. All records are in memory: a store that does not keep
+        them there, such as a cluster's, loads them for each call. :meth:`iter_images` does not.
         """
-        return await self._read(lambda view: view.freeze())
+        catalog = self._core.current()
+        if catalog is None:
+            self._core.check_open()
+            catalog = await self._core.threads.run_abandonable(self._core.engine.reader.snapshot)
+        return Snapshot(catalog)
 
-    async def get(self, ref: str) -> Image:
-        """The image that the ref stands for (upstream: ``Get``).
+    async def iter_images(self, *, page_size: int = 500) -> AsyncIterator[Image]:
+        """Iterate over all images in the order of images.json, one page in memory at a time.
 
-        :raises ImageUnknownError: when there is none
-        :raises AmbiguousImageError: when the ref is a prefix of several IDs
+        What changes meanwhile may come or not; no image comes twice.
+
+        :param page_size: the number of images in a page
+        :raises ValueError: when it is not positive
         """
-        snapshot = self._current()
-        if snapshot is None:
-            return await self._look(lambda view: view.get(ref))
-        return snapshot.get(ref)
-
-    async def lookup(self, ref: str) -> str:
-        """The full ID of the image that the ref stands for (upstream: ``Lookup``).
-
-        :raises ImageUnknownError: when there is none
-        :raises AmbiguousImageError: when the ref is a prefix of several IDs
-        """
-        return await self._read(lambda view: view.lookup(ref))
-
-    async def exists(self, ref: str) -> bool:
-        """Whether the ref stands for an image (upstream: ``Exists``)."""
-        return await self._read(lambda view: ref in view)
-
-    async def images(self) -> list[Image]:
-        """All images, in the order of images.json (upstream: ``Images``)."""
-        snapshot = self._current()
-        if snapshot is None or not (snapshot.are_images_decoded or len(snapshot) <= _FEW_IMAGES):
-            return list(await self._look(lambda view: view.images))
-        return list(snapshot.images)
-
-    async def by_digest(self, digest: str) -> list[Image]:
-        """The images with this digest, their own or a manifest's (upstream: ``ByDigest``).
-
-        :raises ImageUnknownError: when there is none
-        :raises InvalidDigestError: when the digest is malformed
-        """
-        return await self._read(lambda view: view.by_digest(digest))
-
-    async def metadata(self, ref: str) -> str:
-        """The image's metadata (upstream: ``Metadata``).
-
-        :raises ImageUnknownError: when there is no such image
-        """
-        return (await self.get(ref)).metadata
-
-    # Changing records
-
-    async def _change(self, change: Mutation) -> Image:
-        image = await self._submit(change)
-        assert image is not None, "this change returns an image"
-        return image
-
-    async def _submit(self, change: Mutation) -> Image | None:
-        self._check_writable()
-        return await self._pipeline.submit(change)
-
-    async def create(
-        self,
-        id: str | None = None,
-        *,
-        names: Iterable[str] = (),
-        layer: str = "",
-        metadata: str = "",
-        created: datetime | None = None,
-        digest: str | None = None,
-        flags: Mapping[str, Any] | None = None,
-        big_data: Mapping[str, Any] | None = None,
-    ) -> Image:
-        """Make a new image, with its big data, in one step (upstream: ``Create``).
-
-        Cancelled, the image is there with all its items, or it is not there at all.
-
-        :param id: its ID; ``None`` gives it 64 random hex digits
-        :param names: its names
-        :param layer: the ID of its topmost layer
-        :param metadata: text to keep with it
-        :param created: an aware time; ``None`` for now
-        :param digest: a digest to be found by, besides those of its manifests
-        :param flags: any JSON values
-        :param big_data: key to bytes or :class:`Staged`
-        :raises DuplicateIDError: when there is an image with this ID
-        :raises DuplicateNameError: when a name belongs to another image
-        :raises InvalidIDError: when the ID could not name a directory
-        :raises InvalidBigDataNameError: when a key could not name a file
-        :raises InvalidDigestError: when the digest is malformed
-        :raises ValueError: when something is what containers/storage could not read back
-        :raises LockTimeoutError: when the lock was not free in time
-        """
-        self._check_writable()
-        async with self._on_disk(big_data or {}) as contents:
-            change = changes.create(
-                id,
-                names=names,
-                layer=layer,
-                metadata=metadata,
-                created=created,
-                digest=digest,
-                flags=flags,
-                big_data=contents,
-            )
-            return await self._change(change)
-
-    async def set_names(self, ref: str, names: Iterable[str]) -> Image:
-        """Give the image these names instead of those it has (upstream: ``SetNames``).
-
-        A name that another image has moves here.
-
-        :raises ImageUnknownError: when there is no such image
-        :raises LockTimeoutError: when the lock was not free in time
-        """
-        return await self._change(changes.set_names(ref, names))
-
-    async def add_names(self, ref: str, names: Iterable[str]) -> Image:
-        """Give the image these names before those it has (upstream: ``AddNames``).
-
-        A name that another image has moves here.
-
-        :raises ImageUnknownError: when there is no such image
-        :raises LockTimeoutError: when the lock was not free in time
-        """
-        return await self._change(changes.add_names(ref, names))
-
-    async def remove_names(self, ref: str, names: Iterable[str]) -> Image:
-        """Take these names from the image, where it has them (upstream: ``RemoveNames``).
-
-        :raises ImageUnknownError: when there is no such image
-        :raises LockTimeoutError: when the lock was not free in time
-        """
-        return await self._change(changes.remove_names(ref, names))
-
-    async def set_metadata(self, ref: str, metadata: str) -> Image:
-        """Give the image other metadata (upstream: ``SetMetadata``).
-
-        :raises ImageUnknownError: when there is no such image
-        :raises LockTimeoutError: when the lock was not free in time
-        """
-        return await self._change(changes.set_metadata(ref, metadata))
-
-    async def set_flag(self, ref: str, flag: str, value: Any) -> Image:
-        """Set a flag to any JSON value (upstream: ``SetFlag``).
-
-        Integers beyond 2**53 are kept as they are, but podman rounds them when it saves.
-
-        :raises ImageUnknownError: when there is no such image
-        :raises ValueError: for numbers that are not finite, and 1,000 levels of nesting or more
-        :raises LockTimeoutError: when the lock was not free in time
-        """
-        return await self._change(changes.set_flag(ref, flag, value))
-
-    async def clear_flag(self, ref: str, flag: str) -> Image:
-        """Remove a flag, if it is set (upstream: ``ClearFlag``).
-
-        :raises ImageUnknownError: when there is no such image
-        :raises LockTimeoutError: when the lock was not free in time
-        """
-        return await self._change(changes.clear_flag(ref, flag))
-
-    async def delete(self, ref: str) -> None:
-        """Delete an image and its big data (upstream: ``Delete``).
-
-        :raises ImageUnknownError: when there is no such image
-        :raises LockTimeoutError: when the lock was not free in time
-        """
-        await self._submit(changes.delete(ref))
-
-    async def wipe(self) -> None:
-        """Delete all images; damaged records stay (upstream: ``Wipe``).
-
-        :raises LockTimeoutError: when the lock was not free in time
-        """
-        await self._submit(changes.wipe())
-
-    # Big data
-
-    async def big_data(self, ref: str, key: str) -> bytes:
-        """The whole content of an item, in memory (upstream: ``BigData``).
-
-        :raises ImageUnknownError: when there is no such image
-        :raises BigDataUnknownError: when its record does not list the item
-        :raises FileNotFoundError: when the item's file is missing
-        """
-        self._check_here()
-        return await self._threads.run(items.read_item, self._engine, ref, key)
+        if page_size < 1:
+            raise ValueError(f"page_size must be at least 1: {page_size}")
+        self._core.check_open()
+        pages = self._core.engine.reader.pages(page_size)
+        while page := await self._core.threads.run_abandonable(next, pages, None):
+            for image in page:
+                yield image
+            self._core.check_open()
 
     @asynccontextmanager
     async def open_big_data(
-        self, ref: str, key: str, *, verify: bool = False
+        self, ref: str, key: str, *, verify: bool = False, start: int = 0, end: int | None = None
     ) -> AsyncIterator[BigDataReader]:
         """Open an item to read it in pieces.
 
-        :param verify: compare the data with its recorded digest while it is read; the end of
-            the data raises :exc:`DigestMismatchError` when it is another
+        The content belongs to the version of the record that the item was opened with.
+
+        :param verify: compare the data with its recorded digest while it is read: the end of the
+            data raises :exc:`DigestMismatchError` when they differ
+        :param start: the first byte to read
+        :param end: the byte before which to stop; ``None`` for the end of the item
         :raises ImageUnknownError: when there is no such image
         :raises BigDataUnknownError: when its record does not list the item
+        :raises BigDataMissingError: when its record lists the item, but the content is missing
         :raises DigestUnknownError: with ``verify``, when no digest is recorded
         :raises InvalidDigestError: with ``verify``, when what is recorded is no digest
-        :raises FileNotFoundError: when the item's file is missing
+        :raises ValueError: when the range is none, or is to be verified
         """
-        self._check_here()
-        image, source = await self._threads.run(items.open_source, self._engine, ref, key, verify)
-        digest = image.big_data_digests.get(key, "")
+        core = self._core
+        core.check_open()
+        if start < 0 or (end is not None and end < start):
+            raise ValueError(f"start and end must be 0 <= start <= end: {start}, {end}")
+        if verify and (start or end is not None):
+            raise ValueError("a part of an item cannot be verified: read all of it")
+        image, source = await core.threads.run_abandonable(
+            partial(items.open_source, core.engine.items, ref, key, verify, start, end),
+            dispose=lambda opened: opened[1].close(),
+        )
+        core.own(source, source.close)
         try:
-            with self._readers.one_more():
-                yield BigDataReader(source, digest, self._readers, self._threads)
+            yield BigDataReader(core, image, key, source)
         finally:
-            await self._threads.finish(source.close)
-
-    async def set_big_data(
-        self,
-        ref: str,
-        key: str,
-        data: Any,
-        *,
-        expected_digest: str | None = None,
-        expected_size: int | None = None,
-        progress: Progress | None = None,
-    ) -> Image:
-        """Give the image an item, new or instead of the one it has (upstream: ``SetBigData``).
-
-        The data is written, digested and made durable before the store's lock is taken; it is
-        published with its record in one step. Cancelled, the item is there whole or as it was
-        before.
-
-        :param data: bytes-like, :class:`Staged`, an object with async ``read(n)`` or
-            ``receive()``, an async iterable, or a plain one (iterated in a worker thread)
-        :param progress: called with the number of bytes written so far
-        :raises ImageUnknownError: when there is no such image, or not any more
-        :raises DigestMismatchError: when the data has another digest than expected
-        :raises SizeMismatchError: when the data has another size than expected
-        :raises LockTimeoutError: when the lock was not free in time
-        """
-        self._check_writable()
-        check_key(key)
-        expectations = Expectations(expected_digest, expected_size)
-        image_id = await self.lookup(ref)
-        if isinstance(data, Staged):
-            async with self._on_disk({key: data}) as contents:
-                expectations.check(contents[key])
-                return await self._change(changes.set_big_data(image_id, key, contents[key]))
-        source = chunks_of(data, self._threads)
-        async with self._filled(source, expectations, progress) as content:
-            return await self._change(changes.set_big_data(image_id, key, content))
+            await core.release(source)
 
     @asynccontextmanager
     async def stage(
         self,
-        data: Any = None,
+        data: BigDataSource | None = None,
         *,
         expected_digest: str | None = None,
         expected_size: int | None = None,
         progress: Progress | None = None,
-    ) -> AsyncIterator[Staged]:
-        """Put data on disk that belongs to no image yet.
+    ) -> AsyncIterator[StagedItem]:
+        """Write data into the store that belongs to no image yet.
 
-        What is not handed over inside the block is gone after it, and after a crash. ``data`` is
-        durable when the block begins: a transaction that it is handed to need not wait for that.
+        What is not used inside the block is discarded at its end, and after a crash. ``data`` is
+        durable when the block begins: a transaction that it is given to need not wait for that.
 
         :param data: what to write at once, as for :meth:`set_big_data`; ``None`` for nothing yet
+        :param progress: called with the bytes written, and with the total or ``None``
         :raises DigestMismatchError: when ``data`` has another digest than expected
         :raises SizeMismatchError: when ``data`` has another size than expected
         """
-        self._check_can_write()
+        core = self._core
+        core.check_writable()
         expectations = Expectations(expected_digest, expected_size)
-        if data is None and (expected_digest is not None or expected_size is not None):
+        if data is None and not expectations.is_empty:
             raise ValueError("expected_digest and expected_size need data to check")
-        source = None if data is None else chunks_of(data, self._threads)
-        async with self._filled(source, expectations, progress) as content:
-            yield Staged(content, self._threads)
-
-    @asynccontextmanager
-    async def _filled(
-        self,
-        source: AsyncIterator[Buffer] | None,
-        expectations: Expectations,
-        progress: Progress | None,
-    ) -> AsyncIterator[StagedContent]:
-        """New content with this data in it, durable; gone after the block unless published."""
-        content = await self._threads.run(self._engine.stage)
+        content = await core.stage()
         try:
-            if source is not None:
-                staged = Staged(content, self._threads)
-                await pour(source, staged, expectations, progress, self._threads)
-                expectations.check(content)
-                await self._threads.run(content.finish)
-            yield content
+            if data is not None:
+                await core.fill(content, data, expectations, progress)
+            yield StagedItem(core, content)
         finally:
-            if content.is_open:
-                await self._threads.finish(content.discard)
+            await core.release(content)
 
-    @asynccontextmanager
-    async def _on_disk(self, data: Mapping[str, Any]) -> AsyncIterator[Mapping[str, StagedContent]]:
-        """The content of bytes and staged data, made durable, for as long as the block takes."""
-        for key in data:
-            check_key(key)
-        if not data:
-            yield {}
-            return
-        handed = _HandedOver(self)
-        try:
-            given = {key: handed.content(item) for key, item in data.items()}
-            ready = await self._threads.run(items.put_on_disk, self._engine, given)
-            try:
-                yield ready
-            finally:
-                mine = [c for key, c in ready.items() if c is not given[key] and c.is_open]
-                if mine:
-                    await self._threads.finish(items.discard_all, mine)
-        finally:
-            handed.take_back()
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Make several changes that happen together or not at all (upstream: ``Lock``, ``Unlock``).
 
-    async def big_data_names(self, ref: str) -> list[str]:
-        """The keys of the image's items, oldest first (upstream: ``BigDataNames``).
-
-        :raises ImageUnknownError: when there is no such image
-        """
-        return list((await self.get(ref)).big_data_names)
-
-    async def big_data_size(self, ref: str, key: str, *, progress: Progress | None = None) -> int:
-        """The size of an item, in bytes (upstream: ``BigDataSize``).
-
-        One that is not recorded is found out, and recorded if the store is writable.
-
-        :param progress: called with the number of bytes read so far, where it has to be found out
-        :raises ImageUnknownError: when there is no such image
-        :raises BigDataUnknownError: when its record does not list the item
-        :raises SizeUnknownError: when it is not recorded, and the item's file is missing
-        """
-        image = await self._listing(ref, key)
-        size = image.big_data_sizes.get(key)
-        if size is None:
-            size = (await self._measure(image, key, SizeUnknownError, progress)).size
-        return size
-
-    async def big_data_digest(self, ref: str, key: str, *, progress: Progress | None = None) -> str:
-        """The digest of an item (upstream: ``BigDataDigest``).
-
-        One that is not recorded is computed, and recorded if the store is writable.
-
-        :param progress: called with the number of bytes read so far, where it has to be computed
-        :raises ImageUnknownError: when there is no such image
-        :raises BigDataUnknownError: when its record does not list the item
-        :raises DigestUnknownError: when it is not recorded, and the item's file is missing
-        """
-        image = await self._listing(ref, key)
-        digest = image.big_data_digests.get(key)
-        return digest or (await self._measure(image, key, DigestUnknownError, progress)).digest
-
-    async def _listing(self, ref: str, key: str) -> Image:
-        image = await self.get(ref)
-        items.require_item(image, key)
-        return image
-
-    async def _measure(
-        self,
-        image: Image,
-        key: str,
-        unknown: type[SizeUnknownError | DigestUnknownError],
-        progress: Progress | None,
-    ) -> items.Measured:
-        """Find out what an item is of which less is recorded than is asked for, and record it."""
-        self._check_here()
-        try:
-            reporter = self._threads.reporter(progress)
-            measured = await self._threads.run(
-                items.measure_item, self._engine, image.id, key, reporter
-            )
-        except FileNotFoundError as error:
-            raise unknown(
-                f"item {key!r} of image {image.id} is not described, and its file is missing",
-                id=image.id,
-                key=key,
-            ) from error
-        if not self.read_only and not self._is_inside_transaction():
-            # Another writer may have changed or deleted the image: then there is nothing to note.
-            with suppress(ImageUnknownError, BigDataUnknownError):
-                await self._submit(changes.note_big_data(image.id, key, measured))
-        return measured
-
-    # The lock, and what others do
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
-        """Several changes that happen together or not at all (upstream: ``Lock``, ``Unlock``).
-
-        The block holds the store's lock: keep it short. It is saved once, when the block ends;
-        an exception that leaves the block, or its cancellation, undoes everything. Reads of the
-        store give the last commit meanwhile.
+        The block holds the store's lock: keep it short. It commits once, when the block ends; an
+        exception that leaves the block, or its cancellation, discards everything. Reads of the
+        store give the last commit meanwhile. Cancelled while the end of the block commits, the
+        commit completes. The lock is released however the block is left: by another task, or by
+        the garbage collection of a generator.
 
         :raises RuntimeError: inside another transaction of this store
         :raises LockTimeoutError: when the lock was not free in time
         """
         self._check_writable()
-        async with self._pipeline.hold():
-            draft = await self._threads.finish(self._engine.draft)
-            handed = _HandedOver(self)
-            transaction = Transaction(draft, handed.content)
-            outer = _transactions.get()
-            _transactions.set((*outer, handed))
-            try:
-                try:
-                    yield transaction
-                finally:
-                    transaction._end()
-                await self._threads.finish(self._engine.publish, draft)
-            finally:
-                _transactions.set(outer)
-                handed.take_back()
+        return TransactionBlock(self._core)
 
     @asynccontextmanager
-    async def watch(self) -> AsyncIterator[Changes]:
-        """Iterate over what changes from here on, whoever changes it, podman included.
+    async def watch(self) -> AsyncIterator[Watch]:
+        """Iterate over what changes from now on, whoever changes it, podman included.
 
-        Reads inside the block may be ahead of the iteration, never behind it. The kernel tells of
-        changes where it can; on network file systems, and where inotify is not to be had, the
-        store looks once a second. See :class:`Changes` for what comes, and in what order.
+        Reads inside the block may be ahead of the iteration, never behind it. The kernel notifies
+        of changes where it can; on network file systems, and where inotify cannot be used, the
+        store is polled once a second. :class:`Watch` says what comes, and in what order.
 
         :raises StoreCorruptError: in the iteration, when images.json is damaged by then
         """
-        self._check_here()
-        watch = await self._threads.run(self._engine.watch)
-        watched = Changes(watch, self._threads)
-        self._watches.add(watched)
+        core = self._core
+        core.check_open()
+        feed = await core.threads.run_abandonable(
+            core.engine.reader.watch, dispose=lambda feed: feed.close()
+        )
+        core.own(feed, feed.close)
+        watch = Watch(core, feed)
+        core.on_closing(watch.end)
         try:
-            yield watched
+            yield watch
         finally:
-            self._watches.discard(watched)
-            watched._end()
-            await self._threads.finish(watch.close)
+            core.not_on_closing(watch.end)
+            try:
+                await watch.aclose()
+            finally:
+                await core.release(feed)
 
     async def refresh(self) -> bool:
-        """Load what others have changed, which every call does on its own (upstream: ``Load``).
+        """Load what others have changed, which every call does by itself (upstream: ``Load``).
 
         :returns: whether anything had changed
         """
-        self._check_here()
-        return await self._threads.run(self._engine.refresh)
+        self._core.check_open()
+        return await self._core.threads.run_abandonable(self._core.engine.reader.refresh)
 
     async def modified(self) -> bool:
-        """Whether the store has changed since the last call (upstream: ``Modified``).
+        """Return whether others changed the store since the last read (upstream: ``Modified``).
 
         Loads nothing.
         """
-        self._check_here()
-        return await self._threads.run(self._engine.modified)
+        self._core.check_open()
+        return await self._core.threads.run_abandonable(self._core.engine.reader.modified)
 
     async def touch(self) -> None:
-        """Leave a writer's mark and change nothing else (upstream: ``Touch``).
+        """Record a write without changing anything (upstream: ``Touch``).
 
         :raises LockTimeoutError: when the lock was not free in time
         """
         self._check_writable()
-        async with self._pipeline.hold():
-            await self._threads.finish(self._engine.touch)
+        async with self._core.hold() as grant:
+            await self._core.threads.run_shielded(self._core.engine.writer.touch, grant)
+
+    async def touched_since(self, when: datetime) -> bool:
+        """Return whether a writer has touched the store after a time (upstream: ``TouchedSince``).
+
+        :param when: an aware datetime
+        :raises ValueError: when it is naive
+        """
+        if not isinstance(when, datetime):
+            raise TypeError(f"when must be a datetime, not {type(when).__name__}")
+        if when.tzinfo is None:
+            raise ValueError("when must be an aware datetime: give it a tzinfo, such as UTC")
+        self._core.check_open()
+        return await self._core.threads.run_abandonable(
+            self._core.engine.reader.touched_since, when
+        )
 
     async def collect_garbage(
-        self, *, progress: Callable[[int, int], object] | None = None
+        self, *, dry_run: bool = False, progress: Progress | None = None
     ) -> Report:
-        """Remove what is left over: orphaned directories, unlisted items, dead temporaries.
+        """Remove what belongs to no image and to no living writer.
 
-        An orphan is a directory that no record belongs to and that holds nothing but what an
-        image's directory holds; whatever else lies in the store stays. What living writers have
-        under way stays too: the store's lock is held meanwhile. On a cluster it is objects that no
-        image has, or has had for as long as the engine's ``grace``.
+        In a directory these are directories with 64-hex names that no record has, files that no
+        record lists, and temporary files of dead writers; everything else stays. On a cluster
+        these are objects that no image has, or has had for as long as the grace period. The lock
+        is held for one piece at a time.
 
-        Cancelled, what was begun is finished.
+        Cancelled, it has removed some of it.
 
+        :param dry_run: only report what would be removed
         :param progress: called with the number of things removed, and of those found so far
-        :returns: what was removed, and how many bytes that were
+        :returns: what was removed, and how many bytes that freed
         :raises StoreCorruptError: when the index is missing or blank beside images
         :raises LockTimeoutError: when the lock was not free in time
         """
         self._check_writable()
+        core = self._core
         report = Report()
-        async for removal in Walk(self._engine.garbage(), self._threads):
-            done = len(report.findings)
-            tell = None if progress is None else _further(progress, done)
-            async with self._pipeline.hold():
-                report += await self._threads.finish(removal, self._threads.reporter(tell))
+        removals = core.engine.writer.garbage(dry_run=dry_run)
+        while removal := await core.threads.run_abandonable(next, removals, None):
+            before = len(report.findings)
+            async with core.hold() as grant:
+                steps = Stepper(removal(grant), core.threads, needs_lock=True)
+                report += await steps.run(_shifted(progress, before))
         return report
 
-    async def touched_since(self, when: datetime) -> bool:
-        """Whether a writer has left its mark after that time (upstream: ``TouchedSince``).
 
-        :param when: an aware time
-        """
-        if when.tzinfo is None:
-            raise ValueError("when must be an aware datetime: give it a tzinfo, UTC for instance")
-        self._check_here()
-        return await self._threads.run(self._engine.touched_since, when)
+def _is_small(source: object) -> bool:
+    return is_buffer(source) and memoryview(source).nbytes <= CHUNK  # type: ignore[arg-type]
 
 
-def _further(progress: Callable[[int, int], object], before: int) -> Callable[[int, int], object]:
-    """Tell of a part's progress as that of the whole, of which so much was done before it."""
+def _shifted(progress: Progress | None, before: int) -> Callable[[int, int], object] | None:
+    """Report the progress of a part as that of the whole, of which so much was done before."""
+    if progress is None:
+        return None
     return lambda done, total: progress(before + done, before + total)

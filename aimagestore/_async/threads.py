@@ -1,77 +1,289 @@
-"""The one place from which blocking calls are made, in worker threads."""
+"""The one place from which the event loop calls blocking code."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar, TypeVarTuple
+import threading
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Generic, TypeVar, TypeVarTuple
 
-from anyio import CancelScope, CapacityLimiter, Event, from_thread, to_thread
+from anyio import Event
+
+from .._engine.protocol import Steps
+from .._engine.workers import WorkerPool
+from .loop import EventLoop, wait_through
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _THREADS = 16
-# Of them, those that move big data: each thread's heap keeps the size of some chunks for itself.
-_STREAMING = 6
+_STREAM_THREADS = 6
+"""Each thread's heap keeps some chunks for itself, so fewer threads move big data."""
+
+
+class Call(Generic[T]):
+    """A blocking call, owned by the thread that makes it; a task only waits for its end.
+
+    :ivar ended: set in the event loop when the call has returned or raised
+    """
+
+    def __init__(
+        self, function: Callable[[], T], dispose: Callable[[T], object] | None = None
+    ) -> None:
+        self.ended = Event()
+        self._function = function
+        self._dispose = dispose
+        # Guards the state: a call, and then its result, has one owner, its thread or its task.
+        self._mutex = threading.Lock()
+        self._has_begun = False
+        self._has_ended = False
+        self._is_unwanted = False
+        self._result: T
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Make the call, in a worker thread."""
+        with self._mutex:
+            if self._is_unwanted:
+                return
+            self._has_begun = True
+        try:
+            self._result = self._function()
+        except BaseException as error:  # noqa: BLE001 (the task raises it)
+            self._error = error
+        with self._mutex:
+            self._has_ended = True
+            is_unwanted = self._is_unwanted
+        if is_unwanted:
+            self.dispose()
+
+    def cancel(self) -> bool:
+        """Keep the call from being made; ``False`` when it has begun."""
+        with self._mutex:
+            if not self._has_begun:
+                self._is_unwanted = True
+            return not self._has_begun
+
+    def abandon(self) -> bool:
+        """Leave the call to its thread, which disposes of the result.
+
+        :returns: ``False`` when it has ended, so that the caller must dispose of the result
+        """
+        with self._mutex:
+            self._is_unwanted = True
+            return not self._has_ended
+
+    def dispose(self) -> None:
+        """Release the result, if there is one that needs it."""
+        if self._error is None and self._dispose is not None:
+            self._dispose(self._result)
+
+    def result(self) -> T:
+        """Return what the call returned, or raise what it raised. Once: it keeps neither."""
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback refers to this frame
+        return self._result
 
 
 class Threads:
-    """Worker threads of the store's own number, so that waiting here takes none of the others'.
+    """Worker threads of one store, limited in number and apart from everybody else's.
 
-    Made within the event loop that will use it.
+    Created within the event loop that uses it. Each way to make a call says what an interruption
+    of the awaiting task (by anyio, by trio, or by asyncio itself) does:
+
+    - :meth:`run`: a call that has not begun is not made; one that has begun is waited for;
+    - :meth:`run_shielded`: the call is made, and waited for;
+    - :meth:`run_abandonable`: the task leaves at once, and the thread releases the result.
     """
 
-    def __init__(self) -> None:
-        self._limiter = CapacityLimiter(_THREADS)
-        self._streaming = CapacityLimiter(_STREAMING)
-        self._unlimited = CapacityLimiter(math.inf)
-        self._running = 0
-        self._idle: Event | None = None
+    def __init__(self, loop: EventLoop) -> None:
+        self.loop = loop
+        self._calls = WorkerPool(_THREADS, "aimagestore worker")
+        self._streams = WorkerPool(_STREAM_THREADS, "aimagestore stream")
+        # Guards the number of calls and activities that have not ended.
+        self._mutex = threading.Lock()
+        self._activities = 0
+        self._when_idle: Callable[[], object] | None = None
+
+    def spawn(self, function: Callable[[], object]) -> None:
+        """Begin a call that nobody waits for, and that does not raise. Callable in any thread."""
+        try:
+            self._submit(self._calls, function, None)
+        except RuntimeError:  # everything else has ended: this is the last release
+            function()
+
+    def start(
+        self,
+        function: Callable[[*Ts], T],
+        *args: *Ts,
+        dispose: Callable[[T], object] | None = None,
+    ) -> Call[T]:
+        """Begin a call in the event loop. The threads own it from here on."""
+        return self._start(self._calls, lambda: function(*args), dispose)
+
+    def _start(
+        self,
+        pool: WorkerPool,
+        function: Callable[[], T],
+        dispose: Callable[[T], object] | None = None,
+    ) -> Call[T]:
+        call = Call(function, dispose)
+        self._submit(pool, call.run, call.ended.set)
+        return call
+
+    def _submit(
+        self,
+        pool: WorkerPool,
+        function: Callable[[], object],
+        ended: Callable[[], object] | None,
+    ) -> None:
+        def run() -> None:
+            try:
+                function()
+            finally:
+                if ended is not None:
+                    self.loop.post(ended)
+                self.release()
+
+        self.hold()
+        try:
+            pool.submit(run)
+        except BaseException:
+            self.release()
+            raise
+
+    def hold(self) -> None:
+        """Count one more activity, so that :meth:`when_idle` waits for its :meth:`release`."""
+        with self._mutex:
+            self._activities += 1
+
+    def release(self) -> None:
+        """End an activity."""
+        with self._mutex:
+            self._activities -= 1
+            when_idle = None
+            if not self._activities:
+                when_idle, self._when_idle = self._when_idle, None
+        if when_idle is not None:
+            when_idle()
+
+    def when_idle(self, function: Callable[[], object]) -> None:
+        """Call a function once, in any thread, when no activity and no call is under way."""
+        self.hold()
+        self._when_idle = function
+        self.release()
 
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Make a call. Cancelled before it begins, it is not made; after that it is finished."""
-        return await self._run(self._limiter, function, *args)
-
-    async def _run(self, limiter: CapacityLimiter, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        with self._counted():
-            return await to_thread.run_sync(function, *args, limiter=limiter)
-        raise AssertionError("for type checkers")  # pragma: no cover
-
-    async def finish(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Make a call that has to be made, cancelled or not."""
-        with self._counted(), CancelScope(shield=True):
-            return await to_thread.run_sync(function, *args, limiter=self._unlimited)
-        raise AssertionError("for type checkers")  # pragma: no cover
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        self._running += 1
+        """Make a call whose result needs no release. Interrupted, it is not made, or waited for."""
+        call = self.start(function, *args)
         try:
-            yield
-        finally:
-            self._running -= 1
-            if not self._running and self._idle is not None:
-                self._idle.set()
+            await call.ended.wait()
+        except BaseException:
+            if not call.cancel():
+                await wait_through(call.ended)
+            raise
+        return call.result()
 
-    async def wait(self, function: Callable[[], T]) -> T:
-        """Make a call that waits for something; cancelled, it is left to itself at once."""
-        return await to_thread.run_sync(function, limiter=self._unlimited, abandon_on_cancel=True)
+    async def run_shielded(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Make a call that must be made. Interrupted, it is waited for.
 
-    @staticmethod
-    def reporter(progress: Callable[[*Ts], object] | None) -> Callable[[*Ts], object]:
-        """What a call in a worker thread reports with, which has it said in the event loop."""
-        if progress is None:
-            return lambda *_: None
-        return lambda *figures: from_thread.run_sync(progress, *figures)
+        The call begins before anything is awaited.
+        """
+        return await self.finish(self.start(function, *args))
 
-    async def drain(self) -> None:
-        """Return when no call is running any more."""
-        while self._running:
-            idle = self._idle = Event()
-            await idle.wait()
+    async def finish(self, call: Call[T]) -> T:
+        """Wait for a call that was begun, whatever interrupts the wait."""
+        await wait_through(call.ended)
+        return call.result()
+
+    async def run_abandonable(
+        self,
+        function: Callable[[*Ts], T],
+        *args: *Ts,
+        dispose: Callable[[T], object] | None = None,
+    ) -> T:
+        """Make a call that nobody has to wait for. Interrupted, this returns at once.
+
+        :param dispose: releases the result when nobody takes it; called in a worker thread
+        """
+        return await self._wait(self.start(function, *args, dispose=dispose))
+
+    async def _wait(self, call: Call[T]) -> T:
+        try:
+            await call.ended.wait()
+        except BaseException:
+            if not call.abandon():
+                self.spawn(call.dispose)
+            raise
+        return call.result()
 
     def run_in_executor(self, executor: object, function: Callable[[], T]) -> Awaitable[T]:
-        """What aiofiles asks of an event loop: with this one it works on every one."""
-        return self._run(self._streaming, function)
+        """Stand in for the event loop in aiofiles, which then works on every loop.
+
+        Interrupted, the task leaves the call to its thread: sources and sinks serialize theirs.
+        """
+        return self._wait(self._start(self._streams, function))
+
+    def shutdown(self) -> None:
+        """Let the threads end when the calls that were begun have ended."""
+        self._calls.shutdown()
+        self._streams.shutdown()
+
+
+class Stepper(Generic[T]):
+    """Runs blocking steps in worker threads, with the event loop free in between.
+
+    :param needs_lock: the steps run under a lock that the task releases: interrupted, the present
+        step is waited for. Otherwise it is left to its thread.
+    """
+
+    _SECONDS = 0.02
+
+    def __init__(self, steps: Steps[T], threads: Threads, *, needs_lock: bool = False) -> None:
+        self._steps = steps
+        self._threads = threads
+        self._needs_lock = needs_lock
+        # Held while a step runs, and while the steps are closed.
+        self._mutex = threading.Lock()
+        self._is_over = False
+        self._result: T
+
+    async def run(self, progress: Callable[[int, int], object] | None = None) -> T:
+        """Run all steps and return their result. Interrupted, they end after the present step."""
+        run = self._threads.run if self._needs_lock else self._threads.run_abandonable
+        try:
+            while (figures := await run(self._advance)) is not None:
+                if progress is not None:
+                    progress(*figures)
+        except BaseException:
+            self._is_over = True
+            if self._needs_lock:
+                await self._threads.run_shielded(self._close)
+            else:
+                self._threads.spawn(self._close)
+            raise
+        return self._result
+
+    def _advance(self) -> tuple[int, int] | None:
+        """Run some steps, and return the last one's figures; ``None`` at the end."""
+        figures: tuple[int, int] | None = None
+        with self._mutex:
+            end = monotonic() + self._SECONDS
+            while not self._is_over:
+                try:
+                    figures = next(self._steps)
+                except StopIteration as stop:
+                    self._is_over = True
+                    self._result = stop.value
+                    break
+                if monotonic() > end:
+                    break
+        return figures
+
+    def _close(self) -> None:
+        with self._mutex:
+            self._steps.close()

@@ -1,13 +1,13 @@
-"""Big-data items of any engine: found, opened and measured, blocking."""
+"""Big-data items of any engine: opened, read, measured and staged. Everything here blocks."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .._core.digest import (
     CANONICAL,
@@ -17,102 +17,50 @@ from .._core.digest import (
     is_manifest_key,
     signed_payload,
 )
-from .._core.draft import Content
 from .._core.image import Image
 from .._core.names import check_key
-from .._core.record import Record
-from .._core.snapshot import View
-from .._core.transaction import InlineContent
-from ..errors import (
-    BigDataUnknownError,
-    DigestMismatchError,
-    DigestUnknownError,
-    ImageUnknownError,
-)
+from ..errors import BigDataUnknownError, DigestMismatchError, DigestUnknownError
 from .digesting import Digester
-from .protocol import Engine, StagedContent
+from .protocol import Items, StagedContent, Steps
 
 CHUNK = 1024 * 1024
 """Bytes moved in one go."""
 
 MANIFEST_MAX = 4 * 1024 * 1024
-"""Larger manifests are none, registries say."""
+"""The largest manifest that registries accept."""
 
 
 def require_item(image: Image, key: str) -> None:
-    """Check that the record lists the item.
+    """Check that a record lists an item.
 
     :raises InvalidBigDataNameError: when no item can have this key
-    :raises BigDataUnknownError: when it lists none of this key
+    :raises BigDataUnknownError: when the record lists none of this key
     """
     check_key(key)
     if key not in image.big_data_names:
         raise BigDataUnknownError(
-            f"image {image.id} has no item {key!r}, but {list(image.big_data_names)}",
+            f"image {image.id} has no item {key!r}, only {list(image.big_data_names)}",
             id=image.id,
             key=key,
         )
 
 
-def open_item(engine: Engine, ref: str, key: str) -> tuple[Image, io.RawIOBase]:
-    """Open an item, and return it with the record that describes this very content.
-
-    No lock is taken: when the record turns out to have changed meanwhile, the item is opened
-    anew.
-
-    :raises FileNotFoundError: when the record lists the item, but it has no content
-    """
-    image = engine.read(lambda view: view.get(ref))
-    while True:
-        require_item(image, key)
-        file: io.RawIOBase | None = None
-        missing: FileNotFoundError | None = None
-        try:
-            file = engine.open_item(image, key)
-        except FileNotFoundError as error:
-            missing = error
-        try:
-            record = engine.read(partial(_record_of, image_id=image.id))
-        except BaseException:
-            if file is not None:
-                file.close()
-            raise
-        if record is None and missing is not None:
-            raise ImageUnknownError(f"the image {image.id} was deleted meanwhile", ref=ref)
-        if record is None or _describes_alike(record.image, image, key):
-            if file is None:
-                assert missing is not None
-                raise missing
-            return image, file
-        if file is not None:
-            file.close()
-        image = record.image
-
-
-def _record_of(view: View, image_id: str) -> Record | None:
-    return view.record_of(image_id)
-
-
-def _describes_alike(one: Image, other: Image, key: str) -> bool:
-    return one.big_data_digests.get(key) == other.big_data_digests.get(
-        key
-    ) and one.big_data_sizes.get(key) == other.big_data_sizes.get(key)
-
-
-def read_item(engine: Engine, ref: str, key: str) -> bytes:
-    """The whole content of an item."""
-    _, file = open_item(engine, ref, key)
+def read_item(items: Items, ref: str, key: str) -> bytes:
+    """Return the whole content of an item."""
+    _, file = items.open(ref, key)
     with file:
         return file.readall()
 
 
-def open_source(engine: Engine, ref: str, key: str, verify: bool) -> tuple[Image, Source]:
+def open_source(
+    items: Items, ref: str, key: str, verify: bool, start: int, end: int | None
+) -> tuple[Image, Source]:
     """Open an item to be streamed, and return it with the record that describes it.
 
-    :raises DigestUnknownError: when it cannot be verified, for want of a digest
-    :raises InvalidDigestError: when it cannot be verified, for what is recorded is no digest
+    :raises DigestUnknownError: when it cannot be verified, because no digest is recorded
+    :raises InvalidDigestError: when it cannot be verified, because what is recorded is no digest
     """
-    image, file = open_item(engine, ref, key)
+    image, file = items.open(ref, key)
     try:
         digest = image.big_data_digests.get(key, "")
         if verify and not digest:
@@ -122,84 +70,98 @@ def open_source(engine: Engine, ref: str, key: str, verify: bool) -> tuple[Image
                 key=key,
             )
         expected = check_digest(digest) if verify else None
-        return image, Source(file, key, expected, engine.helpers)
+        return image, Source(file, key, expected, items.helpers, start, end)
     except BaseException:
         file.close()
         raise
 
 
-def put_on_disk(engine: Engine, contents: Mapping[str, Content]) -> dict[str, StagedContent]:
-    """Make contents durable: those still in memory, and those staged, which stay what they are."""
-    ready: dict[str, StagedContent] = {}
-    made: list[StagedContent] = []
+def stage_all(items: Items, data: Mapping[str, bytes]) -> dict[str, StagedContent]:
+    """Write some small items, durably."""
+    staged: dict[str, StagedContent] = {}
     try:
-        for key, content in contents.items():
-            staged: Any = content
-            if isinstance(content, InlineContent):
-                staged = engine.stage()
-                made.append(staged)
-                staged.sink.write(content.data)
-            staged.finish()
-            ready[key] = staged
+        for key, content in data.items():
+            staged[key] = items.stage()
+            staged[key].sink.write(content)
+            staged[key].finish()
     except BaseException:
-        discard_all(made)
+        discard_all(staged)
         raise
-    return ready
+    return staged
 
 
-def discard_all(contents: Iterable[StagedContent]) -> None:
-    """Let go of contents that were not published."""
-    for content in contents:
+def discard_all(contents: Mapping[str, StagedContent]) -> None:
+    """Release contents, and remove those that were not published."""
+    for content in contents.values():
         content.discard()
 
 
 class Measured(NamedTuple):
-    """What an item's file was found to be."""
+    """What the content of an item was found to be."""
 
     size: int
     digest: str
 
 
-def measure_item(engine: Engine, ref: str, key: str, progress: Callable[[int], object]) -> Measured:
-    """Read an item through for its size and digest."""
-    _, file = open_item(engine, ref, key)
+def measure_item(items: Items, ref: str, key: str) -> Steps[Measured]:
+    """Read an item for its size and digest, in steps."""
+    _, file = items.open(ref, key)
     with file:
-        return measure_file(file, progress)
+        return (yield from measure_file(file))
 
 
-def measure_file(
-    file: io.RawIOBase, progress: Callable[[int], object] = lambda _: None
-) -> Measured:
-    """Read a file through for its size and digest.
-
-    :param progress: told of the bytes read so far
-    """
+def measure_file(file: io.RawIOBase) -> Steps[Measured]:
+    """Read a file for its size and digest, in steps."""
+    total = file.seek(0, io.SEEK_END)
+    file.seek(0)
     digest = hashlib.new(CANONICAL)
     size = 0
     while piece := file.read(CHUNK):
         digest.update(piece)
         size += len(piece)
-        progress(size)
+        yield size, max(size, total)
     return Measured(size, digest_of(digest))
 
 
-class Source(io.BufferedIOBase):
-    """An open item to read from, digested beside that where it is wanted.
+def run(steps: Steps[Measured]) -> Measured:
+    """Run steps in this thread to their end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            result: Measured = stop.value
+            return result
 
-    :ivar size: its length in bytes
+
+class Source(io.BufferedIOBase):
+    """An open item to read from, hashed beside that where it is to be verified.
+
+    Reads and the close may come from several threads: a task that was cancelled leaves its thread
+    in a read, and closing then leaves the file to that thread.
+
+    :ivar size: the size of the item in bytes
     """
 
     def __init__(
-        self, file: io.RawIOBase, key: str, expected: str | None, helpers: Executor
+        self,
+        file: io.RawIOBase,
+        key: str,
+        expected: str | None,
+        helpers: Executor,
+        start: int = 0,
+        end: int | None = None,
     ) -> None:
         self._file = file
         self._key = key
         self._expected = expected
         self._digester = Digester(helpers, expected) if expected else None
-        self._seen = 0
         self.size: int = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        # The digest of a signed manifest is not that of its file: keep the file to tell.
+        self._end = self.size if end is None else min(end, self.size)
+        self._position = file.seek(min(start, self._end))
+        # Held while the file is used; whoever releases it last closes the file.
+        self._mutex = threading.Lock()
+        self._is_over = False
+        # The digest of a signed manifest is not that of its file: keep the file to verify it.
         keeps = expected is not None and is_manifest_key(key) and self.size <= MANIFEST_MAX
         self._kept: bytearray | None = bytearray() if keeps else None
 
@@ -208,22 +170,43 @@ class Source(io.BufferedIOBase):
         """Whether its data is compared with a digest."""
         return self._digester is not None
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._is_over
+
     def readable(self) -> bool:
         return True
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read up to so many bytes, all that are left if negative.
+        """Read up to so many bytes, all of the rest if negative.
 
         :raises DigestMismatchError: at the end of the data, when it is not what was expected
         """
-        wanted = -1 if size is None else size
-        data = self._file.readall() if wanted < 0 else (self._file.read(wanted) or b"")
-        self._seen += len(data)
+        with self._mutex:
+            try:
+                return self._read(-1 if size is None else size)
+            finally:
+                if self._is_over:
+                    self._close()
+
+    def _read(self, wanted: int) -> bytes:
+        if self._is_over:
+            raise ValueError("read of a closed item")
+        rest = max(0, self._end - self._position)
+        wanted = rest if wanted < 0 else min(wanted, rest)
+        pieces = []
+        missing = wanted
+        while missing and (piece := self._file.read(missing)):
+            pieces.append(piece)
+            missing -= len(piece)
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._position += len(data)
         if self._digester is not None:
             self._digester.add(data)
             if self._kept is not None:
                 self._kept += data
-            if self._seen >= self.size or (wanted and not data):
+            if self._position >= self.size or missing:
                 self._digester.settle()
                 self._verify(self._digester.digest)
         return data
@@ -240,23 +223,34 @@ class Source(io.BufferedIOBase):
                 return
         raise DigestMismatchError(
             f"item {self._key!r} has the digest {actual}, its record says {expected}: "
-            "its file was altered",
+            "its content was altered",
             key=self._key,
             expected=expected,
             actual=actual,
         )
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place in the data.
+        """Set the position.
 
         :raises ValueError: when the data is verified, which takes all of it in order
         """
         if self._digester is not None:
             raise ValueError("data that is verified is read in order: open it without verify")
-        return self._file.seek(offset, whence)
+        with self._mutex:
+            base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+            self._position = self._file.seek(max(0, base + offset))
+            return self._position
 
     def close(self) -> None:
+        """Close it; a read that is under way in another thread completes, and closes it then."""
+        self._is_over = True
+        if self._mutex.acquire(blocking=False):
+            try:
+                self._close()
+            finally:
+                self._mutex.release()
+
+    def _close(self) -> None:
         if self._digester is not None:
             self._digester.settle()
         self._file.close()
-        super().close()

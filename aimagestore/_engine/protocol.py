@@ -1,111 +1,263 @@
-"""What a store needs of the place where it keeps its images.
+"""The seam between the async shell and what keeps a store: by role, as small as two engines allow.
 
-Every method may block, and is called in worker threads, several at a time; but on the event loop
-``current``, where the engine says that it does not wait, the lookups of a draft in a transaction,
-and what is said not to wait.
+Everything here may block and is called in worker threads, several at a time, except where a
+method says that it never blocks. An engine is opened from a location, and has five roles: it is
+read, it has a lock, it is written under that lock, it keeps items, and it is closed.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor
 from datetime import datetime
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from .._core.changes import Mutation
-from .._core.draft import Content, Draft, Edit
+from .._core.catalog import Catalog
+from .._core.content import Content
+from .._core.draft import Draft, Plan
+from .._core.events import ChangeEvent
 from .._core.image import Image
+from .._core.mutations import Mutation
 from .._core.report import Report
-from .._core.snapshot import Snapshot, View
-from .._core.watching import Change
+from .._core.view import View
+from .lock import AnyGrant, AnyLine
 
 T = TypeVar("T")
 
-Outcome = Edit | Exception
-"""What became of one change of a batch."""
+Outcome = Plan | Exception
+"""The result of one mutation of a batch: what it did, or why it could not be made."""
 
-Progress = Callable[[int, int], object]
-"""Told how much is done, and how much there is in all."""
+Steps = Generator[tuple[int, int], None, T]
+"""Blocking work in steps. Each yields how much is done, and how much there is in all.
 
-Removal = Callable[[Progress], Report]
-"""Removes what may be garbage, and says what it was. Called with the lock held.
-
-It tells of the findings that are dealt with.
+Closing the generator between two steps stops the work there.
 """
 
 
-class Holder(NamedTuple):
-    """Who holds a store's lock, as far as that is known.
+Removal = Callable[[AnyGrant], Steps[Report]]
+"""Looks again at one piece of what may be garbage, and removes what is. The lock is held."""
 
-    :ivar lock: what the lock is called
-    :ivar who: the holder, and who has written last, in words
-    :ivar process: the process that holds it, if it is one of this machine
-    :ivar last_writer: the process that has written last, if it is one of this machine
-    """
 
-    lock: str
-    who: str
-    process: int | None = None
-    last_writer: int | None = None
+class Location(Protocol):
+    """Where a store is: an immutable description, usable any number of times."""
+
+    @property
+    def name(self) -> str:
+        """The name of the store in messages; without secrets."""
+        ...
+
+    def open(self, *, read_only: bool) -> Engine:
+        """Open the store.
+
+        Creates it where that is possible, and completes what a crash interrupted, unless
+        ``read_only``. Whatever is raised, nothing stays open.
+        """
+        ...
+
+    def checker(self, *, verify: bool) -> Checker:
+        """Prepare a check, which works on stores that cannot be opened.
+
+        :param verify: whether to read every item and compare its digest
+        """
+        ...
+
+    def repairer(self) -> Repairer:
+        """Open the store for repair, without a look at its index.
+
+        :raises NotImplementedError: when this kind of store cannot be repaired
+        """
+        ...
+
+
+class Engine(Protocol):
+    """An open store."""
+
+    @property
+    def name(self) -> str:
+        """The name of the store in messages; without secrets."""
+        ...
+
+    @property
+    def reader(self) -> Reader:
+        """What reads it."""
+        ...
+
+    @property
+    def lock(self) -> AnyLine:
+        """The line for its lock."""
+        ...
+
+    @property
+    def writer(self) -> Writer:
+        """What writes it, under the lock."""
+        ...
+
+    @property
+    def items(self) -> Items:
+        """What keeps the content of its big-data items."""
+        ...
+
+    @property
+    def layer_store(self) -> str | None:
+        """Where another program keeps the layers of these images; ``None`` where none does."""
+        ...
+
+    def close(self) -> None:
+        """Release everything. No other call is running."""
+        ...
+
+
+class Reader(Protocol):
+    """Reads records; takes no lock that a writer of this library could hold."""
+
+    @property
+    def keeps_catalog(self) -> bool:
+        """Whether :meth:`current` may ever return a catalog."""
+        ...
+
+    def current(self) -> Catalog | None:
+        """Return the catalog in memory if it is certain, at once, that it is the last commit.
+
+        Never blocks for longer than a stat of a local file. ``None`` where the store has changed,
+        or where no catalog is kept.
+        """
+        ...
+
+    def read(self, look: Callable[[View], T]) -> T:
+        """Call ``look`` with a view of the last commit, and return its result.
+
+        ``look`` may be called more than once. The view is valid during the call only.
+        """
+        ...
+
+    def snapshot(self) -> Catalog:
+        """Return all records of the last commit."""
+        ...
+
+    def pages(self, size: int) -> Iterator[list[Image]]:
+        """Iterate over all images in the order of images.json, one page in memory at a time.
+
+        Every page is of some commit; no image comes twice.
+        """
+        ...
+
+    def refresh(self) -> bool:
+        """Load what others have changed; return whether they had changed anything."""
+        ...
+
+    def modified(self) -> bool:
+        """Return whether others have changed the store since the last read. Loads nothing."""
+        ...
+
+    def touched_since(self, when: datetime) -> bool:
+        """Return whether a writer has touched the store after that time."""
+        ...
+
+    def watch(self) -> Feed:
+        """Begin to collect changes from now on."""
+        ...
+
+
+class Writer(Protocol):
+    """Writes the store. Every method needs a grant of the lock."""
+
+    def commit(self, grant: AnyGrant, mutations: Sequence[Mutation]) -> list[Outcome]:
+        """Apply mutations to the last commit, durable when this returns.
+
+        A mutation that cannot be made fails alone.
+
+        :raises OSError: nothing happened; except where the message says that it may have
+        """
+        ...
+
+    def draft(self, grant: AnyGrant) -> Draft:
+        """Return a draft on top of the last commit, valid while the grant is held."""
+        ...
+
+    def publish(self, grant: AnyGrant, draft: Draft) -> None:
+        """Commit a draft. Raises as :meth:`commit` does; then nothing of it happened."""
+        ...
+
+    def touch(self, grant: AnyGrant) -> None:
+        """Record a write without changing anything."""
+        ...
+
+    def garbage(self) -> Iterator[Removal]:
+        """Find what may belong to no image and no living writer, without the lock.
+
+        It comes in pieces, so that no removal holds the lock for long.
+        """
+        ...
 
 
 class StagedContent(Content, Protocol):
-    """Content on its way into the store, belonging to no image yet."""
+    """Content in the store that belongs to no image yet. Its owner discards it."""
 
     @property
     def sink(self) -> io.BufferedIOBase:
-        """Where its bytes are written to, which digests them as well, by its ``flush`` at last."""
+        """Where its bytes are written; flushing it completes the digest."""
         ...
 
     @property
     def is_open(self) -> bool:
-        """Whether it is neither published nor let go of."""
+        """Whether it was neither published nor discarded."""
         ...
 
     def finish(self) -> None:
-        """Make what was written so far durable."""
+        """Make what was written durable."""
+        ...
+
+    def read(self) -> bytes:
+        """Return what was written."""
         ...
 
     def discard(self) -> None:
-        """Let go of it; without a trace, unless it was published. Idempotent."""
+        """Release it, and remove it unless it was published. Idempotent."""
         ...
 
 
-class LockClaim(Protocol):
-    """A place in the line for the store's lock."""
+class Items(Protocol):
+    """Keeps the content of big-data items."""
 
-    def wait(self) -> bool:
-        """Return whether the lock is held for this claim now; it is not if it was given up.
+    @property
+    def helpers(self) -> Executor:
+        """Threads for work beside a stream: digests, reading ahead."""
+        ...
 
-        :raises OSError: when the lock cannot be had
+    def stage(self) -> StagedContent:
+        """Begin new content."""
+        ...
+
+    def open(self, ref: str, key: str) -> tuple[Image, io.RawIOBase]:
+        """Open an item, and return it with the record of the same commit.
+
+        :raises ImageUnknownError: when there is no such image
+        :raises BigDataUnknownError: when the record does not list the item
+        :raises BigDataMissingError: when the record lists it, but its content is missing
         """
         ...
 
-    def give_up(self) -> bool:
-        """Leave the line; ``True`` when the lock was held already and must be released."""
-        ...
 
-
-class Watch(Protocol):
-    """What changes in a store, by whomever, from a moment on."""
+class Feed(Protocol):
+    """Collects what changes in a store, by whomever, from a moment on."""
 
     @property
     def interval(self) -> float:
-        """Seconds after which to look even if nothing has told of a change."""
+        """Seconds after which to poll even without a notification."""
         ...
 
     @property
     def descriptor(self) -> int | None:
-        """What becomes readable when something may have changed, if there is such a thing."""
+        """A descriptor that becomes readable when something may have changed."""
         ...
 
     def is_due(self) -> bool:
-        """Whether what made the descriptor readable calls for a look. Never waits."""
+        """Return whether what made the descriptor readable is a change. Never blocks."""
         ...
 
-    def changes(self) -> Sequence[Change]:
-        """What has changed since the last look, in order."""
+    def poll(self) -> Sequence[ChangeEvent]:
+        """Return the changes since the last poll, in order."""
         ...
 
     def close(self) -> None:
@@ -113,138 +265,38 @@ class Watch(Protocol):
         ...
 
 
-class Examination(Protocol):
-    """A look through a store that is not entered, for it may be too damaged for that."""
+class Checker(Protocol):
+    """Checks a store that need not be open, and changes nothing."""
 
-    def steps(self) -> Iterator[tuple[int, int]]:
-        """Do the work, a step at a time: the bytes done, and the bytes in all."""
+    def steps(self) -> Steps[Report]:
+        """Check everything, without the lock."""
         ...
 
     @property
-    def report(self) -> Report:
-        """What was found, when all steps are done."""
+    def lock(self) -> AnyLine | None:
+        """The line for the lock that keeps writers out, where what looks damaged needs it."""
+        ...
+
+    def recheck(self) -> Steps[Report]:
+        """Check again, with that lock held, what looked damaged; return the final report."""
         ...
 
 
-class Engine(Protocol):
-    """The blocking side of a store.
+class Repairer(Protocol):
+    """A store opened for repair."""
 
-    :ivar name: what to call the store in messages
-    :ivar read_only: whether nothing is to be written; decided before it is opened
-    :ivar checks_instantly: whether :meth:`current` never waits
-    :ivar helpers: threads for what goes on beside a stream: digesting, reading ahead
-    """
+    @property
+    def lock(self) -> AnyLine:
+        """The line for its lock."""
+        ...
 
-    name: str
-    read_only: bool
-    checks_instantly: bool
-    helpers: Executor
+    def steps(self, grant: AnyGrant, report: Report, *, drop: bool) -> Steps[Report]:
+        """Repair what was reported, where it is still so; return what was done.
 
-    def open(self) -> None:
-        """Open the store, create it where that is wanted, load it; finish what a crash left."""
+        Closing the generator before its last step leaves the records as they were.
+        """
         ...
 
     def close(self) -> None:
-        """Release everything. No other call is under way."""
-        ...
-
-    def check(self, *, verify: bool) -> Examination:
-        """Look the store through, which need not be open, and change nothing.
-
-        :param verify: whether to read every item
-        """
-        ...
-
-    def current(self) -> Snapshot | None:
-        """The last snapshot, unless somebody has changed the store since it was taken.
-
-        ``None`` as well where none is kept.
-        """
-        ...
-
-    def read(self, look: Callable[[View], T]) -> T:
-        """What a look at the store as it is now gives; it may have to look more than once.
-
-        The view may ask for each thing that is looked up, so it is used in the look only, unless
-        it is frozen there.
-        """
-        ...
-
-    def refresh(self) -> bool:
-        """Have what others have changed, and say whether they had."""
-        ...
-
-    def modified(self) -> bool:
-        """Whether somebody else has changed the store since the last look; loads nothing."""
-        ...
-
-    def watch(self) -> Watch:
-        """Begin to note what changes from now on."""
-        ...
-
-    def touched_since(self, when: datetime) -> bool:
-        """Whether a writer has left its mark after that time."""
-        ...
-
-    def try_lock(self) -> bool:
-        """Take the store's lock if it is free."""
-        ...
-
-    def claim_lock(self) -> LockClaim:
-        """Stand in line for the store's lock. Does not wait."""
-        ...
-
-    def unlock(self) -> None:
-        """Release the lock."""
-        ...
-
-    def describe_holder(self) -> Holder:
-        """Who holds the lock."""
-        ...
-
-    def touch(self) -> None:
-        """Leave a writer's mark. The lock is held."""
-        ...
-
-    def commit(self, changes: Sequence[Mutation]) -> list[Outcome]:
-        """Make changes to the store as it is, durable when this returns. The lock is held.
-
-        A change that cannot be made fails alone.
-
-        :raises OSError: nothing happened; unless the last step, making the commit durable, was
-            what failed: then the message says so, and :meth:`read` tells
-        """
-        ...
-
-    def draft(self) -> Draft:
-        """A draft of the store as it is. The lock is held, and stays so while it is used."""
-        ...
-
-    def publish(self, draft: Draft) -> None:
-        """Make a draft the store's next state. The lock is held.
-
-        :raises OSError: as :meth:`commit`
-        """
-        ...
-
-    def garbage(self) -> Iterator[Removal]:
-        """Look for what may belong to no image and no living writer, without the lock.
-
-        What is found comes in pieces, so that nobody waits for the lock for long.
-        """
-        ...
-
-    def stage(self) -> StagedContent:
-        """Begin to write content that belongs to no image yet."""
-        ...
-
-    def layer_store(self) -> str | None:
-        """Where another program keeps the layers of the images here; ``None`` where none does."""
-        ...
-
-    def open_item(self, image: Image, key: str) -> io.RawIOBase:
-        """Open an item's content, as the image's record describes it.
-
-        :raises FileNotFoundError: when there is none
-        """
+        """Release everything."""
         ...

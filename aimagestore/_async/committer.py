@@ -1,0 +1,241 @@
+"""The group committer: mutations queue, and one commit makes all that are pending."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+from anyio import Event, move_on_after
+
+from .._core.image import Image
+from .._core.mutations import Mutation
+from .._engine.lock import AnyGrant, AnyLine, Request
+from .._engine.protocol import Outcome, Writer
+from ..errors import StoreClosedError
+from .loop import wait_through
+from .threads import Threads
+
+
+class _Batch:
+    """The mutations that are pending together.
+
+    :ivar decided: set in the event loop when each of them is committed or has failed
+    """
+
+    __slots__ = ("decided", "pending")
+
+    def __init__(self) -> None:
+        self.decided = Event()
+        self.pending: dict[Entry, None] = {}
+
+
+class Entry:
+    """One mutation.
+
+    :ivar is_decided: whether it was committed or has failed
+    """
+
+    __slots__ = ("batch", "error", "image", "is_decided", "mutation")
+
+    def __init__(self, mutation: Mutation, batch: _Batch) -> None:
+        self.mutation = mutation
+        self.batch = batch
+        self.is_decided = False
+        self.image: Image | None = None
+        self.error: BaseException | None = None
+
+    def result(self) -> Image | None:
+        """Return the image that the mutation returns, or raise its error."""
+        if self.error is not None:
+            raise self.error
+        return self.image
+
+    def decide(self, outcome: Outcome | BaseException) -> None:
+        """Note what became of it."""
+        if isinstance(outcome, BaseException):
+            # Each task raises an error of its own: a shared one would collect all tracebacks.
+            self.error = _copied(outcome)
+        else:
+            self.image = outcome.image
+        self.is_decided = True
+
+
+def _copied(error: BaseException) -> BaseException:
+    copied = copy.copy(error)
+    copied.__cause__, copied.__suppress_context__ = error.__cause__, error.__suppress_context__
+    copied.__context__ = error.__context__
+    copied.__traceback__ = error.__traceback__
+    return copied
+
+
+class GroupCommitter:
+    """Commits mutations in batches, in worker threads that it owns.
+
+    A task only queues a mutation and waits for the outcome. At every moment a mutation belongs
+    either to the open batch, from which its task can withdraw it, or to the commit that has taken
+    the batch; the step between the two is made under the mutex. So whatever interrupts the task,
+    the mutation is either never committed, or its commit completes without the task.
+
+    At most one commit, or one request for the lock, is under way at a time.
+
+    :param lock_timeout: seconds that a mutation may be pending; 0 tries the lock once
+    """
+
+    def __init__(
+        self, writer: Writer, line: AnyLine, threads: Threads, lock_timeout: float | None
+    ) -> None:
+        self._writer = writer
+        self._line = line
+        self._threads = threads
+        self._lock_timeout = lock_timeout
+        # Guards everything below; held for a few instructions only.
+        self._mutex = threading.Lock()
+        self._open_batch: _Batch | None = None
+        self._request: Request[object] | None = None
+        self._is_active = False
+        self._is_closed = False
+
+    async def submit(self, mutation: Mutation) -> Entry:
+        """Have a mutation committed, and return its entry, undecided if the lock was not free.
+
+        Interrupted, it was committed, or it never will be.
+
+        :raises StoreClosedError: when the committer was closed before
+        """
+        entry = self._queue(mutation)
+        try:
+            if self._lock_timeout:
+                with move_on_after(self._lock_timeout):
+                    await entry.batch.decided.wait()
+            else:  # a cancel scope costs as much as the rest of the wait
+                await entry.batch.decided.wait()
+        except BaseException:
+            if not self._withdraw(entry):
+                await wait_through(entry.batch.decided)
+            raise
+        if not entry.is_decided and not self._withdraw(entry):
+            await wait_through(entry.batch.decided)
+        return entry
+
+    def _queue(self, mutation: Mutation) -> Entry:
+        with self._mutex:
+            if self._is_closed:
+                raise _closed()
+            if self._open_batch is None:
+                self._open_batch = _Batch()
+            entry = Entry(mutation, self._open_batch)
+            self._open_batch.pending[entry] = None
+            is_first, self._is_active = not self._is_active, True
+        if is_first:
+            self._threads.hold()
+            # A round of the loop later: tasks that are ready to run get into the same batch.
+            self._threads.loop.post(lambda: self._threads.spawn(self._commit))
+        return entry
+
+    def _withdraw(self, entry: Entry) -> bool:
+        """Remove a mutation from the open batch; ``False`` when a commit has taken it."""
+        with self._mutex:
+            batch = self._open_batch
+            if batch is None or entry not in batch.pending:
+                return False
+            del batch.pending[entry]
+            if batch.pending:
+                return True
+            self._open_batch = None
+            request = self._request
+        if request is not None and request.cancel():
+            self._deactivate_or_commit()
+        return True
+
+    def _commit(self) -> None:
+        """Commit the open batch if the lock is free, else request the lock. In a worker thread."""
+        try:
+            grant = self._line.try_acquire()
+        except BaseException as error:  # noqa: BLE001 (whoever waits raises it)
+            self._fail_open_batch(error)
+            return
+        if grant is not None:
+            self._commit_with(grant)
+        elif self._lock_timeout == 0:
+            self._fail_open_batch(None)
+        else:
+            with self._mutex:
+                is_wanted = self._open_batch is not None and not self._is_closed
+                if is_wanted:
+                    self._request = self._line.request(self._granted)
+            if not is_wanted:
+                self._fail_open_batch(_closed())
+
+    def _granted(self) -> None:
+        """Go on with the grant that was requested, or with the error. In the line's thread."""
+        self._threads.spawn(self._take_grant)
+
+    def _take_grant(self) -> None:
+        with self._mutex:
+            request, self._request = self._request, None
+        assert request is not None, "a grant was requested"
+        try:
+            grant = request.take()
+        except BaseException as error:  # noqa: BLE001 (whoever waits raises it)
+            self._fail_open_batch(error)
+        else:
+            self._commit_with(grant)
+
+    def _commit_with(self, grant: AnyGrant) -> None:
+        """Commit the open batch, and release the lock."""
+        with self._mutex:
+            batch, self._open_batch = self._open_batch, None
+        outcomes: list[Outcome] | BaseException = []
+        try:
+            if batch is not None:
+                outcomes = self._writer.commit(grant, [e.mutation for e in batch.pending])
+        except BaseException as error:  # noqa: BLE001 (whoever waits raises it)
+            outcomes = error
+        try:
+            grant.release()
+        finally:
+            if batch is not None:
+                self._decide(batch, outcomes)
+            self._deactivate_or_commit()
+
+    def _decide(self, batch: _Batch, outcomes: list[Outcome] | BaseException) -> None:
+        """Deliver the outcomes of a batch that a commit has taken."""
+        for number, entry in enumerate(batch.pending):
+            entry.decide(outcomes if isinstance(outcomes, BaseException) else outcomes[number])
+        self._threads.loop.post(batch.decided.set)
+
+    def _fail_open_batch(self, error: BaseException | None) -> None:
+        """Decide what is pending by an error; ``None`` says that the lock was not free."""
+        with self._mutex:
+            batch, self._open_batch = self._open_batch, None
+        if batch is not None:
+            if error is not None:
+                self._decide(batch, error)
+            else:
+                self._threads.loop.post(batch.decided.set)
+        self._deactivate_or_commit()
+
+    def _deactivate_or_commit(self) -> None:
+        """End the activity if nothing is pending, else go on with it."""
+        with self._mutex:
+            self._request = None
+            is_over = self._open_batch is None
+            if is_over:
+                self._is_active = False
+        if is_over:
+            self._threads.release()
+        else:
+            self._threads.spawn(self._commit)
+
+    def close(self) -> None:
+        """Fail what is pending; a commit under way completes."""
+        with self._mutex:
+            self._is_closed = True
+            request = self._request
+        # One that is granted already is used: its commit makes what is pending.
+        if request is not None and request.cancel():
+            self._fail_open_batch(_closed())
+
+
+def _closed() -> StoreClosedError:
+    return StoreClosedError("the store was closed while this call was pending")

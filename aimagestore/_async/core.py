@@ -1,0 +1,396 @@
+"""What is behind :class:`ImageStore`: its life, and who may read, commit, hold the lock and stage.
+
+Nothing here is owned by an awaiting task. The store owns its engine, its threads and everything
+that is open (``own``); the lock's line owns who holds the lock; the group committer owns what is
+being committed. A task asks for something and waits; interrupted at any step, by anyio, trio or
+asyncio itself, it leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from enum import Enum, auto
+from itertools import count
+from typing import TypeVar
+
+from anyio import Event, Lock, move_on_after
+
+from .._core.catalog import Catalog
+from .._core.image import Image
+from .._core.mutations import Mutation
+from .._core.view import View
+from .._engine.items import Source
+from .._engine.lock import AnyGrant, AnyLine, Grant, Request
+from .._engine.protocol import Engine, Location, StagedContent
+from ..errors import LockTimeoutError, StoreClosedError, StoreReadOnlyError
+from .committer import GroupCommitter
+from .loop import EventLoop, wait_through
+from .staging import BigDataSource, Expectations, Pouring, Progress
+from .threads import Threads
+
+T = TypeVar("T")
+
+
+def _call_all(functions: list[Callable[[], object]]) -> None:
+    for function in functions:
+        function()
+
+
+# Which process this is, counted in forks: asking the kernel costs more than a lookup.
+_forks = count(1)
+_process = 0
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: globals().update(_process=next(_forks)))
+
+
+class _State(Enum):
+    NEW = auto()
+    OPENING = auto()
+    OPEN = auto()
+    CLOSING = auto()
+    CLOSED = auto()
+
+
+class StoreCore:
+    """One store, opened at most once.
+
+    :ivar location: where it is
+    :ivar read_only: whether it is opened read-only
+    """
+
+    engine: Engine
+    threads: Threads
+
+    def __init__(self, location: Location, *, read_only: bool, lock_timeout: float | None) -> None:
+        self.location = location
+        self.read_only = read_only
+        self._lock_timeout = lock_timeout
+        self._state = _State.NEW
+        self._process = -1
+        # What the store has open for its users, and how each is closed. Used in the loop only.
+        self._owned: dict[object, Callable[[], object]] = {}
+        # Called in the event loop when closing begins.
+        self._on_closing: set[Callable[[], object]] = set()
+        self._requests: set[Request[object]] = set()
+        self._holds = 0
+
+    # Life
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are accepted."""
+        return self._state is _State.OPEN
+
+    async def open(self) -> None:
+        """Open the store. Interrupted, it is closed."""
+        if self._state is not _State.NEW:
+            raise StoreClosedError("a store is opened once: make another ImageStore")
+        self._state = _State.OPENING
+        self._process = _process
+        self._loop = EventLoop()
+        self.threads = Threads(self._loop)
+        self._closed = Event()
+        self._no_holds = Event()
+        # One task at a time loads what others have committed; the rest find it in memory.
+        self._loading = Lock(fast_acquire=True)
+        try:
+            self.engine = await self.threads.run_abandonable(
+                self._open_engine, dispose=lambda engine: engine.close()
+            )
+        except BaseException:
+            self._state = _State.CLOSED
+            self._closed.set()
+            self.threads.when_idle(self.threads.shutdown)
+            raise
+        reader = self.engine.reader
+        self._current: Callable[[], Catalog | None] = reader.current
+        self._committer = GroupCommitter(
+            self.engine.writer, self.engine.lock, self.threads, self._lock_timeout
+        )
+        self._state = _State.OPEN
+
+    def _open_engine(self) -> Engine:
+        return self.location.open(read_only=self.read_only)
+
+    async def close(self) -> None:
+        """Close the store. Concurrent and later calls return when it is closed.
+
+        Interrupted while another task's transaction is open, this leaves; the store closes by
+        itself when the transaction ends. Otherwise it waits until the store is closed.
+        """
+        if self._process != _process or self._state is _State.NEW:
+            return
+        if self._state is _State.OPEN:
+            self._begin_closing()
+        if self._state is _State.CLOSING:
+            if self._holds:
+                await self._no_holds.wait()
+            await wait_through(self._closed)
+
+    def _begin_closing(self) -> None:
+        self._state = _State.CLOSING
+        for notify in list(self._on_closing):
+            notify()
+        self._committer.close()
+        self.engine.lock.fail(self._requests, self._closed_error)
+        self._close_if_unheld()
+
+    def _close_if_unheld(self) -> None:
+        if self._state is _State.CLOSING and not self._holds:
+            self._no_holds.set()
+            self.threads.when_idle(lambda: self.threads.spawn(self._close))
+
+    def _close(self) -> None:
+        """Release everything, in a worker thread that is the last to run."""
+        try:
+            for close in list(self._owned.values()):
+                close()
+            self.engine.close()
+        finally:
+            self._loop.post(self._note_closed)
+            self.threads.shutdown()
+
+    def _note_closed(self) -> None:
+        self._owned.clear()
+        self._state = _State.CLOSED
+        self._closed.set()
+
+    def _closed_error(self) -> StoreClosedError:
+        return StoreClosedError(f"the store {self.location.name} is not open")
+
+    def check_open(self) -> None:
+        """Check that a call may use the store, here.
+
+        :raises StoreClosedError: when it is not open, or was opened before a fork
+        :raises RuntimeError: in another event loop
+        """
+        if self._state is not _State.OPEN:
+            raise self._closed_error()
+        self.check_here()
+
+    def check_here(self) -> None:
+        """Check that the caller is in the process and the event loop that opened the store.
+
+        This is all that a transaction needs: a store does not close before it has ended.
+
+        :raises StoreClosedError: after a fork
+        :raises RuntimeError: in another event loop
+        """
+        if self._process != _process:
+            raise StoreClosedError(
+                f"the store {self.location.name} was opened before this process was forked: "
+                "open it again in the child"
+            )
+        if not self._loop.is_running_here():
+            raise RuntimeError("a store belongs to the event loop that opened it")
+
+    def check_writable(self) -> None:
+        """Check that a call may change the store.
+
+        :raises StoreReadOnlyError: when it was opened read-only
+        """
+        self.check_open()
+        if self.read_only:
+            raise StoreReadOnlyError(
+                f"the store {self.location.name} was opened read-only", path=self.location.name
+            )
+
+    # What is open
+
+    @property
+    def readers(self) -> int:
+        """The number of open readers, which share the memory for chunks."""
+        return sum(isinstance(each, Source) for each in self._owned)
+
+    def own(self, resource: object, close: Callable[[], object]) -> None:
+        """Have something closed with the store, unless :meth:`release` closes it before."""
+        self._owned[resource] = close
+
+    async def release(self, *resources: object) -> None:
+        """Close what the store owns of these, whatever interrupts this."""
+        closes = [c for r in resources if (c := self._owned.pop(r, None)) is not None]
+        if closes:
+            await self.threads.run_shielded(_call_all, closes)
+
+    async def stage(self) -> StagedContent:
+        """Begin new content, which the store owns. Interrupted, there is none."""
+        content = await self.threads.run_abandonable(
+            self.engine.items.stage, dispose=lambda content: content.discard()
+        )
+        self.own(content, content.discard)
+        return content
+
+    async def fill(
+        self,
+        content: StagedContent,
+        data: BigDataSource,
+        expectations: Expectations,
+        progress: Progress | None,
+    ) -> None:
+        """Write data into new content, check it, and make it durable."""
+        await Pouring(data, self.threads, expectations, progress).into(content)
+        expectations.check(content)
+        await self.threads.run(content.finish)
+
+    def on_closing(self, notify: Callable[[], object]) -> None:
+        """Have something called in the event loop when closing begins."""
+        self._on_closing.add(notify)
+
+    def not_on_closing(self, notify: Callable[[], object]) -> None:
+        """Undo :meth:`on_closing`."""
+        self._on_closing.discard(notify)
+
+    # Reading
+
+    def current(self) -> Catalog | None:
+        """The last commit, if it is in memory and certain without blocking."""
+        if self._state is not _State.OPEN or self._process != _process:
+            self.check_open()
+        if not self._loop.is_running_here():
+            self.check_open()
+        return self._current()
+
+    async def read(self, look: Callable[[View], T], *, is_slow: bool = False) -> T:
+        """Call ``look`` with a view of the last commit. Interrupted, this returns at once.
+
+        :param is_slow: whether the look computes for long, so that it runs in a worker thread
+        """
+        catalog = self.current()
+        if catalog is None:
+            if not self.engine.reader.keeps_catalog:
+                return await self.threads.run_abandonable(self.engine.reader.read, look)
+            async with self._loading:
+                catalog = self.current()
+                if catalog is None:
+                    return await self.threads.run_abandonable(self.engine.reader.read, look)
+        if is_slow:
+            return await self.threads.run_abandonable(look, catalog)
+        return look(catalog)
+
+    # Committing
+
+    async def submit(self, mutation: Mutation) -> Image | None:
+        """Have a mutation committed; interrupted, it was committed or never will be.
+
+        :raises LockTimeoutError: when the lock was not free in time
+        """
+        self.check_writable()
+        entry = await self._committer.submit(mutation)
+        if not entry.is_decided:
+            raise await self._lock_timeout_error(self.engine.lock)
+        return entry.result()
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncIterator[AnyGrant]:
+        """Hold the store's lock inside the block, and keep the store from closing."""
+        grant = await self.acquire()
+        try:
+            yield grant
+        finally:
+            await self.release_grant(grant)
+
+    async def acquire(self) -> AnyGrant:
+        """Acquire the lock; :meth:`release_grant` must follow. Interrupted, nothing is held.
+
+        :raises LockTimeoutError: when it was not free in time
+        :raises StoreClosedError: when the store was closed meanwhile
+        """
+        self._holds += 1
+        try:
+            grant = await acquire(
+                self.engine.lock, self.threads, self._lock_timeout, self._requests
+            )
+            if grant is None:
+                raise await self._lock_timeout_error(self.engine.lock)
+            if self._state is not _State.OPEN:
+                await self.threads.run_shielded(grant.release)
+                raise self._closed_error()
+        except BaseException:
+            self.end_hold()
+            raise
+        return grant
+
+    async def release_grant(self, grant: AnyGrant) -> None:
+        """Release the lock, whatever interrupts this."""
+        try:
+            await self.threads.run_shielded(grant.release)
+        finally:
+            self.end_hold()
+
+    def drop_grant(self, grant: AnyGrant) -> None:
+        """Release a lock whose owner was garbage-collected. Callable in any thread."""
+        # In a thread of its own: the collector may run while this thread has a mutex.
+        threading.Thread(target=grant.release, daemon=True).start()
+        self._loop.post(self.end_hold)
+
+    def end_hold(self) -> None:
+        """End a hold whose lock was, or is being, released."""
+        self._holds -= 1
+        self._close_if_unheld()
+
+    async def _lock_timeout_error(self, line: AnyLine) -> LockTimeoutError:
+        return await lock_timeout_error(line, self.threads, self._lock_timeout)
+
+
+async def acquire(
+    line: AnyLine,
+    threads: Threads,
+    timeout: float | None,
+    requests: set[Request[object]] | None = None,
+) -> AnyGrant | None:
+    """Acquire a lock; ``None`` when it was not free in time. Interrupted, nothing is held.
+
+    :param requests: where the request is listed while it waits, so that it can be failed
+    """
+    grant = await threads.run_abandonable(line.try_acquire, dispose=_release)
+    if grant is not None or timeout == 0:
+        return grant
+    decided = Event()
+    request: Request[object] = line.request(lambda: threads.loop.post(decided.set))
+    if requests is not None:
+        requests.add(request)
+    try:
+        if timeout is None:
+            await decided.wait()
+        else:
+            with move_on_after(timeout):
+                await decided.wait()
+    except BaseException:
+        if not request.cancel():
+            await threads.run_shielded(_release_request, request)
+        raise
+    finally:
+        if requests is not None:
+            requests.discard(request)
+    return None if not decided.is_set() and request.cancel() else request.take()
+
+
+def _release(grant: Grant[object] | None) -> None:
+    if grant is not None:
+        grant.release()
+
+
+def _release_request(request: Request[object]) -> None:
+    try:
+        grant = request.take()
+    except Exception:  # noqa: BLE001 (nobody waits for the lock any more)
+        return
+    grant.release()
+
+
+async def lock_timeout_error(
+    line: AnyLine, threads: Threads, timeout: float | None
+) -> LockTimeoutError:
+    """Build the error that says who holds the lock."""
+    holder = await threads.run_abandonable(line.describe_holder)
+    return LockTimeoutError(
+        f"{holder.lock} was not free within {timeout} s: {holder.description}; "
+        "try again, or open the store with a longer lock_timeout",
+        path=holder.lock,
+        holder_pid=holder.process,
+        last_writer_pid=holder.last_writer,
+    )

@@ -1,0 +1,68 @@
+"""The event loop as other threads reach it, and the one wait that no cancellation breaks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from anyio import CancelScope, Event
+from anyio.lowlevel import current_token
+
+
+class EventLoop:
+    """The running event loop, asyncio's or trio's. Created within it."""
+
+    def __init__(self) -> None:
+        native: Any = current_token().native_token
+        self._native = native
+        if isinstance(native, asyncio.AbstractEventLoop):
+            self._post: Callable[[Callable[[], object]], object] = native.call_soon_threadsafe
+            self._running: Callable[[], object] = asyncio.get_running_loop
+        else:
+            import trio.lowlevel
+
+            self._post = native.run_sync_soon
+            self._running = trio.lowlevel.current_trio_token
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Call a function in the loop soon. Callable from any thread; never blocks.
+
+        Does nothing once the loop has ended: nobody waits there any more.
+        """
+        with suppress(RuntimeError):
+            self._post(function)
+
+    def is_running_here(self) -> bool:
+        """Return whether this very loop runs the caller."""
+        try:
+            return self._running() is self._native
+        except RuntimeError:
+            return False
+
+
+async def wait_through(event: Event) -> None:
+    """Wait until an event is set, whatever interrupts the wait.
+
+    This is the only place that waits against cancellation. An anyio shield keeps away anyio's
+    and trio's own. asyncio's (``Task.cancel``, and so ``asyncio.timeout``, ``wait_for``, a failing
+    ``TaskGroup``, Ctrl-C) passes through every shield, any number of times, and so does the
+    ``KeyboardInterrupt`` that trio delivers: those are caught, the wait goes on, and the last one
+    is raised when it is over, once, as ``Task.cancelling`` counts them.
+
+    A coroutine that is closed (``GeneratorExit``) cannot wait any longer. So nothing may depend
+    on the end of this wait but the answer of the task itself: what the event stands for is owned
+    by the store and its threads.
+    """
+    interruption: BaseException | None = None
+    with CancelScope(shield=True):
+        while not event.is_set():
+            try:
+                await event.wait()
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # noqa: BLE001 (raised below)
+                interruption = error
+    if interruption is not None:
+        raise interruption

@@ -1,0 +1,364 @@
+"""The methods that a store and a transaction share: the same names, parameters and errors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
+from datetime import datetime
+from typing import TypeAlias, TypeVar, Union
+
+from .._core import mutations
+from .._core.content import Content
+from .._core.image import Image
+from .._core.mutations import Mutation
+from .._core.names import check_key
+from .._core.view import View
+from .._engine.items import Measured, require_item
+from ..errors import (
+    BigDataMissingError,
+    BigDataUnknownError,
+    DigestUnknownError,
+    ImageUnknownError,
+    SizeUnknownError,
+)
+from .staging import BigDataSource, Expectations, Progress
+
+T = TypeVar("T")
+
+JSONValue: TypeAlias = Union[
+    None, bool, int, float, str, "list[JSONValue]", "dict[str, JSONValue]", Mapping[str, "JSONValue"]
+]
+"""A value of a flag: anything that JSON can say."""
+
+
+class ImageMethods(ABC):
+    """Reads and changes the images of a store, or of a transaction on it.
+
+    A **ref** is a full ID, a name, or a prefix that only one ID has, tried in that order; also
+    ``sha256:<id>``, as ``podman images --no-trunc`` prints it, and ``name@sha256:<digest>``. The
+    empty ref matches nothing.
+
+    Cancelled, a read returns at once. A cancelled change has happened as a whole or never will,
+    and the call returns when that is decided.
+    """
+
+    # What differs between the two
+
+    @abstractmethod
+    def _view(self) -> View | None:
+        """Return the view to read, if reading it never blocks."""
+
+    @abstractmethod
+    async def _read(self, look: Callable[[View], T], *, is_slow: bool = False) -> T:
+        """Call ``look`` with the view to read, in a worker thread if it blocks or is slow."""
+
+    @abstractmethod
+    async def _change(self, mutation: Mutation) -> Image | None:
+        """Make a change, and return the image that it returns."""
+
+    @abstractmethod
+    def _check_writable(self) -> None:
+        """Check that changes can be made."""
+
+    @abstractmethod
+    def _contents(
+        self, data: Mapping[str, BigDataSource], expectations: Expectations, progress: Progress | None
+    ) -> AbstractAsyncContextManager[Mapping[str, Content]]:
+        """Provide the content of big data for the duration of a block."""
+
+    @abstractmethod
+    async def _read_item(self, image: Image, key: str) -> bytes:
+        """Return the content of an item of an image that lists it."""
+
+    @abstractmethod
+    async def _measure(self, image: Image, key: str, progress: Progress | None) -> Measured:
+        """Read an item for its size and digest, and record them where that is possible."""
+
+    # Reading
+
+    async def get(self, ref: str) -> Image:
+        """Return the image that a ref stands for (upstream: ``Get``).
+
+        :raises ImageUnknownError: when there is none
+        :raises AmbiguousImageError: when the ref is a prefix of several IDs
+        """
+        view = self._view()
+        if view is None:
+            return await self._read(lambda view: view.get(ref))
+        return view.get(ref)
+
+    async def lookup(self, ref: str) -> str:
+        """Return the full ID of the image that a ref stands for (upstream: ``Lookup``).
+
+        :raises ImageUnknownError: when there is none
+        :raises AmbiguousImageError: when the ref is a prefix of several IDs
+        """
+        return await self._read(lambda view: view.lookup(ref))
+
+    async def exists(self, ref: str) -> bool:
+        """Return whether a ref stands for an image (upstream: ``Exists``)."""
+        return await self._read(lambda view: view.exists(ref))
+
+    async def images(self) -> list[Image]:
+        """Return all images, in the order of images.json (upstream: ``Images``)."""
+        return list(await self._read(lambda view: view.images, is_slow=True))
+
+    async def by_digest(self, digest: str) -> list[Image]:
+        """Return the images with a digest, their own or a manifest's (upstream: ``ByDigest``).
+
+        :raises ImageUnknownError: when there is none
+        :raises InvalidDigestError: when the digest is malformed
+        """
+        return await self._read(lambda view: view.by_digest(digest))
+
+    async def metadata(self, ref: str) -> str:
+        """Return the metadata of an image (upstream: ``Metadata``).
+
+        :raises ImageUnknownError: when there is no such image
+        """
+        return (await self.get(ref)).metadata
+
+    # Changing records
+
+    async def _changed(self, mutation: Mutation) -> Image:
+        image = await self._change(mutation)
+        assert image is not None, "this mutation returns an image"
+        return image
+
+    async def create(
+        self,
+        id: str | None = None,
+        *,
+        names: Iterable[str] = (),
+        top_layer: str = "",
+        metadata: str = "",
+        created: datetime | None = None,
+        digest: str | None = None,
+        flags: Mapping[str, JSONValue] | None = None,
+        big_data: Mapping[str, BigDataSource] | None = None,
+    ) -> Image:
+        """Create an image with its big data, in one commit (upstream: ``Create``).
+
+        Cancelled, the image exists with all of its items, or does not exist.
+
+        :param id: its ID; ``None`` for 64 random hex digits
+        :param names: its names
+        :param top_layer: the ID of its top layer
+        :param metadata: text to keep with it
+        :param created: an aware datetime; ``None`` for now
+        :param digest: a digest to be found by, besides those of its manifests
+        :param flags: flag to any JSON value
+        :param big_data: key to bytes, a :class:`StagedItem`, or, outside a transaction, any
+            source that :meth:`set_big_data` takes
+        :raises DuplicateIDError: when there is an image with this ID
+        :raises DuplicateNameError: when a name belongs to another image
+        :raises InvalidIDError: when the ID could not name a directory
+        :raises InvalidBigDataNameError: when a key could not name a file
+        :raises InvalidDigestError: when the digest is malformed
+        :raises ValueError: when containers/storage could not read a value back
+        :raises StoreCorruptError: when a damaged record may have this ID
+        :raises LockTimeoutError: when the lock was not free in time
+        """
+        self._check_writable()
+        names = tuple(names) if not isinstance(names, str | bytes) else names
+        plain = {
+            "names": names,
+            "top_layer": top_layer,
+            "metadata": metadata,
+            "created": created,
+            "digest": digest,
+            "flags": flags,
+        }
+        mutations.create(id, **plain)  # raises what is wrong with them before any data is read
+        for key in big_data or ():
+            check_key(key)
+        async with self._contents(big_data or {}, Expectations(None, None), None) as contents:
+            return await self._changed(mutations.create(id, **plain, big_data=contents))
+
+    async def set_metadata(self, ref: str, metadata: str) -> Image:
+        """Replace the metadata of an image (upstream: ``SetMetadata``).
+
+        :raises ImageUnknownError: when there is no such image
+        :raises LockTimeoutError: when the lock was not free in time
+        """
+        return await self._changed(mutations.set_metadata(ref, metadata))
+
+    async def set_names(self, ref: str, names: Iterable[str]) -> Image:
+        """Replace the names of an image (upstream: ``SetNames``).
+
+        A name on another image moves to this one.
+
+        :raises ImageUnknownError: when there is no such image
+        :raises LockTimeoutError: when the lock was not free in time
+        """
+        return await self._changed(mutations.set_names(ref, names))
+
+    async def add_names(self, ref: str, names: Iterable[str]) -> Image:
+        """Put names before those that an image has (upstream: ``AddNames``).
+
+        A name on another image moves to this one.
+
+        :raises ImageUnknownError: when there is no such image
+        :raises LockTimeoutError: when the lock was not free in time
+        """
+        return await self._changed(mutations.add_names(ref, names))
+
+    async def remove_names(self, ref: str, names: Iterable[str]) -> Image:
+        """Remove those of the names that an image has (upstream: ``RemoveNames``).
+
+        :raises ImageUnknownError: when there is no such image
+        :raises LockTimeoutError: when the lock was not free in time
+        """
+        return await self._changed(mutations.remove_names(ref, names))
+
+    async def delete(self, ref: str, *, force: bool = False) -> None:
+        """Delete an image and its big data (upstream: ``Delete``; podman's: ``DeleteImage``).
+
+        Layers are not touched: see the documentation on podman's store.
+
+        :param force: delete it even if a container uses it
+        :raises ImageUnknownError: when there is no such image
+        :raises ImageInUseError: in podman's store, when a container uses the image
+        :raises LockTimeoutError: when the lock was not free in time
+        """
+        await self._change(mutations.delete(ref, force=force))
+
+    async def wipe(self) -> None:
+        """Delete all images; damaged records stay (upstream: ``Wipe``).
+
+        :raises LockTimeoutError: when the lock was not free in time
+        """
+        await self._change(mutations.wipe())
+
+    async def set_flag(self, ref: str, flag: str, value: JSONValue) -> Image:
+        """Set a flag of an image to any JSON value (upstream: ``SetFlag``).
+
+        Integers beyond 2**53 are kept as they are, but podman rounds them at its next save.
+
+        :raises ImageUnknownError: when there is no such image
+        :raises ValueError: for numbers that are not finite, and 1,000 levels of nesting or more
+        :raises LockTimeoutError: when the lock was not free in time
+        """
+        return await self._changed(mutations.set_flag(ref, flag, value))
+
+    async def clear_flag(self, ref: str, flag: str) -> Image:
+        """Remove a flag of an image, if it is set (upstream: ``ClearFlag``).
+
+        :raises ImageUnknownError: when there is no such image
+        :raises LockTimeoutError: when the lock was not free in time
+        """
+        return await self._changed(mutations.clear_flag(ref, flag))
+
+    # Big data
+
+    async def big_data(self, ref: str, key: str) -> bytes:
+        """Return the whole content of an item, in memory (upstream: ``BigData``).
+
+        :raises ImageUnknownError: when there is no such image
+        :raises BigDataUnknownError: when its record does not list the item
+        :raises BigDataMissingError: when its record lists the item, but the content is missing
+        """
+        return await self._read_item(await self._listing(ref, key), key)
+
+    async def set_big_data(
+        self,
+        ref: str,
+        key: str,
+        data: BigDataSource,
+        *,
+        expected_digest: str | None = None,
+        expected_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Image:
+        """Add an item to an image, or replace the content it has (upstream: ``SetBigData``).
+
+        The data is written, hashed and made durable before the store's lock is acquired; content
+        and record are committed in one step. Cancelled, the item has the new content, or is as it
+        was before. In a transaction the data is bytes or a :class:`StagedItem`.
+
+        :param data: bytes-like, :class:`StagedItem`, an object with an async ``read(n)`` or
+            ``receive()``, an async iterable, a binary file, or a plain iterable; the last two are
+            read in a worker thread
+        :param expected_digest: the digest that the data must have
+        :param expected_size: the size that it must have, in bytes
+        :param progress: called with the bytes written, and with the total or ``None``
+        :raises ImageUnknownError: when there is no such image, or no longer
+        :raises TypeError: when the data is not bytes
+        :raises DigestMismatchError: when the data has another digest than expected
+        :raises SizeMismatchError: when the data has another size than expected
+        :raises LockTimeoutError: when the lock was not free in time
+        """
+        self._check_writable()
+        check_key(key)
+        expectations = Expectations(expected_digest, expected_size)
+        image_id = await self.lookup(ref)
+        async with self._contents({key: data}, expectations, progress) as contents:
+            return await self._changed(mutations.set_big_data(image_id, key, contents[key]))
+
+    async def big_data_names(self, ref: str) -> list[str]:
+        """Return the keys of an image's items, oldest first (upstream: ``BigDataNames``).
+
+        :raises ImageUnknownError: when there is no such image
+        """
+        return list((await self.get(ref)).big_data_names)
+
+    async def big_data_size(self, ref: str, key: str, *, progress: Progress | None = None) -> int:
+        """Return the size of an item in bytes (upstream: ``BigDataSize``).
+
+        Where none is recorded the item is read, and its size recorded if the store is writable.
+
+        :param progress: called with the bytes read and the total, where the item is read
+        :raises ImageUnknownError: when there is no such image
+        :raises BigDataUnknownError: when its record does not list the item
+        :raises SizeUnknownError: when none is recorded, and the content is missing
+        """
+        image = await self._listing(ref, key)
+        size = image.big_data_sizes.get(key)
+        if size is not None:
+            return size
+        return (await self._measured(image, key, SizeUnknownError, progress)).size
+
+    async def big_data_digest(self, ref: str, key: str, *, progress: Progress | None = None) -> str:
+        """Return the digest of an item (upstream: ``BigDataDigest``).
+
+        Where none is recorded the item is read, and its digest recorded if the store is writable.
+
+        :param progress: called with the bytes read and the total, where the item is read
+        :raises ImageUnknownError: when there is no such image
+        :raises BigDataUnknownError: when its record does not list the item
+        :raises DigestUnknownError: when none is recorded, and the content is missing
+        """
+        image = await self._listing(ref, key)
+        if digest := image.big_data_digests.get(key):
+            return digest
+        return (await self._measured(image, key, DigestUnknownError, progress)).digest
+
+    async def _listing(self, ref: str, key: str) -> Image:
+        """Return the image, which lists the item."""
+        image = await self.get(ref)
+        require_item(image, key)
+        return image
+
+    async def _measured(
+        self,
+        image: Image,
+        key: str,
+        unknown: type[SizeUnknownError | DigestUnknownError],
+        progress: Progress | None,
+    ) -> Measured:
+        try:
+            return await self._measure(image, key, progress)
+        except BigDataMissingError as error:
+            raise unknown(
+                f"nothing is recorded of item {key!r} of image {image.id}, and its content is "
+                "missing: check the store",
+                id=image.id,
+                key=key,
+            ) from error
+
+    async def _record(self, image: Image, key: str, measured: Measured) -> None:
+        """Record what an item was found to be."""
+        # Another writer may have changed or deleted the image: then there is nothing to record.
+        with suppress(ImageUnknownError, BigDataUnknownError):
+            await self._change(mutations.note_big_data(image.id, key, measured))

@@ -1,0 +1,344 @@
+"""Big data in: sources of any kind, and content that belongs to no image yet."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+from aiofiles.threadpool import wrap
+from anyio import EndOfStream
+
+from .._core.content import Buffer
+from .._core.digest import CANONICAL, check_digest, digest_of, hasher, is_canonical
+from .._engine.items import CHUNK
+from .._engine.protocol import StagedContent
+from ..errors import DigestMismatchError, SizeMismatchError
+
+if TYPE_CHECKING:
+    from .core import StoreCore
+    from .threads import Threads
+
+Progress: TypeAlias = Callable[[int, int | None], object]
+"""Called with what is done and with the total, in bytes; ``None`` where that is not known."""
+
+
+@runtime_checkable
+class AsyncReadable(Protocol):
+    """Something with an async ``read``; an empty piece ends the data."""
+
+    def read(self, n: int, /) -> Awaitable[Buffer]:
+        """Return up to ``n`` bytes."""
+        ...
+
+
+@runtime_checkable
+class Receivable(Protocol):
+    """Something with an async ``receive``, such as anyio's streams."""
+
+    def receive(self) -> Awaitable[Buffer]:
+        """Return the next bytes, or raise :exc:`anyio.EndOfStream`."""
+        ...
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """An open binary file; read in a worker thread."""
+
+    def read(self, n: int, /) -> Buffer:
+        """Return up to ``n`` bytes."""
+        ...
+
+
+_GATHER_SECONDS = 0.02
+
+_NOT_USABLE = "staged data can be used once, inside the block that staged it"
+
+
+class StagedItem:
+    """Data in the store that belongs to no image yet.
+
+    Give it to :meth:`ImageStore.create`, :meth:`ImageStore.set_big_data` or a transaction of the
+    same store, inside the block that made it. Otherwise it is discarded at the end of the block,
+    and with the process.
+    """
+
+    def __init__(self, core: StoreCore, content: StagedContent) -> None:
+        self._core = core
+        self._content = content
+        self._file: Any = wrap(content.sink, loop=core.threads)
+        self._is_used = False
+
+    def __repr__(self) -> str:
+        return f"<StagedItem of {self.size} bytes>"
+
+    @property
+    def size(self) -> int:
+        """The number of bytes written so far."""
+        return self._content.size
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 digest of what was written so far."""
+        return self._content.digest
+
+    async def write(self, chunk: Buffer) -> None:
+        """Append data. Each call is a hop to a worker thread, so larger chunks are faster.
+
+        Cancelled, the chunk was written as a whole or not at all; ``size`` tells.
+
+        :raises TypeError: when it is not bytes
+        :raises ValueError: when the data was used already
+        :raises OSError: when it cannot be written, for instance to a full disk
+        """
+        self._core.check_open()
+        if self._is_used or not self._content.is_open:
+            raise ValueError(_NOT_USABLE)
+        check_piece(chunk)
+        await self._core.threads.run(_write_and_flush, self._content, chunk)
+
+    def _use(self, core: StoreCore) -> StagedContent:
+        """Lend the content to a call or a transaction; :meth:`_unuse` follows."""
+        if core is not self._core:
+            raise ValueError("staged data belongs to the store that staged it: stage it there")
+        if self._is_used or not self._content.is_open:
+            raise ValueError(_NOT_USABLE)
+        self._is_used = True
+        return self._content
+
+    def _unuse(self) -> None:
+        """Allow another use, unless the content was published."""
+        self._is_used = False
+
+
+BigDataSource: TypeAlias = (
+    Buffer
+    | StagedItem
+    | AsyncReadable
+    | Receivable
+    | AsyncIterable[Buffer]
+    | Readable
+    | Iterable[Buffer]
+)
+"""Where big data comes from: bytes-like, staged, a stream or file to read, or an iterable."""
+
+
+def _write_and_flush(content: StagedContent, chunk: Buffer) -> None:
+    content.sink.write(chunk)
+    content.sink.flush()
+
+
+def is_buffer(data: object) -> bool:
+    """Return whether it is bytes-like."""
+    try:
+        memoryview(data)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
+
+
+def check_piece(piece: object) -> Any:
+    """Return a piece of data as it is.
+
+    :raises TypeError: when it is not bytes-like
+    """
+    if not is_buffer(piece):
+        hint = ": encode it, or open the file in binary mode" if isinstance(piece, str) else ""
+        raise TypeError(f"big data must be bytes, not {type(piece).__name__}{hint}")
+    return piece
+
+
+class Expectations:
+    """The digest and the size that the caller expects, checked as the data passes."""
+
+    def __init__(self, digest: str | None, size: int | None) -> None:
+        self._digest = None if digest is None else check_digest(digest)
+        if size is not None and (not isinstance(size, int) or size < 0):
+            raise ValueError(f"expected_size must be a number of bytes, not {size!r}")
+        self.size = size
+        is_other = self._digest is not None and not is_canonical(self._digest)
+        # The store computes the canonical digest itself; another one is computed beside it.
+        self._other = hasher(self._digest) if self._digest is not None and is_other else None
+        self._digested = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is expected."""
+        return self._digest is None and self.size is None
+
+    @property
+    def hashes(self) -> bool:
+        """Whether the data must be given to :meth:`add`."""
+        return self._other is not None
+
+    def add(self, chunk: Buffer) -> None:
+        """Hash what was written, by the algorithm that the store does not use. Blocks."""
+        assert self._other is not None, "a digest of another algorithm is expected"
+        self._other.update(chunk)
+        self._digested += len(chunk)
+
+    def check_growing(self, size: int) -> None:
+        """Check the size so far.
+
+        :raises SizeMismatchError: when there is more data than expected
+        """
+        if self.size is not None and size > self.size:
+            raise SizeMismatchError(
+                f"the data is longer than the {self.size} bytes expected",
+                expected=self.size,
+                actual=size,
+            )
+
+    def check(self, content: StagedContent) -> None:
+        """Check the whole.
+
+        :raises ValueError: when the digest cannot be compared, because it is of another algorithm
+        :raises SizeMismatchError: when there are more or fewer bytes than expected
+        :raises DigestMismatchError: when the digest is another
+        """
+        self.check_growing(content.size)
+        if self.size is not None and content.size != self.size:
+            raise SizeMismatchError(
+                f"the data has {content.size} bytes, {self.size} were expected",
+                expected=self.size,
+                actual=content.size,
+            )
+        actual = content.digest
+        if self._other is not None:
+            if self._digested != content.size:
+                raise ValueError(f"staged data has a {CANONICAL} digest: expect that one")
+            actual = digest_of(self._other)
+        if self._digest is not None and actual != self._digest:
+            raise DigestMismatchError(
+                f"the data has the digest {actual}, {self._digest} was expected",
+                expected=self._digest,
+                actual=actual,
+            )
+
+
+class Pouring:
+    """One source of data on its way into staged content."""
+
+    def __init__(
+        self,
+        data: BigDataSource,
+        threads: Threads,
+        expectations: Expectations,
+        progress: Progress | None,
+    ) -> None:
+        self._threads = threads
+        self._expectations = expectations
+        self._progress = progress
+        self._total = memoryview(data).nbytes if is_buffer(data) else expectations.size  # type: ignore[arg-type]
+        self._pieces = _pieces_of(data, threads)
+
+    async def into(self, content: StagedContent) -> None:
+        """Write everything, small pieces joined until they are worth a hop to a thread."""
+        file: Any = wrap(content.sink, loop=self._threads)
+        joined = bytearray()
+        done = 0
+        try:
+            async for piece in self._pieces:
+                view = memoryview(check_piece(piece)).cast("B")
+                self._expectations.check_growing(content.size + len(joined) + len(view))
+                if len(view) < CHUNK and len(joined) + len(view) < CHUNK:
+                    joined += view
+                    continue
+                if joined:
+                    await self._write(file, bytes(joined))
+                    joined.clear()
+                for start in range(0, len(view), CHUNK):
+                    # A copy: who gave it may change it while it is hashed beside the writing.
+                    await self._write(file, bytes(view[start : start + CHUNK]))
+                    done = content.size
+                    self._report(done)
+            if joined:
+                await self._write(file, bytes(joined))
+            await file.flush()
+            if content.size != done or not done:
+                self._report(content.size)
+        finally:
+            # One that was made for this call has nobody else to close it.
+            if inspect.isasyncgen(self._pieces):
+                await self._pieces.aclose()
+
+    async def _write(self, file: Any, chunk: bytes) -> None:
+        await file.write(chunk)
+        if self._expectations.hashes:
+            await self._threads.run(self._expectations.add, chunk)
+
+    def _report(self, done: int) -> None:
+        if self._progress is not None:
+            self._progress(done, self._total)
+
+
+def _pieces_of(data: Any, threads: Threads) -> AsyncIterator[Buffer]:
+    """Return the data in pieces, whatever kind of source it is.
+
+    :raises TypeError: when it is none
+    """
+    if isinstance(data, str):
+        raise TypeError("big data is bytes: encode the str first")
+    if is_buffer(data):
+        return _once(data)
+    read = getattr(data, "read", None)
+    if inspect.iscoroutinefunction(read):
+        return _received(lambda: read(CHUNK))
+    receive = getattr(data, "receive", None)
+    if inspect.iscoroutinefunction(receive):
+        return _received(receive)
+    if isinstance(data, AsyncIterable):
+        return aiter(data)
+    if callable(read):
+        # Not its lines, which is what iterating gives: one may be as long as the file.
+        return _gathered(_file_pieces(read), threads)
+    if isinstance(data, Iterable):
+        return _gathered(iter(data), threads)
+    raise TypeError(
+        "big data is bytes, staged data, something with an async read or receive, a binary file, "
+        f"or an iterable of bytes, async or not; not {type(data).__name__}"
+    )
+
+
+async def _once(data: Buffer) -> AsyncIterator[Buffer]:
+    yield data
+
+
+async def _received(receive: Callable[[], Any]) -> AsyncIterator[Buffer]:
+    while True:
+        try:
+            piece = await receive()
+        except EndOfStream:
+            return
+        if not len(check_piece(piece)):
+            return
+        yield piece
+
+
+def _file_pieces(read: Callable[[int], Any]) -> Iterator[Buffer]:
+    while len(piece := check_piece(read(CHUNK))):
+        yield piece
+
+
+async def _gathered(pieces: Iterator[Buffer], threads: Threads) -> AsyncIterator[Buffer]:
+    """Iterate in worker threads, small pieces joined.
+
+    A cancelled task waits for the piece that the iterator is at, not for a full chunk.
+    """
+    is_over = False
+
+    def gather() -> bytes:
+        nonlocal is_over
+        gathered = bytearray()
+        end = monotonic() + _GATHER_SECONDS
+        for piece in pieces:
+            gathered += memoryview(check_piece(piece)).cast("B")
+            if len(gathered) >= CHUNK or monotonic() > end:
+                return bytes(gathered)
+        is_over = True
+        return bytes(gathered)
+
+    while not is_over:
+        if joined := await threads.run(gather):
+            yield joined

@@ -1,0 +1,228 @@
+"""Several changes in one commit."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TypeVar
+
+from .._core.content import Content, InlineContent
+from .._core.draft import Draft
+from .._core.image import Image
+from .._core.mutations import Mutation
+from .._core.names import check_key
+from .._core.view import View
+from .._engine import items
+from .._engine.items import Measured
+from .._engine.lock import AnyGrant
+from .._engine.protocol import StagedContent
+from ..errors import StoreClosedError
+from .core import StoreCore
+from .methods import ImageMethods
+from .staging import BigDataSource, Expectations, Progress, StagedItem, is_buffer
+from .threads import Stepper
+
+T = TypeVar("T")
+
+_SMALL = 64 * 1024
+"""Bytes that are hashed faster than a worker thread is reached."""
+
+_around: ContextVar[tuple[Transaction, ...]] = ContextVar("aimagestore_transactions", default=())
+
+
+def is_inside_transaction(core: StoreCore) -> bool:
+    """Return whether the caller is inside a transaction of this store."""
+    return any(each._core is core and each._draft is not None for each in _around.get())
+
+
+class Transaction(ImageMethods):
+    """Reads and changes a store while its lock is held; committed once, at the end of the block.
+
+    Has the reading and changing methods of :class:`ImageStore`, with the same parameters and
+    errors. Reads see the transaction's own changes. A method that raises changes nothing, and the
+    transaction goes on; an exception that leaves the block discards all changes.
+    """
+
+    def __init__(self, core: StoreCore, draft: Draft) -> None:
+        self._core = core
+        self._draft: Draft | None = draft
+        # Held while a thread uses the draft. A task that was cancelled leaves its thread behind.
+        self._mutex = threading.Lock()
+        self._used: list[StagedItem] = []
+        self._staged: list[StagedContent] = []
+
+    def _open_draft(self) -> Draft:
+        if self._draft is None:
+            raise StoreClosedError("the transaction is over: begin another one")
+        self._core.check_here()
+        return self._draft
+
+    def _end(self) -> None:
+        self._draft = None
+
+    def _view(self) -> View | None:
+        draft = self._open_draft()
+        return draft if self._core.engine.reader.keeps_catalog else None
+
+    async def _read(self, look: Callable[[View], T], *, is_slow: bool = False) -> T:
+        view = self._view()
+        if view is not None and not is_slow:
+            return look(view)
+        return await self._with_draft(look)
+
+    async def _with_draft(self, work: Callable[[Draft], T]) -> T:
+        draft = self._open_draft()
+
+        def locked() -> T:
+            with self._mutex:
+                return work(draft)
+
+        return await self._core.threads.run_abandonable(locked)
+
+    async def _change(self, mutation: Mutation) -> Image | None:
+        prepare = self._core.engine.writer.prepare
+
+        def apply(draft: Draft) -> Image | None:
+            plan = mutation(draft)
+            prepare(plan, draft)
+            draft.apply(plan)
+            return plan.image
+
+        view = self._view()
+        if view is not None:
+            draft = self._open_draft()
+            with self._mutex:
+                plan = mutation(draft)
+                if not (plan.deleted or plan.files or plan.created):
+                    draft.apply(plan)
+                    return plan.image
+        return await self._with_draft(apply)
+
+    def _check_writable(self) -> None:
+        self._open_draft()
+
+    @asynccontextmanager
+    async def _contents(
+        self, data: Mapping[str, BigDataSource], expectations: Expectations, progress: Progress | None
+    ) -> AsyncIterator[Mapping[str, Content]]:
+        contents: dict[str, Content] = {}
+        used: list[StagedItem] = []
+        try:
+            for key, item in data.items():
+                check_key(key)
+                if isinstance(item, StagedItem):
+                    staged = item._use(self._core)
+                    used.append(item)
+                    expectations.check(staged)
+                    contents[key] = staged
+                else:
+                    contents[key] = await self._content_of(item, expectations)
+                if progress is not None:
+                    progress(contents[key].size, contents[key].size)
+            yield contents
+        except BaseException:
+            for item in used:
+                item._unuse()
+            raise
+        self._used += used
+
+    async def _content_of(self, data: object, expectations: Expectations) -> Content:
+        if not is_buffer(data):
+            raise TypeError(
+                "in a transaction big data is bytes or a StagedItem, not "
+                f"{type(data).__name__}: stage it before the transaction"
+            )
+        if memoryview(data).nbytes <= _SMALL and expectations.is_empty:  # type: ignore[arg-type]
+            return InlineContent.of(data)  # type: ignore[arg-type]
+        # Large data goes to the store at once: neither memory nor the event loop has to hold it.
+        content = await self._core.stage()
+        self._staged.append(content)
+        await self._core.fill(content, data, expectations, None)  # type: ignore[arg-type]
+        return content
+
+    async def _read_item(self, image: Image, key: str) -> bytes:
+        engine = self._core.engine
+
+        def read(draft: Draft) -> bytes:
+            content = draft.files.get((image.id, key))
+            if content is not None:
+                return content.read()
+            return items.read_item(engine.items, image.id, key)
+
+        return await self._with_draft(read)
+
+    async def _measure(self, image: Image, key: str, progress: Progress | None) -> Measured:
+        steps = items.measure_item(self._core.engine.items, image.id, key)
+        measured = await Stepper(steps, self._core.threads).run(progress)
+        await self._record(image, key, measured)
+        return measured
+
+
+class TransactionBlock:
+    """The ``async with`` block of a transaction.
+
+    The lock is the store's: the block only says when to commit, and when to release it. So it
+    may be left by any task, and even not at all: a block that is garbage-collected while its
+    transaction is open has it discarded.
+    """
+
+    def __init__(self, core: StoreCore) -> None:
+        self._core = core
+        self._transaction: Transaction | None = None
+        self._finalizer: weakref.finalize[[AnyGrant], TransactionBlock] | None = None
+
+    async def __aenter__(self) -> Transaction:
+        core = self._core
+        if self._transaction is not None:
+            raise RuntimeError("a transaction is entered once: call transaction() again")
+        grant = await core.acquire()
+        try:
+            draft = await core.threads.run(core.engine.writer.draft, grant)
+        except BaseException:
+            await core.release_grant(grant)
+            raise
+        self._grant = grant
+        self._finalizer = weakref.finalize(self, core.drop_grant, grant)
+        self._finalizer.atexit = False
+        self._transaction = Transaction(core, draft)
+        _around.set((*_around.get(), self._transaction))
+        return self._transaction
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        transaction, core = self._transaction, self._core
+        assert transaction is not None, "the block was entered"
+        draft = transaction._draft
+        transaction._end()
+        _around.set(tuple(each for each in _around.get() if each is not transaction))
+        if draft is None or self._finalizer is None or self._finalizer.detach() is None:
+            return
+        finish = self._discard if error is not None else lambda: self._commit(transaction, draft)
+        # Begun before anything is awaited, and owned by the store from then on.
+        call = core.threads.start(finish)
+        try:
+            if kind is None or not issubclass(kind, GeneratorExit):
+                await core.threads.finish(call)
+        finally:
+            for item in transaction._used:
+                item._unuse()
+            core.end_hold()
+            await core.release(*transaction._staged)
+
+    def _discard(self) -> None:
+        self._grant.release()
+
+    def _commit(self, transaction: Transaction, draft: Draft) -> None:
+        try:
+            with transaction._mutex:
+                self._core.engine.writer.publish(self._grant, draft)
+        finally:
+            self._grant.release()

@@ -1,0 +1,242 @@
+"""The line for a store's lock: who waits, who holds it, and that it is never held by nobody.
+
+A *request* stands in the line; a *grant* is the lock, held. A grant has one owner at every
+moment, and changes hands in one step under the line's mutex:
+
+- the line owns it from the moment when the kernel or the server gives the lock until the first
+  request in line gets it, in the same step; nobody in line any more: the line releases it;
+- a request owns it from then on, until its maker takes it (``take``);
+- whoever cancels a request learns in the same step whether it holds a grant to be released.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from ..errors import StoreClosedError
+
+H = TypeVar("H")
+
+
+class Holder(NamedTuple):
+    """Who holds a store's lock, as far as that is known.
+
+    :ivar lock: the name of the lock, for messages
+    :ivar description: the holder and the last writer, as a phrase
+    :ivar process: the process that holds it, if it runs on this machine
+    :ivar last_writer: the process that wrote last, if it runs on this machine
+    """
+
+    lock: str
+    description: str
+    process: int | None = None
+    last_writer: int | None = None
+
+
+class LockPrimitive(Protocol[H]):
+    """The lock itself, as the kernel or a server has it. A *held* value stands for one hold."""
+
+    def try_acquire(self) -> H | None:
+        """Acquire the lock if it is free. Never waits for its holder."""
+        ...
+
+    def acquire(self) -> H | None:
+        """Wait for the lock; ``None`` when :meth:`interrupt` ended the wait."""
+        ...
+
+    def interrupt(self) -> None:
+        """End the wait in :meth:`acquire` if that can be done. Does not block."""
+        ...
+
+    def release(self, held: H) -> None:
+        """Release one hold."""
+        ...
+
+    def describe_holder(self) -> Holder:
+        """Say who holds the lock."""
+        ...
+
+
+class Grant(Generic[H]):
+    """The lock, held. Release it once; further releases do nothing.
+
+    :ivar held: what the primitive returned for this hold
+    """
+
+    def __init__(self, line: LockLine[H], held: H) -> None:
+        self._line = line
+        self.held = held
+        self._is_released = False
+
+    def release(self) -> None:
+        """Release the lock. Blocks for a system call or a round trip. Idempotent."""
+        self._line._release(self)
+
+
+class Request(Generic[H]):
+    """A place in the line."""
+
+    def __init__(self, line: LockLine[H], notify: Callable[[], object]) -> None:
+        self._line = line
+        self._notify = notify
+        self._grant: Grant[H] | None = None
+        self._error: BaseException | None = None
+
+    def cancel(self) -> bool:
+        """Leave the line. Does not block.
+
+        :returns: ``False`` when the request was decided already: :meth:`take` then gives the
+            grant, which the caller must release, or raises
+        """
+        return self._line._cancel(self)
+
+    def take(self) -> Grant[H]:
+        """Return the grant, once the request is decided.
+
+        :raises BaseException: what kept the lock from being acquired
+        """
+        if self._error is not None:
+            raise self._error
+        grant, self._grant = self._grant, None
+        assert grant is not None, "the request was granted, and is taken once"
+        return grant
+
+
+class LockLine(Generic[H]):
+    """All requests of this process for one lock, first come first served.
+
+    One thread at most waits in the kernel or at the server, whatever the number of requests and
+    of those that were cancelled. It is a daemon, because a wait in the kernel cannot always be
+    interrupted; the thread of a wait that nobody wants any more releases the lock when it gets
+    it.
+    """
+
+    def __init__(self, primitive: LockPrimitive[H], name: str) -> None:
+        self.primitive = primitive
+        self._name = name
+        # Guards the line and who owns a grant. Never held during a system call.
+        self._mutex = threading.Lock()
+        self._line: deque[Request[H]] = deque()
+        self._holder: Grant[H] | None = None
+        self._is_trying = False
+        self._has_waiter = False
+
+    def try_acquire(self) -> Grant[H] | None:
+        """Acquire the lock if it is free and nobody waits in line. Blocks for a system call."""
+        with self._mutex:
+            if self._holder is not None or self._line or self._is_trying or self._has_waiter:
+                return None
+            self._is_trying = True
+        grant: Grant[H] | None = None
+        try:
+            held = self.primitive.try_acquire()
+            grant = None if held is None else Grant(self, held)
+            return grant
+        finally:
+            with self._mutex:
+                self._is_trying = False
+                self._holder = grant
+                self._ensure_waiter()
+
+    def request(self, notify: Callable[[], object]) -> Request[H]:
+        """Join the line. Does not block.
+
+        :param notify: called once, in any thread, when the request is granted or has failed
+        """
+        request = Request(self, notify)
+        with self._mutex:
+            self._line.append(request)
+            self._ensure_waiter()
+        return request
+
+    def acquire(self) -> Grant[H]:
+        """Wait in line in this thread."""
+        grant = self.try_acquire()
+        if grant is not None:
+            return grant
+        decided = threading.Event()
+        request = self.request(decided.set)
+        decided.wait()
+        return request.take()
+
+    def describe_holder(self) -> Holder:
+        """Say who holds the lock."""
+        return self.primitive.describe_holder()
+
+    def fail(self, requests: set[Request[H]], error: Callable[[], BaseException]) -> None:
+        """Decide these requests by an error, those that are granted already excepted."""
+        failed = [request for request in requests if self._cancel(request, error())]
+        for request in failed:
+            request._notify()
+
+    # The mutex is held in what follows, where nothing else is said.
+
+    def _ensure_waiter(self) -> None:
+        is_free = self._holder is None and not self._is_trying
+        if self._line and is_free and not self._has_waiter:
+            self._has_waiter = True
+            threading.Thread(target=self._wait, name=self._name, daemon=True).start()
+
+    def _wait(self) -> None:
+        """Wait for the lock on behalf of the line. Runs in a thread of its own, without the mutex."""
+        held: H | None = None
+        error: BaseException | None = None
+        try:
+            held = self.primitive.acquire()
+        except BaseException as failure:  # noqa: BLE001 (whoever is in line raises it)
+            error = failure
+        decided: list[Request[H]] = []
+        unwanted: Grant[H] | None = None
+        with self._mutex:
+            self._has_waiter = False
+            if error is not None:
+                while self._line:
+                    request = self._line.popleft()
+                    request._error = error
+                    decided.append(request)
+            elif held is not None:
+                grant = self._holder = Grant(self, held)
+                if self._line:
+                    request = self._line.popleft()
+                    request._grant = grant
+                    decided.append(request)
+                else:
+                    unwanted = grant
+            else:
+                self._ensure_waiter()  # interrupted, but somebody has joined since
+        if unwanted is not None:
+            unwanted.release()
+        for request in decided:
+            request._notify()
+
+    def _cancel(self, request: Request[H], error: BaseException | None = None) -> bool:
+        with self._mutex:
+            try:
+                self._line.remove(request)
+            except ValueError:
+                return False
+            request._error = error or StoreClosedError("the request for the lock was cancelled")
+            is_unwanted = self._has_waiter and not self._line
+        if is_unwanted:
+            self.primitive.interrupt()
+        return True
+
+    def _release(self, grant: Grant[H]) -> None:
+        with self._mutex:
+            if grant._is_released:
+                return
+            grant._is_released = True
+        try:
+            self.primitive.release(grant.held)
+        finally:
+            with self._mutex:
+                if self._holder is grant:
+                    self._holder = None
+                self._ensure_waiter()
+
+
+AnyGrant = Grant[Any]
+AnyLine = LockLine[Any]

@@ -1,0 +1,89 @@
+"""Worker threads that never keep the interpreter from exiting."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_Work = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
+class WorkerPool(Executor):
+    """An executor of daemon threads, started on demand.
+
+    :class:`concurrent.futures.ThreadPoolExecutor` and anyio's worker threads are joined when the
+    interpreter exits, so one call that hangs, on a network file system for instance, would keep
+    the program from ending. Every write of this library survives being cut off at any moment, so
+    its threads may end with the program.
+
+    :param limit: the number of threads at most
+    """
+
+    def __init__(self, limit: int, name: str) -> None:
+        self._limit = limit
+        self._name = name
+        # Guards the numbers below; held for a few instructions only.
+        self._mutex = threading.Lock()
+        self._queue: SimpleQueue[_Work | None] = SimpleQueue()
+        self._threads = 0
+        self._spare = 0
+        self._is_shut_down = False
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Queue a call.
+
+        :raises RuntimeError: after :meth:`shutdown`
+        """
+        future: Future[T] = Future()
+        self._add((future, fn, args, kwargs))
+        return future
+
+    def _add(self, work: _Work) -> None:
+        with self._mutex:
+            if self._is_shut_down:
+                raise RuntimeError("the worker threads were shut down")
+            self._queue.put(work)
+            if self._spare > 0:
+                self._spare -= 1
+                return
+            if self._threads == self._limit:
+                # The next thread that becomes free takes it: count it as promised.
+                self._spare -= 1
+                return
+            self._threads += 1
+        threading.Thread(target=self._work, name=self._name, daemon=True).start()
+
+    def _work(self) -> None:
+        while (work := self._queue.get()) is not None:
+            future, function, args, kwargs = work
+            if future.set_running_or_notify_cancel():
+                try:
+                    result = function(*args, **kwargs)
+                except BaseException as error:  # noqa: BLE001 (whoever waits raises it)
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+                    del result
+            del work, future, function, args, kwargs
+            with self._mutex:
+                self._spare += 1
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; the threads end when those that are queued are done.
+
+        :param wait: ignored: nothing waits for a thread that may hang
+        :param cancel_futures: ignored: a queued call may release something
+        """
+        del wait, cancel_futures
+        with self._mutex:
+            if self._is_shut_down:
+                return
+            self._is_shut_down = True
+            for _ in range(self._threads):
+                self._queue.put(None)
