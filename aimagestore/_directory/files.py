@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import ImageStoreError, StoreCorruptError
+from .mounts import mount_of
 
 _SAFE = os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _DIRECTORY = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)
@@ -36,6 +37,11 @@ class Directory:
     def at(cls, path: str) -> Self:
         """Open the directory at a path; the path itself may lead through links."""
         return cls(path, os.open(path, _DIRECTORY))
+
+    def duplicate(self) -> Self:
+        """Open the same directory once more."""
+        fd = os.open(".", _DIRECTORY, dir_fd=self.fd)
+        return type(self)(self.path, fd)
 
     def __enter__(self) -> Self:
         return self
@@ -120,7 +126,7 @@ class Directory:
             return None
         with self._about(""):
             try:
-                return os.open(".", os.O_WRONLY | os.O_CLOEXEC | _TMPFILE, mode, dir_fd=self.fd)
+                return os.open(".", os.O_RDWR | os.O_CLOEXEC | _TMPFILE, mode, dir_fd=self.fd)
             except OSError as error:
                 # What file systems and kernels answer that have no such files.
                 if error.errno in {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}:
@@ -206,6 +212,27 @@ class Directory:
         """Remove an empty directory."""
         with self._about(name):
             os.rmdir(name, dir_fd=self.fd)
+
+    def remove_tree(self, name: str) -> int:
+        """Remove a directory with everything in it, and return the bytes of its files.
+
+        Links are removed, not followed, and another file system that is mounted in it stays.
+
+        :raises OSError: when something stays, a mount for instance; the rest may be gone
+        """
+        freed = 0
+        with self.open_directory(name) as directory:
+            if mount_of(directory.fd) != mount_of(self.fd):
+                with self._about(name):
+                    raise OSError(errno.EBUSY, "another file system is mounted there")
+            for child in directory.names():
+                found = directory.stat(child)
+                if found is not None and stat.S_ISDIR(found.st_mode):
+                    freed += directory.remove_tree(child)
+                elif directory.unlink(child) and found is not None:
+                    freed += found.st_size
+        self.remove_directory(name)
+        return freed
 
     def stat(self, name: str) -> os.stat_result | None:
         """What the file system knows of a file; ``None`` when there is none."""

@@ -1,8 +1,8 @@
-"""The lock on images.lock that containers/storage knows, and the last-write token in that file.
+"""The lock on images.lock that containers/storage uses, and the last-write token in that file.
 
-Go locks the whole file with a POSIX record lock. An open-file-description lock excludes those of
-other processes all the same, and is also exclusive between two stores of one process, and is not
-lost when other code of the process closes a descriptor of the file.
+Go locks the whole file with a POSIX record lock. An open-file-description lock conflicts with
+those of other processes, belongs to a descriptor and not to the process, and is not lost when
+other code of the process closes a descriptor of the file.
 """
 
 from __future__ import annotations
@@ -10,17 +10,22 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from itertools import count
 from typing import Final
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from .._core.names import LOCK_FILE
+from .._engine.lock import Holder, LockLine
 from ..errors import StoreCorruptError
 from .files import Directory
 
@@ -29,10 +34,10 @@ _FLOCK: Final = "hhqqi4x" if struct.calcsize("P") == 8 else "hhqqi"
 _POLL: Final = 0.01
 
 RECORD_LOCKS = sys.platform == "linux"
-"""Whether the kernel has locks that exclude podman's and belong to a descriptor."""
+"""Whether the kernel has locks that conflict with podman's and belong to a descriptor."""
 
-_MARK: Final = "<QQI44s"
-_MARK_BYTES: Final = struct.calcsize(_MARK)
+_TOKEN: Final = "<QQI44s"
+_TOKEN_BYTES: Final = struct.calcsize(_TOKEN)
 _writes = count(1)
 
 
@@ -40,8 +45,26 @@ def _whole_file(kind: int) -> bytes:
     return struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
 
 
+def open_lock_file(root: Directory, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+    """Open the lock file.
+
+    :raises StoreCorruptError: when it has another name as well, whose file would be written
+    """
+    fd = root.open_file(LOCK_FILE, flags, 0o644)
+    try:
+        if root.stat_file(LOCK_FILE, fd).st_nlink > 1:
+            raise root.corrupt(LOCK_FILE, "has other names (hard links)")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+# Descriptors that wait for a lock or hold one.
+_descriptors: set[int] = set()
+
 class RecordLock(BaseFileLock):
-    """The lock, as filelock's own locks are used, ``thread_local=False``.
+    """The exclusive lock as a filelock, to be used with ``thread_local=False``.
 
     :ivar open_file: opens images.lock for writing
     """
@@ -65,212 +88,250 @@ class RecordLock(BaseFileLock):
     def _release(self) -> None:
         fd, self._context.lock_file_fd = self._context.lock_file_fd, None
         if fd is not None:
-            # Closing releases it as well, but not while a forked child has the descriptor too.
-            with suppress(OSError):
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_UNLCK))
-            os.close(fd)
+            unlock(fd)
 
     def adopt(self, fd: int) -> None:
-        """Be locked by a descriptor that has got the lock already."""
+        """Be locked by a descriptor that has the lock already."""
         self._granted = fd
         self.acquire(blocking=False)
 
-    def wait(self) -> int:
-        """Wait in the kernel's line, and return the descriptor that has got the lock.
 
-        Asking again and again instead would starve beside programs that wait here. The wait is
-        not made within ``acquire``, where filelock would hold up every fork until its end.
-        """
-        fd = self.open_file()
+def wait_for_lock(fd: int, kind: int) -> None:
+    """Wait in the kernel's line for a lock, exclusive or shared.
+
+    Polling would starve beside programs that wait here. The wait is not made within
+    ``RecordLock.acquire``, where filelock would hold up every fork until its end.
+    """
+    _descriptors.add(fd)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _whole_file(kind))
+    except BaseException:
+        _descriptors.discard(fd)
+        os.close(fd)
+        raise
+
+
+def unlock(fd: int) -> None:
+    """Release a lock and close its descriptor."""
+    # Closing releases it as well, but not while a forked child has the descriptor too.
+    with suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_UNLCK))
+    _descriptors.discard(fd)
+    os.close(fd)
+
+
+class ExclusiveLock:
+    """The writers' lock of one directory; see :class:`aimagestore._engine.lock.LockPrimitive`.
+
+    The process has one for each directory, however many stores it has open there: so one thread
+    and one descriptor wait for a lock that is stuck.
+    """
+
+    def __init__(self, root: Directory) -> None:
+        self._root = root.duplicate()
+        weakref.finalize(self, self._root.close)
+        self._lock = self._make_lock()
+
+    def _make_lock(self) -> BaseFileLock:
+        if RECORD_LOCKS:
+            # filelock resolves its path, makes the directories above it and keeps locks apart by
+            # it. The file is opened relative to the descriptor instead, so the path only names
+            # the lock, in a directory that is always there.
+            found = os.fstat(self._root.fd)
+            path = f"/proc/self/fd/{found.st_dev}-{found.st_ino}-{LOCK_FILE}"
+            lock = RecordLock(path, thread_local=False)
+            lock.open_file = partial(open_lock_file, self._root)
+            return lock
+        # No podman to exclude: any lock serves that all stores here agree on.
+        return FileLock(self._root.path_of(LOCK_FILE), thread_local=False)
+
+    def try_acquire(self) -> bool | None:
         try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _whole_file(fcntl.F_WRLCK))
-        except OSError:
-            os.close(fd)
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return None
+        except OSError as error:
+            error.filename = self._root.path_of(LOCK_FILE)
             raise
+        return True
+
+    def acquire(self) -> bool | None:
+        if isinstance(self._lock, RecordLock):
+            fd = open_lock_file(self._root)
+            wait_for_lock(fd, fcntl.F_WRLCK)
+            _descriptors.discard(fd)  # from here on it is filelock's
+            self._lock.adopt(fd)
+        else:
+            self._lock.acquire(poll_interval=_POLL)
+        return True
+
+    def interrupt(self) -> None:
+        pass  # a wait in the kernel cannot be interrupted: its thread drops the lock when it has it
+
+    def release(self, held: bool) -> None:
+        self._lock.release()
+
+    def describe_holder(self) -> Holder:
+        return describe_holder(self._root)
+
+
+class SharedLock:
+    """A readers' lock of one directory, which keeps writers out, as a reader upstream does."""
+
+    def __init__(self, root: Directory) -> None:
+        self._root = root.duplicate()
+        weakref.finalize(self, self._root.close)
+
+    def try_acquire(self) -> int | None:
+        fd = self._open()
+        if fd >= 0 and RECORD_LOCKS:
+            try:
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_RDLCK))
+            except OSError as error:
+                os.close(fd)
+                if error.errno in _BUSY:
+                    return None
+                raise
         return fd
 
-    def holder(self) -> int | None:
-        """The process that holds the lock, where the kernel names one."""
-        fd = self.open_file()
+    def acquire(self) -> int | None:
+        fd = self._open()
+        if fd >= 0 and RECORD_LOCKS:
+            wait_for_lock(fd, fcntl.F_RDLCK)
+        return fd
+
+    def _open(self) -> int:
+        """Open the lock file; -1 where there is none, so that nobody writes."""
         try:
-            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
-        finally:
+            return self._root.open_file(LOCK_FILE)
+        except (OSError, StoreCorruptError):
+            return -1
+
+    def interrupt(self) -> None:
+        pass
+
+    def release(self, held: int) -> None:
+        if held >= 0:
+            unlock(held)
+
+    def describe_holder(self) -> Holder:
+        return describe_holder(self._root)
+
+
+_lines: weakref.WeakValueDictionary[tuple[int, int, bool], LockLine[bool] | LockLine[int]] = (
+    weakref.WeakValueDictionary()
+)
+_lines_mutex = threading.Lock()
+
+
+def _forget_in_child() -> None:
+    """Begin anew in a forked child, which would share a lock with its parent, and outlive it."""
+    global _lines, _lines_mutex  # noqa: PLW0603 (there is one process)
+    for fd in _descriptors:
+        with suppress(OSError):
             os.close(fd)
-        kind, _, _, _, pid = struct.unpack(_FLOCK, answer)
-        return pid if kind != fcntl.F_UNLCK and pid > 0 else None
+    _descriptors.clear()
+    _lines = weakref.WeakValueDictionary()
+    _lines_mutex = threading.Lock()
 
 
-@contextmanager
-def shared(directory: Directory, name: str) -> Iterator[None]:
-    """Keep writers out for a while, as a reader upstream does.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
 
-    Waits in the kernel's line for a writer that is at it. Without a lock file nobody writes.
-    """
+
+def exclusive_line(root: Directory) -> LockLine[bool]:
+    """Return this process's line for the writers' lock of a directory."""
+    with _lines_mutex:
+        found = os.fstat(root.fd)
+        key = (found.st_dev, found.st_ino, True)
+        line = _lines.get(key)
+        if line is None:
+            line = _lines[key] = LockLine(ExclusiveLock(root), "aimagestore lock")
+        return line  # type: ignore[return-value]
+
+
+def shared_line(root: Directory) -> LockLine[int]:
+    """Return this process's line for a readers' lock of a directory."""
+    with _lines_mutex:
+        found = os.fstat(root.fd)
+        key = (found.st_dev, found.st_ino, False)
+        line = _lines.get(key)
+        if line is None:
+            line = _lines[key] = LockLine(SharedLock(root), "aimagestore shared lock")
+        return line  # type: ignore[return-value]
+
+
+# The last-write token
+
+
+def write_token(root: Directory) -> None:
+    """Write a new last-write token, by which other programs see that they must load the index."""
+    token = struct.pack(_TOKEN, time.time_ns(), next(_writes), os.getpid(), os.urandom(44))
+    fd = open_lock_file(root)
     try:
-        fd = directory.open_file(name)
-    except (OSError, StoreCorruptError):
-        yield
-        return
-    try:
-        if RECORD_LOCKS:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _whole_file(fcntl.F_RDLCK))
-        yield
+        root.write(LOCK_FILE, fd, [memoryview(token)])
     finally:
         os.close(fd)
 
 
-class StoreLock:
-    """The store's lock as its engine uses it: tried at once, or waited for in a line."""
+def last_writer(root: Directory) -> int | None:
+    """Return the process that wrote the last-write token, if there is one."""
+    try:
+        fd = open_lock_file(root, os.O_RDONLY)
+    except (OSError, StoreCorruptError):
+        return None
+    try:
+        token = os.read(fd, _TOKEN_BYTES)
+    finally:
+        os.close(fd)
+    if len(token) < _TOKEN_BYTES:
+        return None
+    return int(struct.unpack(_TOKEN, token)[2])
 
-    def __init__(self, directory: Directory, name: str) -> None:
-        self._directory = directory
-        self._name = name
-        self._lock = self._make_lock()
-        self._mutex = threading.Lock()
-        self._claims: list[Claim] = []
-        self._is_waiting = False
 
-    def _make_lock(self) -> BaseFileLock:
-        if RECORD_LOCKS:
-            # By way of the open directory: filelock makes the directories of its path, which
-            # after a renaming would come to be somewhere else.
-            path = f"/proc/self/fd/{self._directory.fd}/{self._name}"
-            lock = RecordLock(path, thread_local=False)
-            lock.open_file = self.open_file
-            return lock
-        # No podman to exclude: any lock serves that all stores here agree upon.
-        return FileLock(self._directory.path_of(self._name), thread_local=False)
+# Who holds the lock
 
-    def open_file(self, flags: int = os.O_RDWR | os.O_CREAT) -> int:
-        """Open the lock file.
 
-        :raises StoreCorruptError: when it has another name as well: that file would be written
-        """
-        fd = self._directory.open_file(self._name, flags, 0o644)
-        try:
-            if self._directory.stat_file(self._name, fd).st_nlink > 1:
-                raise self._directory.corrupt(self._name, "has more than one link")
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+def describe_holder(root: Directory) -> Holder:
+    """Say who holds the lock of a directory, as far as the kernel tells."""
+    process, writer = _holder(root), last_writer(root)
+    description = f"process {process} holds it" if process else "another process holds it"
+    if process == os.getpid():
+        description = "this process holds it"
+    if writer:
+        description += f", process {writer} wrote last"
+    return Holder(root.path_of(LOCK_FILE), description, process, writer)
 
-    def try_acquire(self) -> bool:
-        """Take the lock if it is free."""
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            return False
-        except OSError as error:
-            error.filename = self._directory.path_of(self._name)
-            raise
-        return True
 
-    def release(self) -> None:
-        """Release the lock."""
-        self._lock.release()
-
-    def claim(self) -> Claim:
-        """Stand in line. One thread waits for all claims, and outlives those that are given up.
-
-        A wait in the kernel cannot be interrupted: a thread that nobody waits for any more
-        drops the lock as soon as it has it.
-        """
-        claim = Claim(self._mutex, self._claims)
-        with self._mutex:
-            self._claims.append(claim)
-            if not self._is_waiting:
-                self._is_waiting = True
-                # A daemon: the interpreter's exit must not wait for a lock.
-                threading.Thread(target=self._wait, name="aimagestore lock", daemon=True).start()
-        return claim
-
-    def _wait(self) -> None:
-        fd: int | None = None
-        error: Exception | None = None
-        try:
-            if isinstance(self._lock, RecordLock):
-                fd = self._lock.wait()
-            else:
-                self._lock.acquire(poll_interval=_POLL, cancel_check=lambda: not self._claims)
-        except OSError as failure:
-            failure.filename = self._directory.path_of(self._name)
-            error = failure
-        except Exception as failure:  # noqa: BLE001 (whoever waits raises it)
-            error = failure
-        with self._mutex:
-            self._is_waiting = False
-            if error is None and not self._claims:
-                self._drop(fd)
-            elif error is None and isinstance(self._lock, RecordLock) and fd is not None:
-                self._lock.adopt(fd)
-            for claim in self._claims[:1] if error is None else self._claims[:]:
-                self._claims.remove(claim)
-                claim.settle(error)
-
-    def _drop(self, fd: int | None) -> None:
-        """Drop a lock that nobody wants any more; the store may be closed by now."""
-        if fd is not None:
-            os.close(fd)
-        else:
-            self._lock.release()
-
-    def holder(self) -> int | None:
-        """The process that holds the lock, where the kernel names one."""
-        return self._lock.holder() if isinstance(self._lock, RecordLock) else None
-
-    def write_token(self) -> None:
-        """Leave a new last-write token, by which other programs see that they must load anew."""
-        token = struct.pack(_MARK, time.time_ns(), next(_writes), os.getpid(), os.urandom(44))
-        fd = self.open_file()
-        try:
-            self._directory.write(self._name, fd, [memoryview(token)])
-        finally:
-            os.close(fd)
-
-    def last_writer(self) -> int | None:
-        """The process that wrote the last-write token, if there is one."""
-        try:
-            fd = self.open_file(os.O_RDONLY)
-        except FileNotFoundError:
+def _holder(root: Directory) -> int | None:
+    """Return a process that holds the lock; ``None`` where that cannot be found out."""
+    if not RECORD_LOCKS:
+        return None
+    try:
+        fd = open_lock_file(root, os.O_RDWR)
+    except (OSError, StoreCorruptError):
+        return None
+    try:
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
+        kind, _, _, _, pid = struct.unpack(_FLOCK, answer)
+        if kind == fcntl.F_UNLCK:
             return None
-        try:
-            token = os.read(fd, _MARK_BYTES)
-        finally:
-            os.close(fd)
-        if len(token) < _MARK_BYTES:
-            return None
-        return int(struct.unpack(_MARK, token)[2])
+        return pid if pid > 0 else _descriptor_holder(os.fstat(fd).st_ino)
+    finally:
+        os.close(fd)
 
 
-class Claim:
-    """A place in the line for the lock."""
+def _descriptor_holder(inode: int) -> int | None:
+    """Find the process with an open-file-description lock on a file, as its descriptors show.
 
-    def __init__(self, mutex: threading.Lock, line: list[Claim]) -> None:
-        self._mutex = mutex
-        self._line = line
-        self._settled = threading.Event()
-        self._is_granted = False
-        self._error: Exception | None = None
-
-    def settle(self, error: Exception | None) -> None:
-        """Grant the lock, or say why it cannot be had. The mutex is held."""
-        self._is_granted = error is None
-        self._error = error
-        self._settled.set()
-
-    def wait(self) -> bool:
-        """Return whether the lock is held for this claim now; it is not if it was given up."""
-        self._settled.wait()
-        if self._error is not None:
-            raise self._error
-        return self._is_granted
-
-    def give_up(self) -> bool:
-        """Leave the line; ``True`` when the lock was held already and must be released."""
-        with self._mutex:
-            if self in self._line:
-                self._line.remove(self)
-            granted, self._is_granted = self._is_granted, False
-            self._settled.set()
-            return granted
+    A descriptor that a forked child shares shows the lock in both: then neither is named.
+    """
+    lock = re.compile(rf"^lock:\t\d+: OFDLCK +\S+ +\S+ -1 [0-9a-f]+:[0-9a-f]+:{inode} ", re.M)
+    found: set[int] = set()
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            for fd in os.listdir(f"/proc/{process}/fdinfo"):
+                with suppress(OSError), open(f"/proc/{process}/fdinfo/{fd}") as file:
+                    if lock.search(file.read()):
+                        found.add(int(process))
+    return found.pop() if len(found) == 1 else None

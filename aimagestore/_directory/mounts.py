@@ -1,4 +1,4 @@
-"""Which file systems answer at once."""
+"""What is mounted where."""
 
 from __future__ import annotations
 
@@ -10,19 +10,26 @@ _LOCAL = frozenset(
 )
 
 
-def is_local(fd: int) -> bool:
-    """Whether a stat of an open file never waits for a network or another process.
-
-    Where that cannot be found out the answer is no, and the stat goes to a thread.
-    """
+def mount_of(fd: int) -> str | None:
+    """Return the number of the mount that an open file is on; ``None`` where nothing says so."""
     try:
         with open(f"/proc/self/fdinfo/{fd}") as file:
             mount = re.search(r"^mnt_id:\s*(\d+)$", file.read(), re.MULTILINE)
+    except OSError:
+        return None
+    return None if mount is None else mount[1]
+
+
+def is_local(fd: int) -> bool:
+    """Return whether a stat on this mount never waits for a network or another process.
+
+    Where that cannot be found out the answer is no, and the stat is made in a worker thread.
+    """
+    mount = mount_of(fd)
+    try:
         with open("/proc/self/mountinfo") as file:
             mounts = file.read()
     except OSError:
         return False
-    if mount is None:
-        return False
-    kind = re.search(rf"^{mount[1]} .* - (\S+) ", mounts, re.MULTILINE)
-    return kind is not None and kind[1] in _LOCAL
+    kind = mount and re.search(rf"^{mount} .* - (\S+) ", mounts, re.MULTILINE)
+    return bool(kind) and kind[1] in _LOCAL

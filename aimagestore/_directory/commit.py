@@ -1,0 +1,369 @@
+"""The commit protocol of a directory, and what a crash leaves at each step of it.
+
+Everything below happens under the lock. *Crash* means the end of the process, or a power cut: after
+that, the next writer finds what the table says, and puts it right.
+
+1. **Recover** what a dead writer left (``recovery.py``), and make the index durable: its writer
+   may have died before step 6.
+2. **Clear** directories without a record where new images go.
+   *Crash*: they are cleared by whoever creates such an image, or by the garbage collection.
+3. **Place** the content, which is durable already. Content of new items goes into ``<id>/``, where
+   the present index does not look; content that replaces an item is *pending* beside the index,
+   under a name that only the next record leads to (``pending.py``). Sync these directories.
+   *Crash*: nothing has happened. What was placed is garbage: no record lists it.
+4. **Write** the next index as ``.new-images.json``, sync it, and write a new last-write token, so
+   that podman reads the index again.
+   *Crash*: nothing has happened. The next writer removes the file.
+5. **Rename** it over ``images.json``. This is the commit: every reader now finds the new records,
+   and the content that belongs to them, pending or not.
+   *Crash of the process*: the change has happened. *Power cut*: it has happened, or it has not.
+6. **Sync** the store's directory. From here on the change survives a power cut, and the call may
+   return.
+7. **Rename** pending content over the old files, and sync their directories.
+   *Crash*: the next writer does it; readers find the pending content meanwhile.
+8. **Remove** the directories of deleted images.
+   *Crash*: they are cleared by whoever uses the ID again, or by the garbage collection.
+
+A failure before step 5 undoes steps 3 and 4, and nothing has happened. A failure of step 6 leaves
+it open whether the change survives; the error says so. A failure of steps 7 and 8 is logged and
+left to recovery: the change has happened.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+
+from .._core.content import InlineContent
+from .._core.draft import Draft, Plan
+from .._core.mutations import Mutation
+from .._core.names import big_data_file
+from .._core.report import Report
+from .._core.view import View
+from .._engine.lock import AnyGrant
+from .._engine.protocol import Outcome, Removal, Steps
+from .._format import index
+from .._format.block_catalog import BlockCatalog, apply_draft
+from ..errors import ImageInUseError, StoreCorruptError
+from .containers import containers_of
+from .files import Directory
+from .garbage import garbage, remove
+from .index_file import IndexFile
+from .lock import write_token
+from .pending import NEW_INDEX, pending_name, put_in_place
+from .recovery import Recovery
+from .staged import StagedFile
+
+logger = logging.getLogger("aimagestore")
+
+
+class _PlacementError(Exception):
+    """The content of a draft could not be placed; nothing has happened.
+
+    :ivar error: the reason
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+class DirectoryWriter:
+    """Commits to a directory; see :class:`aimagestore._engine.protocol.Writer`."""
+
+    def __init__(
+        self,
+        root: Directory,
+        index_file: IndexFile,
+        recovery: Recovery,
+        stage: Callable[[], StagedFile],
+    ) -> None:
+        self._root = root
+        self._index = index_file
+        self._recovery = recovery
+        self._stage = stage
+
+    def touch(self, grant: AnyGrant) -> None:
+        self._index.check_root()
+        write_token(self._root)
+
+    def draft(self, grant: AnyGrant) -> Draft:
+        return Draft(self._index.load())
+
+    def commit(self, grant: AnyGrant, mutations: Sequence[Mutation]) -> list[Outcome]:
+        draft = self.draft(grant)
+        outcomes: list[Outcome] = []
+        for mutation in mutations:
+            try:
+                plan = mutation(draft)
+                self.prepare(plan, draft)
+            except Exception as error:  # noqa: BLE001 (whose mutation it is raises it)
+                outcomes.append(error)
+            else:
+                draft.apply(plan)
+                outcomes.append(plan)
+        try:
+            self._publish(draft)
+        except _PlacementError as failure:
+            if len(mutations) == 1:
+                raise failure.error from failure.error.__cause__
+            # One of them cannot be placed: commit each by itself, so that it fails alone.
+            return [self._commit_alone(grant, mutation) for mutation in mutations]
+        return outcomes
+
+    def _commit_alone(self, grant: AnyGrant, mutation: Mutation) -> Outcome:
+        try:
+            return self.commit(grant, [mutation])[0]
+        except Exception as error:  # noqa: BLE001 (whose mutation it is raises it)
+            return error
+
+    def publish(self, grant: AnyGrant, draft: Draft) -> None:
+        try:
+            self._publish(draft)
+        except _PlacementError as failure:
+            raise failure.error from failure.error.__cause__
+
+    def prepare(self, plan: Plan, draft: Draft) -> None:
+        """Raise what would keep a plan from being committed.
+
+        :raises ImageInUseError: when a container uses an image that would be deleted
+        :raises StoreCorruptError: when something else is where a directory or an item belongs
+        """
+        if plan.deleted and not plan.is_forced:
+            self._check_unused(plan.deleted)
+        for image_id, key in plan.files:
+            with suppress(FileNotFoundError), self._root.open_directory(image_id) as directory:
+                name = big_data_file(key)
+                if directory.stat(name) is not None and not directory.is_file(name):
+                    raise directory.corrupt(name, "is not a regular file: move it away")
+
+    def _check_unused(self, image_ids: Sequence[str]) -> None:
+        for image_id, containers in containers_of(self._root.path, image_ids).items():
+            raise ImageInUseError(
+                f"image {image_id} is used by the containers {', '.join(containers)}: remove "
+                "them, or delete it with force=True",
+                id=image_id,
+                containers=containers,
+            )
+
+    def _publish(self, draft: Draft) -> None:
+        base = draft.base
+        assert isinstance(base, BlockCatalog), "the draft is one of this directory"
+        self._index.check_root()
+        self._recovery.recover(base)
+        catalog = apply_draft(base, draft)
+        placement = _Placement(self._root, base, self._stage)
+        try:
+            self._place(draft, base, placement)
+            if catalog is not base:
+                self._switch(catalog)
+        except BaseException:
+            if not placement.undo():
+                self._recovery.is_needed = True
+            raise
+        placement.release()
+        if catalog is not base:
+            self._make_durable()
+        if base.needs_save:
+            logger.info("%s had two images of one name: the later kept it", self._root.path)
+        try:
+            placement.finish()
+        except (OSError, StoreCorruptError) as error:
+            self._recovery.is_needed = True
+            logger.warning("committed; the next commit completes what failed now: %s", error)
+        self._remove_deleted(draft, catalog)
+
+    def _place(self, draft: Draft, base: BlockCatalog, placement: _Placement) -> None:
+        try:
+            for image_id in draft.created:
+                self._clear_stale_directory(image_id)
+            if draft.files:
+                self._prepare_index(base)
+                placement.place(draft)
+        except Exception as error:
+            raise _PlacementError(error) from error
+
+    def _prepare_index(self, base: BlockCatalog) -> None:
+        """Have a durable index before any content is placed.
+
+        A crash between the first image's directory and the first index would leave what a store
+        looks like that has lost its index.
+        """
+        if not self._index.is_array:
+            self._switch(base)
+        self._index.make_durable()
+
+    def _switch(self, catalog: BlockCatalog) -> None:
+        """Write the next index and rename it into place."""
+        self._root.unlink(NEW_INDEX)
+        fd = self._root.open_file(NEW_INDEX, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            try:
+                self._root.write(NEW_INDEX, fd, list(index.compose(catalog)))
+                self._root.sync_file(NEW_INDEX, fd)
+                write_token(self._root)
+            except BaseException:
+                os.close(fd)
+                raise
+            self._index.switch(NEW_INDEX, fd, catalog)
+        except BaseException as error:
+            with suppress(OSError):
+                self._root.unlink(NEW_INDEX)
+            if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise _no_room(error, catalog) from error
+            raise
+
+    def _make_durable(self) -> None:
+        try:
+            self._index.make_durable()
+        except OSError as error:
+            self._recovery.is_needed = True
+            raise OSError(
+                error.errno,
+                f"{error.strerror} (the change may have happened: read the store again)",
+                error.filename,
+            ) from error
+
+    def _remove_deleted(self, draft: Draft, catalog: BlockCatalog) -> None:
+        for image_id in draft.deleted:
+            try:
+                self._remove_image(image_id, catalog)
+            except (OSError, StoreCorruptError) as error:
+                logger.warning("deleted image %s, but not all of its files: %s", image_id, error)
+
+    def _remove_image(self, image_id: str, catalog: BlockCatalog) -> None:
+        """Remove what a deleted image leaves, except what a new one of its ID has placed there."""
+        record = catalog.record_of(image_id)
+        if record is None:
+            with suppress(FileNotFoundError):
+                self._root.remove_tree(image_id)
+            return
+        keep = {big_data_file(key) for key in record.image.big_data_names}
+        with suppress(FileNotFoundError), self._root.open_directory(image_id) as directory:
+            for name in directory.names():
+                if name not in keep:
+                    if directory.is_directory(name):
+                        directory.remove_tree(name)
+                    else:
+                        directory.unlink(name)
+
+    def _clear_stale_directory(self, image_id: str) -> None:
+        """Clear what lies where the directory of a new image will be."""
+        if self._root.stat(image_id) is not None:
+            self._index.make_durable()
+            self._root.remove_tree(image_id)
+            logger.info("cleared %s, which no image had", self._root.path_of(image_id))
+
+    def garbage(self, *, dry_run: bool) -> Iterator[Removal]:
+        # Whether a writer is at work is known under the lock only: all of it is found there.
+        def collect(grant: AnyGrant) -> Steps[Report]:
+            catalog = self._index.load()
+            if not dry_run:
+                self._recovery.recover(catalog, always=True)
+                self._index.make_durable()
+            return (yield from remove(self._root, catalog, garbage(self._root, catalog), dry_run))
+
+        yield collect
+
+
+class _Placement:
+    """The content of one commit: where it is before the commit, and where it belongs after it."""
+
+    def __init__(
+        self, root: Directory, base: View, stage: Callable[[], StagedFile]
+    ) -> None:
+        self._root = root
+        self._base = base
+        self._stage = stage
+        self._inline: list[StagedFile] = []
+        self._placed: list[tuple[StagedFile, str, str]] = []
+        self._pending: list[tuple[str, str, str]] = []
+        self._made: list[str] = []
+
+    def place(self, draft: Draft) -> None:
+        """Put the content where readers of the next index find it, and those of this one do not."""
+        images: dict[str, list[tuple[str, StagedFile]]] = {}
+        for (image_id, key), content in draft.files.items():
+            staged = self._staged(content)
+            staged.finish()
+            old, new = self._base.record_of(image_id), draft.record_of(image_id)
+            assert new is not None, "content belongs to an image"
+            if old is not None and key in old.image.big_data_names:
+                name = pending_name(new.image, key)
+                staged.publish(self._root, name)
+                self._placed.append((staged, "", name))
+                self._pending.append((name, image_id, key))
+            else:
+                images.setdefault(image_id, []).append((key, staged))
+        for image_id, items in images.items():
+            if self._root.make_directory(image_id):
+                self._made.append(image_id)
+            with self._root.open_directory(image_id) as directory:
+                for key, staged in items:
+                    staged.publish(directory, big_data_file(key))
+                    self._placed.append((staged, image_id, big_data_file(key)))
+                directory.sync()
+        if self._made or self._pending:
+            self._root.sync()
+
+    def _staged(self, content: object) -> StagedFile:
+        if isinstance(content, StagedFile):
+            return content
+        assert isinstance(content, InlineContent), "content is staged here or in memory"
+        staged = self._stage()
+        self._inline.append(staged)
+        staged.sink.write(content.data)
+        return staged
+
+    def undo(self) -> bool:
+        """Stage again what was placed, and return whether all of it could be."""
+        is_undone = True
+        for staged, image_id, name in self._placed:
+            try:
+                if image_id:
+                    with self._root.open_directory(image_id) as directory:
+                        staged.withdraw(directory, name)
+                else:
+                    staged.withdraw(self._root, name)
+            except (OSError, StoreCorruptError, ValueError):
+                is_undone = self._remove(image_id, name) and is_undone
+        for image_id in self._made:
+            with suppress(OSError):
+                self._root.remove_directory(image_id)
+        for staged in self._inline:
+            staged.discard()
+        return is_undone
+
+    def _remove(self, image_id: str, name: str) -> bool:
+        try:
+            if image_id:
+                with self._root.open_directory(image_id) as directory:
+                    directory.unlink(name)
+            else:
+                self._root.unlink(name)
+        except (OSError, StoreCorruptError):
+            return False
+        return True
+
+    def release(self) -> None:
+        """Close the files, which are published."""
+        for staged, _, _ in self._placed:
+            staged.discard()
+
+    def finish(self) -> None:
+        """Rename pending content over the old files."""
+        for name, image_id, key in self._pending:
+            put_in_place(self._root, name, image_id, key)
+
+
+def _no_room(error: OSError, catalog: BlockCatalog) -> OSError:
+    size = sum(len(piece) for piece in index.compose(catalog))
+    return OSError(
+        error.errno,
+        f"{error.strerror} (every change, a deletion too, needs room for a second index for a "
+        f"moment, {size:,} bytes here: free some outside the store)",
+        error.filename,
+    )

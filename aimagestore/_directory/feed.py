@@ -1,0 +1,113 @@
+"""Collects the changes of a directory, and how the kernel notifies of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from .._core.events import ChangeEvent, changes_between
+from .._core.names import INDEX_FILE
+from .._format.block_catalog import BlockCatalog
+from ..errors import WatchExpiredError
+from .files import Directory
+
+if TYPE_CHECKING or sys.platform == "linux":
+    from inotify_simple import INotify, flags
+
+logger = logging.getLogger("aimagestore")
+
+_INTERVAL = 1.0
+"""Seconds between two polls where the kernel does not notify."""
+
+_PENDING_MAX = 10_000
+"""Changes kept for a consumer that does not take them; beyond that the feed has expired."""
+
+
+class FeedOwner(Protocol):
+    """What a feed needs of the index that it follows."""
+
+    keeps_catalog: bool
+
+    def load(self) -> BlockCatalog:
+        """Return the last commit."""
+        ...
+
+    def forget(self, feed: DirectoryFeed) -> None:
+        """Notify a feed no more."""
+        ...
+
+
+class DirectoryFeed:
+    """The changes of a directory; see :class:`aimagestore._engine.protocol.Feed`.
+
+    The index adds commits of this process one by one. Commits of others are found when the index
+    is loaded, after the kernel's notification: by then several may have become one change.
+    """
+
+    def __init__(self, inotify: INotify | None, catalog: BlockCatalog, owner: FeedOwner) -> None:
+        self._owner = owner
+        self._inotify = inotify
+        self._mutex = threading.Lock()
+        self._pending: list[ChangeEvent] = []
+        self._has_expired = False
+        # Other machines' changes reach no kernel but their own.
+        is_notified = inotify is not None and owner.keeps_catalog
+        self.interval = math.inf if is_notified else _INTERVAL
+
+    def add(self, changes: Sequence[ChangeEvent], catalog: BlockCatalog) -> None:
+        """Add what has led to this catalog, the next one of the store."""
+        with self._mutex:
+            self._has_expired |= len(self._pending) + len(changes) > _PENDING_MAX
+            if self._has_expired:
+                self._pending = []
+            else:
+                self._pending += changes
+
+    @property
+    def descriptor(self) -> int | None:
+        return None if self._inotify is None else self._inotify.fileno()
+
+    def is_due(self) -> bool:
+        if self._inotify is None:
+            return True
+        # An event without a name: some were lost, or the directory was removed.
+        return any(event.name in {"", INDEX_FILE} for event in self._inotify.read(timeout=0))
+
+    def poll(self) -> Sequence[ChangeEvent]:
+        self._owner.load()
+        with self._mutex:
+            changes, self._pending = self._pending, []
+            if self._has_expired:
+                raise WatchExpiredError(
+                    f"more than {_PENDING_MAX:,} changes were pending: watch anew, and read all "
+                    "images"
+                )
+        return changes
+
+    def close(self) -> None:
+        self._owner.forget(self)
+        if self._inotify is not None:
+            self._inotify.close()
+
+
+def open_inotify(root: Directory) -> INotify | None:
+    """Have the kernel notify of changes in a directory; ``None`` where it does not."""
+    if sys.platform != "linux":
+        return None
+    try:
+        inotify = INotify(nonblocking=True)
+        try:
+            mask = flags.MOVED_TO | flags.MOVED_FROM | flags.CLOSE_WRITE
+            mask |= flags.DELETE | flags.DELETE_SELF | flags.MOVE_SELF
+            inotify.add_watch(f"/proc/self/fd/{root.fd}", mask)
+        except BaseException:
+            inotify.close()
+            raise
+    except OSError as error:  # a user has 128 instances, unless more are configured
+        logger.info("polling %s every %s s, because inotify failed: %s", root.path, _INTERVAL, error)
+        return None
+    return inotify

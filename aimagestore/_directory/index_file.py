@@ -1,0 +1,304 @@
+"""images.json of an open store: read, known to be the last commit or not, and replaced."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+from .._core.events import changes_between
+from .._core.image import Image
+from .._core.names import INDEX_FILE, LOCK_FILE
+from .._core.view import View
+from .._format import index
+from .._format.block_catalog import EMPTY, BlockCatalog
+from ..errors import DuplicateImageNamesError, ImageStoreError, StoreLostError
+from .contents import image_directories
+from .feed import DirectoryFeed, open_inotify
+from .files import Directory
+
+T = TypeVar("T")
+
+
+class _Version(NamedTuple):
+    """A commit that was loaded, and the file that it was loaded from.
+
+    The file stays open: its inode cannot become another file's meanwhile. So the store's index is
+    this commit for as long as its path leads to this inode with this time of change.
+
+    :ivar fd: the open file; -1 where the store had no index
+    :ivar is_array: whether the file holds an array, and is not missing or blank
+    """
+
+    catalog: BlockCatalog
+    fd: int
+    device: int = 0
+    inode: int = 0
+    changed: int = 0
+    is_array: bool = False
+
+    @classmethod
+    def of(
+        cls, catalog: BlockCatalog, fd: int, found: os.stat_result, *, is_array: bool = True
+    ) -> _Version:
+        return cls(catalog, fd, found.st_dev, found.st_ino, found.st_ctime_ns, is_array)
+
+    def is_file(self, found: os.stat_result) -> bool:
+        """Return whether this is what the file system says of the file that was loaded."""
+        return (
+            found.st_ino == self.inode
+            and found.st_ctime_ns == self.changed
+            and found.st_dev == self.device
+        )
+
+
+class IndexFile:
+    """The index of an open store; see :class:`aimagestore._engine.protocol.Reader`.
+
+    :param root: the store's directory
+    :param is_local: whether a stat never waits for a network
+    :ivar is_durable: whether the index that was loaded is known to survive a power cut
+    """
+
+    def __init__(
+        self,
+        root: Directory,
+        *,
+        read_only: bool,
+        is_local: bool,
+        on_load: Callable[[BlockCatalog, BlockCatalog], object],
+    ) -> None:
+        self._root = root
+        self._read_only = read_only
+        self._path = root.path_of(INDEX_FILE)
+        self.keeps_catalog = is_local
+        # Told of the catalogs before and after, when another program's commit is loaded.
+        self._on_load = on_load
+        self._version = _Version(EMPTY, -1)
+        # Held while one version replaces another, so that everybody sees them in one order.
+        self._mutex = threading.Lock()
+        self._feeds: list[DirectoryFeed] = []
+        self.is_durable = False
+
+    # Reading
+
+    @property
+    def catalog(self) -> BlockCatalog:
+        """The commit that was loaded last."""
+        return self._version.catalog
+
+    @property
+    def is_array(self) -> bool:
+        """Whether the index that was loaded last is a file with an array in it."""
+        return self._version.is_array
+
+    def current(self) -> BlockCatalog | None:
+        if not self.keeps_catalog:
+            return None
+        version = self._version
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return version.catalog if version.is_file(found) else None
+
+    def _is_current(self) -> bool:
+        """Return whether the index is the file that was loaded last."""
+        version = self._version
+        found = self._root.stat(INDEX_FILE)
+        if found is None or version.fd < 0:
+            return found is None and version.fd < 0
+        return version.is_file(found)
+
+    def is_still(self, catalog: BlockCatalog) -> bool:
+        """Return whether a catalog is the last commit at this moment, whoever commits."""
+        with self._mutex:
+            return self._version.catalog is catalog and self._is_current()
+
+    def load(self) -> BlockCatalog:
+        """Return the last commit."""
+        self.check_root()
+        with self._mutex:
+            if not self._is_current():
+                self._load()
+            return self._version.catalog
+
+    def read(self, look: Callable[[View], T]) -> T:
+        return look(self.load())
+
+    def snapshot(self) -> BlockCatalog:
+        return self.load()
+
+    def pages(self, size: int) -> Iterator[list[Image]]:
+        page: list[Image] = []
+        for record in self.load().records():
+            page.append(record.image)
+            if len(page) == size:
+                yield page
+                page = []
+        if page:
+            yield page
+
+    def refresh(self) -> bool:
+        is_modified = self.modified()
+        self.load()
+        return is_modified
+
+    def modified(self) -> bool:
+        self.check_root()
+        return not self._is_current()
+
+    def touched_since(self, when: datetime) -> bool:
+        mark = self._root.stat(LOCK_FILE) or self._root.stat(INDEX_FILE)
+        return mark is not None and mark.st_mtime > when.timestamp()
+
+    def check_root(self) -> None:
+        """Check that the store's path still leads to the directory that was opened.
+
+        :raises StoreLostError: when it does not
+        """
+        path = self._root.path
+        try:
+            found = os.stat(path)
+        except FileNotFoundError as error:
+            raise StoreLostError(
+                f"the directory {path} was removed or moved while the store was open: close the "
+                "store, and open it where it is now",
+                path=path,
+            ) from error
+        if not os.path.samestat(found, os.fstat(self._root.fd)):
+            raise StoreLostError(
+                f"the directory {path} was replaced by another while the store was open: close "
+                "the store, and open the new one",
+                path=path,
+            )
+
+    def _load(self) -> None:
+        previous = self._version.catalog
+        fd = self._open_index()
+        if fd is None:
+            self._adopt(_Version(EMPTY, -1))
+            return
+        try:
+            found = self._root.stat_file(INDEX_FILE, fd)
+            text = index.Text(partial(self._root.read_into, INDEX_FILE, fd), found.st_size)
+            parsed = index.parse(text, previous)
+            if parsed is None and (image_id := next(image_directories(self._root), None)):
+                raise self._lost_index("is blank", image_id)
+            catalog = previous.with_blocks(*(parsed or ({}, ())))
+            if catalog.needs_save and self._read_only:
+                raise DuplicateImageNamesError(
+                    f"{self._path} has two images of one name: open the store for writing once to "
+                    "resolve that",
+                    path=self._path,
+                )
+        except index.MalformedIndexError as error:
+            os.close(fd)
+            raise self._root.corrupt(
+                INDEX_FILE, f"is damaged at byte {error.place}: {error}: repair the store"
+            ) from error
+        except BaseException:
+            os.close(fd)
+            raise
+        self.is_durable = False
+        self._on_load(previous, catalog)
+        self._adopt(_Version.of(catalog, fd, found, is_array=parsed is not None))
+
+    def _open_index(self) -> int | None:
+        """Open the index; ``None`` when the store has none yet.
+
+        :raises StoreCorruptError: when it is lost
+        """
+        while True:
+            try:
+                return self._root.open_file(INDEX_FILE)
+            except FileNotFoundError:
+                image_id = next(image_directories(self._root), None)
+            if image_id is None:
+                return None
+            # An image that was just created has an index by now.
+            if self._root.stat(INDEX_FILE) is None:
+                raise self._lost_index("is missing", image_id)
+
+    def _lost_index(self, problem: str, image_id: str) -> ImageStoreError:
+        return self._root.corrupt(
+            INDEX_FILE,
+            f"{problem}, but there are directories of images, such as {image_id}: repair the store",
+        )
+
+    def _adopt(self, version: _Version) -> None:
+        previous, self._version = self._version, version
+        if previous.fd >= 0:
+            os.close(previous.fd)
+        if self._feeds and version.catalog is not previous.catalog:
+            changes = changes_between(previous.catalog, version.catalog)
+            for feed in self._feeds:
+                feed.add(changes, version.catalog)
+        # A large catalog is freed block by block: in one go it would hold up every other thread.
+        blocks = list(previous.catalog.blocks.values())
+        del previous
+        while blocks:
+            blocks.pop()
+
+    # Replacing
+
+    def switch(self, name: str, fd: int, catalog: BlockCatalog) -> None:
+        """Rename a file over the index, and have its catalog: the commit.
+
+        :param fd: the open file, which is the index's from here on; closed on failure
+        """
+        with self._mutex:
+            try:
+                found = os.fstat(fd)
+                self._root.rename(name, INDEX_FILE)
+            except BaseException:
+                os.close(fd)
+                raise
+            self.is_durable = False
+            try:
+                found = os.fstat(fd)  # the rename is a change of the file
+            except OSError:
+                pass  # committed; this version counts as outdated, so the next read loads it
+            self._adopt(_Version.of(catalog, fd, found))
+
+    def make_durable(self) -> None:
+        """Make sure that the index that was loaded survives a power cut.
+
+        Its writer may have died between its rename and its sync. Until that is made up for,
+        nothing that the index before it needs may be removed.
+        """
+        if not self.is_durable:
+            self._root.sync()
+            self.is_durable = True
+
+    # Watching
+
+    def watch(self) -> DirectoryFeed:
+        inotify = open_inotify(self._root)
+        try:
+            self.check_root()
+            with self._mutex:
+                if not self._is_current():
+                    self._load()
+                feed = DirectoryFeed(inotify, self._version.catalog, self)
+                self._feeds.append(feed)
+        except BaseException:
+            if inotify is not None:
+                inotify.close()
+            raise
+        return feed
+
+    def forget(self, feed: DirectoryFeed) -> None:
+        """Notify a feed no more."""
+        with self._mutex, suppress(ValueError):
+            self._feeds.remove(feed)
+
+    def close(self) -> None:
+        """Release what was loaded."""
+        with self._mutex:
+            self._feeds.clear()
+            self._adopt(_Version(EMPTY, -1))

@@ -1,0 +1,75 @@
+"""The content of big-data items in a directory."""
+
+from __future__ import annotations
+
+import io
+from concurrent.futures import Executor
+
+from .._core.image import Image
+from .._engine.items import require_item
+from .._engine.workers import WorkerPool
+from ..errors import BigDataMissingError
+from .files import Directory
+from .index_file import IndexFile
+from .pending import open_current
+from .staged import StagedFile
+
+_HELPERS = 4
+
+
+class DirectoryItems:
+    """Opens and stages content; see :class:`aimagestore._engine.protocol.Items`."""
+
+    def __init__(self, root: Directory, index_file: IndexFile) -> None:
+        self._root = root
+        self._index = index_file
+        self._helpers = WorkerPool(_HELPERS, "aimagestore helper")
+
+    @property
+    def helpers(self) -> Executor:
+        """Threads for hashing and syncing beside a stream."""
+        return self._helpers
+
+    def stage(self) -> StagedFile:
+        return StagedFile(self._root, self._helpers)
+
+    def open(self, ref: str, key: str) -> tuple[Image, io.FileIO]:
+        # The content belongs to the version of the index, not to values in a record, which may
+        # return. A writer places nothing where readers of the present index look, and completes
+        # the renames of one commit before it makes the next. So what was opened while the index
+        # was, from before until after, the very file that was loaded, is that version's content.
+        while True:
+            catalog = self._index.load()
+            image = catalog.get(ref)
+            require_item(image, key)
+            fd = -1
+            missing: FileNotFoundError | None = None
+            try:
+                fd = open_current(self._root, image, key)
+            except FileNotFoundError as error:
+                missing = error
+            file = None if missing is not None else io.FileIO(fd, "rb")
+            try:
+                is_of_version = self._index.is_still(catalog)
+            except BaseException:
+                if file is not None:
+                    file.close()
+                raise
+            if not is_of_version:
+                if file is not None:
+                    file.close()
+                continue
+            if file is None:
+                assert missing is not None, "there is a file or an error"
+                raise BigDataMissingError(
+                    f"the content of item {key!r} of image {image.id} is missing: "
+                    f"{missing.filename}; check the store",
+                    id=image.id,
+                    key=key,
+                    path=missing.filename,
+                ) from missing
+            return image, file
+
+    def close(self) -> None:
+        """End the helpers."""
+        self._helpers.shutdown()

@@ -1,0 +1,63 @@
+"""Where a store in a directory is."""
+
+from __future__ import annotations
+
+import os
+
+from .._core.names import INDEX_FILE
+from ..errors import GraphRootError
+from .check import DirectoryChecker
+from .engine import DirectoryEngine
+from .repair import DirectoryRepairer
+
+_IMAGE_STORE = "-images"
+
+
+class DirectoryLocation:
+    """The path of a directory; see :class:`aimagestore._engine.protocol.Location`."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        name = os.fspath(path)
+        if not isinstance(name, str):
+            raise TypeError(f"a path must be a str or os.PathLike[str], not {type(path).__name__}")
+        if not name:
+            raise ValueError("a store needs the path of a directory, not an empty one")
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"DirectoryLocation({self.name!r})"
+
+    def open(self, *, read_only: bool) -> DirectoryEngine:
+        return DirectoryEngine.opened(self._path(), read_only=read_only)
+
+    def checker(self, *, verify: bool) -> DirectoryChecker:
+        return DirectoryChecker(self._path, verify=verify)
+
+    def repairer(self) -> DirectoryRepairer:
+        return DirectoryRepairer(self._path())
+
+    def _path(self) -> str:
+        """Return the absolute path, so that a change of the working directory moves nothing.
+
+        :raises GraphRootError: when it is a graph root, which has image stores in it
+        """
+        path = os.path.abspath(self.name)
+        if os.path.lexists(os.path.join(path, INDEX_FILE)):
+            return path
+        try:
+            names = os.listdir(path)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return path
+        stores = sorted(
+            os.path.join(path, name)
+            for name in names
+            if name.endswith(_IMAGE_STORE) and os.path.isdir(os.path.join(path, name))
+        )
+        if stores or "storage.lock" in names:
+            use = " or ".join(stores) or "its image store, once podman has made one"
+            raise GraphRootError(
+                f"{path} is the graph root of containers/storage, not an image store: use {use}",
+                path=path,
+                stores=tuple(stores),
+            )
+        return path

@@ -1,0 +1,74 @@
+"""Completes what a crash left between a commit and its last renames."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from .._format.block_catalog import BlockCatalog
+from ..errors import StoreCorruptError
+from .files import Directory
+from .index_file import IndexFile
+from .pending import NEW_INDEX, is_pending_name, pending_items, put_in_place
+
+logger = logging.getLogger("aimagestore")
+
+
+class Recovery:
+    """What may be left to complete in a directory.
+
+    :ivar is_needed: whether a writer may have died, or failed, between its commit and its last
+        renames. True at first, and whenever a commit of another program replaced an item
+    """
+
+    def __init__(self, root: Directory) -> None:
+        self._root = root
+        self.is_needed = True
+        self._index: IndexFile
+
+    def attach(self, index_file: IndexFile) -> None:
+        """Know the index, which has to be durable before anything is removed."""
+        self._index = index_file
+
+    def note_load(self, previous: BlockCatalog, loaded: BlockCatalog) -> None:
+        """Take notice of a commit by another program."""
+        self.is_needed = self.is_needed or _replaces_items(previous, loaded)
+
+    def pending(self) -> Iterator[str]:
+        """Iterate over the names of files that some commit has not renamed yet."""
+        return (n for n in self._root.names() if n == NEW_INDEX or is_pending_name(n))
+
+    def recover(self, catalog: BlockCatalog, *, always: bool = False) -> None:
+        """Rename what is pending in the last commit, and remove the rest. The lock is held.
+
+        :param always: look for it even if nothing suggests that there is any
+        """
+        if not (self.is_needed or always):
+            return
+        names = set(self.pending())
+        try:
+            if names:
+                self._index.make_durable()
+            for name, image_id, key in pending_items(catalog, names):
+                names.remove(name)
+                put_in_place(self._root, name, image_id, key)
+                logger.info("completed a commit of a dead writer: %r of %s", key, image_id)
+            for name in names:
+                self._root.unlink(name)
+                logger.info("removed a file of a dead writer: %s", self._root.path_of(name))
+        except (OSError, StoreCorruptError) as error:
+            logger.warning("could not complete what a crash left: %s", error)
+        else:
+            self.is_needed = False
+
+
+def _replaces_items(before: BlockCatalog, after: BlockCatalog) -> bool:
+    """Return whether an item has other content in a later catalog."""
+    for record in after.records_not_in(before):
+        old = before.record_of(record.id)
+        if old is None or bytes(old.raw) == bytes(record.raw):
+            continue
+        digests = record.image.big_data_digests
+        if any(digests.get(k) != d for k, d in old.image.big_data_digests.items()):
+            return True
+    return False
