@@ -14,14 +14,16 @@ from typing import Any, Self, TypeVar
 from anyio import CancelScope
 from anyio.lowlevel import current_token
 
-from .._core import changes
-from .._core.changes import Mutation
-from .._core.draft import Content
+from .._core import mutations
+from .._core.catalog import Catalog
+from .._core.content import Buffer, Content, InlineContent
 from .._core.image import Image
+from .._core.mutations import Mutation
 from .._core.names import check_key
 from .._core.report import Report
-from .._core.snapshot import Snapshot, View
-from .._core.transaction import Buffer, InlineContent, Transaction
+from .._core.snapshot import Snapshot, snapshot_of
+from .._core.transaction import Transaction
+from .._core.view import View
 from .._engine import items
 from .._engine.protocol import Engine, StagedContent
 from ..errors import (
@@ -222,7 +224,7 @@ class ImageStore:
 
     # Reading
 
-    def _current(self) -> Snapshot | None:
+    def _current(self) -> Catalog | None:
         """The last snapshot, if it can be seen at once that nothing has changed."""
         if not self._is_open or self._process != _process:
             self._check_open()
@@ -244,7 +246,7 @@ class ImageStore:
         It stays as it is, whatever happens to the store, and holds no lock. It holds all records
         in memory: of a store that does not, such as a cluster's, it is loaded for each call.
         """
-        return await self._read(lambda view: view.freeze())
+        return snapshot_of(await self._read(lambda view: view.freeze()))
 
     async def get(self, ref: str) -> Image:
         """The image that the ref stands for (upstream: ``Get``).
@@ -336,10 +338,10 @@ class ImageStore:
         """
         self._check_writable()
         async with self._on_disk(big_data or {}) as contents:
-            change = changes.create(
+            change = mutations.create(
                 id,
                 names=names,
-                layer=layer,
+                top_layer=layer,
                 metadata=metadata,
                 created=created,
                 digest=digest,
@@ -356,7 +358,7 @@ class ImageStore:
         :raises ImageUnknownError: when there is no such image
         :raises LockTimeoutError: when the lock was not free in time
         """
-        return await self._change(changes.set_names(ref, names))
+        return await self._change(mutations.set_names(ref, names))
 
     async def add_names(self, ref: str, names: Iterable[str]) -> Image:
         """Give the image these names before those it has (upstream: ``AddNames``).
@@ -366,7 +368,7 @@ class ImageStore:
         :raises ImageUnknownError: when there is no such image
         :raises LockTimeoutError: when the lock was not free in time
         """
-        return await self._change(changes.add_names(ref, names))
+        return await self._change(mutations.add_names(ref, names))
 
     async def remove_names(self, ref: str, names: Iterable[str]) -> Image:
         """Take these names from the image, where it has them (upstream: ``RemoveNames``).
@@ -374,7 +376,7 @@ class ImageStore:
         :raises ImageUnknownError: when there is no such image
         :raises LockTimeoutError: when the lock was not free in time
         """
-        return await self._change(changes.remove_names(ref, names))
+        return await self._change(mutations.remove_names(ref, names))
 
     async def set_metadata(self, ref: str, metadata: str) -> Image:
         """Give the image other metadata (upstream: ``SetMetadata``).
@@ -382,7 +384,7 @@ class ImageStore:
         :raises ImageUnknownError: when there is no such image
         :raises LockTimeoutError: when the lock was not free in time
         """
-        return await self._change(changes.set_metadata(ref, metadata))
+        return await self._change(mutations.set_metadata(ref, metadata))
 
     async def set_flag(self, ref: str, flag: str, value: Any) -> Image:
         """Set a flag to any JSON value (upstream: ``SetFlag``).
@@ -393,7 +395,7 @@ class ImageStore:
         :raises ValueError: for numbers that are not finite, and 1,000 levels of nesting or more
         :raises LockTimeoutError: when the lock was not free in time
         """
-        return await self._change(changes.set_flag(ref, flag, value))
+        return await self._change(mutations.set_flag(ref, flag, value))
 
     async def clear_flag(self, ref: str, flag: str) -> Image:
         """Remove a flag, if it is set (upstream: ``ClearFlag``).
@@ -401,7 +403,7 @@ class ImageStore:
         :raises ImageUnknownError: when there is no such image
         :raises LockTimeoutError: when the lock was not free in time
         """
-        return await self._change(changes.clear_flag(ref, flag))
+        return await self._change(mutations.clear_flag(ref, flag))
 
     async def delete(self, ref: str) -> None:
         """Delete an image and its big data (upstream: ``Delete``).
@@ -409,14 +411,14 @@ class ImageStore:
         :raises ImageUnknownError: when there is no such image
         :raises LockTimeoutError: when the lock was not free in time
         """
-        await self._submit(changes.delete(ref))
+        await self._submit(mutations.delete(ref))
 
     async def wipe(self) -> None:
         """Delete all images; damaged records stay (upstream: ``Wipe``).
 
         :raises LockTimeoutError: when the lock was not free in time
         """
-        await self._submit(changes.wipe())
+        await self._submit(mutations.wipe())
 
     # Big data
 
@@ -484,10 +486,10 @@ class ImageStore:
         if isinstance(data, Staged):
             async with self._on_disk({key: data}) as contents:
                 expectations.check(contents[key])
-                return await self._change(changes.set_big_data(image_id, key, contents[key]))
+                return await self._change(mutations.set_big_data(image_id, key, contents[key]))
         source = chunks_of(data, self._threads)
         async with self._filled(source, expectations, progress) as content:
-            return await self._change(changes.set_big_data(image_id, key, content))
+            return await self._change(mutations.set_big_data(image_id, key, content))
 
     @asynccontextmanager
     async def stage(
@@ -621,7 +623,7 @@ class ImageStore:
         if not self.read_only and not self._is_inside_transaction():
             # Another writer may have changed or deleted the image: then there is nothing to note.
             with suppress(ImageUnknownError, BigDataUnknownError):
-                await self._submit(changes.note_big_data(image.id, key, measured))
+                await self._submit(mutations.note_big_data(image.id, key, measured))
         return measured
 
     # The lock, and what others do

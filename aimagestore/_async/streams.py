@@ -11,8 +11,8 @@ from typing import Any
 from aiofiles.threadpool import wrap
 from anyio import EndOfStream
 
+from .._core.content import Buffer
 from .._core.digest import CANONICAL, check_digest, digest_of, hasher, is_canonical
-from .._core.transaction import Buffer
 from .._engine.items import CHUNK, Source
 from .._engine.protocol import StagedContent
 from ..errors import DigestMismatchError, SizeMismatchError

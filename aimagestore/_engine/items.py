@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any, NamedTuple
 
+from .._core.content import Content, InlineContent
 from .._core.digest import (
     CANONICAL,
     check_digest,
@@ -17,12 +18,10 @@ from .._core.digest import (
     is_manifest_key,
     signed_payload,
 )
-from .._core.draft import Content
 from .._core.image import Image
 from .._core.names import check_key
 from .._core.record import Record
-from .._core.snapshot import View
-from .._core.transaction import InlineContent
+from .._core.view import View
 from ..errors import (
     BigDataUnknownError,
     DigestMismatchError,

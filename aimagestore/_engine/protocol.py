@@ -13,16 +13,18 @@ from concurrent.futures import Executor
 from datetime import datetime
 from typing import NamedTuple, Protocol, TypeVar
 
-from .._core.changes import Mutation
-from .._core.draft import Content, Draft, Edit
+from .._core.catalog import Catalog
+from .._core.content import Content
+from .._core.draft import Draft, Plan
+from .._core.events import ChangeEvent
 from .._core.image import Image
+from .._core.mutations import Mutation
 from .._core.report import Report
-from .._core.snapshot import Snapshot, View
-from .._core.watching import Change
+from .._core.view import View
 
 T = TypeVar("T")
 
-Outcome = Edit | Exception
+Outcome = Plan | Exception
 """What became of one change of a batch."""
 
 Progress = Callable[[int, int], object]
@@ -104,7 +106,7 @@ class Watch(Protocol):
         """Whether what made the descriptor readable calls for a look. Never waits."""
         ...
 
-    def changes(self) -> Sequence[Change]:
+    def changes(self) -> Sequence[ChangeEvent]:
         """What has changed since the last look, in order."""
         ...
 
@@ -155,7 +157,7 @@ class Engine(Protocol):
         """
         ...
 
-    def current(self) -> Snapshot | None:
+    def current(self) -> Catalog | None:
         """The last snapshot, unless somebody has changed the store since it was taken.
 
         ``None`` as well where none is kept.
