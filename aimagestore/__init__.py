@@ -9,47 +9,53 @@ in, beside these programs, at the same time::
         async with store.open_big_data(image.id, "manifest", verify=True) as reader:
             manifest = await reader.read()
 
-Every change is durable when its call returns, and any call may be cancelled. What it leaves
-behind then, and what it raises, its documentation says.
+Every change is durable when its call returns. Every call may be cancelled, by anyio, trio or
+asyncio itself; its documentation says what that leaves behind.
 
 =========================== =====================================================================
 :class:`ImageStore`         the store: reads, changes, big data, ``stage``, ``transaction``,
                             ``snapshot``, ``watch``, ``collect_garbage``
-:class:`Image`              one image's record
-:class:`Snapshot`           all records at one moment, to look at without ``await``
-:class:`Transaction`        several changes that happen together
-:class:`BigDataReader`      an open item, to read in pieces
-:class:`Staged`             data on disk that belongs to no image yet
-:class:`Changes`            what changes in a watched store: one :class:`ChangeEvent` after another
-:func:`check`               what is damaged or left over in a directory: a :class:`Report`
-:func:`repair`              undoes what a check has found
-:func:`copy_images`         images from one store into another
-:mod:`aimagestore.oci`      OCI image layouts in and out
-:exc:`ImageStoreError`      the base of all errors, which say what they are about as attributes
+:class:`Image`              the record of one image
+:class:`Snapshot`           all images at one commit, to be read without ``await``
+:class:`Transaction`        several changes in one commit
+:class:`BigDataReader`      an open item, to be read in pieces
+:class:`StagedItem`         data in the store that belongs to no image yet
+:class:`Watch`              the changes of a store: one :class:`ChangeEvent` after another
+:func:`check`               finds damage and garbage in a store: a :class:`Report`
+:func:`repair`              repairs what a check has found
+:func:`copy_images`         copies images from one store into another
+:mod:`aimagestore.oci`      imports and exports OCI image layouts
+:mod:`aimagestore.cluster`  stores on PostgreSQL and S3
+:exc:`ImageStoreError`      the base of all errors, with what they are about as attributes
 =========================== =====================================================================
 
-The command line ``aimagestore`` comes with the extra ``cli``. What was recovered or repaired is
-logged under ``aimagestore``; nothing else is.
+The command line ``aimagestore`` comes with the extra ``cli``. The logger ``aimagestore`` reports
+what was recovered or repaired.
 """
 
-from ._async.copying import Copied, copy_images
+from ._async.copying import CopyResult, copy_images
 from ._async.inspection import check, repair
+from ._async.methods import JSONValue
+from ._async.staging import BigDataSource, StagedItem
 from ._async.store import ImageStore
-from ._async.streams import BigDataReader, Staged
-from ._async.watching import Changes
+from ._async.streams import BigDataReader
+from ._async.transaction import Transaction
+from ._async.watch import Watch
 from ._core.events import ChangeEvent
 from ._core.image import Image
 from ._core.report import Finding, FindingKind, Report
 from ._core.snapshot import Snapshot
-from ._core.transaction import Transaction
 from .errors import (
     AmbiguousImageError,
+    BigDataMissingError,
     BigDataUnknownError,
     DigestMismatchError,
     DigestUnknownError,
     DuplicateIDError,
     DuplicateImageNamesError,
     DuplicateNameError,
+    GraphRootError,
+    ImageInUseError,
     ImageStoreError,
     ImageUnknownError,
     InvalidBigDataNameError,
@@ -61,18 +67,21 @@ from .errors import (
     SizeUnknownError,
     StoreClosedError,
     StoreCorruptError,
+    StoreLostError,
     StoreReadOnlyError,
     StoreSchemaError,
     StoreUnavailableError,
+    WatchExpiredError,
 )
 
 __all__ = [
     "AmbiguousImageError",
+    "BigDataMissingError",
     "BigDataReader",
+    "BigDataSource",
     "BigDataUnknownError",
     "ChangeEvent",
-    "Changes",
-    "Copied",
+    "CopyResult",
     "DigestMismatchError",
     "DigestUnknownError",
     "DuplicateIDError",
@@ -80,7 +89,9 @@ __all__ = [
     "DuplicateNameError",
     "Finding",
     "FindingKind",
+    "GraphRootError",
     "Image",
+    "ImageInUseError",
     "ImageStore",
     "ImageStoreError",
     "ImageUnknownError",
@@ -88,18 +99,22 @@ __all__ = [
     "InvalidDigestError",
     "InvalidIDError",
     "InvalidLayoutError",
+    "JSONValue",
     "LockTimeoutError",
     "Report",
     "SizeMismatchError",
     "SizeUnknownError",
     "Snapshot",
-    "Staged",
+    "StagedItem",
     "StoreClosedError",
     "StoreCorruptError",
+    "StoreLostError",
     "StoreReadOnlyError",
     "StoreSchemaError",
     "StoreUnavailableError",
     "Transaction",
+    "Watch",
+    "WatchExpiredError",
     "check",
     "copy_images",
     "repair",

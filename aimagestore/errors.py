@@ -65,6 +65,36 @@ class DuplicateImageNamesError(ImageStoreError, ValueError):
     """A read-only store holds two images of one name (upstream: ``ErrDuplicateImageNames``)."""
 
 
+class BigDataMissingError(ImageStoreError, FileNotFoundError):
+    """The image's record lists this item, but its content is missing."""
+
+
+class ImageInUseError(ImageStoreError, RuntimeError):
+    """A container uses the image (upstream: ``ErrImageUsedByContainer``).
+
+    :ivar containers: the names or IDs of the containers
+    """
+
+    containers: tuple[str, ...] = ()
+
+
+class GraphRootError(ImageStoreError, ValueError):
+    """The directory is a graph root of containers/storage, which holds image stores.
+
+    :ivar stores: the image stores in it
+    """
+
+    stores: tuple[str, ...] = ()
+
+
+class StoreLostError(ImageStoreError, FileNotFoundError):
+    """The directory of an open store was removed, moved, or replaced by another."""
+
+
+class WatchExpiredError(ImageStoreError):
+    """A watch missed changes, because too many were pending. Watch anew, and read all images."""
+
+
 class StoreReadOnlyError(ImageStoreError, PermissionError):
     """A change was asked of a store opened read-only (upstream: ``ErrStoreIsReadOnly``)."""
 
@@ -78,7 +108,7 @@ class StoreCorruptError(ImageStoreError):
 
 
 class StoreUnavailableError(ImageStoreError, ConnectionError):
-    """The servers of a cluster's store are not to be had, or refuse what is asked of them.
+    """The servers of a cluster's store cannot be reached, or refuse a request.
 
     Where the message does not say otherwise, nothing was changed.
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from enum import Enum, auto
 from itertools import count
 from typing import TypeVar
@@ -22,13 +23,13 @@ from .._core.catalog import Catalog
 from .._core.image import Image
 from .._core.mutations import Mutation
 from .._core.view import View
-from .._engine.items import Source
+from .._engine.items import CHUNK, Source, discard_all, stage_all
 from .._engine.lock import AnyGrant, AnyLine, Grant, Request
 from .._engine.protocol import Engine, Location, StagedContent
 from ..errors import LockTimeoutError, StoreClosedError, StoreReadOnlyError
 from .committer import GroupCommitter
 from .loop import EventLoop, wait_through
-from .staging import BigDataSource, Expectations, Pouring, Progress
+from .staging import BigDataSource, Expectations, Pouring, Progress, StagedItem, is_buffer
 from .threads import Threads
 
 T = TypeVar("T")
@@ -53,6 +54,12 @@ class _State(Enum):
     OPEN = auto()
     CLOSING = auto()
     CLOSED = auto()
+
+
+transactions: ContextVar[tuple[tuple[StoreCore, Callable[[], bool]], ...]] = ContextVar(
+    "aimagestore_transactions", default=()
+)
+"""The transactions around the present task: the store of each, and whether it is open still."""
 
 
 class StoreCore:
@@ -188,12 +195,29 @@ class StoreCore:
         if not self._loop.is_running_here():
             raise RuntimeError("a store belongs to the event loop that opened it")
 
+    def is_inside_transaction(self) -> bool:
+        """Return whether the caller is inside a transaction of this store."""
+        return any(core is self and is_open() for core, is_open in transactions.get())
+
+    def refuse_inside_transaction(self) -> None:
+        """Check that the caller is not inside a transaction of this store.
+
+        :raises RuntimeError: when it is
+        """
+        if self.is_inside_transaction():
+            raise RuntimeError(
+                "the transaction around this call holds the store's lock: "
+                "change the store through the transaction"
+            )
+
     def check_writable(self) -> None:
         """Check that a call may change the store.
 
         :raises StoreReadOnlyError: when it was opened read-only
+        :raises RuntimeError: inside a transaction of this store
         """
         self.check_open()
+        self.refuse_inside_transaction()
         if self.read_only:
             raise StoreReadOnlyError(
                 f"the store {self.location.name} was opened read-only", path=self.location.name
@@ -212,7 +236,9 @@ class StoreCore:
 
     async def release(self, *resources: object) -> None:
         """Close what the store owns of these, whatever interrupts this."""
-        closes = [c for r in resources if (c := self._owned.pop(r, None)) is not None]
+        owned = [(r, c) for r in resources if (c := self._owned.pop(r, None)) is not None]
+        # A commit closes the content that it has published.
+        closes = [close for resource, close in owned if getattr(resource, "is_open", True)]
         if closes:
             await self.threads.run_shielded(_call_all, closes)
 
@@ -235,6 +261,50 @@ class StoreCore:
         await Pouring(data, self.threads, expectations, progress).into(content)
         expectations.check(content)
         await self.threads.run(content.finish)
+
+    @asynccontextmanager
+    async def contents(
+        self,
+        data: Mapping[str, BigDataSource],
+        expectations: Expectations,
+        progress: Progress | None = None,
+    ) -> AsyncIterator[Mapping[str, StagedContent]]:
+        """Provide the durable content of big data for the duration of a block.
+
+        Data that comes from elsewhere is written here, and belongs to the store; staged items are
+        used until the block ends.
+        """
+        contents: dict[str, StagedContent] = {}
+        used: list[StagedItem] = []
+        small: dict[str, bytes] = {}
+        staged: list[StagedContent] = []
+        try:
+            for key, source in data.items():
+                if isinstance(source, StagedItem):
+                    contents[key] = source.use(self)
+                    used.append(source)
+                    expectations.check(contents[key])
+                    await self.threads.run(contents[key].finish)
+                elif progress is None and expectations.is_empty and _is_small(source):
+                    small[key] = bytes(source)  # type: ignore[arg-type]
+                else:
+                    contents[key] = await self.stage()
+                    staged.append(contents[key])
+                    await self.fill(contents[key], source, expectations, progress)
+            if small:
+                # All of them in one hop to a thread.
+                written = await self.threads.run_abandonable(
+                    stage_all, self.engine.items, small, dispose=discard_all
+                )
+                for content in written.values():
+                    self.own(content, content.discard)
+                staged += written.values()
+                contents |= written
+            yield {key: contents[key] for key in data}
+        finally:
+            for item in used:
+                item.unuse()
+            await self.release(*staged)
 
     def on_closing(self, notify: Callable[[], object]) -> None:
         """Have something called in the event loop when closing begins."""
@@ -367,6 +437,10 @@ async def acquire(
         if requests is not None:
             requests.discard(request)
     return None if not decided.is_set() and request.cancel() else request.take()
+
+
+def _is_small(source: object) -> bool:
+    return is_buffer(source) and memoryview(source).nbytes <= CHUNK  # type: ignore[arg-type]
 
 
 def _release(grant: Grant[object] | None) -> None:

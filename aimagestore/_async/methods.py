@@ -27,7 +27,14 @@ from .staging import BigDataSource, Expectations, Progress
 T = TypeVar("T")
 
 JSONValue: TypeAlias = Union[
-    None, bool, int, float, str, "list[JSONValue]", "dict[str, JSONValue]", Mapping[str, "JSONValue"]
+    None,
+    bool,
+    int,
+    float,
+    str,
+    "list[JSONValue]",
+    "dict[str, JSONValue]",
+    Mapping[str, "JSONValue"],
 ]
 """A value of a flag: anything that JSON can say."""
 
@@ -63,7 +70,10 @@ class ImageMethods(ABC):
 
     @abstractmethod
     def _contents(
-        self, data: Mapping[str, BigDataSource], expectations: Expectations, progress: Progress | None
+        self,
+        data: Mapping[str, BigDataSource],
+        expectations: Expectations,
+        progress: Progress | None,
     ) -> AbstractAsyncContextManager[Mapping[str, Content]]:
         """Provide the content of big data for the duration of a block."""
 

@@ -98,8 +98,8 @@ class StagedItem:
         check_piece(chunk)
         await self._core.threads.run(_write_and_flush, self._content, chunk)
 
-    def _use(self, core: StoreCore) -> StagedContent:
-        """Lend the content to a call or a transaction; :meth:`_unuse` follows."""
+    def use(self, core: StoreCore) -> StagedContent:
+        """Lend the content to a call or a transaction; :meth:`unuse` follows."""
         if core is not self._core:
             raise ValueError("staged data belongs to the store that staged it: stage it there")
         if self._is_used or not self._content.is_open:
@@ -107,7 +107,7 @@ class StagedItem:
         self._is_used = True
         return self._content
 
-    def _unuse(self) -> None:
+    def unuse(self) -> None:
         """Allow another use, unless the content was published."""
         self._is_used = False
 

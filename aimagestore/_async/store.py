@@ -14,18 +14,18 @@ from .._core.content import Content
 from .._core.image import Image
 from .._core.mutations import Mutation
 from .._core.report import Report
-from .._core.snapshot import Snapshot
+from .._core.snapshot import Snapshot, snapshot_of
 from .._core.view import View
 from .._engine import items
-from .._engine.items import CHUNK, Measured
-from .._engine.protocol import Location, StagedContent
+from .._engine.items import Measured
+from .._engine.protocol import Location
 from .core import StoreCore
 from .locations import location_of
 from .methods import ImageMethods
-from .staging import BigDataSource, Expectations, Progress, StagedItem, is_buffer
+from .staging import BigDataSource, Expectations, Progress, StagedItem
 from .streams import BigDataReader
 from .threads import Stepper
-from .transaction import Transaction, TransactionBlock, is_inside_transaction
+from .transaction import Transaction, TransactionBlock
 from .watch import Watch
 
 T = TypeVar("T")
@@ -117,19 +117,11 @@ class ImageStore(ImageMethods):
 
         :raises RuntimeError: inside a transaction of this store
         """
-        self._refuse_inside_transaction()
+        self._core.refuse_inside_transaction()
         await self._core.close()
 
     def _check_writable(self) -> None:
         self._core.check_writable()
-        self._refuse_inside_transaction()
-
-    def _refuse_inside_transaction(self) -> None:
-        if is_inside_transaction(self._core):
-            raise RuntimeError(
-                "the transaction around this call holds the store's lock: "
-                "change the store through the transaction"
-            )
 
     # What the shared methods need
 
@@ -143,57 +135,25 @@ class ImageStore(ImageMethods):
         return await self._core.read(look, is_slow=is_slow)
 
     async def _change(self, mutation: Mutation) -> Image | None:
-        self._check_writable()
         return await self._core.submit(mutation)
 
-    @asynccontextmanager
-    async def _contents(
-        self, data: Mapping[str, BigDataSource], expectations: Expectations, progress: Progress | None
-    ) -> AsyncIterator[Mapping[str, Content]]:
-        core = self._core
-        contents: dict[str, StagedContent] = {}
-        used: list[StagedItem] = []
-        small: dict[str, bytes] = {}
-        staged: list[StagedContent] = []
-        try:
-            for key, source in data.items():
-                if isinstance(source, StagedItem):
-                    contents[key] = source._use(core)
-                    used.append(source)
-                    expectations.check(contents[key])
-                    await core.threads.run(contents[key].finish)
-                elif progress is None and expectations.is_empty and _is_small(source):
-                    small[key] = bytes(source)  # type: ignore[arg-type]
-                else:
-                    contents[key] = await core.stage()
-                    staged.append(contents[key])
-                    await core.fill(contents[key], source, expectations, progress)
-            if small:
-                # All of them in one hop to a thread.
-                written = await core.threads.run_abandonable(
-                    items.stage_all, core.engine.items, small, dispose=items.discard_all
-                )
-                for content in written.values():
-                    core.own(content, content.discard)
-                staged += written.values()
-                contents |= written
-            yield {key: contents[key] for key in data}
-        finally:
-            for item in used:
-                item._unuse()
-            await core.release(*staged)
+    def _contents(
+        self,
+        data: Mapping[str, BigDataSource],
+        expectations: Expectations,
+        progress: Progress | None,
+    ) -> AbstractAsyncContextManager[Mapping[str, Content]]:
+        return self._core.contents(data, expectations, progress)
 
     async def _read_item(self, image: Image, key: str) -> bytes:
         core = self._core
-        return await core.threads.run_abandonable(
-            items.read_item, core.engine.items, image.id, key
-        )
+        return await core.threads.run_abandonable(items.read_item, core.engine.items, image.id, key)
 
     async def _measure(self, image: Image, key: str, progress: Progress | None) -> Measured:
         self._core.check_open()
         steps = items.measure_item(self._core.engine.items, image.id, key)
         measured = await Stepper(steps, self._core.threads).run(progress)
-        if not self.read_only and not is_inside_transaction(self._core):
+        if not self.read_only and not self._core.is_inside_transaction():
             await self._record(image, key, measured)
         return measured
 
@@ -209,7 +169,7 @@ class ImageStore(ImageMethods):
         if catalog is None:
             self._core.check_open()
             catalog = await self._core.threads.run_abandonable(self._core.engine.reader.snapshot)
-        return Snapshot(catalog)
+        return snapshot_of(catalog)
 
     async def iter_images(self, *, page_size: int = 500) -> AsyncIterator[Image]:
         """Iterate over all images in the order of images.json, one page in memory at a time.
@@ -407,8 +367,9 @@ class ImageStore(ImageMethods):
         return report
 
 
-def _is_small(source: object) -> bool:
-    return is_buffer(source) and memoryview(source).nbytes <= CHUNK  # type: ignore[arg-type]
+def core_of(store: ImageStore) -> StoreCore:
+    """Return what is behind a store, for the library's own functions that work on stores."""
+    return store._core
 
 
 def _shifted(progress: Progress | None, before: int) -> Callable[[int, int], object] | None:

@@ -54,6 +54,11 @@ class BigDataReader:
         return self._source.size
 
     @property
+    def image(self) -> Image:
+        """The record that the item was opened with."""
+        return self._image
+
+    @property
     def digest(self) -> str:
         """The digest that the record gives, or ``""``."""
         return self._image.big_data_digests.get(self._key, "")

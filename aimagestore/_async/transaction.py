@@ -6,7 +6,6 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from types import TracebackType
 from typing import TypeVar
 
@@ -21,7 +20,7 @@ from .._engine.items import Measured
 from .._engine.lock import AnyGrant
 from .._engine.protocol import StagedContent
 from ..errors import StoreClosedError
-from .core import StoreCore
+from .core import StoreCore, transactions
 from .methods import ImageMethods
 from .staging import BigDataSource, Expectations, Progress, StagedItem, is_buffer
 from .threads import Stepper
@@ -30,13 +29,6 @@ T = TypeVar("T")
 
 _SMALL = 64 * 1024
 """Bytes that are hashed faster than a worker thread is reached."""
-
-_around: ContextVar[tuple[Transaction, ...]] = ContextVar("aimagestore_transactions", default=())
-
-
-def is_inside_transaction(core: StoreCore) -> bool:
-    """Return whether the caller is inside a transaction of this store."""
-    return any(each._core is core and each._draft is not None for each in _around.get())
 
 
 class Transaction(ImageMethods):
@@ -54,6 +46,9 @@ class Transaction(ImageMethods):
         self._mutex = threading.Lock()
         self._used: list[StagedItem] = []
         self._staged: list[StagedContent] = []
+
+    def _is_open(self) -> bool:
+        return self._draft is not None
 
     def _open_draft(self) -> Draft:
         if self._draft is None:
@@ -107,7 +102,10 @@ class Transaction(ImageMethods):
 
     @asynccontextmanager
     async def _contents(
-        self, data: Mapping[str, BigDataSource], expectations: Expectations, progress: Progress | None
+        self,
+        data: Mapping[str, BigDataSource],
+        expectations: Expectations,
+        progress: Progress | None,
     ) -> AsyncIterator[Mapping[str, Content]]:
         contents: dict[str, Content] = {}
         used: list[StagedItem] = []
@@ -115,7 +113,7 @@ class Transaction(ImageMethods):
             for key, item in data.items():
                 check_key(key)
                 if isinstance(item, StagedItem):
-                    staged = item._use(self._core)
+                    staged = item.use(self._core)
                     used.append(item)
                     expectations.check(staged)
                     contents[key] = staged
@@ -126,7 +124,7 @@ class Transaction(ImageMethods):
             yield contents
         except BaseException:
             for item in used:
-                item._unuse()
+                item.unuse()
             raise
         self._used += used
 
@@ -189,7 +187,7 @@ class TransactionBlock:
         self._finalizer = weakref.finalize(self, core.drop_grant, grant)
         self._finalizer.atexit = False
         self._transaction = Transaction(core, draft)
-        _around.set((*_around.get(), self._transaction))
+        transactions.set((*transactions.get(), (core, self._transaction._is_open)))
         return self._transaction
 
     async def __aexit__(
@@ -202,7 +200,7 @@ class TransactionBlock:
         assert transaction is not None, "the block was entered"
         draft = transaction._draft
         transaction._end()
-        _around.set(tuple(each for each in _around.get() if each is not transaction))
+        transactions.set(tuple(each for each in transactions.get() if each[1]()))
         if draft is None or self._finalizer is None or self._finalizer.detach() is None:
             return
         finish = self._discard if error is not None else lambda: self._commit(transaction, draft)
@@ -213,7 +211,7 @@ class TransactionBlock:
                 await core.threads.finish(call)
         finally:
             for item in transaction._used:
-                item._unuse()
+                item.unuse()
             core.end_hold()
             await core.release(*transaction._staged)
 

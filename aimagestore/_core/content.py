@@ -23,6 +23,10 @@ class Content(Protocol):
         """Its SHA-256 digest."""
         ...
 
+    def read(self) -> bytes:
+        """Return all of it."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class InlineContent:
@@ -41,3 +45,7 @@ class InlineContent:
     def size(self) -> int:
         """Its length in bytes."""
         return len(self.data)
+
+    def read(self) -> bytes:
+        """Return all of it."""
+        return self.data

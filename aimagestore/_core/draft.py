@@ -22,6 +22,7 @@ class Plan(msgspec.Struct, frozen=True):
     :ivar created: the record of a new image
     :ivar updated: records that replace those with the same IDs
     :ivar deleted: IDs of deleted images
+    :ivar is_forced: whether they are deleted even if containers use them
     :ivar adopted: a record for an image whose directory exists already
     :ivar drops_unreadable: whether damaged and shadowed records are dropped
     :ivar files: big-data items that get new content, by image ID and key
@@ -31,6 +32,7 @@ class Plan(msgspec.Struct, frozen=True):
     created: Record | None = None
     updated: tuple[Record, ...] = ()
     deleted: tuple[str, ...] = ()
+    is_forced: bool = False
     adopted: Record | None = None
     drops_unreadable: bool = False
     files: Mapping[tuple[str, str], Content] = MappingProxyType({})

@@ -236,15 +236,17 @@ def _describe(edited: RecordDraft, key: str, content: Content) -> None:
     edited.set_entry("big-data-digests", key, gojson.string(content.digest).encode())
 
 
-def delete(ref: str) -> Mutation:
-    """Delete the image and its items."""
+def delete(ref: str, *, force: bool = False) -> Mutation:
+    """Delete the image and its items; with ``force`` even if a container uses it."""
     _check_ref(ref)
-    return Mutation(lambda draft: Plan(deleted=(draft.find(ref).id,)), (ref,))
+    return Mutation(lambda draft: Plan(deleted=(draft.find(ref).id,), is_forced=force), (ref,))
 
 
 def wipe() -> Mutation:
     """Delete all images; damaged records stay."""
-    return Mutation(lambda draft: Plan(deleted=tuple(record.id for record in draft.records())))
+    return Mutation(
+        lambda draft: Plan(deleted=tuple(record.id for record in draft.records()), is_forced=True)
+    )
 
 
 def adopt(

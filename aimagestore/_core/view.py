@@ -65,6 +65,8 @@ class View:
         :raises ImageUnknownError: no image is known by the ref
         :raises AmbiguousImageError: the ref stands for several images
         """
+        if not isinstance(ref, str):
+            raise TypeError(f"a ref must be a str, not {type(ref).__name__}")
         if not ref:
             raise unknown(ref)
         record = self.record_of(ref)
@@ -130,11 +132,15 @@ class View:
             raise ImageUnknownError(f"no image has the digest {digest}", ref=digest)
         return [record.image for record in records]
 
-    def __contains__(self, ref: object) -> bool:
+    def exists(self, ref: str) -> bool:
+        """Return whether the ref stands for exactly one image (upstream: ``Exists``)."""
         try:
-            return isinstance(ref, str) and bool(self.find(ref))
+            return bool(self.find(ref))
         except ImageUnknownError:
             return False
+
+    def __contains__(self, ref: object) -> bool:
+        return isinstance(ref, str) and self.exists(ref)
 
     def __iter__(self) -> Iterator[Image]:
         """Iterate over all images, in the order of images.json."""

@@ -1,73 +1,76 @@
-"""Looks a store through for damage, and changes nothing."""
+"""Checks a directory for damage, and changes nothing."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from .._core.digest import digest_of, hasher, is_digest, is_manifest_key, signed_payload
 from .._core.image import Image
-from .._core.names import INDEX_FILE, LOCK_FILE, big_data_file, check_key
+from .._core.names import INDEX_FILE, big_data_file, check_key
 from .._core.record import Record
 from .._core.report import Finding, FindingKind, Report
 from .._engine.items import CHUNK, MANIFEST_MAX
-from .._engine.protocol import Progress
+from .._engine.lock import LockLine
+from .._engine.protocol import Steps
 from .._format import index
 from .._format.block_catalog import EMPTY, BlockCatalog, build
 from ..errors import InvalidBigDataNameError, StoreCorruptError
 from .contents import image_directories
 from .files import Directory
 from .garbage import garbage
-from .lock import shared
-from .placement import waiting_name
-
-Step = tuple[int, int]
-"""Bytes done, and bytes in all, as the records have them."""
+from .lock import shared_line
+from .pending import open_current
 
 
-class Check:
-    """One look through a store.
+class DirectoryChecker:
+    """Checks a directory; see :class:`aimagestore._engine.protocol.Checker`.
 
-    What looks damaged is looked at again under a reader's lock: a writer may have been at it.
+    What looks damaged is checked again under a readers' lock: a writer may have been at work.
+
+    :param path: returns the path of the directory; may raise
     """
 
-    def __init__(self, path: str, *, verify: bool) -> None:
+    def __init__(self, path: Callable[[], str], *, verify: bool) -> None:
         self._path = path
         self._verify = verify
         self._findings: list[Finding] = []
         self._images = 0
         self._items = 0
         self._bytes = 0
+        self._line: LockLine[int] | None = None
 
-    @property
-    def report(self) -> Report:
-        """What was found, when all steps are done."""
+    def _report(self) -> Report:
         return Report(tuple(self._findings), self._images, self._items, self._bytes)
 
-    def steps(self) -> Iterator[Step]:
-        """Do the work, a step at a time."""
-        with Directory.at(self._path) as root:
-            yield from self._look(root)
+    def steps(self) -> Steps[Report]:
+        with Directory.at(self._path()) as root:
+            yield from self._check(root)
             if self._findings:
-                suspects = {f.id for f in self._findings if f.id}
-                with shared(root, LOCK_FILE):
-                    yield from self._look_again(root, suspects)
+                self._line = shared_line(root)
+        return self._report()
 
-    def look_again(self, root: Directory, suspects: Iterable[str], progress: Progress) -> Report:
-        """Look at some images, and at what is no image's, while no writer can be at it."""
-        for done, total in self._look_again(root, suspects):
-            progress(done, total)
-        return self.report
+    @property
+    def lock(self) -> LockLine[int] | None:
+        return self._line
 
-    def _look_again(self, root: Directory, suspects: Iterable[str]) -> Iterator[Step]:
+    def recheck(self) -> Steps[Report]:
+        with Directory.at(self._path()) as root:
+            suspects = {finding.id for finding in self._findings if finding.id}
+            return (yield from self.recheck_images(root, suspects))
+
+    def recheck_images(self, root: Directory, suspects: Iterable[str]) -> Steps[Report]:
+        """Check some images again, and what belongs to no image, while no writer is at work."""
         self._findings.clear()
-        yield from self._look(root, suspects)
+        yield from self._check(root, suspects)
+        return self._report()
 
-    def _look(self, root: Directory, suspects: Iterable[str] | None = None) -> Iterator[Step]:
-        """Look at everything, or again at some images and at what is no image's."""
+    def _check(
+        self, root: Directory, suspects: Iterable[str] | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """Check everything, or again some images and what belongs to no image."""
         snapshot = self._read_index(root)
         if snapshot is None:
             return
@@ -79,7 +82,7 @@ class Check:
         for record in records:
             counted = suspects is None
             self._images += counted
-            for step in self._look_at_image(root, record.image, counted=counted):
+            for step in self._check_image(root, record.image, counted=counted):
                 done += step
                 yield done, max(done, total)
         self._findings += garbage(root, snapshot)
@@ -119,14 +122,10 @@ class Check:
         for image_id, records in snapshot.shadowed.items():
             for _ in records:
                 self._add(FindingKind.DUPLICATE_ID, path, "a later record counts", id=image_id)
-        self._look_for_shared_names(
-            path, [r for b in parsed[0].values() for r in b.records], snapshot
-        )
+        self._check_shared_names(path, [r for b in parsed[0].values() for r in b.records], snapshot)
         return snapshot
 
-    def _look_for_shared_names(
-        self, path: str, records: list[Record], snapshot: BlockCatalog
-    ) -> None:
+    def _check_shared_names(self, path: str, records: list[Record], snapshot: BlockCatalog) -> None:
         for record in records:
             if record in snapshot.shadowed.get(record.id, ()):
                 continue
@@ -143,7 +142,7 @@ class Check:
 
     # The items
 
-    def _look_at_image(self, root: Directory, image: Image, *, counted: bool) -> Iterator[int]:
+    def _check_image(self, root: Directory, image: Image, *, counted: bool) -> Iterator[int]:
         if not image.big_data_names:
             return
         path = root.path_of(image.id)
@@ -158,11 +157,11 @@ class Check:
         with directory:
             for key in image.big_data_names:
                 self._items += counted
-                for step in self._look_at_item(root, directory, image, key):
+                for step in self._check_item(root, directory, image, key):
                     self._bytes += step if counted else 0
                     yield step
 
-    def _look_at_item(
+    def _check_item(
         self, root: Directory, directory: Directory, image: Image, key: str
     ) -> Iterator[int]:
         try:
@@ -172,7 +171,7 @@ class Check:
             return
         path = directory.path_of(name)
         try:
-            fd = self._open(root, directory, image, key)
+            fd = open_current(root, image, key)
         except FileNotFoundError:
             self._add(FindingKind.ITEM_MISSING, path, id=image.id, key=key)
             return
@@ -189,12 +188,6 @@ class Check:
                 yield from self._digest(directory, fd, path, image, key)
         finally:
             os.close(fd)
-
-    def _open(self, root: Directory, directory: Directory, image: Image, key: str) -> int:
-        if digest := image.big_data_digests.get(key):
-            with suppress(FileNotFoundError):
-                return root.open_file(waiting_name(image.id, key, digest))
-        return directory.open_file(big_data_file(key))
 
     def _digest(
         self, directory: Directory, fd: int, path: str, image: Image, key: str

@@ -216,6 +216,12 @@ class DirectoryWriter:
                 raise _no_room(error, catalog) from error
             raise
 
+    def replace_index(self, catalog: BlockCatalog) -> None:
+        """Put an index in place of one that is lost or damaged, durably. The lock is held."""
+        write_token(self._root)
+        self._switch(catalog)
+        self._index.make_durable()
+
     def _make_durable(self) -> None:
         try:
             self._index.make_durable()
@@ -272,9 +278,7 @@ class DirectoryWriter:
 class _Placement:
     """The content of one commit: where it is before the commit, and where it belongs after it."""
 
-    def __init__(
-        self, root: Directory, base: View, stage: Callable[[], StagedFile]
-    ) -> None:
+    def __init__(self, root: Directory, base: View, stage: Callable[[], StagedFile]) -> None:
         self._root = root
         self._base = base
         self._stage = stage

@@ -1,46 +1,43 @@
-"""What lies in a store's directory, told by names and kinds."""
+"""What is in a store's directory, by names and kinds."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 
 from .._core.catalog import Catalog
 from .._core.image import Image
-from .._core.names import big_data_file, is_big_data_file, is_id
+from .._core.names import big_data_file, is_big_data_file
 from ..errors import StoreCorruptError
 from .files import Directory
-from .placement import NEW_INDEX, is_waiting_name, waiting_items
+from .pending import NEW_INDEX, is_pending_name, pending_items
 from .staged import STAGED_PREFIX
 
 UPSTREAM_TEMPORARY = ".tmp-"
-"""How containers/storage calls its own temporaries, which it writes under the lock."""
+"""The prefix of containers/storage's own temporary files, which it writes under the lock."""
+
+_UPSTREAM_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 def image_directories(root: Directory) -> Iterator[str]:
-    """The directories that are images', whether a record belongs to them or not."""
-    return (name for name in root.names() if is_id(name) and is_image_directory(root, name))
+    """Iterate over the directories that can only be images', whether a record has them or not.
+
+    As for containers/storage, these are the directories with names of 64 hex digits: anything
+    else may be the user's.
+    """
+    return (name for name in root.names() if is_image_directory(root, name))
 
 
 def is_image_directory(root: Directory, name: str) -> bool:
-    """Whether there is nothing in it but what an image's directory holds."""
-    if not root.is_directory(name):
-        return False
-    try:
-        directory = root.open_directory(name)
-    except FileNotFoundError:  # a writer has deleted it meanwhile
-        return False
-    with directory:
-        return all(
-            (is_big_data_file(n) or n.startswith(UPSTREAM_TEMPORARY)) and directory.is_file(n)
-            for n in directory.names()
-        )
+    """Return whether it is a directory that can only be an image's."""
+    return _UPSTREAM_ID.fullmatch(name) is not None and root.is_directory(name)
 
 
 def unlisted_files(root: Directory, image: Image) -> Iterator[str]:
-    """Files in an image's directory that could be items or temporaries, and are none of its."""
+    """Iterate over files of an image that could be items or temporaries, and that it does not list."""
     listed = {big_data_file(key) for key in image.big_data_names}
     # A writer may delete the image meanwhile.
     with suppress(FileNotFoundError), root.open_directory(image.id) as directory:
@@ -51,19 +48,19 @@ def unlisted_files(root: Directory, image: Image) -> Iterator[str]:
 
 
 def is_dead_temporary(root: Directory, name: str, snapshot: Catalog) -> bool:
-    """Whether a file in the store's root is a temporary of a writer that is gone.
+    """Return whether a file in the store's directory is a temporary file of a dead writer.
 
-    Those that are made under the lock belong to a living one until the lock is held.
+    Those that are made under the lock belong to a living writer until the lock is held.
     """
     if name.startswith(STAGED_PREFIX):
         return root.is_file(name) and not _is_in_use(root, name)
     if name == NEW_INDEX or name.startswith(UPSTREAM_TEMPORARY):
         return root.is_file(name)
-    return is_waiting_name(name) and root.is_file(name) and not waiting_items(snapshot, {name})
+    return is_pending_name(name) and root.is_file(name) and not pending_items(snapshot, {name})
 
 
 def _is_in_use(root: Directory, name: str) -> bool:
-    """Whether its writer still holds its lock on a staged file."""
+    """Return whether the writer of a staged file still holds its lock on it."""
     try:
         fd = root.open_file(name)
     except (FileNotFoundError, StoreCorruptError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 
-
 from .._engine.lock import LockLine
 from .commit import DirectoryWriter
 from .containers import sibling
@@ -82,5 +81,3 @@ class DirectoryEngine:
         self.items.close()
         self.reader.close()
         self._root.close()
-
-

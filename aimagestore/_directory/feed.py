@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from .._core.events import ChangeEvent, changes_between
+from .._core.events import ChangeEvent
 from .._core.names import INDEX_FILE
 from .._format.block_catalog import BlockCatalog
 from ..errors import WatchExpiredError
@@ -108,6 +108,8 @@ def open_inotify(root: Directory) -> INotify | None:
             inotify.close()
             raise
     except OSError as error:  # a user has 128 instances, unless more are configured
-        logger.info("polling %s every %s s, because inotify failed: %s", root.path, _INTERVAL, error)
+        logger.info(
+            "polling %s every %s s, because inotify failed: %s", root.path, _INTERVAL, error
+        )
         return None
     return inotify

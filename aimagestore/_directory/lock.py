@@ -63,6 +63,7 @@ def open_lock_file(root: Directory, flags: int = os.O_RDWR | os.O_CREAT) -> int:
 # Descriptors that wait for a lock or hold one.
 _descriptors: set[int] = set()
 
+
 class RecordLock(BaseFileLock):
     """The exclusive lock as a filelock, to be used with ``thread_local=False``.
 
@@ -326,7 +327,9 @@ def _descriptor_holder(inode: int) -> int | None:
 
     A descriptor that a forked child shares shows the lock in both: then neither is named.
     """
-    lock = re.compile(rf"^lock:\t\d+: OFDLCK +\S+ +\S+ -1 [0-9a-f]+:[0-9a-f]+:{inode} ", re.M)
+    lock = re.compile(
+        rf"^lock:\t\d+: OFDLCK +\S+ +\S+ -1 [0-9a-f]+:[0-9a-f]+:{inode} ", re.MULTILINE
+    )
     found: set[int] = set()
     for process in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):

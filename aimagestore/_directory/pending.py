@@ -12,8 +12,8 @@ import re
 from collections.abc import Collection
 from contextlib import suppress
 
-from .._core.names import INDEX_FILE, big_data_file, is_key
 from .._core.image import Image
+from .._core.names import INDEX_FILE, big_data_file, is_key
 from .._core.view import View
 from .files import Directory
 

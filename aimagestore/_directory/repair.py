@@ -1,9 +1,10 @@
-"""Undoes damage, as far as that can be done; nothing is dropped unless that was asked for."""
+"""Repairs damage as far as that is possible; drops nothing unless that was asked for."""
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,12 +17,18 @@ from .._core.draft import Draft
 from .._core.mutations import Mutation
 from .._core.names import INDEX_FILE, NAME_ANNOTATIONS, big_data_file, big_data_key
 from .._core.record import Record, read
-from .._core.report import Finding, FindingKind
-from .._engine.items import MANIFEST_MAX, Measured, measure_file
+from .._core.report import Finding, FindingKind, Report
+from .._engine.items import MANIFEST_MAX, Measured, measure_file, run
+from .._engine.lock import AnyGrant
+from .._engine.protocol import Steps
 from .._format.block_catalog import BlockCatalog, build
 from .._format.blocks import Block, new_block_id
 from ..errors import ImageStoreError
+from .check import DirectoryChecker
+from .engine import DirectoryEngine
 from .files import Directory
+
+logger = logging.getLogger("aimagestore")
 
 LOST_INDEX = frozenset(
     {FindingKind.INDEX_MISSING, FindingKind.INDEX_BLANK, FindingKind.INDEX_DAMAGED}
@@ -33,8 +40,54 @@ _WRONG_SIZE = frozenset({FindingKind.ITEM_SHORT, FindingKind.ITEM_LONG})
 _UNREADABLE = frozenset({FindingKind.RECORD_DAMAGED, FindingKind.DUPLICATE_ID})
 
 
-def mend(root: Directory, draft: Draft, finding: Finding, *, drop: bool) -> Finding | None:
-    """Undo one finding in the draft, and say how; ``None`` when nothing was done."""
+class DirectoryRepairer:
+    """A directory opened for repair; see :class:`aimagestore._engine.protocol.Repairer`."""
+
+    def __init__(self, path: str) -> None:
+        self._root = Directory.at(path)
+        self._engine = DirectoryEngine(self._root, read_only=False)
+        self.lock = self._engine.lock
+
+    def steps(self, grant: AnyGrant, report: Report, *, drop: bool) -> Steps[Report]:
+        root, path = self._root, self._root.path
+        done: list[Finding] = []
+        suspects = {finding.id for finding in report.findings if finding.id}
+        reported = {(f.kind, f.id, f.key) for f in report.findings}
+        checker = DirectoryChecker(lambda: path, verify=True)
+        now = yield from checker.recheck_images(root, suspects)
+        if any(finding.kind in LOST_INDEX for finding in now.findings):
+            done.append(self._rebuild_index())
+            checker = DirectoryChecker(lambda: path, verify=True)
+            now = yield from checker.recheck_images(root, ())
+            reported |= {(f.kind, f.id, f.key) for f in now.findings}
+        draft = self._engine.writer.draft(grant)
+        for finding in now.findings:
+            if (finding.kind, finding.id, finding.key) in reported:
+                repaired = repair_finding(root, draft, finding, drop=drop)
+                if repaired is not None:
+                    done.append(repaired)
+                    logger.info("repair, %s, %s: %s", repaired.kind, repaired.path, repaired.detail)
+        self._engine.writer.publish(grant, draft)
+        return Report(tuple(done), images=len(self._engine.reader.catalog))
+
+    def _rebuild_index(self) -> Finding:
+        """Write an index of the records that can still be read; the old one stays beside it."""
+        catalog, kept = salvage(self._root)
+        self._engine.writer.replace_index(catalog)
+        kept_as = f"the old index is {kept}" if kept else "there was none"
+        detail = f"rebuilt with {len(catalog)} records; {kept_as}"
+        path = self._root.path_of(INDEX_FILE)
+        logger.warning("repair, %s: %s", path, detail)
+        return Finding(FindingKind.INDEX_DAMAGED, path=path, detail=detail)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def repair_finding(
+    root: Directory, draft: Draft, finding: Finding, *, drop: bool
+) -> Finding | None:
+    """Repair one finding in the draft, and say how; ``None`` when nothing was done."""
     try:
         planned = list(_plan(root, draft, finding, drop=drop))
         for change, _ in planned:
@@ -71,7 +124,7 @@ def _plan(
 
 def _measure(root: Directory, image_id: str, key: str) -> Measured:
     with root.open_directory(image_id) as directory, _open(directory, big_data_file(key)) as file:
-        return measure_file(file)
+        return run(measure_file(file))
 
 
 def _open(directory: Directory, name: str) -> io.FileIO:
@@ -93,7 +146,7 @@ def _adopt(root: Directory, image_id: str) -> Mutation:
                 continue
             with _open(directory, name) as file:
                 made.append(os.fstat(file.fileno()).st_mtime)
-                contents[key] = measure_file(file)
+                contents[key] = run(measure_file(file))
                 if is_manifest_key(key) and contents[key].size <= MANIFEST_MAX:
                     file.seek(0)
                     names += _names_in(file.readall())

@@ -23,15 +23,15 @@ class Digester:
         self._pending: Future[None] | None = None
 
     def add(self, piece: bytes | memoryview) -> None:
-        """Go on with a piece, which nobody changes before the next :meth:`settle`."""
-        self.settle()
+        """Go on with a piece, which nobody changes before the next :meth:`finish`."""
+        self.finish()
         if len(piece) >= WORTH_HELP:
             with suppress(RuntimeError):  # the store was closed under an open stream
                 self._pending = self._helpers.submit(self._hash.update, piece)
                 return
         self._hash.update(piece)
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """Return when everything that was added is digested."""
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -39,5 +39,5 @@ class Digester:
 
     @property
     def digest(self) -> str:
-        """The digest of what was added before the last :meth:`settle`."""
+        """The digest of what was added before the last :meth:`finish`."""
         return digest_of(self._hash)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from typing import NamedTuple
 
@@ -207,7 +207,7 @@ class Source(io.BufferedIOBase):
             if self._kept is not None:
                 self._kept += data
             if self._position >= self.size or missing:
-                self._digester.settle()
+                self._digester.finish()
                 self._verify(self._digester.digest)
         return data
 
@@ -252,5 +252,5 @@ class Source(io.BufferedIOBase):
 
     def _close(self) -> None:
         if self._digester is not None:
-            self._digester.settle()
+            self._digester.finish()
         self._file.close()

@@ -181,7 +181,7 @@ class LockLine(Generic[H]):
             threading.Thread(target=self._wait, name=self._name, daemon=True).start()
 
     def _wait(self) -> None:
-        """Wait for the lock on behalf of the line. Runs in a thread of its own, without the mutex."""
+        """Wait for the lock on behalf of the line. In a thread of its own, without the mutex."""
         held: H | None = None
         error: BaseException | None = None
         try:
