@@ -1,4 +1,4 @@
-"""The tables as what can be looked up in: by readers, and by whoever holds the lock."""
+"""Views of the tables: for readers, and for the holder of the lock."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .lookups import Execute, Found, Lookups
 
 
 class OutdatedError(Exception):
-    """Two lookups of one look were answered from different commits."""
+    """Two lookups of one view were answered from different commits."""
 
 
 class _TableView(View):
-    """What both have in common: all of it can be loaded."""
+    """The base of both views."""
 
     __slots__ = ("_lookups",)
 
@@ -29,10 +29,10 @@ class _TableView(View):
 
 
 class CommittedView(_TableView):
-    """The store as it is now, for one look.
+    """A view of the last commit, for a few lookups.
 
-    :ivar version: the commit that the lookups so far were of; -1 before the first
-    :raises OutdatedError: from a lookup, when there is another commit by now
+    :ivar version: the commit that answered the lookups so far; -1 before the first
+    :raises OutdatedError: in a lookup, another commit was made since the first lookup
     """
 
     __slots__ = ("_cache", "version")
@@ -108,9 +108,9 @@ class CommittedView(_TableView):
 
 
 class LockedView(_TableView):
-    """The store as it is, and stays, while its lock is held; nothing is asked for twice.
+    """A view of the last commit while the lock is held, which caches the results of lookups.
 
-    :ivar version: its last commit
+    :ivar version: the last commit
     """
 
     __slots__ = ("_owners", "_records", "version")
