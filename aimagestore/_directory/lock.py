@@ -15,7 +15,6 @@ import struct
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -25,7 +24,7 @@ from typing import Final
 from filelock import BaseFileLock, FileLock, Timeout
 
 from .._core.names import LOCK_FILE
-from .._engine.lock import Holder, LockLine
+from .._engine.lock import AnyLine, Holder, LockLine
 from ..errors import StoreCorruptError
 from .files import Directory
 
@@ -129,8 +128,7 @@ class ExclusiveLock:
     """
 
     def __init__(self, root: Directory) -> None:
-        self._root = root.duplicate()
-        weakref.finalize(self, self._root.close)
+        self._root = root
         self._lock = self._make_lock()
 
     def _make_lock(self) -> BaseFileLock:
@@ -180,8 +178,7 @@ class SharedLock:
     """A readers' lock of one directory, which keeps writers out, as a reader upstream does."""
 
     def __init__(self, root: Directory) -> None:
-        self._root = root.duplicate()
-        weakref.finalize(self, self._root.close)
+        self._root = root
 
     def try_acquire(self) -> int | None:
         fd = self._open()
@@ -219,10 +216,11 @@ class SharedLock:
         return describe_holder(self._root)
 
 
-_lines: weakref.WeakValueDictionary[tuple[int, int, bool], LockLine[bool] | LockLine[int]] = (
-    weakref.WeakValueDictionary()
-)
-_lines_mutex = threading.Lock()
+_Key = tuple[int, int, bool]
+
+# The lines of this process. Whoever uses one joins it under the mutex, and leaves it.
+_lines: dict[_Key, AnyLine] = {}
+_lines_mutex = threading.RLock()
 
 
 def _forget_in_child() -> None:
@@ -232,34 +230,48 @@ def _forget_in_child() -> None:
         with suppress(OSError):
             os.close(fd)
     _descriptors.clear()
-    _lines = weakref.WeakValueDictionary()
-    _lines_mutex = threading.Lock()
+    _lines = {}
+    _lines_mutex = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def exclusive_line(root: Directory) -> LockLine[bool]:
-    """Return this process's line for the writers' lock of a directory."""
-    with _lines_mutex:
-        found = os.fstat(root.fd)
-        key = (found.st_dev, found.st_ino, True)
-        line = _lines.get(key)
-        if line is None:
-            line = _lines[key] = LockLine(ExclusiveLock(root), "aimagestore lock")
-        return line  # type: ignore[return-value]
+def exclusive_line(root: Directory) -> AnyLine:
+    """Join this process's line for the writers' lock of a directory."""
+    return _join(root, ExclusiveLock, "aimagestore lock", is_exclusive=True)
 
 
-def shared_line(root: Directory) -> LockLine[int]:
-    """Return this process's line for a readers' lock of a directory."""
+def shared_line(root: Directory) -> AnyLine:
+    """Join this process's line for a readers' lock of a directory."""
+    return _join(root, SharedLock, "aimagestore shared lock", is_exclusive=False)
+
+
+def _join(
+    root: Directory,
+    make: Callable[[Directory], ExclusiveLock | SharedLock],
+    name: str,
+    *,
+    is_exclusive: bool,
+) -> AnyLine:
+    found = os.fstat(root.fd)
+    key = (found.st_dev, found.st_ino, is_exclusive)
     with _lines_mutex:
-        found = os.fstat(root.fd)
-        key = (found.st_dev, found.st_ino, False)
         line = _lines.get(key)
         if line is None:
-            line = _lines[key] = LockLine(SharedLock(root), "aimagestore shared lock")
-        return line  # type: ignore[return-value]
+            own = root.duplicate()
+            line = _lines[key] = LockLine(make(own), name, partial(_forget, key, own))
+        line.join()
+        return line
+
+
+def _forget(key: _Key, root: Directory) -> None:
+    with _lines_mutex:
+        line = _lines.get(key)
+        if line is not None and line.is_unused:
+            del _lines[key]
+            root.close()
 
 
 # The last-write token

@@ -272,9 +272,11 @@ class Checker(Protocol):
         """Check everything, without the lock."""
         ...
 
-    @property
-    def lock(self) -> AnyLine | None:
-        """The line for the lock that keeps writers out, where what looks damaged needs it."""
+    def join_lock(self) -> AnyLine | None:
+        """Join the line for the lock that keeps writers out, if :meth:`recheck` is needed.
+
+        ``None`` where nothing looked damaged, or no such lock is needed.
+        """
         ...
 
     def recheck(self) -> Steps[Report]:
