@@ -20,7 +20,7 @@ behind then, and what it raises, its documentation says.
 :class:`Transaction`        several changes that happen together
 :class:`BigDataReader`      an open item, to read in pieces
 :class:`Staged`             data on disk that belongs to no image yet
-:class:`Changes`            what changes in a watched store, one :class:`Change` after the other
+:class:`Changes`            what changes in a watched store: one :class:`ChangeEvent` after another
 :func:`check`               what is damaged or left over in a directory: a :class:`Report`
 :func:`repair`              undoes what a check has found
 :func:`copy_images`         images from one store into another
@@ -37,11 +37,11 @@ from ._async.inspection import check, repair
 from ._async.store import ImageStore
 from ._async.streams import BigDataReader, Staged
 from ._async.watching import Changes
+from ._core.events import ChangeEvent
 from ._core.image import Image
 from ._core.report import Finding, FindingKind, Report
 from ._core.snapshot import Snapshot
 from ._core.transaction import Transaction
-from ._core.watching import Change
 from .errors import (
     AmbiguousImageError,
     BigDataUnknownError,
@@ -70,7 +70,7 @@ __all__ = [
     "AmbiguousImageError",
     "BigDataReader",
     "BigDataUnknownError",
-    "Change",
+    "ChangeEvent",
     "Changes",
     "Copied",
     "DigestMismatchError",

@@ -264,7 +264,7 @@ class ClusterHome(Home):
 
         from aimagestore._core.record import read
 
-        records = [read(text.encode(), -1) for (text,) in self._rows("SELECT record FROM images")]
+        records = [read(text.encode()) for (text,) in self._rows("SELECT record FROM images")]
         assert None not in records
         known = [record for record in records if record is not None]
         names = {(hashlib.sha256(n.encode()).digest(), r.id) for r in known for n in r.names}

@@ -12,12 +12,12 @@ import anyio.lowlevel
 import pytest
 from hypothesis import given, strategies as st
 
-from aimagestore import Change, ImageStore, StoreClosedError, StoreCorruptError
-from aimagestore._core import index, snapshot as snapshots
-from aimagestore._core.snapshot import Snapshot
-from aimagestore._core.watching import changes_between
+from aimagestore import ChangeEvent, ImageStore, StoreClosedError, StoreCorruptError
+from aimagestore._core.events import changes_between
 from aimagestore._directory import watch as directory_watch
 from aimagestore._directory.engine import DirectoryEngine
+from aimagestore._format import index
+from aimagestore._format.block_catalog import EMPTY, BlockCatalog
 
 from .contract.test_watch import meanwhile, replay, take, told, until_idle
 from .homes import open_files
@@ -31,7 +31,7 @@ async def test_nobody_looks_while_nothing_changes(
     loads: list[object] = []
     real_load = DirectoryEngine.load
 
-    def load(engine: DirectoryEngine) -> Snapshot:
+    def load(engine: DirectoryEngine) -> BlockCatalog:
         loads.append(engine)
         return real_load(engine)
 
@@ -79,7 +79,7 @@ async def test_a_directory_that_is_gone_holds_no_images(store: ImageStore, path:
 
     async with store.watch() as changes:
         _, seen = await meanwhile(changes, remove())
-    assert seen == Change("deleted", "one")
+    assert seen == ChangeEvent("deleted", "one")
 
 
 async def test_without_inotify_it_looks(
@@ -106,7 +106,7 @@ async def test_a_network_file_system_is_looked_at_too(
         assert changes._watch.descriptor is not None
 
 
-def snapshot_of(elements: list[bytes], known: Snapshot) -> Snapshot:
+def catalog_of(elements: list[bytes], known: BlockCatalog) -> BlockCatalog:
     content = memoryview(b"[" + b",".join(elements) + b"]")
 
     def read(buffer: memoryview) -> int:
@@ -124,8 +124,8 @@ def snapshot_of(elements: list[bytes], known: Snapshot) -> Snapshot:
 @given(st.data())
 def test_changes_make_one_snapshot_of_another(data: st.DataObject) -> None:
     elements = data.draw(indexes())
-    before = snapshot_of(elements, snapshots.EMPTY)
-    after = snapshot_of(data.draw(edits(elements)), before)
+    before = catalog_of(elements, EMPTY)
+    after = catalog_of(data.draw(edits(elements)), before)
     images = {image.id: image for image in before}
     changes = changes_between(before, after)
     assert len({change.id for change in changes}) == len(changes)
@@ -138,8 +138,6 @@ def test_changes_make_one_snapshot_of_another(data: st.DataObject) -> None:
 
 
 def test_another_spelling_is_no_change() -> None:
-    before = snapshot_of(
-        [b'{"id":"a","names":["n"],"created":"2020-01-01T00:00:00Z"}'], snapshots.EMPTY
-    )
-    after = snapshot_of([b'{"names":["n"],"created":"2020-01-01T00:00:00.000Z","id":"a"}'], before)
+    before = catalog_of([b'{"id":"a","names":["n"],"created":"2020-01-01T00:00:00Z"}'], EMPTY)
+    after = catalog_of([b'{"names":["n"],"created":"2020-01-01T00:00:00.000Z","id":"a"}'], before)
     assert changes_between(before, after) == []

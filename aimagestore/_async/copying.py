@@ -9,12 +9,12 @@ from functools import partial
 
 from anyio import create_task_group
 
-from .._core import changes
-from .._core.changes import has_same_items
+from .._core import mutations
 from .._core.digest import is_digest
+from .._core.mutations import has_same_items
 from .._core.names import check_names
 from .._core.record import Record
-from .._core.snapshot import View
+from .._core.view import View
 from ..errors import BigDataUnknownError, ImageUnknownError
 from .store import ImageStore
 from .streams import Staged
@@ -138,7 +138,7 @@ class _Copying:
             return True
         if present is not None and has_same_items(present.image, record.image):
             try:
-                await self._destination._submit(changes.replace(record, None))
+                await self._destination._submit(mutations.replace(record, None))
             except ImageUnknownError:
                 return False
             self._images += 1
@@ -155,7 +155,7 @@ class _Copying:
                         return False
                     staged[key] = item
                 async with self._destination._on_disk(staged) as contents:
-                    await self._destination._submit(changes.replace(record, contents))
+                    await self._destination._submit(mutations.replace(record, contents))
         finally:
             for key in record.image.big_data_names:
                 self._parts.pop((record.id, key), None)

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from anyio import CancelScope, Event, Lock, move_on_after
 from anyio.lowlevel import checkpoint
 
-from .._core.changes import Mutation
 from .._core.image import Image
+from .._core.mutations import Mutation
 from .._engine.protocol import Engine, LockClaim
 from ..errors import LockTimeoutError, StoreClosedError
 from .threads import Threads

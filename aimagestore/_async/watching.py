@@ -8,13 +8,13 @@ from typing import Self
 
 from anyio import CancelScope, Lock, move_on_after, sleep_forever, wait_readable
 
-from .._core.watching import Change
+from .._core.events import ChangeEvent
 from .._engine.protocol import Watch
 from ..errors import StoreClosedError
 from .threads import Threads
 
 
-class Changes(AsyncIterator[Change]):
+class Changes(AsyncIterator[ChangeEvent]):
     """What changes in a store, from the moment :meth:`ImageStore.watch` was entered.
 
     Each change comes once, and those of one image in their order. What this store commits comes
@@ -30,7 +30,7 @@ class Changes(AsyncIterator[Change]):
         self._watch = watch
         self._threads = threads
         self._turn = Lock()
-        self._pending: deque[Change] = deque()
+        self._pending: deque[ChangeEvent] = deque()
         # What the task that waits is woken by when the watch is over.
         self._waiting: CancelScope | None = None
         self._is_closed = False
@@ -38,7 +38,7 @@ class Changes(AsyncIterator[Change]):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Change:
+    async def __anext__(self) -> ChangeEvent:
         async with self._turn:
             while not self._pending:
                 if self._is_closed:

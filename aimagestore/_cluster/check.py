@@ -98,7 +98,7 @@ class ClusterCheck:
             for image_id, key, blob in self._rows(_OBJECTS, [image_id for image_id, _ in rows])
         }
         for image_id, text in rows:
-            record = read(text.encode(), -1)
+            record = read(text.encode())
             if record is None:
                 finding = Finding(FindingKind.RECORD_DAMAGED, image_id, detail=text[:100])
                 self._findings.append(finding)

@@ -11,9 +11,9 @@ from uuid import uuid4
 
 import psycopg
 
-from .._core.changes import Mutation
+from .._core.content import InlineContent
 from .._core.draft import Draft
-from .._core.transaction import InlineContent
+from .._core.mutations import Mutation
 from .._engine.protocol import Outcome
 from ..errors import StoreUnavailableError
 from .cache import Cache
@@ -76,7 +76,7 @@ class Committer:
         def make() -> Draft:
             outcomes.clear()
             draft = Draft(LockedView(self._lock.connection.execute, self._lock.version))
-            draft.expect(
+            draft.prefetch(
                 [ref for mutation in mutations for ref in mutation.refs],
                 [name for mutation in mutations for name in mutation.names],
             )
@@ -88,14 +88,14 @@ class Committer:
 
     def _apply(self, draft: Draft, mutation: Mutation) -> Outcome:
         try:
-            edit = mutation(draft)
-            self._check_contents(edit.files.values())
+            plan = mutation(draft)
+            self._check_contents(plan.files.values())
         except psycopg.Error:
             raise
         except Exception as error:  # noqa: BLE001 (whose change it is raises it)
             return error
-        draft.apply(edit)
-        return edit
+        draft.apply(plan)
+        return plan
 
     def _check_contents(self, contents: Iterable[Any]) -> None:
         for content in contents:
@@ -181,8 +181,8 @@ class Committer:
         """Take note of a commit that was made."""
         for content in attempt.contents:
             content.give_away()
-        edits = [(change.edit.id, change.edit.new) for change in attempt.changed]
-        self._cache.advance(attempt.base, version, edits)
+        records = [(change.delta.id, change.delta.new) for change in attempt.changed]
+        self._cache.advance(attempt.base, version, records)
         self._watches.tell(version, (change.told for change in attempt.changed))
         self.version = version
 

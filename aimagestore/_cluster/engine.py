@@ -12,10 +12,11 @@ from typing import Any, LiteralString, TypeVar
 
 import psycopg
 
-from .._core.changes import Mutation
+from .._core.catalog import Catalog
 from .._core.draft import Draft
 from .._core.image import Image
-from .._core.snapshot import Snapshot, View
+from .._core.mutations import Mutation
+from .._core.view import View
 from .._engine.protocol import Holder, Outcome, Removal
 from ..errors import StoreClosedError, StoreReadOnlyError
 from .addresses import Bucket, Records
@@ -136,7 +137,7 @@ class ClusterEngine:
 
     # Reading
 
-    def current(self) -> Snapshot | None:
+    def current(self) -> Catalog | None:
         return None
 
     def read(self, look: Callable[[View], T]) -> T:

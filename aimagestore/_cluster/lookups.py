@@ -171,7 +171,7 @@ class Lookups:
 
 
 def _record(image_id: str, text: str) -> Record:
-    record = read(text.encode(), -1)
+    record = read(text.encode())
     if record is None:
         raise StoreCorruptError(f"the record of image {image_id} cannot be read", id=image_id)
     return record

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from uuid import UUID, uuid4
 
-from .._core.transaction import Buffer
+from .._core.content import Buffer
 from .._engine.digesting import Digester
 from .._engine.items import CHUNK
 from ..errors import StoreUnavailableError

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from .._core.catalog import Catalog
 from .._core.record import Record
-from .._core.snapshot import BLOCK_BYTES, Block, Snapshot, View, build, new_home, the_only
+from .._core.refs import id_in_ref
+from .._core.view import View, resolve_prefix, unknown
 from .cache import Cache
 from .lookups import Execute, Found, Lookups
 
@@ -22,26 +24,8 @@ class _TableView(View):
     def __init__(self, execute: Execute) -> None:
         self._lookups = Lookups(execute)
 
-    def freeze(self) -> Snapshot:
-        return build(dict(_blocks(self.records())), ())
-
-
-def _blocks(records: Iterable[Record]) -> Iterator[tuple[int, Block]]:
-    waiting: list[Record] = []
-    size = 0
-    for record in records:
-        waiting.append(record)
-        size += len(record.raw)
-        if size >= BLOCK_BYTES:
-            yield _block(waiting)
-            waiting, size = [], 0
-    if waiting:
-        yield _block(waiting)
-
-
-def _block(records: Iterable[Record]) -> tuple[int, Block]:
-    home = new_home()
-    return home, Block.of(records, home)
+    def freeze(self) -> Catalog:
+        return Catalog.of(self.records())
 
 
 class CommittedView(_TableView):
@@ -85,7 +69,13 @@ class CommittedView(_TableView):
         found = self._find(ref)
         if found.record is not None:
             return found.record
-        return super().find(the_only(ref, self.ids_with_prefix(ref) if found.is_ambiguous else ()))
+        if found.is_ambiguous:
+            # This raises, because all lookups of this view are answered from one commit.
+            resolve_prefix(ref, self.ids_with_prefix(ref))
+        record = self.find_by_digest(ref) if ref else None
+        if record is None:
+            raise unknown(ref)
+        return record
 
     def record_of(self, image_id: str) -> Record | None:
         record = self._find(image_id).record
@@ -131,7 +121,9 @@ class LockedView(_TableView):
         self._records: dict[str, Record | None] = {}
         self._owners: dict[str, str | None] = {}
 
-    def expect(self, refs: Iterable[str], names: Iterable[str]) -> None:
+    def prefetch(self, refs: Iterable[str], names: Iterable[str]) -> None:
+        refs = set(refs)
+        refs |= {image_id for ref in refs if (image_id := id_in_ref(ref)) is not None}
         ids = {ref for ref in refs if ref not in self._records}
         names = {name for name in (*ids, *names) if name not in self._owners}
         if not ids and not names:
@@ -147,11 +139,11 @@ class LockedView(_TableView):
         self._owners |= dict.fromkeys(record.names, record.id)
 
     def record_of(self, image_id: str) -> Record | None:
-        self.expect([image_id], ())
+        self.prefetch([image_id], ())
         return self._records[image_id]
 
     def owner_of(self, name: str) -> str | None:
-        self.expect((), [name])
+        self.prefetch((), [name])
         return self._owners[name]
 
     def ids_with_prefix(self, prefix: str) -> Sequence[str]:

@@ -9,8 +9,8 @@ from contextlib import suppress
 import psycopg
 from psycopg import sql
 
+from .._core.events import ChangeEvent, Kind
 from .._core.image import Image
-from .._core.watching import Change, Kind
 from ..errors import ImageStoreError
 from .connections import Connection, Connections
 from .lookups import PAGE, Lookups
@@ -50,7 +50,7 @@ class ClusterWatch:
         self._connections = connections
         self._watches = watches
         self._listening: Connection | None = None
-        self._own: dict[int, Sequence[Change]] = {}
+        self._own: dict[int, Sequence[ChangeEvent]] = {}
         self._own_number = 0
         self._listen()
         try:
@@ -93,7 +93,7 @@ class ClusterWatch:
             return True
         return is_told
 
-    def add(self, version: int, changes: Sequence[Change]) -> None:
+    def add(self, version: int, changes: Sequence[ChangeEvent]) -> None:
         """Know what a commit of this store has changed."""
         self._own_number += len(changes)
         if self._own_number > _PENDING_MAX:
@@ -101,7 +101,7 @@ class ClusterWatch:
         else:
             self._own[version] = changes
 
-    def changes(self) -> Sequence[Change]:
+    def changes(self) -> Sequence[ChangeEvent]:
         if self._listening is not None and self._is_lost(self._listening):
             self._listening.close()
             self._listening = None
@@ -121,7 +121,7 @@ class ClusterWatch:
             return True
         return False
 
-    def _look(self, connection: Connection) -> tuple[int, Sequence[Change]]:
+    def _look(self, connection: Connection) -> tuple[int, Sequence[ChangeEvent]]:
         if last_commit(connection) == self._known:
             return self._known, ()
         # The changes, and what the images are like, as of one commit.
@@ -142,7 +142,7 @@ class ClusterWatch:
 
     def _told(
         self, rows: Iterable[tuple[int, str, Kind]], connection: Connection
-    ) -> Iterator[Change]:
+    ) -> Iterator[ChangeEvent]:
         """First this store's own changes, one by one; then what came of those of others."""
         waiting: dict[str, Kind] = {}
         for version, image_id, kind in rows:
@@ -152,7 +152,7 @@ class ClusterWatch:
             if both is None:
                 continue
             if own is not None:
-                yield Change(both, image_id, own.image)
+                yield ChangeEvent(both, image_id, own.image)
             else:
                 waiting[image_id] = both
         there = [image_id for image_id, kind in waiting.items() if kind != "deleted"]
@@ -161,7 +161,7 @@ class ClusterWatch:
             records = Lookups(connection.execute).expected(there[start : start + PAGE], ())
             images |= {record.id: record.image for record in records}
         for image_id, kind in waiting.items():
-            yield Change(kind, image_id, images.get(image_id))
+            yield ChangeEvent(kind, image_id, images.get(image_id))
 
     def close(self) -> None:
         self._watches.forget(self)
@@ -189,7 +189,7 @@ class Watches:
             self._all.append(watch)
         return watch
 
-    def tell(self, version: int, changes: Iterable[Change]) -> None:
+    def tell(self, version: int, changes: Iterable[ChangeEvent]) -> None:
         """Tell what a commit of this store has changed."""
         if self._all:
             told = list(changes)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from .._core.draft import Draft, ImageEdit
-from .._core.watching import Change, Kind
+from .._core.draft import Draft, RecordDelta
+from .._core.events import ChangeEvent, Kind
 from .connections import Connection
 from .lookups import hash_of
 from .staged import StagedBlob
@@ -106,26 +106,26 @@ class Changed(NamedTuple):
     """An image that a commit changes, and how."""
 
     kind: Kind
-    edit: ImageEdit
+    delta: RecordDelta
 
     @property
-    def told(self) -> Change:
+    def told(self) -> ChangeEvent:
         """What those who watch are told."""
-        new = self.edit.new
-        return Change(self.kind, self.edit.id, None if new is None else new.image)
+        new = self.delta.new
+        return ChangeEvent(self.kind, self.delta.id, None if new is None else new.image)
 
 
 def changes_of(draft: Draft) -> Sequence[Changed]:
     """The images that are not as they were: those that are gone first."""
     deleted: list[Changed] = []
     others: list[Changed] = []
-    for edit in draft.image_edits():
-        if edit.new is None:
-            deleted += [Changed("deleted", edit)] if edit.old is not None else []
-        elif edit.old is None:
-            others.append(Changed("created", edit))
-        elif edit.is_anew or bytes(edit.old.raw) != bytes(edit.new.raw):
-            others.append(Changed("changed", edit))
+    for delta in draft.record_deltas():
+        if delta.new is None:
+            deleted += [Changed("deleted", delta)] if delta.old is not None else []
+        elif delta.old is None:
+            others.append(Changed("created", delta))
+        elif delta.is_recreated or bytes(delta.old.raw) != bytes(delta.new.raw):
+            others.append(Changed("changed", delta))
     return (*deleted, *others)
 
 
@@ -135,20 +135,20 @@ def write(connection: Connection, draft: Draft, changed: Sequence[Changed], comm
     Everything is on its way before the first answer is there. An error thus says nothing of
     whether it was committed, unless the server gives it.
     """
-    edits = [change.edit for change in changed]
+    deltas = [change.delta for change in changed]
     with connection.pipeline():
-        _write_items(connection, draft, edits)
-        _write_found_by(connection, edits)
-        _write_images(connection, edits)
+        _write_items(connection, draft, deltas)
+        _write_found_by(connection, deltas)
+        _write_images(connection, deltas)
         if commit.version % _PRUNE_EVERY == 0:
             prune(connection, commit.keep)
         bumped = connection.execute(
             _BUMP,
             {
-                "places": sum(edit.old is None or edit.is_anew for edit in edits),
-                "more": sum((e.new is not None) - (e.old is not None) for e in edits),
+                "places": sum(delta.old is None or delta.is_recreated for delta in deltas),
+                "more": sum((d.new is not None) - (d.old is not None) for d in deltas),
                 "token": commit.token,
-                "ids": [edit.id for edit in edits],
+                "ids": [delta.id for delta in deltas],
                 "kinds": [change.kind for change in changed],
                 "channel": commit.channel,
             },
@@ -166,8 +166,8 @@ def prune(connection: Connection, keep: float) -> None:
         connection.execute(statement)
 
 
-def _write_items(connection: Connection, draft: Draft, edits: Iterable[ImageEdit]) -> None:
-    if gone := [e.id for e in edits if e.old is not None and (e.new is None or e.is_anew)]:
+def _write_items(connection: Connection, draft: Draft, deltas: Iterable[RecordDelta]) -> None:
+    if gone := [d.id for d in deltas if d.old is not None and (d.new is None or d.is_recreated)]:
         connection.execute(_REMOVE_ITEMS_OF, [gone])
     if draft.files:
         ids = [image_id for image_id, _ in draft.files]
@@ -183,12 +183,12 @@ def _blob_of(content: Any) -> UUID:
     return content.id
 
 
-def _write_found_by(connection: Connection, edits: Iterable[ImageEdit]) -> None:
+def _write_found_by(connection: Connection, deltas: Iterable[RecordDelta]) -> None:
     lost_names: list[bytes] = []
     new_names: list[tuple[bytes, str]] = []
     lost_digests: list[tuple[str, str]] = []
     new_digests: list[tuple[str, str]] = []
-    for image_id, old, new, _ in edits:
+    for image_id, old, new, _ in deltas:
         before, after = (set(r.names) if r else set() for r in (old, new))
         lost_names += [hash_of(name) for name in before - after]
         new_names += [(hash_of(name), image_id) for name in after - before]
@@ -205,15 +205,15 @@ def _write_found_by(connection: Connection, edits: Iterable[ImageEdit]) -> None:
         connection.execute(_ADD_DIGESTS, _columns(new_digests))
 
 
-def _write_images(connection: Connection, edits: Iterable[ImageEdit]) -> None:
+def _write_images(connection: Connection, deltas: Iterable[RecordDelta]) -> None:
     gone: list[str] = []
     updated: list[tuple[str, str]] = []
     added: list[tuple[str, str]] = []
-    for image_id, old, new, is_anew in edits:
-        if old is not None and (new is None or is_anew):
+    for image_id, old, new, is_recreated in deltas:
+        if old is not None and (new is None or is_recreated):
             gone.append(image_id)
         if new is not None:
-            stays = old is not None and not is_anew
+            stays = old is not None and not is_recreated
             (updated if stays else added).append((image_id, bytes(new.raw).decode()))
     if gone:
         connection.execute(_REMOVE_IMAGES, [gone])

@@ -1,4 +1,5 @@
-"""The pure part: records, snapshots and the changes between them.
+"""The model: records, views of them, and the mutations that change them.
 
-Nothing here does I/O, waits, or knows of an event loop.
+Nothing here does I/O, sleeps, or knows about threads or an event loop. How a record is spelled as
+text is in :mod:`aimagestore._format`, which is pure as well.
 """

@@ -1,45 +1,30 @@
-"""The next snapshot in the making."""
+"""A draft: a view with mutations applied on top, from which the next commit is made."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
+from .catalog import Catalog
+from .content import Content
 from .image import Image
 from .record import Record
-from .snapshot import BLOCK_BYTES, Block, Snapshot, View, new_home
-
-K = TypeVar("K")
-V = TypeVar("V")
+from .view import View
 
 
-class Content(Protocol):
-    """A big-data item's content, wherever it waits to be published."""
+class Plan(msgspec.Struct, frozen=True):
+    """What one mutation does to a draft: decided, but not done.
 
-    @property
-    def size(self) -> int:
-        """Its length in bytes."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """Its SHA-256 digest."""
-        ...
-
-
-class Edit(msgspec.Struct, frozen=True):
-    """What one change does to a snapshot, decided but not done.
-
-    :ivar image_id: the image that the change returns; ``""`` where it returns none
+    :ivar image_id: the image that the mutation returns; ``""`` when it returns none
     :ivar created: the record of a new image
-    :ivar updated: records that replace those of the same ID
-    :ivar deleted: IDs of images that go
-    :ivar adopted: the record of an image whose directory is there already
-    :ivar drops_unreadable: whether damaged and shadowed records go
-    :ivar files: big-data items that get other content
+    :ivar updated: records that replace those with the same IDs
+    :ivar deleted: IDs of deleted images
+    :ivar adopted: a record for an image whose directory exists already
+    :ivar drops_unreadable: whether damaged and shadowed records are dropped
+    :ivar files: big-data items that get new content, by image ID and key
     """
 
     image_id: str = ""
@@ -52,55 +37,61 @@ class Edit(msgspec.Struct, frozen=True):
 
     @property
     def image(self) -> Image | None:
-        """The image that the change returns, as this change leaves it."""
-        mine = (self.created, *self.updated)
-        return next((r.image for r in mine if r is not None and r.id == self.image_id), None)
+        """The image that the mutation returns, as the mutation leaves it."""
+        candidates = (self.created, *self.updated)
+        return next((r.image for r in candidates if r is not None and r.id == self.image_id), None)
 
 
-class ImageEdit(NamedTuple):
-    """What became of one image.
+class RecordDelta(NamedTuple):
+    """What became of one record between the base of a draft and the draft.
 
-    :ivar old: its record in the view below
-    :ivar new: its record here
-    :ivar is_anew: whether it was deleted, and made again as another image of that ID
+    :ivar old: the record in the base
+    :ivar new: the record in the draft
+    :ivar is_recreated: whether the image was deleted, and another created with its ID
     """
 
     id: str
     old: Record | None
     new: Record | None
-    is_anew: bool
+    is_recreated: bool
 
 
 class Draft(View):
-    """A view with edits on top; looks like the snapshot that will come of it."""
+    """A view with mutations on top, with the same lookups as the commit that is made of it.
+
+    :ivar base: the view below
+    :ivar files: big-data items that get new content, by image ID and key
+    :ivar drops_unreadable: whether damaged and shadowed records are dropped
+    """
 
     __slots__ = (
         "_adopted",
         "_appended",
         "_digests",
-        "_drops_unreadable",
         "_names",
         "_records",
         "base",
+        "drops_unreadable",
         "files",
     )
 
     base: View
     files: dict[tuple[str, str], Content]
+    drops_unreadable: bool
 
     def __init__(self, base: View) -> None:
         self.base = base
         self.files = {}
+        self.drops_unreadable = False
         self._records: dict[str, Record | None] = {}
         self._appended: dict[str, None] = {}
         self._adopted: set[str] = set()
-        self._drops_unreadable = False
         self._names: dict[str, str | None] = {}
-        # Of each digest, who has got it, and who has lost it.
+        # For each digest, the images that have got it (True) or lost it (False).
         self._digests: dict[str, dict[str, bool]] = {}
 
-    def expect(self, refs: Iterable[str], names: Iterable[str]) -> None:
-        self.base.expect(refs, names)
+    def prefetch(self, refs: Iterable[str], names: Iterable[str]) -> None:
+        self.base.prefetch(refs, names)
 
     def record_of(self, image_id: str) -> Record | None:
         if image_id in self._records:
@@ -125,28 +116,31 @@ class Draft(View):
             current = self._records.get(record.id, record)
             if current is not None and record.id not in self._appended:
                 yield current
-        yield from self._new_records()
+        yield from self.new_records()
 
-    def _new_records(self) -> Iterator[Record]:
-        return (r for i in self._appended if (r := self._records[i]) is not None)
+    def is_damaged(self, image_id: str) -> bool:
+        return not self.drops_unreadable and self.base.is_damaged(image_id)
 
-    def apply(self, edit: Edit) -> None:
-        """Do what was decided. It was decided on this very draft, so nothing can fail here."""
-        for image_id in edit.deleted:
+    def freeze(self) -> Catalog:
+        return Catalog.of(self.records())
+
+    def apply(self, plan: Plan) -> None:
+        """Apply a plan. It was made with this very draft, so nothing can fail here."""
+        for image_id in plan.deleted:
             self._replace(image_id, None)
-            self.files = {place: c for place, c in self.files.items() if place[0] != image_id}
-        # Names move: first those who lose them, then the one who gets them.
-        for record in edit.updated:
+            self.files = {item: c for item, c in self.files.items() if item[0] != image_id}
+        # A name that moves first leaves its previous owner, then goes to the new one.
+        for record in plan.updated:
             self._replace(record.id, record)
-        for new in (edit.created, edit.adopted):
+        for new in (plan.created, plan.adopted):
             if new is not None:
                 self._appended.pop(new.id, None)
                 self._appended[new.id] = None
                 self._replace(new.id, new)
-        if edit.adopted is not None:
-            self._adopted.add(edit.adopted.id)
-        self._drops_unreadable |= edit.drops_unreadable
-        self.files.update(edit.files)
+        if plan.adopted is not None:
+            self._adopted.add(plan.adopted.id)
+        self.drops_unreadable |= plan.drops_unreadable
+        self.files.update(plan.files)
 
     def _replace(self, image_id: str, new: Record | None) -> None:
         old = self.record_of(image_id)
@@ -161,104 +155,39 @@ class Draft(View):
         for digest in (*(old.digests if old else ()), *digests):
             self._digests.setdefault(digest, {})[image_id] = digest in digests
 
-    def image_edits(self) -> Iterator[ImageEdit]:
-        """What became of each image that was edited, the new ones last and in their order."""
+    # What the draft changes, for whoever writes it
+
+    def record_deltas(self) -> Iterator[RecordDelta]:
+        """Iterate over the records that were changed; the new ones come last, in their order."""
         changed = (i for i in self._records if i not in self._appended)
         for image_id in (*changed, *self._appended):
             old, new = self.base.record_of(image_id), self._records[image_id]
-            is_anew = old is not None and new is not None and image_id in self._appended
-            yield ImageEdit(image_id, old, new, is_anew)
+            is_recreated = old is not None and new is not None and image_id in self._appended
+            yield RecordDelta(image_id, old, new, is_recreated)
+
+    def new_records(self) -> Iterator[Record]:
+        """Iterate over the records that come after all others, in their order."""
+        return (r for i in self._appended if (r := self._records[i]) is not None)
+
+    @property
+    def name_deltas(self) -> Mapping[str, str | None]:
+        """The names that were changed, and the IDs of their owners, ``None`` for no owner."""
+        return self._names
+
+    @property
+    def changed_digests(self) -> Iterable[str]:
+        """The digests that images may have got or lost."""
+        return self._digests
 
     @property
     def deleted(self) -> Iterator[str]:
-        """IDs whose old files go: of images deleted, and of those made anew after that."""
-        for edit in self.image_edits():
-            if edit.old is not None and (edit.new is None or edit.is_anew):
-                yield edit.id
+        """IDs whose old files are removed: of images deleted, whether recreated or not."""
+        for delta in self.record_deltas():
+            if delta.old is not None and (delta.new is None or delta.is_recreated):
+                yield delta.id
 
     @property
     def created(self) -> Iterator[str]:
-        """IDs that have no record yet in the index as it is."""
+        """IDs of new images that have no record in the base."""
         new = self._appended.keys() - self._adopted
         return (i for i in new if self._records[i] and not self.base.record_of(i))
-
-    def freeze(self) -> Snapshot:
-        """The snapshot that this draft describes; the base itself, where nothing changed."""
-        base = self.base.freeze()
-        replaced: dict[Record, Record | None] = {}
-        for image_id, old, record, is_anew in self.image_edits():
-            if old is None:
-                continue
-            if record is None or is_anew:
-                # A shadowed record of the same ID would count once this one is gone.
-                replaced |= dict.fromkeys((old, *base.shadowed.get(image_id, ())))
-            elif bytes(record.raw) != bytes(old.raw):
-                replaced[old] = record.at(old.home)
-        new = list(self._new_records())
-        damaged = base.damaged
-        if self._drops_unreadable:
-            damaged = ()
-            for shadows in base.shadowed.values():
-                replaced |= dict.fromkeys(shadows)
-        is_same = not replaced and not new and damaged == base.damaged
-        if is_same and not base.needs_save:
-            return base
-        blocks, appended = _append(_replace(base.blocks, replaced), new)
-        indexes = base.indexes.copy()
-        _overlay(indexes.by_name, self._names)
-        for digest in self._digests:
-            indexes.set_ids(digest, self.ids_with_digest(digest))
-        known = {old for old in replaced if indexes.by_id.get(old.id) is old}
-        _overlay(indexes.by_id, {old.id: replaced[old] for old in known})
-        _overlay(indexes.by_id, {record.id: record for record in appended})
-        added = [record.id for record in appended if record.id not in base.indexes.by_id]
-        removed = [old.id for old in replaced if old.id not in indexes.by_id]
-        return Snapshot(
-            blocks,
-            indexes,
-            base.prefixes.changed(added, removed) if added or removed else base.prefixes,
-            damaged,
-            {i: s for i, s in base.shadowed.items() if s[0] not in replaced},
-        )
-
-
-def _replace(
-    blocks: Mapping[int, Block], replaced: Mapping[Record, Record | None]
-) -> dict[int, Block]:
-    """The blocks with other records in the places of some."""
-    changed = dict(blocks)
-    for home in {record.home for record in replaced}:
-        records = [replaced.get(r, r) for r in blocks[home].records]
-        if kept := [r for r in records if r is not None]:
-            changed[home] = Block.of(kept, home)
-        else:
-            del changed[home]
-    return changed
-
-
-def _append(blocks: dict[int, Block], new: list[Record]) -> tuple[dict[int, Block], list[Record]]:
-    """The blocks with new records at their end, and those records where they are now."""
-    appended: list[Record] = []
-    waiting = iter(new)
-    last = next(reversed(blocks), None)
-    while (record := next(waiting, None)) is not None:
-        if last is None or len(blocks[last].text) >= BLOCK_BYTES:
-            last = new_home()
-        present = blocks[last].records if last in blocks else ()
-        room = BLOCK_BYTES - (len(blocks[last].text) if present else 0)
-        fresh = []
-        while record is not None:
-            fresh.append(record.at(last))
-            room -= len(record.raw)
-            record = next(waiting, None) if room > 0 else None
-        blocks[last] = Block.of((*present, *fresh), last)
-        appended += fresh
-    return blocks, appended
-
-
-def _overlay(target: dict[K, V], changes: Mapping[K, V | None]) -> None:
-    for key, value in changes.items():
-        if value is None:
-            target.pop(key, None)
-        else:
-            target[key] = value

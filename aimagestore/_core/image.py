@@ -1,35 +1,50 @@
-"""What the store knows of one image."""
+"""An image, as the public API shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
-from . import gojson
+from .._format import gojson
 
 
-class Image(msgspec.Struct, frozen=True, eq=False, order=False, gc=False):
+class _ImageMeta(msgspec.StructMeta):
+    """The class of :class:`Image`: keeps what ``Struct`` adds out of ``help`` and completion."""
+
+    def __dir__(cls) -> Iterable[str]:  # noqa: N805 (a metaclass)
+        struct = {*dir(msgspec.Struct), *_HIDDEN}
+        return [name for name in super().__dir__() if name not in struct]
+
+
+_HIDDEN = frozenset(
+    {"__annotations__", "__match_args__", "__post_init__", "__static_attributes__"}
+    | {"__annotate_func__", "__annotations_cache__", "__firstlineno__"}
+)
+
+
+class Image(msgspec.Struct, metaclass=_ImageMeta, frozen=True, eq=False, order=False, gc=False):
     """One image's record, as it was when it was read. Immutable.
 
-    Images come from a store; they are not made by hand. Two are equal when everything in them is,
-    however it is spelled in images.json.
+    Images come from a store; they are not made by hand. Two images are equal when all of their
+    attributes are, however their records are spelled in images.json.
 
     :ivar id: the ID, which also names the image's directory
     :ivar digest: the digest given at creation, else that of its first manifest, else ``""``
-    :ivar digests: every digest that it is found by: ``digest``, then those of its manifests
+    :ivar digests: all digests by which it is found: ``digest``, then those of its manifests
     :ivar names: its names, unique among images
-    :ivar names_history: the names it has or had, the newest first
+    :ivar names_history: the names that it has or had, the newest first
     :ivar top_layer: the ID of its topmost layer, or ``""``
     :ivar mapped_top_layers: versions of that layer with other ID mappings
     :ivar metadata: free text of the application
-    :ivar big_data_names: the keys of its big-data items, in the order they were added
+    :ivar big_data_names: the keys of its big-data items, in the order in which they were added
     :ivar big_data_sizes: key to size in bytes, where recorded
     :ivar big_data_digests: key to digest, where recorded
-    :ivar created: when it was created, in UTC; ``None`` where that is not known
+    :ivar created: when it was created, in UTC; ``None`` when that is not known
+    :ivar read_only: whether it comes from an additional store
     """
 
     id: str
@@ -45,20 +60,58 @@ class Image(msgspec.Struct, frozen=True, eq=False, order=False, gc=False):
     big_data_digests: Mapping[str, str]
     created: datetime | None
     _flags: Mapping[str, bytes]
+    read_only: bool = False
 
     @property
     def flags(self) -> Mapping[str, Any]:
-        """The flags: JSON values, made anew for each look, so changing one changes nothing."""
-        return MappingProxyType({flag: gojson.loads(raw) for flag, raw in self._flags.items()})
+        """The flags: JSON values, decoded on each access, so changing one changes no image."""
+        return MappingProxyType({f: msgspec.json.decode(raw) for f, raw in self._flags.items()})
+
+    @property
+    def size(self) -> int:
+        """The sum of its items' recorded sizes, in bytes."""
+        return sum(self.big_data_sizes.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything about the image as a new ``dict`` that ``json.dumps`` can write.
+
+        The keys are the names of the attributes, ``size`` and ``read_only`` included. Sequences
+        are lists, mappings are dicts, and ``created`` is RFC 3339 text in UTC or ``None``.
+        """
+        return {
+            "id": self.id,
+            "names": list(self.names),
+            "names_history": list(self.names_history),
+            "digest": self.digest,
+            "digests": list(self.digests),
+            "created": None if self.created is None else gojson.time(self.created),
+            "size": self.size,
+            "top_layer": self.top_layer,
+            "mapped_top_layers": list(self.mapped_top_layers),
+            "metadata": self.metadata,
+            "flags": dict(self.flags),
+            "big_data_names": list(self.big_data_names),
+            "big_data_sizes": dict(self.big_data_sizes),
+            "big_data_digests": dict(self.big_data_digests),
+            "read_only": self.read_only,
+        }
+
+    def __repr__(self) -> str:
+        names = ("flags" if n == "_flags" else n for n in self.__struct_fields__)
+        values = ((name, getattr(self, name)) for name in names)
+        plain = ((n, dict(v) if isinstance(v, Mapping) else v) for n, v in values)
+        return f"Image({', '.join(f'{name}={value!r}' for name, value in plain)})"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Image):
             return NotImplemented
-        mine, others = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
-        return mine[:-1] == others[:-1] and (mine[-1] == others[-1] or self.flags == other.flags)
+        *mine, my_flags, mine_only = msgspec.structs.astuple(self)
+        *others, other_flags, others_only = msgspec.structs.astuple(other)
+        is_same = mine == others and mine_only == others_only
+        return is_same and (my_flags == other_flags or self.flags == other.flags)
 
     def __ne__(self, other: object) -> bool:
-        # The base class has one of its own, which would not ask the method above.
+        # The base class defines one as well, which would not use the method above.
         return not self == other
 
     def __hash__(self) -> int:
@@ -70,6 +123,6 @@ class Image(msgspec.Struct, frozen=True, eq=False, order=False, gc=False):
 
 
 def _rebuild(*fields: Any) -> Image:
-    """Make an image of what pickle has kept: it takes no proxies."""
+    """Make an image of pickled fields; pickle does not take mapping proxies."""
     values: list[Any] = [MappingProxyType(f) if isinstance(f, dict) else f for f in fields]
     return Image(*values)

@@ -1,9 +1,10 @@
-"""One element of images.json: the bytes somebody wrote, and what they say."""
+"""A record: one element of images.json, as the bytes that were written and what they mean."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from types import MappingProxyType
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Raw
 
-from . import gojson
+from .._format import gojson
 from .digest import MANIFEST, is_digest
 from .image import Image
 from .names import is_id
@@ -21,7 +22,7 @@ _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Fields(msgspec.Struct, rename="kebab"):
-    """The fields that containers/storage knows, of its types. Go reads a null as left out."""
+    """The fields that containers/storage knows. Go reads a null as a missing field."""
 
     id: str
     digest: str | None = None
@@ -38,17 +39,17 @@ class Fields(msgspec.Struct, rename="kebab"):
 
 
 class _KnownFields(Fields, forbid_unknown_fields=True, rename="kebab"):
-    """The usual record: Go's, with nothing in it that needs a closer look."""
+    """A record without unknown fields, which is the usual one."""
 
 
 class _ImageFields(Fields, rename="kebab"):
-    """The same with the flags as they are spelled: they may be deep, and their numbers large."""
+    """The same fields, with the flags as they are spelled: decoding rounds large numbers."""
 
     flags: dict[str, Raw] | None = None
 
 
 class _Sizes(msgspec.Struct, rename="kebab"):
-    """What tells how much an image's items take."""
+    """The sizes of an image's items."""
 
     big_data_sizes: dict[str, _Int64] | None = None
 
@@ -65,21 +66,31 @@ _GO_FOLDS: Final = str.maketrans({"\u017f": "s", "\u212a": "k"})
 
 RawJSON = Raw | bytes
 
+NO_BLOCK: Final = -1
+"""The ``block_id`` of a record that is in no block."""
+
+MAX_DEPTH: Final = 9_999 if sys.version_info >= (3, 12) else 500
+"""Levels of a record that can be read; one that nests deeper is damaged.
+
+Go reads 10,000 levels, of which one is the array around the records. Before Python 3.12, the
+decoder's recursion limit is the interpreter's, shared with the callers.
+"""
+
 _NO_FLAGS: Final[Mapping[str, bytes]] = MappingProxyType({})
 
 
 class Record(msgspec.Struct, gc=False, eq=False):
-    """One image's element: its bytes, where it is kept, and what it is found by. Immutable.
+    """One image's record: its bytes, and what it is found by. Immutable.
 
-    The garbage collector passes records over: nothing in them refers back, and a look at all of
-    a large index would hold up every thread.
+    The garbage collector ignores records: they are in no reference cycles, and traversing a large
+    index would block every thread.
 
-    :ivar raw: the element as it stands in images.json
-    :ivar home: the number of the block that holds it
+    :ivar raw: the element as it is spelled in images.json
+    :ivar block_id: the ID of the block that holds it, or ``NO_BLOCK``
     """
 
     raw: RawJSON
-    home: int
+    block_id: int
     id: str
     names: tuple[str, ...]
     digests: tuple[str, ...]
@@ -87,7 +98,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
 
     @property
     def image(self) -> Image:
-        """The whole record, decoded at the first look."""
+        """The image, decoded on the first access."""
         image = self._image
         if image is None:
             image = self._image = _decode(self)
@@ -95,37 +106,35 @@ class Record(msgspec.Struct, gc=False, eq=False):
 
     @property
     def size(self) -> int:
-        """What its items take in bytes, as recorded; found without decoding all of it."""
-        try:
-            sizes: Mapping[str, int] = _decode_sizes(self.raw).big_data_sizes or {}
-        except RecursionError:
-            sizes = self.image.big_data_sizes
-        return sum(sizes.values())
+        """The sum of its items' recorded sizes in bytes, found without decoding the image."""
+        return sum((_decode_sizes(self.raw).big_data_sizes or {}).values())
 
-    def at(self, home: int) -> Record:
-        """The same record in this block."""
-        if home == self.home:
+    def in_block(self, block_id: int) -> Record:
+        """Return the same record in another block."""
+        if block_id == self.block_id:
             return self
-        moved = Record(self.raw, home, self.id, self.names, self.digests)
+        moved = Record(self.raw, block_id, self.id, self.names, self.digests)
         moved._image = self._image
         return moved
 
     @property
     def is_decoded(self) -> bool:
-        """Whether a look at the image costs nothing more."""
+        """Whether ``image`` has been decoded."""
         return self._image is not None
 
 
-def read(raw: RawJSON, home: int) -> Record | None:
-    """Read an element of the index; ``None`` when it is damaged."""
+def read(raw: RawJSON, block_id: int = NO_BLOCK) -> Record | None:
+    """Read an element of images.json; ``None`` when it is damaged."""
+    if len(raw) > 2 * MAX_DEPTH and gojson.nests_deeper(bytes(raw), MAX_DEPTH):
+        return None
     try:
         fields: Fields = _decode_known(raw)
-    except (msgspec.ValidationError, RecursionError):
+    except msgspec.ValidationError:
         unusual = _read_unusual(bytes(raw))
         if unusual is None:
             return None
         fields = unusual
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     try:
         if fields.created is not None and not gojson.is_usual_time(fields.created):
@@ -134,51 +143,23 @@ def read(raw: RawJSON, home: int) -> Record | None:
         return None
     if not is_id(fields.id) or (fields.flags and not gojson.fits_go(fields.flags)):
         return None
-    return Record(raw, home, fields.id, tuple(fields.names or ()), _digests(fields))
+    return Record(raw, block_id, fields.id, tuple(fields.names or ()), _digests(fields))
 
 
 def _read_unusual(raw: bytes) -> Fields | None:
-    """Read a record with fields nobody knows, or with flags that nest deep."""
+    """Read a record that has unknown fields, or known ones of the wrong type."""
     try:
         raw.decode()
-        members = _members(raw)
-        if any(_shadows_known_field(name) for name in members):
+        if any(_shadows_known_field(name) for name in _decode_members(raw)):
             return None
-        # What may nest deep is looked at apart: it would not pass the decoder.
-        for unknown in members.keys() - set(_ORDER):
-            gojson.check_syntax(bytes(members.pop(unknown)), gojson.GO_MAX_DEPTH)
-        _check_flags(bytes(members.pop("flags", b"null")))
-        with suppress(RecursionError):
-            _decode_image(raw)  # of a field that is given twice, both have to be of its type
-        return _decode_any(_join_members(members))
+        return _decode_any(raw)
     except (ValueError, RecursionError):
         return None
 
 
 def _members(raw: RawJSON) -> dict[str, RawJSON]:
-    """The members of an object as they are spelled, in their order."""
-    if bytes(raw) == b"null":
-        return {}
-    try:
-        return dict(_decode_members(raw))
-    except RecursionError:
-        return dict(_member(text) for text in gojson.split(bytes(raw)))
-
-
-_MEMBER = re.compile(rb'("(?:[^"\\]|\\.)*+")[ \t\r\n]*:[ \t\r\n]*(.*)', re.DOTALL)
-
-
-def _member(text: bytes) -> tuple[str, RawJSON]:
-    match = _MEMBER.fullmatch(text)
-    if match is None:
-        raise ValueError("not a member of an object")
-    return msgspec.json.decode(match[1], type=str), match[2]
-
-
-def _check_flags(raw: bytes) -> None:
-    flags = gojson.loads(raw)
-    if not (flags is None or isinstance(flags, dict)) or not gojson.fits_go(flags):
-        raise ValueError("flags must be an object, of numbers that fit a float64")
+    """Return the members of an object as they are spelled, in their order."""
+    return {} if bytes(raw) == b"null" else dict(_decode_members(raw))
 
 
 def _shadows_known_field(name: str) -> bool:
@@ -186,7 +167,7 @@ def _shadows_known_field(name: str) -> bool:
 
 
 def _digests(fields: Fields) -> tuple[str, ...]:
-    """What the image is found by: its digest, then its manifests'. Malformed ones find nothing."""
+    """Return the image's digest, then those of its manifests, without malformed ones."""
     digest = fields.digest
     known = {digest: None} if digest and is_digest(digest) else {}
     recorded = fields.big_data_digests or {}
@@ -199,15 +180,9 @@ def _digests(fields: Fields) -> tuple[str, ...]:
 
 
 def _decode(record: Record) -> Image:
-    try:
-        fields = _decode_image(record.raw)
-        flags: Mapping[str, RawJSON] = fields.flags or {}
-    except (RecursionError, msgspec.ValidationError):  # how deep it gets depends on the caller
-        members = _members(record.raw)
-        flags = _members(members.pop("flags", b"{}"))
-        members = {name: raw for name, raw in members.items() if name in _ORDER}
-        fields = _decode_image(_join_members(members))
-    # The decoder makes each string anew, and most stand in a record three times.
+    fields = _decode_image(record.raw)
+    flags = fields.flags or {}
+    # The decoder makes a new string of each, and most occur in a record three times.
     share = {text: text for text in (*record.names, *record.digests)}.setdefault
     digest = fields.digest or next(iter(record.digests), "")
     keys = [share(key, key) for key in fields.big_data_names or ()]
@@ -230,29 +205,29 @@ def _decode(record: Record) -> Image:
     )
 
 
-# What decides how a record is found, besides its names.
+# The fields that decide how a record is found, besides its names.
 _FOUND_BY: Final = frozenset({"id", "digest", "big-data-names", "big-data-digests"})
 
 
 class RecordDraft:
-    """A record being written: fields that are not touched keep their spelling."""
+    """A record that is being changed: fields that are not set keep their spelling."""
 
     def __init__(self, record: Record | None = None) -> None:
         self._record = record
         self._members: dict[str, RawJSON] = {} if record is None else _members(record.raw)
         self._names = () if record is None else record.names
         self._is_found_alike = record is not None
-        # Those that wrote the record put its fields in order; a new one has to find its place.
+        # The writer of the record put its fields in order; a new field has to be put in its place.
         self._is_ordered = record is not None and _is_ordered(tuple(self._members))
         if record is not None and record.digests and not self._has_digest():
-            # An image's digest, once it has one, stays when its manifests change.
+            # The digest of an image stays when its manifests change.
             self.set("digest", record.digests[0])
 
     def _has_digest(self) -> bool:
         return bytes(self._members.get("digest", b"null")) not in {b"null", b'""'}
 
     def set(self, field: str, value: str | tuple[str, ...]) -> None:
-        """Give a field another value; an empty one is left out, as Go leaves it out."""
+        """Set a field. An empty value is left out, as Go leaves it out."""
         self._is_found_alike &= field not in _FOUND_BY
         if field == "names":
             self._names = tuple(value)
@@ -265,7 +240,7 @@ class RecordDraft:
             self._members[field] = gojson.value(value)
 
     def set_entry(self, field: str, key: str, encoded: bytes | None) -> None:
-        """Set one entry of a map, or with ``None`` remove it."""
+        """Set one entry of a map, or remove it when ``encoded`` is ``None``."""
         self._is_found_alike &= field not in _FOUND_BY
         self._is_ordered &= field in self._members
         entries = _members(self._members.get(field, b"null"))
@@ -278,7 +253,7 @@ class RecordDraft:
             self._members.pop(field, None)
 
     def finish(self) -> Record:
-        """The record as it will be written."""
+        """Return the record as it will be written."""
         if "created" not in self._members:
             self.set("created", gojson.ZERO_TIME)
         if not self._is_ordered:
@@ -287,9 +262,9 @@ class RecordDraft:
         raw = _join_members(self._members)
         old = self._record
         if old is not None and self._is_found_alike:
-            return Record(raw, old.home, old.id, self._names, old.digests)
-        record = read(raw, -1 if old is None else old.home)
-        assert record is not None, "a draft holds what was checked"
+            return Record(raw, old.block_id, old.id, self._names, old.digests)
+        record = read(raw, NO_BLOCK if old is None else old.block_id)
+        assert record is not None, "every value in a draft was checked"
         if record.digests and not self._has_digest():
             self.set("digest", record.digests[0])
             return self.finish()
@@ -314,3 +289,26 @@ def _join_members(members: Mapping[str, RawJSON]) -> bytes:
     return b"{%b}" % b",".join(
         [(_LABELS.get(name) or _label(name)) + raw for name, raw in members.items()]
     )
+
+
+def without_names(record: Record, lost: Collection[str]) -> Record:
+    """Return the record without some of its names; they stay in its history."""
+    draft = RecordDraft(record)
+    draft.set("names", tuple(name for name in record.names if name not in lost))
+    return draft.finish()
+
+
+_STRINGS: Final = re.compile(
+    rb'("(?:[^"\\]|\\.)*+")[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*+")', re.DOTALL
+)
+_decode_text: Final = msgspec.json.Decoder(str).decode
+
+
+def ids_in(element: bytes) -> frozenset[str]:
+    """Return the IDs that a damaged element may be the record of: all that it calls an ID."""
+    found: set[str] = set()
+    for match in _STRINGS.finditer(element):
+        with suppress(ValueError):
+            if _decode_text(match[1]).translate(_GO_FOLDS).lower() == "id":
+                found.add(_decode_text(match[2]))
+    return frozenset(found)

@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from ..errors import StoreClosedError
-from . import changes
-from .changes import Mutation
-from .digest import canonical_digest
-from .draft import Content, Draft, Edit
+from . import mutations
+from .content import Content
+from .draft import Draft, Plan
 from .image import Image
-
-Buffer = bytes | bytearray | memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class InlineContent:
-    """A big-data item's content that is still in memory."""
-
-    data: bytes
-    digest: str
-
-    @classmethod
-    def of(cls, data: Buffer) -> InlineContent:
-        """Digest the data, and keep a copy of what may yet change."""
-        data = bytes(data)
-        return cls(data, canonical_digest(data))
-
-    @property
-    def size(self) -> int:
-        """Its length in bytes."""
-        return len(self.data)
+from .mutations import Mutation
 
 
 class Transaction:
     """Reads and changes on the store while its lock is held; saved once, when the block ends.
 
-    Reads see the transaction's own changes. Every method is plain: nothing here waits. An error
+    Reads see the transaction's own mutations. Every method is plain: nothing here waits. An error
     that one of them raises changes nothing, and may be caught; one that leaves the block undoes
     all of them.
     """
@@ -54,16 +32,16 @@ class Transaction:
             raise StoreClosedError("the transaction is over: begin another one")
         return self._draft
 
-    def _change(self, change: Mutation) -> Image:
-        edit = self._apply(change)
-        return self._view.get(edit.image_id)
+    def _change(self, mutation: Mutation) -> Image:
+        plan = self._apply(mutation)
+        return self._view.get(plan.image_id)
 
-    def _apply(self, change: Mutation) -> Edit:
+    def _apply(self, mutation: Mutation) -> Plan:
         draft = self._view
-        draft.expect(change.refs, change.names)
-        edit = change(draft)
-        draft.apply(edit)
-        return edit
+        draft.prefetch(mutation.refs, mutation.names)
+        plan = mutation(draft)
+        draft.apply(plan)
+        return plan
 
     def _end(self) -> None:
         self._draft = None
@@ -102,49 +80,49 @@ class Transaction:
     ) -> Image:
         """See :meth:`ImageStore.create`."""
         contents = {key: self._contents(data) for key, data in (big_data or {}).items()}
-        change = changes.create(
+        mutation = mutations.create(
             id,
             names=names,
-            layer=layer,
+            top_layer=layer,
             metadata=metadata,
             created=created,
             digest=digest,
             flags=flags,
             big_data=contents,
         )
-        return self._change(change)
+        return self._change(mutation)
 
     def delete(self, ref: str) -> None:
         """See :meth:`ImageStore.delete`."""
-        self._apply(changes.delete(ref))
+        self._apply(mutations.delete(ref))
 
     def set_names(self, ref: str, names: Iterable[str]) -> Image:
         """See :meth:`ImageStore.set_names`."""
-        return self._change(changes.set_names(ref, names))
+        return self._change(mutations.set_names(ref, names))
 
     def add_names(self, ref: str, names: Iterable[str]) -> Image:
         """See :meth:`ImageStore.add_names`."""
-        return self._change(changes.add_names(ref, names))
+        return self._change(mutations.add_names(ref, names))
 
     def remove_names(self, ref: str, names: Iterable[str]) -> Image:
         """See :meth:`ImageStore.remove_names`."""
-        return self._change(changes.remove_names(ref, names))
+        return self._change(mutations.remove_names(ref, names))
 
     def set_metadata(self, ref: str, metadata: str) -> Image:
         """See :meth:`ImageStore.set_metadata`."""
-        return self._change(changes.set_metadata(ref, metadata))
+        return self._change(mutations.set_metadata(ref, metadata))
 
     def set_flag(self, ref: str, flag: str, value: Any) -> Image:
         """See :meth:`ImageStore.set_flag`."""
-        return self._change(changes.set_flag(ref, flag, value))
+        return self._change(mutations.set_flag(ref, flag, value))
 
     def clear_flag(self, ref: str, flag: str) -> Image:
         """See :meth:`ImageStore.clear_flag`."""
-        return self._change(changes.clear_flag(ref, flag))
+        return self._change(mutations.clear_flag(ref, flag))
 
     def set_big_data(self, ref: str, key: str, data: Any) -> Image:
         """Give the image an item: bytes, or what :meth:`ImageStore.stage` holds.
 
         Bytes stay in memory until the transaction ends; see :meth:`ImageStore.set_big_data`.
         """
-        return self._change(changes.set_big_data(ref, key, self._contents(data)))
+        return self._change(mutations.set_big_data(ref, key, self._contents(data)))

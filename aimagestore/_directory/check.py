@@ -8,15 +8,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 
-from .._core import index
 from .._core.digest import digest_of, hasher, is_digest, is_manifest_key, signed_payload
 from .._core.image import Image
 from .._core.names import INDEX_FILE, LOCK_FILE, big_data_file, check_key
 from .._core.record import Record
 from .._core.report import Finding, FindingKind, Report
-from .._core.snapshot import EMPTY, Snapshot, build
 from .._engine.items import CHUNK, MANIFEST_MAX
 from .._engine.protocol import Progress
+from .._format import index
+from .._format.block_catalog import EMPTY, BlockCatalog, build
 from ..errors import InvalidBigDataNameError, StoreCorruptError
 from .contents import image_directories
 from .files import Directory
@@ -91,7 +91,7 @@ class Check:
 
     # The index
 
-    def _read_index(self, root: Directory) -> Snapshot | None:
+    def _read_index(self, root: Directory) -> BlockCatalog | None:
         path = root.path_of(INDEX_FILE)
         try:
             fd = root.open_file(INDEX_FILE)
@@ -106,7 +106,7 @@ class Check:
             text = index.Text(partial(root.read_into, INDEX_FILE, fd), size)
             parsed = index.parse(text, EMPTY)
         except index.MalformedIndexError as error:
-            self._add(FindingKind.INDEX_DAMAGED, path, f"at byte {error.place}: {error}")
+            self._add(FindingKind.INDEX_DAMAGED, path, f"at byte {error.offset}: {error}")
             return None
         finally:
             os.close(fd)
@@ -124,7 +124,9 @@ class Check:
         )
         return snapshot
 
-    def _look_for_shared_names(self, path: str, records: list[Record], snapshot: Snapshot) -> None:
+    def _look_for_shared_names(
+        self, path: str, records: list[Record], snapshot: BlockCatalog
+    ) -> None:
         for record in records:
             if record in snapshot.shadowed.get(record.id, ()):
                 continue

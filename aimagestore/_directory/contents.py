@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
+from .._core.catalog import Catalog
 from .._core.image import Image
 from .._core.names import big_data_file, is_big_data_file, is_id
-from .._core.snapshot import Snapshot
 from ..errors import StoreCorruptError
 from .files import Directory
 from .placement import NEW_INDEX, is_waiting_name, waiting_items
@@ -50,7 +50,7 @@ def unlisted_files(root: Directory, image: Image) -> Iterator[str]:
                 yield name
 
 
-def is_dead_temporary(root: Directory, name: str, snapshot: Snapshot) -> bool:
+def is_dead_temporary(root: Directory, name: str, snapshot: Catalog) -> bool:
     """Whether a file in the store's root is a temporary of a writer that is gone.
 
     Those that are made under the lock belong to a living one until the lock is held.

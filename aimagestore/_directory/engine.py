@@ -15,15 +15,16 @@ from datetime import datetime
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from .._core import index
-from .._core.changes import Mutation
-from .._core.draft import Draft, Edit
+from .._core.draft import Draft, Plan
+from .._core.events import changes_between
 from .._core.image import Image
+from .._core.mutations import Mutation
 from .._core.names import INDEX_FILE, LOCK_FILE, big_data_file
 from .._core.report import Finding, FindingKind, Report
-from .._core.snapshot import EMPTY, Snapshot, View
-from .._core.watching import changes_between, records_apart
+from .._core.view import View
 from .._engine.protocol import Holder, Outcome, Progress, Removal
+from .._format import index
+from .._format.block_catalog import EMPTY, BlockCatalog, apply_draft
 from ..errors import DuplicateImageNamesError, ImageStoreError, StoreCorruptError
 from .check import Check
 from .contents import image_directories
@@ -59,7 +60,7 @@ class _Loaded(NamedTuple):
     its time of change it is the file that was read.
     """
 
-    snapshot: Snapshot
+    snapshot: BlockCatalog
     fd: int
     inode: int = 0
     links: int = 0
@@ -68,7 +69,7 @@ class _Loaded(NamedTuple):
 
     @classmethod
     def of(
-        cls, snapshot: Snapshot, fd: int, found: os.stat_result, *, is_array: bool = True
+        cls, snapshot: BlockCatalog, fd: int, found: os.stat_result, *, is_array: bool = True
     ) -> _Loaded:
         return cls(snapshot, fd, found.st_ino, found.st_nlink, found.st_ctime_ns, is_array)
 
@@ -144,7 +145,7 @@ class DirectoryEngine:
 
     # Reading the index
 
-    def current(self) -> Snapshot | None:
+    def current(self) -> BlockCatalog | None:
         loaded = self._loaded
         if loaded.fd >= 0:
             try:
@@ -165,7 +166,7 @@ class DirectoryEngine:
             return found is None and loaded.fd < 0
         return loaded.is_file(found)
 
-    def load(self) -> Snapshot:
+    def load(self) -> BlockCatalog:
         """The snapshot of the store as it is now."""
         with self._load_mutex:
             return self._load()
@@ -178,7 +179,7 @@ class DirectoryEngine:
         self.load()
         return is_modified
 
-    def _load(self) -> Snapshot:
+    def _load(self) -> BlockCatalog:
         if not self._is_loaded():
             self._load_index()
         return self._loaded.snapshot
@@ -205,7 +206,7 @@ class DirectoryEngine:
         except index.MalformedIndexError as error:
             os.close(fd)
             raise self._root.corrupt(
-                INDEX_FILE, f"is damaged at byte {error.place}: {error}"
+                INDEX_FILE, f"is damaged at byte {error.offset}: {error}"
             ) from error
         except BaseException:
             os.close(fd)
@@ -310,7 +311,7 @@ class DirectoryEngine:
         self.publish(draft)
         return outcomes
 
-    def _prepare(self, edit: Edit, base: View) -> None:
+    def _prepare(self, edit: Plan, base: View) -> None:
         """Look for what would stop this one change, so that it does not stop its neighbours.
 
         :raises StoreCorruptError: when an image's directory is something else
@@ -322,8 +323,9 @@ class DirectoryEngine:
                 self._root.open_directory(image_id).close()
 
     def publish(self, draft: Draft) -> None:
-        base = draft.base.freeze()
-        snapshot = draft.freeze()
+        base = draft.base
+        assert isinstance(base, BlockCatalog), "drafts here are made of the loaded catalog"
+        snapshot = apply_draft(base, draft)
         if self._may_be_unfinished:
             self._finish_leftovers(base)
         placement = Placement(self._root, base, self.stage)
@@ -352,7 +354,7 @@ class DirectoryEngine:
             logger.warning("committed, but left something to the next commit: %s", error)
         self._clear_deleted(draft, snapshot)
 
-    def _write_index(self, snapshot: Snapshot) -> None:
+    def _write_index(self, snapshot: BlockCatalog) -> None:
         """Write the next index beside the present one, durably."""
         self._root.unlink(NEW_INDEX)
         fd = self._root.open_file(NEW_INDEX, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -369,7 +371,7 @@ class DirectoryEngine:
         finally:
             os.close(fd)
 
-    def _no_room(self, error: OSError, snapshot: Snapshot) -> OSError:
+    def _no_room(self, error: OSError, snapshot: BlockCatalog) -> OSError:
         size = sum(len(piece) for piece in index.compose(snapshot))
         return OSError(
             error.errno,
@@ -378,7 +380,7 @@ class DirectoryEngine:
             error.filename,
         )
 
-    def _switch_index(self, snapshot: Snapshot) -> None:
+    def _switch_index(self, snapshot: BlockCatalog) -> None:
         """Put the next index into place: from here on the change has happened."""
         fd = self._root.open_file(NEW_INDEX)
         with self._load_mutex:
@@ -395,7 +397,7 @@ class DirectoryEngine:
                 loaded = _Loaded(snapshot, fd, is_array=True)  # in place, but looked at again
             self._adopt(loaded)
 
-    def _prepare_index(self, base: Snapshot) -> None:
+    def _prepare_index(self, base: BlockCatalog) -> None:
         """Have a durable index before any file is put in place.
 
         A crash between the first image's directory and the first index would leave what also is
@@ -429,14 +431,14 @@ class DirectoryEngine:
                 error.filename,
             ) from error
 
-    def _clear_deleted(self, draft: Draft, snapshot: Snapshot) -> None:
+    def _clear_deleted(self, draft: Draft, snapshot: BlockCatalog) -> None:
         for image_id in draft.deleted:
             try:
                 self._clear_image(image_id, snapshot)
             except (OSError, StoreCorruptError) as error:
                 logger.warning("deleted image %s, but not all of its files: %s", image_id, error)
 
-    def _clear_image(self, image_id: str, snapshot: Snapshot) -> None:
+    def _clear_image(self, image_id: str, snapshot: BlockCatalog) -> None:
         """Remove what a deleted image has left, except what a new one of its ID has put there."""
         record = snapshot.record_of(image_id)
         if record is None:
@@ -471,7 +473,7 @@ class DirectoryEngine:
     def _leftovers(self) -> Iterator[str]:
         return (name for name in self._root.names() if name == NEW_INDEX or is_waiting_name(name))
 
-    def _finish_leftovers(self, snapshot: Snapshot) -> None:
+    def _finish_leftovers(self, snapshot: BlockCatalog) -> None:
         """Rename what waits for it, and remove what nobody waits for. The lock is held."""
         names = set(self._leftovers())
         try:
@@ -556,9 +558,9 @@ class DirectoryEngine:
         return io.FileIO(fd, "rb")
 
 
-def _replaces_items(before: Snapshot, after: Snapshot) -> bool:
+def _replaces_items(before: BlockCatalog, after: BlockCatalog) -> bool:
     """Whether a commit of somebody else's gave an item other content."""
-    for record in records_apart(after, before):
+    for record in after.records_not_in(before):
         old = before.record_of(record.id)
         if old is None or bytes(old.raw) == bytes(record.raw):
             continue

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 from .._core.names import is_id
 from .._core.report import Finding, FindingKind, Report
-from .._core.snapshot import Snapshot
 from .._engine.protocol import Progress
+from .._format.block_catalog import BlockCatalog
 from .contents import is_dead_temporary, is_image_directory, unlisted_files
 from .files import Directory
 
 
-def garbage(root: Directory, snapshot: Snapshot) -> Iterator[Finding]:
+def garbage(root: Directory, snapshot: BlockCatalog) -> Iterator[Finding]:
     """What may go, if no writer is at it.
 
     A directory that a damaged record may belong to stays, and so does whatever is not an
@@ -33,7 +33,7 @@ def garbage(root: Directory, snapshot: Snapshot) -> Iterator[Finding]:
             yield Finding(FindingKind.DIRECTORY_ORPHANED, id=name, path=path)
 
 
-def _may_be_damaged(snapshot: Snapshot, image_id: str) -> bool:
+def _may_be_damaged(snapshot: BlockCatalog, image_id: str) -> bool:
     """Whether a record that cannot be read may be this image's."""
     return any(image_id.encode() in element for element in snapshot.damaged)
 

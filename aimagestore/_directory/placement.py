@@ -7,10 +7,9 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 
-from .._core.draft import Content
+from .._core.catalog import Catalog
+from .._core.content import Content, InlineContent
 from .._core.names import INDEX_FILE, big_data_file, is_key
-from .._core.snapshot import Snapshot
-from .._core.transaction import InlineContent
 from ..errors import StoreCorruptError
 from .files import Directory
 from .staged import StagedFile
@@ -27,7 +26,7 @@ _WAITING = re.compile(rf"{re.escape(NEW_PREFIX)}[0-9a-f]{{32}}-[0-9a-f]{{32}}")
 class Placement:
     """The files of one commit: where they are before it, and where they belong after it."""
 
-    def __init__(self, root: Directory, base: Snapshot, stage: Callable[[], StagedFile]) -> None:
+    def __init__(self, root: Directory, base: Catalog, stage: Callable[[], StagedFile]) -> None:
         self._root = root
         self._base = base
         self._stage = stage
@@ -119,7 +118,7 @@ def waiting_name(image_id: str, key: str, digest: str) -> str:
     return f"{NEW_PREFIX}{_place_of(image_id)}-{item}"
 
 
-def waiting_items(snapshot: Snapshot, names: Collection[str]) -> list[tuple[str, str, str]]:
+def waiting_items(snapshot: Catalog, names: Collection[str]) -> list[tuple[str, str, str]]:
     """Of the files with these names those that an item waits for, with its image and key."""
     places = {name.removeprefix(NEW_PREFIX).partition("-")[0] for name in names}
     return [

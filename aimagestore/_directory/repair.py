@@ -10,15 +10,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from .._core import changes
-from .._core.changes import Mutation
+from .._core import mutations
 from .._core.digest import is_manifest_key
 from .._core.draft import Draft
+from .._core.mutations import Mutation
 from .._core.names import INDEX_FILE, NAME_ANNOTATIONS, big_data_file, big_data_key
 from .._core.record import Record, read
 from .._core.report import Finding, FindingKind
-from .._core.snapshot import Block, Snapshot, build, new_home
 from .._engine.items import MANIFEST_MAX, Measured, measure_file
+from .._format.block_catalog import BlockCatalog, build
+from .._format.blocks import Block, new_block_id
 from ..errors import ImageStoreError
 from .files import Directory
 
@@ -52,20 +53,20 @@ def _plan(
         yield _adopt(root, finding.id), "its record was rebuilt from its files"
     elif finding.kind in _UNREADABLE:
         if drop:
-            yield changes.drop_unreadable(), "dropped"
+            yield mutations.drop_unreadable(), "dropped"
     elif finding.kind in _WRONG_SIZE:
         image = draft.get(finding.id)
         found = _measure(root, image.id, finding.key)
         if found.digest == image.big_data_digests.get(finding.key):
-            change = changes.describe_big_data(image.id, finding.key, found)
+            change = mutations.describe_big_data(image.id, finding.key, found)
             yield change, f"its size was put right: {found.size} bytes"
         elif drop:
-            yield changes.drop_big_data(image.id, finding.key), "dropped from the record"
+            yield mutations.drop_big_data(image.id, finding.key), "dropped from the record"
     elif finding.kind in _LOST_ITEM and drop:
-        yield changes.drop_big_data(finding.id, finding.key), "dropped from the record"
+        yield mutations.drop_big_data(finding.id, finding.key), "dropped from the record"
     elif finding.kind is FindingKind.DIRECTORY_MISSING and drop:
         for key in draft.get(finding.id).big_data_names:
-            yield changes.drop_big_data(finding.id, key), f"{key} dropped from the record"
+            yield mutations.drop_big_data(finding.id, key), f"{key} dropped from the record"
 
 
 def _measure(root: Directory, image_id: str, key: str) -> Measured:
@@ -97,7 +98,7 @@ def _adopt(root: Directory, image_id: str) -> Mutation:
                     file.seek(0)
                     names += _names_in(file.readall())
     created = datetime.fromtimestamp(min(made), UTC) if made else datetime.now(UTC)
-    return changes.adopt(image_id, contents, names, created)
+    return mutations.adopt(image_id, contents, names, created)
 
 
 def _names_in(manifest: bytes) -> Iterator[str]:
@@ -112,7 +113,7 @@ def _names_in(manifest: bytes) -> Iterator[str]:
 # An index that is lost or damaged
 
 
-def salvage(root: Directory) -> tuple[Snapshot, str]:
+def salvage(root: Directory) -> tuple[BlockCatalog, str]:
     """The records that can still be read in a damaged index, and the name it is kept under."""
     try:
         fd = root.open_file(INDEX_FILE)
@@ -125,12 +126,12 @@ def salvage(root: Directory) -> tuple[Snapshot, str]:
         name for n in range(1, len(present) + 2) if (name := f"{INDEX_FILE}.old-{n}") not in present
     )
     root.keep_beside(INDEX_FILE, kept)
-    home = new_home()
-    records = list(_readable_records(text, home))
-    return build({home: Block.of(records, home)} if records else {}, ()), kept
+    block_id = new_block_id()
+    records = list(_readable_records(text, block_id))
+    return build({block_id: Block.of(records, block_id)} if records else {}, ()), kept
 
 
-def _readable_records(text: bytes, home: int) -> Iterator[Record]:
+def _readable_records(text: bytes, block_id: int) -> Iterator[Record]:
     """Every whole record in a text, wherever it stands; the text between them is passed over."""
     decoder = json.JSONDecoder()
     characters = text.decode(errors="surrogateescape")
@@ -144,7 +145,7 @@ def _readable_records(text: bytes, home: int) -> Iterator[Record]:
             # A record always says when it was created; an object in a record's flags hardly does.
             if "id" in value and "created" in value:
                 raw = characters[place:end].encode(errors="surrogateescape")
-                record = read(raw, home)
+                record = read(raw, block_id)
                 if record is not None:
                     yield record
             else:

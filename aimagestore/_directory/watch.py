@@ -9,9 +9,9 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from .._core.catalog import Catalog
+from .._core.events import ChangeEvent, changes_between
 from .._core.names import INDEX_FILE
-from .._core.snapshot import Snapshot
-from .._core.watching import Change, changes_between
 from .files import Directory
 
 if TYPE_CHECKING or sys.platform == "linux":
@@ -31,7 +31,7 @@ class Watched(Protocol):
 
     checks_instantly: bool
 
-    def load(self) -> Snapshot:
+    def load(self) -> Catalog:
         """The snapshot of the store as it is now."""
         ...
 
@@ -50,13 +50,13 @@ class DirectoryWatch:
     def __init__(
         self,
         inotify: INotify | None,
-        snapshot: Snapshot,
+        snapshot: Catalog,
         engine: Watched,
     ) -> None:
         self._engine = engine
         self._inotify = inotify
         self._mutex = threading.Lock()
-        self._pending: list[Change] = []
+        self._pending: list[ChangeEvent] = []
         # What the last look has seen, and what the engine has told since then.
         self._seen = self._latest = snapshot
         self._has_overflowed = False
@@ -64,7 +64,7 @@ class DirectoryWatch:
         is_told = inotify is not None and engine.checks_instantly
         self.interval = math.inf if is_told else _INTERVAL
 
-    def add(self, changes: Sequence[Change], snapshot: Snapshot) -> None:
+    def add(self, changes: Sequence[ChangeEvent], snapshot: Catalog) -> None:
         """Tell what has led to this snapshot, the next one of the store."""
         with self._mutex:
             self._latest = snapshot
@@ -84,7 +84,7 @@ class DirectoryWatch:
         # An event without a name: some were lost, or the directory is gone.
         return any(event.name in {"", INDEX_FILE} for event in self._inotify.read(timeout=0))
 
-    def changes(self) -> Sequence[Change]:
+    def changes(self) -> Sequence[ChangeEvent]:
         self._engine.load()
         with self._mutex:
             changes, self._pending = self._pending, []

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from .._core import gojson
 from .._core.digest import MANIFEST, canonical_digest
 from .._core.names import NAME_ANNOTATIONS
+from .._format import gojson
 from ..errors import ImageUnknownError, InvalidLayoutError
 from ._documents import Descriptor, Platform
 from ._layout import Layout

@@ -59,6 +59,36 @@ async def test_an_image_is_found_by_id_name_and_prefix(reads: Any, ref: str) -> 
     assert (await value(reads.get(ref))).id == FIXTURE_ID
 
 
+@pytest.mark.parametrize(
+    "ref",
+    [
+        f"sha256:{FIXTURE_ID}",
+        f"localhost/hello@{FIXTURE_DIGEST}",
+        f"localhost/hello:2@{FIXTURE_DIGEST}",
+    ],
+)
+async def test_an_image_is_found_as_podman_prints_it_by_digest(reads: Any, ref: str) -> None:
+    assert await value(reads.lookup(ref)) == FIXTURE_ID
+    assert (await value(reads.get(ref))).id == FIXTURE_ID
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "",
+        f"sha256:{FIXTURE_ID[:-1]}",
+        f"sha256:{'0' * 64}",
+        f"localhost/other@{FIXTURE_DIGEST}",
+        f"localhost/hello@{SOME_DIGEST}",
+        f"@{FIXTURE_DIGEST}",
+    ],
+)
+async def test_a_ref_with_another_id_or_digest_is_unknown(reads: Any, ref: str) -> None:
+    with pytest.raises(ImageUnknownError) as caught:
+        await value(reads.lookup(ref))
+    assert caught.value.ref == ref
+
+
 @pytest.mark.parametrize("ref", ["", "e", FIXTURE_ID + "0", "localhost/hello", "\ud800"])
 async def test_what_is_not_there_is_unknown(reads: Any, ref: str) -> None:
     with pytest.raises(ImageUnknownError) as info:
@@ -155,6 +185,26 @@ async def test_an_ambiguous_prefix_names_the_candidates(store: ImageStore) -> No
         assert not await store.exists(ref)
     await store.delete("ab1")
     assert await store.lookup("ab") == "ab2"
+
+
+async def test_changes_take_refs_with_digests(store: ImageStore) -> None:
+    await store.create("one", names=["quay.io/x:1"], digest=SOME_DIGEST)
+    await store.create("two", names=["quay.io/x:2", "other"], digest=SOME_DIGEST)
+    assert (await store.set_metadata("sha256:one", "text")).id == "one"
+    ambiguous = f"quay.io/x@{SOME_DIGEST}"
+    with pytest.raises(AmbiguousImageError) as caught:
+        await store.delete(ambiguous)
+    assert (caught.value.ref, caught.value.candidates) == (ambiguous, ("one", "two"))
+    async with store.transaction() as tx:
+        tx.delete("sha256:one")
+        assert tx.set_names(ambiguous, ["other"]).id == "two"
+        with pytest.raises(ImageUnknownError):
+            tx.delete(ambiguous)
+    await store.delete(f"other@{SOME_DIGEST}")
+    assert await store.images() == []
+    for ref in ("", "sha256:one", f"other@{SOME_DIGEST}"):
+        with pytest.raises(ImageUnknownError):
+            await store.delete(ref)
 
 
 async def test_metadata_and_flags(store: ImageStore) -> None:

@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from aimagestore import Change, Changes, Image, ImageStore, StoreClosedError
+from aimagestore import ChangeEvent, Changes, Image, ImageStore, StoreClosedError
 
 from ..homes import Home
 
@@ -24,11 +24,11 @@ def how(request: pytest.FixtureRequest, home: Home, monkeypatch: pytest.MonkeyPa
     return str(request.param)
 
 
-def told(changes: Iterable[Change]) -> list[tuple[str, str]]:
+def told(changes: Iterable[ChangeEvent]) -> list[tuple[str, str]]:
     return [(change.kind, change.id) for change in changes]
 
 
-async def take(changes: Changes, number: int) -> list[Change]:
+async def take(changes: Changes, number: int) -> list[ChangeEvent]:
     """The next so many changes."""
     with anyio.fail_after(20):
         return [await anext(changes) for _ in range(number)]
@@ -41,9 +41,9 @@ async def until_idle(changes: Changes) -> None:
             await anyio.lowlevel.checkpoint()
 
 
-async def meanwhile(changes: Changes, call: Awaitable[T]) -> tuple[T, Change]:
+async def meanwhile(changes: Changes, call: Awaitable[T]) -> tuple[T, ChangeEvent]:
     """What a call returns, and the change that comes to a task that was waiting for one before."""
-    seen: list[Change] = []
+    seen: list[ChangeEvent] = []
 
     async def take_one() -> None:
         seen.extend(await take(changes, 1))
@@ -106,11 +106,11 @@ async def test_what_another_store_does_is_told_to_who_waits(
     await store.touch()
     async with ImageStore(home(), read_only=read_only) as reader, reader.watch() as changes:
         made, seen = await meanwhile(changes, store.create("one", names=["a"]))
-        assert seen == Change("created", "one", made)
+        assert seen == ChangeEvent("created", "one", made)
         made, seen = await meanwhile(changes, store.set_metadata("one", "text"))
-        assert seen == Change("changed", "one", made)
+        assert seen == ChangeEvent("changed", "one", made)
         _, seen = await meanwhile(changes, store.delete("one"))
-        assert seen == Change("deleted", "one")
+        assert seen == ChangeEvent("deleted", "one")
 
 
 async def test_several_watch_one_store(store: ImageStore) -> None:
@@ -124,7 +124,7 @@ async def test_several_watch_one_store(store: ImageStore) -> None:
 
 
 async def test_several_tasks_take_the_changes_of_one_watch(store: ImageStore) -> None:
-    seen: list[Change] = []
+    seen: list[ChangeEvent] = []
 
     async def take_one() -> None:
         seen.append(await anext(changes))
@@ -150,7 +150,7 @@ async def test_cancelled_the_next_change_is_still_the_next(store: ImageStore) ->
             assert told(await take(changes, 1)) == [("created", f"image{number}")]
 
 
-def replay(images: dict[str, Image], changes: Iterable[Change]) -> None:
+def replay(images: dict[str, Image], changes: Iterable[ChangeEvent]) -> None:
     """Do to the images what the changes say, which has to be possible."""
     for change in changes:
         if change.kind == "deleted":

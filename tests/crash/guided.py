@@ -1,10 +1,10 @@
-"""A coverage-guided fuzzer for images.json: the inputs that reach new code breed the next.
+"""A coverage-guided fuzzer for images.json.
 
-Needs the extra ``fuzz``. Runs until it finds something, or so many inputs long::
+It needs the extra ``fuzz``, and runs until an input fails or the number of runs is reached::
 
     python -m tests.crash.guided -runs=100000 -rss_limit_mb=1024 -timeout=10
 
-An input that fails is kept in a file, whose name given as argument tries it again.
+It writes an input that fails to a file. Run it with the name of that file to try it again.
 """
 
 from __future__ import annotations
@@ -20,57 +20,57 @@ from contextlib import suppress
 import atheris
 
 with atheris.instrument_imports(include=["aimagestore"]):
-    from aimagestore import ImageStore, ImageStoreError, Snapshot, check
-    from aimagestore._core import changes
+    from aimagestore import ImageStore, ImageStoreError, check
+    from aimagestore._core import mutations
     from aimagestore._core.draft import Draft
-    from aimagestore._core.index import MalformedIndexError, Text, compose, parse
     from aimagestore._core.record import Fields
-    from aimagestore._core.snapshot import EMPTY
+    from aimagestore._format.block_catalog import EMPTY, BlockCatalog, apply_draft
+    from aimagestore._format.index import MalformedIndexError, Text, compose, parse
 
 _STORE_EVERY = 50
-"""Most inputs are parsed only: a store takes a hundred times as long."""
+"""Only one of so many inputs is tried with a store, which takes a hundred times as long."""
 
 
-def load(text: bytes, known: Snapshot = EMPTY) -> Snapshot | None:
-    """The index in the text."""
+def load(text: bytes, known: BlockCatalog = EMPTY) -> BlockCatalog | None:
+    """Parse an index."""
     buffered = Text(io.BytesIO(text).readinto, len(text))
     parsed = parse(buffered, known)
     return None if parsed is None else known.with_blocks(*parsed)
 
 
 def parse_and_change(text: bytes) -> None:
-    """Read an index; if it is one, look at all of it, change it, write it, and read it again."""
+    """Parse an index; if it is one, read all of it, change it, compose it and parse it again."""
     try:
-        snapshot = load(text)
+        catalog = load(text)
     except MalformedIndexError:
         return
-    if snapshot is None:
+    if catalog is None:
         return
-    for image in snapshot:
-        assert snapshot.get(image.id) == image
+    for image in catalog:
+        assert catalog.get(image.id) == image
         assert image.flags is not None
-    draft = Draft(snapshot)
-    for change in edits(snapshot):
+    draft = Draft(catalog)
+    for mutation in mutations_of(catalog):
         with suppress(ImageStoreError):
-            draft.apply(change(draft))
-    frozen = draft.freeze()
+            draft.apply(mutation(draft))
+    frozen = apply_draft(catalog, draft)
     again = load(b"".join(compose(frozen)), frozen)
     assert again is not None
     assert list(again) == list(frozen)
     assert again.damaged == frozen.damaged
 
 
-def edits(snapshot: Snapshot) -> Iterator[changes.Mutation]:
-    """Some changes, of images that are there."""
-    yield changes.create("new", names=["name"])
-    for image in list(snapshot)[:3]:
-        yield changes.add_names(image.id, ["other"])
-        yield changes.set_flag(image.id, "flag", 1)
-        yield changes.set_metadata(image.id, "text")
+def mutations_of(catalog: BlockCatalog) -> Iterator[mutations.Mutation]:
+    """Return some mutations of images in the catalog."""
+    yield mutations.create("new", names=["name"])
+    for image in list(catalog)[:3]:
+        yield mutations.add_names(image.id, ["other"])
+        yield mutations.set_flag(image.id, "flag", 1)
+        yield mutations.set_metadata(image.id, "text")
 
 
 async def use_store(text: bytes) -> None:
-    """The same through a store on the disk."""
+    """Read and change an index through a store on disk."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         with open(os.path.join(directory, "images.json"), "wb") as file:
             file.write(text)
@@ -83,7 +83,7 @@ async def use_store(text: bytes) -> None:
 
 
 class Target:
-    """What is done to each input."""
+    """The fuzz target."""
 
     def __init__(self) -> None:
         self._inputs = 0
@@ -110,11 +110,11 @@ WORDS = (
     *(r"{\"id\":\"one\"}", r"},{", r"\"a\":1,", r"[[[[", r"]]]]", r"\\ud800", r"1e999", r"null"),
     *(r"0001-01-01T00:00:00Z", "sha256:" + "a" * 64, r"-1", r"9223372036854775808", r"\x00"),
 )
-"""What indexes are made of, as libFuzzer spells it."""
+"""Tokens that occur in an index, in the syntax of a libFuzzer dictionary."""
 
 
 def main() -> None:
-    """Fuzz, beginning with the seeds, or try the inputs in the files that are given again."""
+    """Fuzz from the seeds, or try the inputs in the given files again."""
     with tempfile.TemporaryDirectory() as directory:
         corpus = os.path.join(directory, "corpus")
         os.mkdir(corpus)

@@ -1,8 +1,8 @@
-"""Every change to the store, as a plain function from a snapshot to the edit it makes.
+"""Mutations: all changes that a store can be asked for, as functions from a draft to a plan.
 
-Each function here checks what the caller gave, before anything is queued, and returns the change
-itself: called with the draft of the next snapshot, it finds the image, raises the domain's
-errors, and says what is to be done. It does not do it.
+Each function here checks its arguments before anything is queued, and returns a mutation. Called
+with a draft, a mutation finds the image, raises the domain's errors, and returns a plan of what
+is to be done. It changes nothing.
 """
 
 from __future__ import annotations
@@ -12,37 +12,38 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from .._format import gojson
 from ..errors import (
     BigDataUnknownError,
     DuplicateIDError,
     DuplicateNameError,
     ImageUnknownError,
+    StoreCorruptError,
 )
-from . import gojson
+from .content import Content
 from .digest import check_digest
-from .draft import Content, Draft, Edit
+from .draft import Draft, Plan
 from .image import Image
 from .names import check_id, check_key, check_names, check_text
-from .record import Record, RecordDraft
-from .snapshot import without_names
+from .record import Record, RecordDraft, without_names
 
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """One change.
+    """A change that was asked for. Calling it plans it.
 
-    :ivar apply: finds out what is to be done to the draft
+    :ivar plan: plans what is to be done to a draft
     :ivar refs: refs, and IDs that may be unknown, that it looks up
-    :ivar names: names whose owners it asks for
+    :ivar names: names whose owners it looks up
     """
 
-    apply: Callable[[Draft], Edit]
+    plan: Callable[[Draft], Plan]
     refs: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
 
-    def __call__(self, draft: Draft) -> Edit:
-        """Find out what is to be done to the draft."""
-        return self.apply(draft)
+    def __call__(self, draft: Draft) -> Plan:
+        """Plan what is to be done to the draft."""
+        return self.plan(draft)
 
 
 def _check_ref(ref: object) -> str:
@@ -56,20 +57,20 @@ def create(
     *,
     created: datetime | None = None,
     names: Iterable[str] = (),
-    layer: str = "",
+    top_layer: str = "",
     metadata: str = "",
     digest: str | None = None,
     flags: Mapping[str, object] | None = None,
     big_data: Mapping[str, Content] | None = None,
 ) -> Mutation:
-    """A new image, with its items, in one step; with a random ID and of now, unless given."""
+    """Create an image with its items. The ID defaults to a random one, ``created`` to now."""
     image_id = secrets.token_hex(32) if image_id is None else image_id
     created = datetime.now(UTC) if created is None else created
     edited = RecordDraft()
     edited.set("id", check_id(image_id))
     names = check_names(names)
     edited.set("names", names)
-    edited.set("layer", check_text(layer, "layer"))
+    edited.set("layer", check_text(top_layer, "top_layer"))
     edited.set("metadata", check_text(metadata, "metadata"))
     edited.set("created", gojson.time(created))
     if digest is not None:
@@ -82,36 +83,52 @@ def create(
         _describe(edited, key, content)
     record = edited.finish()
 
-    def change(draft: Draft) -> Edit:
-        if draft.record_of(record.id) is not None:
-            raise DuplicateIDError(f"there is an image {record.id} already", id=record.id)
+    def plan(draft: Draft) -> Plan:
+        _check_unused(draft, record.id)
         for name in names:
             if (owner := draft.owner_of(name)) is not None:
                 raise DuplicateNameError(
-                    f"the name {name!r} belongs to image {owner}: add_names would move it",
+                    f"the name {name!r} belongs to image {owner}: create the image without it, "
+                    "and move it with add_names",
                     name=name,
                     id=owner,
                 )
         files = {(record.id, key): content for key, content in items.items()}
-        return Edit(record.id, created=record, files=files)
+        return Plan(record.id, created=record, files=files)
 
-    return Mutation(change, (record.id,), names)
+    return Mutation(plan, (record.id,), names)
+
+
+def _check_unused(draft: Draft, image_id: str) -> None:
+    if draft.record_of(image_id) is not None:
+        raise DuplicateIDError(f"an image with the ID {image_id} exists already", id=image_id)
+    _check_undamaged(draft, image_id)
+
+
+def _check_undamaged(draft: Draft, image_id: str) -> None:
+    # A new image's directory is cleared first, and this one may hold the damaged record's items.
+    if draft.is_damaged(image_id):
+        raise StoreCorruptError(
+            f"the ID {image_id} belongs to a damaged record, which the store keeps as it is: "
+            "check shows it, and repair can drop it",
+            id=image_id,
+        )
 
 
 def set_names(ref: str, names: Iterable[str]) -> Mutation:
-    """These names instead of those it has; they leave the images that have them."""
+    """Replace the image's names. A name of another image moves to this one."""
     given = check_names(names)
     return _rename(ref, lambda _: given, given)
 
 
 def add_names(ref: str, names: Iterable[str]) -> Mutation:
-    """These names before those it has; they leave the images that have them."""
+    """Put names before those that the image has. A name of another image moves to this one."""
     given = check_names(names)
     return _rename(ref, lambda present: (*given, *present), given)
 
 
 def remove_names(ref: str, names: Iterable[str]) -> Mutation:
-    """The names it has without these."""
+    """Remove names from the image, where it has them."""
     given = frozenset(check_names(names))
     return _rename(ref, lambda present: tuple(name for name in present if name not in given))
 
@@ -123,79 +140,84 @@ def _rename(
 ) -> Mutation:
     _check_ref(ref)
 
-    def change(draft: Draft) -> Edit:
+    def plan(draft: Draft) -> Plan:
         record = draft.find(ref)
         names = tuple(dict.fromkeys(rename(record.names)))
         edited = RecordDraft(record)
         edited.set("names", names)
-        # Each name in turn moves to the front of the history: the last comes to stand first.
+        # Each name in turn moves to the front of the history, so the last one ends up first.
         history = dict.fromkeys((*reversed(names), *record.image.names_history))
         edited.set("names-history", tuple(history))
-        return Edit(record.id, updated=(*_losers(draft, record.id, names), edited.finish()))
+        return Plan(
+            record.id, updated=(*_without_moved_names(draft, record.id, names), edited.finish())
+        )
 
-    return Mutation(change, (ref,), given)
+    return Mutation(plan, (ref,), given)
 
 
-def _losers(draft: Draft, image_id: str, names: Iterable[str]) -> Iterator[Record]:
-    """The other images that have these names, without them."""
-    losers: dict[str, set[str]] = {}
+def _without_moved_names(draft: Draft, image_id: str, names: Iterable[str]) -> Iterator[Record]:
+    """Return the records of the names' previous owners, without these names."""
+    previous_owners: dict[str, set[str]] = {}
     for name in names:
         owner = draft.owner_of(name)
         if owner is not None and owner != image_id:
-            losers.setdefault(owner, set()).add(name)
-    return (without_names(draft.find(owner), lost) for owner, lost in losers.items())
+            previous_owners.setdefault(owner, set()).add(name)
+    for owner, lost in previous_owners.items():
+        record = draft.record_of(owner)
+        assert record is not None, "the owner of a name is an image"
+        yield without_names(record, lost)
 
 
 def _edit(ref: str, edit: Callable[[RecordDraft, Record], object]) -> Mutation:
     _check_ref(ref)
 
-    def change(draft: Draft) -> Edit:
+    def plan(draft: Draft) -> Plan:
         record = draft.find(ref)
         edited = RecordDraft(record)
         edit(edited, record)
-        return Edit(record.id, updated=(edited.finish(),))
+        return Plan(record.id, updated=(edited.finish(),))
 
-    return Mutation(change, (ref,))
+    return Mutation(plan, (ref,))
 
 
 def set_metadata(ref: str, metadata: str) -> Mutation:
-    """Another metadata text."""
+    """Replace the image's metadata."""
     check_text(metadata, "metadata")
     return _edit(ref, lambda edited, _: edited.set("metadata", metadata))
 
 
 def set_flag(ref: str, flag: str, value: object) -> Mutation:
-    """One flag set; the others stay as they are spelled."""
+    """Set a flag; the others keep their spelling."""
     check_text(flag, "a flag's name")
     encoded = gojson.value(value)
     return _edit(ref, lambda edited, _: edited.set_entry("flags", flag, encoded))
 
 
 def clear_flag(ref: str, flag: str) -> Mutation:
-    """One flag gone, if it was there."""
+    """Remove a flag, if it is set."""
     check_text(flag, "a flag's name")
     return _edit(ref, lambda edited, _: edited.set_entry("flags", flag, None))
 
 
 def set_big_data(ref: str, key: str, content: Content) -> Mutation:
-    """An item's content, size and digest, new or instead of those it had."""
+    """Give the image an item, new or in place of the one that it has."""
     _check_ref(ref)
     check_key(key)
 
-    def change(draft: Draft) -> Edit:
+    def plan(draft: Draft) -> Plan:
         record = draft.find(ref)
         edited = RecordDraft(record)
         if key not in record.image.big_data_names:
             edited.set("big-data-names", (*record.image.big_data_names, key))
         _describe(edited, key, content)
         updated = (edited.finish(),)
-        return Edit(record.id, updated=updated, files={(record.id, key): content})
+        return Plan(record.id, updated=updated, files={(record.id, key): content})
 
-    return Mutation(change, (ref,))
+    return Mutation(plan, (ref,))
 
 
 def note_big_data(image_id: str, key: str, found: Content) -> Mutation:
-    """Record what an item's file was found to be, where nothing is recorded yet."""
+    """Record the size and digest that an item was found to have, where they are not recorded."""
 
     def edit(edited: RecordDraft, record: Record) -> None:
         image = record.image
@@ -215,20 +237,20 @@ def _describe(edited: RecordDraft, key: str, content: Content) -> None:
 
 
 def delete(ref: str) -> Mutation:
-    """The image gone, with its items."""
+    """Delete the image and its items."""
     _check_ref(ref)
-    return Mutation(lambda draft: Edit(deleted=(draft.find(ref).id,)), (ref,))
+    return Mutation(lambda draft: Plan(deleted=(draft.find(ref).id,)), (ref,))
 
 
 def wipe() -> Mutation:
-    """Every image gone; damaged records stay."""
-    return Mutation(lambda draft: Edit(deleted=tuple(record.id for record in draft.records())))
+    """Delete all images; damaged records stay."""
+    return Mutation(lambda draft: Plan(deleted=tuple(record.id for record in draft.records())))
 
 
 def adopt(
     image_id: str, contents: Mapping[str, Content], names: Iterable[str], created: datetime
 ) -> Mutation:
-    """A record for an image whose directory is there; only names that nobody has."""
+    """Create a record for an image directory without one, with the names that no image has."""
     edited = RecordDraft()
     edited.set("id", check_id(image_id))
     edited.set("created", gojson.time(created))
@@ -236,23 +258,22 @@ def adopt(
     for key, content in contents.items():
         _describe(edited, check_key(key), content)
 
-    def change(draft: Draft) -> Edit:
-        if draft.record_of(image_id) is not None:
-            raise DuplicateIDError(f"there is an image {image_id} already", id=image_id)
+    def plan(draft: Draft) -> Plan:
+        _check_unused(draft, image_id)
         free = (name for name in check_names(names) if draft.owner_of(name) is None)
         edited.set("names", tuple(free))
-        return Edit(image_id, adopted=edited.finish())
+        return Plan(image_id, adopted=edited.finish())
 
-    return Mutation(change)
+    return Mutation(plan)
 
 
 def describe_big_data(image_id: str, key: str, found: Content) -> Mutation:
-    """What is recorded of an item, put right."""
+    """Replace the recorded size and digest of an item."""
     return _edit(image_id, lambda edited, _: _describe(edited, key, found))
 
 
 def drop_big_data(image_id: str, key: str) -> Mutation:
-    """An item gone from its image's record."""
+    """Remove an item from its image's record."""
 
     def edit(edited: RecordDraft, record: Record) -> None:
         keys = tuple(k for k in record.image.big_data_names if k != key)
@@ -264,27 +285,31 @@ def drop_big_data(image_id: str, key: str) -> Mutation:
 
 
 def replace(record: Record, contents: Mapping[str, Content] | None) -> Mutation:
-    """An image as another store has it, in place of the one with its ID; its names move to it.
+    """Put an image of another store in the place of the one with its ID. Its names move to it.
 
-    :param contents: its items; ``None`` to keep those that are there, which must be the same
+    :param contents: its items; ``None`` to keep the present ones, which must be the same
     """
 
-    def change(draft: Draft) -> Edit:
-        others = tuple(_losers(draft, record.id, record.names))
+    def plan(draft: Draft) -> Plan:
+        others = tuple(_without_moved_names(draft, record.id, record.names))
         present = draft.record_of(record.id)
         if contents is None:
             if present is None or not has_same_items(present.image, record.image):
-                raise ImageUnknownError(f"image {record.id} is not there any more", id=record.id)
-            return Edit(record.id, updated=(*others, record))
-        gone = () if present is None else (record.id,)
+                raise ImageUnknownError(
+                    f"image {record.id} was deleted or changed meanwhile", id=record.id
+                )
+            return Plan(record.id, updated=(*others, record))
+        if present is None:
+            _check_undamaged(draft, record.id)
+        deleted = () if present is None else (record.id,)
         files = {(record.id, key): content for key, content in contents.items()}
-        return Edit(record.id, deleted=gone, updated=others, created=record, files=files)
+        return Plan(record.id, deleted=deleted, updated=others, created=record, files=files)
 
-    return Mutation(change, (record.id,), record.names)
+    return Mutation(plan, (record.id,), record.names)
 
 
 def has_same_items(one: Image, other: Image) -> bool:
-    """Whether two images have the same items, as far as their records tell."""
+    """Return whether two images have the same items according to their records."""
     return (
         one.big_data_names == other.big_data_names
         and one.big_data_sizes == other.big_data_sizes
@@ -294,5 +319,5 @@ def has_same_items(one: Image, other: Image) -> bool:
 
 
 def drop_unreadable() -> Mutation:
-    """Damaged records gone, and those that a later record of their ID shadows."""
-    return Mutation(lambda draft: Edit(drops_unreadable=True))
+    """Drop damaged records, and those that a later record with their ID shadows."""
+    return Mutation(lambda draft: Plan(drops_unreadable=True))

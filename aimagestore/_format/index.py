@@ -1,55 +1,60 @@
-"""images.json as text: split into blocks of records when read, put together when written.
+"""images.json: parsed into blocks of records, and composed from them.
 
-A large index is never parsed in one go, which would hold the interpreter lock for long, and what
-has not changed since the last look is not parsed at all.
+A large index is parsed block by block, because parsing does not release the interpreter lock.
+Blocks that have not changed since the index was last parsed are not parsed again.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import Raw
 
-from . import gojson
-from .record import read
-from .snapshot import BLOCK_BYTES, Block, Snapshot, new_home
+from .._core.record import read
+from .block_catalog import BlockCatalog
+from .blocks import BLOCK_BYTES, Block, new_block_id
 
 _SPACE: Final = b" \t\r\n"
 _BLANK: Final = _SPACE + b"\0"
-# Inside a string its quotes would be escaped, so these stand only where a record begins, or
-# another object with an ID in some record's flags: there the text before does not parse alone.
+# In a string the quotes would be escaped, so this is found only where a record begins, or an
+# object in the flags of a record that begins with an ID: then the text before does not parse.
 _NEXT_RECORD: Final = b'},{"id":"'
 _ID_BYTES: Final = 80
-# Large reads: after each the interpreter lock is taken again, in turn with everybody else.
+# Reads are large because each one has to wait for the interpreter lock afterwards.
 _READ_BYTES: Final = 8 * BLOCK_BYTES
 _LEAST_READ_BYTES: Final = 4096
 
+_STRUCTURE: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{},]', re.DOTALL)
+
 _decode_elements: Final = msgspec.json.Decoder(list[Raw]).decode
+_decode_element: Final = msgspec.json.Decoder(Raw).decode
 
 
 class MalformedIndexError(ValueError):
     """The text is not one JSON array.
 
-    :ivar place: where, in bytes from the start
+    :ivar offset: where, in bytes from the start
     """
 
-    def __init__(self, problem: str, place: int) -> None:
+    def __init__(self, problem: str, offset: int) -> None:
         super().__init__(problem)
-        self.place = place
+        self.offset = offset
 
 
 class Text:
-    """A file's text from where the reading is.
+    """The text of a file, from the current position on.
 
-    It has one buffer all along: new ones of that size would leave the heap full of holes. Keep it
-    until the records are indexed as well, for then the memory of the tables that grew too small
-    goes back to the system: C libraries hand back pieces larger than the largest freed so far.
+    It uses one buffer throughout, because new buffers of that size would fragment the heap. Keep
+    it until the records are indexed: C libraries return a freed piece of memory to the system when
+    it is larger than the largest one freed so far, which would otherwise be this buffer.
 
-    :param read: fills a buffer with the next bytes and says how many they are; none at the end
-    :param size: about how many bytes it has in all
+    :param read: fills a buffer with the next bytes and returns their number; 0 at the end
+    :param size: roughly the number of bytes in all
+    :ivar offset: the current position, in bytes from the start
     """
 
     def __init__(self, read: Callable[[memoryview], int], size: int) -> None:
@@ -58,16 +63,16 @@ class Text:
         self._buffer = bytearray(2 * self._step)
         self._start = 0
         self._end = 0
-        self.place = 0
+        self.offset = 0
         self.is_whole = False
 
     @property
     def size(self) -> int:
-        """Bytes that are here."""
+        """The number of bytes in the buffer."""
         return self._end - self._start
 
     def fill(self, size: int) -> None:
-        """Have at least so many bytes, or all that there are."""
+        """Read until the buffer has at least so many bytes, or the rest of the text."""
         while self.size < size and not self.is_whole:
             self._make_room()
             with memoryview(self._buffer) as buffer:
@@ -83,12 +88,12 @@ class Text:
             self._buffer += bytes(max(0, self._end + self._step - len(self._buffer)))
 
     def drop(self, size: int) -> None:
-        """Go on behind so many bytes."""
+        """Move the position past so many bytes."""
         self._start += size
-        self.place += size
+        self.offset += size
 
     def skip(self, characters: bytes) -> None:
-        """Go on behind all of these characters that come next."""
+        """Move the position past all of these characters that come next."""
         self.fill(1)
         while self.size and self.peek(1) in characters:
             piece = self.peek(BLOCK_BYTES)
@@ -96,59 +101,59 @@ class Text:
             self.fill(1)
 
     def peek(self, size: int, offset: int = 0) -> bytes:
-        """The next bytes, as far as they are here."""
+        """Return the next bytes, as far as the buffer has them."""
         start = self._start + offset
         return bytes(self._buffer[start : min(start + size, self._end)])
 
     def begins(self, text: memoryview) -> bool:
-        """Whether this comes next."""
+        """Return whether the text comes next."""
         return self._buffer.startswith(text, self._start, self._end)
 
     def find(self, text: bytes, size: int) -> int:
-        """Where this stands in the next so many bytes; -1 where it does not."""
+        """Return where the text first occurs within the next ``size`` bytes, or -1."""
         found = self._buffer.find(text, self._start, min(self._start + size, self._end))
         return found - self._start if found >= 0 else -1
 
     def rfind(self, text: bytes, size: int) -> int:
-        """Where this stands last in the next so many bytes; -1 where it does not."""
+        """Return where the text last occurs within the next ``size`` bytes, or -1."""
         found = self._buffer.rfind(text, self._start, min(self._start + size, self._end))
         return found - self._start if found >= 0 else -1
 
     def array(self, size: int) -> bytes:
-        """The next bytes between an array's brackets."""
+        """Return the next bytes in the brackets of an array."""
         with memoryview(self._buffer) as buffer:
             return b"".join((b"[", buffer[self._start : self._start + size], b"]"))
 
 
-def parse(text: Text, known: Snapshot) -> tuple[dict[int, Block], tuple[bytes, ...]] | None:
-    """Read an index into blocks, and the damaged elements apart; ``None`` when it is blank.
+def parse(text: Text, known: BlockCatalog) -> tuple[dict[int, Block], tuple[bytes, ...]] | None:
+    """Parse an index into blocks and damaged elements; ``None`` when it is blank.
 
-    :param known: blocks found again in the text are taken from here
-    :raises MalformedIndexError: when the text is not one JSON array
+    :param known: its blocks are used again where they occur in the text
+    :raises MalformedIndexError: the text is not one JSON array
     """
     text.skip(_SPACE)
     if not text.size or text.peek(1) == b"\0":
         text.skip(_BLANK)
         if not text.size:
             return None
-        raise MalformedIndexError("NUL bytes before the array", text.place)
+        raise MalformedIndexError("NUL bytes before the array", text.offset)
     if text.peek(1) != b"[":
-        raise MalformedIndexError("not an array", text.place)
+        raise MalformedIndexError("not an array", text.offset)
     text.drop(1)
     blocks: dict[int, Block] = {}
     damaged: list[bytes] = []
-    for home, block, bad in _blocks(text, known):
+    for block_id, block, bad in _blocks(text, known):
         damaged += bad
         if block.records:
-            blocks[home] = block
+            blocks[block_id] = block
     text.skip(_SPACE)
     if text.size:
-        raise MalformedIndexError("text after the array", text.place)
+        raise MalformedIndexError("text after the array", text.offset)
     return blocks, tuple(damaged)
 
 
-def _blocks(text: Text, known: Snapshot) -> Iterator[tuple[int, Block, Sequence[bytes]]]:
-    """Read up to the closing bracket, and behind it."""
+def _blocks(text: Text, known: BlockCatalog) -> Iterator[tuple[int, Block, Sequence[bytes]]]:
+    """Parse up to the closing bracket, and move the position past it."""
     text.skip(_SPACE)
     if text.peek(1) == b"]":
         text.drop(1)
@@ -156,9 +161,9 @@ def _blocks(text: Text, known: Snapshot) -> Iterator[tuple[int, Block, Sequence[
     expected = list(known.blocks.items())
     while True:
         if expected and _comes_next(text, expected[0][1]):
-            home, block = expected.pop(0)
+            block_id, block = expected.pop(0)
             text.drop(len(block.text) - 2)
-            yield home, block, ()
+            yield block_id, block, ()
         else:
             piece, expected = _changed_piece(text, expected)
             yield _parse_block(piece)
@@ -175,7 +180,7 @@ def _comes_next(text: Text, block: Block) -> bool:
 
 
 class _Piece(NamedTuple):
-    """Some elements, and the array that they were read from: they share its memory."""
+    """Some elements, and the array that they were parsed from, whose memory they share."""
 
     array: bytes
     elements: list[Raw]
@@ -184,7 +189,7 @@ class _Piece(NamedTuple):
 def _changed_piece(
     text: Text, expected: list[tuple[int, Block]]
 ) -> tuple[_Piece, list[tuple[int, Block]]]:
-    """Elements nobody has parsed yet: up to a block that is known, else about a block's worth."""
+    """Parse the elements up to the next known block, or about as many as one block holds."""
     window = BLOCK_BYTES
     for skipped in range(1, min(3, len(expected))):
         window += len(expected[skipped - 1][1].text)
@@ -211,70 +216,91 @@ def _next_piece(text: Text) -> _Piece:
             stripped = text.peek(text.size).rstrip(_SPACE)
             end = len(stripped) - 1
             if not stripped.endswith(b"]"):
-                raise MalformedIndexError("the array is not closed", text.place + text.size)
+                raise MalformedIndexError("the array is not closed", text.offset + text.size)
         if end > 0:
             try:
                 piece = _piece(text, end)
             except ValueError as error:
                 if is_rest:
-                    raise MalformedIndexError(str(error), text.place + _offset(error)) from error
+                    raise MalformedIndexError(str(error), text.offset + _offset(error)) from error
             else:
                 text.drop(end)
                 return piece
         elif is_rest:
-            raise MalformedIndexError("an element is missing", text.place)
+            raise MalformedIndexError("an element is missing", text.offset)
         size *= 2
 
 
 def _offset(error: ValueError) -> int:
-    """Where in the array that msgspec was given, less its opening bracket."""
+    """Return the offset that msgspec reports, without the opening bracket of the array."""
     match = re.search(r"\(byte (\d+)\)", str(error))
     return max(int(match[1]) - 1, 0) if match else 0
 
 
 def _piece(text: Text, size: int) -> _Piece:
-    """Split the next bytes of the text, which lie between an array's brackets.
+    """Split the next bytes of the text into elements.
 
-    :raises ValueError: when they are not elements and commas
+    :raises ValueError: the bytes are not elements with commas between them
     """
     array = text.array(size)
     try:
         elements = _decode_elements(array)
     except RecursionError:
-        elements = [_element(element) for element in gojson.split(array)]
+        elements = [_element(element) for element in _split(array)]
     if not elements:
         raise ValueError("an element is missing (byte 1)")
     return _Piece(array, elements)
 
 
+def _split(array: bytes) -> Iterator[bytes]:
+    """Split an array by counting brackets, because an element nests too deep to be decoded.
+
+    :raises ValueError: the brackets do not match
+    """
+    depth = 0
+    start = 1
+    for match in _STRUCTURE.finditer(array):
+        mark = match[0]
+        depth += (mark in b"[{") - (mark in b"]}")
+        if not depth or (depth == 1 and mark == b","):
+            yield array[start : match.start()].strip(_SPACE)
+            start = match.end()
+        if not depth:
+            break
+    if depth or start != len(array):
+        raise ValueError("brackets do not match (byte 1)")
+
+
 def _element(text: bytes) -> Raw:
-    gojson.check_syntax(text)
+    # An element that nests too deep is kept unchecked, as a damaged one.
+    with suppress(RecursionError):
+        _decode_element(text)
     return Raw(text)
 
 
 def _parse_block(piece: _Piece) -> tuple[int, Block, Sequence[bytes]]:
-    home = new_home()
-    records = [read(raw, home) for raw in piece.elements]
+    block_id = new_block_id()
+    records = [read(raw, block_id) for raw in piece.elements]
     kept = tuple(record for record in records if record is not None)
     damaged = [bytes(r) for r, record in zip(piece.elements, records, strict=True) if not record]
     is_compact = len(piece.array) == sum(map(_length, piece.elements)) + len(records) + 1
     if damaged or not is_compact:
-        return home, Block.of(kept, home), damaged
-    return home, Block(piece.array, kept), ()
+        return block_id, Block.of(kept, block_id), damaged
+    return block_id, Block(piece.array, kept), ()
 
 
 def _length(raw: Raw) -> int:
     return memoryview(raw).nbytes
 
 
-def compose(snapshot: Snapshot) -> Iterator[memoryview]:
-    """The text of an index, in pieces: damaged elements last, for Go stops reading at one."""
+def compose(catalog: BlockCatalog) -> Iterator[memoryview]:
+    """Return the text of an index in pieces, damaged elements last: Go stops reading at one."""
     separator = b"["
-    for block in snapshot.blocks.values():
+    for block in catalog.blocks.values():
         yield memoryview(separator)
         yield memoryview(block.text)[1:-1]
         separator = b","
-    for element in snapshot.damaged:
+    for element in catalog.damaged:
         yield memoryview(separator)
         yield memoryview(element)
         separator = b","

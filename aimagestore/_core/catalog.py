@@ -1,0 +1,180 @@
+"""The catalog: an immutable index of the records of one commit."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from .image import Image
+from .record import Record
+from .view import View
+
+
+class Prefixes:
+    """An index of IDs by prefix: sorted lists, by the first characters of the IDs."""
+
+    _HEAD = 2
+
+    __slots__ = ("_buckets",)
+
+    def __init__(self, buckets: dict[str, list[str]]) -> None:
+        self._buckets = buckets
+
+    @classmethod
+    def of(cls, ids: Iterable[str]) -> Prefixes:
+        """Index the IDs, sorted in short lists because a sort does not release the GIL."""
+        buckets: dict[str, list[str]] = {}
+        for image_id in ids:
+            buckets.setdefault(image_id[: cls._HEAD], []).append(image_id)
+        for bucket in buckets.values():
+            bucket.sort()
+        return cls(buckets)
+
+    def changed(self, added: Iterable[str], removed: Iterable[str]) -> Prefixes:
+        """Return an index with some IDs added and others removed."""
+        buckets = self._buckets.copy()
+        removed = frozenset(removed)
+        added = list(added)
+        heads: dict[str, list[str]] = {}
+        for image_id in (*added, *removed):
+            heads.setdefault(image_id[: self._HEAD], [])
+        for image_id in added:
+            heads[image_id[: self._HEAD]].append(image_id)
+        for head, more in heads.items():
+            kept = [i for i in buckets.pop(head, ()) if i not in removed]
+            if bucket := sorted(kept + more):
+                buckets[head] = bucket
+        return Prefixes(buckets)
+
+    def find(self, prefix: str) -> list[str]:
+        """Return the IDs that begin with the prefix, sorted."""
+        if not prefix:
+            return []
+        head = prefix[: self._HEAD]
+        if len(head) < self._HEAD:
+            heads = sorted(h for h in self._buckets if h.startswith(head))
+            return [image_id for h in heads for image_id in self._buckets[h]]
+        bucket = self._buckets.get(head, [])
+        start = end = bisect_left(bucket, prefix)
+        while end < len(bucket) and bucket[end].startswith(prefix):
+            end += 1
+        return bucket[start:end]
+
+
+class Indexes(NamedTuple):
+    """Records by ID, name and digest. Catalogs share them, so they never change once in one.
+
+    :ivar by_id: the records; those added last come last
+    :ivar by_name: IDs
+    :ivar by_digest: IDs; not in a tuple when there is only one, as nearly always
+    """
+
+    by_id: dict[str, Record]
+    by_name: dict[str, str]
+    by_digest: dict[str, str | tuple[str, ...]]
+
+    def copy(self) -> Indexes:
+        """Return a copy to change for the next catalog."""
+        return Indexes(self.by_id.copy(), self.by_name.copy(), self.by_digest.copy())
+
+    def add(self, record: Record) -> None:
+        """Index a record by its ID, names and digests."""
+        self.by_id[record.id] = record
+        for name in record.names:
+            self.by_name[name] = record.id
+        for digest in record.digests:
+            ids = self.ids_with_digest(digest)
+            self.by_digest[digest] = (*ids, record.id) if ids else record.id
+
+    def discard(self, record: Record) -> None:
+        """Remove a record, if it is the one that is indexed."""
+        if self.by_id.get(record.id) is not record:
+            return
+        del self.by_id[record.id]
+        for name in record.names:
+            if self.by_name.get(name) == record.id:
+                del self.by_name[name]
+        for digest in record.digests:
+            self.set_ids(digest, [i for i in self.ids_with_digest(digest) if i != record.id])
+
+    def ids_with_digest(self, digest: str) -> tuple[str, ...]:
+        """Return the IDs of the images that have this digest."""
+        ids = self.by_digest.get(digest, ())
+        return (ids,) if isinstance(ids, str) else ids
+
+    def set_ids(self, digest: str, ids: Sequence[str]) -> None:
+        """Set which images have this digest."""
+        if not ids:
+            self.by_digest.pop(digest, None)
+        else:
+            self.by_digest[digest] = ids[0] if len(ids) == 1 else tuple(ids)
+
+    def conflicts_with(self, record: Record) -> bool:
+        """Return whether another record has this one's ID or one of its names."""
+        return record.id in self.by_id or not self.by_name.keys().isdisjoint(record.names)
+
+
+class Catalog(View):
+    """The records of one commit, indexed by ID, name, digest and prefix. Immutable."""
+
+    __slots__ = ("_images", "indexes", "prefixes")
+
+    indexes: Indexes
+    prefixes: Prefixes
+
+    def __init__(self, indexes: Indexes, prefixes: Prefixes) -> None:
+        self.indexes = indexes
+        self.prefixes = prefixes
+        self._images: tuple[Image, ...] | None = None
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Catalog:
+        """Index records that share no ID and no name, in their order."""
+        indexes = Indexes({}, {}, {})
+        for record in records:
+            indexes.add(record)
+        return Catalog(indexes, Prefixes.of(indexes.by_id))
+
+    def get(self, ref: str) -> Image:
+        record = self.indexes.by_id.get(ref)
+        if record is None:
+            record = self.find(ref)
+        return record._image or record.image
+
+    def record_of(self, image_id: str) -> Record | None:
+        return self.indexes.by_id.get(image_id)
+
+    def owner_of(self, name: str) -> str | None:
+        return self.indexes.by_name.get(name)
+
+    def ids_with_prefix(self, prefix: str) -> Sequence[str]:
+        return self.prefixes.find(prefix)
+
+    def ids_with_digest(self, digest: str) -> Sequence[str]:
+        return self.indexes.ids_with_digest(digest)
+
+    def records(self) -> Iterator[Record]:
+        return iter(self.indexes.by_id.values())
+
+    def records_not_in(self, other: Catalog) -> Iterator[Record]:
+        """Iterate over the records that may differ from the other catalog's, in order."""
+        return (r for r in self.records() if other.record_of(r.id) is not r)
+
+    def __len__(self) -> int:
+        return len(self.indexes.by_id)
+
+    @property
+    def are_images_decoded(self) -> bool:
+        """Whether ``images`` is available without decoding records."""
+        return self._images is not None
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """All images, in the order of images.json. Records are decoded on the first access."""
+        if self._images is None:
+            self._images = tuple(self)
+        return self._images
+
+    def freeze(self) -> Catalog:
+        return self

@@ -1,0 +1,43 @@
+"""The content of big-data items on its way into a store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from .digest import canonical_digest
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Content(Protocol):
+    """A big-data item's content, wherever it is kept until it is published."""
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Its SHA-256 digest."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class InlineContent:
+    """A big-data item's content that is in memory."""
+
+    data: bytes
+    digest: str
+
+    @classmethod
+    def of(cls, data: Buffer) -> InlineContent:
+        """Copy the data and compute its digest."""
+        data = bytes(data)
+        return cls(data, canonical_digest(data))
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+        return len(self.data)

@@ -1,0 +1,228 @@
+"""The catalog of a store in a directory: an index of the blocks of images.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+from .._core.catalog import Catalog, Indexes, Prefixes
+from .._core.draft import Draft
+from .._core.record import Record, ids_in, without_names
+from .blocks import BLOCK_BYTES, Block, new_block_id
+from .pacing import yield_gil_every
+
+# Each takes about 2 ms.
+_BLOCKS_AT_ONCE = 8
+_IDS_AT_ONCE = 10_000
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class BlockCatalog(Catalog):
+    """A catalog that knows the blocks of its records, and what images.json holds besides them.
+
+    :ivar blocks: the blocks by ID, in the order of images.json
+    :ivar damaged: the elements that cannot be read, byte for byte
+    :ivar shadowed: records that a later record with the same ID replaces
+    :ivar needs_save: whether a name conflict was resolved that images.json still has
+    """
+
+    __slots__ = ("blocks", "damaged", "needs_save", "shadowed")
+
+    blocks: Mapping[int, Block]
+    damaged: tuple[bytes, ...]
+    shadowed: Mapping[str, tuple[Record, ...]]
+    needs_save: bool
+
+    def __init__(
+        self,
+        blocks: Mapping[int, Block],
+        indexes: Indexes,
+        prefixes: Prefixes,
+        damaged: tuple[bytes, ...] = (),
+        shadowed: Mapping[str, tuple[Record, ...]] | None = None,
+        *,
+        needs_save: bool = False,
+    ) -> None:
+        super().__init__(indexes, prefixes)
+        self.blocks = blocks
+        self.damaged = damaged
+        self.shadowed = shadowed or {}
+        self.needs_save = needs_save
+
+    def records(self) -> Iterator[Record]:
+        return (r for block in self.blocks.values() for r in self._current(block))
+
+    def _current(self, block: Block) -> Iterator[Record]:
+        """Iterate over a block's records, without shadowed ones."""
+        by_id = self.indexes.by_id
+        return (record for record in block.records if by_id.get(record.id) is record)
+
+    def records_not_in(self, other: Catalog) -> Iterator[Record]:
+        if not isinstance(other, BlockCatalog):
+            return super().records_not_in(other)
+        theirs = other.blocks
+        changed = (block for i, block in self.blocks.items() if theirs.get(i) is not block)
+        return (record for block in changed for record in self._current(block))
+
+    def is_damaged(self, image_id: str) -> bool:
+        return any(image_id in ids_in(element) for element in self.damaged)
+
+    def with_blocks(self, blocks: Mapping[int, Block], damaged: tuple[bytes, ...]) -> BlockCatalog:
+        """Return the catalog of other blocks, some of which may be this one's.
+
+        Blocks of this catalog are not indexed again; except when records share an ID or a name,
+        because then the order of all records decides.
+        """
+        if self.shadowed or self.needs_save or not self.blocks:
+            return build(blocks, damaged)
+        indexes = self.indexes.copy()
+        removed_blocks = [self.blocks[i] for i in self.blocks.keys() - blocks.keys()]
+        added_blocks = [block for i, block in blocks.items() if i not in self.blocks]
+        for block in removed_blocks:
+            for record in block.records:
+                indexes.discard(record)
+        for block in added_blocks:
+            for record in block.records:
+                if indexes.conflicts_with(record):
+                    return build(blocks, damaged)
+                indexes.add(record)
+        added = {record.id for block in added_blocks for record in block.records}
+        removed = {record.id for block in removed_blocks for record in block.records}
+        prefixes = self.prefixes.changed(added - removed, removed - added)
+        return BlockCatalog(blocks, indexes, prefixes, damaged)
+
+
+def build(blocks: Mapping[int, Block], damaged: tuple[bytes, ...]) -> BlockCatalog:
+    """Index blocks, and decide which of several records with one ID or name counts.
+
+    Of two records with one ID, the later counts. The earlier stays where it is: moved behind the
+    other one, it would count. Of two records with one name, the later keeps the name.
+    """
+    by_id: dict[str, Record] = {}
+    shadowed: dict[str, tuple[Record, ...]] = {}
+    for block in yield_gil_every(blocks.values(), _BLOCKS_AT_ONCE):
+        for record in block.records:
+            if (earlier := by_id.get(record.id)) is not None:
+                shadowed[record.id] = (*shadowed.get(record.id, ()), earlier)
+            by_id[record.id] = record
+    indexes = Indexes({}, {}, {})
+    previous_owners: dict[str, set[str]] = {}
+    for block in yield_gil_every(blocks.values(), _BLOCKS_AT_ONCE):
+        for record in block.records:
+            if shadowed and by_id[record.id] is not record:
+                continue
+            for name in record.names:
+                if (owner := indexes.by_name.get(name)) is not None:
+                    previous_owners.setdefault(owner, set()).add(name)
+            indexes.add(record)
+    prefixes = Prefixes.of(yield_gil_every(indexes.by_id, _IDS_AT_ONCE))
+    if previous_owners:
+        blocks = _resolve_name_conflicts(blocks, indexes, previous_owners)
+    return BlockCatalog(
+        blocks, indexes, prefixes, damaged, shadowed, needs_save=bool(previous_owners)
+    )
+
+
+def _resolve_name_conflicts(
+    blocks: Mapping[int, Block], indexes: Indexes, previous_owners: Mapping[str, set[str]]
+) -> Mapping[int, Block]:
+    """Return the blocks without the names that records have lost, and update the index."""
+    resolved = dict(blocks)
+    for image_id, lost in previous_owners.items():
+        record = indexes.by_id[image_id]
+        block_id = record.block_id
+        without = without_names(record, lost).in_block(block_id)
+        records = (without if r is record else r for r in resolved[block_id].records)
+        resolved[block_id] = Block.of(records, block_id)
+        indexes.by_id[image_id] = without
+    return resolved
+
+
+EMPTY = build({}, ())
+"""The catalog of an index without images."""
+
+
+def apply_draft(base: BlockCatalog, draft: Draft) -> BlockCatalog:
+    """Return the catalog that a draft makes of its base; the base itself if nothing changed.
+
+    :param base: the base of the draft
+    """
+    replaced: dict[Record, Record | None] = {}
+    for image_id, old, record, is_recreated in draft.record_deltas():
+        if old is None:
+            continue
+        if record is None or is_recreated:
+            # A shadowed record with the same ID would count once this one is removed.
+            replaced |= dict.fromkeys((old, *base.shadowed.get(image_id, ())))
+        elif bytes(record.raw) != bytes(old.raw):
+            replaced[old] = record.in_block(old.block_id)
+    new = list(draft.new_records())
+    damaged = base.damaged
+    if draft.drops_unreadable:
+        damaged = ()
+        for shadows in base.shadowed.values():
+            replaced |= dict.fromkeys(shadows)
+    is_same = not replaced and not new and damaged == base.damaged
+    if is_same and not base.needs_save:
+        return base
+    blocks, appended = _append(_replace(base.blocks, replaced), new)
+    indexes = base.indexes.copy()
+    _overlay(indexes.by_name, draft.name_deltas)
+    for digest in draft.changed_digests:
+        indexes.set_ids(digest, draft.ids_with_digest(digest))
+    current = {old for old in replaced if indexes.by_id.get(old.id) is old}
+    _overlay(indexes.by_id, {old.id: replaced[old] for old in current})
+    _overlay(indexes.by_id, {record.id: record for record in appended})
+    added = [record.id for record in appended if record.id not in base.indexes.by_id]
+    removed = [old.id for old in replaced if old.id not in indexes.by_id]
+    return BlockCatalog(
+        blocks,
+        indexes,
+        base.prefixes.changed(added, removed) if added or removed else base.prefixes,
+        damaged,
+        {i: s for i, s in base.shadowed.items() if s[0] not in replaced},
+    )
+
+
+def _replace(
+    blocks: Mapping[int, Block], replaced: Mapping[Record, Record | None]
+) -> dict[int, Block]:
+    """Return the blocks with some records replaced or removed."""
+    changed = dict(blocks)
+    for block_id in {record.block_id for record in replaced}:
+        records = [replaced.get(r, r) for r in blocks[block_id].records]
+        if kept := [r for r in records if r is not None]:
+            changed[block_id] = Block.of(kept, block_id)
+        else:
+            del changed[block_id]
+    return changed
+
+
+def _append(blocks: dict[int, Block], new: list[Record]) -> tuple[dict[int, Block], list[Record]]:
+    """Return the blocks with new records at the end, and these records in their blocks."""
+    appended: list[Record] = []
+    pending = iter(new)
+    last = next(reversed(blocks), None)
+    while (record := next(pending, None)) is not None:
+        if last is None or len(blocks[last].text) >= BLOCK_BYTES:
+            last = new_block_id()
+        present = blocks[last].records if last in blocks else ()
+        room = BLOCK_BYTES - (len(blocks[last].text) if present else 0)
+        fresh = []
+        while record is not None:
+            fresh.append(record.in_block(last))
+            room -= len(record.raw)
+            record = next(pending, None) if room > 0 else None
+        blocks[last] = Block.of((*present, *fresh), last)
+        appended += fresh
+    return blocks, appended
+
+
+def _overlay(target: dict[K, V], changes: Mapping[K, V | None]) -> None:
+    for key, value in changes.items():
+        if value is None:
+            target.pop(key, None)
+        else:
+            target[key] = value
