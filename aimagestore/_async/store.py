@@ -14,7 +14,7 @@ from .._core.content import Content
 from .._core.image import Image
 from .._core.mutations import Mutation
 from .._core.report import Report
-from .._core.snapshot import Snapshot
+from .._core.snapshot import Snapshot, snapshot_of
 from .._core.view import View
 from .._engine import items
 from .._engine.items import CHUNK, Measured
@@ -209,7 +209,7 @@ class ImageStore(ImageMethods):
         if catalog is None:
             self._core.check_open()
             catalog = await self._core.threads.run_abandonable(self._core.engine.reader.snapshot)
-        return Snapshot(catalog)
+        return snapshot_of(catalog)
 
     async def iter_images(self, *, page_size: int = 500) -> AsyncIterator[Image]:
         """Iterate over all images in the order of images.json, one page in memory at a time.

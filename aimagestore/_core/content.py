@@ -41,3 +41,7 @@ class InlineContent:
     def size(self) -> int:
         """Its length in bytes."""
         return len(self.data)
+
+    def read(self) -> bytes:
+        """Return the content."""
+        return self.data
