@@ -1,30 +1,29 @@
-"""How long what has failed for want of a server is tried again."""
+"""Exponential backoff between retries, up to a deadline."""
 
 from __future__ import annotations
 
 import threading
 import time
 
-PATIENCE = 10.0
-"""Seconds: a restart or a failover takes less, and nobody wants to wait longer for an error."""
-
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 
 
-class Patience:
-    """Pauses between tries, longer each time, until it is over.
+class Backoff:
+    """Pauses between retries, each twice as long as the one before.
 
-    :param closing: set when the store is closed, which ends the patience of its calls
+    :param until: the deadline, as :func:`time.monotonic` tells it
+    :param closing: set when the store is closed, which ends the retries
     """
 
-    def __init__(self, closing: threading.Event | None = None) -> None:
+    def __init__(self, until: float, closing: threading.Event | None = None) -> None:
+        self._until = until
         self._closing = closing or threading.Event()
-        self._until = time.monotonic() + PATIENCE
+        # The first retry comes at once: a session that was idle may have been lost long ago.
         self._pause = 0.0
 
     def wait(self) -> bool:
-        """Pause, if not before the first further try; ``False`` when it is over."""
+        """Pause; return ``False`` at once when the deadline would pass or the store is closing."""
         if time.monotonic() + self._pause > self._until or self._closing.wait(self._pause):
             return False
         self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)

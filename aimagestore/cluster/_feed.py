@@ -1,34 +1,36 @@
-"""What changes in a cluster's store, told by whoever commits and found in the tables."""
+"""The changes of a cluster's store: notified by whoever commits, and polled from the tables."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import psycopg
 from psycopg import sql
 
 from .._core.events import ChangeEvent, Kind
 from .._core.image import Image
-from ..errors import ImageStoreError
-from .connections import Connection, Connections
-from .lookups import PAGE, Lookups
+from ..errors import WatchExpiredError
+from ._lookups import PAGE, Lookups
+from ._sessions import OverdueError, Session, Sessions
 
-_TOLD_INTERVAL = 5.0
-"""Seconds between two looks where the server tells: what it tells may be lost with the session."""
+_NOTIFIED_INTERVAL = 5.0
+"""Seconds between two polls where the server notifies: a lost session loses notifications."""
 
 _INTERVAL = 1.0
-"""Seconds between two looks where it does not, as a standby does not."""
+"""Seconds between two polls where it does not, as on a standby."""
 
 _PENDING_MAX = 10_000
-"""Changes of this store's own that are kept; of more, the tables tell what came of them."""
+"""Changes that a watch may be behind, and changes of this store's own that are kept for it."""
 
 _CHANGES = """
-    SELECT version, image_id, kind FROM image_changes WHERE version > %s ORDER BY version, number
+    SELECT version, image_id, kind FROM image_changes
+    WHERE version > %s ORDER BY version, number LIMIT %s
 """
 
-# What two changes of an image come to; nothing, where it was created and deleted.
+# What two changes of an image amount to: nothing, where it was created and deleted.
 _BOTH: Mapping[tuple[Kind, Kind], Kind | None] = {
     ("created", "changed"): "created",
     ("created", "deleted"): None,
@@ -38,172 +40,197 @@ _BOTH: Mapping[tuple[Kind, Kind], Kind | None] = {
 }
 
 
-class ClusterWatch:
-    """What changes in a cluster's store; see :class:`aimagestore._engine.protocol.Watch`.
+class ClusterFeed:
+    """Collects the changes of a store; see :class:`aimagestore._engine.protocol.Feed`.
 
-    Commits of this store are told one by one by the engine. Of those of others the tables tell
-    which images they changed, and what those are like now.
-
+    Commits of this store are added one by one. For those of others the tables say which images
+    they changed, and what those are like now.
     """
 
-    def __init__(self, connections: Connections, watches: Watches) -> None:
-        self._connections = connections
-        self._watches = watches
-        self._listening: Connection | None = None
+    def __init__(self, sessions: Sessions, feeds: Feeds, until: float) -> None:
+        self._sessions = sessions
+        self._feeds = feeds
+        self._listening: Session | None = None
         self._own: dict[int, Sequence[ChangeEvent]] = {}
         self._own_number = 0
-        self._listen()
+        self._listen(until)
         try:
-            self._known = connections.call(last_commit)
+            self._known = sessions.call(last_commit, until)
         except BaseException:
             self.close()
             raise
 
-    def _listen(self) -> None:
-        """Have the server tell, if it does."""
-        with suppress(psycopg.Error):  # a standby refuses; an outage is seen by looking
-            connection = self._connections.connect()
+    def _listen(self, until: float) -> None:
+        """Have the server notify, if it does."""
+        with suppress(psycopg.Error):  # a standby refuses; an outage shows in the next poll
+            session = self._sessions.connect(until)
             try:
-                connection.execute(
-                    sql.SQL("LISTEN {}").format(sql.Identifier(self._watches.channel))
-                )
+                statement = sql.SQL("LISTEN {}").format(sql.Identifier(self._feeds.channel))
+                with session.limited() as connection:
+                    connection.execute(statement)
             except BaseException:
-                connection.close()
+                session.close()
                 raise
-            self._listening = connection
+            self._listening = session
 
     @property
     def interval(self) -> float:
-        return _INTERVAL if self._listening is None else _TOLD_INTERVAL
+        return _INTERVAL if self._listening is None else _NOTIFIED_INTERVAL
 
     @property
     def descriptor(self) -> int | None:
-        return None if self._listening is None else self._listening.fileno()
+        return None if self._listening is None else self._listening.connection.fileno()
 
     def is_due(self) -> bool:
         if self._listening is None:
             return True
-        session = self._listening.pgconn
-        is_told = False
+        pgconn = self._listening.connection.pgconn
+        is_notified = False
         try:
-            session.consume_input()
-            while session.notifies() is not None:
-                is_told = True
+            pgconn.consume_input()
+            while pgconn.notifies() is not None:
+                is_notified = True
         except psycopg.Error:
             return True
-        return is_told
+        return is_notified
 
-    def add(self, version: int, changes: Sequence[ChangeEvent]) -> None:
-        """Know what a commit of this store has changed."""
-        self._own_number += len(changes)
+    def add(self, version: int, events: Sequence[ChangeEvent]) -> None:
+        """Note the changes of a commit of this store."""
+        self._own_number += len(events)
         if self._own_number > _PENDING_MAX:
             self._own.clear()
         else:
-            self._own[version] = changes
+            self._own[version] = events
 
-    def changes(self) -> Sequence[ChangeEvent]:
+    def poll(self) -> Sequence[ChangeEvent]:
+        until = self._sessions.begin()
         if self._listening is not None and self._is_lost(self._listening):
             self._listening.close()
             self._listening = None
-            self._listen()
-        with self._watches.telling:
-            known, changes = self._connections.call(self._look)
-            self._known = known
-            self._own = {v: own for v, own in self._own.items() if v > known}
-            self._own_number = sum(map(len, self._own.values()))
-        return changes
+        if self._listening is None:
+            self._listen(until)
+        try:
+            with self._feeds.notifying(until):
+                known, events = self._sessions.call(self._changes, until)
+                self._known = known
+                self._own = {v: own for v, own in self._own.items() if v > known}
+                self._own_number = sum(map(len, self._own.values()))
+        except psycopg.Error as error:
+            raise self._sessions.unavailable(error) from error
+        return events
 
     @staticmethod
-    def _is_lost(connection: Connection) -> bool:
+    def _is_lost(session: Session) -> bool:
         try:
-            connection.pgconn.consume_input()
+            session.connection.pgconn.consume_input()
         except psycopg.Error:
             return True
         return False
 
-    def _look(self, connection: Connection) -> tuple[int, Sequence[ChangeEvent]]:
-        if last_commit(connection) == self._known:
+    def _changes(self, session: Session) -> tuple[int, Sequence[ChangeEvent]]:
+        if last_commit(session) == self._known:
             return self._known, ()
-        # The changes, and what the images are like, as of one commit.
-        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        row = connection.execute("SELECT version, pruned FROM image_store").fetchone()
-        assert row is not None, "the table has one row"
-        version, pruned = row
-        if pruned > self._known:
-            connection.execute("ROLLBACK")
-            raise ImageStoreError(
-                "this watch is further behind than changes are kept: begin another, and look at "
-                "all images"
-            )
-        rows = connection.execute(_CHANGES, [self._known]).fetchall()
-        changes = list(self._told(rows, connection))
-        connection.execute("ROLLBACK")
-        return version, changes
+        # The changes, and the records after them, of one commit.
+        session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            row = session.execute("SELECT version, pruned FROM image_store").fetchone()
+            assert row is not None, "the table has one row"
+            version, pruned = row
+            rows = session.execute(_CHANGES, [self._known, _PENDING_MAX + 1]).fetchall()
+            if pruned > self._known or len(rows) > _PENDING_MAX:
+                raise WatchExpiredError(
+                    f"more changed than a watch keeps ({_PENDING_MAX} changes, and those of the "
+                    "grace period): begin another watch, and read the store anew"
+                )
+            return version, list(self._events(rows, session))
+        finally:
+            if session.is_in_transaction:
+                session.execute("ROLLBACK")
 
-    def _told(
-        self, rows: Iterable[tuple[int, str, Kind]], connection: Connection
+    def _events(
+        self, rows: Iterable[tuple[int, str, Kind]], session: Session
     ) -> Iterator[ChangeEvent]:
-        """First this store's own changes, one by one; then what came of those of others."""
-        waiting: dict[str, Kind] = {}
+        """Iterate over this store's own changes, then over what came of those of others."""
+        pending: dict[str, Kind] = {}
         for version, image_id, kind in rows:
-            before = waiting.pop(image_id, None)
+            before = pending.pop(image_id, None)
             both = kind if before is None else _BOTH[before, kind]
-            own = next((c for c in self._own.get(version, ()) if c.id == image_id), None)
+            own = next((e for e in self._own.get(version, ()) if e.id == image_id), None)
             if both is None:
                 continue
             if own is not None:
                 yield ChangeEvent(both, image_id, own.image)
             else:
-                waiting[image_id] = both
-        there = [image_id for image_id, kind in waiting.items() if kind != "deleted"]
+                pending[image_id] = both
+        present = [image_id for image_id, kind in pending.items() if kind != "deleted"]
         images: dict[str, Image] = {}
-        for start in range(0, len(there), PAGE):
-            records = Lookups(connection.execute).expected(there[start : start + PAGE], ())
+        for start in range(0, len(present), PAGE):
+            records = Lookups(session.execute).with_ids(present[start : start + PAGE])
             images |= {record.id: record.image for record in records}
-        for image_id, kind in waiting.items():
+        for image_id, kind in pending.items():
             yield ChangeEvent(kind, image_id, images.get(image_id))
 
     def close(self) -> None:
-        self._watches.forget(self)
+        self._feeds.forget(self)
         if self._listening is not None:
             self._listening.close()
 
 
-class Watches:
-    """All that watch a store, and how they are told.
+class Feeds:
+    """All feeds of a store.
 
-    :ivar channel: what they listen to
-    :ivar telling: held from a commit until they are told of it, so that they find it once
+    :ivar channel: the channel that they listen to
     """
 
-    def __init__(self, connections: Connections) -> None:
-        self._connections = connections
-        self._all: list[ClusterWatch] = []
-        self.channel = ""
-        self.telling: threading.Lock = threading.Lock()
+    def __init__(self, sessions: Sessions, channel: str) -> None:
+        self.channel = channel
+        self._sessions = sessions
+        self._feeds: list[ClusterFeed] = []
+        # Held from a commit until the feeds have it, so that they find it once.
+        self._notifying = threading.Lock()
 
-    def begin(self) -> ClusterWatch:
-        """Watch from now on."""
-        with self.telling:
-            watch = ClusterWatch(self._connections, self)
-            self._all.append(watch)
-        return watch
+    @contextmanager
+    def notifying(self, until: float) -> Iterator[None]:
+        """Keep feeds from polling, and commits from being made, inside the block.
 
-    def tell(self, version: int, changes: Iterable[ChangeEvent]) -> None:
-        """Tell what a commit of this store has changed."""
-        if self._all:
-            told = list(changes)
-            for watch in self._all:
-                watch.add(version, told)
+        :raises OverdueError: when another thread keeps them for too long
+        """
+        if not self._notifying.acquire(timeout=max(0.0, until - time.monotonic())):
+            raise OverdueError("the server did not answer another call of this store in time")
+        try:
+            yield
+        finally:
+            self._notifying.release()
 
-    def forget(self, watch: ClusterWatch) -> None:
-        """Tell this one no more."""
+    def begin(self) -> ClusterFeed:
+        """Begin to collect changes from now on.
+
+        :raises StoreUnavailableError: when the server is unavailable
+        """
+        until = self._sessions.begin()
+        try:
+            with self.notifying(until):
+                feed = ClusterFeed(self._sessions, self, until)
+                self._feeds.append(feed)
+        except psycopg.Error as error:
+            raise self._sessions.unavailable(error) from error
+        return feed
+
+    def add(self, version: int, events: Iterable[ChangeEvent]) -> None:
+        """Note the changes of a commit of this store."""
+        if self._feeds:
+            noted = list(events)
+            for feed in self._feeds:
+                feed.add(version, noted)
+
+    def forget(self, feed: ClusterFeed) -> None:
+        """Notify this feed no longer."""
         with suppress(ValueError):
-            self._all.remove(watch)
+            self._feeds.remove(feed)
 
 
-def last_commit(connection: Connection) -> int:
-    """The version of the last commit."""
-    row = connection.execute("SELECT version FROM image_store").fetchone()
+def last_commit(session: Session) -> int:
+    """Return the number of the last commit."""
+    row = session.execute("SELECT version FROM image_store").fetchone()
     assert row is not None, "the table has one row"
     return int(row[0])

@@ -1,26 +1,41 @@
-"""Objects that no image has any more, or never had; and commits too old to be told of."""
+"""Collects garbage: objects that no image has any more or never had, and changes that are too old.
+
+An object is removed in steps, so that the lock is never held while the object store is at work,
+and so that a collection can stop anywhere:
+
+1. Under the lock, an orphan object gets a row in ``image_items``, a *tombstone* without an image.
+   A commit that would refer to the object now fails, because the table has each object once.
+   Content that was replaced or deleted has a row already, which no commit makes current again.
+2. Without the lock, the object is removed. A collection that stopped before is continued here.
+3. The row is removed; a tombstone only much later, when no store can have the data staged.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 import psycopg
 
 from .._core.report import Finding, FindingKind, Report
-from .._engine.protocol import Progress, Removal
-from .blobs import Blobs
-from .connections import Connection, Connections
-from .lock import ClusterLock
-from .writing import prune
+from .._engine.lock import AnyGrant
+from .._engine.protocol import Removal, Steps
+from ._blobs import Blobs
+from ._sessions import Session, Sessions
+from ._writing import prune
 
-# Removed with the lock held, which others wait for.
+TOMBSTONES_KEPT = timedelta(days=60)
+"""How long a tombstone is kept. What is staged for half as long is no longer committed."""
+
 _AT_ONCE = 200
 
 _REMOVED = """
-    SELECT blob FROM image_items WHERE removed < clock_timestamp() - %s ORDER BY removed LIMIT %s
+    SELECT removed, blob, image_id, key, size FROM image_items
+    WHERE image_id <> '' AND removed < clock_timestamp() - %s AND (removed, blob) > (%s, %s)
+    ORDER BY removed, blob LIMIT %s
 """
 
 _UNKNOWN = """
@@ -28,87 +43,160 @@ _UNKNOWN = """
     WHERE NOT EXISTS (SELECT FROM image_items i WHERE i.blob = u.blob)
 """
 
-_STILL_GARBAGE = """
-    SELECT u.blob, i.image_id, i.key, i.size FROM unnest(%s::uuid[]) AS u (blob)
-    LEFT JOIN image_items i ON i.blob = u.blob
-    WHERE i.blob IS NULL OR i.removed < clock_timestamp() - %s
+# The key tells whether the object of a tombstone was removed.
+_ADD_TOMBSTONES = """
+    INSERT INTO image_items (blob, image_id, key, size, removed)
+    SELECT u.blob, '', 'pending', u.size, clock_timestamp()
+    FROM unnest(%s::uuid[], %s::bigint[]) AS u (blob, size)
+    ON CONFLICT (blob) DO NOTHING RETURNING blob, size
 """
 
+_PENDING = """
+    SELECT blob FROM image_items
+    WHERE removed IS NOT NULL AND image_id = '' AND key = 'pending' LIMIT %s
+"""
 
-def strays(
-    connections: Connections, blobs: Blobs, grace: timedelta
+_SET_REMOVED = "UPDATE image_items SET key = 'removed' WHERE image_id = '' AND blob = ANY(%s)"
+
+_FORGET_ITEMS = "DELETE FROM image_items WHERE image_id <> '' AND blob = ANY(%s)"
+
+_FORGET_TOMBSTONES = """
+    DELETE FROM image_items
+    WHERE image_id = '' AND key = 'removed' AND removed < clock_timestamp() - %s
+"""
+
+_NO_BLOB = UUID(int=0)
+
+
+def orphans(
+    sessions: Sessions, blobs: Blobs, grace_period: timedelta
 ) -> Iterator[Mapping[UUID, int]]:
-    """Objects older than ``grace`` that never were an item's content, and their sizes."""
-    before = datetime.now(UTC) - grace
+    """Iterate over pages of objects older than the grace period that no row knows: their sizes."""
+    # By the server's clock: this machine's may be wrong.
+    now: datetime = sessions.call(_now)
     for page in blobs.pages():
-        old = {blob.id: blob.size for blob in page if blob.written < before}
-        rows = connections.call(partial(_unknown, list(old)))
-        yield {blob: old[blob] for (blob,) in rows}
+        old = {blob.id: blob.size for blob in page if blob.written < now - grace_period}
+        if old:
+            rows = sessions.call(partial(_rows, _UNKNOWN, [list(old)]))
+            yield {blob: old[blob] for (blob,) in rows}
 
 
-def _unknown(blobs: Sequence[UUID], connection: Connection) -> Sequence[tuple[UUID]]:
-    return connection.execute(_UNKNOWN, [blobs]).fetchall()
+def _now(session: Session) -> Any:
+    row = session.execute("SELECT clock_timestamp()").fetchone()
+    assert row is not None, "a value has a row"
+    return row[0]
+
+
+def _rows(statement: Any, values: Sequence[object], session: Session) -> list[tuple[Any, ...]]:
+    return session.execute(statement, values).fetchall()
 
 
 class Garbage:
-    """Looks for garbage, and removes it under the lock.
+    """Finds garbage and removes it.
 
-    An object is garbage when it was written, or ceased to be an item's content, longer ago than
-    ``grace``: what is younger may be on its way into a commit, or be read.
+    :param grace_period: younger objects may be on their way into a commit, or be read
     """
 
-    def __init__(self, lock: ClusterLock, blobs: Blobs, grace: timedelta) -> None:
-        self._lock = lock
+    def __init__(self, sessions: Sessions, blobs: Blobs, grace_period: timedelta) -> None:
+        self._sessions = sessions
         self._blobs = blobs
-        self._grace = grace
+        self._grace_period = grace_period
 
-    def pieces(self) -> Iterator[Removal]:
-        """Find it, and give the removal of each piece."""
-        while removed := self._lock.connections.call(self._removed):
-            yield self._removal(partial(self._remove, dict.fromkeys(removed, 0)))
-        for page in strays(self._lock.connections, self._blobs, self._grace):
-            stray = list(page.items())
-            for start in range(0, len(stray), _AT_ONCE):
-                piece = dict(stray[start : start + _AT_ONCE])
-                yield self._removal(partial(self._remove, piece))
-        yield self._removal(self._forget_commits)
+    def pieces(self, *, dry_run: bool) -> Iterator[Removal]:
+        """Iterate over the removals of pieces. Advancing removes the objects of the last one."""
+        if not dry_run:
+            self._remove_pending()
+        yield from self._removed_items(dry_run=dry_run)
+        yield from self._orphans(dry_run=dry_run)
+        yield partial(self._count, dry_run=dry_run)
 
-    def _removal(self, work: Removal) -> Removal:
-        """The same, raising the library's errors."""
+    def _removed_items(self, *, dry_run: bool) -> Iterator[Removal]:
+        after: tuple[object, UUID] = ("-infinity", _NO_BLOB)
+        while rows := self._sessions.call(
+            partial(_rows, _REMOVED, [self._grace_period, *after, _AT_ONCE])
+        ):
+            after = rows[-1][0], rows[-1][1]
+            report = Report(
+                tuple(self._item_finding(*row[1:4]) for row in rows),
+                bytes=sum(row[4] for row in rows),
+            )
+            yield partial(_done, report)
+            if not dry_run:
+                blobs = [row[1] for row in rows]
+                self._blobs.delete(blobs)
+                self._sessions.call(partial(_execute, _FORGET_ITEMS, [blobs]))
 
-        def remove(progress: Progress) -> Report:
-            try:
-                return work(progress)
-            except psycopg.Error as error:
-                raise self._lock.connections.unavailable(error) from error
+    def _orphans(self, *, dry_run: bool) -> Iterator[Removal]:
+        for page in orphans(self._sessions, self._blobs, self._grace_period):
+            found = list(page.items())
+            for start in range(0, len(found), _AT_ONCE):
+                piece = dict(found[start : start + _AT_ONCE])
+                if dry_run:
+                    yield partial(_done, self._orphan_report(piece))
+                else:
+                    condemned: list[UUID] = []
+                    yield partial(self._condemn, piece, condemned)
+                    self._remove(condemned)
 
-        return remove
+    def _condemn(
+        self, piece: Mapping[UUID, int], condemned: list[UUID], grant: AnyGrant
+    ) -> Steps[Report]:
+        """Add the tombstones of orphan objects, unless a commit refers to them by now."""
+        session: Session = grant.held.session
+        try:
+            rows = session.execute(
+                _ADD_TOMBSTONES, [list(piece), list(piece.values())]
+            ).fetchall()
+            session.execute("COMMIT")
+        except psycopg.Error as error:
+            raise self._sessions.unavailable(error) from error
+        condemned += [row[0] for row in rows]
+        yield len(rows), len(rows)
+        return self._orphan_report(dict(rows))
 
-    def _removed(self, connection: Connection) -> Sequence[UUID]:
-        rows = connection.execute(_REMOVED, [self._grace, _AT_ONCE])
-        return [row[0] for row in rows]
+    def _remove_pending(self) -> None:
+        while rows := self._sessions.call(partial(_rows, _PENDING, [_AT_ONCE])):
+            self._remove([row[0] for row in rows])
 
-    def _remove(self, suspects: Mapping[UUID, int], progress: Progress) -> Report:
-        connection = self._lock.connection
-        rows = connection.execute(_STILL_GARBAGE, [list(suspects), self._grace]).fetchall()
-        blobs = [row[0] for row in rows]
-        self._blobs.delete(blobs)
-        connection.execute("DELETE FROM image_items WHERE blob = ANY(%s)", [blobs])
-        connection.execute("COMMIT")
-        progress(len(rows), len(rows))
-        freed = sum(size or suspects[blob] for blob, _, _, size in rows)
-        return Report(tuple(self._finding(*row[:3]) for row in rows), bytes=freed)
+    def _remove(self, condemned: Sequence[UUID]) -> None:
+        if condemned:
+            self._blobs.delete(condemned)
+            self._sessions.call(partial(_execute, _SET_REMOVED, [list(condemned)]))
 
-    def _finding(self, blob: UUID, image_id: str | None, key: bytes | None) -> Finding:
+    def _count(self, grant: AnyGrant, *, dry_run: bool) -> Steps[Report]:
+        """Forget old commits and tombstones, and count the images."""
+        session: Session = grant.held.session
+        try:
+            if not dry_run:
+                prune(session, self._grace_period.total_seconds())
+                kept = max(self._grace_period, TOMBSTONES_KEPT)
+                session.execute(_FORGET_TOMBSTONES, [kept])
+            row = session.execute("SELECT images FROM image_store").fetchone()
+            session.execute("COMMIT")
+        except psycopg.Error as error:
+            raise self._sessions.unavailable(error) from error
+        yield 0, 0
+        return Report(images=row[0] if row else 0)
+
+    def _item_finding(self, blob: UUID, image_id: str, key: bytes) -> Finding:
         path = self._blobs.path_of(blob)
-        if image_id is None or key is None:
-            return Finding(FindingKind.TEMPORARY_STALE, path=path, detail="never an item's content")
-        detail = "the item has other content now, or is gone"
+        detail = "the item was replaced or deleted"
         return Finding(FindingKind.ITEM_UNLISTED, image_id, key.decode(), path, detail)
 
-    def _forget_commits(self, progress: Progress) -> Report:
-        connection = self._lock.connection
-        prune(connection, self._grace.total_seconds())
-        row = connection.execute("SELECT images FROM image_store").fetchone()
-        connection.execute("COMMIT")
-        return Report(images=row[0] if row else 0)
+    def _orphan_report(self, piece: Mapping[UUID, int]) -> Report:
+        detail = "no image has had it"
+        findings = (
+            Finding(FindingKind.TEMPORARY_STALE, path=self._blobs.path_of(blob), detail=detail)
+            for blob in piece
+        )
+        return Report(tuple(findings), bytes=sum(piece.values()))
+
+
+def _done(report: Report, grant: AnyGrant) -> Steps[Report]:
+    """Report what the next step removes. The lock is not needed, because these rows are final."""
+    yield len(report.findings), len(report.findings)
+    return report
+
+
+def _execute(statement: Any, values: Sequence[object], session: Session) -> None:
+    session.execute(statement, values)

@@ -1,29 +1,35 @@
-"""The store's lock: PostgreSQL's, in the transaction that then changes the store.
+"""The store's lock: a lock of PostgreSQL, held by the transaction that then changes the store.
 
-An advisory lock makes the line: whoever waits gets it in turn, and nobody overtakes. With it the
-one row is locked that tells the last commit.
+An advisory lock queues the waiting sessions, first come first served. With it, the transaction
+locks the one row that has the number of the last commit.
 """
 
 from __future__ import annotations
 
+import select
+import socket
 import threading
-from concurrent.futures import Executor
+import time
 from contextlib import suppress
-from typing import Any
 
 import psycopg
-from psycopg.errors import LockNotAvailable
-from psycopg.pq import TransactionStatus
+from psycopg import pq
+from psycopg.errors import LockNotAvailable, error_from_result
 
-from .._engine.protocol import Holder
+from .._engine.lock import Holder
 from ..errors import StoreUnavailableError
-from .connections import Connection, Connections, is_lost
-from .patience import PATIENCE
+from ._sessions import Cursor, OverdueError, Session, Sessions
 
-# Beside the number of the table, which no other store of the database has: "aimg".
+# The upper half of the key, "aimg"; the lower half is the number of the store's table, which no
+# other store in the database has.
 _CLASS = 0x61696D67 << 32
 
-_CANCEL_PAUSE = 0.01
+# Seconds between two requests to cancel a wait, and until its session is closed without an answer.
+_CANCEL_PAUSE = 0.02
+_CANCEL_TIMEOUT = 1.0
+
+# Seconds that a rollback may take before the session is closed instead.
+_ROLLBACK_TIMEOUT = 0.25
 
 _HOLDER = """
     SELECT a.application_name, host(a.client_addr), a.pid
@@ -33,205 +39,273 @@ _HOLDER = """
     ) AND (l.classid::bigint << 32 | l.objid::bigint) = %s
 """
 
+_IS_WAITING = "SELECT FROM pg_locks WHERE pid = %s AND locktype = 'advisory' AND NOT granted"
 
-class ClusterLock:
-    """The lock, and the transaction that holds it.
 
-    :ivar version: the store's last commit, when the lock was taken
-    :ivar number: what tells this store from others in its database
+class HeldLock:
+    """One hold of the lock.
+
+    :ivar version: the number of the last commit, when the lock was acquired
     """
 
-    def __init__(self, connections: Connections, helpers: Executor) -> None:
-        self.connections = connections
-        self.helpers = helpers
-        self.version: int = -1
-        self.number: int = 0
-        self._connection: Connection | None = None
-
-    def open(self, connection: Connection) -> None:
-        """Find out what tells this store from others."""
-        row = connection.execute("SELECT 'image_store'::regclass::oid::bigint").fetchone()
-        assert row is not None, "a value has a row"
-        self.number = row[0]
+    def __init__(self, session: Session, version: int) -> None:
+        self.version = version
+        self._session: Session | None = session
 
     @property
-    def _key(self) -> int:
-        return _CLASS + self.number
+    def session(self) -> Session:
+        """The session whose transaction holds the lock.
 
-    @property
-    def connection(self) -> Connection:
-        """The session whose transaction holds the lock."""
-        assert self._connection is not None, "the lock is held"
-        return self._connection
-
-    def try_acquire(self) -> bool:
-        """Take the lock if it is free, and nobody waits for it.
-
-        A server that is not to be had is waited for in line, which can be given up.
+        :raises psycopg.OperationalError: when it was lost, and the lock not acquired again
         """
-        try:
-            return self._try()
-        except psycopg.Error as error:
-            if is_lost(error):
-                return False
-            raise self.connections.unavailable(error) from error
+        if self._session is None:
+            raise OverdueError("the session that held the lock was lost")
+        return self._session
 
-    def _try(self) -> bool:
-        connection = self.connections.borrow()
+    def attach(self, session: Session, version: int) -> None:
+        """Continue with the lock in another session."""
+        self._session, self.version = session, version
+
+    def detach(self) -> Session | None:
+        """Return the session for its last use; the lock is no longer held."""
+        session, self._session = self._session, None
+        return session
+
+
+class AdvisoryLock:
+    """The lock as the server has it; see :class:`aimagestore._engine.lock.LockPrimitive`.
+
+    :ivar number: the number of the store's table, which tells it from others in its database
+    """
+
+    def __init__(self, sessions: Sessions, number: int) -> None:
+        self.number = number
+        self._sessions = sessions
+        self._key = _CLASS + number
+        # Readable when the wait in acquire() is to end.
+        self._wakeup, self._waker = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._waker.setblocking(False)
+
+    def try_acquire(self) -> HeldLock | None:
+        """Acquire the lock if it is free and nobody waits for it.
+
+        :raises StoreUnavailableError: when the server is unavailable
+        """
+        return self._sessions.retried(self._try)
+
+    def _try(self, until: float) -> HeldLock | None:
+        session = self._sessions.acquire(until)
+        held: HeldLock | None = None
         try:
-            answers = connection.execute(
+            answers = session.execute(
                 b"BEGIN; SELECT version FROM image_store "
                 b"WHERE pg_try_advisory_xact_lock(%d) FOR UPDATE" % self._key
             )
             version = _last_value(answers)
             if version is None:
-                connection.execute("ROLLBACK")
-        except BaseException:
-            self.connections.give_back(connection)
-            raise
-        if version is None:
-            self.connections.give_back(connection)
-            return False
-        self.hold(connection, version)
-        return True
+                session.execute("ROLLBACK")
+            else:
+                held = HeldLock(session, version)
+        finally:
+            if held is None:
+                self._sessions.release(session)
+        return held
 
-    def wait_in(self, connection: Connection, seconds: float = 0) -> int:
-        """Wait for the lock in a session, as long as it takes unless a time is given.
+    def acquire(self) -> HeldLock | None:
+        """Wait for the lock; return ``None`` when :meth:`interrupt` ended the wait.
 
-        :returns: the last commit
+        The wait has no deadline as long as the server confirms, several times in a deadline, that
+        it goes on.
+
+        :raises StoreUnavailableError: when the server is unavailable
         """
-        answers = connection.execute(
-            b"BEGIN; SET LOCAL lock_timeout = %d; SELECT pg_advisory_xact_lock(%d); "
-            b"SELECT version FROM image_store FOR UPDATE" % (seconds * 1000, self._key)
+        try:
+            while True:
+                begun = time.monotonic()
+                try:
+                    return self._sessions.retried(self._wait)
+                except StoreUnavailableError:
+                    # Waited for long before that, it is retried as any call that begins now.
+                    if time.monotonic() - begun < 2 * self._sessions.deadline:
+                        raise
+        finally:
+            # Here and not before the wait: who interrupts it may do so before it has begun. An
+            # interruption that comes too late ends the next wait, which is then begun again.
+            self._clear_wakeup()
+
+    def interrupt(self) -> None:
+        """End the wait in :meth:`acquire`. Does not block."""
+        with suppress(OSError):  # full, so the wait ends anyway; or closed
+            self._waker.send(b"\0")
+
+    def _clear_wakeup(self) -> None:
+        with suppress(OSError):
+            while self._wakeup.recv(1024):
+                pass
+
+    def _wait(self, until: float) -> HeldLock | None:
+        if _readable(0, self._wakeup.fileno()):
+            return None
+        session = self._sessions.acquire(until)
+        held: HeldLock | None = None
+        try:
+            version = self._wait_in(session)
+            if version is not None:
+                session.until = None
+                held = HeldLock(session, version)
+        finally:
+            if held is None:
+                # A request to cancel may still be on its way, and must not meet another statement.
+                session.close()
+                self._sessions.release(session)
+        return held
+
+    def _wait_in(self, session: Session) -> int | None:
+        """Wait in a session for as long as the server says that it waits."""
+        connection = session.connection
+        pgconn = connection.pgconn
+        pause = self._sessions.deadline / 4
+        pgconn.send_query(
+            b"BEGIN; SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock(%d); "
+            b"SELECT version FROM image_store FOR UPDATE" % self._key
         )
-        version = _last_value(answers)
-        assert version is not None, "the table has one row"
-        return version
+        results: list[pq.abc.PGresult] = []
+        doubts = 0
+        while True:
+            pgconn.flush()
+            readable = _readable(pause, pgconn.socket, self._wakeup.fileno())
+            if self._wakeup.fileno() in readable:
+                self._cancel(session)
+                return None
+            if readable:
+                pgconn.consume_input()
+                while not pgconn.is_busy():
+                    result = pgconn.get_result()
+                    if result is None:
+                        return _version_in(results)
+                    results.append(result)
+            elif self._is_waiting(pgconn.backend_pid):
+                doubts = 0
+            else:
+                doubts += 1
+                if doubts == 3:
+                    raise OverdueError("the session that waited for the lock does not answer")
 
-    def hold(self, connection: Connection, version: int) -> None:
-        """Have the lock that this session's transaction holds."""
-        self._connection, self.version = connection, version
+    def _is_waiting(self, backend: int) -> bool:
+        """Ask the server in another session whether that one still waits."""
+        until = time.monotonic() + self._sessions.deadline / 2
+        rows = self._sessions.call(lambda s: s.execute(_IS_WAITING, [backend]).fetchall(), until)
+        return bool(rows)
 
-    def claim(self) -> Claim:
-        """Stand in line for the lock."""
-        return Claim(self)
+    def _cancel(self, session: Session) -> None:
+        """Have the server end the wait, so that no session of it stays behind there."""
+        pgconn = session.connection.pgconn
+        has_ended = threading.Event()
 
-    def acquire_again(self) -> None:
-        """Take the lock in a new session after the one that held it was lost.
+        def cancel() -> None:
+            # Repeated: it means nothing to a session whose statement has not begun.
+            while not has_ended.is_set():
+                with suppress(psycopg.Error):
+                    session.connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
+                has_ended.wait(_CANCEL_PAUSE)
 
-        The old one holds it until the server has noticed, so by then what it was at is over.
+        # In a thread of its own: with an old libpq, a request to cancel has no timeout.
+        helper = threading.Thread(target=cancel, name="aimagestore cancel", daemon=True)
+        helper.start()
+        until = time.monotonic() + _CANCEL_TIMEOUT
+        with suppress(psycopg.Error):
+            while (rest := until - time.monotonic()) > 0:
+                if _readable(rest, pgconn.socket):
+                    pgconn.consume_input()
+                    if not pgconn.is_busy() and pgconn.get_result() is None:
+                        break
+        has_ended.set()
+        helper.join(_CANCEL_TIMEOUT)
 
-        :raises StoreUnavailableError: when it could not be had in time
+    def reacquire(self, held: HeldLock, until: float) -> None:
+        """Acquire the lock in a new session after the one that held it was lost.
+
+        The old session holds it until the server has noticed, so whatever that one was doing is
+        decided when this returns.
+
+        :raises StoreUnavailableError: when the lock could not be acquired in time
         """
-        self.release()
+        self.release(held)
 
-        def acquire() -> None:
-            connection = self.connections.borrow()
+        def acquire(until: float) -> None:
+            session = self._sessions.acquire(until)
+            has_lock = False
             try:
-                version = self.wait_in(connection, PATIENCE)
-            except BaseException:
-                self.connections.give_back(connection)
-                raise
-            self.hold(connection, version)
+                milliseconds = max(1, int((until - time.monotonic()) * 1000))
+                answers = session.execute(
+                    b"BEGIN; SET LOCAL lock_timeout = %d; SELECT pg_advisory_xact_lock(%d); "
+                    b"SELECT version FROM image_store FOR UPDATE" % (milliseconds, self._key)
+                )
+                version = _last_value(answers)
+                assert version is not None, "the table has one row"
+                has_lock = True
+            finally:
+                if not has_lock:
+                    self._sessions.release(session)
+            held.attach(session, version)
 
         try:
-            self.connections.retried(acquire)
+            self._sessions.retried(acquire, until)
         except StoreUnavailableError as error:
             if isinstance(error.__cause__, LockNotAvailable):
                 raise StoreUnavailableError(
-                    f"{self.connections.records.name}: another session holds the lock"
-                ) from error
+                    f"{self._sessions.address.name}: another session holds the lock"
+                ) from error.__cause__
             raise
 
-    def release(self) -> None:
-        """Let go of the lock, and of all that was not committed."""
-        connection, self._connection = self._connection, None
-        if connection is None:
+    def release(self, held: HeldLock) -> None:
+        """Release the lock, and discard everything that was not committed."""
+        session = held.detach()
+        if session is None:
             return
         try:
-            if connection.info.transaction_status != TransactionStatus.IDLE:
-                with suppress(psycopg.Error):
-                    connection.execute("ROLLBACK")
+            session.roll_back(_ROLLBACK_TIMEOUT)
         finally:
-            self.connections.give_back(connection)
+            self._sessions.release(session)
 
     def describe_holder(self) -> Holder:
-        """Who holds it, as far as the server tells this role."""
-        name = f"the lock of {self.connections.records.name}"
-        rows = self.connections.call(
-            lambda connection: connection.execute(_HOLDER, [self._key]).fetchall()
-        )
+        """Say who holds the lock, as far as the server tells this role."""
+        name = f"the lock of {self._sessions.address.name}"
+        rows = self._sessions.call(lambda s: s.execute(_HOLDER, [self._key]).fetchall())
         if not rows:
-            return Holder(name, "who held it has let go of it meanwhile")
+            return Holder(name, "its holder has released it meanwhile")
         application, address, session = rows[0]
-        # Of other roles' sessions the server tells no address.
-        place = f" from {address}" if address else ""
-        return Holder(name, f"session {session} of {application!r}{place} holds it")
+        # The server does not tell the addresses of other roles' sessions.
+        host = f" from {address}" if address else ""
+        return Holder(name, f"session {session} of {application!r}{host} holds it")
+
+    def close(self) -> None:
+        """Release everything."""
+        self._wakeup.close()
+        self._waker.close()
 
 
-def _last_value(answers: psycopg.Cursor[tuple[Any, ...]]) -> int | None:
-    """What the last of several statements gives, if it gives a row."""
+def _readable(seconds: float, *descriptors: int) -> set[int]:
+    """Wait until one of the descriptors is readable, and return those that are."""
+    poll = select.poll()  # not select(): that takes no descriptor above 1,023
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return {descriptor for descriptor, _ in poll.poll(1000 * seconds)}
+
+
+def _version_in(results: list[pq.abc.PGresult]) -> int:
+    for result in results:
+        if result.status not in {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}:
+            raise error_from_result(result)
+    value = results[-1].get_value(0, 0)
+    assert value is not None, "the table has one row"
+    return int(value)
+
+
+def _last_value(answers: Cursor) -> int | None:
+    """Return what the last of several statements gives, if it gives a row."""
     while answers.nextset():
         pass
     row = answers.fetchone()
     return None if row is None else int(row[0])
-
-
-class Claim:
-    """A place in the line; see :class:`aimagestore._engine.protocol.LockClaim`."""
-
-    def __init__(self, lock: ClusterLock) -> None:
-        self._lock = lock
-        self._mutex = threading.Lock()
-        self._waiting: Connection | None = None
-        self._has_ended = threading.Event()
-        self._is_granted = False
-        self._is_over = False
-
-    def wait(self) -> bool:
-        try:
-            return self._lock.connections.retried(self._wait)
-        finally:
-            self._has_ended.set()
-
-    def _wait(self) -> bool:
-        if self._is_over:
-            return False
-        connection = self._lock.connections.borrow()
-        try:
-            if self._begin(connection):
-                self._grant(connection, self._lock.wait_in(connection))
-        except psycopg.Error:
-            if not self._is_over:
-                raise
-        finally:
-            if not self._is_granted:
-                # Who gave up may be cancelling it yet, and must not meet what comes after.
-                connection.close()
-                self._lock.connections.give_back(connection)
-        return self._is_granted
-
-    def _begin(self, connection: Connection) -> bool:
-        with self._mutex:
-            self._waiting = connection
-            return not self._is_over
-
-    def _grant(self, connection: Connection, version: int) -> None:
-        with self._mutex:
-            if not self._is_over:
-                self._is_granted = True
-                self._lock.hold(connection, version)
-
-    def give_up(self) -> bool:
-        with self._mutex:
-            self._is_over = True
-            if self._waiting is not None and not self._is_granted:
-                with suppress(RuntimeError):  # the store is closing, and with it the session
-                    self._lock.helpers.submit(self._cancel, self._waiting)
-            return self._is_granted
-
-    def _cancel(self, waiting: Connection) -> None:
-        # More than once: it means nothing to a session that has not begun to wait.
-        while not self._has_ended.wait(_CANCEL_PAUSE):
-            with suppress(psycopg.Error):
-                waiting.cancel_safe(timeout=PATIENCE)

@@ -1,10 +1,11 @@
-"""What is asked of the tables; each question is one statement, so its answer is one commit's."""
+"""Queries of the tables. Each is one statement, so its result is of one commit."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, LiteralString, NamedTuple
+from uuid import UUID
 
 import psycopg
 
@@ -12,15 +13,15 @@ from .._core.record import Record, read
 from ..errors import StoreCorruptError
 
 PAGE = 1000
-"""Records that are asked for in one go."""
+"""Records that are fetched at once."""
 
 CHANGES_MAX = 2000
-"""Changed images that are named one by one; more, and everything may have changed."""
+"""Changed images that are listed one by one; with more, everything may have changed."""
 
-# Behind all that begin with a prefix: no ID is as long, and no character comes later.
+# After every ID with a prefix: no ID is as long, and no character comes later.
 _LAST = "\U0010ffff" * 64
 
-_FOLLOW = """
+_CHANGES_SINCE = """
     SELECT version, pruned, ARRAY(
         SELECT image_id FROM image_changes WHERE version > %(known)s ORDER BY version LIMIT %(max)s
     ) FROM image_store
@@ -54,40 +55,66 @@ _NAME = """
     SELECT s.version, n.image_id FROM image_store s LEFT JOIN image_names n ON n.name = %(name)s
 """
 
-_EXPECTED = """
-    SELECT i.id, i.record FROM images i WHERE i.id = ANY(%(ids)s)
-    UNION ALL
-    SELECT i.id, i.record FROM image_names n JOIN images i ON i.id = n.image_id
-        WHERE n.name = ANY(%(names)s)
+# An image comes once, however many of its names are given: its record has all of them.
+_PREFETCH = """
+    SELECT i.id, i.record FROM images i WHERE i.id IN (
+        SELECT unnest(%(ids)s::text[])
+        UNION
+        SELECT n.image_id FROM image_names n WHERE n.name = ANY(%(names)s::bytea[])
+    )
 """
+
+_DIGEST_IDS = """
+    SELECT s.version, i.id FROM image_store s LEFT JOIN (
+        image_digests d JOIN images i ON i.id = d.image_id
+    ) ON d.digest = %(digest)s ORDER BY i.place
+"""
+
+_RECORDS = "SELECT i.id, i.record FROM images i WHERE i.id = ANY(%(ids)s::text[]) ORDER BY i.place"
+
+_ITEM = """
+    SELECT f.id, f.record, b.blob FROM (
+        SELECT 0 AS rank, id, record FROM images WHERE id = %(id)s
+        UNION ALL
+        SELECT 1, i.id, i.record FROM image_names n JOIN images i ON i.id = n.image_id
+            WHERE n.name = %(name)s
+        ORDER BY rank LIMIT 1
+    ) f LEFT JOIN image_items b ON b.image_id = f.id AND b.key = %(key)s AND b.removed IS NULL
+"""
+
+_CONDEMNED = "SELECT blob FROM image_items WHERE blob = ANY(%(blobs)s)"
 
 _PAGE = """
     SELECT s.version, p.place, p.id, p.record FROM image_store s LEFT JOIN (
-        SELECT place, id, record FROM images WHERE place > %(place)s ORDER BY place LIMIT %(page)s
+        SELECT place, id, record FROM images
+        WHERE place > %(place)s AND place <= %(last)s ORDER BY place LIMIT %(page)s
     ) p ON true ORDER BY p.place
 """
+
+# Larger than any place.
+_NO_PLACE = 2**63 - 1
 
 
 Execute = Callable[[LiteralString, Mapping[str, Any]], psycopg.Cursor[tuple[Any, ...]]]
 
 
-class News(NamedTuple):
+class ChangesSince(NamedTuple):
     """What has changed since a commit.
 
-    :ivar version: the last commit
-    :ivar changed: IDs of the images that have changed; ``None`` where there is no telling
+    :ivar version: the number of the last commit
+    :ivar ids: the IDs of the changed images; ``None`` where they are not known
     """
 
     version: int
-    changed: Sequence[str] | None
+    ids: Sequence[str] | None
 
 
 class Found(NamedTuple):
     """What a ref may stand for.
 
-    :ivar record: the record of this ID, or else the one that has this name, or else the only one
-        whose ID begins so
-    :ivar is_ambiguous: whether several IDs begin so, and nothing else fits
+    :ivar record: the record with this ID, else the one with this name, else the only one whose ID
+        has this prefix
+    :ivar is_ambiguous: whether several IDs have this prefix, and nothing else matches
     :ivar by_name: whether it was found by its name
     """
 
@@ -97,29 +124,29 @@ class Found(NamedTuple):
 
 
 class Lookups:
-    """Questions to one session.
+    """Queries in one session.
 
-    :param execute: asks it
-    :ivar version: the commit that the last answer was of
+    :param execute: executes a statement
+    :ivar version: the number of the commit that the last result was of
     """
 
     def __init__(self, execute: Execute) -> None:
         self._execute = execute
         self.version = -1
 
-    def follow(self, known: int) -> News:
-        """What has changed since a commit."""
-        row = self._execute(_FOLLOW, {"known": known, "max": CHANGES_MAX + 1}).fetchone()
+    def changes_since(self, known: int) -> ChangesSince:
+        """Return what has changed since a commit."""
+        row = self._execute(_CHANGES_SINCE, {"known": known, "max": CHANGES_MAX + 1}).fetchone()
         assert row is not None, "the table has one row"
-        return self._news(known, row)
+        return self._changes(known, row)
 
-    def _news(self, known: int, row: tuple[Any, ...]) -> News:
-        self.version, pruned, changed = row[:3]
-        is_told = known >= pruned and len(changed) <= CHANGES_MAX
-        return News(self.version, changed if is_told else None)
+    def _changes(self, known: int, row: tuple[Any, ...]) -> ChangesSince:
+        self.version, pruned, ids = row[:3]
+        is_known = known >= pruned and len(ids) <= CHANGES_MAX
+        return ChangesSince(self.version, ids if is_known else None)
 
-    def find(self, ref: str, known: int) -> tuple[News, Found]:
-        """What a ref may stand for, and what has changed since a commit."""
+    def find(self, ref: str, known: int) -> tuple[ChangesSince, Found]:
+        """Return what a ref may stand for, and what has changed since a commit."""
         values = {
             "id": _text(ref),
             "name": hash_of(ref),
@@ -131,59 +158,90 @@ class Lookups:
         ranks = [row[3] for row in rows]
         best = ranks[0]
         is_ambiguous = best == 2 and len(rows) > 1
-        record = None if best is None or is_ambiguous else _record(*rows[0][4:])
-        return self._news(known, rows[0]), Found(record, is_ambiguous, best == 1)
+        record = None if best is None or is_ambiguous else record_of(*rows[0][4:])
+        return self._changes(known, rows[0]), Found(record, is_ambiguous, best == 1)
 
     def ids_with_prefix(self, prefix: str) -> list[str]:
-        """The IDs that begin so, sorted."""
+        """Return the IDs with a prefix, sorted."""
         values = {"prefix": _text(prefix), "end": _end(prefix)}
         return [row[0] for row in self._rows(_PREFIX, values)] if prefix else []
 
+    def ids_with_digest(self, digest: str) -> list[str]:
+        """Return the IDs of the images that have a digest, the oldest image first."""
+        return [row[0] for row in self._rows(_DIGEST_IDS, {"digest": digest})]
+
     def with_digest(self, digest: str) -> list[Record]:
-        """The records that have this digest, the oldest first."""
-        return [_record(*row) for row in self._rows(_DIGEST, {"digest": digest})]
+        """Return the records of the images that have a digest, the oldest first."""
+        return [record_of(*row) for row in self._rows(_DIGEST, {"digest": digest})]
+
+    def with_ids(self, ids: Sequence[str]) -> Iterator[Record]:
+        """Iterate over the records with these IDs, fetched in pages."""
+        for start in range(0, len(ids), PAGE):
+            rows = self._execute(_RECORDS, {"ids": list(ids[start : start + PAGE])})
+            yield from (record_of(*row) for row in rows)
 
     def owner_of(self, name: str) -> str | None:
-        """The ID of the image with this name."""
+        """Return the ID of the image with a name."""
         rows = self._rows(_NAME, {"name": hash_of(name)})
         return rows[0][0] if rows else None
 
-    def records(self) -> Iterator[Record]:
-        """All records, the oldest first; between two pages other things may be asked."""
-        place = -1
-        while rows := self._rows(_PAGE, {"place": place, "page": PAGE}):
-            yield from (_record(*row[1:]) for row in rows)
-            place = rows[-1][0]
+    def page(self, place: int, size: int, last: int = _NO_PLACE) -> list[tuple[int, Record]]:
+        """Return the records after a place, at most ``size``, with their places."""
+        values = {"place": place, "page": size, "last": last}
+        return [(row[0], record_of(*row[1:])) for row in self._rows(_PAGE, values)]
 
-    def expected(self, ids: Iterable[str], names: Iterable[str]) -> list[Record]:
-        """The records that have any of these IDs or names."""
+    def records(self) -> Iterator[Record]:
+        """Iterate over all records, the oldest first. Other queries may come between two pages."""
+        place = -1
+        while page := self.page(place, PAGE):
+            yield from (record for _, record in page)
+            place = page[-1][0]
+
+    def prefetch(self, ids: Iterable[str], names: Iterable[str]) -> list[Record]:
+        """Return the records that have any of these IDs or names."""
         values = {
             "ids": [text for i in ids if (text := _text(i)) is not None],
             "names": [hash_of(name) for name in names],
         }
-        return [_record(*row) for row in self._execute(_EXPECTED, values)]
+        return [record_of(*row) for row in self._execute(_PREFETCH, values)]
 
-    def _rows(self, question: LiteralString, values: dict[str, Any]) -> list[tuple[Any, ...]]:
-        """The rows of an answer, without the version and the row that stands for none."""
-        rows = self._execute(question, values).fetchall()
+    def item(self, ref: str, key: str) -> tuple[Record, UUID | None] | None:
+        """Return the record with an ID or name, and the object of one of its items."""
+        values = {"id": _text(ref), "name": hash_of(ref), "key": key.encode("utf-8", "surrogatepass")}
+        row = self._execute(_ITEM, values).fetchone()
+        return None if row is None else (record_of(*row[:2]), row[2])
+
+    def condemned(self, blobs: Sequence[UUID]) -> set[UUID]:
+        """Return which of these new objects a collection of garbage has taken."""
+        return {row[0] for row in self._execute(_CONDEMNED, {"blobs": list(blobs)})}
+
+    def _rows(self, statement: LiteralString, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """Return rows without the version, and without the row that stands for none."""
+        rows = self._execute(statement, values).fetchall()
         self.version = rows[0][0]
         return [row[1:] for row in rows if row[1] is not None]
 
 
-def _record(image_id: str, text: str) -> Record:
+def record_of(image_id: str, text: str) -> Record:
+    """Return the record that a row has.
+
+    :raises StoreCorruptError: when it is damaged
+    """
     record = read(text.encode())
     if record is None:
-        raise StoreCorruptError(f"the record of image {image_id} cannot be read", id=image_id)
+        raise StoreCorruptError(
+            f"the record of image {image_id} is damaged: check shows it", id=image_id
+        )
     return record
 
 
 def hash_of(name: str) -> bytes:
-    """What stands for a name in the tables, for a name may be as long as it likes."""
+    """Return what the tables have instead of a name, whose length is not limited."""
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
 
 
 def _text(ref: str) -> str | None:
-    """The ref as text of PostgreSQL's; ``None``, which equals nothing, where it cannot be."""
+    """Return a ref as text for PostgreSQL; ``None``, which equals nothing, where it has none."""
     try:
         ref.encode()
     except UnicodeEncodeError:

@@ -1,132 +1,140 @@
-"""Commits, each made once: what a lost server leaves open is found out before it is done again."""
+"""Writes a cluster's store: commits, each made once whatever becomes of the server's answers."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import count
 from typing import Any, LiteralString, NamedTuple
 from uuid import uuid4
 
 import psycopg
+from psycopg.errors import UniqueViolation
 
-from .._core.content import InlineContent
-from .._core.draft import Draft
+from .._core.content import Content, InlineContent
+from .._core.draft import Draft, Plan
 from .._core.mutations import Mutation
-from .._engine.protocol import Outcome
+from .._engine.lock import AnyGrant
+from .._engine.protocol import Outcome, Removal
 from ..errors import StoreUnavailableError
-from .cache import Cache
-from .connections import is_lost
-from .lock import ClusterLock
-from .staged import StagedBlob
-from .views import LockedView
-from .watch import Watches
-from .writing import Changed, Commit, changes_of, find_commit, write
+from ._cache import Cache
+from ._feed import Feeds
+from ._garbage import TOMBSTONES_KEPT, Garbage
+from ._items import ClusterItems
+from ._lock import AdvisoryLock, HeldLock
+from ._reader import ClusterReader
+from ._sessions import Cursor, OverdueError, Sessions, is_lost
+from ._staged import StagedBlob
+from ._views import LockedView
+from ._writing import Change, Commit, changes_of, find_commit, write
 
 _UPLOADS = 8
 _TRIES = 5
 
+_YOUNG = 60.0
+"""Seconds in which garbage collection hardly ever takes staged data: a commit of older data looks
+first, a commit of younger data fails and looks then."""
 
-class Committer:
-    """Makes commits of drafts, with the lock held.
+_IMAGES_PER_SECOND = 1000
+"""Changed images for which a commit may take a second more."""
 
-    :param stage: begins an object
-    :param check: raises what keeps an object from being referred to
-    :param seconds: how long a commit is told of
-    :ivar version: the last commit that was made here; -1 before the first
+
+class ClusterWriter:
+    """Writes a store; see :class:`aimagestore._engine.protocol.Writer`.
+
+    A grant's ``held`` is a :class:`HeldLock`, whose session makes the commit.
+
+    :param grace_period: how long changes are kept for watches, and content for its readers
     """
 
     def __init__(
         self,
-        lock: ClusterLock,
+        sessions: Sessions,
+        lock: AdvisoryLock,
+        reader: ClusterReader,
         cache: Cache,
-        watches: Watches,
-        *,
-        stage: Callable[[], StagedBlob],
-        check: Callable[[StagedBlob], None],
-        seconds: float,
+        feeds: Feeds,
+        items: ClusterItems,
+        garbage: Garbage,
+        grace_period: timedelta,
     ) -> None:
+        self._sessions = sessions
         self._lock = lock
+        self._reader = reader
         self._cache = cache
-        self._watches = watches
-        self._stage = stage
-        self._check = check
-        self._seconds = seconds
-        self.version = -1
+        self._feeds = feeds
+        self._items = items
+        self._garbage = garbage
+        self._keep = grace_period.total_seconds()
 
-    def draft(self) -> Draft:
-        """A draft of the store as it is, whose lookups raise the library's errors."""
-        connection = self._lock.connection
-
-        def execute(
-            question: LiteralString, values: Mapping[str, Any]
-        ) -> psycopg.Cursor[tuple[Any, ...]]:
-            try:
-                return connection.execute(question, values)
-            except psycopg.Error as error:
-                raise self._lock.connections.unavailable(error) from error
-
-        return Draft(LockedView(execute, self._lock.version))
-
-    def commit(self, mutations: Sequence[Mutation]) -> list[Outcome]:
-        """Make changes; one that cannot be made fails alone."""
+    def commit(self, grant: AnyGrant, mutations: Sequence[Mutation]) -> list[Outcome]:
+        held: HeldLock = grant.held
         outcomes: list[Outcome] = []
 
-        def make() -> Draft:
+        def make(checks_all: bool) -> Draft:
             outcomes.clear()
-            draft = Draft(LockedView(self._lock.connection.execute, self._lock.version))
+            draft = Draft(LockedView(held.session.execute, held.version))
             draft.prefetch(
                 [ref for mutation in mutations for ref in mutation.refs],
                 [name for mutation in mutations for name in mutation.names],
             )
-            outcomes.extend(self._apply(draft, mutation) for mutation in mutations)
+            outcomes.extend(_apply(draft, mutation, checks_all) for mutation in mutations)
             return draft
 
-        self._settle(make)
+        self._commit(held, make)
         return outcomes
 
-    def _apply(self, draft: Draft, mutation: Mutation) -> Outcome:
-        try:
-            plan = mutation(draft)
-            self._check_contents(plan.files.values())
-        except psycopg.Error:
-            raise
-        except Exception as error:  # noqa: BLE001 (whose change it is raises it)
-            return error
-        draft.apply(plan)
-        return plan
+    def draft(self, grant: AnyGrant) -> Draft:
+        held: HeldLock = grant.held
 
-    def _check_contents(self, contents: Iterable[Any]) -> None:
-        for content in contents:
+        def execute(statement: LiteralString, values: Mapping[str, Any]) -> Cursor:
+            try:
+                return held.session.execute(statement, values)
+            except psycopg.Error as error:
+                raise self._sessions.unavailable(error) from error
+
+        return Draft(LockedView(execute, held.version))
+
+    def prepare(self, plan: Plan, draft: Draft) -> None:
+        """Raise what would keep a plan from being committed.
+
+        :raises ValueError: when it refers to staged data that is broken, or was collected
+        :raises StoreUnavailableError: when a server is unavailable
+        """
+        for content in plan.files.values():
             if isinstance(content, StagedBlob):
-                self._check(content)
+                content.finish()
+        _check_contents(plan.files.values(), draft, checks_all=False)
 
-    def publish(self, draft: Draft) -> None:
-        """Make a draft the store's next state, if it is of the last one still."""
-        base = self._lock.version
-        name = self._lock.connections.records.name
+    def publish(self, grant: AnyGrant, draft: Draft) -> None:
+        held: HeldLock = grant.held
+        base = held.version
+        name = self._sessions.address.name
 
-        def again() -> Draft:
-            if self._lock.version != base:
+        def again(checks_all: bool) -> Draft:
+            if held.version != base:
                 raise StoreUnavailableError(
                     f"{name}: the session that held the lock was lost, and others have changed "
-                    "the store since (nothing was changed by the transaction: try it again)"
+                    "the store since (the transaction changed nothing: try it again)"
                 )
+            current = Draft(LockedView(held.session.execute, held.version))
+            _check_contents(draft.files.values(), current, checks_all=checks_all)
             return draft
 
-        self._check_contents(draft.files.values())
         with self._stored(draft):
-            self._settle(again)
+            self._commit(held, again)
 
     @contextmanager
     def _stored(self, draft: Draft) -> Iterator[None]:
-        """Have all contents stored; what was in memory is gone after a block that commits nothing.
+        """Store the contents that are in memory, and remove them again if they are not committed.
 
-        Under the lock, but several at a time: there may be many small ones.
+        The lock is held meanwhile, because it is held from the transaction's beginning.
         """
-        inline = {p: c for p, c in draft.files.items() if isinstance(c, InlineContent)}
-        stored = {place: self._stage() for place in inline}
+        inline = {item: c for item, c in draft.files.items() if isinstance(c, InlineContent)}
+        stored = {item: self._items.stage() for item in inline}
         try:
             if draft.files:
                 draft.files |= stored
@@ -138,63 +146,81 @@ class Committer:
             for content in stored.values():
                 content.discard()
 
-    def _settle(self, make: Callable[[], Draft]) -> None:
-        """Commit what is made of the store as it is; again, where that was lost on the way.
+    def _commit(self, held: HeldLock, make: Callable[[bool], Draft]) -> None:
+        """Commit what ``make`` makes of the last commit, again if the session was lost.
 
-        Whether a commit whose answer was lost was made is certain once its lock can be had again.
+        Once the lock is acquired again, it is certain whether a commit whose answer was lost was
+        made.
         """
-        first, token = self._lock.version, uuid4()
+        first, token = held.version, uuid4()
+        begun = until = self._sessions.begin()
         attempt: _Attempt | None = None
+        checks_all = False
         for number in count(1):
             try:
+                held.session.until, held.session.renews = until, False
                 if attempt is not None:
-                    version = find_commit(self._lock.connection, first, token)
+                    version = find_commit(held.session, first, token)
                     if version is not None:
                         self._conclude(attempt, version)
                         return
-                    attempt.take_back()
+                    attempt.mark_undone()
                     attempt = None
-                draft = make()
+                draft = make(checks_all)
                 changed = changes_of(draft)
                 if not changed and not draft.files:
                     return
-                attempt = _Attempt(draft, changed, self._lock.version)
-                attempt.lend()
-                commit = Commit(attempt.base, token, self._watches.channel, self._seconds)
-                with self._watches.telling:
-                    version = write(self._lock.connection, draft, changed, commit)
+                until = held.session.until = begun + len(changed) / _IMAGES_PER_SECOND
+                with self._feeds.notifying(until):
+                    attempt = _Attempt(draft, changed, held.version)
+                    attempt.mark_in_doubt()
+                    commit = Commit(attempt.base, token, self._feeds.channel, self._keep)
+                    version = write(held.session, draft, changed, commit)
                     self._conclude(attempt, version)
                 return
             except psycopg.Error as error:
-                if attempt is not None and not is_lost(error):
-                    attempt.take_back()  # the server has said what is wrong, and undone it
+                is_decided = not is_lost(error) and not isinstance(error, OverdueError)
+                if attempt is not None and is_decided:
+                    attempt.mark_undone()  # the server has answered, and undone it
                     attempt = None
-                if not is_lost(error) or number == _TRIES:
-                    unavailable = self._lock.connections.unavailable(error)
-                    raise _told(unavailable, attempt) from error
+                is_collected = isinstance(error, UniqueViolation) and not checks_all
+                checks_all |= is_collected
+                is_late = number == _TRIES or time.monotonic() > until
+                if is_late or not (is_lost(error) or is_collected):
+                    raise _explain(self._sessions.unavailable(error), attempt) from error
             try:
-                self._lock.acquire_again()
+                self._lock.reacquire(held, until)
             except StoreUnavailableError as error:
-                raise _told(error, attempt) from error.__cause__
+                raise _explain(error, attempt) from error.__cause__
 
     def _conclude(self, attempt: _Attempt, version: int) -> None:
-        """Take note of a commit that was made."""
+        """Note a commit that was made."""
         for content in attempt.contents:
-            content.give_away()
+            content.mark_committed()
         records = [(change.delta.id, change.delta.new) for change in attempt.changed]
         self._cache.advance(attempt.base, version, records)
-        self._watches.tell(version, (change.told for change in attempt.changed))
-        self.version = version
+        self._feeds.add(version, (change.event for change in attempt.changed))
+        self._reader.note(version)
+
+    def touch(self, grant: AnyGrant) -> None:
+        held: HeldLock = grant.held
+        try:
+            held.session.execute("UPDATE image_store SET touched = clock_timestamp(); COMMIT")
+        except psycopg.Error as error:
+            raise self._sessions.unavailable(error) from error
+
+    def garbage(self, *, dry_run: bool = False) -> Iterator[Removal]:
+        return self._garbage.pieces(dry_run=dry_run)
 
 
 class _Attempt(NamedTuple):
     """A commit that may have been made.
 
-    :ivar base: the last commit before it
+    :ivar base: the number of the last commit before it
     """
 
     draft: Draft
-    changed: Sequence[Changed]
+    changed: Sequence[Change]
     base: int
 
     @property
@@ -202,13 +228,42 @@ class _Attempt(NamedTuple):
         """The objects that it refers to."""
         return [c for c in self.draft.files.values() if isinstance(c, StagedBlob)]
 
-    def lend(self) -> None:
+    def mark_in_doubt(self) -> None:
         for content in self.contents:
-            content.lend()
+            content.mark_in_doubt()
 
-    def take_back(self) -> None:
+    def mark_undone(self) -> None:
         for content in self.contents:
-            content.take_back()
+            content.mark_undone()
+
+
+def _apply(draft: Draft, mutation: Mutation, checks_all: bool) -> Outcome:
+    try:
+        plan = mutation(draft)
+        _check_contents(plan.files.values(), draft, checks_all=checks_all)
+    except psycopg.Error:
+        raise
+    except Exception as error:  # noqa: BLE001 (whoever asked for the mutation raises it)
+        return error
+    draft.apply(plan)
+    return plan
+
+
+def _check_contents(contents: Iterable[Content], draft: Draft, *, checks_all: bool) -> None:
+    """Check that no collection of garbage has taken staged data.
+
+    :raises ValueError: when one has
+    """
+    staged = [content for content in contents if isinstance(content, StagedBlob)]
+    doubtful = [content.id for content in staged if checks_all or content.age > _YOUNG]
+    is_forgotten = any(content.age > TOMBSTONES_KEPT.total_seconds() / 2 for content in staged)
+    view = draft.base
+    assert isinstance(view, LockedView), "the draft is this engine's"
+    if is_forgotten or (doubtful and view.condemned(doubtful)):
+        raise ValueError(
+            "the data was staged longer ago than the grace period of a store that collected "
+            "garbage: stage it again, and use one grace period for all stores"
+        )
 
 
 def _store(staged: StagedBlob, content: InlineContent) -> None:
@@ -220,9 +275,9 @@ def _finish(content: Any) -> None:
     content.finish()
 
 
-def _told(error: StoreUnavailableError, attempt: _Attempt | None) -> StoreUnavailableError:
-    """The error, with a word on what became of the change."""
+def _explain(error: StoreUnavailableError, attempt: _Attempt | None) -> StoreUnavailableError:
+    """Add to an error what became of the change."""
     error.may_have_happened = attempt is not None
-    doubt = "the change may have happened: look again"
+    doubt = "the change may have happened: read the store to find out"
     error.message += f" ({doubt if error.may_have_happened else 'nothing was changed'})"
     return error

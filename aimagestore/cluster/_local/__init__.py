@@ -1,1 +1,1 @@
-"""PostgreSQL and SeaweedFS on this machine, to try a cluster's store on and to test it with."""
+"""PostgreSQL and SeaweedFS on this machine, for the demo and for tests."""
