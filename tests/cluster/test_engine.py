@@ -32,6 +32,7 @@ import psycopg
 
 from aimagestore._cluster.addresses import Bucket
 from aimagestore._cluster.lookups import Lookups
+from aimagestore._cluster.views import LockedView
 from aimagestore.cluster import SCHEMA_VERSION, ClusterEngine, migrate
 
 if TYPE_CHECKING:
@@ -616,3 +617,29 @@ async def test_garbage_whose_session_is_lost_is_collected_later(
         with pytest.raises(StoreUnavailableError):
             await anyio.to_thread.run_sync(lose)
         assert len((await store.collect_garbage()).findings) == 1
+
+
+async def test_lookups_by_id_after_a_prefetch_take_no_round_trip(store: ImageStore) -> None:
+    await store.create("one", names=["a"])
+    engine: Any = store._engine
+    questions: list[object] = []
+
+    def look(view: Any) -> None:
+        execute = view._lookups._execute
+
+        def count(question: Any, values: Any) -> Any:
+            questions.append(question)
+            return execute(question, values)
+
+        locked = LockedView(count, view.version)
+        locked.prefetch(["a", "sha256:one", "sha256:no"], ["b"])
+        assert len(questions) == 1
+        assert locked.find("a").id == locked.find("one").id == "one"
+        record = locked.find_by_digest("sha256:one")
+        assert record is not None
+        assert record.id == "one"
+        assert locked.find_by_digest("sha256:no") is None
+        assert locked.owner_of("b") is None
+        assert len(questions) == 1
+
+    await anyio.to_thread.run_sync(engine.read, look)
