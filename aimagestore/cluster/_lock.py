@@ -82,6 +82,10 @@ class AdvisoryLock:
         self.number = number
         self._sessions = sessions
         self._key = _CLASS + number
+        # Guards what follows; held for a few instructions only.
+        self._mutex = threading.Lock()
+        self._is_waiting = False
+        self._is_closed = False
         # Readable when the wait in acquire() is to end.
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
@@ -120,27 +124,36 @@ class AdvisoryLock:
 
         :raises StoreUnavailableError: when the server is unavailable
         """
+        with self._mutex:
+            if self._is_closed:
+                return None
+            self._is_waiting = True
         try:
             while True:
                 begun = time.monotonic()
                 try:
                     return self._sessions.retried(self._wait)
                 except StoreUnavailableError:
-                    # Waited for long before that, it is retried as any call that begins now.
+                    # After a long wait, a lost session is retried as in a call that begins now.
                     if time.monotonic() - begun < 2 * self._sessions.deadline:
                         raise
         finally:
-            # Here and not before the wait: who interrupts it may do so before it has begun. An
-            # interruption that comes too late ends the next wait, which is then begun again.
-            self._clear_wakeup()
+            with self._mutex:
+                self._is_waiting = False
+                # Here and not before the wait, which may be interrupted before it has begun. An
+                # interruption that comes too late ends the next wait, which then begins again.
+                self._clear_wakeup()
+                if self._is_closed:
+                    self._close_wakeup()
 
     def interrupt(self) -> None:
         """End the wait in :meth:`acquire`. Does not block."""
-        with suppress(OSError):  # full, so the wait ends anyway; or closed
-            self._waker.send(b"\0")
+        with self._mutex, suppress(BlockingIOError):  # full, so the wait ends anyway
+            if not self._is_closed:
+                self._waker.send(b"\0")
 
     def _clear_wakeup(self) -> None:
-        with suppress(OSError):
+        with suppress(BlockingIOError):
             while self._wakeup.recv(1024):
                 pass
 
@@ -237,7 +250,8 @@ class AdvisoryLock:
             session = self._sessions.acquire(until)
             has_lock = False
             try:
-                milliseconds = max(1, int((until - time.monotonic()) * 1000))
+                # A little less than what remains, so that the server's answer comes in time.
+                milliseconds = max(1, int((until - time.monotonic()) * 900))
                 answers = session.execute(
                     b"BEGIN; SET LOCAL lock_timeout = %d; SELECT pg_advisory_xact_lock(%d); "
                     b"SELECT version FROM image_store FOR UPDATE" % (milliseconds, self._key)
@@ -281,7 +295,15 @@ class AdvisoryLock:
         return Holder(name, f"session {session} of {application!r}{host} holds it")
 
     def close(self) -> None:
-        """Release everything."""
+        """Release everything, as soon as no thread waits any more."""
+        self.interrupt()
+        with self._mutex:
+            if not self._is_closed:
+                self._is_closed = True
+                if not self._is_waiting:
+                    self._close_wakeup()
+
+    def _close_wakeup(self) -> None:
         self._wakeup.close()
         self._waker.close()
 
