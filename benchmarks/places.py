@@ -14,7 +14,7 @@ from typing import LiteralString
 import psycopg
 from psycopg import sql
 
-from aimagestore._local.cluster import LocalCluster
+from aimagestore.cluster._local.cluster import LocalCluster
 from aimagestore.cluster import migrate
 
 from .images import identity, manifest_digest, name, record

@@ -129,8 +129,8 @@ def servers() -> Iterator[Servers]:
     """PostgreSQL and SeaweedFS, their credentials in the environment."""
     for package in ("psycopg", "obstore"):
         pytest.importorskip(package, reason="needs the clients: pip install 'aimagestore[cluster]'")
-    from aimagestore._local.cluster import LocalCluster
-    from aimagestore._local.server import ServersMissingError
+    from aimagestore.cluster._local.cluster import LocalCluster
+    from aimagestore.cluster._local.server import ServersMissingError
 
     from .cluster.servers import Servers
 

@@ -20,7 +20,7 @@ from aimagestore import Finding
 from aimagestore._async.engines import engine_of
 
 if TYPE_CHECKING:
-    from aimagestore.cluster import ClusterEngine
+    from aimagestore.cluster import ClusterLocation
 
     from .cluster.servers import Place
 
@@ -68,7 +68,7 @@ class Home(ABC):
     root: Path
 
     @abstractmethod
-    def __call__(self) -> Path | ClusterEngine:
+    def __call__(self) -> Path | ClusterLocation:
         """What opens it."""
 
     @property
@@ -224,12 +224,12 @@ class ClusterHome(Home):
     def __init__(self, place: Place) -> None:
         import psycopg
 
-        from aimagestore._cluster.addresses import Bucket
-        from aimagestore._cluster.blobs import Blobs
+        from aimagestore.cluster._addresses import BucketAddress
+        from aimagestore.cluster._blobs import Blobs
 
         self._place = place
         self._session: psycopg.Connection[Any] = psycopg.connect(place.records_url, autocommit=True)
-        self._blobs = Blobs(Bucket.at(place.blobs_url))
+        self._blobs = Blobs(BucketAddress.of(place.blobs_url), 10.0)
         self._number = 0
         self.root = Path()
 
@@ -237,10 +237,10 @@ class ClusterHome(Home):
     def beside(self) -> Path:
         return self.root / f"store{self._number}"
 
-    def __call__(self) -> ClusterEngine:
-        from aimagestore.cluster import ClusterEngine
+    def __call__(self) -> ClusterLocation:
+        from aimagestore.cluster import ClusterLocation
 
-        return ClusterEngine(self._place.records_url, self._place.blobs_url)
+        return ClusterLocation(self._place.records_url, self._place.blobs_url)
 
     def _rows(self, question: str, *values: object) -> list[Any]:
         return self._session.execute(question.encode(), values or None).fetchall()
@@ -276,7 +276,8 @@ class ClusterHome(Home):
         }
         current = "SELECT image_id, key FROM image_items WHERE removed IS NULL"
         assert set(self._rows(current)) == keys
-        blobs = {row[0] for row in self._rows("SELECT blob FROM image_items")}
+        # A row without an image notes that an orphan object was removed.
+        blobs = {row[0] for row in self._rows("SELECT blob FROM image_items WHERE image_id <> ''")}
         assert self._written() == blobs
         assert self._rows("SELECT images FROM image_store") == [(len(known),)]
         assert self.examine() == ()
@@ -293,11 +294,11 @@ class ClusterHome(Home):
         return True  # sessions are kept for the next call
 
     def stop_telling(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("aimagestore._cluster.watch.ClusterWatch._listen", lambda _: None)
-        monkeypatch.setattr("aimagestore._cluster.watch.ClusterWatch.interval", 0.01)
+        monkeypatch.setattr("aimagestore.cluster._feed.ClusterFeed._listen", lambda _: None)
+        monkeypatch.setattr("aimagestore.cluster._feed.ClusterFeed.interval", 0.01)
 
     def keep_few_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("aimagestore._cluster.watch._PENDING_MAX", 10)
+        monkeypatch.setattr("aimagestore.cluster._feed._PENDING_MAX", 10)
 
     _KEY = "(x'61696d67'::bigint << 32) + 'image_store'::regclass::oid::bigint"
 

@@ -108,7 +108,7 @@ class ImageMethods(ABC):
 
     async def exists(self, ref: str) -> bool:
         """Return whether a ref stands for an image (upstream: ``Exists``)."""
-        return await self._read(lambda view: view.exists(ref))
+        return await self._read(lambda view: ref in view)
 
     async def images(self) -> list[Image]:
         """Return all images, in the order of images.json (upstream: ``Images``)."""

@@ -42,7 +42,7 @@ DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION end_first();
 
 
 async def test_a_session_that_ends_in_its_commit(servers: Servers, place: Place) -> None:
-    async with ImageStore(place.engine()) as store:
+    async with ImageStore(place.location()) as store:
         servers.postgres.execute(_END_ONE_COMMIT, database=place.database)
         image = await store.create(names=["name"], big_data={"manifest": b"m"})
         assert await store.images() == [image]
@@ -56,7 +56,7 @@ async def test_an_acknowledgement_that_is_lost(
 ) -> None:
     """The commit has happened, but nobody was told: it isn't made twice."""
     there = servers.by_way_of(place, to_postgres.port)
-    async with ImageStore(there.engine()) as store:
+    async with ImageStore(there.location()) as store:
         one = await store.create("one", names=["name"])
         to_postgres.lose_answer_to(b"COMMIT")
         two = await store.create("two", big_data={"manifest": b"m"})
@@ -68,16 +68,16 @@ async def test_an_acknowledgement_that_is_lost(
         await store.delete("one")
         to_postgres.lose_answer_to(b"COMMIT")
         async with store.transaction() as transaction:
-            transaction.set_metadata("two", "text")
-            three = transaction.create("three")
-    async with ImageStore(place.engine()) as store:
+            await transaction.set_metadata("two", "text")
+            three = await transaction.create("three")
+    async with ImageStore(place.location()) as store:
         assert [image.id for image in await store.images()] == ["two", "three"]
         assert await store.get("three") == three
         assert (await store.get("name")).metadata == "text"
 
 
 async def test_sessions_that_end_again_and_again(servers: Servers, place: Place) -> None:
-    async with ImageStore(place.engine()) as store:
+    async with ImageStore(place.location()) as store:
         ledger = Ledger(store)
 
         async def end_sessions() -> None:
@@ -91,7 +91,7 @@ async def test_sessions_that_end_again_and_again(servers: Servers, place: Place)
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
 async def test_postgres_goes_and_comes_back(servers: Servers, place: Place, end: str) -> None:
-    async with ImageStore(place.engine()) as store:
+    async with ImageStore(place.location()) as store:
         ledger = Ledger(store)
 
         async def restart() -> None:
@@ -106,14 +106,14 @@ async def test_postgres_goes_and_comes_back(servers: Servers, place: Place, end:
 
 
 async def test_a_call_while_postgres_is_gone(servers: Servers, place: Place) -> None:
-    async with ImageStore(place.engine()) as store:
+    async with ImageStore(place.location()) as store:
         await store.create("one")
         async with gone(servers.postgres), anyio.create_task_group() as tasks:
             # At the same time, since each takes as long as it is tried again.
             tasks.start_soon(fails, servers, lambda: store.get("one"))
             tasks.start_soon(fails, servers, lambda: store.create("two"))
             tasks.start_soon(fails, servers, store.transaction().__aenter__)
-            tasks.start_soon(fails, servers, ImageStore(place.engine()).__aenter__)
+            tasks.start_soon(fails, servers, ImageStore(place.location()).__aenter__)
         assert (await store.get("one")).id == "one"
         assert (await store.create("two")).id == "two"
 
@@ -153,7 +153,7 @@ async def test_a_client_that_is_cut_off(
     servers: Servers, place: Place, net: Network, anyio_backend: Any
 ) -> None:
     """For longer than its timeouts; while the others go on."""
-    async with ImageStore(place.engine()) as other:
+    async with ImageStore(place.location()) as other:
         with on_another_machine(servers, place, net, anyio_backend[0], "calls") as remote:
             assert await answer(remote) == "open"
             with net.unplugged(0):
@@ -169,7 +169,7 @@ async def test_a_transaction_that_is_cut_off(
     servers: Servers, place: Place, net: Network, anyio_backend: Any
 ) -> None:
     """It holds the lock when it loses the network: the others get it all the same."""
-    async with ImageStore(place.engine()) as other:
+    async with ImageStore(place.location()) as other:
         with on_another_machine(servers, place, net, anyio_backend[0], "transaction") as remote:
             assert await answer(remote) == "in a transaction"
             with net.unplugged(0), anyio.fail_after(40):

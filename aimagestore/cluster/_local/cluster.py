@@ -1,4 +1,4 @@
-"""All that a cluster's store needs, on this machine."""
+"""The servers of a cluster's store, on this machine."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from .seaweedfs import BUCKET, SeaweedFS, find_program
 
 
 class LocalCluster:
-    """A PostgreSQL and a SeaweedFS, for the length of a ``with`` block; nothing of them is left.
+    """Runs a PostgreSQL and a SeaweedFS for the duration of a ``with`` block, then removes them.
 
-    :ivar postgres: where records are kept
-    :ivar objects: where big data is kept
+    :ivar root: the directory of everything that they write
+    :ivar postgres: has the records
+    :ivar objects: has the big data
+
+    :raises ServersMissingError: when one of them is not installed
     """
 
     def __init__(self) -> None:
         find_programs()
         find_program()
-        # Not below a directory that only this user gets at: PostgreSQL may run as another one.
+        # In a directory that every user may enter, because PostgreSQL may run as another user.
         self.root = Path(tempfile.mkdtemp(prefix="aimagestore-"))
         self.root.chmod(0o711)
         self.postgres = Postgres(self.root / "postgres")
@@ -32,11 +35,11 @@ class LocalCluster:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """The credentials, and where the object store is, for the environment of clients."""
+        """The credentials and the endpoint of the object store, as environment variables for clients."""
         return {"PGPASSWORD": self.postgres.password, **self.objects.environment}
 
     def blobs_url(self, prefix: str) -> str:
-        """A part of the bucket."""
+        """Return the URL of a prefix in the bucket."""
         return f"s3://{BUCKET}/{prefix}"
 
     def __enter__(self) -> Self:
@@ -60,7 +63,7 @@ class LocalCluster:
         self.close()
 
     def close(self) -> None:
-        """End both, and remove all that they have written. Idempotent."""
+        """Kill both servers, and remove everything that they have written. Idempotent."""
         self.objects.kill()
         self.postgres.kill()
         shutil.rmtree(self.root, ignore_errors=True)

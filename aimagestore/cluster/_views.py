@@ -1,23 +1,24 @@
-"""Views of the tables: for readers, and for the holder of the lock."""
+"""Views of the tables: for readers, and for whoever holds the lock."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from uuid import UUID
 
 from .._core.catalog import Catalog
 from .._core.record import Record
 from .._core.refs import id_in_ref
 from .._core.view import View, resolve_prefix, unknown
-from .cache import Cache
-from .lookups import Execute, Found, Lookups
+from ._cache import Cache
+from ._lookups import PAGE, Execute, Found, Lookups
 
 
 class OutdatedError(Exception):
-    """Two lookups of one view were answered from different commits."""
+    """Two lookups of one view had results of different commits."""
 
 
 class _TableView(View):
-    """The base of both views."""
+    """What both views have in common."""
 
     __slots__ = ("_lookups",)
 
@@ -29,10 +30,10 @@ class _TableView(View):
 
 
 class CommittedView(_TableView):
-    """A view of the last commit, for a few lookups.
+    """The last commit, for the lookups of one call.
 
-    :ivar version: the commit that answered the lookups so far; -1 before the first
-    :raises OutdatedError: in a lookup, another commit was made since the first lookup
+    :ivar version: the number of the commit that the lookups so far were of; -1 before the first
+    :raises OutdatedError: from a lookup, when there is a newer commit
     """
 
     __slots__ = ("_cache", "version")
@@ -52,17 +53,17 @@ class CommittedView(_TableView):
             return Found(None, is_ambiguous=False, by_name=False)
         known = self._cache.version
         if self._cache.knows(ref):
-            news = self._lookups.follow(known)
-            self._cache.follow(known, news)
-            record = self._cache.find(ref, news.version)
+            changes = self._lookups.changes_since(known)
+            self._cache.apply(known, changes)
+            record = self._cache.find(ref, changes.version)
             if record is not None:
-                self._accept(news.version)
+                self._accept(changes.version)
                 return Found(record, is_ambiguous=False, by_name=False)
-        news, found = self._lookups.find(ref, known)
-        self._accept(news.version)
-        self._cache.follow(known, news)
+        changes, found = self._lookups.find(ref, known)
+        self._accept(changes.version)
+        self._cache.apply(known, changes)
         if found.record is not None and (found.by_name or found.record.id == ref):
-            self._cache.add(news.version, found.record, ref if found.by_name else "")
+            self._cache.add(changes.version, found.record, ref if found.by_name else "")
         return found
 
     def find(self, ref: str) -> Record:
@@ -93,7 +94,9 @@ class CommittedView(_TableView):
         return ids
 
     def ids_with_digest(self, digest: str) -> Sequence[str]:
-        return [record.id for record in self.with_digest(digest)]
+        ids = self._lookups.ids_with_digest(digest)
+        self._accept(self._lookups.version)
+        return ids
 
     def with_digest(self, digest: str) -> Sequence[Record]:
         records = self._lookups.with_digest(digest)
@@ -108,9 +111,9 @@ class CommittedView(_TableView):
 
 
 class LockedView(_TableView):
-    """A view of the last commit while the lock is held, which caches the results of lookups.
+    """The last commit while its lock is held. Keeps what it has fetched.
 
-    :ivar version: the last commit
+    :ivar version: the number of that commit
     """
 
     __slots__ = ("_owners", "_records", "version")
@@ -128,7 +131,7 @@ class LockedView(_TableView):
         names = {name for name in (*ids, *names) if name not in self._owners}
         if not ids and not names:
             return
-        found = self._lookups.expected(ids, names)
+        found = self._lookups.prefetch(ids, names)
         self._records |= dict.fromkeys(ids)
         self._owners |= dict.fromkeys(names)
         for record in found:
@@ -150,10 +153,20 @@ class LockedView(_TableView):
         return self._lookups.ids_with_prefix(prefix)
 
     def ids_with_digest(self, digest: str) -> Sequence[str]:
-        records = self._lookups.with_digest(digest)
-        for record in records:
-            self._note(record)
-        return [record.id for record in records]
+        ids = self._lookups.ids_with_digest(digest)
+        # Their records are looked up next, one by one. A digest of very many images is rare, and
+        # is not worth the memory.
+        if len(ids) <= PAGE:
+            for record in self._lookups.with_ids([i for i in ids if i not in self._records]):
+                self._note(record)
+        return ids
+
+    def with_digest(self, digest: str) -> Sequence[Record]:
+        return list(self._lookups.with_ids(self._lookups.ids_with_digest(digest)))
+
+    def condemned(self, blobs: Sequence[UUID]) -> set[UUID]:
+        """Return which of these new objects a collection of garbage has taken."""
+        return self._lookups.condemned(blobs)
 
     def records(self) -> Iterator[Record]:
         for record in self._lookups.records():

@@ -1,4 +1,4 @@
-"""What a draft writes: all statements of a commit, in one go."""
+"""Writes a draft: all statements of a commit in one round trip."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from uuid import UUID
 
 from .._core.draft import Draft, RecordDelta
 from .._core.events import ChangeEvent, Kind
-from .connections import Connection
-from .lookups import hash_of
-from .staged import StagedBlob
+from ._lookups import hash_of
+from ._sessions import Connection, Session
+from ._staged import StagedBlob
 
 _PRUNE_EVERY = 256
-"""Commits after which those too old to be told of are forgotten."""
+"""Commits after which changes that are older than the grace period are forgotten."""
 
 _REMOVE_ITEMS_OF = """
     UPDATE image_items SET removed = clock_timestamp()
@@ -64,7 +64,7 @@ _BUMP = """
         UPDATE image_store SET version = version + 1, last_place = last_place + %(places)s,
             images = images + %(more)s, touched = clock_timestamp()
         RETURNING version
-    ), told AS (
+    ), noted AS (
         INSERT INTO image_commits (version, token, made)
         SELECT version, %(token)s, clock_timestamp() FROM bumped
     ), changed AS (
@@ -88,12 +88,12 @@ _PRUNE = (
 
 
 class Commit(NamedTuple):
-    """A commit on its way.
+    """A commit to be made.
 
-    :ivar version: the last commit before it
-    :ivar token: what it is known by, if its answer is lost
-    :ivar channel: where those who watch are told of it
-    :ivar keep: seconds for which it will be told of
+    :ivar version: the number of the last commit before it
+    :ivar token: identifies it when its answer is lost
+    :ivar channel: the channel that watches listen to
+    :ivar keep: seconds for which its changes are kept for watches
     """
 
     version: int
@@ -102,50 +102,56 @@ class Commit(NamedTuple):
     keep: float
 
 
-class Changed(NamedTuple):
-    """An image that a commit changes, and how."""
+class Change(NamedTuple):
+    """A changed image.
+
+    :ivar kind: what watches are notified of
+    :ivar delta: what became of its record
+    """
 
     kind: Kind
     delta: RecordDelta
 
     @property
-    def told(self) -> ChangeEvent:
-        """What those who watch are told."""
+    def event(self) -> ChangeEvent:
+        """What a watch of this store yields."""
         new = self.delta.new
         return ChangeEvent(self.kind, self.delta.id, None if new is None else new.image)
 
 
-def changes_of(draft: Draft) -> Sequence[Changed]:
-    """The images that are not as they were: those that are gone first."""
-    deleted: list[Changed] = []
-    others: list[Changed] = []
+def changes_of(draft: Draft) -> Sequence[Change]:
+    """Return the changed images, deleted ones first."""
+    deleted: list[Change] = []
+    others: list[Change] = []
     for delta in draft.record_deltas():
         if delta.new is None:
-            deleted += [Changed("deleted", delta)] if delta.old is not None else []
+            deleted += [Change("deleted", delta)] if delta.old is not None else []
         elif delta.old is None:
-            others.append(Changed("created", delta))
+            others.append(Change("created", delta))
         elif delta.is_recreated or bytes(delta.old.raw) != bytes(delta.new.raw):
-            others.append(Changed("changed", delta))
+            others.append(Change("changed", delta))
     return (*deleted, *others)
 
 
-def write(connection: Connection, draft: Draft, changed: Sequence[Changed], commit: Commit) -> int:
-    """Write a draft, and commit it; its version.
+def write(
+    session: Session, draft: Draft, changed: Sequence[Change], commit: Commit
+) -> int:
+    """Write a draft, commit it, and return the number of the commit.
 
-    Everything is on its way before the first answer is there. An error thus says nothing of
-    whether it was committed, unless the server gives it.
+    All statements are sent before the first answer comes. So an error does not tell whether the
+    commit was made, unless it is the server's.
     """
     deltas = [change.delta for change in changed]
-    with connection.pipeline():
+    with session.limited() as connection, connection.pipeline():
         _write_items(connection, draft, deltas)
-        _write_found_by(connection, deltas)
+        _write_indexes(connection, deltas)
         _write_images(connection, deltas)
         if commit.version % _PRUNE_EVERY == 0:
-            prune(connection, commit.keep)
+            _prune(connection, commit.keep)
         bumped = connection.execute(
             _BUMP,
             {
-                "places": sum(delta.old is None or delta.is_recreated for delta in deltas),
+                "places": sum(d.old is None or d.is_recreated for d in deltas if d.new is not None),
                 "more": sum((d.new is not None) - (d.old is not None) for d in deltas),
                 "token": commit.token,
                 "ids": [delta.id for delta in deltas],
@@ -159,8 +165,13 @@ def write(connection: Connection, draft: Draft, changed: Sequence[Changed], comm
     return int(row[0])
 
 
-def prune(connection: Connection, keep: float) -> None:
-    """Forget commits that were made longer ago than so many seconds."""
+def prune(session: Session, keep: float) -> None:
+    """Forget commits that are older than ``keep`` seconds."""
+    with session.limited() as connection:
+        _prune(connection, keep)
+
+
+def _prune(connection: Connection, keep: float) -> None:
     connection.execute(_PRUNE[0], {"keep": keep})
     for statement in _PRUNE[1:]:
         connection.execute(statement)
@@ -183,7 +194,7 @@ def _blob_of(content: Any) -> UUID:
     return content.id
 
 
-def _write_found_by(connection: Connection, deltas: Iterable[RecordDelta]) -> None:
+def _write_indexes(connection: Connection, deltas: Iterable[RecordDelta]) -> None:
     lost_names: list[bytes] = []
     new_names: list[tuple[bytes, str]] = []
     lost_digests: list[tuple[str, str]] = []
@@ -227,9 +238,9 @@ def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def find_commit(connection: Connection, since: int, token: UUID) -> int | None:
-    """The version of the commit that has this token, if it was made."""
-    row = connection.execute(
+def find_commit(session: Session, since: int, token: UUID) -> int | None:
+    """Return the number of the commit that has this token; ``None`` when it was not made."""
+    row = session.execute(
         "SELECT version FROM image_commits WHERE version > %s AND token = %s", [since, token]
     ).fetchone()
     return None if row is None else int(row[0])

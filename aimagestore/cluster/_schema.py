@@ -1,4 +1,4 @@
-"""The tables, and how they become those of a newer version."""
+"""The tables, and their migration to a newer version."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import psycopg
 from psycopg.errors import UndefinedTable
 
 from ..errors import StoreSchemaError, StoreUnavailableError
-from .addresses import Records
-from .connections import Connection
+from ._addresses import DatabaseAddress
+from ._sessions import Connection, Session
 
 _STEPS = (
-    # One row: whoever changes the store updates it, so all changes have one order.
+    # One row. Every commit updates it, so all commits have one order.
     """
     CREATE TABLE image_store (
         single boolean PRIMARY KEY DEFAULT true CHECK (single),
@@ -78,29 +78,30 @@ SCHEMA_VERSION = len(_STEPS)
 """The version that this library works with."""
 
 
-def migrate(records: str) -> int:
-    """Create the tables of a cluster's store, or bring them up to date; blocking.
+def migrate(records_url: str) -> int:
+    """Create the tables of a cluster's store, or bring them up to date. Blocks.
 
-    Everything happens in one transaction. The role that does it owns the tables; those that use
-    the store need less.
+    Everything happens in one transaction. The role that does it owns the tables; the roles that
+    use the store need fewer privileges.
 
-    :param records: as for :class:`ClusterEngine`
+    :param records_url: as for :class:`ClusterLocation`
     :returns: the version that the tables have now
-    :raises StoreSchemaError: when they are newer than this library
-    :raises StoreUnavailableError: when the server is not to be had, or refuses
+    :raises ValueError: when the address is malformed
+    :raises StoreSchemaError: when the tables are newer than this library
+    :raises StoreUnavailableError: when the server is unavailable, or refuses
     """
-    where = Records.at(records)
+    address = DatabaseAddress.of(records_url)
     try:
-        with psycopg.connect(where.conninfo) as connection:
-            # Two that migrate at once would both create.
+        with psycopg.connect(address.conninfo) as connection:
+            # Two migrations at the same time would both create the tables.
             connection.execute("SELECT pg_advisory_xact_lock(hashtext('aimagestore migrate'))")
-            present = _present_version(connection, where.name)
+            present = _present_version(connection, address.name)
             for step in _STEPS[present:]:
                 connection.execute(step)
             connection.execute("UPDATE image_store SET schema_version = %s", [SCHEMA_VERSION])
     except psycopg.Error as error:
         reason = str(error).strip().partition("\n")[0]
-        raise StoreUnavailableError(f"{where.name}: {reason}") from error
+        raise StoreUnavailableError(f"{address.name}: {reason}") from error
     return SCHEMA_VERSION
 
 
@@ -119,13 +120,13 @@ def _present_version(connection: Connection, name: str) -> int:
     return present
 
 
-def check_schema(connection: Connection, name: str) -> None:
-    """Check that the tables are those that this library works with.
+def check_schema(session: Session, name: str) -> None:
+    """Check the version of the tables.
 
-    :raises StoreSchemaError: when they are not
+    :raises StoreSchemaError: when there are none, or this library works with another version
     """
     try:
-        row = connection.execute("SELECT schema_version FROM image_store").fetchone()
+        row = session.execute("SELECT schema_version FROM image_store").fetchone()
     except UndefinedTable:
         raise StoreSchemaError(
             f"{name} has no tables of a store: run aimagestore cluster migrate", path=name

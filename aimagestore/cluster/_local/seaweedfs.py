@@ -1,4 +1,4 @@
-"""A SeaweedFS of one's own: an object store that speaks S3."""
+"""A SeaweedFS server on this machine: an object store with the S3 protocol."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .server import HOST, Server, ServersMissingError, free_ports
 BUCKET = "images"
 REGION = "us-east-1"
 
-_PATIENCE = 60
+_TIMEOUT = 60
 _FIRST = b"x" * 10_000
 
 
 def find_program() -> str:
-    """SeaweedFS's one program, ``weed``.
+    """Return the path of SeaweedFS's program, ``weed``.
 
     :raises ServersMissingError: when there is none
     """
@@ -39,11 +39,11 @@ def find_program() -> str:
 
 
 class SeaweedFS(Server):
-    """A SeaweedFS on the loopback interface, with one bucket and keys made up for it.
+    """A SeaweedFS on the loopback interface, with one bucket and random keys.
 
-    :ivar port: where it speaks S3
-    :ivar access_key: what one names oneself with
-    :ivar secret_key: what one shows it with
+    :ivar port: the port of the S3 protocol
+    :ivar access_key: the access key ID
+    :ivar secret_key: the secret access key
     """
 
     def __init__(self, root: Path) -> None:
@@ -55,12 +55,12 @@ class SeaweedFS(Server):
 
     @property
     def endpoint(self) -> str:
-        """Where it is found."""
+        """The URL of the S3 protocol."""
         return f"http://{HOST}:{self.port}"
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What clients find it by, and the keys to it."""
+        """The endpoint and the keys, as environment variables for clients."""
         return {
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -69,7 +69,7 @@ class SeaweedFS(Server):
         }
 
     def create(self) -> None:
-        """Make a new server's directory, start it, and make its bucket, safe from a power cut."""
+        """Create the directory of a new server, start it, and create its bucket, with fsync."""
         (self.root / "data").mkdir(0o700, parents=True)
         keys = {"accessKey": self.access_key, "secretKey": self.secret_key}
         identity = {"name": "aimagestore", "credentials": [keys], "actions": ["Admin"]}
@@ -79,25 +79,25 @@ class SeaweedFS(Server):
         self._begin()
         self._command(f"s3.bucket.create -name {BUCKET}")
         self._command(f"fs.configure -locationPrefix=/buckets/{BUCKET}/ -fsync -apply")
-        self._wait_until_it_stores()
+        self._wait_until_writable()
 
     def start(self) -> None:
-        """Begin to serve, after a crash too; returns when it does."""
+        """Start it, also after a crash, and return when it serves."""
         self._begin()
-        self._wait_until_it_stores()
+        self._wait_until_writable()
 
     def stop(self) -> None:
-        """End it in order, which takes it a while."""
+        """Stop it in order, which takes a while."""
         self._end(signal.SIGTERM)
         self._remove_sockets()
 
     def kill(self) -> None:
-        """End it at once. Idempotent."""
+        """Kill it at once. Idempotent."""
         self._end(signal.SIGKILL)
         self._remove_sockets()
 
     def is_ready(self) -> bool:
-        """Whether it answers, if only that it wants to know who asks."""
+        """Return whether it answers, if only that it requires credentials."""
         try:
             urllib.request.urlopen(self.endpoint, timeout=5).close()
         except urllib.error.HTTPError as answer:
@@ -108,7 +108,7 @@ class SeaweedFS(Server):
         return True
 
     def bucket(self, prefix: str = "") -> S3Store:
-        """The bucket, as a client of it sees it."""
+        """Return a client of the bucket."""
         return S3Store(
             BUCKET,
             prefix=prefix or None,
@@ -127,7 +127,7 @@ class SeaweedFS(Server):
         for name, internal, port in ports:
             command += [f"-{name}.port={port}", f"-{name}.port.grpc={internal}"]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
-        # The one master has nobody to wait for.
+        # With one master, an election need not wait.
         command += ["-master.electionTimeout=100ms"]
         command += [f"-s3.config={self.root / 'identities.json'}"]
         self._launch(command, environment=os.environ | {"TMPDIR": str(self.root)})
@@ -142,9 +142,9 @@ class SeaweedFS(Server):
             cwd=self.root,
         )
 
-    def _wait_until_it_stores(self) -> None:
-        # It serves before it knows where to store what it is given.
-        until = time.monotonic() + _PATIENCE
+    def _wait_until_writable(self) -> None:
+        # It answers before it can store anything.
+        until = time.monotonic() + _TIMEOUT
         while True:
             try:
                 self.bucket().put("first", _FIRST)
@@ -156,7 +156,7 @@ class SeaweedFS(Server):
                 return
 
     def _remove_sockets(self) -> None:
-        # It makes them there, whatever TMPDIR is, and leaves them when it is killed.
+        # It creates them there, whatever TMPDIR is, and leaves them when it is killed.
         for port in self._ports:
             for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108
                 path.unlink(missing_ok=True)

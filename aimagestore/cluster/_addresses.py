@@ -1,4 +1,4 @@
-"""Where a cluster keeps its images, and what may be said of that: never a credential."""
+"""Addresses of databases and buckets, and their names in messages, which have no credentials."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import psycopg
 from obstore.store import S3Store
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from .patience import PATIENCE
-
-# A server that is gone without a word is noticed after this, not after two hours; and by the server
-# a client, for it may hold the lock that all others wait for.
+# Either side notices a lost peer after this, not after two hours: a lost client may hold the lock.
+# The check interval has the server end a query, or a wait for the lock, whose client has left.
 _SERVER_OPTIONS = (
     "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
-    " -c tcp_user_timeout=20000"
+    " -c tcp_user_timeout=20000 -c client_connection_check_interval=2000"
 )
 _DEFAULTS = {
     "connect_timeout": 5,
@@ -30,30 +28,34 @@ _DEFAULTS = {
     "fallback_application_name": "aimagestore",
 }
 
+RETRIES = 0.6
+"""The part of a deadline in which a request to the object store is sent again; the last attempt
+ends in the rest."""
+
 
 @dataclass(frozen=True, slots=True)
-class Records:
-    """Where the records are.
+class DatabaseAddress:
+    """The address of the database that has the records.
 
-    :ivar conninfo: what libpq connects to; it may have a password in it
-    :ivar name: what to call it in messages
+    :ivar conninfo: the connection string for libpq, which may contain a password
+    :ivar name: its name in messages
     """
 
     conninfo: str
     name: str
 
     @classmethod
-    def at(cls, records: str) -> Records:
-        """Read a libpq URL or connection string.
+    def of(cls, records_url: str) -> DatabaseAddress:
+        """Parse a libpq URL or connection string.
 
-        :raises ValueError: when it is none
+        :raises ValueError: when it is malformed
         """
         try:
-            given = conninfo_to_dict(records)
+            given = conninfo_to_dict(records_url)
         except psycopg.ProgrammingError:
-            # What libpq says of it quotes it, and with it a password.
+            # libpq's message quotes the address, and with it a password.
             raise ValueError(
-                "records must be a URL or connection string of PostgreSQL, such as "
+                "records_url must be a URL or connection string of PostgreSQL, such as "
                 "postgresql://host/database"
             ) from None
         host = given.get("host") or given.get("hostaddr") or given.get("service") or ""
@@ -64,16 +66,16 @@ class Records:
         return cls(make_conninfo("", **parameters), name)
 
     def __repr__(self) -> str:
-        return f"Records({self.name!r})"
+        return f"DatabaseAddress({self.name!r})"
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
-    """Where big data is.
+class BucketAddress:
+    """The address of the objects that have the big data.
 
-    :ivar name: what to call it in messages: its URL
-    :ivar bucket: the bucket's name
-    :ivar prefix: what the names of all objects begin with
+    :ivar name: its name in messages: the URL
+    :ivar bucket: the name of the bucket
+    :ivar prefix: the prefix of all objects' names
     """
 
     name: str
@@ -81,45 +83,49 @@ class Bucket:
     prefix: str
 
     @classmethod
-    def at(cls, blobs: str) -> Bucket:
-        """Read a URL such as ``s3://bucket/prefix``.
+    def of(cls, blobs_url: str) -> BucketAddress:
+        """Parse a URL such as ``s3://bucket/prefix``.
 
-        :raises ValueError: when it is another
+        :raises ValueError: when it is malformed
         """
-        url = urlsplit(blobs)
+        url = urlsplit(blobs_url)
         if url.scheme != "s3" or not url.netloc or "@" in url.netloc or url.query or url.fragment:
             raise ValueError(
-                "blobs must be a URL such as s3://bucket/prefix; credentials and the endpoint "
+                "blobs_url must be a URL such as s3://bucket/prefix; credentials and the endpoint "
                 "come from the environment: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL…"
             )
         prefix = url.path.strip("/")
         return cls(f"s3://{url.netloc}/{prefix}".rstrip("/"), url.netloc, prefix)
 
-    def open(self) -> S3Store:
-        """A client of it. Nothing is asked of the server yet.
+    def open(self, deadline: float, *, retries: bool = True) -> S3Store:
+        """Return a client. It sends no request yet.
 
-        :raises ValueError: when credentials would go over the network in the clear
+        :param deadline: seconds within which a request ends, retries included. A response may
+            take longer as a whole, but not without sending anything
+        :param retries: whether requests that fail are sent again
+        :raises ValueError: when credentials would be sent over the network in the clear
         """
+        attempt = timedelta(seconds=(1 - RETRIES) * deadline)
         return S3Store(
             self.bucket,
             prefix=self.prefix or None,
             client_options={
                 "allow_http": _allows_http(),
-                "connect_timeout": timedelta(seconds=5),
-                # Of silence. The whole of an item may take longer than any limit.
-                "read_timeout": timedelta(seconds=30),
+                "connect_timeout": min(attempt, timedelta(seconds=5)),
+                # Without a byte. An item as a whole may take longer than any limit.
+                "read_timeout": attempt,
                 "timeout": timedelta(days=1),
             },
             retry_config={
-                "retry_timeout": timedelta(seconds=PATIENCE),
-                "max_retries": 100,
+                "retry_timeout": timedelta(seconds=RETRIES * deadline),
+                "max_retries": 100 if retries else 0,
                 "backoff": {"max_backoff": timedelta(seconds=1)},
             },
         )
 
 
 def _allows_http() -> bool:
-    """Whether the endpoint may be spoken to without TLS: on this machine, or where it is said."""
+    """Return whether the endpoint is used without TLS: on this machine, or where that is allowed."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
     endpoint = urlsplit(next((url for name in names if (url := os.environ.get(name))), ""))
     if endpoint.scheme != "http":
@@ -127,8 +133,8 @@ def _allows_http() -> bool:
     if _is_loopback(endpoint.hostname or "") or _is_true(os.environ.get("AWS_ALLOW_HTTP", "")):
         return True
     raise ValueError(
-        "the object store's endpoint is plain http: use https, or set AWS_ALLOW_HTTP=true where "
-        "the network between is trusted"
+        "the endpoint of the object store is plain http: use https, or set AWS_ALLOW_HTTP=true "
+        "where the network is trusted"
     )
 
 

