@@ -138,10 +138,6 @@ class BigDataUnknownError(ImageStoreError, KeyError):
     """The image's record does not list this item."""
 
 
-class BigDataMissingError(ImageStoreError, FileNotFoundError):
-    """The image's record lists this item, but its content is missing."""
-
-
 class SizeUnknownError(ImageStoreError, KeyError):
     """The size is not recorded, and the item's file is missing (upstream: ``ErrSizeUnknown``)."""
 
@@ -160,10 +156,6 @@ class SizeMismatchError(ImageStoreError, ValueError):
 
 class InvalidLayoutError(ImageStoreError, ValueError):
     """Not an OCI image layout, or one that says what cannot be; see :mod:`aimagestore.oci`."""
-
-
-class WatchExpiredError(ImageStoreError):
-    """More has changed than a watch keeps: begin another watch, and read the store anew."""
 
 
 class LockTimeoutError(ImageStoreError, TimeoutError):

@@ -35,8 +35,8 @@ _POLL: Final = 0.01
 RECORD_LOCKS = sys.platform == "linux"
 """Whether the kernel has locks that conflict with podman's and belong to a descriptor."""
 
-_TOKEN: Final = "<QQI44s"
-_TOKEN_BYTES: Final = struct.calcsize(_TOKEN)
+_MARK: Final = "<QQI44s"
+_MARK_BYTES: Final = struct.calcsize(_MARK)
 _writes = count(1)
 
 
@@ -279,7 +279,7 @@ def _forget(key: _Key, root: Directory) -> None:
 
 def write_token(root: Directory) -> None:
     """Write a new last-write token, by which other programs see that they must load the index."""
-    token = struct.pack(_TOKEN, time.time_ns(), next(_writes), os.getpid(), os.urandom(44))
+    token = struct.pack(_MARK, time.time_ns(), next(_writes), os.getpid(), os.urandom(44))
     fd = open_lock_file(root)
     try:
         root.write(LOCK_FILE, fd, [memoryview(token)])
@@ -294,12 +294,12 @@ def last_writer(root: Directory) -> int | None:
     except (OSError, StoreCorruptError):
         return None
     try:
-        token = os.read(fd, _TOKEN_BYTES)
+        token = os.read(fd, _MARK_BYTES)
     finally:
         os.close(fd)
-    if len(token) < _TOKEN_BYTES:
+    if len(token) < _MARK_BYTES:
         return None
-    return int(struct.unpack(_TOKEN, token)[2])
+    return int(struct.unpack(_MARK, token)[2])
 
 
 # Who holds the lock

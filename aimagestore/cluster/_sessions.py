@@ -136,7 +136,9 @@ class Session:
                 self.until = None
 
     def execute(
-        self, statement: LiteralString | bytes, values: Sequence[Any] | Mapping[str, Any] | None = None
+        self,
+        statement: LiteralString | bytes,
+        values: Sequence[Any] | Mapping[str, Any] | None = None,
     ) -> Cursor:
         """Execute a statement.
 

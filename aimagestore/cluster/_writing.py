@@ -133,9 +133,7 @@ def changes_of(draft: Draft) -> Sequence[Change]:
     return (*deleted, *others)
 
 
-def write(
-    session: Session, draft: Draft, changed: Sequence[Change], commit: Commit
-) -> int:
+def write(session: Session, draft: Draft, changed: Sequence[Change], commit: Commit) -> int:
     """Write a draft, commit it, and return the number of the commit.
 
     All statements are sent before the first answer comes. So an error does not tell whether the
