@@ -43,7 +43,9 @@ async def migrate(
     if records is None and is_cluster(root):
         records = root.split()[0]
     if records is None or not is_cluster(records):
-        raise CommandError("give the address of the database: postgresql://HOST/DATABASE", ExitCode.USAGE)
+        raise CommandError(
+            "give the address of the database: postgresql://HOST/DATABASE", ExitCode.USAGE
+        )
     version = await to_thread.run_sync(cluster_module().migrate, records)
     if json:
         await write_json({"version": version})

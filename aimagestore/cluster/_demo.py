@@ -106,7 +106,10 @@ def _keep(local: LocalCluster, records_url: str, blobs_url: str) -> None:
     lines = [f"export {name}={shlex.quote(value)}" for name, value in local.environment.items()]
     script.write_text("\n".join(lines) + "\n")
     print(f"\nIn another terminal:\n\n    . {script}\n    python\n")
-    print(f"    ClusterLocation({records_url!r}, {blobs_url!r})\n\nCtrl-C stops the servers.", flush=True)
+    print(
+        f"    ClusterLocation({records_url!r}, {blobs_url!r})\n\nCtrl-C stops the servers.",
+        flush=True,
+    )
     ends = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     signal.sigwait(ends)

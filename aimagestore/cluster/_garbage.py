@@ -144,9 +144,7 @@ class Garbage:
         """Add the tombstones of orphan objects, unless a commit refers to them by now."""
         session: Session = grant.held.session
         try:
-            rows = session.execute(
-                _ADD_TOMBSTONES, [list(piece), list(piece.values())]
-            ).fetchall()
+            rows = session.execute(_ADD_TOMBSTONES, [list(piece), list(piece.values())]).fetchall()
             session.execute("COMMIT")
         except psycopg.Error as error:
             raise self._sessions.unavailable(error) from error

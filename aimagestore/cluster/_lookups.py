@@ -207,7 +207,11 @@ class Lookups:
 
     def item(self, ref: str, key: str) -> tuple[Record, UUID | None] | None:
         """Return the record with an ID or name, and the object of one of its items."""
-        values = {"id": _text(ref), "name": hash_of(ref), "key": key.encode("utf-8", "surrogatepass")}
+        values = {
+            "id": _text(ref),
+            "name": hash_of(ref),
+            "key": key.encode("utf-8", "surrogatepass"),
+        }
         row = self._execute(_ITEM, values).fetchone()
         return None if row is None else (record_of(*row[:2]), row[2])
 
