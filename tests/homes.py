@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from aimagestore._async.engines import engine_of
 
 from aimagestore import Finding
-from aimagestore._async.engines import engine_of
 
 if TYPE_CHECKING:
     from aimagestore.cluster import ClusterLocation

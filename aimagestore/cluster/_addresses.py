@@ -28,10 +28,6 @@ _DEFAULTS = {
     "fallback_application_name": "aimagestore",
 }
 
-RETRIES = 0.6
-"""The part of a deadline in which a request to the object store is sent again; the last attempt
-ends in the rest."""
-
 
 @dataclass(frozen=True, slots=True)
 class DatabaseAddress:
@@ -97,27 +93,26 @@ class BucketAddress:
         prefix = url.path.strip("/")
         return cls(f"s3://{url.netloc}/{prefix}".rstrip("/"), url.netloc, prefix)
 
-    def open(self, deadline: float, *, retries: bool = True) -> S3Store:
+    def open(self, *, attempt: float, retries: float) -> S3Store:
         """Return a client. It sends no request yet.
 
-        :param deadline: seconds within which a request ends, retries included. A response may
-            take longer as a whole, but not without sending anything
-        :param retries: whether requests that fail are sent again
+        :param attempt: seconds within which the response to a request begins, and between two
+            parts of it
+        :param retries: seconds from the first attempt in which another one may begin
         :raises ValueError: when credentials would be sent over the network in the clear
         """
-        attempt = timedelta(seconds=(1 - RETRIES) * deadline)
         return S3Store(
             self.bucket,
             prefix=self.prefix or None,
             client_options={
                 "allow_http": _allows_http(),
-                "connect_timeout": min(attempt, timedelta(seconds=5)),
+                "connect_timeout": timedelta(seconds=min(attempt, 5.0)),
                 # Without a byte. An item as a whole may take longer than any limit.
-                "read_timeout": attempt,
+                "read_timeout": timedelta(seconds=attempt),
                 "timeout": timedelta(days=1),
             },
             retry_config={
-                "retry_timeout": timedelta(seconds=RETRIES * deadline),
+                "retry_timeout": timedelta(seconds=retries),
                 "max_retries": 100 if retries else 0,
                 "backoff": {"max_backoff": timedelta(seconds=1)},
             },
@@ -125,7 +120,7 @@ class BucketAddress:
 
 
 def _allows_http() -> bool:
-    """Return whether the endpoint is used without TLS: on this machine, or where that is allowed."""
+    """Return whether the endpoint is used without TLS: on this machine, or where allowed."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
     endpoint = urlsplit(next((url for name in names if (url := os.environ.get(name))), ""))
     if endpoint.scheme != "http":

@@ -11,9 +11,8 @@ from uuid import UUID
 from obstore.exceptions import BaseError
 
 from .._engine.items import CHUNK
-from ._addresses import RETRIES
 from ._backoff import Backoff
-from ._blobs import Blobs
+from ._blobs import RETRIES, Blobs
 
 if TYPE_CHECKING:
     from obstore import BytesStream

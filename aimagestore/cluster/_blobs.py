@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 PART = 8 * 1024 * 1024
 _PARTS_AT_ONCE = 2
 
+RETRIES = 0.6
+"""The part of a deadline in which a request is sent again; the last attempt ends in the rest."""
+
 # Both kinds come from writers.
 FAILURES = (BaseError, OSError)
 
@@ -47,9 +50,12 @@ class Blobs:
     def __init__(self, address: BucketAddress, deadline: float) -> None:
         self.name: str = address.name
         self.deadline = deadline
-        self._store: S3Store = address.open(deadline)
+        attempt = (1 - RETRIES) * deadline
+        self._store: S3Store = address.open(attempt=attempt, retries=RETRIES * deadline)
         # Readers retry by themselves, from the position where they are.
-        self._without_retries: S3Store = address.open(deadline, retries=False)
+        self._reads: S3Store = address.open(attempt=attempt, retries=0)
+        # Whoever uploads has a deadline of its own, because parts are sent in the background.
+        self._uploads: S3Store = address.open(attempt=deadline, retries=deadline)
 
     def path_of(self, blob: UUID) -> str:
         """Return an object's name in messages: its URL."""
@@ -58,7 +64,7 @@ class Blobs:
     def writer(self, blob: UUID) -> WritableFile:
         """Begin to write an object, which exists when the writer is closed."""
         return obstore.open_writer(
-            self._store, blob.hex, buffer_size=PART, max_concurrency=_PARTS_AT_ONCE
+            self._uploads, blob.hex, buffer_size=PART, max_concurrency=_PARTS_AT_ONCE
         )
 
     def get(self, blob: UUID, offset: int) -> GetResult:
@@ -68,7 +74,7 @@ class Blobs:
         """
         # An empty object has no range, not even an empty one.
         options: GetOptions = {"range": {"offset": offset}} if offset else {}
-        return obstore.get(self._without_retries, blob.hex, options=options)
+        return obstore.get(self._reads, blob.hex, options=options)
 
     def delete(self, blobs: Sequence[UUID]) -> None:
         """Remove objects; missing ones are ignored.

@@ -21,6 +21,7 @@ from ._sessions import Session, Sessions
 from ._writer import ClusterWriter
 
 _HELPERS = 4
+_UPLOADERS = 12
 _REMOVERS = 2
 
 
@@ -43,6 +44,7 @@ class ClusterEngine:
         self._name = f"{database.name} with {bucket.name}"
         self._sessions = Sessions(database, deadline)
         self._helpers = WorkerPool(_HELPERS, "aimagestore helper")
+        self._uploaders = WorkerPool(_UPLOADERS, "aimagestore upload")
         self._removers = WorkerPool(_REMOVERS, "aimagestore remover")
         self._primitive: AdvisoryLock | None = None
         try:
@@ -58,7 +60,12 @@ class ClusterEngine:
         feeds = Feeds(self._sessions, f"aimagestore_{number}")
         self._reader = ClusterReader(self._sessions, cache, feeds, version)
         self._items = ClusterItems(
-            self._sessions, self._reader, blobs, self._helpers, self._removers
+            self._sessions,
+            self._reader,
+            blobs,
+            helpers=self._helpers,
+            uploaders=self._uploaders,
+            removers=self._removers,
         )
         garbage = Garbage(self._sessions, blobs, grace_period)
         self._line: LockLine[HeldLock] = LockLine(lock, "aimagestore lock")
@@ -66,11 +73,11 @@ class ClusterEngine:
             self._sessions,
             lock,
             self._reader,
-            cache,
-            feeds,
             self._items,
             garbage,
-            grace_period,
+            cache=cache,
+            feeds=feeds,
+            grace_period=grace_period,
         )
 
     @property
@@ -107,6 +114,7 @@ class ClusterEngine:
         """Release everything. Waits for no server."""
         self._sessions.close()
         self._helpers.shutdown()
+        self._uploaders.shutdown()
         self._removers.shutdown()
         if self._primitive is not None:
             self._primitive.close()

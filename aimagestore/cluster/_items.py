@@ -9,6 +9,7 @@ from uuid import UUID
 
 from .._core.image import Image
 from .._core.record import Record
+from .._core.view import View
 from .._engine.items import require_item
 from ..errors import BigDataMissingError, ImageUnknownError
 from ._blob_reader import BlobReader
@@ -25,6 +26,7 @@ class ClusterItems:
     """Keeps the content of items; see :class:`aimagestore._engine.protocol.Items`.
 
     :param helpers: threads for work beside a stream
+    :param uploaders: threads that wait for the object store while data is written
     :param removers: threads that remove what is discarded
     """
 
@@ -33,13 +35,16 @@ class ClusterItems:
         sessions: Sessions,
         reader: ClusterReader,
         blobs: Blobs,
+        *,
         helpers: Executor,
+        uploaders: Executor,
         removers: Executor,
     ) -> None:
         self._sessions = sessions
         self._reader = reader
         self._blobs = blobs
         self._helpers = helpers
+        self._uploaders = uploaders
         self._removers = removers
 
     @property
@@ -48,7 +53,7 @@ class ClusterItems:
         return self._helpers
 
     def stage(self) -> StagedBlob:
-        return StagedBlob(self._blobs, self._helpers, self._removers)
+        return StagedBlob(self._blobs, self._helpers, self._uploaders, self._removers)
 
     def open(self, ref: str, key: str) -> tuple[Image, io.RawIOBase]:
         missing: FileNotFoundError | None = None
@@ -77,8 +82,12 @@ class ClusterItems:
             if found is not None:
                 return found
             # Not an ID and not a name: a prefix, or with a digest.
-            ref = self._reader.read(lambda view: view.find(ref)).id
+            ref = self._reader.read(partial(_id_of, ref))
         raise ImageUnknownError(f"image {ref} was deleted meanwhile", ref=ref, id=ref)
+
+
+def _id_of(ref: str, view: View) -> str:
+    return view.find(ref).id
 
 
 def _item(ref: str, key: str, session: Session) -> tuple[Record, UUID | None] | None:

@@ -37,8 +37,8 @@ class ClusterLocation:
         :meth:`aimagestore.ImageStore.collect_garbage`. Use the same value for all stores of a
         location
     :param deadline: seconds within which a server must answer a request. A commit gets a second
-        more for every thousand images that it changes. An upload sends parts of 8 MiB, each in
-        two fifths of this time: use more on slow links
+        more for every thousand images that it changes. An upload must store a part of 8 MiB in this
+        time: use more on slow links
     :raises ValueError: when an address is malformed, ``cache_size`` is negative, or
         ``grace_period`` or ``deadline`` is not positive
     """

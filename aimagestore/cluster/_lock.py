@@ -18,7 +18,7 @@ from psycopg.errors import LockNotAvailable, error_from_result
 
 from .._engine.lock import Holder
 from ..errors import StoreUnavailableError
-from ._sessions import Cursor, OverdueError, Session, Sessions
+from ._sessions import Cursor, OverdueError, Session, Sessions, is_lost
 
 # The upper half of the key, "aimg"; the lower half is the number of the store's table, which no
 # other store in the database has.
@@ -133,9 +133,11 @@ class AdvisoryLock:
                 begun = time.monotonic()
                 try:
                     return self._sessions.retried(self._wait)
-                except StoreUnavailableError:
+                except StoreUnavailableError as error:
                     # After a long wait, a lost session is retried as in a call that begins now.
-                    if time.monotonic() - begun < 2 * self._sessions.deadline:
+                    is_long = time.monotonic() - begun > self._sessions.deadline
+                    cause = error.__cause__
+                    if not (is_long and isinstance(cause, psycopg.Error) and is_lost(cause)):
                         raise
         finally:
             with self._mutex:
@@ -198,14 +200,14 @@ class AdvisoryLock:
                     if result is None:
                         return _version_in(results)
                     results.append(result)
-            elif self._is_waiting(pgconn.backend_pid):
+            elif self._still_waits(pgconn.backend_pid):
                 doubts = 0
             else:
                 doubts += 1
                 if doubts == 3:
                     raise OverdueError("the session that waited for the lock does not answer")
 
-    def _is_waiting(self, backend: int) -> bool:
+    def _still_waits(self, backend: int) -> bool:
         """Ask the server in another session whether that one still waits."""
         until = time.monotonic() + self._sessions.deadline / 2
         rows = self._sessions.call(lambda s: s.execute(_IS_WAITING, [backend]).fetchall(), until)

@@ -188,8 +188,9 @@ class Session:
             return
         self._is_shut_down = True
         with suppress(OSError, psycopg.Error):
-            # A duplicate: closing this object leaves the descriptor to libpq.
-            with socket.fromfd(self.connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as end:
+            # A duplicate of the descriptor, which stays libpq's. The family does not matter.
+            end = socket.fromfd(self.connection.fileno(), socket.AF_INET, socket.SOCK_STREAM)
+            with end:
                 end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -278,7 +279,7 @@ class Sessions:
         return Session(connection, self._watchdog, self.deadline)
 
     def acquire(self, until: float) -> Session:
-        """Return a session, which :meth:`release` takes back.
+        """Return a session; :meth:`release` must follow.
 
         Its first statement must end by ``until`` too.
 

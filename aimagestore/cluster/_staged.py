@@ -7,8 +7,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from contextlib import suppress
+from functools import partial
 from uuid import UUID, uuid4
 
 from .._core.content import Buffer
@@ -52,13 +53,17 @@ class StagedBlob:
 
     When its process dies, ``collect_garbage`` removes it.
 
+    :param uploaders: threads that wait for the object store
     :param removers: threads that remove what is discarded
     :ivar id: the object
     """
 
-    def __init__(self, blobs: Blobs, helpers: Executor, removers: Executor) -> None:
+    def __init__(
+        self, blobs: Blobs, helpers: Executor, uploaders: Executor, removers: Executor
+    ) -> None:
         self.id: UUID = uuid4()
         self._blobs = blobs
+        self._uploaders = uploaders
         self._removers = removers
         # Held while the writer is used: a cancelled write may still be in its thread.
         self._mutex = threading.Lock()
@@ -68,16 +73,33 @@ class StagedBlob:
         self._is_broken = False
         self._is_open = True
         self._is_in_doubt = False
+        # A call of the writer that did not end in time.
+        self._overdue: Future[object] | None = None
 
     def _append(self, piece: bytes) -> None:
         with self._mutex:
-            try:
-                if self._finished is not None:
-                    self._begin_again()
-                self._writer.write(piece)
-            except FAILURES as error:
-                self._is_broken = True
-                raise self._blobs.unavailable(error) from None
+            if self._is_broken:
+                raise _broken()
+            if self._finished is not None:
+                self._begin_again()
+            self._upload(lambda: self._writer.write(piece))
+
+    def _upload(self, call: Callable[[], object]) -> None:
+        """Call the writer, with a deadline. It blocks while earlier parts are being sent.
+
+        :raises StoreUnavailableError: when the object store is unavailable
+        """
+        future = self._uploaders.submit(call)
+        try:
+            future.result(self._blobs.deadline)
+        except TimeoutError:
+            self._is_broken, self._overdue = True, future
+            raise StoreUnavailableError(
+                f"{self._blobs.name}: an upload made no progress for {self._blobs.deadline:g} s"
+            ) from None
+        except FAILURES as error:
+            self._is_broken = True
+            raise self._blobs.unavailable(error) from None
 
     def _begin_again(self) -> None:
         """Continue in another object that begins with the finished one: objects never change."""
@@ -85,7 +107,7 @@ class StagedBlob:
         writer = self._blobs.writer(longer)
         with BlobReader(self._blobs, self.id) as reader:
             while piece := reader.read(CHUNK):
-                writer.write(piece)
+                self._upload(partial(writer.write, piece))
         self._blobs.delete([self.id])
         self.id, self._writer, self._finished = longer, writer, None
 
@@ -120,14 +142,10 @@ class StagedBlob:
         self._sink.flush()
         with self._mutex:
             if self._is_broken:
-                raise ValueError("a write to this staged data has failed: stage it again")
+                raise _broken()
             if self._finished is not None:
                 return
-            try:
-                self._writer.close()
-            except FAILURES as error:
-                self._is_broken = True
-                raise self._blobs.unavailable(error) from None
+            self._upload(self._writer.close)
             self._finished = time.monotonic()
 
     def read(self) -> bytes:
@@ -164,6 +182,9 @@ class StagedBlob:
     def _remove(self) -> None:
         try:
             with self._mutex:
+                if self._overdue is not None:
+                    with suppress(*FAILURES):
+                        self._overdue.result()
                 if self._finished is None:
                     # This client cannot abort an upload in parts: complete it, then remove it.
                     with suppress(*FAILURES):
@@ -171,3 +192,7 @@ class StagedBlob:
                 self._blobs.delete([self.id])
         except StoreUnavailableError as error:
             logger.warning("left to collect_garbage: %s", error)
+
+
+def _broken() -> ValueError:
+    return ValueError("a write to this staged data has failed: stage it again")

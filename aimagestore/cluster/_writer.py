@@ -55,10 +55,11 @@ class ClusterWriter:
         sessions: Sessions,
         lock: AdvisoryLock,
         reader: ClusterReader,
-        cache: Cache,
-        feeds: Feeds,
         items: ClusterItems,
         garbage: Garbage,
+        *,
+        cache: Cache,
+        feeds: Feeds,
         grace_period: timedelta,
     ) -> None:
         self._sessions = sessions

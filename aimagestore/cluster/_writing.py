@@ -176,8 +176,9 @@ def _prune(connection: Connection, keep: float) -> None:
 
 
 def _write_items(connection: Connection, draft: Draft, deltas: Iterable[RecordDelta]) -> None:
-    if gone := [d.id for d in deltas if d.old is not None and (d.new is None or d.is_recreated)]:
-        connection.execute(_REMOVE_ITEMS_OF, [gone])
+    removed = [d.id for d in deltas if d.old is not None and (d.new is None or d.is_recreated)]
+    if removed:
+        connection.execute(_REMOVE_ITEMS_OF, [removed])
     if draft.files:
         ids = [image_id for image_id, _ in draft.files]
         keys = [key.encode() for _, key in draft.files]
@@ -215,17 +216,17 @@ def _write_indexes(connection: Connection, deltas: Iterable[RecordDelta]) -> Non
 
 
 def _write_images(connection: Connection, deltas: Iterable[RecordDelta]) -> None:
-    gone: list[str] = []
+    removed: list[str] = []
     updated: list[tuple[str, str]] = []
     added: list[tuple[str, str]] = []
     for image_id, old, new, is_recreated in deltas:
         if old is not None and (new is None or is_recreated):
-            gone.append(image_id)
+            removed.append(image_id)
         if new is not None:
             stays = old is not None and not is_recreated
             (updated if stays else added).append((image_id, bytes(new.raw).decode()))
-    if gone:
-        connection.execute(_REMOVE_IMAGES, [gone])
+    if removed:
+        connection.execute(_REMOVE_IMAGES, [removed])
     if updated:
         connection.execute(_UPDATE_IMAGES, _columns(updated))
     if added:

@@ -18,7 +18,6 @@ from aimagestore import (
     ImageStore,
     ImageUnknownError,
     LockTimeoutError,
-    StoreClosedError,
     StoreSchemaError,
     StoreUnavailableError,
     WatchExpiredError,
@@ -194,10 +193,10 @@ def test_plain_http_is_spoken_on_this_machine_only(
     monkeypatch.setenv("AWS_ALLOW_HTTP", allows)
     bucket = BucketAddress.of("s3://bucket/prefix/")
     if is_open:
-        assert bucket.open(10.0) is not None
+        assert bucket.open(attempt=5, retries=5) is not None
     else:
         with pytest.raises(ValueError, match="AWS_ALLOW_HTTP"):
-            bucket.open(10.0)
+            bucket.open(attempt=5, retries=5)
 
 
 async def test_a_location_opens_any_number_of_stores(place: Place) -> None:
@@ -415,9 +414,7 @@ async def test_a_check_finds_what_is_missing_altered_and_left_over(
             writer = blobs.writer(objects[key])
             writer.write(data)
             writer.close()
-        engine._sessions.call(
-            lambda c: c.execute("DELETE FROM image_items WHERE key = 'unlisted'")
-        )
+        engine._sessions.call(lambda c: c.execute("DELETE FROM image_items WHERE key = 'unlisted'"))
 
     await anyio.to_thread.run_sync(damage)
     report = await check(place.location(grace_period=NOW))
@@ -487,7 +484,8 @@ async def test_own_changes_among_others_are_told_one_by_one(
 
 async def test_who_holds_the_lock_is_told(place: Place, store: ImageStore) -> None:
     async with open_store(place) as other, other.transaction():
-        async with ImageStore(place.location(), lock_timeout=0.05) as impatient:
+        impatient = ImageStore(place.location(), lock_timeout=0.05)
+        async with impatient:
             with pytest.raises(
                 LockTimeoutError, match=r"'aimagestore' from 127\.0\.0\.1"
             ) as caught:
@@ -549,11 +547,9 @@ async def test_a_lock_that_was_lost_is_taken_again(
     assert [image.id for image in await store.images()] == ["one"]
 
 
-async def test_a_lock_that_was_lost_and_taken_by_another(
-    servers: Servers, place: Place
-) -> None:
-    hasty = open_store(place, deadline=1)
-    async with hasty as store, open_store(place) as other, anyio.create_task_group() as tasks:
+async def test_a_lock_that_was_lost_and_taken_by_another(servers: Servers, place: Place) -> None:
+    store = open_store(place, deadline=1)
+    async with store, open_store(place) as other, anyio.create_task_group() as tasks:
         has_taken, is_over = anyio.Event(), anyio.Event()
 
         async def take() -> None:
@@ -562,7 +558,9 @@ async def test_a_lock_that_was_lost_and_taken_by_another(
                 has_taken.set()
                 await is_over.wait()
 
-        with pytest.raises(StoreUnavailableError, match=r"holds the lock .*may have happened") as caught:
+        with pytest.raises(
+            StoreUnavailableError, match=r"holds the lock .*may have happened"
+        ) as caught:
             async with store.transaction() as tx:
                 await tx.create("mine", big_data={"key": b"data"})
                 await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
@@ -571,7 +569,8 @@ async def test_a_lock_that_was_lost_and_taken_by_another(
         # The commit was sent, and what became of it can only be told by who has the lock.
         assert caught.value.may_have_happened
         is_over.set()
-    assert [image.id for image in await store.images()] == ["theirs"]
+    async with open_store(place) as after:
+        assert [image.id for image in await after.images()] == ["theirs"]
 
 
 async def test_a_transaction_on_what_others_have_changed_since_is_not_committed(
@@ -740,3 +739,42 @@ async def test_lookups_by_id_after_a_prefetch_take_no_round_trip(store: ImageSto
         assert len(questions) == 1
 
     await anyio.to_thread.run_sync(engine.reader.read, look)
+
+
+async def test_an_image_with_many_names_is_fetched_once(store: ImageStore) -> None:
+    names = [f"name{number}" for number in range(2000)]
+    image = await store.create("one", names=names)
+    engine = engine_of(store)
+    rows: list[int] = []
+
+    def look(view: Any) -> None:
+        execute = view._lookups._execute
+
+        def count(statement: Any, values: Any) -> Any:
+            result = execute(statement, values)
+            rows.append(result.rowcount)
+            return result
+
+        locked = LockedView(count, view.version)
+        locked.prefetch(["one"], names)
+        assert locked.owner_of(names[-1]) == locked.find("one").id == image.id
+
+    await anyio.to_thread.run_sync(engine.reader.read, look)
+    assert rows == [1]
+    other = await store.create("two")
+    async with store.transaction() as tx:
+        await tx.add_names("two", names)
+    assert (await store.get(names[0])).id == other.id
+
+
+async def test_pages_show_no_image_twice(place: Place, store: ImageStore) -> None:
+    for image_id in "abcd":
+        await store.create(image_id)
+    seen = []
+    async for image in store.iter_images(page_size=1):
+        seen.append(image.id)
+        if image.id == "b":
+            await store.delete("a")
+            await store.create("a")
+            await store.delete("c")
+    assert seen == ["a", "b", "d"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from aimagestore import ImageStore
+from aimagestore import ImageStore, StoreUnavailableError
 
 from ..peers.peer import Running, running
 from .ledger import TASKS, Ledger, check_whole, fails, gone, in_thread
@@ -116,6 +116,90 @@ async def test_a_call_while_postgres_is_gone(servers: Servers, place: Place) -> 
             tasks.start_soon(fails, servers, ImageStore(place.location()).__aenter__)
         assert (await store.get("one")).id == "one"
         assert (await store.create("two")).id == "two"
+
+
+DEADLINE = 2.0
+
+
+async def test_calls_end_by_the_deadline_while_the_server_is_silent(
+    servers: Servers, place: Place, to_postgres: Proxy
+) -> None:
+    there = servers.by_way_of(place, to_postgres.port)
+    location = there.location(deadline=DEADLINE)
+    async with ImageStore(location) as store:
+        await store.create("one", big_data={"key": b"1"})
+        # Who waits in line for the lock waits for the attempt before, and then makes one.
+        with to_postgres.silent(), anyio.fail_after(3 * DEADLINE):
+            async with anyio.create_task_group() as tasks:
+                for call in (
+                    lambda: store.get("one"),
+                    lambda: store.create("two"),
+                    lambda: store.big_data("one", "key"),
+                    store.collect_garbage,
+                    store.watch().__aenter__,
+                    store.transaction().__aenter__,
+                    ImageStore(location).__aenter__,
+                ):
+                    tasks.start_soon(fails, servers, call)
+        with anyio.fail_after(DEADLINE):
+            assert [image.id for image in await store.images()] == ["one"]
+
+
+async def test_a_call_is_cancelled_at_once_while_the_server_is_silent(
+    servers: Servers, place: Place, to_postgres: Proxy
+) -> None:
+    there = servers.by_way_of(place, to_postgres.port)
+    async with ImageStore(there.location(deadline=DEADLINE)) as store:
+        await store.create("one")
+        with to_postgres.silent():
+            for call in (lambda: store.get("one"), lambda: store.create("two")):
+                with anyio.fail_after(0.9), anyio.move_on_after(0.2) as scope:
+                    await call()
+                assert scope.cancelled_caught
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(fails, servers, lambda: store.get("one"))
+        assert await store.exists("one")
+        assert not await store.exists("two")
+
+
+async def test_a_commit_without_an_answer_says_that_it_may_have_happened(
+    servers: Servers, place: Place, to_postgres: Proxy
+) -> None:
+    there = servers.by_way_of(place, to_postgres.port)
+    async with ImageStore(there.location(deadline=DEADLINE)) as store:
+        caught = pytest.raises(StoreUnavailableError, match="may have happened")
+        with ExitStack() as stack, anyio.fail_after(2 * DEADLINE), caught as info:
+            async with store.transaction() as tx:
+                await tx.create("one")
+                stack.enter_context(to_postgres.silent())
+        assert info.value.may_have_happened
+
+
+async def test_a_wait_for_the_lock_ends_when_the_server_falls_silent(
+    servers: Servers, place: Place, to_postgres: Proxy
+) -> None:
+    there = servers.by_way_of(place, to_postgres.port)
+    async with (
+        ImageStore(there.location(deadline=DEADLINE)) as store,
+        ImageStore(place.location()) as other,
+        other.transaction(),
+    ):
+        # Longer than the deadline, because the server answers that the wait goes on.
+        with anyio.move_on_after(1.5 * DEADLINE) as scope:
+            await store.create("one")
+        assert scope.cancelled_caught
+        with ExitStack() as stack, anyio.fail_after(2 * DEADLINE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(fails, servers, lambda: store.create("two"))
+                await until_waiting(servers, place)
+                stack.enter_context(to_postgres.silent())
+
+
+async def until_waiting(servers: Servers, place: Place) -> None:
+    """Return when a session waits for the store's lock."""
+    statement = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    while not servers.postgres.execute(statement, (), place.database):
+        await anyio.sleep(0.01)
 
 
 @pytest.fixture

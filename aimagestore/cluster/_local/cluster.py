@@ -35,7 +35,7 @@ class LocalCluster:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """The credentials and the endpoint of the object store, as environment variables for clients."""
+        """The credentials and the endpoint, as environment variables for clients."""
         return {"PGPASSWORD": self.postgres.password, **self.objects.environment}
 
     def blobs_url(self, prefix: str) -> str:
