@@ -24,7 +24,7 @@ from aimagestore import (
 from aimagestore._directory.placement import waiting_name
 from aimagestore._format.gojson import MAX_DEPTH
 
-from .strategies import compact
+from .support.strategies import compact
 
 pytestmark = [
     pytest.mark.damage,
@@ -125,7 +125,7 @@ async def test_bad_calls_in_a_transaction_leave_its_good_ones(
     store: ImageStore, path: Path
 ) -> None:
     async with store.transaction() as tx:
-        tx.create("one", names=["n"])
+        await tx.create("one", names=["n"])
         bad_calls: list[Callable[[], Image]] = [
             lambda: tx.create("../x"),
             lambda: tx.create("two", names=["n"]),
@@ -302,7 +302,7 @@ async def test_id_of_a_damaged_record_cannot_be_created(path: Path, bad: bytes) 
         assert caught.value.id == "one"
         async with store.transaction() as tx:
             with pytest.raises(StoreCorruptError):
-                tx.create("one")
+                await tx.create("one")
         await store.create("two")
     assert (path / "one" / "k").read_bytes() == b"precious"
     assert index_of(path).endswith(b"," + bad + b"]")
@@ -525,7 +525,7 @@ async def test_image_directory_that_is_none_is_no_place_for_a_new_image(
         await store.create("one", big_data={"k": b"new"})
     with pytest.raises(StoreCorruptError):
         async with store.transaction() as tx:
-            tx.create("one", big_data={"k": b"new"})
+            await tx.create("one", big_data={"k": b"new"})
     assert {image.id for image in await store.images()} == {"two"}
     assert tree(outside) == untouched
     after = tree(path)
@@ -703,7 +703,7 @@ async def test_stale_directory_is_cleared_before_its_id_is_used_again(
     untouched = tree(outside)
     await store.create("one", big_data={"k": b"new"})
     async with store.transaction() as tx:
-        tx.create("two", big_data={"k": b"new"})
+        await tx.create("two", big_data={"k": b"new"})
     assert tree(path / "one") == tree(path / "two") == {"k": b"new"}
     assert tree(outside) == untouched
 

@@ -14,13 +14,13 @@ from aimagestore import (
     DigestUnknownError,
     ImageStore,
     SizeUnknownError,
-    Staged,
+    StagedItem,
     StoreCorruptError,
 )
 from aimagestore._directory import staged as staged_files
 from aimagestore._directory.files import Directory
 
-from .contract.test_big_data import CONTENT, DIGEST, chunks
+from .support.sources import CONTENT, DIGEST, chunks
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ async def test_staged_data_is_durable_before_its_block_begins(
 
 
 async def test_staged_data_vanishes_unless_handed_over(store: ImageStore, path: Path) -> None:
-    kept: list[Staged] = []
+    kept: list[StagedItem] = []
     with pytest.raises(RuntimeError, match="mine"):
         async with store.stage(CONTENT) as staged:
             kept.append(staged)

@@ -26,8 +26,8 @@ from aimagestore import (
 from aimagestore._directory.contents import is_image_directory, unlisted_files
 from aimagestore._directory.files import Directory
 
-from .homes import open_files
-from .test_store import FIXTURE, FIXTURE_ID
+from .support.stores import open_files
+from .support.buildah import FIXTURE, FIXTURE_ID
 
 pytestmark = pytest.mark.damage
 

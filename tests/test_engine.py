@@ -396,12 +396,12 @@ async def test_elsewhere_filelocks_own_lock_serves(
     monkeypatch.setattr("aimagestore._directory.lock.RECORD_LOCKS", False)
     async with ImageStore(path) as store, ImageStore(path, lock_timeout=0.05) as other:
         async with store.transaction() as tx:
-            tx.create("one")
+            await tx.create("one")
             with pytest.raises(LockTimeoutError) as info:
                 await other.create("two")
             assert info.value.holder_pid is None
         async with anyio.create_task_group() as tasks, store.transaction() as tx:
             tasks.start_soon(other.create, "two")
             await until_waiting()
-            tx.create("three")
+            await tx.create("three")
         assert [image.id for image in await store.images()] == ["one", "three", "two"]

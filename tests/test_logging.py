@@ -11,9 +11,9 @@ import pytest
 
 from aimagestore import ImageStore, check, repair
 
-from .contract.test_watch import change_everything
+from .support.watching import change_everything
 from .test_engine import half_done  # noqa: F401 (a fixture)
-from .test_store import FIXTURE, FIXTURE_ID
+from .support.buildah import FIXTURE, FIXTURE_ID
 
 
 class Collector(logging.Handler):

@@ -12,10 +12,10 @@ import pytest
 
 from aimagestore import FindingKind as Kind, ImageStore, check, repair
 
-from .homes import locked
+from .support.stores import locked
 from .test_check import DAMAGE, edit, tree
 from .test_pipeline import until_no_thread_waits, until_waiting
-from .test_store import FIXTURE, FIXTURE_ID
+from .support.buildah import FIXTURE, FIXTURE_ID
 
 pytestmark = pytest.mark.damage
 
@@ -95,8 +95,8 @@ async def test_a_lost_index_is_rebuilt_from_the_directories(path: Path, image: P
 async def test_what_can_be_read_of_a_damaged_index_comes_back(path: Path) -> None:
     async with ImageStore(path) as store, store.transaction() as tx:
         for i in range(5):
-            tx.create(f"id{i}", names=[f"name{i}"], flags={"flag": {"id": "no record"}})
-        tx.create("with-items", names=["lost"], big_data={"key": b"data"})
+            await tx.create(f"id{i}", names=[f"name{i}"], flags={"flag": {"id": "no record"}})
+        await tx.create("with-items", names=["lost"], big_data={"key": b"data"})
     text = (path / "images.json").read_bytes()
     torn = text.replace(b'"names":["name2"]', b'"names":["nam')
     (path / "images.json").write_bytes(torn[:-3])

@@ -19,9 +19,9 @@ from aimagestore._directory.engine import DirectoryEngine
 from aimagestore._format import index
 from aimagestore._format.block_catalog import EMPTY, BlockCatalog
 
-from .contract.test_watch import meanwhile, replay, take, told, until_idle
-from .homes import open_files
-from .strategies import edits, indexes
+from .support.watching import meanwhile, replay, take, told, until_idle
+from .support.stores import open_files
+from .support.strategies import edits, indexes
 
 
 async def test_nobody_looks_while_nothing_changes(

@@ -18,7 +18,7 @@ from aimagestore import (
     StoreCorruptError,
 )
 
-from .homes import is_locked
+from .support.stores import is_locked
 
 
 async def until_waiting() -> None:
@@ -77,7 +77,7 @@ async def test_one_that_meets_a_bad_directory_fails_alone(store: ImageStore, pat
 async def test_another_stores_transaction_is_no_obstacle(store: ImageStore, path: Path) -> None:
     async with ImageStore(path.with_name("store2")) as other, store.transaction() as tx:
         await other.create("there")
-        tx.create("here")
+        await tx.create("here")
     assert await store.exists("here")
 
 
@@ -87,7 +87,7 @@ async def test_a_transaction_clears_what_a_new_images_directory_holds(
     (path / "one").mkdir()
     (path / "one" / "stale").write_bytes(b"stale")
     async with store.transaction() as tx:
-        tx.create("one", big_data={"key": b"data"})
+        await tx.create("one", big_data={"key": b"data"})
     assert os.listdir(path / "one") == ["key"]
 
 
@@ -146,7 +146,7 @@ async def test_a_forked_child_shares_neither_store_nor_lock(store: ImageStore, p
     to_child = os.pipe()
     to_parent = os.pipe()
     async with store.transaction() as tx:
-        tx.create("two")
+        await tx.create("two")
         child = os.fork()
         if child == 0:
             os._exit(_use_inherited(store, to_child[0], to_parent[1]))
