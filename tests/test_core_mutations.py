@@ -227,7 +227,7 @@ LISTED = catalog_of(
     element("c1", names=[f"quay.io/w@{D3}"], digest=D3),
     element("d1", names=["two:1"], digest=D3),
     element("d2", names=["two:2"], digest=D3),
-    element("sha256:e", names=["sha256:a1x", ""]),
+    element("sha256:e", names=["sha256:a1x", "", ":1"], digest=D2),
 )
 
 
@@ -281,7 +281,8 @@ def test_image_is_found_by_id_or_repository_with_digest(
         f"quay.io@{D1}",
         f"quay.io:5000/x/y@{D3}",
         f"@{D1}",
-        f":1@{D1}",
+        f"@{D2}",
+        f":1@{D2}",
         f"n@{D1[:-1]}",
         f"quay.io:5000/x/y@{D1.upper()}",
         D1,

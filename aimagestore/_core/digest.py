@@ -17,49 +17,49 @@ if TYPE_CHECKING:
 CANONICAL = "sha256"
 
 MANIFEST = "manifest"
-"""What the key of a manifest is, or begins with."""
+"""The key of a manifest is this or begins with it."""
 
 _PATTERN = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}", re.ASCII)
 
 
 def is_digest(text: str) -> bool:
-    """Whether go-digest accepts it: one bad digest in the index makes podman refuse the store."""
+    """Return whether go-digest accepts it. podman refuses a store with one that it does not."""
     return _PATTERN.fullmatch(text) is not None
 
 
 def check_digest(digest: object) -> str:
-    """Return the digest as it is.
+    """Check a digest, and return it.
 
-    :raises InvalidDigestError: when it is malformed
+    :raises InvalidDigestError: the digest is malformed
     """
     if not isinstance(digest, str):
         raise TypeError(f"a digest must be a str, not {type(digest).__name__}")
     if not is_digest(digest):
         raise InvalidDigestError(
             f"invalid digest {digest!r}: expected sha256:, sha384: or sha512: and as many "
-            "lower-case hex digits as the algorithm gives",
+            "lower-case hex digits as the algorithm produces",
             actual=digest,
         )
     return digest
 
 
 def is_canonical(digest: str) -> bool:
-    """Whether it is of the kind that stores record."""
+    """Return whether it is a SHA-256 digest, which stores record."""
     return digest.startswith(CANONICAL + ":")
 
 
 def canonical_digest(data: bytes) -> str:
-    """The digest that a store records for the data."""
+    """Return the digest that a store records for the data."""
     return f"{CANONICAL}:{hashlib.sha256(data).hexdigest()}"
 
 
 def hasher(digest: str = CANONICAL) -> _Hash:
-    """A hash object of the digest's algorithm."""
+    """Return a hash object of the digest's algorithm."""
     return hashlib.new(digest.partition(":")[0])
 
 
 def digest_of(state: _Hash) -> str:
-    """What the hash object has seen, spelled as a digest."""
+    """Return the digest of the data that the hash object was fed."""
     return f"{state.name}:{state.hexdigest()}"
 
 
@@ -78,9 +78,10 @@ class _Protected(msgspec.Struct, rename="camel"):
 
 
 def signed_payload(manifest: bytes) -> bytes | None:
-    """What a signed Docker schema 1 manifest says without its signatures, ``None`` for any other.
+    """Return a signed Docker schema 1 manifest without its signatures; ``None`` for any other.
 
-    Registries and podman name such a manifest by the digest of this, not of its file.
+    The digest that registries and podman use for such a manifest is that of this text, not that
+    of its file.
     """
     try:
         signed = msgspec.json.decode(manifest, type=_Signed)
@@ -99,5 +100,5 @@ def _base64url(text: str) -> bytes:
 
 
 def is_manifest_key(key: Any) -> bool:
-    """Whether an item of this key gives its image a digest to be found by."""
+    """Return whether an item with this key is a manifest, whose digest finds the image."""
     return isinstance(key, str) and key.startswith(MANIFEST)

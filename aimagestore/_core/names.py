@@ -1,4 +1,4 @@
-"""What callers and other programs may call things: IDs, names, keys, and their file names."""
+"""Valid IDs, names and big-data keys, and the file names of keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INDEX_FILE = "images.json"
 LOCK_FILE = "images.lock"
 
 NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
-"""The annotations that may say an image's name, the weightier first."""
+"""Annotations that may hold an image's name, in order of preference."""
 
 _NAME_MAX = 255
 _RESERVED = frozenset({INDEX_FILE, LOCK_FILE, "lost+found"})
@@ -20,10 +20,10 @@ _PLAIN_KEY = re.compile(r"[a-z0-9.]*", re.ASCII)
 
 
 def check_text(text: object, what: str) -> str:
-    """Return the text as it is.
+    """Check a text, and return it.
 
-    :raises TypeError: when it is not a ``str``
-    :raises ValueError: when it has lone surrogates, which no JSON reader accepts
+    :raises TypeError: the text is not a ``str``
+    :raises ValueError: the text has lone surrogates, which no JSON reader accepts
     """
     if not isinstance(text, str):
         raise TypeError(f"{what} must be a str, not {type(text).__name__}")
@@ -35,15 +35,15 @@ def check_text(text: object, what: str) -> str:
 
 
 def check_names(names: object) -> tuple[str, ...]:
-    """Return the names, without repeats, in their order."""
+    """Check names, and return them in their order without repeats."""
     if isinstance(names, str | bytes) or not isinstance(names, Iterable):
         raise TypeError(f"names must be an iterable of str, not {type(names).__name__}")
     return tuple(dict.fromkeys(check_text(name, "a name") for name in names))
 
 
 def is_id(text: str) -> bool:
-    """Whether the text can name an image's directory: one visible path component of its own."""
-    if text.isascii() and text.isalnum():  # as hex digits are; nothing reserved is
+    """Return whether the text can be an ID: a visible path component, not one of the store's."""
+    if text.isascii() and text.isalnum():  # such as hex digits; no reserved name is
         return len(text) <= _NAME_MAX
     try:
         length = len(text.encode())
@@ -59,26 +59,26 @@ def is_id(text: str) -> bool:
 
 
 def check_id(image_id: object) -> str:
-    """Return the ID as it is.
+    """Check an ID, and return it.
 
-    :raises InvalidIDError: when it could not name an image's directory
+    :raises InvalidIDError: the ID cannot be the name of an image's directory
     """
     if not isinstance(image_id, str):
         raise TypeError(f"an image ID must be a str, not {type(image_id).__name__}")
     if not is_id(image_id):
         raise InvalidIDError(
             f"invalid image ID {image_id!r}: an ID names a directory, so it must be 1 to "
-            f"{_NAME_MAX} bytes of UTF-8, without '/' and NUL, not hidden, and none of "
-            f"{', '.join(sorted(_RESERVED))}",
+            f"{_NAME_MAX} bytes of UTF-8 without '/' and NUL, not begin with '.', and not be one "
+            f"of {', '.join(sorted(_RESERVED))}",
             id=image_id,
         )
     return image_id
 
 
 def check_key(key: object) -> str:
-    """Return the key as it is.
+    """Check a key, and return it.
 
-    :raises InvalidBigDataNameError: when it could not name a file
+    :raises InvalidBigDataNameError: the key cannot be the name of a file
     """
     if not isinstance(key, str):
         raise TypeError(f"a big-data key must be a str, not {type(key).__name__}")
@@ -101,7 +101,7 @@ def check_key(key: object) -> str:
 
 
 def is_key(key: str) -> bool:
-    """Whether the key can name a file."""
+    """Return whether the key can be the name of a file."""
     try:
         check_key(key)
     except InvalidBigDataNameError:
@@ -110,11 +110,10 @@ def is_key(key: str) -> bool:
 
 
 def big_data_file(key: str) -> str:
-    """The name of the file that holds the item (upstream: ``makeBigDataBaseName``).
+    """Return the name of an item's file (upstream: ``makeBigDataBaseName``).
 
-    Upstream looks for a character that needs encoding and then asks whether any are left to
-    read, so one at the very end goes unnoticed. Files that podman wrote are found only by doing
-    the same.
+    Upstream overlooks a character that needs encoding at the very end of the key. This does the
+    same, because it would not find files that podman wrote otherwise.
     """
     if _PLAIN_KEY.fullmatch(key[:-1]):
         return key
@@ -122,7 +121,7 @@ def big_data_file(key: str) -> str:
 
 
 def big_data_key(name: str) -> str | None:
-    """The key that gives this file name, if there is one."""
+    """Return the key that has this file name, or ``None``."""
     key = name
     try:
         if name.startswith("=") and len(name) > 1:
@@ -133,5 +132,5 @@ def big_data_key(name: str) -> str | None:
 
 
 def is_big_data_file(name: str) -> bool:
-    """Whether some key gives this file name."""
+    """Return whether a key has this file name."""
     return big_data_key(name) is not None

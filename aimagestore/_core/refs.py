@@ -12,7 +12,7 @@ def id_in_ref(ref: str) -> str | None:
 
     As in podman, the ID is a whole one, not a prefix.
     """
-    return ref.removeprefix(_ID_PREFIX) or None if ref.startswith(_ID_PREFIX) else None
+    return ref.removeprefix(_ID_PREFIX) if ref.startswith(_ID_PREFIX) else None
 
 
 def repository_and_digest(ref: str) -> tuple[str, str] | None:

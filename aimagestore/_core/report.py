@@ -1,4 +1,4 @@
-"""What was found in a store, and done about it."""
+"""Reports of what a check found, or what a repair did."""
 
 from __future__ import annotations
 
@@ -7,49 +7,49 @@ from enum import StrEnum
 
 
 class FindingKind(StrEnum):
-    """What is wrong, or merely left over."""
+    """Kinds of damage and garbage."""
 
     INDEX_MISSING = "index-missing"
-    """There is no images.json, but there are images."""
+    """images.json is missing, but there are image directories."""
     INDEX_BLANK = "index-blank"
-    """images.json holds nothing, but there are images."""
+    """images.json is blank, but there are image directories."""
     INDEX_DAMAGED = "index-damaged"
     """images.json is not one JSON array."""
     RECORD_DAMAGED = "record-damaged"
     """An element of images.json cannot be read as an image's record."""
     DUPLICATE_ID = "duplicate-id"
-    """A later record has the same ID, and counts."""
+    """A later record with the same ID replaces this one."""
     DUPLICATE_NAME = "duplicate-name"
-    """A later record has one of the names, and keeps it."""
+    """A later record has the same name, and keeps it."""
     DIRECTORY_MISSING = "directory-missing"
-    """The record lists items, but their directory is gone."""
+    """The record lists items, but the image directory is missing."""
     DIRECTORY_ORPHANED = "directory-orphaned"
-    """An image's directory that no record belongs to."""
+    """An image directory without a record."""
     ITEM_MISSING = "item-missing"
-    """The record lists the item, but there is no file."""
+    """The record lists the item, but its file is missing."""
     ITEM_SHORT = "item-short"
     """The file is shorter than its record says."""
     ITEM_LONG = "item-long"
     """The file is longer than its record says."""
     ITEM_ALTERED = "item-altered"
-    """The file has another digest than its record says."""
+    """The file's digest differs from the recorded one."""
     ITEM_UNREADABLE = "item-unreadable"
-    """There is something else than a regular file."""
+    """The item is not a regular file."""
     ITEM_UNLISTED = "item-unlisted"
     """A file that the image's record does not list."""
     TEMPORARY_STALE = "temporary-stale"
-    """A temporary file of a writer that is gone."""
+    """A temporary file of a writer that no longer runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was found.
+    """One finding of a check, or one thing that a repair did.
 
-    :ivar kind: what it is
+    :ivar kind: the kind of damage or garbage
     :ivar id: the image's ID, or ``""``
     :ivar key: the item's key, or ``""``
     :ivar path: the file or directory
-    :ivar detail: what people want to know besides
+    :ivar detail: more about it, for people
     """
 
     kind: FindingKind
@@ -61,12 +61,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was looked at, and found.
+    """The result of a check, a repair or a garbage collection.
 
-    :ivar findings: everything that was found, or done
-    :ivar images: how many images were looked at
-    :ivar items: how many big-data items
-    :ivar bytes: how many bytes were read of them, or freed
+    :ivar findings: what was found or done
+    :ivar images: the number of images that were checked
+    :ivar items: the number of big-data items that were checked
+    :ivar bytes: the number of bytes that were read or freed
     """
 
     findings: tuple[Finding, ...] = ()
@@ -75,7 +75,7 @@ class Report:
     bytes: int = 0
 
     def __add__(self, other: Report) -> Report:
-        """Both together; of the images, the more."""
+        """Combine two reports; ``images`` is the larger number of the two."""
         return Report(
             self.findings + other.findings,
             max(self.images, other.images),
@@ -85,5 +85,5 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether there was nothing to find."""
+        """Whether there are no findings."""
         return not self.findings

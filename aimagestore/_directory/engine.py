@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 
-from .._engine.lock import LockLine
 from .commit import DirectoryWriter
 from .containers import sibling
 from .files import Directory, make_directories
@@ -37,9 +36,9 @@ class DirectoryEngine:
         )
         recovery.attach(self.reader)
         self._recovery = recovery
-        self.lock: LockLine[bool] = exclusive_line(root)
         self.items = DirectoryItems(root, self.reader)
         self.writer = DirectoryWriter(root, self.reader, recovery, self.items.stage)
+        self.lock = exclusive_line(root)
 
     @classmethod
     def opened(cls, path: str, *, read_only: bool) -> DirectoryEngine:
@@ -80,4 +79,5 @@ class DirectoryEngine:
     def close(self) -> None:
         self.items.close()
         self.reader.close()
+        self.lock.leave()
         self._root.close()

@@ -199,7 +199,7 @@ class IndexFile:
         except index.MalformedIndexError as error:
             os.close(fd)
             raise self._root.corrupt(
-                INDEX_FILE, f"is damaged at byte {error.place}: {error}: repair the store"
+                INDEX_FILE, f"is damaged at byte {error.offset}: {error}: repair the store"
             ) from error
         except BaseException:
             os.close(fd)
@@ -259,10 +259,9 @@ class IndexFile:
                 os.close(fd)
                 raise
             self.is_durable = False
-            try:
-                found = os.fstat(fd)  # the rename is a change of the file
-            except OSError:
-                pass  # committed; this version counts as outdated, so the next read loads it
+            # The rename is a change of the file. Without this the version counts as outdated.
+            with suppress(OSError):
+                found = os.fstat(fd)
             self._adopt(_Version.of(catalog, fd, found))
 
     def make_durable(self) -> None:

@@ -15,7 +15,6 @@ import struct
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -25,7 +24,7 @@ from typing import Final
 from filelock import BaseFileLock, FileLock, Timeout
 
 from .._core.names import LOCK_FILE
-from .._engine.lock import Holder, LockLine
+from .._engine.lock import AnyLine, Holder, LockLine
 from ..errors import StoreCorruptError
 from .files import Directory
 
@@ -36,8 +35,8 @@ _POLL: Final = 0.01
 RECORD_LOCKS = sys.platform == "linux"
 """Whether the kernel has locks that conflict with podman's and belong to a descriptor."""
 
-_TOKEN: Final = "<QQI44s"
-_TOKEN_BYTES: Final = struct.calcsize(_TOKEN)
+_MARK: Final = "<QQI44s"
+_MARK_BYTES: Final = struct.calcsize(_MARK)
 _writes = count(1)
 
 
@@ -129,8 +128,7 @@ class ExclusiveLock:
     """
 
     def __init__(self, root: Directory) -> None:
-        self._root = root.duplicate()
-        weakref.finalize(self, self._root.close)
+        self._root = root
         self._lock = self._make_lock()
 
     def _make_lock(self) -> BaseFileLock:
@@ -180,8 +178,7 @@ class SharedLock:
     """A readers' lock of one directory, which keeps writers out, as a reader upstream does."""
 
     def __init__(self, root: Directory) -> None:
-        self._root = root.duplicate()
-        weakref.finalize(self, self._root.close)
+        self._root = root
 
     def try_acquire(self) -> int | None:
         fd = self._open()
@@ -219,10 +216,11 @@ class SharedLock:
         return describe_holder(self._root)
 
 
-_lines: weakref.WeakValueDictionary[tuple[int, int, bool], LockLine[bool] | LockLine[int]] = (
-    weakref.WeakValueDictionary()
-)
-_lines_mutex = threading.Lock()
+_Key = tuple[int, int, bool]
+
+# The lines of this process. Whoever uses one joins it under the mutex, and leaves it.
+_lines: dict[_Key, AnyLine] = {}
+_lines_mutex = threading.RLock()
 
 
 def _forget_in_child() -> None:
@@ -232,34 +230,48 @@ def _forget_in_child() -> None:
         with suppress(OSError):
             os.close(fd)
     _descriptors.clear()
-    _lines = weakref.WeakValueDictionary()
-    _lines_mutex = threading.Lock()
+    _lines = {}
+    _lines_mutex = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def exclusive_line(root: Directory) -> LockLine[bool]:
-    """Return this process's line for the writers' lock of a directory."""
-    with _lines_mutex:
-        found = os.fstat(root.fd)
-        key = (found.st_dev, found.st_ino, True)
-        line = _lines.get(key)
-        if line is None:
-            line = _lines[key] = LockLine(ExclusiveLock(root), "aimagestore lock")
-        return line  # type: ignore[return-value]
+def exclusive_line(root: Directory) -> AnyLine:
+    """Join this process's line for the writers' lock of a directory."""
+    return _join(root, ExclusiveLock, "aimagestore lock", is_exclusive=True)
 
 
-def shared_line(root: Directory) -> LockLine[int]:
-    """Return this process's line for a readers' lock of a directory."""
+def shared_line(root: Directory) -> AnyLine:
+    """Join this process's line for a readers' lock of a directory."""
+    return _join(root, SharedLock, "aimagestore shared lock", is_exclusive=False)
+
+
+def _join(
+    root: Directory,
+    make: Callable[[Directory], ExclusiveLock | SharedLock],
+    name: str,
+    *,
+    is_exclusive: bool,
+) -> AnyLine:
+    found = os.fstat(root.fd)
+    key = (found.st_dev, found.st_ino, is_exclusive)
     with _lines_mutex:
-        found = os.fstat(root.fd)
-        key = (found.st_dev, found.st_ino, False)
         line = _lines.get(key)
         if line is None:
-            line = _lines[key] = LockLine(SharedLock(root), "aimagestore shared lock")
-        return line  # type: ignore[return-value]
+            own = root.duplicate()
+            line = _lines[key] = LockLine(make(own), name, partial(_forget, key, own))
+        line.join()
+        return line
+
+
+def _forget(key: _Key, root: Directory) -> None:
+    with _lines_mutex:
+        line = _lines.get(key)
+        if line is not None and line.is_unused:
+            del _lines[key]
+            root.close()
 
 
 # The last-write token
@@ -267,7 +279,7 @@ def shared_line(root: Directory) -> LockLine[int]:
 
 def write_token(root: Directory) -> None:
     """Write a new last-write token, by which other programs see that they must load the index."""
-    token = struct.pack(_TOKEN, time.time_ns(), next(_writes), os.getpid(), os.urandom(44))
+    token = struct.pack(_MARK, time.time_ns(), next(_writes), os.getpid(), os.urandom(44))
     fd = open_lock_file(root)
     try:
         root.write(LOCK_FILE, fd, [memoryview(token)])
@@ -282,12 +294,12 @@ def last_writer(root: Directory) -> int | None:
     except (OSError, StoreCorruptError):
         return None
     try:
-        token = os.read(fd, _TOKEN_BYTES)
+        token = os.read(fd, _MARK_BYTES)
     finally:
         os.close(fd)
-    if len(token) < _TOKEN_BYTES:
+    if len(token) < _MARK_BYTES:
         return None
-    return int(struct.unpack(_TOKEN, token)[2])
+    return int(struct.unpack(_MARK, token)[2])
 
 
 # Who holds the lock
