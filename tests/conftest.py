@@ -14,14 +14,13 @@ from hypothesis import settings
 
 from aimagestore import ImageStore
 
-from .support.faults import Faults
+from .support.faults import Faults, die_after_commit
 from .support.guard import guarded
 from .support.stores import (
     ClusterStore,
     DirectoryStore,
     StoreUnderTest,
     becomes_true,
-
     library_threads,
     open_files,
     run_steps,
@@ -70,6 +69,16 @@ async def store(path: Path) -> AsyncIterator[ImageStore]:
 def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
     """Makes system calls of the library fail."""
     return Faults(monkeypatch)
+
+
+@pytest.fixture
+async def half_done(path: Path) -> Path:
+    """A store whose writer died between a commit and its last rename."""
+    async with ImageStore(path) as store:
+        await store.create("one", names=["a"], big_data={"manifest": b"old content"})
+    await die_after_commit(path)
+    assert (path / "one" / "manifest").read_bytes() == b"old content"
+    return path
 
 
 @pytest.fixture(autouse=True)
@@ -158,5 +167,3 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreUnder
         found.check_intact()
     becomes_true(lambda: not found.open_handles())
     assert found.open_handles() == 0
-
-

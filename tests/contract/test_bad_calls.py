@@ -25,7 +25,9 @@ from ..support.stores import StoreUnderTest
 Call = Callable[[ImageStore], Awaitable[object]]
 
 
-async def refused(store: ImageStore, where: StoreUnderTest, error: type[Exception], *calls: Call) -> None:
+async def refused(
+    store: ImageStore, where: StoreUnderTest, error: type[Exception], *calls: Call
+) -> None:
     """Make calls each of which must raise, and change nothing at all."""
     if not await store.exists("one"):
         await store.create("one", names=["n"], flags={"f": 1}, big_data={"k": b"data"})
@@ -74,7 +76,9 @@ async def test_refused_id_is_told(store: ImageStore) -> None:
 
 
 @pytest.mark.parametrize("image_id", [1, b"two", ["two"], Path("two")])
-async def test_id_that_is_no_text_is_refused(store: ImageStore, where: StoreUnderTest, image_id: Any) -> None:
+async def test_id_that_is_no_text_is_refused(
+    store: ImageStore, where: StoreUnderTest, image_id: Any
+) -> None:
     await refused(store, where, TypeError, lambda s: s.create(image_id))
 
 
@@ -117,7 +121,9 @@ async def test_refused_key_is_told(store: ImageStore) -> None:
     assert caught.value.key == "a/"
 
 
-async def test_keys_that_are_not_listed_are_unknown(store: ImageStore, where: StoreUnderTest) -> None:
+async def test_keys_that_are_not_listed_are_unknown(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     await refused(
         store,
         where,
@@ -135,7 +141,9 @@ DIGESTS = ["", "x", "a" * 64, "sha256:" + "A" * 64, "md5:" + "a" * 32, SHA256 + 
 
 
 @pytest.mark.parametrize("digest", [*DIGESTS, "sha256:" + "\ud800" * 64], ids=range(8))
-async def test_malformed_digest_is_refused(store: ImageStore, where: StoreUnderTest, digest: str) -> None:
+async def test_malformed_digest_is_refused(
+    store: ImageStore, where: StoreUnderTest, digest: str
+) -> None:
     async def stage(s: ImageStore) -> None:
         async with s.stage(b"x", expected_digest=digest):
             pass
@@ -164,7 +172,9 @@ TIMES = [
 ]
 
 
-async def test_times_that_go_cannot_read_are_refused(store: ImageStore, where: StoreUnderTest) -> None:
+async def test_times_that_go_cannot_read_are_refused(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     def create(moment: datetime) -> Call:
         return lambda s: s.create("two", created=moment, big_data={"k": b""})
 
@@ -259,11 +269,15 @@ UNTYPED: list[Callable[[Any], Awaitable[object]]] = [
 ]
 
 
-async def test_arguments_of_another_type_are_refused(store: ImageStore, where: StoreUnderTest) -> None:
+async def test_arguments_of_another_type_are_refused(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     await refused(store, where, TypeError, *UNTYPED)
 
 
-async def test_naive_time_to_compare_with_is_refused(store: ImageStore, where: StoreUnderTest) -> None:
+async def test_naive_time_to_compare_with_is_refused(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     naive = datetime(2024, 1, 1)  # noqa: DTZ001
     await refused(store, where, ValueError, lambda s: s.touched_since(naive))
 

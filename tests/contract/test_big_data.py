@@ -22,8 +22,9 @@ from aimagestore import (
     StoreClosedError,
 )
 
-from ..support.sources import CONTENT, DIGEST, SOURCES, chunks, sha256
+from ..support.sources import CONTENT, DIGEST, SOURCES, chunks
 from ..support.stores import StoreUnderTest
+
 
 @pytest.fixture
 async def image(store: ImageStore) -> str:

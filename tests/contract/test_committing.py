@@ -141,7 +141,9 @@ async def test_transactions_and_changes_of_many_tasks(store: ImageStore) -> None
     assert (await store.get("one")).flags == {"n": 25} | {f"other{i}": i for i in range(5)}
 
 
-async def test_a_wait_that_is_cancelled_leaves_nothing_held(store: ImageStore, where: StoreUnderTest) -> None:
+async def test_a_wait_that_is_cancelled_leaves_nothing_held(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     with where.locked():
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(store.create, "one")
@@ -177,7 +179,10 @@ async def test_a_leader_that_gives_up_hands_over(store: ImageStore, where: Store
 
 
 async def test_each_waiters_time_is_its_own(where: StoreUnderTest) -> None:
-    async with ImageStore(where.location) as patient, ImageStore(where.location, lock_timeout=0.05) as hasty:
+    async with (
+        ImageStore(where.location) as patient,
+        ImageStore(where.location, lock_timeout=0.05) as hasty,
+    ):
         timeouts = []
 
         async def change(i: int) -> None:
@@ -327,7 +332,9 @@ async def test_a_forked_child_is_refused(
 # What a transaction leaves
 
 
-async def test_a_transaction_is_saved_once_and_whole(store: ImageStore, where: StoreUnderTest) -> None:
+async def test_a_transaction_is_saved_once_and_whole(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     await store.create("old", names=["a", "b"])
     before = where.contents()
     async with store.transaction() as tx:
@@ -378,7 +385,9 @@ async def test_delete_and_create_again_at_once(store: ImageStore) -> None:
     assert await store.big_data_names("one") == ["new", "both"]
 
 
-async def test_two_stores_of_one_process_exclude_each_other(store: ImageStore, where: StoreUnderTest) -> None:
+async def test_two_stores_of_one_process_exclude_each_other(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     async with ImageStore(where.location, lock_timeout=0.05) as other:
         async with store.transaction():
             with pytest.raises(LockTimeoutError) as info:

@@ -19,11 +19,12 @@ from aimagestore import (
     check,
     copy_images,
 )
+from aimagestore._async.store import core_of
 from aimagestore._core.record import Record
 
-from ..support.stores import StoreUnderTest
 from ..support.buildah import FIXTURE, FIXTURE_ID
 from ..support.steps import Steps
+from ..support.stores import StoreUnderTest
 
 # What no call of the library could have written: nanoseconds, numbers, fields nobody knows.
 RECORD = (
@@ -56,9 +57,9 @@ async def there(source: Path, where: StoreUnderTest) -> AsyncIterator[ImageStore
 async def test_everything_is_copied_as_it_is_spelled(
     there: ImageStore, store: ImageStore, source: Path
 ) -> None:
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int | None]] = []
     size = sum(sum(image.big_data_sizes.values()) for image in await there.images())
-    copied = await copy_images(there, store, progress=lambda *figures: told.append(figures))
+    copied = await copy_images(there, store, progress=lambda *figures: reported.append(figures))
     assert copied == CopyResult(images=3, present=0, bytes=size)
     for record in await records_of(there):
         assert await raw_record(store, record.id) == bytes(record.raw)
@@ -67,12 +68,12 @@ async def test_everything_is_copied_as_it_is_spelled(
     for image in await store.images():
         for key in image.big_data_names:
             assert await store.big_data(image.id, key) == await there.big_data(image.id, key)
-    assert told[-1] == (size, size)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert reported[-1] == (size, size)
+    assert [done for done, _ in reported] == sorted(done for done, _ in reported)
 
 
 async def records_of(store: ImageStore) -> list[Record]:
-    return await store._look(lambda view: list(view.records()))
+    return await core_of(store).read(lambda view: list(view.records()))
 
 
 async def raw_record(store: ImageStore, image_id: str) -> bytes:
@@ -133,7 +134,7 @@ async def test_only_what_is_asked_for(there: ImageStore, store: ImageStore) -> N
 async def test_what_cannot_be_copied(there: ImageStore, store: ImageStore) -> None:
     with pytest.raises(StoreReadOnlyError):
         await copy_images(store, there)
-    with pytest.raises(ValueError, match="another"):
+    with pytest.raises(ValueError, match="two stores"):
         await copy_images(store, store)
     with pytest.raises(TypeError):
         await copy_images(there, store, "bare")

@@ -20,8 +20,8 @@ from aimagestore import (
     StoreReadOnlyError,
 )
 
-from ..support.stores import StoreUnderTest
 from ..support.buildah import FIXTURE, FIXTURE_DIGEST, FIXTURE_ID, SOME_DIGEST
+from ..support.stores import StoreUnderTest
 
 
 @pytest.fixture(params=["first", "reopened", "read-only", "snapshot", "transaction"])
@@ -239,7 +239,9 @@ async def test_a_snapshot_stays(store: ImageStore) -> None:
     assert 5 not in snapshot
 
 
-async def test_a_change_by_another_store_is_seen_at_once(store: ImageStore, where: StoreUnderTest) -> None:
+async def test_a_change_by_another_store_is_seen_at_once(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     async with ImageStore(where.location) as other:
         for i in range(20):
             await other.create(f"id{i}")
@@ -340,7 +342,9 @@ async def test_a_read_only_store_changes_nothing(store: ImageStore, where: Store
     assert where.contents() == before
 
 
-async def test_touch_leaves_a_mark_and_changes_nothing(store: ImageStore, where: StoreUnderTest) -> None:
+async def test_touch_leaves_a_mark_and_changes_nothing(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     await store.create("one")
     before = where.contents()
     moment = datetime.now(UTC)

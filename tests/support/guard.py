@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _hashlib
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-import _hashlib
 import anyio.lowlevel
 import blockbuster.blockbuster as blocking
 
