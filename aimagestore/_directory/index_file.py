@@ -123,8 +123,7 @@ class IndexFile:
         """Return the last commit."""
         self.check_root()
         with self._mutex:
-            if not self._is_current():
-                self._load()
+            self._load_if_outdated()
             return self._version.catalog
 
     def read(self, look: Callable[[View], T]) -> T:
@@ -176,6 +175,11 @@ class IndexFile:
                 "the store, and open the new one",
                 path=path,
             )
+
+    def _load_if_outdated(self) -> None:
+        # Where there is no index, it may have been lost: that takes a look at what is beside it.
+        if self._version.fd < 0 or not self._is_current():
+            self._load()
 
     def _load(self) -> None:
         previous = self._version.catalog
@@ -281,8 +285,7 @@ class IndexFile:
         try:
             self.check_root()
             with self._mutex:
-                if not self._is_current():
-                    self._load()
+                self._load_if_outdated()
                 feed = DirectoryFeed(inotify, self._version.catalog, self)
                 self._feeds.append(feed)
         except BaseException:
