@@ -334,6 +334,7 @@ class _Placement:
                     staged.withdraw(self._root, name)
             except (OSError, StoreCorruptError, ValueError):
                 is_undone = self._remove(image_id, name) and is_undone
+                staged.discard()
         for image_id in self._made:
             with suppress(OSError):
                 self._root.remove_directory(image_id)

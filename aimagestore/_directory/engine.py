@@ -11,7 +11,7 @@ from .containers import sibling
 from .files import Directory, make_directories
 from .index_file import IndexFile
 from .items import DirectoryItems
-from .lock import exclusive_line, open_lock_file
+from .lock import exclusive_line, leave_line, open_lock_file
 from .mounts import is_local
 from .recovery import Recovery
 
@@ -46,7 +46,12 @@ class DirectoryEngine:
         """Open a directory, create it unless ``read_only``, and complete what a crash left."""
         if not read_only:
             make_directories(path)
-        engine = cls(Directory.at(path), read_only=read_only)
+        root = Directory.at(path)
+        try:
+            engine = cls(root, read_only=read_only)
+        except BaseException:
+            root.close()
+            raise
         try:
             if not read_only:
                 os.close(open_lock_file(engine._root))
@@ -80,4 +85,5 @@ class DirectoryEngine:
     def close(self) -> None:
         self.items.close()
         self.reader.close()
+        leave_line(self.lock)
         self._root.close()

@@ -7,6 +7,7 @@ lock's. What fails says which file it was.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,8 @@ class Directory:
 
     def duplicate(self) -> Self:
         """Open the same directory once more."""
-        fd = os.open(".", _DIRECTORY, dir_fd=self.fd)
+        with self._about(""):
+            fd = os.open(".", _DIRECTORY, dir_fd=self.fd)
         return type(self)(self.path, fd)
 
     def __enter__(self) -> Self:
@@ -104,6 +106,15 @@ class Directory:
         """What the file system knows of an open file."""
         with self._about(name):
             return os.fstat(fd)
+
+    def stat_self(self) -> os.stat_result:
+        """What the file system knows of this directory."""
+        return self.stat_file("", self.fd)
+
+    def lock_file(self, name: str, fd: int) -> None:
+        """Lock an open file for its writer."""
+        with self._about(name):
+            fcntl.flock(fd, fcntl.LOCK_EX)
 
     def open_directory(self, name: str) -> Self:
         """Open one of the directories in it.

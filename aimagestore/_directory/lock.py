@@ -94,7 +94,13 @@ class RecordLock(BaseFileLock):
     def adopt(self, fd: int) -> None:
         """Be locked by a descriptor that has the lock already."""
         self._granted = fd
-        self.acquire(blocking=False)
+        try:
+            self.acquire(blocking=False)
+        except BaseException:
+            if self._granted is not None:
+                self._granted = None
+                unlock(fd)
+            raise
 
 
 def wait_for_lock(fd: int, kind: int) -> None:
@@ -125,20 +131,40 @@ class ExclusiveLock:
     """The writers' lock of one directory; see :class:`aimagestore._engine.lock.LockPrimitive`.
 
     The process has one for each directory, however many stores it has open there: so one thread
-    and one descriptor wait for a lock that is stuck.
+    and one descriptor wait for a lock that is stuck. Its users are these stores, each wait, and
+    each hold. The last of them closes the directory, and whoever opens the directory after that
+    makes another lock: a file that is waited for or locked never gets mixed up with another.
     """
 
     def __init__(self, root: Directory) -> None:
         self._root = root.duplicate()
-        weakref.finalize(self, self._root.close)
-        self._lock = self._make_lock()
+        self._users = 0
+        try:
+            self._lock = self._make_lock()
+        except BaseException:
+            self._root.close()
+            raise
+
+    def use(self) -> bool:
+        """Count one more user; ``False`` when there is none any more."""
+        with _lines_mutex:
+            is_open = self._root.fd >= 0
+            self._users += is_open
+        return is_open
+
+    def unuse(self) -> None:
+        """Count one user less."""
+        with _lines_mutex:
+            self._users -= 1
+            if self._users == 0:
+                self._root.close()
 
     def _make_lock(self) -> BaseFileLock:
         if RECORD_LOCKS:
             # filelock resolves its path, makes the directories above it and keeps locks apart by
             # it. The file is opened relative to the descriptor instead, so the path only names
             # the lock, in a directory that is always there.
-            found = os.fstat(self._root.fd)
+            found = self._root.stat_self()
             path = f"/proc/self/fd/{found.st_dev}-{found.st_ino}-{LOCK_FILE}"
             lock = RecordLock(path, thread_local=False)
             lock.open_file = partial(open_lock_file, self._root)
@@ -147,16 +173,33 @@ class ExclusiveLock:
         return FileLock(self._root.path_of(LOCK_FILE), thread_local=False)
 
     def try_acquire(self) -> bool | None:
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout:
+        return self._hold(self._try_acquire)
+
+    def acquire(self) -> bool | None:
+        return self._hold(self._wait)
+
+    def _hold(self, acquire: Callable[[], bool]) -> bool | None:
+        if not self.use():
             return None
+        is_held = False
+        try:
+            is_held = acquire()
         except OSError as error:
             error.filename = self._root.path_of(LOCK_FILE)
             raise
+        finally:
+            if not is_held:
+                self.unuse()
+        return True if is_held else None
+
+    def _try_acquire(self) -> bool:
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
         return True
 
-    def acquire(self) -> bool | None:
+    def _wait(self) -> bool:
         if isinstance(self._lock, RecordLock):
             fd = open_lock_file(self._root)
             wait_for_lock(fd, fcntl.F_WRLCK)
@@ -170,18 +213,32 @@ class ExclusiveLock:
         pass  # a wait in the kernel cannot be interrupted: its thread drops the lock when it has it
 
     def release(self, held: bool) -> None:
-        self._lock.release()
+        if self._users == 0:
+            return  # this process was forked since
+        try:
+            self._lock.release()
+        finally:
+            self.unuse()
+
+    def forget(self) -> None:
+        """Leave the lock to the process that this one was forked from."""
+        self._users = 0
+        self._root.close()
 
     def describe_holder(self) -> Holder:
         return describe_holder(self._root)
 
 
 class SharedLock:
-    """A readers' lock of one directory, which keeps writers out, as a reader upstream does."""
+    """A readers' lock of one directory, which keeps writers out, as a reader upstream does.
 
-    def __init__(self, root: Directory) -> None:
-        self._root = root.duplicate()
-        weakref.finalize(self, self._root.close)
+    It opens the directory for as long as it takes to open the lock file.
+
+    :param path: the real path of the directory
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
 
     def try_acquire(self) -> int | None:
         fd = self._open()
@@ -192,6 +249,7 @@ class SharedLock:
                 os.close(fd)
                 if error.errno in _BUSY:
                     return None
+                error.filename = os.path.join(self._path, LOCK_FILE)
                 raise
         return fd
 
@@ -204,7 +262,8 @@ class SharedLock:
     def _open(self) -> int:
         """Open the lock file; -1 where there is none, so that nobody writes."""
         try:
-            return self._root.open_file(LOCK_FILE)
+            with Directory.at(self._path) as root:
+                return root.open_file(LOCK_FILE)
         except (OSError, StoreCorruptError):
             return -1
 
@@ -216,50 +275,72 @@ class SharedLock:
             unlock(held)
 
     def describe_holder(self) -> Holder:
-        return describe_holder(self._root)
+        with Directory.at(self._path) as root:
+            return describe_holder(root)
 
 
-_lines: weakref.WeakValueDictionary[tuple[int, int, bool], LockLine[bool] | LockLine[int]] = (
+# A line lives for as long as somebody refers to it; one whose lock has no users is replaced.
+_exclusive_lines: weakref.WeakValueDictionary[tuple[int, int], LockLine[bool]] = (
     weakref.WeakValueDictionary()
 )
-_lines_mutex = threading.Lock()
+_shared_lines: weakref.WeakValueDictionary[str, LockLine[int]] = weakref.WeakValueDictionary()
+# Guards the lines and their numbers of users; held for a few instructions only.
+_lines_mutex = threading.RLock()
 
 
 def _forget_in_child() -> None:
     """Begin anew in a forked child, which would share a lock with its parent, and outlive it."""
-    global _lines, _lines_mutex  # noqa: PLW0603 (there is one process)
+    global _lines_mutex  # noqa: PLW0603 (there is one process)
+    _lines_mutex = threading.RLock()
     for fd in _descriptors:
         with suppress(OSError):
             os.close(fd)
     _descriptors.clear()
-    _lines = weakref.WeakValueDictionary()
-    _lines_mutex = threading.Lock()
+    for line in list(_exclusive_lines.values()):
+        _lock_of(line).forget()
+    _exclusive_lines.clear()
+    _shared_lines.clear()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
 
 
+def _lock_of(line: LockLine[bool]) -> ExclusiveLock:
+    assert isinstance(line.primitive, ExclusiveLock), "lines are made here only"
+    return line.primitive
+
+
 def exclusive_line(root: Directory) -> LockLine[bool]:
-    """Return this process's line for the writers' lock of a directory."""
+    """Return this process's line for the writers' lock of a directory.
+
+    The caller uses it until :func:`leave_line`.
+    """
     with _lines_mutex:
-        found = os.fstat(root.fd)
-        key = (found.st_dev, found.st_ino, True)
-        line = _lines.get(key)
-        if line is None:
-            line = _lines[key] = LockLine(ExclusiveLock(root), "aimagestore lock")
-        return line  # type: ignore[return-value]
+        found = root.stat_self()
+        key = (found.st_dev, found.st_ino)
+        line = _exclusive_lines.get(key)
+        if line is None or not _lock_of(line).use():
+            lock = ExclusiveLock(root)
+            lock.use()
+            line = _exclusive_lines[key] = LockLine(lock, "aimagestore lock")
+        return line
+
+
+def leave_line(line: LockLine[bool]) -> None:
+    """Use a line no more."""
+    _lock_of(line).unuse()
 
 
 def shared_line(root: Directory) -> LockLine[int]:
     """Return this process's line for a readers' lock of a directory."""
+    path = os.path.realpath(root.path)
     with _lines_mutex:
-        found = os.fstat(root.fd)
-        key = (found.st_dev, found.st_ino, False)
-        line = _lines.get(key)
+        line = _shared_lines.get(path)
         if line is None:
-            line = _lines[key] = LockLine(SharedLock(root), "aimagestore shared lock")
-        return line  # type: ignore[return-value]
+            line = LockLine(SharedLock(path), "aimagestore shared lock")
+            _shared_lines[path] = line
+        return line
 
 
 # The last-write token
