@@ -94,6 +94,8 @@ class Directory:
                 if error.errno in {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EMLINK}:
                     raise self.corrupt(name, "is not a regular file") from error
                 raise
+        if flags & os.O_EXCL:
+            return fd  # it was created here
         try:
             if not stat.S_ISREG(self.stat_file(name, fd).st_mode):
                 raise self.corrupt(name, "is not a regular file")
@@ -158,6 +160,11 @@ class Directory:
         """Read the next bytes of a file, and say how many they are; none at its end."""
         with self._about(name):
             return os.readv(fd, [buffer])
+
+    def read_at(self, name: str, fd: int, size: int, position: int) -> bytes:
+        """Read some bytes of a file at a position; none at its end."""
+        with self._about(name):
+            return os.pread(fd, size, position)
 
     def write(self, name: str, fd: int, pieces: Sequence[memoryview]) -> None:
         """Write all of the pieces, one behind the other."""

@@ -157,7 +157,7 @@ class StagedFile:
         with self._in_use() as fd:
             pieces = []
             position = 0
-            while piece := os.pread(fd, 1 << 20, position):
+            while piece := self._directory.read_at(self._name, fd, 1 << 20, position):
                 pieces.append(piece)
                 position += len(piece)
             return b"".join(pieces)
