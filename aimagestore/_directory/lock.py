@@ -93,7 +93,13 @@ class RecordLock(BaseFileLock):
     def adopt(self, fd: int) -> None:
         """Be locked by a descriptor that has the lock already."""
         self._granted = fd
-        self.acquire(blocking=False)
+        try:
+            self.acquire(blocking=False)
+        except BaseException:
+            if self._granted is not None:
+                self._granted = None
+                unlock(fd)
+            raise
 
 
 def wait_for_lock(fd: int, kind: int) -> None:
@@ -129,6 +135,7 @@ class ExclusiveLock:
 
     def __init__(self, root: Directory) -> None:
         self._root = root
+        self._process = os.getpid()
         self._lock = self._make_lock()
 
     def _make_lock(self) -> BaseFileLock:
@@ -136,7 +143,7 @@ class ExclusiveLock:
             # filelock resolves its path, makes the directories above it and keeps locks apart by
             # it. The file is opened relative to the descriptor instead, so the path only names
             # the lock, in a directory that is always there.
-            found = os.fstat(self._root.fd)
+            found = self._root.stat_self()
             path = f"/proc/self/fd/{found.st_dev}-{found.st_ino}-{LOCK_FILE}"
             lock = RecordLock(path, thread_local=False)
             lock.open_file = partial(open_lock_file, self._root)
@@ -168,7 +175,9 @@ class ExclusiveLock:
         pass  # a wait in the kernel cannot be interrupted: its thread drops the lock when it has it
 
     def release(self, held: bool) -> None:
-        self._lock.release()
+        # A forked child has the same open file: to unlock it there would unlock the parent's.
+        if os.getpid() == self._process:
+            self._lock.release()
 
     def describe_holder(self) -> Holder:
         return describe_holder(self._root)
@@ -255,7 +264,7 @@ def _join(
     *,
     is_exclusive: bool,
 ) -> AnyLine:
-    found = os.fstat(root.fd)
+    found = root.stat_self()
     key = (found.st_dev, found.st_ino, is_exclusive)
     with _lines_mutex:
         line = _lines.get(key)
