@@ -7,6 +7,7 @@ lock's. What fails says which file it was.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,8 @@ class Directory:
 
     def duplicate(self) -> Self:
         """Open the same directory once more."""
-        fd = os.open(".", _DIRECTORY, dir_fd=self.fd)
+        with self._about(""):
+            fd = os.open(".", _DIRECTORY, dir_fd=self.fd)
         return type(self)(self.path, fd)
 
     def __enter__(self) -> Self:
@@ -78,7 +80,7 @@ class Directory:
                 "store, and open it where it is now",
                 path=path,
             ) from error
-        if not os.path.samestat(found, os.fstat(self.fd)):
+        if not os.path.samestat(found, self.stat_self()):
             raise StoreLostError(
                 f"the directory {path} was replaced by another while the store was open: close "
                 "the store, and open the new one",
@@ -113,6 +115,8 @@ class Directory:
                 if error.errno in {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EMLINK}:
                     raise self.corrupt(name, "is not a regular file") from error
                 raise
+        if flags & os.O_EXCL:
+            return fd  # it was created here
         try:
             if not stat.S_ISREG(self.stat_file(name, fd).st_mode):
                 raise self.corrupt(name, "is not a regular file")
@@ -125,6 +129,15 @@ class Directory:
         """What the file system knows of an open file."""
         with self._about(name):
             return os.fstat(fd)
+
+    def stat_self(self) -> os.stat_result:
+        """What the file system knows of this directory."""
+        return self.stat_file("", self.fd)
+
+    def lock_file(self, name: str, fd: int) -> None:
+        """Lock an open file for its writer."""
+        with self._about(name):
+            fcntl.flock(fd, fcntl.LOCK_EX)
 
     def open_directory(self, name: str) -> Self:
         """Open one of the directories in it.
@@ -168,6 +181,11 @@ class Directory:
         """Read the next bytes of a file, and say how many they are; none at its end."""
         with self._about(name):
             return os.readv(fd, [buffer])
+
+    def read_at(self, name: str, fd: int, size: int, position: int) -> bytes:
+        """Read some bytes of a file at a position; none at its end."""
+        with self._about(name):
+            return os.pread(fd, size, position)
 
     def write(self, name: str, fd: int, pieces: Sequence[memoryview]) -> None:
         """Write all of the pieces, one behind the other."""

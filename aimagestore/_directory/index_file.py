@@ -244,15 +244,16 @@ class IndexFile:
         """
         with self._mutex:
             try:
-                found = os.fstat(fd)
+                found = self._root.stat_file(name, fd)
                 self._root.rename(name, INDEX_FILE)
             except BaseException:
                 os.close(fd)
                 raise
             self.is_durable = False
-            # The rename is a change of the file. Without this the version counts as outdated.
+            # The rename has changed the file's time. Unless that is known, this version counts as
+            # outdated, and the next read loads the index.
             with suppress(OSError):
-                found = os.fstat(fd)
+                found = self._root.stat_file(INDEX_FILE, fd)
             self._adopt(_Version.of(catalog, fd, found))
 
     def make_durable(self) -> None:

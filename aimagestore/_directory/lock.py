@@ -99,7 +99,13 @@ class RecordLock(BaseFileLock):
     def adopt(self, fd: int) -> None:
         """Be locked by a descriptor that has the lock already."""
         self._granted = fd
-        self.acquire(blocking=False)
+        try:
+            self.acquire(blocking=False)
+        except BaseException:
+            if self._granted is not None:
+                self._granted = None
+                unlock(fd)
+            raise
 
 
 def wait_for_lock(fd: int, kind: int) -> None:
@@ -135,6 +141,7 @@ class ExclusiveLock:
 
     def __init__(self, root: Directory) -> None:
         self._root = root
+        self._process = os.getpid()
         self._lock = self._make_lock()
 
     def _make_lock(self) -> BaseFileLock:
@@ -142,7 +149,7 @@ class ExclusiveLock:
             # filelock resolves its path, makes the directories above it and keeps locks apart by
             # it. The file is opened relative to the descriptor instead, so the path only names
             # the lock, in a directory that is always there.
-            found = os.fstat(self._root.fd)
+            found = self._root.stat_self()
             path = f"/proc/self/fd/{found.st_dev}-{found.st_ino}-{LOCK_FILE}"
             lock = RecordLock(path, thread_local=False)
             lock.open_file = partial(open_lock_file, self._root)
@@ -176,7 +183,9 @@ class ExclusiveLock:
         pass  # a wait in the kernel cannot be interrupted: its thread drops the lock when it has it
 
     def release(self, held: bool) -> None:
-        self._lock.release()
+        # A forked child has the same open file: to unlock it there would unlock the parent's.
+        if os.getpid() == self._process:
+            self._lock.release()
 
     def describe_holder(self) -> Holder:
         return describe_holder(self._root)
@@ -263,7 +272,7 @@ def _join(
     *,
     is_exclusive: bool,
 ) -> AnyLine:
-    found = os.fstat(root.fd)
+    found = root.stat_self()
     key = (found.st_dev, found.st_ino, is_exclusive)
     with _lines_mutex:
         line = _lines.get(key)

@@ -45,7 +45,11 @@ class DirectoryRepairer:
 
     def __init__(self, path: str) -> None:
         self._root = Directory.at(path)
-        self._engine = DirectoryEngine(self._root, read_only=False)
+        try:
+            self._engine = DirectoryEngine(self._root, read_only=False)
+        except BaseException:
+            self._root.close()
+            raise
         self.lock = self._engine.lock
 
     def steps(self, grant: AnyGrant, report: Report, *, drop: bool) -> Steps[Report]:

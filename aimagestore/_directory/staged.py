@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import secrets
@@ -98,12 +97,11 @@ class StagedFile:
             self._name = f"{STAGED_PREFIX}{secrets.token_hex(16)}"
             fd = directory.open_file(self._name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            except OSError as error:
+                directory.lock_file(self._name, fd)
+            except OSError:
                 os.close(fd)
                 with suppress(OSError):
                     directory.unlink(self._name)
-                error.filename = directory.path_of(self._name)
                 raise
         self._fd = fd
         self._sink = _Sink(self, directory, helpers)
@@ -159,7 +157,7 @@ class StagedFile:
         with self._in_use() as fd:
             pieces = []
             position = 0
-            while piece := os.pread(fd, 1 << 20, position):
+            while piece := self._directory.read_at(self._name, fd, 1 << 20, position):
                 pieces.append(piece)
                 position += len(piece)
             return b"".join(pieces)
@@ -178,7 +176,7 @@ class StagedFile:
         """Undo :meth:`publish`: the data is staged again, under a name of its own."""
         with self._in_use() as fd:
             staged = f"{STAGED_PREFIX}{secrets.token_hex(16)}"
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            directory.lock_file(name, fd)
             directory.rename(name, staged, self._directory)
             self._name = staged
             self._is_published = False
