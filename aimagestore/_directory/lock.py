@@ -25,7 +25,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from .._core.names import LOCK_FILE
 from .._engine.lock import AnyLine, Holder, LockLine
-from ..errors import StoreCorruptError
+from ..errors import ImageStoreError, StoreCorruptError
 from .files import Directory
 
 _BUSY: Final = frozenset({errno.EACCES, errno.EAGAIN})
@@ -48,8 +48,14 @@ def open_lock_file(root: Directory, flags: int = os.O_RDWR | os.O_CREAT) -> int:
     """Open the lock file.
 
     :raises StoreCorruptError: when it has another name as well, whose file would be written
+    :raises StoreLostError: when the directory was removed, so that no file can be made in it
     """
-    fd = root.open_file(LOCK_FILE, flags, 0o644)
+    try:
+        fd = root.open_file(LOCK_FILE, flags, 0o644)
+    except FileNotFoundError:
+        if flags & os.O_CREAT:
+            root.check_path()
+        raise
     try:
         if root.stat_file(LOCK_FILE, fd).st_nlink > 1:
             raise root.corrupt(LOCK_FILE, "has other names (hard links)")
@@ -156,6 +162,8 @@ class ExclusiveLock:
             self._lock.acquire(blocking=False)
         except Timeout:
             return None
+        except ImageStoreError:
+            raise
         except OSError as error:
             error.filename = self._root.path_of(LOCK_FILE)
             raise

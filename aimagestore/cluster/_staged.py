@@ -45,7 +45,7 @@ class _Sink(io.BufferedIOBase):
         return len(piece)
 
     def flush(self) -> None:
-        self.digester.settle()
+        self.digester.finish()
 
 
 class StagedBlob:
