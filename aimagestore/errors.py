@@ -65,7 +65,16 @@ class DuplicateImageNamesError(ImageStoreError, ValueError):
     """A read-only store holds two images of one name (upstream: ``ErrDuplicateImageNames``)."""
 
 
-class BigDataMissingError(ImageStoreError, FileNotFoundError):
+class _MissingError(ImageStoreError, FileNotFoundError):
+    """Something is missing at ``path``."""
+
+    @property
+    def filename(self) -> str | None:  # type: ignore[override]
+        """The same as ``path``."""
+        return self.path
+
+
+class BigDataMissingError(_MissingError):
     """The image's record lists this item, but its content is missing."""
 
 
@@ -87,7 +96,7 @@ class GraphRootError(ImageStoreError, ValueError):
     stores: tuple[str, ...] = ()
 
 
-class StoreLostError(ImageStoreError, FileNotFoundError):
+class StoreLostError(_MissingError):
     """The directory of an open store was removed, moved, or replaced by another."""
 
 

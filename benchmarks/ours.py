@@ -267,10 +267,10 @@ def new_store(root: str) -> ImageStore:
     """A store of either kind, not open yet."""
     if not root.startswith("postgresql:"):
         return ImageStore(image_store(Path(root)))
-    from aimagestore.cluster import ClusterEngine
+    from aimagestore.cluster import ClusterLocation
 
     place = Place.parse(root)
-    return ImageStore(ClusterEngine(place.records_url, place.blobs_url))
+    return ImageStore(ClusterLocation(place.records_url, place.blobs_url))
 
 
 async def _chunks(size: int) -> AsyncIterator[bytes]:

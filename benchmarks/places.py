@@ -14,8 +14,8 @@ from typing import LiteralString
 import psycopg
 from psycopg import sql
 
-from aimagestore._local.cluster import LocalCluster
 from aimagestore.cluster import migrate
+from aimagestore.cluster._local.cluster import LocalCluster
 
 from .images import identity, manifest_digest, name, record
 from .place import Place

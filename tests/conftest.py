@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import os
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import anyio.lowlevel
-import blockbuster.blockbuster
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from aimagestore import ImageStore
-from aimagestore._directory.check import Check
 
-from .homes import ClusterHome, DirectoryHome, Home, open_files
+from .support.faults import Faults, die_after_commit
+from .support.guard import guarded
+from .support.stores import (
+    ClusterStore,
+    DirectoryStore,
+    StoreUnderTest,
+    becomes_true,
+    library_threads,
+    open_files,
+    run_steps,
+)
 
 if TYPE_CHECKING:
     from .cluster.servers import Servers
@@ -38,49 +45,16 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-_BLOCKING = (
-    "fcntl.fcntl",
-    "fcntl.flock",
-    "os.fsync",
-    "os.link",
-    "os.listdir",
-    "os.open",
-    "os.pread",
-    "os.rename",
-    "os.rmdir",
-    "os.writev",
-)
-
-
-def _running_loop() -> object:
-    # Raises a RuntimeError where none runs, as asyncio.get_running_loop does.
-    return anyio.lowlevel.current_token()
-
-
 @pytest.fixture(autouse=True)
-def _guard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail a test in which the library blocks the event loop, trio's as well as asyncio's."""
-    monkeypatch.setattr(
-        blockbuster.blockbuster, "asyncio", SimpleNamespace(get_running_loop=_running_loop)
-    )
-    guard = blockbuster.BlockBuster("aimagestore")
-    # The mutexes of the pipeline and of the lock's line are held for a few instructions only.
-    guard.functions.pop("threading.Lock.acquire", None)
-    guard.functions.pop("threading.Lock.acquire_lock", None)
-    for name in _BLOCKING:
-        guard.functions[name] = blockbuster.blockbuster.BlockBusterFunction(
-            None, name, scanned_modules="aimagestore"
-        )
-    # A stat of a local file does not wait: what the store's freshness costs is this one.
-    guard.functions["os.stat"].can_block_in("_directory/engine.py", "current")
-    guard.activate()
-    yield
-    guard.deactivate()
+def _guard() -> Iterator[None]:
+    """Fail a test in which the library blocks the event loop."""
+    with guarded():
+        yield
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where there is no store yet."""
+    """A path where there is no store yet."""
     return tmp_path / "store"
 
 
@@ -89,6 +63,22 @@ async def store(path: Path) -> AsyncIterator[ImageStore]:
     """A new store, open."""
     async with ImageStore(path) as store:
         yield store
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
+    """Makes system calls of the library fail."""
+    return Faults(monkeypatch)
+
+
+@pytest.fixture
+async def half_done(path: Path) -> Path:
+    """A store whose writer died between a commit and its last rename."""
+    async with ImageStore(path) as store:
+        await store.create("one", names=["a"], big_data={"manifest": b"old content"})
+    await die_after_commit(path)
+    assert (path / "one" / "manifest").read_bytes() == b"old content"
+    return path
 
 
 @pytest.fixture(autouse=True)
@@ -100,74 +90,80 @@ def _no_damage_left(request: pytest.FixtureRequest) -> Iterator[None]:
     path: Path = request.getfixturevalue("path")
     yield
     if path.is_dir():
-        check = Check(str(path), verify=True)
-        for _ in check.steps():
-            pass
-        assert check.report.findings == ()
+        from aimagestore._directory.location import DirectoryLocation
+
+        report = run_steps(DirectoryLocation(path).checker(verify=True).steps())
+        assert report.findings == ()
 
 
 @pytest.fixture(autouse=True)
-def _no_descriptors_left() -> Iterator[None]:
-    """Fail a test that leaves descriptors of a store open."""
-    before = _open_files()
+def _nothing_left_open() -> Iterator[None]:
+    """Fail a test that leaves descriptors or threads of a store behind."""
+    files, threads = _open_files(), library_threads()
     yield
     # A step of a check that was cancelled ends by itself, in its thread.
-    for _ in range(500):
-        if _open_files() <= before:
-            return
-        time.sleep(0.01)
-    assert _open_files() <= before
+    if not becomes_true(lambda: _open_files() <= files and library_threads() <= threads, 1):
+        gc.collect()  # the lock of a directory is closed with the last object that refers to it
+    becomes_true(lambda: _open_files() <= files and library_threads() <= threads)
+    assert _open_files() <= files
+    assert library_threads() <= threads
 
 
 def _open_files() -> set[str]:
-    """What stores have open, and what tells their watches."""
+    """Return what stores have open, and what notifies their watches."""
     return open_files("/store") | open_files("inotify")
 
 
 @pytest.fixture(scope="session")
-def servers() -> Iterator[Servers]:
-    """PostgreSQL and SeaweedFS, their credentials in the environment."""
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """PostgreSQL and SeaweedFS, their credentials in the environment; each worker has its own."""
     for package in ("psycopg", "obstore"):
         pytest.importorskip(package, reason="needs the clients: pip install 'aimagestore[cluster]'")
-    from aimagestore._local.cluster import LocalCluster
-    from aimagestore._local.server import ServersMissingError
+    from aimagestore.cluster._local.cluster import LocalCluster
+    from aimagestore.cluster._local.server import ServersMissingError
 
     from .cluster.servers import Servers
 
-    try:
-        local = LocalCluster()
-    except ServersMissingError as missing:
-        pytest.skip(str(missing))
-    with local, pytest.MonkeyPatch.context() as patch:
-        for name, value in local.environment.items():
-            patch.setitem(os.environ, name, value)
-        yield Servers(local)
+    # One worker at a time looks for free ports and takes them.
+    starting = FileLock(tmp_path_factory.getbasetemp().parent / "servers.lock")
+    with pytest.MonkeyPatch.context() as patch:
+        starting.acquire()
+        try:
+            local = LocalCluster()
+            running = local.__enter__()
+        except ServersMissingError as missing:
+            pytest.skip(str(missing))
+        finally:
+            starting.release()
+        try:
+            for name, value in running.environment.items():
+                patch.setitem(os.environ, name, value)
+            yield Servers(local)
+        finally:
+            local.close()
 
 
 @pytest.fixture(scope="session")
-def cluster_home(servers: Servers) -> Iterator[ClusterHome]:
-    """The one that all tests have in turn."""
+def cluster_store(servers: Servers) -> Iterator[ClusterStore]:
+    """The one place on the servers that the contract's tests use in turn."""
     with servers.new_place() as place:
-        home = ClusterHome(place)
-        yield home
-        home.close()
+        store = ClusterStore(place)
+        yield store
+        store.close()
 
 
 @pytest.fixture(params=["directory", "cluster"])
-def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
-    """Where there is no image yet, on either engine."""
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreUnderTest]:
+    """A place where there is no image yet, on either engine."""
     if request.param == "directory":
-        found: Home = DirectoryHome(tmp_path)
+        found: StoreUnderTest = DirectoryStore(tmp_path)
     else:
-        cluster: ClusterHome = request.getfixturevalue("cluster_home")
+        cluster: ClusterStore = request.getfixturevalue("cluster_store")
         cluster.root = tmp_path
         cluster.clear()
         found = cluster
     yield found
     if not request.node.get_closest_marker("damage"):
-        found.check()
-    for _ in range(500):
-        if not found.in_use():
-            break
-        time.sleep(0.01)
-    assert found.in_use() == 0
+        found.check_intact()
+    becomes_true(lambda: not found.open_handles())
+    assert found.open_handles() == 0

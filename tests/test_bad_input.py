@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import stat
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,10 +20,12 @@ from aimagestore import (
     InvalidBigDataNameError,
     StoreCorruptError,
 )
-from aimagestore._directory.placement import waiting_name
+from aimagestore._core.record import read
+from aimagestore._directory.pending import pending_name
 from aimagestore._format.gojson import MAX_DEPTH
 
-from .strategies import compact
+from .support.stores import tree
+from .support.strategies import compact
 
 pytestmark = [
     pytest.mark.damage,
@@ -34,20 +35,6 @@ pytestmark = [
 Call = Callable[[ImageStore], Awaitable[object]]
 
 DEEP_OBJECT = b'{"a":' * 20_000 + b"1" + b"}" * 20_000
-
-
-def tree(path: Path) -> dict[str, object]:
-    """Everything below a directory: what it is, and what is in it."""
-    found: dict[str, object] = {}
-    for entry in sorted(path.rglob("*")):
-        mode = entry.lstat().st_mode
-        content: object = stat.S_IFMT(mode)
-        if stat.S_ISLNK(mode):
-            content = os.readlink(entry)
-        elif stat.S_ISREG(mode):
-            content = entry.read_bytes()
-        found[str(entry.relative_to(path))] = content
-    return found
 
 
 def index_of(path: Path) -> bytes:
@@ -81,6 +68,13 @@ def listing(image_id: str, key: str, data: bytes) -> bytes:
     )
 
 
+def pending_of(element: bytes, key: str) -> str:
+    """Return the name under which an item's content is pending."""
+    record = read(element, 0)
+    assert record is not None
+    return pending_name(record.image, key)
+
+
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
     """A directory that is none of the store's business."""
@@ -92,9 +86,6 @@ def outside(tmp_path: Path) -> Path:
 
 
 # Calls that are refused
-
-
-"""The Base64 of one of them has a slash in it."""
 
 
 async def test_keys_like_paths_are_names_like_any_other(store: ImageStore, path: Path) -> None:
@@ -125,8 +116,8 @@ async def test_bad_calls_in_a_transaction_leave_its_good_ones(
     store: ImageStore, path: Path
 ) -> None:
     async with store.transaction() as tx:
-        tx.create("one", names=["n"])
-        bad_calls: list[Callable[[], Image]] = [
+        await tx.create("one", names=["n"])
+        bad_calls: list[Callable[[], Awaitable[Image]]] = [
             lambda: tx.create("../x"),
             lambda: tx.create("two", names=["n"]),
             lambda: tx.create("two", flags={"f": math.nan}),
@@ -137,7 +128,7 @@ async def test_bad_calls_in_a_transaction_leave_its_good_ones(
         ]
         for bad in bad_calls:
             with pytest.raises(ValueError):
-                bad()
+                await bad()
     (image,) = json.loads(index_of(path))
     assert image["id"] == "one"
     assert image.keys() == {"id", "names", "created"}
@@ -225,13 +216,13 @@ async def test_lost_index_beside_other_programs_directories_is_an_empty_store(
 async def test_index_broken_while_the_store_is_open_is_refused_and_left(
     store: ImageStore, path: Path, text: bytes | None
 ) -> None:
-    await store.create("one", big_data={"k": b"data"})
+    image = await store.create(big_data={"k": b"data"})
     if text is None:
         (path / "images.json").unlink()
     else:
         (path / "images.json").write_bytes(text)
     before = tree(path)
-    for call in (store.get("one"), store.images(), store.create("two"), store.wipe()):
+    for call in (store.get(image.id), store.images(), store.create("two"), store.wipe()):
         with pytest.raises(StoreCorruptError):
             await call
     assert tree(path) == before
@@ -302,7 +293,7 @@ async def test_id_of_a_damaged_record_cannot_be_created(path: Path, bad: bytes) 
         assert caught.value.id == "one"
         async with store.transaction() as tx:
             with pytest.raises(StoreCorruptError):
-                tx.create("one")
+                await tx.create("one")
         await store.create("two")
     assert (path / "one" / "k").read_bytes() == b"precious"
     assert index_of(path).endswith(b"," + bad + b"]")
@@ -525,7 +516,7 @@ async def test_image_directory_that_is_none_is_no_place_for_a_new_image(
         await store.create("one", big_data={"k": b"new"})
     with pytest.raises(StoreCorruptError):
         async with store.transaction() as tx:
-            tx.create("one", big_data={"k": b"new"})
+            await tx.create("one", big_data={"k": b"new"})
     assert {image.id for image in await store.images()} == {"two"}
     assert tree(outside) == untouched
     after = tree(path)
@@ -618,18 +609,23 @@ async def test_links_in_a_deleted_images_directory_are_removed_not_followed(
 
 
 @pytest.mark.parametrize("wipes", [False, True])
-async def test_deleting_an_image_never_descends(path: Path, wipes: bool) -> None:
+async def test_deleting_an_image_removes_its_tree_and_nothing_else(
+    path: Path, outside: Path, wipes: bool
+) -> None:
     plant(path, element("one"), element("two"), items={"one": {"k": b"x"}})
-    (path / "one" / "sub").mkdir()
-    (path / "one" / "sub" / "k").write_bytes(b"inner")
+    below = path / "one" / "sub" / "sub"
+    below.mkdir(parents=True)
+    (below / "k").write_bytes(b"inner")
+    (below / "link").symlink_to(outside)
+    (below / "up").symlink_to(path)
+    untouched = tree(outside)
     async with ImageStore(path) as store:
         await (store.wipe() if wipes else store.delete("one"))
         assert not await store.exists("one")
-        await store.create("three")
-        with pytest.raises((OSError, StoreCorruptError)):
-            await store.create("one")
-        await store.create("four")
-    assert (path / "one" / "sub" / "k").read_bytes() == b"inner"
+        assert not (path / "one").exists()
+        await store.create("one")
+        assert await store.exists("two") != wipes
+    assert tree(outside) == untouched
 
 
 # What a crash seems to have left
@@ -640,10 +636,9 @@ async def test_leftover_of_a_hostile_key_is_not_renamed_out_of_the_store(
 ) -> None:
     key = "AB?ABC"  # its file would be =QUI/QUJD
     record = listing("one", key, b"evil")
-    digest = json.loads(record)["big-data-digests"][key]
     plant(path, record, items={"one": {}})
     (path / "one" / "=QUI").symlink_to(outside)
-    (path / waiting_name("one", key, digest)).write_bytes(b"evil")
+    (path / pending_of(record, key)).write_bytes(b"evil")
     untouched = tree(outside)
     async with ImageStore(path) as store:
         await store.create("two")
@@ -653,9 +648,8 @@ async def test_leftover_of_a_hostile_key_is_not_renamed_out_of_the_store(
 @pytest.mark.parametrize("key", ["..", ".", "", "a/", "A" * 200])
 async def test_leftover_of_a_hostile_key_holds_nothing_up(path: Path, key: str) -> None:
     record = listing("one", key, b"evil")
-    digest = json.loads(record)["big-data-digests"][key]
     plant(path, record, items={"one": {}})
-    (path / waiting_name("one", key, digest)).write_bytes(b"evil")
+    (path / pending_of(record, key)).write_bytes(b"evil")
     async with ImageStore(path) as store:
         await store.create("two")
         assert await store.exists("two")
@@ -703,7 +697,7 @@ async def test_stale_directory_is_cleared_before_its_id_is_used_again(
     untouched = tree(outside)
     await store.create("one", big_data={"k": b"new"})
     async with store.transaction() as tx:
-        tx.create("two", big_data={"k": b"new"})
+        await tx.create("two", big_data={"k": b"new"})
     assert tree(path / "one") == tree(path / "two") == {"k": b"new"}
     assert tree(outside) == untouched
 

@@ -14,13 +14,13 @@ from aimagestore import (
     DigestUnknownError,
     ImageStore,
     SizeUnknownError,
-    Staged,
+    StagedItem,
     StoreCorruptError,
 )
 from aimagestore._directory import staged as staged_files
 from aimagestore._directory.files import Directory
 
-from .contract.test_big_data import CONTENT, DIGEST, chunks
+from .support.sources import CONTENT, DIGEST, chunks
 
 
 @pytest.fixture
@@ -103,16 +103,16 @@ async def test_sizes_and_digests_that_nobody_recorded(path: Path) -> None:
         assert (await store.get("image")).big_data_sizes == {"key": len(CONTENT)}
 
 
-async def test_staged_data_is_handed_over(store: ImageStore, path: Path) -> None:
+async def test_staged_data_is_used(store: ImageStore, path: Path) -> None:
     async with store.stage() as staged:
         for start in range(0, len(CONTENT), 500_000):
             await staged.write(CONTENT[start : start + 500_000])
         assert (staged.size, staged.digest) == (len(CONTENT), DIGEST)
         image = await store.create("image", big_data={"key": staged, "other": b"x"})
         assert image.big_data_digests["key"] == DIGEST
-        with pytest.raises(ValueError, match="handed over"):
+        with pytest.raises(ValueError, match="used once"):
             await staged.write(b"more")
-        with pytest.raises(ValueError, match="handed over"):
+        with pytest.raises(ValueError, match="used once"):
             await store.set_big_data("image", "again", staged)
     assert await store.big_data("image", "key") == CONTENT
     async with store.stage(chunks(), expected_digest=DIGEST) as staged:
@@ -144,14 +144,14 @@ async def test_staged_data_is_durable_before_its_block_begins(
     assert await store.big_data("two", "key") == b"content, and more"
 
 
-async def test_staged_data_vanishes_unless_handed_over(store: ImageStore, path: Path) -> None:
-    kept: list[Staged] = []
+async def test_staged_data_vanishes_unless_used(store: ImageStore, path: Path) -> None:
+    kept: list[StagedItem] = []
     with pytest.raises(RuntimeError, match="mine"):
         async with store.stage(CONTENT) as staged:
             kept.append(staged)
             raise RuntimeError("mine")
     assert sorted(os.listdir(path)) == ["images.lock"]
-    with pytest.raises(ValueError, match="handed over"):
+    with pytest.raises(ValueError, match="used once"):
         await store.create(big_data={"key": kept[0]})
 
 
@@ -211,7 +211,7 @@ async def test_a_sync_that_fails_on_the_way_fails_the_call(
     assert not list((path / image).glob("*"))
 
 
-async def test_measuring_tells_how_far_it_is(path: Path) -> None:
+async def test_measuring_reports_progress(path: Path) -> None:
     (path / "one").mkdir(parents=True)
     (path / "one" / "item").write_bytes(CONTENT)
     (path / "images.json").write_bytes(
@@ -219,7 +219,7 @@ async def test_measuring_tells_how_far_it_is(path: Path) -> None:
     )
     async with ImageStore(path, read_only=True) as store:
         for method in (store.big_data_size, store.big_data_digest):
-            told: list[int] = []
-            await method("one", "item", progress=told.append)
-            assert told == sorted(told)
-            assert told[-1] == len(CONTENT)
+            reported: list[tuple[int, int | None]] = []
+            await method("one", "item", progress=lambda *figures: reported.append(figures))
+            assert reported == sorted(reported)
+            assert reported[-1] == (len(CONTENT), len(CONTENT))

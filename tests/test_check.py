@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
 import shutil
-import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import anyio
 import pytest
 
-import aimagestore
 from aimagestore import (
     Finding,
     FindingKind as Kind,
@@ -23,11 +18,12 @@ from aimagestore import (
     StoreReadOnlyError,
     check,
 )
-from aimagestore._directory.contents import is_image_directory, unlisted_files
+from aimagestore._directory.contents import unlisted_files
 from aimagestore._directory.files import Directory
 
-from .homes import open_files
-from .test_store import FIXTURE, FIXTURE_ID
+from .support.buildah import FIXTURE, FIXTURE_ID
+from .support.damage import DAMAGE, listing
+from .support.stores import edit_index, locked, open_files, until, until_requested
 
 pytestmark = pytest.mark.damage
 
@@ -39,91 +35,26 @@ def image(path: Path) -> Path:
     return path / FIXTURE_ID
 
 
-def edit(path: Path, change: Callable[[list[dict[str, object]]], object]) -> None:
-    records = json.loads((path / "images.json").read_bytes())
-    change(records)
-    (path / "images.json").write_text(json.dumps(records, separators=(",", ":")))
-
-
-def tree(path: Path) -> list[tuple[str, int, int]]:
-    return sorted(
-        (str(p), p.lstat().st_mtime_ns, p.lstat().st_size) for p in [path, *path.rglob("*")]
-    )
-
-
 async def test_a_whole_store(path: Path, image: Path) -> None:
-    steps: list[tuple[int, int]] = []
-    before = tree(path)
+    steps: list[tuple[int, int | None]] = []
+    before = listing(path)
     report = await check(path, progress=lambda done, total: steps.append((done, total)))
     assert report.ok
     assert (report.images, report.items, report.bytes) == (1, 4, 1409)
     assert steps[-1] == (1409, 1409)
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
-    assert tree(path) == before
-
-
-def replace_with_fifo(file: Path) -> None:
-    file.unlink()
-    os.mkfifo(file)
-
-
-DAMAGE: dict[Kind, tuple[Callable[[Path], object], str]] = {
-    Kind.INDEX_MISSING: (lambda image: (image.parent / "images.json").unlink(), "images.json"),
-    Kind.INDEX_BLANK: (
-        lambda image: (image.parent / "images.json").write_bytes(b"\0\0"),
-        "images.json",
-    ),
-    Kind.INDEX_DAMAGED: (
-        lambda image: (image.parent / "images.json").write_bytes(b'[{"id":'),
-        "images.json",
-    ),
-    Kind.RECORD_DAMAGED: (lambda image: edit(image.parent, lambda r: r.append({})), "images.json"),
-    Kind.DUPLICATE_ID: (
-        lambda image: edit(image.parent, lambda r: r.insert(0, {"id": FIXTURE_ID})),
-        "images.json",
-    ),
-    Kind.DUPLICATE_NAME: (
-        lambda image: edit(
-            image.parent, lambda r: r.insert(0, {"id": "x", "names": ["localhost/hello:1"]})
-        ),
-        "images.json",
-    ),
-    Kind.DIRECTORY_MISSING: (shutil.rmtree, FIXTURE_ID),
-    Kind.DIRECTORY_ORPHANED: (
-        lambda image: edit(image.parent, lambda r: r.clear()),
-        FIXTURE_ID,
-    ),
-    Kind.ITEM_MISSING: (lambda image: (image / "manifest").unlink(), FIXTURE_ID + "/manifest"),
-    Kind.ITEM_SHORT: (
-        lambda image: os.truncate(image / "manifest", 10),
-        FIXTURE_ID + "/manifest",
-    ),
-    Kind.ITEM_LONG: (
-        lambda image: os.truncate(image / "manifest", 1000),
-        FIXTURE_ID + "/manifest",
-    ),
-    Kind.ITEM_ALTERED: (
-        lambda image: (image / "manifest").write_bytes(b"x" * 495),
-        FIXTURE_ID + "/manifest",
-    ),
-    Kind.ITEM_UNREADABLE: (
-        lambda image: replace_with_fifo(image / "manifest"),
-        FIXTURE_ID + "/manifest",
-    ),
-    Kind.ITEM_UNLISTED: (lambda image: (image / "other").touch(), FIXTURE_ID + "/other"),
-    Kind.TEMPORARY_STALE: (lambda image: (image.parent / ".tmp-1").touch(), ".tmp-1"),
-}
+    assert listing(path) == before
 
 
 @pytest.mark.parametrize("kind", list(Kind))
 async def test_every_kind_of_damage_is_found_and_left(path: Path, image: Path, kind: Kind) -> None:
     damage, name = DAMAGE[kind]
     damage(image)
-    before = tree(path)
+    before = listing(path)
     report = await check(str(path))
     assert not report.ok
     assert [(f.kind, f.path) for f in report.findings] == [(kind, str(path / name))]
-    assert tree(path) == before
+    assert listing(path) == before
 
 
 async def test_without_verify_only_sizes_are_compared(path: Path, image: Path) -> None:
@@ -153,7 +84,7 @@ async def test_no_store_and_an_empty_one(path: Path) -> None:
 
 
 async def test_keys_that_name_no_file_are_missing_items(path: Path, image: Path) -> None:
-    edit(path, lambda records: records[0].update({"big-data-names": [".."]}))
+    edit_index(path, lambda records: records[0].update({"big-data-names": [".."]}))
     found = (await check(path)).findings
     assert (Kind.ITEM_MISSING, "..") in [(f.kind, f.key) for f in found]
 
@@ -182,11 +113,11 @@ async def test_directories_that_are_deleted_meanwhile_hold_nothing(
     shutil.rmtree(image)
     monkeypatch.setattr(Directory, "is_directory", lambda *_: True)
 
-    def look() -> tuple[bool, list[str]]:
+    def look() -> list[str]:
         with Directory.at(str(path)) as root:
-            return is_image_directory(root, FIXTURE_ID), list(unlisted_files(root, record))
+            return list(unlisted_files(root, record))
 
-    assert await anyio.to_thread.run_sync(look) == (False, [])
+    assert await anyio.to_thread.run_sync(look) == []
 
 
 async def test_what_looks_damaged_is_looked_at_again_without_writers(
@@ -194,32 +125,30 @@ async def test_what_looks_damaged_is_looked_at_again_without_writers(
 ) -> None:
     content = (image / "manifest").read_bytes()
     (image / "manifest").write_bytes(b"half of a replacement")
-    fd = os.open(path / "images.lock", os.O_RDWR)
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
     findings: list[tuple[Finding, ...]] = []
 
     async def look() -> None:
         findings.append((await check(path)).findings)
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(look)
-        await anyio.sleep(0.05)
-        assert findings == []
-        (image / "manifest").write_bytes(content)
-        os.close(fd)
+        with locked(path):
+            tasks.start_soon(look)
+            await until_requested()
+            assert findings == []
+            (image / "manifest").write_bytes(content)
     assert findings == [()]
 
 
-async def test_a_check_that_waits_is_cancelled_at_once(path: Path, image: Path) -> None:
+async def test_a_check_that_waits_for_the_lock_is_cancelled_at_once(
+    path: Path, image: Path
+) -> None:
     (image / "manifest").unlink()
-    fd = os.open(path / "images.lock", os.O_RDWR)
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
-    with anyio.move_on_after(0.05) as scope:
-        await check(path)
-    assert scope.cancelled_caught
-    os.close(fd)
-    while open_files(str(path)):  # until the step that was left to itself has ended
-        await anyio.sleep(0.001)
+    with locked(path):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(check, path)
+            await until_requested()
+            tasks.cancel_scope.cancel()
+    await until(lambda: not open_files(str(path)))
 
 
 async def test_a_check_is_cancelled_between_steps(path: Path, image: Path) -> None:
@@ -233,35 +162,43 @@ async def test_a_check_is_cancelled_between_steps(path: Path, image: Path) -> No
 
 
 async def test_garbage_goes_and_everything_else_stays(path: Path, image: Path) -> None:
-    (path / "orphan").mkdir()
-    (path / "orphan" / "manifest").write_bytes(b"12345")
-    (path / "empty").mkdir()
+    orphan, empty = "a" * 64, "b" * 64
+    (path / orphan / "deep").mkdir(parents=True)
+    (path / orphan / "manifest").write_bytes(b"12345")
+    (path / orphan / "deep" / "file").write_bytes(b"6")
+    (path / empty).mkdir()
     (path / ".stage-dead").write_bytes(b"123")
     (path / ".tmp-images.json1").touch()
     (image / "unlisted").write_bytes(b"12")
     (image / ".tmp-manifest1").touch()
-    for name in ("lost+found", "notes", ".hidden", "deep"):
+    for name in ("lost+found", "notes", ".hidden", "deep", "backup", "A" * 64, "a" * 63):
         (path / name).mkdir()
     (path / "notes" / "READ ME").write_bytes(b"mine")
+    (path / "backup" / "images.json").write_bytes(b"my backup")
     (path / "deep" / "below").mkdir()
     (path / "file").write_bytes(b"mine")
     (image / "READ ME").write_bytes(b"mine")
     async with ImageStore(path) as store, store.stage(b"living") as staged:
+        before = listing(path)
+        planned = await store.collect_garbage(dry_run=True)
+        assert listing(path) == before
         report = await store.collect_garbage()
+        assert planned == report
         assert sorted((f.kind, os.path.basename(f.path)) for f in report.findings) == [
-            (Kind.DIRECTORY_ORPHANED, "empty"),
-            (Kind.DIRECTORY_ORPHANED, "orphan"),
+            (Kind.DIRECTORY_ORPHANED, orphan),
+            (Kind.DIRECTORY_ORPHANED, empty),
             (Kind.ITEM_UNLISTED, ".tmp-manifest1"),
             (Kind.ITEM_UNLISTED, "unlisted"),
             (Kind.TEMPORARY_STALE, ".stage-dead"),
             (Kind.TEMPORARY_STALE, ".tmp-images.json1"),
         ]
-        assert report.bytes == 5 + 3 + 2
+        assert report.bytes == 5 + 1 + 3 + 2
         assert (await store.collect_garbage()).ok
         await store.create("new", big_data={"key": staged})
         assert await store.big_data("new", "key") == b"living"
-    stays = {"lost+found", "notes", ".hidden", "deep", "file", FIXTURE_ID, "new"}
-    assert set(os.listdir(path)) == stays | {"images.json", "images.lock"}
+    stays = {"lost+found", "notes", ".hidden", "deep", "backup", "A" * 64, "a" * 63, "file"}
+    assert set(os.listdir(path)) == stays | {FIXTURE_ID, "new", "images.json", "images.lock"}
+    assert (path / "backup" / "images.json").read_bytes() == b"my backup"
     assert (image / "READ ME").exists()
 
 
@@ -278,7 +215,7 @@ async def test_named_stages_of_living_writers_stay(
 
 
 async def test_the_directory_of_a_damaged_record_stays(path: Path, image: Path) -> None:
-    edit(path, lambda records: records[0].update({"names": 5}))
+    edit_index(path, lambda records: records[0].update({"names": 5}))
     async with ImageStore(path) as store:
         assert (await store.collect_garbage()).ok
     assert (image / "manifest").exists()
@@ -318,13 +255,12 @@ async def test_what_cannot_be_removed_is_an_error(
                 await store.collect_garbage()
         assert info.value.filename == str(image / "unlisted")
         assert not (await store.collect_garbage()).ok
-    assert aimagestore.check is check
 
 
-async def test_collecting_tells_how_far_it_is(path: Path, image: Path) -> None:
+async def test_collecting_reports_progress(path: Path, image: Path) -> None:
     for number in range(3):
         (image / f"unlisted{number}").touch()
-    told = []
+    reported: list[tuple[int, int | None]] = []
     async with ImageStore(path) as store:
-        await store.collect_garbage(progress=lambda done, total: told.append((done, total)))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+        await store.collect_garbage(progress=lambda done, total: reported.append((done, total)))
+    assert reported == [(1, 3), (2, 3), (3, 3)]

@@ -16,7 +16,7 @@ from aimagestore._format.block_catalog import EMPTY, BlockCatalog, build
 from aimagestore._format.blocks import BLOCK_BYTES, Block
 from aimagestore._format.index import MalformedIndexError, Text, compose, parse
 
-from .strategies import compact, edits, indexes
+from .support.strategies import compact, edits, indexes
 
 Contents = tuple[object, ...]
 

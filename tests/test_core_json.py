@@ -34,7 +34,7 @@ from aimagestore._core.names import (
 )
 from aimagestore._format import gojson
 
-from .strategies import json_values, text
+from .support.strategies import json_values, text
 
 DEEP = b"[" * 2000 + b"]" * 2000
 """Deeper than msgspec decodes on Python 3.11."""

@@ -38,7 +38,7 @@ from aimagestore._format import block_catalog
 from aimagestore._format.block_catalog import EMPTY, BlockCatalog, apply_draft, build
 from aimagestore._format.index import Text, compose, parse
 
-from .strategies import compact, digests, ids, json_values, keys, names
+from .support.strategies import compact, digests, ids, json_values, keys, names
 
 D1, D2, D3 = (f"sha256:{digit * 64}" for digit in "123")
 CREATED = datetime(2024, 1, 1, tzinfo=UTC)

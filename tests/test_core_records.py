@@ -24,7 +24,7 @@ from aimagestore._core.record import (
 )
 from aimagestore._format import gojson
 
-from .strategies import compact, json_values, records
+from .support.strategies import compact, json_values, records
 
 D1, D2, D3 = (f"sha256:{digit * 64}" for digit in "123")
 

@@ -5,75 +5,20 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
 
 from aimagestore import ImageStore, LockTimeoutError, StoreCorruptError
+from aimagestore._async.store import core_of
 from aimagestore._directory import files
 from aimagestore._directory.mounts import is_local
 
-from .test_pipeline import until_waiting
-
-# Commits one replaced item and dies at the rename of its file, which is the second rename.
-DIES_AFTER_COMMIT = """
-import os, sys, anyio
-from aimagestore import ImageStore
-real, renames = os.rename, []
-def rename(*args, **kwargs):
-    renames.append(args)
-    if len(renames) == 2:
-        os.kill(os.getpid(), 9)
-    return real(*args, **kwargs)
-os.rename = rename
-async def main():
-    async with ImageStore(sys.argv[1]) as store:
-        await store.set_big_data("one", "manifest", b"new content")
-anyio.run(main)
-"""
-
-
-class Faults:
-    """Makes a system call of the library's fail, the n-th of its kind."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._monkeypatch = monkeypatch
-
-    @contextmanager
-    def fail(self, name: str, code: int, when: Callable[[int], bool]) -> Iterator[list[int]]:
-        real = getattr(os, name)
-        calls: list[int] = []
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            calls.append(len(calls) + 1)
-            if when(calls[-1]):
-                raise OSError(code, os.strerror(code))
-            return real(*args, **kwargs)
-
-        with self._monkeypatch.context() as patch:
-            patch.setattr(os, name, call)
-            yield calls
-
-
-@pytest.fixture
-def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
-    return Faults(monkeypatch)
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """Every file of the store but its token."""
-    return {
-        str(p.relative_to(path)): p.read_bytes()
-        for p in path.rglob("*")
-        if p.is_file() and p.name != "images.lock"
-    }
+from .support.faults import Faults, die, die_after_commit
+from .support.stores import contents, until
 
 
 @pytest.fixture
@@ -81,18 +26,6 @@ async def one(store: ImageStore) -> ImageStore:
     """A store with one image, ``one``, that has an item ``manifest``."""
     await store.create("one", names=["a"], big_data={"manifest": b"old content"})
     return store
-
-
-@pytest.fixture
-async def half_done(path: Path) -> Path:
-    """A store in which somebody died between a commit and its last rename."""
-    async with ImageStore(path) as store:
-        await store.create("one", names=["a"], big_data={"manifest": b"old content"})
-    command = [sys.executable, "-c", DIES_AFTER_COMMIT, str(path)]
-    result = await anyio.run_process(command, check=False)
-    assert result.returncode == -signal.SIGKILL
-    assert (path / "one" / "manifest").read_bytes() == b"old content"
-    return path
 
 
 async def read_verified(store: ImageStore) -> bytes:
@@ -117,8 +50,7 @@ async def test_opening_finishes_a_commit(half_done: Path) -> None:
 async def test_a_store_that_was_open_finishes_anothers_commit(path: Path) -> None:
     async with ImageStore(path) as store:
         await store.create("one", names=["a"], big_data={"manifest": b"old content"})
-        command = [sys.executable, "-c", DIES_AFTER_COMMIT, str(path)]
-        assert (await anyio.run_process(command, check=False)).returncode == -signal.SIGKILL
+        await die_after_commit(path)
         assert await read_verified(store) == b"new content"
         assert (path / "one" / "manifest").read_bytes() == b"old content"
         await store.create("two")
@@ -194,7 +126,7 @@ async def test_what_fails_after_the_commit_is_left_to_the_next(
 ) -> None:
     with caplog.at_level(logging.WARNING), faults.fail("rename", errno.EIO, lambda call: call == 2):
         await one.set_big_data("one", "manifest", b"new content")
-    assert "next commit" in caplog.text
+    assert "the next commit completes" in caplog.text
     assert (path / "one" / "manifest").read_bytes() == b"old content"
     assert await read_verified(one) == b"new content"
     await one.set_metadata("one", "x")
@@ -241,18 +173,21 @@ async def test_a_file_system_without_unnamed_files(
     assert sorted(os.listdir(path)) == ["images.json", "images.lock", "one"]
 
 
-async def test_deleting_never_descends(
-    one: ImageStore, path: Path, caplog: pytest.LogCaptureFixture
+async def test_deleting_an_image_removes_its_whole_tree_and_follows_no_link(
+    one: ImageStore, path: Path, tmp_path: Path
 ) -> None:
-    (path / "one" / "below").mkdir()
-    (path / "one" / "below" / "precious").write_bytes(b"precious")
-    with caplog.at_level(logging.WARNING):
-        await one.delete("one")
-    assert not await one.exists("one")
-    assert (path / "one" / "below" / "precious").read_bytes() == b"precious"
-    with pytest.raises(OSError, match="one") as info:
-        await one.create("one")
-    assert info.value.errno in {errno.EISDIR, errno.ENOTEMPTY, errno.EPERM}
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_bytes(b"precious")
+    below = path / "one" / "userdata" / "deep"
+    below.mkdir(parents=True)
+    (below / "file").write_bytes(b"data")
+    (below / "link").symlink_to(outside)
+    (below / "file-link").symlink_to(outside / "precious")
+    await one.delete("one")
+    assert not (path / "one").exists()
+    assert (outside / "precious").read_bytes() == b"precious"
+    await one.create("one")
 
 
 @pytest.mark.damage
@@ -260,6 +195,7 @@ async def test_deleting_never_descends(
 async def test_a_lost_index_beside_images_is_refused(
     one: ImageStore, path: Path, index: bytes | None
 ) -> None:
+    await one.create("a" * 64, big_data={"key": b"data"})
     await one.aclose()
     (path / "images.json").unlink()
     if index is not None:
@@ -299,8 +235,7 @@ async def test_dying_in_the_first_create_leaves_an_empty_store(path: Path) -> No
         "        await store.create('one', big_data={'key': b'data'})\n"
         "anyio.run(main)\n"
     )
-    result = await anyio.run_process([sys.executable, "-c", code, str(path)], check=False)
-    assert result.returncode == -signal.SIGKILL
+    await die(code, path)
     assert (path / "one").exists()
     async with ImageStore(path) as store:
         assert await store.images() == []
@@ -379,12 +314,14 @@ def test_a_directory_that_cannot_be_written(path: Path) -> None:
 
 
 async def test_one_directory_that_cannot_be_removed_does_not_keep_the_others(
-    store: ImageStore, path: Path, caplog: pytest.LogCaptureFixture
+    store: ImageStore, path: Path, faults: Faults, caplog: pytest.LogCaptureFixture
 ) -> None:
     for image_id in ("one", "two", "three"):
         await store.create(image_id, big_data={"key": b"data"})
-    (path / "one" / "below").mkdir()
-    with caplog.at_level(logging.WARNING):
+    with (
+        caplog.at_level(logging.WARNING),
+        faults.fail_call("rmdir", errno.EBUSY, lambda _, name, **__: name == "one"),
+    ):
         await store.wipe()
     assert sorted(os.listdir(path)) == ["images.json", "images.lock", "one"]
     assert "deleted image one" in caplog.text
@@ -396,12 +333,16 @@ async def test_elsewhere_filelocks_own_lock_serves(
     monkeypatch.setattr("aimagestore._directory.lock.RECORD_LOCKS", False)
     async with ImageStore(path) as store, ImageStore(path, lock_timeout=0.05) as other:
         async with store.transaction() as tx:
-            tx.create("one")
+            await tx.create("one")
             with pytest.raises(LockTimeoutError) as info:
                 await other.create("two")
             assert info.value.holder_pid is None
-        async with anyio.create_task_group() as tasks, store.transaction() as tx:
-            tasks.start_soon(other.create, "two")
-            await until_waiting()
-            tx.create("three")
+        async with (
+            ImageStore(path) as patient,
+            anyio.create_task_group() as tasks,
+            store.transaction() as tx,
+        ):
+            tasks.start_soon(patient.create, "two")
+            await until(lambda: bool(core_of(patient).engine.lock._line))
+            await tx.create("three")
         assert [image.id for image in await store.images()] == ["one", "three", "two"]

@@ -11,9 +11,8 @@ import pytest
 
 from aimagestore import ImageStore, check, repair
 
-from .contract.test_watch import change_everything
-from .test_engine import half_done  # noqa: F401 (a fixture)
-from .test_store import FIXTURE, FIXTURE_ID
+from .support.buildah import FIXTURE, FIXTURE_ID
+from .support.watching import change_everything
 
 
 class Collector(logging.Handler):
@@ -52,18 +51,18 @@ async def test_nothing_while_all_is_well(
     assert logged == []
 
 
-async def test_a_commit_that_was_finished(
-    half_done: Path,  # noqa: F811
+async def test_a_commit_that_was_completed(
+    half_done: Path,
     logged: list[logging.LogRecord],
 ) -> None:
     async with ImageStore(half_done):
         pass
     (record,) = logged
     assert record.levelno == logging.INFO
-    assert record.getMessage() == "finished a commit of a writer that died: 'manifest' of one"
+    assert record.getMessage() == "completed a commit of a dead writer: 'manifest' of one"
 
 
-async def test_an_index_that_nobody_waits_for(
+async def test_an_index_of_a_dead_writer_that_was_removed(
     store: ImageStore, path: Path, logged: list[logging.LogRecord]
 ) -> None:
     (path / ".new-images.json").write_bytes(b"[")
@@ -71,7 +70,7 @@ async def test_an_index_that_nobody_waits_for(
         pass
     (record,) = logged
     assert record.levelno == logging.INFO
-    assert record.getMessage().startswith("removed what a writer left that died: ")
+    assert record.getMessage().startswith("removed a file of a dead writer: ")
 
 
 async def test_a_directory_that_was_cleared(

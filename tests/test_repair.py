@@ -10,12 +10,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from aimagestore import FindingKind as Kind, ImageStore, check, repair
+from aimagestore import FindingKind as Kind, ImageStore, StoreCorruptError, check, repair
 
-from .homes import locked
-from .test_check import DAMAGE, edit, tree
-from .test_pipeline import until_no_thread_waits, until_waiting
-from .test_store import FIXTURE, FIXTURE_ID
+from .support.buildah import FIXTURE, FIXTURE_ID
+from .support.damage import DAMAGE, listing
+from .support.stores import edit_index, locked, until_not_requested, until_requested
 
 pytestmark = pytest.mark.damage
 
@@ -36,6 +35,7 @@ IS_DROPPED = {
     Kind.ITEM_ALTERED,
     Kind.ITEM_UNREADABLE,
 }
+ITEMS = "e" * 64
 IS_GARBAGE = {Kind.ITEM_UNLISTED, Kind.TEMPORARY_STALE}
 
 
@@ -95,8 +95,8 @@ async def test_a_lost_index_is_rebuilt_from_the_directories(path: Path, image: P
 async def test_what_can_be_read_of_a_damaged_index_comes_back(path: Path) -> None:
     async with ImageStore(path) as store, store.transaction() as tx:
         for i in range(5):
-            tx.create(f"id{i}", names=[f"name{i}"], flags={"flag": {"id": "no record"}})
-        tx.create("with-items", names=["lost"], big_data={"key": b"data"})
+            await tx.create(f"id{i}", names=[f"name{i}"], flags={"flag": {"id": "no record"}})
+        await tx.create(ITEMS, names=["lost"], big_data={"key": b"data"})
     text = (path / "images.json").read_bytes()
     torn = text.replace(b'"names":["name2"]', b'"names":["nam')
     (path / "images.json").write_bytes(torn[:-3])
@@ -105,8 +105,8 @@ async def test_what_can_be_read_of_a_damaged_index_comes_back(path: Path) -> Non
     assert (path / "images.json.old-1").read_bytes() == torn[:-3]
     async with ImageStore(path) as store:
         ids = [image.id for image in await store.images()]
-        assert ids == ["id0", "id1", "id3", "id4", "with-items"]
-        assert await store.big_data("with-items", "key") == b"data"
+        assert ids == ["id0", "id1", "id3", "id4", ITEMS]
+        assert await store.big_data(ITEMS, "key") == b"data"
         assert not await store.exists("lost")
     (path / "images.json").write_bytes(b"{")
     await repair(path, await check(path))
@@ -115,7 +115,7 @@ async def test_what_can_be_read_of_a_damaged_index_comes_back(path: Path) -> Non
 
 
 async def test_a_size_that_the_data_belies_is_put_right(path: Path, image: Path) -> None:
-    edit(path, lambda records: records[0].update({"big-data-sizes": {"manifest": 7}}))
+    edit_index(path, lambda records: records[0].update({"big-data-sizes": {"manifest": 7}}))
     done = await repair(path, await check(path))
     assert [finding.key for finding in done.findings] == ["manifest"]
     async with ImageStore(path) as store:
@@ -134,7 +134,7 @@ async def test_what_is_no_damage_any_more_is_left_alone(path: Path, image: Path)
 async def test_what_was_not_reported_is_left_alone(path: Path, image: Path) -> None:
     (image / "manifest").unlink()
     report = await check(path)
-    edit(path, lambda records: records.append({"id": 5}))
+    edit_index(path, lambda records: records.append({"id": 5}))
     done = await repair(path, report, drop=True)
     assert [finding.kind for finding in done.findings] == [Kind.ITEM_MISSING]
     assert [finding.kind for finding in (await check(path)).findings] == [Kind.RECORD_DAMAGED]
@@ -143,37 +143,37 @@ async def test_what_was_not_reported_is_left_alone(path: Path, image: Path) -> N
 async def test_a_repair_that_waits_for_the_lock_is_cancelled(path: Path, image: Path) -> None:
     (image / "manifest").unlink()
     report = await check(path)
-    before = tree(path)
+    before = listing(path)
     with locked(path):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(repair, path, report)
-            await until_waiting()
+            await until_requested()
             tasks.cancel_scope.cancel()
-    await until_no_thread_waits()
-    assert tree(path) == before
+    await until_not_requested()
+    assert listing(path) == before
 
 
 async def test_an_index_that_is_no_file_is_not_replaced(path: Path, image: Path) -> None:
     (path / "images.json").unlink()
     (path / "images.json").symlink_to("elsewhere")
     report = await check(path)
-    with pytest.raises(Exception, match="regular file"):
+    with pytest.raises(StoreCorruptError, match="regular file"):
         await repair(path, report, drop=True)
     assert os.readlink(path / "images.json") == "elsewhere"
 
 
-async def test_it_tells_how_far_it_is(path: Path, image: Path) -> None:
+async def test_a_repair_reports_progress(path: Path, image: Path) -> None:
     (path / "images.json").unlink()
-    told: list[tuple[int, int]] = []
-    done = await repair(path, await check(path), progress=lambda *figures: told.append(figures))
+    reported: list[tuple[int, int | None]] = []
+    done = await repair(path, await check(path), progress=lambda *figures: reported.append(figures))
     assert done.findings
-    assert told == []  # there was no record to look at again
+    assert reported == []  # there was no record to look at again
     size = sum(file.stat().st_size for file in image.iterdir())
     manifest = image / "manifest"
     manifest.write_bytes(manifest.read_bytes() + b" ")
-    await repair(path, await check(path), progress=lambda *figures: told.append(figures))
-    assert told[-1][1] == size
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    await repair(path, await check(path), progress=lambda *figures: reported.append(figures))
+    assert reported[-1][1] == size
+    assert [done for done, _ in reported] == sorted(done for done, _ in reported)
 
 
 async def test_what_progress_raises_ends_it_with_nothing_changed(path: Path, image: Path) -> None:
@@ -181,9 +181,9 @@ async def test_what_progress_raises_ends_it_with_nothing_changed(path: Path, ima
         raise LookupError("enough")
 
     (image / "manifest").write_bytes(b"altered")
-    before = tree(path)
+    before = listing(path)
     report = await check(path)
     with pytest.raises(LookupError, match="enough"):
         await repair(path, report, drop=True, progress=refuse)
-    assert tree(path) == before
+    assert listing(path) == before
     assert (await repair(path, report, drop=True)).findings

@@ -18,10 +18,7 @@ from aimagestore import (
     StoreReadOnlyError,
 )
 
-FIXTURE = Path(__file__).parent / "data" / "vfs-images"
-FIXTURE_ID = "f5b637858f34c3ec1d1fe5127a2a01f1b8d8283ab0735becad262855d3d40872"
-FIXTURE_DIGEST = "sha256:917f4f848ab58c0c11f90fdc6887e42c855b200fdf1fb147248447a6c1ff970a"
-SOME_DIGEST = "sha256:" + "7" * 64
+from .support.buildah import FIXTURE, FIXTURE_ID
 
 
 async def test_the_record_says_what_buildah_wrote(path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from .._core.report import Report
-from .._engine.protocol import Location
+from .._engine.lock import AnyLine
+from .._engine.protocol import Checker, Location
 from .core import acquire, lock_timeout_error
 from .locations import location_of
 from .loop import EventLoop
@@ -36,17 +37,31 @@ async def check(
     try:
         checker = location.checker(verify=verify)
         report = await Stepper(checker.steps(), threads).run(progress)
-        if (line := checker.lock) is not None:
-            grant = await acquire(line, threads, None)
-            assert grant is not None, "there is no timeout"
+        line = await threads.run_abandonable(checker.join_lock, dispose=_leave)
+        if line is not None:
             try:
-                steps = Stepper(checker.recheck(), threads, needs_lock=True)
-                report = await steps.run(progress)
+                report = await _recheck(checker, line, threads, progress)
             finally:
-                await threads.run_shielded(grant.release)
+                await threads.run_shielded(line.leave)
         return report
     finally:
         threads.when_idle(threads.shutdown)
+
+
+async def _recheck(
+    checker: Checker, line: AnyLine, threads: Threads, progress: Progress | None
+) -> Report:
+    grant = await acquire(line, threads, None)
+    assert grant is not None, "there is no timeout"
+    try:
+        return await Stepper(checker.recheck(), threads, needs_lock=True).run(progress)
+    finally:
+        await threads.run_shielded(grant.release)
+
+
+def _leave(line: AnyLine | None) -> None:
+    if line is not None:
+        line.leave()
 
 
 async def repair(

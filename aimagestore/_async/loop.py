@@ -21,7 +21,7 @@ class EventLoop:
             self._post: Callable[[Callable[[], object]], object] = native.call_soon_threadsafe
             self._running: Callable[[], object] = asyncio.get_running_loop
         else:
-            import trio.lowlevel
+            import trio.lowlevel  # noqa: PLC0415 (an optional dependency)
 
             self._post = native.run_sync_soon
             self._running = trio.lowlevel.current_trio_token

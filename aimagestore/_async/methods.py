@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
+from functools import partial
 from typing import TypeAlias, TypeVar, Union
 
 from .._core import mutations
 from .._core.content import Content
 from .._core.image import Image
 from .._core.mutations import Mutation
-from .._core.names import check_key
+from .._core.names import check_key, check_names
 from .._core.view import View
 from .._engine.items import Measured, require_item
 from ..errors import (
@@ -27,7 +28,6 @@ from .staging import BigDataSource, Expectations, Progress
 T = TypeVar("T")
 
 JSONValue: TypeAlias = Union[
-    None,
     bool,
     int,
     float,
@@ -35,6 +35,7 @@ JSONValue: TypeAlias = Union[
     "list[JSONValue]",
     "dict[str, JSONValue]",
     Mapping[str, "JSONValue"],
+    None,
 ]
 """A value of a flag: anything that JSON can say."""
 
@@ -171,20 +172,22 @@ class ImageMethods(ABC):
         :raises LockTimeoutError: when the lock was not free in time
         """
         self._check_writable()
-        names = tuple(names) if not isinstance(names, str | bytes) else names
-        plain = {
-            "names": names,
-            "top_layer": top_layer,
-            "metadata": metadata,
-            "created": created,
-            "digest": digest,
-            "flags": flags,
-        }
-        mutations.create(id, **plain)  # raises what is wrong with them before any data is read
+        names = check_names(names)
+        planned = partial(
+            mutations.create,
+            id,
+            names=names,
+            top_layer=top_layer,
+            metadata=metadata,
+            created=created,
+            digest=digest,
+            flags=flags,
+        )
+        planned()  # raises what is wrong with the arguments before any data is read
         for key in big_data or ():
             check_key(key)
         async with self._contents(big_data or {}, Expectations(None, None), None) as contents:
-            return await self._changed(mutations.create(id, **plain, big_data=contents))
+            return await self._changed(planned(big_data=contents))
 
     async def set_metadata(self, ref: str, metadata: str) -> Image:
         """Replace the metadata of an image (upstream: ``SetMetadata``).

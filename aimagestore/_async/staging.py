@@ -154,8 +154,8 @@ class Expectations:
 
     def __init__(self, digest: str | None, size: int | None) -> None:
         self._digest = None if digest is None else check_digest(digest)
-        if size is not None and (not isinstance(size, int) or size < 0):
-            raise ValueError(f"expected_size must be a number of bytes, not {size!r}")
+        if size is not None and size < 0:
+            raise ValueError(f"expected_size must be a number of bytes, not {size}")
         self.size = size
         is_other = self._digest is not None and not is_canonical(self._digest)
         # The store computes the canonical digest itself; another one is computed beside it.

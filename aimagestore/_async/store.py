@@ -65,7 +65,8 @@ class ImageStore(ImageMethods):
     ) -> None:
         if lock_timeout is not None and not isinstance(lock_timeout, int | float):
             raise TypeError(
-                f"lock_timeout must be None or a number of seconds, not {type(lock_timeout).__name__}"
+                "lock_timeout must be None or a number of seconds, not "
+                f"{type(lock_timeout).__name__}"
             )
         if lock_timeout is not None and not lock_timeout >= 0:
             raise ValueError(f"lock_timeout must be None or at least 0 seconds: {lock_timeout}")
@@ -214,7 +215,9 @@ class ImageStore(ImageMethods):
         if verify and (start or end is not None):
             raise ValueError("a part of an item cannot be verified: read all of it")
         image, source = await core.threads.run_abandonable(
-            partial(items.open_source, core.engine.items, ref, key, verify, start, end),
+            partial(
+                items.open_source, core.engine.items, ref, key, verify=verify, start=start, end=end
+            ),
             dispose=lambda opened: opened[1].close(),
         )
         core.own(source, source.close)

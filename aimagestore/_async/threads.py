@@ -255,8 +255,10 @@ class Stepper(Generic[T]):
     async def run(self, progress: Callable[[int, int], object] | None = None) -> T:
         """Run all steps and return their result. Interrupted, they end after the present step."""
         run = self._threads.run if self._needs_lock else self._threads.run_abandonable
+        # Under the lock things change: what progress raises ends that before the next step.
+        seconds = 0 if self._needs_lock and progress is not None else self._SECONDS
         try:
-            while (figures := await run(self._advance)) is not None:
+            while (figures := await run(self._advance, seconds)) is not None:
                 if progress is not None:
                     progress(*figures)
         except BaseException:
@@ -268,11 +270,11 @@ class Stepper(Generic[T]):
             raise
         return self._result
 
-    def _advance(self) -> tuple[int, int] | None:
-        """Run some steps, and return the last one's figures; ``None`` at the end."""
+    def _advance(self, seconds: float) -> tuple[int, int] | None:
+        """Run steps for so long, one at least, and return the last one's figures; ``None`` at the end."""
         figures: tuple[int, int] | None = None
         with self._mutex:
-            end = monotonic() + self._SECONDS
+            end = monotonic() + seconds
             while not self._is_over:
                 try:
                     figures = next(self._steps)
@@ -280,7 +282,7 @@ class Stepper(Generic[T]):
                     self._is_over = True
                     self._result = stop.value
                     break
-                if monotonic() > end:
+                if monotonic() >= end:
                     break
         return figures
 

@@ -82,6 +82,7 @@ class Transaction(ImageMethods):
         prepare = self._core.engine.writer.prepare
 
         def apply(draft: Draft) -> Image | None:
+            draft.prefetch(mutation.refs, mutation.names)
             plan = mutation(draft)
             prepare(plan, draft)
             draft.apply(plan)

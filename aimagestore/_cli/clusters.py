@@ -1,4 +1,4 @@
-"""Commands about the tables that keep a cluster's records."""
+"""Commands for the tables of a cluster's store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .roots import cluster_module, is_cluster
 from .running import command
 from .session import Session
 
-group = typer.Typer(help="Look after the tables of a store in PostgreSQL.", no_args_is_help=True)
+group = typer.Typer(help="Maintain the tables of a store in PostgreSQL.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 @group.callback()
 def _begin() -> None:
-    """Keep `migrate` a command of its own, though there is no other."""
+    """Keep `migrate` a subcommand, although it is the only one."""
 
 
 @group.command()
@@ -34,16 +34,18 @@ async def migrate(
     records: Annotated[str | None, typer.Argument(metavar="RECORDS")] = None,
     json: Json = False,
 ) -> None:
-    """Make the tables of a store, or bring them up to date, and print their version.
+    """Create the tables of a store, or bring them up to date, and print their version.
 
-    RECORDS is postgresql://HOST/DATABASE; left out, that of --root. The password comes from where
-    libpq looks for it.
+    RECORDS is postgresql://HOST/DATABASE; the default is that of --root. libpq finds the password
+    in PGPASSWORD or ~/.pgpass.
     """
     root = Session.of(context).root or ""
     if records is None and is_cluster(root):
         records = root.split()[0]
     if records is None or not is_cluster(records):
-        raise CommandError("give the tables' address: postgresql://HOST/DATABASE", ExitCode.USAGE)
+        raise CommandError(
+            "give the address of the database: postgresql://HOST/DATABASE", ExitCode.USAGE
+        )
     version = await to_thread.run_sync(cluster_module().migrate, records)
     if json:
         await write_json({"version": version})

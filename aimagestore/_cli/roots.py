@@ -6,7 +6,7 @@ import importlib
 import os
 from typing import Any
 
-from .._engine.protocol import Engine
+from .._engine.protocol import Location
 from .configuration import Configuration, podman_configuration
 from .exits import CommandError, ExitCode
 
@@ -33,8 +33,8 @@ def is_cluster(root: str) -> bool:
     return root.startswith(("postgresql://", "postgres://"))
 
 
-def given_cluster(root: str) -> Engine:
-    """What keeps the store whose addresses these are.
+def given_cluster(root: str) -> Location:
+    """Return the location of a cluster's store.
 
     :raises CommandError: when it is not two of them, or the extra is missing
     """
@@ -45,21 +45,19 @@ def given_cluster(root: str) -> Engine:
             "'postgresql://HOST/DATABASE s3://BUCKET/PREFIX'",
             ExitCode.USAGE,
         )
-    engine: Engine = cluster_module().ClusterEngine(*addresses)
-    return engine
+    location: Location = cluster_module().ClusterLocation(*addresses)
+    return location
 
 
 def cluster_module() -> Any:
-    """What an extra of its own is needed for.
+    """Import :mod:`aimagestore.cluster`.
 
-    :raises CommandError: when it is missing
+    :raises CommandError: when its extra is missing
     """
     try:
         return importlib.import_module("aimagestore.cluster")
-    except ModuleNotFoundError as error:
-        raise CommandError(
-            f"{error.name} is missing: pip install 'aimagestore[cluster]'"
-        ) from error
+    except ImportError as error:
+        raise CommandError(str(error)) from error
 
 
 def podman_store() -> str:

@@ -12,7 +12,7 @@ import typer
 from anyio import to_thread
 
 from .._async.store import ImageStore
-from .._engine.protocol import Engine
+from .._engine.protocol import Location
 from .exits import CommandError, ExitCode
 from .roots import given_cluster, given_store, is_cluster, podman_store
 
@@ -67,7 +67,7 @@ class Session:
         logger.info("the store is %s", path)
         return path
 
-    async def home(self, *, writes: bool = False) -> str | Engine:
+    async def home(self, *, writes: bool = False) -> str | Location:
         """What keeps the store: a directory, made where there was none, or a cluster.
 
         :raises CommandError: when the store may not be written to, or none can be meant

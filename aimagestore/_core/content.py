@@ -10,8 +10,8 @@ from .digest import canonical_digest
 Buffer = bytes | bytearray | memoryview
 
 
-class Content(Protocol):
-    """A big-data item's content, wherever it is kept until it is published."""
+class Described(Protocol):
+    """What a record says of the content of an item."""
 
     @property
     def size(self) -> int:
@@ -22,6 +22,10 @@ class Content(Protocol):
     def digest(self) -> str:
         """Its SHA-256 digest."""
         ...
+
+
+class Content(Described, Protocol):
+    """A big-data item's content, wherever it is kept until it is published."""
 
     def read(self) -> bytes:
         """Return all of it."""

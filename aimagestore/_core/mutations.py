@@ -20,7 +20,7 @@ from ..errors import (
     ImageUnknownError,
     StoreCorruptError,
 )
-from .content import Content
+from .content import Content, Described
 from .digest import check_digest
 from .draft import Draft, Plan
 from .image import Image
@@ -216,7 +216,7 @@ def set_big_data(ref: str, key: str, content: Content) -> Mutation:
     return Mutation(plan, (ref,))
 
 
-def note_big_data(image_id: str, key: str, found: Content) -> Mutation:
+def note_big_data(image_id: str, key: str, found: Described) -> Mutation:
     """Record the size and digest that an item was found to have, where they are not recorded."""
 
     def edit(edited: RecordDraft, record: Record) -> None:
@@ -231,7 +231,7 @@ def note_big_data(image_id: str, key: str, found: Content) -> Mutation:
     return _edit(image_id, edit)
 
 
-def _describe(edited: RecordDraft, key: str, content: Content) -> None:
+def _describe(edited: RecordDraft, key: str, content: Described) -> None:
     edited.set_entry("big-data-sizes", key, str(content.size).encode())
     edited.set_entry("big-data-digests", key, gojson.string(content.digest).encode())
 
@@ -250,7 +250,7 @@ def wipe() -> Mutation:
 
 
 def adopt(
-    image_id: str, contents: Mapping[str, Content], names: Iterable[str], created: datetime
+    image_id: str, contents: Mapping[str, Described], names: Iterable[str], created: datetime
 ) -> Mutation:
     """Create a record for an image directory without one, with the names that no image has."""
     edited = RecordDraft()
@@ -269,7 +269,7 @@ def adopt(
     return Mutation(plan)
 
 
-def describe_big_data(image_id: str, key: str, found: Content) -> Mutation:
+def describe_big_data(image_id: str, key: str, found: Described) -> Mutation:
     """Replace the recorded size and digest of an item."""
     return _edit(image_id, lambda edited, _: _describe(edited, key, found))
 

@@ -13,7 +13,7 @@ from .._core.names import INDEX_FILE, big_data_file, check_key
 from .._core.record import Record
 from .._core.report import Finding, FindingKind, Report
 from .._engine.items import CHUNK, MANIFEST_MAX
-from .._engine.lock import LockLine
+from .._engine.lock import AnyLine
 from .._engine.protocol import Steps
 from .._format import index
 from .._format.block_catalog import EMPTY, BlockCatalog, build
@@ -40,7 +40,6 @@ class DirectoryChecker:
         self._images = 0
         self._items = 0
         self._bytes = 0
-        self._line: LockLine[int] | None = None
 
     def _report(self) -> Report:
         return Report(tuple(self._findings), self._images, self._items, self._bytes)
@@ -48,13 +47,13 @@ class DirectoryChecker:
     def steps(self) -> Steps[Report]:
         with Directory.at(self._path()) as root:
             yield from self._check(root)
-            if self._findings:
-                self._line = shared_line(root)
         return self._report()
 
-    @property
-    def lock(self) -> LockLine[int] | None:
-        return self._line
+    def join_lock(self) -> AnyLine | None:
+        if not self._findings:
+            return None
+        with Directory.at(self._path()) as root:
+            return shared_line(root)
 
     def recheck(self) -> Steps[Report]:
         with Directory.at(self._path()) as root:

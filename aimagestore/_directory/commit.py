@@ -137,8 +137,8 @@ class DirectoryWriter:
         for image_id, key in plan.files:
             with suppress(FileNotFoundError), self._root.open_directory(image_id) as directory:
                 name = big_data_file(key)
-                if directory.stat(name) is not None and not directory.is_file(name):
-                    raise directory.corrupt(name, "is not a regular file: move it away")
+                if directory.is_directory(name):
+                    raise directory.corrupt(name, "is a directory: move it away")
 
     def _check_unused(self, image_ids: Sequence[str]) -> None:
         for image_id, containers in containers_of(self._root.path, image_ids).items():

@@ -37,7 +37,7 @@ def is_image_directory(root: Directory, name: str) -> bool:
 
 
 def unlisted_files(root: Directory, image: Image) -> Iterator[str]:
-    """Iterate over files of an image that could be items or temporaries, and that it does not list."""
+    """Iterate over files of an image that its record does not list."""
     listed = {big_data_file(key) for key in image.big_data_names}
     # A writer may delete the image meanwhile.
     with suppress(FileNotFoundError), root.open_directory(image.id) as directory:

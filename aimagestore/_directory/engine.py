@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import os
 
-from .._engine.lock import LockLine
 from .commit import DirectoryWriter
 from .containers import sibling
 from .files import Directory, make_directories
 from .index_file import IndexFile
 from .items import DirectoryItems
-from .lock import exclusive_line, leave_line, open_lock_file
+from .lock import exclusive_line, open_lock_file
 from .mounts import is_local
 from .recovery import Recovery
 
@@ -37,21 +36,16 @@ class DirectoryEngine:
         )
         recovery.attach(self.reader)
         self._recovery = recovery
-        self.lock: LockLine[bool] = exclusive_line(root)
         self.items = DirectoryItems(root, self.reader)
         self.writer = DirectoryWriter(root, self.reader, recovery, self.items.stage)
+        self.lock = exclusive_line(root)
 
     @classmethod
     def opened(cls, path: str, *, read_only: bool) -> DirectoryEngine:
         """Open a directory, create it unless ``read_only``, and complete what a crash left."""
         if not read_only:
             make_directories(path)
-        root = Directory.at(path)
-        try:
-            engine = cls(root, read_only=read_only)
-        except BaseException:
-            root.close()
-            raise
+        engine = cls(Directory.at(path), read_only=read_only)
         try:
             if not read_only:
                 os.close(open_lock_file(engine._root))
@@ -85,5 +79,5 @@ class DirectoryEngine:
     def close(self) -> None:
         self.items.close()
         self.reader.close()
-        leave_line(self.lock)
+        self.lock.leave()
         self._root.close()

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from ..errors import ImageStoreError, StoreCorruptError
+from ..errors import ImageStoreError, StoreCorruptError, StoreLostError
 from .mounts import mount_of
 
 _SAFE = os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -65,6 +65,27 @@ class Directory:
     def path_of(self, name: str) -> str:
         """The path of one of its files, for messages."""
         return os.path.join(self.path, name)
+
+    def check_path(self) -> None:
+        """Check that the path still leads to the directory that was opened.
+
+        :raises StoreLostError: when it does not
+        """
+        path = self.path
+        try:
+            found = os.stat(path)
+        except FileNotFoundError as error:
+            raise StoreLostError(
+                f"the directory {path} was removed or moved while the store was open: close the "
+                "store, and open it where it is now",
+                path=path,
+            ) from error
+        if not os.path.samestat(found, self.stat_self()):
+            raise StoreLostError(
+                f"the directory {path} was replaced by another while the store was open: close "
+                "the store, and open the new one",
+                path=path,
+            )
 
     @contextmanager
     def _about(self, name: str) -> Iterator[None]:

@@ -53,8 +53,10 @@ def remove(
         except (OSError, StoreCorruptError) as error:
             if not removed and done == len(found):
                 raise
-            finding = Finding(finding.kind, finding.id, path=finding.path, detail=f"stays: {error}")
-        removed.append(finding)
+            detail = f"stays: {error}"
+            removed.append(Finding(finding.kind, finding.id, path=finding.path, detail=detail))
+        else:
+            removed.append(finding)
         yield done, len(found)
     return Report(tuple(removed), images=len(catalog), bytes=freed)
 

@@ -16,7 +16,7 @@ from .._core.names import INDEX_FILE, LOCK_FILE
 from .._core.view import View
 from .._format import index
 from .._format.block_catalog import EMPTY, BlockCatalog
-from ..errors import DuplicateImageNamesError, ImageStoreError, StoreLostError
+from ..errors import DuplicateImageNamesError, ImageStoreError
 from .contents import image_directories
 from .feed import DirectoryFeed, open_inotify
 from .files import Directory
@@ -123,8 +123,7 @@ class IndexFile:
         """Return the last commit."""
         self.check_root()
         with self._mutex:
-            if not self._is_current():
-                self._load()
+            self._load_if_outdated()
             return self._version.catalog
 
     def read(self, look: Callable[[View], T]) -> T:
@@ -153,6 +152,7 @@ class IndexFile:
         return not self._is_current()
 
     def touched_since(self, when: datetime) -> bool:
+        self.check_root()
         mark = self._root.stat(LOCK_FILE) or self._root.stat(INDEX_FILE)
         return mark is not None and mark.st_mtime > when.timestamp()
 
@@ -161,21 +161,12 @@ class IndexFile:
 
         :raises StoreLostError: when it does not
         """
-        path = self._root.path
-        try:
-            found = os.stat(path)
-        except FileNotFoundError as error:
-            raise StoreLostError(
-                f"the directory {path} was removed or moved while the store was open: close the "
-                "store, and open it where it is now",
-                path=path,
-            ) from error
-        if not os.path.samestat(found, self._root.stat_self()):
-            raise StoreLostError(
-                f"the directory {path} was replaced by another while the store was open: close "
-                "the store, and open the new one",
-                path=path,
-            )
+        self._root.check_path()
+
+    def _load_if_outdated(self) -> None:
+        # Where there is no index, it may have been lost: that takes a look at what is beside it.
+        if self._version.fd < 0 or not self._is_current():
+            self._load()
 
     def _load(self) -> None:
         previous = self._version.catalog
@@ -199,7 +190,7 @@ class IndexFile:
         except index.MalformedIndexError as error:
             os.close(fd)
             raise self._root.corrupt(
-                INDEX_FILE, f"is damaged at byte {error.place}: {error}: repair the store"
+                INDEX_FILE, f"is damaged at byte {error.offset}: {error}: repair the store"
             ) from error
         except BaseException:
             os.close(fd)
@@ -282,8 +273,7 @@ class IndexFile:
         try:
             self.check_root()
             with self._mutex:
-                if not self._is_current():
-                    self._load()
+                self._load_if_outdated()
                 feed = DirectoryFeed(inotify, self._version.catalog, self)
                 self._feeds.append(feed)
         except BaseException:

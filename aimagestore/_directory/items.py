@@ -31,6 +31,7 @@ class DirectoryItems:
         return self._helpers
 
     def stage(self) -> StagedFile:
+        self._index.check_root()
         return StagedFile(self._root, self._helpers)
 
     def open(self, ref: str, key: str) -> tuple[Image, io.FileIO]:

@@ -15,7 +15,6 @@ import struct
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -25,8 +24,8 @@ from typing import Final
 from filelock import BaseFileLock, FileLock, Timeout
 
 from .._core.names import LOCK_FILE
-from .._engine.lock import Holder, LockLine
-from ..errors import StoreCorruptError
+from .._engine.lock import AnyLine, Holder, LockLine
+from ..errors import ImageStoreError, StoreCorruptError
 from .files import Directory
 
 _BUSY: Final = frozenset({errno.EACCES, errno.EAGAIN})
@@ -36,8 +35,8 @@ _POLL: Final = 0.01
 RECORD_LOCKS = sys.platform == "linux"
 """Whether the kernel has locks that conflict with podman's and belong to a descriptor."""
 
-_TOKEN: Final = "<QQI44s"
-_TOKEN_BYTES: Final = struct.calcsize(_TOKEN)
+_MARK: Final = "<QQI44s"
+_MARK_BYTES: Final = struct.calcsize(_MARK)
 _writes = count(1)
 
 
@@ -49,8 +48,14 @@ def open_lock_file(root: Directory, flags: int = os.O_RDWR | os.O_CREAT) -> int:
     """Open the lock file.
 
     :raises StoreCorruptError: when it has another name as well, whose file would be written
+    :raises StoreLostError: when the directory was removed, so that no file can be made in it
     """
-    fd = root.open_file(LOCK_FILE, flags, 0o644)
+    try:
+        fd = root.open_file(LOCK_FILE, flags, 0o644)
+    except FileNotFoundError:
+        if flags & os.O_CREAT:
+            root.check_path()
+        raise
     try:
         if root.stat_file(LOCK_FILE, fd).st_nlink > 1:
             raise root.corrupt(LOCK_FILE, "has other names (hard links)")
@@ -131,33 +136,13 @@ class ExclusiveLock:
     """The writers' lock of one directory; see :class:`aimagestore._engine.lock.LockPrimitive`.
 
     The process has one for each directory, however many stores it has open there: so one thread
-    and one descriptor wait for a lock that is stuck. Its users are these stores, each wait, and
-    each hold. The last of them closes the directory, and whoever opens the directory after that
-    makes another lock: a file that is waited for or locked never gets mixed up with another.
+    and one descriptor wait for a lock that is stuck.
     """
 
     def __init__(self, root: Directory) -> None:
-        self._root = root.duplicate()
-        self._users = 0
-        try:
-            self._lock = self._make_lock()
-        except BaseException:
-            self._root.close()
-            raise
-
-    def use(self) -> bool:
-        """Count one more user; ``False`` when there is none any more."""
-        with _lines_mutex:
-            is_open = self._root.fd >= 0
-            self._users += is_open
-        return is_open
-
-    def unuse(self) -> None:
-        """Count one user less."""
-        with _lines_mutex:
-            self._users -= 1
-            if self._users == 0:
-                self._root.close()
+        self._root = root
+        self._process = os.getpid()
+        self._lock = self._make_lock()
 
     def _make_lock(self) -> BaseFileLock:
         if RECORD_LOCKS:
@@ -173,33 +158,18 @@ class ExclusiveLock:
         return FileLock(self._root.path_of(LOCK_FILE), thread_local=False)
 
     def try_acquire(self) -> bool | None:
-        return self._hold(self._try_acquire)
-
-    def acquire(self) -> bool | None:
-        return self._hold(self._wait)
-
-    def _hold(self, acquire: Callable[[], bool]) -> bool | None:
-        if not self.use():
-            return None
-        is_held = False
-        try:
-            is_held = acquire()
-        except OSError as error:
-            error.filename = self._root.path_of(LOCK_FILE)
-            raise
-        finally:
-            if not is_held:
-                self.unuse()
-        return True if is_held else None
-
-    def _try_acquire(self) -> bool:
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
-            return False
+            return None
+        except ImageStoreError:
+            raise
+        except OSError as error:
+            error.filename = self._root.path_of(LOCK_FILE)
+            raise
         return True
 
-    def _wait(self) -> bool:
+    def acquire(self) -> bool | None:
         if isinstance(self._lock, RecordLock):
             fd = open_lock_file(self._root)
             wait_for_lock(fd, fcntl.F_WRLCK)
@@ -213,32 +183,19 @@ class ExclusiveLock:
         pass  # a wait in the kernel cannot be interrupted: its thread drops the lock when it has it
 
     def release(self, held: bool) -> None:
-        if self._users == 0:
-            return  # this process was forked since
-        try:
+        # A forked child has the same open file: to unlock it there would unlock the parent's.
+        if os.getpid() == self._process:
             self._lock.release()
-        finally:
-            self.unuse()
-
-    def forget(self) -> None:
-        """Leave the lock to the process that this one was forked from."""
-        self._users = 0
-        self._root.close()
 
     def describe_holder(self) -> Holder:
         return describe_holder(self._root)
 
 
 class SharedLock:
-    """A readers' lock of one directory, which keeps writers out, as a reader upstream does.
+    """A readers' lock of one directory, which keeps writers out, as a reader upstream does."""
 
-    It opens the directory for as long as it takes to open the lock file.
-
-    :param path: the real path of the directory
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, root: Directory) -> None:
+        self._root = root
 
     def try_acquire(self) -> int | None:
         fd = self._open()
@@ -249,7 +206,6 @@ class SharedLock:
                 os.close(fd)
                 if error.errno in _BUSY:
                     return None
-                error.filename = os.path.join(self._path, LOCK_FILE)
                 raise
         return fd
 
@@ -262,8 +218,7 @@ class SharedLock:
     def _open(self) -> int:
         """Open the lock file; -1 where there is none, so that nobody writes."""
         try:
-            with Directory.at(self._path) as root:
-                return root.open_file(LOCK_FILE)
+            return self._root.open_file(LOCK_FILE)
         except (OSError, StoreCorruptError):
             return -1
 
@@ -275,72 +230,69 @@ class SharedLock:
             unlock(held)
 
     def describe_holder(self) -> Holder:
-        with Directory.at(self._path) as root:
-            return describe_holder(root)
+        return describe_holder(self._root)
 
 
-# A line lives for as long as somebody refers to it; one whose lock has no users is replaced.
-_exclusive_lines: weakref.WeakValueDictionary[tuple[int, int], LockLine[bool]] = (
-    weakref.WeakValueDictionary()
-)
-_shared_lines: weakref.WeakValueDictionary[str, LockLine[int]] = weakref.WeakValueDictionary()
-# Guards the lines and their numbers of users; held for a few instructions only.
+_Key = tuple[int, int, bool]
+
+# The lines of this process. Whoever uses one joins it under the mutex, and leaves it.
+_lines: dict[_Key, AnyLine] = {}
 _lines_mutex = threading.RLock()
 
 
 def _forget_in_child() -> None:
     """Begin anew in a forked child, which would share a lock with its parent, and outlive it."""
-    global _lines_mutex  # noqa: PLW0603 (there is one process)
-    _lines_mutex = threading.RLock()
+    global _lines, _lines_mutex  # noqa: PLW0603 (there is one process)
     for fd in _descriptors:
         with suppress(OSError):
             os.close(fd)
     _descriptors.clear()
-    for line in list(_exclusive_lines.values()):
-        _lock_of(line).forget()
-    _exclusive_lines.clear()
-    _shared_lines.clear()
+    _lines = {}
+    _lines_mutex = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def _lock_of(line: LockLine[bool]) -> ExclusiveLock:
-    assert isinstance(line.primitive, ExclusiveLock), "lines are made here only"
-    return line.primitive
+def exclusive_line(root: Directory) -> AnyLine:
+    """Join this process's line for the writers' lock of a directory."""
+    return _join(root, ExclusiveLock, "aimagestore lock", is_exclusive=True)
 
 
-def exclusive_line(root: Directory) -> LockLine[bool]:
-    """Return this process's line for the writers' lock of a directory.
+def shared_line(root: Directory) -> AnyLine:
+    """Join this process's line for a readers' lock of a directory."""
+    return _join(root, SharedLock, "aimagestore shared lock", is_exclusive=False)
 
-    The caller uses it until :func:`leave_line`.
-    """
+
+def _join(
+    root: Directory,
+    make: Callable[[Directory], ExclusiveLock | SharedLock],
+    name: str,
+    *,
+    is_exclusive: bool,
+) -> AnyLine:
+    found = root.stat_self()
+    key = (found.st_dev, found.st_ino, is_exclusive)
     with _lines_mutex:
-        found = root.stat_self()
-        key = (found.st_dev, found.st_ino)
-        line = _exclusive_lines.get(key)
-        if line is None or not _lock_of(line).use():
-            lock = ExclusiveLock(root)
-            lock.use()
-            line = _exclusive_lines[key] = LockLine(lock, "aimagestore lock")
-        return line
-
-
-def leave_line(line: LockLine[bool]) -> None:
-    """Use a line no more."""
-    _lock_of(line).unuse()
-
-
-def shared_line(root: Directory) -> LockLine[int]:
-    """Return this process's line for a readers' lock of a directory."""
-    path = os.path.realpath(root.path)
-    with _lines_mutex:
-        line = _shared_lines.get(path)
+        line = _lines.get(key)
         if line is None:
-            line = LockLine(SharedLock(path), "aimagestore shared lock")
-            _shared_lines[path] = line
+            own = root.duplicate()
+            try:
+                line = _lines[key] = LockLine(make(own), name, partial(_forget, key, own))
+            except BaseException:
+                own.close()
+                raise
+        line.join()
         return line
+
+
+def _forget(key: _Key, root: Directory) -> None:
+    with _lines_mutex:
+        line = _lines.get(key)
+        if line is not None and line.is_unused:
+            del _lines[key]
+            root.close()
 
 
 # The last-write token
@@ -348,7 +300,7 @@ def shared_line(root: Directory) -> LockLine[int]:
 
 def write_token(root: Directory) -> None:
     """Write a new last-write token, by which other programs see that they must load the index."""
-    token = struct.pack(_TOKEN, time.time_ns(), next(_writes), os.getpid(), os.urandom(44))
+    token = struct.pack(_MARK, time.time_ns(), next(_writes), os.getpid(), os.urandom(44))
     fd = open_lock_file(root)
     try:
         root.write(LOCK_FILE, fd, [memoryview(token)])
@@ -363,12 +315,12 @@ def last_writer(root: Directory) -> int | None:
     except (OSError, StoreCorruptError):
         return None
     try:
-        token = os.read(fd, _TOKEN_BYTES)
+        token = os.read(fd, _MARK_BYTES)
     finally:
         os.close(fd)
-    if len(token) < _TOKEN_BYTES:
+    if len(token) < _MARK_BYTES:
         return None
-    return int(struct.unpack(_TOKEN, token)[2])
+    return int(struct.unpack(_MARK, token)[2])
 
 
 # Who holds the lock

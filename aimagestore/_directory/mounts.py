@@ -31,5 +31,5 @@ def is_local(fd: int) -> bool:
             mounts = file.read()
     except OSError:
         return False
-    kind = mount and re.search(rf"^{mount} .* - (\S+) ", mounts, re.MULTILINE)
-    return bool(kind) and kind[1] in _LOCAL
+    kind = re.search(rf"^{mount} .* - (\S+) ", mounts, re.MULTILINE)
+    return kind is not None and kind[1] in _LOCAL

@@ -53,7 +53,7 @@ def read_item(items: Items, ref: str, key: str) -> bytes:
 
 
 def open_source(
-    items: Items, ref: str, key: str, verify: bool, start: int, end: int | None
+    items: Items, ref: str, key: str, *, verify: bool, start: int, end: int | None
 ) -> tuple[Image, Source]:
     """Open an item to be streamed, and return it with the record that describes it.
 
@@ -70,7 +70,7 @@ def open_source(
                 key=key,
             )
         expected = check_digest(digest) if verify else None
-        return image, Source(file, key, expected, items.helpers, start, end)
+        return image, Source(file, key, expected, items.helpers, start=start, end=end)
     except BaseException:
         file.close()
         raise
@@ -148,6 +148,7 @@ class Source(io.BufferedIOBase):
         key: str,
         expected: str | None,
         helpers: Executor,
+        *,
         start: int = 0,
         end: int | None = None,
     ) -> None:

@@ -112,10 +112,20 @@ class LockLine(Generic[H]):
     of those that were cancelled. It is a daemon, because a wait in the kernel cannot always be
     interrupted; the thread of a wait that nobody wants any more releases the lock when it gets
     it.
+
+    :param name: the name of that thread
+    :param when_unused: called once, in any thread, when no store uses the line any more and no
+        thread waits for it
     """
 
-    def __init__(self, primitive: LockPrimitive[H], name: str) -> None:
+    def __init__(
+        self,
+        primitive: LockPrimitive[H],
+        name: str,
+        when_unused: Callable[[], object] = lambda: None,
+    ) -> None:
         self.primitive = primitive
+        self._when_unused = when_unused
         self._name = name
         # Guards the line and who owns a grant. Never held during a system call.
         self._mutex = threading.Lock()
@@ -123,6 +133,26 @@ class LockLine(Generic[H]):
         self._holder: Grant[H] | None = None
         self._is_trying = False
         self._has_waiter = False
+        self._users = 0
+
+    def join(self) -> None:
+        """Count one more store that uses the line."""
+        with self._mutex:
+            self._users += 1
+
+    def leave(self) -> None:
+        """Count one store less. None of its requests is in the line."""
+        with self._mutex:
+            self._users -= 1
+            is_unused = not self._users and not self._has_waiter
+        if is_unused:
+            self._when_unused()
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no store uses the line, and no thread waits for it."""
+        with self._mutex:
+            return not self._users and not self._has_waiter
 
     def try_acquire(self) -> Grant[H] | None:
         """Acquire the lock if it is free and nobody waits in line. Blocks for a system call."""
@@ -207,8 +237,11 @@ class LockLine(Generic[H]):
                     unwanted = grant
             else:
                 self._ensure_waiter()  # interrupted, but somebody has joined since
+            is_unused = not self._users and not self._has_waiter
         if unwanted is not None:
             unwanted.release()
+        if is_unused:
+            self._when_unused()
         for request in decided:
             request._notify()
 

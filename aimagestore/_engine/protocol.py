@@ -179,14 +179,20 @@ class Writer(Protocol):
         """Commit a draft. Raises as :meth:`commit` does; then nothing of it happened."""
         ...
 
+    def prepare(self, plan: Plan, draft: Draft) -> None:
+        """Raise what would keep a plan from being committed, so that it fails alone."""
+        ...
+
     def touch(self, grant: AnyGrant) -> None:
         """Record a write without changing anything."""
         ...
 
-    def garbage(self) -> Iterator[Removal]:
+    def garbage(self, *, dry_run: bool) -> Iterator[Removal]:
         """Find what may belong to no image and no living writer, without the lock.
 
         It comes in pieces, so that no removal holds the lock for long.
+
+        :param dry_run: only report it
         """
         ...
 
@@ -272,9 +278,11 @@ class Checker(Protocol):
         """Check everything, without the lock."""
         ...
 
-    @property
-    def lock(self) -> AnyLine | None:
-        """The line for the lock that keeps writers out, where what looks damaged needs it."""
+    def join_lock(self) -> AnyLine | None:
+        """Join the line for the lock that keeps writers out, if :meth:`recheck` is needed.
+
+        ``None`` where nothing looked damaged, or no such lock is needed.
+        """
         ...
 
     def recheck(self) -> Steps[Report]:

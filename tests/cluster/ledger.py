@@ -15,7 +15,7 @@ import pytest
 from aimagestore import ImageStore, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from aimagestore._local.server import Server
+    from aimagestore.cluster._local.server import Server
 
     from .servers import Place, Servers
 
@@ -62,7 +62,7 @@ class Ledger:
 
 async def check_whole(place: Place, ledger: Ledger) -> None:
     """All that was acknowledged is there, once, and what is there is whole."""
-    async with ImageStore(place.engine()) as store:
+    async with ImageStore(place.location()) as store:
         images = await store.images()
         names = [name for image in images for name in image.names]
         assert len(names) == len(set(names)) == len(images)

@@ -10,12 +10,12 @@ import anyio
 import anyio.to_thread
 
 from aimagestore import ImageStore, StoreUnavailableError
-from aimagestore.cluster import ClusterEngine
+from aimagestore.cluster import ClusterLocation
 
 
 async def main(records_url: str, blobs_url: str, way: str) -> None:
     """Use the store as it is asked to, and tell what has become of it."""
-    async with ImageStore(ClusterEngine(records_url, blobs_url)) as store:
+    async with ImageStore(ClusterLocation(records_url, blobs_url)) as store:
         failed = await (in_calls if way == "calls" else in_a_transaction)(store)
         await say(failed)
         await store.create("after")
@@ -42,7 +42,7 @@ async def in_a_transaction(store: ImageStore) -> dict[str, bool]:
 
 async def transact(store: ImageStore) -> None:
     async with store.transaction() as transaction:
-        transaction.create("lost")
+        await transaction.create("lost")
         await say("in a transaction")
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from aimagestore._local.cluster import LocalCluster
-from aimagestore.cluster import ClusterEngine, migrate
+from aimagestore.cluster import ClusterLocation, migrate
+from aimagestore.cluster._local.cluster import LocalCluster
 
 _TEMPLATE = "template_of_stores"
 
@@ -26,9 +26,9 @@ class Place:
     records_url: str
     blobs_url: str
 
-    def engine(self, **options: Any) -> ClusterEngine:
-        """The engine of one more store there."""
-        return ClusterEngine(self.records_url, self.blobs_url, **options)
+    def location(self, **options: Any) -> ClusterLocation:
+        """Its location, with options."""
+        return ClusterLocation(self.records_url, self.blobs_url, **options)
 
     @property
     def database(self) -> str:

@@ -16,12 +16,11 @@ from aimagestore import (
     AmbiguousImageError,
     FindingKind,
     ImageStore,
-    ImageStoreError,
     ImageUnknownError,
     LockTimeoutError,
-    StoreClosedError,
     StoreSchemaError,
     StoreUnavailableError,
+    WatchExpiredError,
     check,
 )
 
@@ -30,16 +29,17 @@ for package in ("psycopg", "obstore"):
 
 import psycopg
 
-from aimagestore._cluster.addresses import Bucket
-from aimagestore._cluster.lookups import Lookups
-from aimagestore._cluster.views import LockedView
-from aimagestore.cluster import SCHEMA_VERSION, ClusterEngine, migrate
+from aimagestore._core import mutations
+from aimagestore.cluster import SCHEMA_VERSION, ClusterLocation, migrate
+from aimagestore.cluster._addresses import BucketAddress
+from aimagestore.cluster._lookups import Lookups
+from aimagestore.cluster._views import LockedView
 
 if TYPE_CHECKING:
     from .proxy import Proxy
     from .servers import Place, Servers
 
-NOW = timedelta(0)
+NOW = timedelta(microseconds=1)
 
 
 @pytest.fixture
@@ -49,8 +49,13 @@ async def store(place: Place) -> AsyncIterator[ImageStore]:
         yield store
 
 
+def engine_of(store: ImageStore) -> Any:
+    """The engine of an open store."""
+    return store._core.engine
+
+
 def open_store(place: Place, **options: Any) -> ImageStore:
-    return ImageStore(place.engine(**options))
+    return ImageStore(place.location(**options))
 
 
 # Tables
@@ -103,25 +108,59 @@ def test_a_database_of_another_encoding_is_refused(servers: Servers) -> None:
     ],
 )
 async def test_no_password_is_told(records: str) -> None:
-    engine = ClusterEngine(records, "s3://bucket/prefix")
-    store = ImageStore(engine)
-    assert engine.name == "postgresql://host:1/name with s3://bucket/prefix"
-    for text in (engine.name, repr(engine), repr(store), repr(vars(engine))):
+    location = ClusterLocation(records, "s3://bucket/prefix")
+    store = ImageStore(location)
+    assert location.name == "postgresql://host:1/name with s3://bucket/prefix"
+    for text in (location.name, repr(location), repr(store)):
         assert "s3cret" not in text
+
+
+def test_a_location_is_a_value() -> None:
+    one, two = (ClusterLocation("postgresql://host/db", "s3://bucket") for _ in range(2))
+    assert one == two
+    assert len({one, two, ClusterLocation("postgresql://host/db", "s3://bucket", deadline=5)}) == 2
+    with pytest.raises(AttributeError):
+        one.deadline = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("grace_period", timedelta(0), ValueError),
+        ("grace_period", -timedelta(days=1), ValueError),
+        ("grace_period", 3600, TypeError),
+        ("cache_size", -1, ValueError),
+        ("cache_size", 1.5, TypeError),
+        ("deadline", 0, ValueError),
+        ("deadline", float("nan"), ValueError),
+        ("deadline", True, TypeError),
+    ],
+)
+def test_a_bad_option_of_a_location_is_refused(
+    option: str, value: Any, error: type[Exception]
+) -> None:
+    options = {option: value}
+    with pytest.raises(error, match=option):
+        ClusterLocation("postgresql://host/db", "s3://bucket", **options)
+
+
+async def test_a_cluster_cannot_be_repaired_yet(place: Place) -> None:
+    with pytest.raises(NotImplementedError, match="cannot be repaired"):
+        place.location().repairer()
 
 
 async def test_a_server_that_refuses_is_told_at_once(servers: Servers, place: Place) -> None:
     where = place.records_url.replace("postgres@", "postgres:s3cret@")
     with pytest.raises(StoreUnavailableError, match="authentication failed") as caught:
         with anyio.fail_after(5):
-            async with ImageStore(ClusterEngine(where, place.blobs_url)):
+            async with ImageStore(ClusterLocation(where, place.blobs_url)):
                 pass
     assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("records", ["postgresql://host:s3cret@/x?nonsense=1", "s3cret", "a=b c"])
 def test_what_is_no_address_of_records_is_refused(records: str) -> None:
-    for call in (lambda: ClusterEngine(records, "s3://bucket"), lambda: migrate(records)):
+    for call in (lambda: ClusterLocation(records, "s3://bucket"), lambda: migrate(records)):
         with pytest.raises(ValueError, match="postgresql://host/database") as caught:
             call()
         assert "s3cret" not in str(caught.value)
@@ -132,7 +171,7 @@ def test_what_is_no_address_of_records_is_refused(records: str) -> None:
 )
 def test_what_is_no_address_of_big_data_is_refused(blobs: str) -> None:
     with pytest.raises(ValueError, match="s3://bucket/prefix") as caught:
-        ClusterEngine("postgresql://host/database", blobs)
+        ClusterLocation("postgresql://host/database", blobs)
     assert "s3cret" not in str(caught.value)
 
 
@@ -152,19 +191,21 @@ def test_plain_http_is_spoken_on_this_machine_only(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("AWS_ALLOW_HTTP", allows)
-    bucket = Bucket.at("s3://bucket/prefix/")
+    bucket = BucketAddress.of("s3://bucket/prefix/")
     if is_open:
-        assert bucket.open() is not None
+        assert bucket.open(attempt=5, retries=5) is not None
     else:
         with pytest.raises(ValueError, match="AWS_ALLOW_HTTP"):
-            bucket.open()
+            bucket.open(attempt=5, retries=5)
 
 
-async def test_an_engine_is_for_one_store(store: ImageStore) -> None:
-    with pytest.raises(StoreClosedError, match="another"):
-        async with ImageStore(store._engine):
-            pass
-    assert await store.images() == []
+async def test_a_location_opens_any_number_of_stores(place: Place) -> None:
+    location = place.location()
+    for _ in range(2):
+        async with ImageStore(location) as one, ImageStore(location) as two:
+            image = await one.create()
+            assert await two.get(image.id) == image
+            await two.delete(image.id)
 
 
 # Names and keys that tables do not like
@@ -252,7 +293,7 @@ async def test_a_cached_lookup_asks_what_has_changed_and_no_more(
 async def test_more_changes_than_are_named_empty_the_cache(
     place: Place, store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aimagestore._cluster.lookups.CHANGES_MAX", 3)
+    monkeypatch.setattr("aimagestore.cluster._lookups.CHANGES_MAX", 3)
     await store.create("one")
     async with open_store(place) as other:
         assert await other.metadata("one") == ""
@@ -270,9 +311,9 @@ async def test_a_small_cache_forgets_and_finds_again(place: Place, store: ImageS
         for _ in range(2):
             for image in await store.images():
                 assert await other.get(image.id) == image
-        engine: Any = other._engine
-        assert 1 <= len(engine._cache._records) <= 10
-        assert "large" not in engine._cache._records
+        cache = engine_of(other).reader._cache
+        assert 1 <= len(cache._records) <= 10
+        assert "large" not in cache._records
     async with open_store(place, cache_size=0) as other:
         assert (await other.get("small01")).id == "small01"
 
@@ -280,13 +321,13 @@ async def test_a_small_cache_forgets_and_finds_again(place: Place, store: ImageS
 async def test_lookups_of_one_look_are_of_one_commit(place: Place, store: ImageStore) -> None:
     await store.create("one", metadata="0")
     await store.create("two", metadata="0")
-    engine: Any = store._engine
+    engine = engine_of(store)
     looks: list[str] = []
 
     async def change() -> None:
         async with open_store(place) as other, other.transaction() as tx:
-            tx.set_metadata("one", "1")
-            tx.set_metadata("two", "1")
+            await tx.set_metadata("one", "1")
+            await tx.set_metadata("two", "1")
 
     def look(view: Any) -> tuple[str, str]:
         first: str = view.get("one").metadata
@@ -295,7 +336,7 @@ async def test_lookups_of_one_look_are_of_one_commit(place: Place, store: ImageS
             anyio.from_thread.run(change)
         return first, view.get("two").metadata
 
-    assert await anyio.to_thread.run_sync(engine.read, look) == ("1", "1")
+    assert await anyio.to_thread.run_sync(engine.reader.read, look) == ("1", "1")
     assert looks == ["0", "1"]
 
 
@@ -303,7 +344,7 @@ async def test_lookups_of_one_look_are_of_one_commit(place: Place, store: ImageS
 
 
 async def test_replaced_and_deleted_items_are_garbage_after_the_grace(place: Place) -> None:
-    async with open_store(place) as patient, open_store(place, grace=NOW) as hasty:
+    async with open_store(place) as patient, open_store(place, grace_period=NOW) as hasty:
         await patient.create("one", big_data={"a": b"1", "b": b"22"})
         await patient.create("two", big_data={"a": b"333"})
         await patient.set_big_data("one", "a", b"4444")
@@ -326,9 +367,9 @@ async def test_replaced_and_deleted_items_are_garbage_after_the_grace(place: Pla
 async def test_what_a_dead_process_has_uploaded_is_garbage(servers: Servers, place: Place) -> None:
     bucket = servers.objects.bucket(place.blobs_url.rpartition("/")[2])
     await anyio.to_thread.run_sync(bucket.put, "notes.txt", b"mine")
-    async with open_store(place, grace=NOW) as store:
-        engine: Any = store._engine
-        staged = await anyio.to_thread.run_sync(engine.stage)
+    async with open_store(place, grace_period=NOW) as store:
+        engine = engine_of(store)
+        staged = await anyio.to_thread.run_sync(engine.items.stage)
         await anyio.to_thread.run_sync(staged.sink.write, b"12345")
         await anyio.to_thread.run_sync(staged.finish)
         # The object store tells the time in seconds.
@@ -339,15 +380,18 @@ async def test_what_a_dead_process_has_uploaded_is_garbage(servers: Servers, pla
         assert finding.kind == FindingKind.TEMPORARY_STALE
         assert finding.path == f"{place.blobs_url}/{staged.id.hex}"
         with pytest.raises(ValueError, match="stage it again"):
-            await anyio.to_thread.run_sync(engine._check_age, staged)
+            await store._core.submit(mutations.create(big_data={"key": staged}))
+        assert await store.images() == []
+        image = await store.create(big_data={"key": b"new"})
+        assert await store.big_data(image.id, "key") == b"new"
     assert bytes(bucket.get("notes.txt").bytes()) == b"mine"
 
 
 async def test_a_missing_object_is_a_missing_file(place: Place, store: ImageStore) -> None:
     await store.create("one", big_data={"key": b"data"})
-    engine: Any = store._engine
-    blobs = [blob.id for page in engine._blobs.pages() for blob in page]
-    engine._blobs.delete(blobs)
+    engine = engine_of(store)
+    blobs = [blob.id for page in engine.items._blobs.pages() for blob in page]
+    engine.items._blobs.delete(blobs)
     with pytest.raises(FileNotFoundError, match=blobs[0].hex):
         await store.big_data("one", "key")
 
@@ -357,9 +401,9 @@ async def test_a_check_finds_what_is_missing_altered_and_left_over(
 ) -> None:
     items = {key: key.encode() for key in ("fine", "gone", "short", "altered", "unlisted")}
     await store.create("one", big_data=items)
-    engine: Any = store._engine
-    blobs = engine._blobs
-    rows = engine._connections.call(
+    engine = engine_of(store)
+    blobs = engine.items._blobs
+    rows = engine._sessions.call(
         lambda c: c.execute("SELECT key, blob FROM image_items").fetchall()
     )
     objects = {key.decode(): blob for key, blob in rows}
@@ -370,15 +414,13 @@ async def test_a_check_finds_what_is_missing_altered_and_left_over(
             writer = blobs.writer(objects[key])
             writer.write(data)
             writer.close()
-        engine._connections.call(
-            lambda c: c.execute("DELETE FROM image_items WHERE key = 'unlisted'")
-        )
+        engine._sessions.call(lambda c: c.execute("DELETE FROM image_items WHERE key = 'unlisted'"))
 
     await anyio.to_thread.run_sync(damage)
-    report = await check(place.engine(grace=NOW))
+    report = await check(place.location(grace_period=NOW))
     with anyio.fail_after(10):  # the object store tells the time in seconds
         while len(report.findings) < 5:
-            report = await check(place.engine(grace=NOW))
+            report = await check(place.location(grace_period=NOW))
     assert {(finding.kind, finding.key) for finding in report.findings} == {
         (FindingKind.ITEM_MISSING, "gone"),
         (FindingKind.ITEM_SHORT, "short"),
@@ -387,7 +429,7 @@ async def test_a_check_finds_what_is_missing_altered_and_left_over(
         (FindingKind.TEMPORARY_STALE, ""),
     }
     assert (report.images, report.items) == (1, 5)
-    quick = await check(place.engine(), verify=False)
+    quick = await check(place.location(), verify=False)
     assert [finding.key for finding in quick.findings] == ["gone", "short", "unlisted"]
 
 
@@ -395,11 +437,11 @@ async def test_a_check_finds_what_is_missing_altered_and_left_over(
 
 
 async def test_a_watch_that_is_too_far_behind_says_so(place: Place, store: ImageStore) -> None:
-    async with open_store(place, grace=NOW) as forgetful, store.watch() as changes:
+    async with open_store(place, grace_period=NOW) as forgetful, store.watch() as changes:
         await forgetful.create("one")
         await forgetful.create("two")
         await forgetful.collect_garbage()
-        with pytest.raises(ImageStoreError, match="begin another"):
+        with pytest.raises(WatchExpiredError, match="begin another"):
             await anext(changes)
     async with store.watch() as changes:
         await store.delete("one")
@@ -442,8 +484,7 @@ async def test_own_changes_among_others_are_told_one_by_one(
 
 async def test_who_holds_the_lock_is_told(place: Place, store: ImageStore) -> None:
     async with open_store(place) as other, other.transaction():
-        impatient = open_store(place)
-        impatient._lock_timeout = 0.05
+        impatient = ImageStore(place.location(), lock_timeout=0.05)
         async with impatient:
             with pytest.raises(
                 LockTimeoutError, match=r"'aimagestore' from 127\.0\.0\.1"
@@ -456,7 +497,7 @@ async def test_who_holds_the_lock_is_told(place: Place, store: ImageStore) -> No
 async def test_waiting_for_a_server_that_is_gone_can_be_cancelled(
     servers: Servers, place: Place, to_postgres: Proxy
 ) -> None:
-    async with ImageStore(servers.by_way_of(place, to_postgres.port).engine()) as store:
+    async with ImageStore(servers.by_way_of(place, to_postgres.port).location()) as store:
         await store.create("one")
         with to_postgres.refusing():
             with anyio.fail_after(5), anyio.move_on_after(0.2) as scope:
@@ -476,14 +517,14 @@ async def test_waiting_for_a_server_that_is_gone_can_be_cancelled(
 async def test_a_watch_goes_on_after_its_session_was_lost(
     servers: Servers, place: Place, store: ImageStore
 ) -> None:
-    async with ImageStore(place.engine()) as other, store.watch() as changes:
+    async with ImageStore(place.location()) as other, store.watch() as changes:
         await other.create("one")
         assert (await anext(changes)).id == "one"
         await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
         await other.create("two")
         with anyio.fail_after(20):
             assert (await anext(changes)).id == "two"
-        assert changes._watch.descriptor is not None
+        assert changes._feed.descriptor is not None
 
 
 async def test_a_lookup_of_a_transaction_whose_session_is_lost(
@@ -491,9 +532,9 @@ async def test_a_lookup_of_a_transaction_whose_session_is_lost(
 ) -> None:
     with pytest.raises(StoreUnavailableError):
         async with store.transaction() as tx:
-            tx.create("one")
+            await tx.create("one")
             await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
-            tx.get("two")
+            await tx.get("two")
     assert await store.images() == []
 
 
@@ -501,43 +542,44 @@ async def test_a_lock_that_was_lost_is_taken_again(
     servers: Servers, place: Place, store: ImageStore
 ) -> None:
     async with store.transaction() as tx:
-        tx.create("one")
+        await tx.create("one")
         await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
     assert [image.id for image in await store.images()] == ["one"]
 
 
-async def test_a_lock_that_was_lost_and_taken_by_another(
-    servers: Servers, place: Place, store: ImageStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("aimagestore._cluster.lock.PATIENCE", 0.2)
-    async with ImageStore(place.engine()) as other, anyio.create_task_group() as tasks:
+async def test_a_lock_that_was_lost_and_taken_by_another(servers: Servers, place: Place) -> None:
+    store = open_store(place, deadline=1)
+    async with store, open_store(place) as other, anyio.create_task_group() as tasks:
         has_taken, is_over = anyio.Event(), anyio.Event()
 
         async def take() -> None:
             async with other.transaction() as theirs:
-                theirs.create("theirs")
+                await theirs.create("theirs")
                 has_taken.set()
                 await is_over.wait()
 
-        with pytest.raises(StoreUnavailableError, match=r"holds the lock .*look again") as caught:
+        with pytest.raises(
+            StoreUnavailableError, match=r"holds the lock .*may have happened"
+        ) as caught:
             async with store.transaction() as tx:
-                tx.create("mine", big_data={"key": b"data"})
+                await tx.create("mine", big_data={"key": b"data"})
                 await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
                 tasks.start_soon(take)
                 await has_taken.wait()
         # The commit was sent, and what became of it can only be told by who has the lock.
         assert caught.value.may_have_happened
         is_over.set()
-    assert [image.id for image in await store.images()] == ["theirs"]
+    async with open_store(place) as after:
+        assert [image.id for image in await after.images()] == ["theirs"]
 
 
 async def test_a_transaction_on_what_others_have_changed_since_is_not_committed(
     servers: Servers, place: Place, store: ImageStore
 ) -> None:
-    async with ImageStore(place.engine()) as other:
+    async with ImageStore(place.location()) as other:
         with pytest.raises(StoreUnavailableError, match="try it again"):
             async with store.transaction() as tx:
-                tx.create("mine")
+                await tx.create("mine")
                 await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
                 await other.create("theirs")
     assert [image.id for image in await store.images()] == ["theirs"]
@@ -552,14 +594,14 @@ async def test_what_the_server_refuses_is_told_and_undone(
         await store.create("bad", big_data={"key": b"data"})
     assert not caught.value.may_have_happened
     assert "nothing was changed" in str(caught.value)
-    engine: Any = store._engine
-    assert [blob for page in engine._blobs.pages() for blob in page] == []
+    engine = engine_of(store)
+    assert [blob for page in engine.items._blobs.pages() for blob in page] == []
     await store.create("good")
 
 
 async def test_every_lookup_of_a_view(store: ImageStore) -> None:
     image = await store.create("one", names=["a"], big_data={"manifest": b"{}"})
-    engine: Any = store._engine
+    engine = engine_of(store)
 
     def look(view: Any) -> None:
         assert view.owner_of("a") == "one"
@@ -570,10 +612,10 @@ async def test_every_lookup_of_a_view(store: ImageStore) -> None:
         assert view.record_of("on") is None
         assert view.record_of("") is None
         assert view.record_of("a") is None
-        assert [i.id for i in view] == ["one"]
+        assert [record.id for record in view.records()] == ["one"]
         assert len(view.freeze()) == 1
 
-    await anyio.to_thread.run_sync(engine.read, look)
+    await anyio.to_thread.run_sync(engine.reader.read, look)
 
 
 async def test_a_holder_of_another_role_is_told_without_its_address(
@@ -586,9 +628,9 @@ async def test_a_holder_of_another_role_is_told_without_its_address(
     for statement in role:
         servers.postgres.execute(statement, (), place.database)
     try:
-        async with ImageStore(place.engine()) as holder, holder.transaction():
+        async with ImageStore(place.location()) as holder, holder.transaction():
             where = place.records_url.replace("postgres@", "other:other@")
-            other = ClusterEngine(where, place.blobs_url)
+            other = ClusterLocation(where, place.blobs_url)
             async with ImageStore(other, lock_timeout=0.05) as store:
                 with pytest.raises(LockTimeoutError, match="of 'aimagestore' holds it"):
                     await store.create()
@@ -600,28 +642,82 @@ async def test_a_holder_of_another_role_is_told_without_its_address(
 async def test_garbage_whose_session_is_lost_is_collected_later(
     servers: Servers, place: Place
 ) -> None:
-    async with open_store(place, grace=NOW) as store:
-        await store.create("one", big_data={"key": b"1"})
-        await store.set_big_data("one", "key", b"22")
-        engine: Any = store._engine
-        removal = await anyio.to_thread.run_sync(next, engine.garbage())
+    async with open_store(place, grace_period=NOW) as store:
+        engine = engine_of(store)
+        await stage_orphan(engine)
+        removals = engine.writer.garbage()
 
         def lose() -> None:
-            assert engine.try_lock()
+            removal = next(removals)
+            grant = engine.lock.acquire()
             servers.postgres.end_sessions(place.database)
             try:
-                removal(lambda *_: None)
+                list(removal(grant))
             finally:
-                engine.unlock()
+                grant.release()
 
         with pytest.raises(StoreUnavailableError):
             await anyio.to_thread.run_sync(lose)
         assert len((await store.collect_garbage()).findings) == 1
+        assert objects_of(engine) == []
+
+
+async def test_objects_are_removed_after_the_lock_was_released(
+    servers: Servers, place: Place
+) -> None:
+    async with open_store(place, grace_period=NOW) as store, open_store(place) as other:
+        engine = engine_of(store)
+        orphan = await stage_orphan(engine)
+
+        def condemn() -> None:
+            grant = engine.lock.acquire()
+            list(next(removals)(grant))
+            grant.release()
+
+        removals = engine.writer.garbage()
+        await anyio.to_thread.run_sync(condemn)
+        assert objects_of(engine) == [orphan.id]
+        with pytest.raises(ValueError, match="stage it again"):
+            await other._core.submit(mutations.create(big_data={"key": orphan}))
+        removals.close()  # as if the process had died
+        assert (await store.collect_garbage()).findings == ()
+        assert objects_of(engine) == []
+
+
+async def test_a_dry_run_removes_nothing(place: Place) -> None:
+    async with open_store(place, grace_period=NOW) as store:
+        engine = engine_of(store)
+        await store.create("one", big_data={"key": b"1"})
+        await store.set_big_data("one", "key", b"22")
+        await stage_orphan(engine)
+        before = objects_of(engine)
+        report = await store.collect_garbage(dry_run=True)
+        assert objects_of(engine) == before
+        assert await store.collect_garbage() == report
+        assert len(objects_of(engine)) == 1
+
+
+async def stage_orphan(engine: Any) -> Any:
+    """Upload an object that no image gets, and wait until its age is known to be over."""
+
+    def stage() -> Any:
+        staged = engine.items.stage()
+        staged.sink.write(b"12345")
+        staged.finish()
+        return staged
+
+    staged = await anyio.to_thread.run_sync(stage)
+    await anyio.sleep(1.1)  # the object store tells the time in seconds
+    return staged
+
+
+def objects_of(engine: Any) -> list[Any]:
+    return [blob.id for page in engine.items._blobs.pages() for blob in page]
 
 
 async def test_lookups_by_id_after_a_prefetch_take_no_round_trip(store: ImageStore) -> None:
     await store.create("one", names=["a"])
-    engine: Any = store._engine
+    engine = engine_of(store)
     questions: list[object] = []
 
     def look(view: Any) -> None:
@@ -642,4 +738,43 @@ async def test_lookups_by_id_after_a_prefetch_take_no_round_trip(store: ImageSto
         assert locked.owner_of("b") is None
         assert len(questions) == 1
 
-    await anyio.to_thread.run_sync(engine.read, look)
+    await anyio.to_thread.run_sync(engine.reader.read, look)
+
+
+async def test_an_image_with_many_names_is_fetched_once(store: ImageStore) -> None:
+    names = [f"name{number}" for number in range(2000)]
+    image = await store.create("one", names=names)
+    engine = engine_of(store)
+    rows: list[int] = []
+
+    def look(view: Any) -> None:
+        execute = view._lookups._execute
+
+        def count(statement: Any, values: Any) -> Any:
+            result = execute(statement, values)
+            rows.append(result.rowcount)
+            return result
+
+        locked = LockedView(count, view.version)
+        locked.prefetch(["one"], names)
+        assert locked.owner_of(names[-1]) == locked.find("one").id == image.id
+
+    await anyio.to_thread.run_sync(engine.reader.read, look)
+    assert rows == [1]
+    other = await store.create("two")
+    async with store.transaction() as tx:
+        await tx.add_names("two", names)
+    assert (await store.get(names[0])).id == other.id
+
+
+async def test_pages_show_no_image_twice(place: Place, store: ImageStore) -> None:
+    for image_id in "abcd":
+        await store.create(image_id)
+    seen = []
+    async for image in store.iter_images(page_size=1):
+        seen.append(image.id)
+        if image.id == "b":
+            await store.delete("a")
+            await store.create("a")
+            await store.delete("c")
+    assert seen == ["a", "b", "d"]

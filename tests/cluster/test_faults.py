@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from aimagestore import ImageStore
+from aimagestore import ImageStore, StoreUnavailableError
 
 from ..peers.peer import Running, running
 from .ledger import TASKS, Ledger, check_whole, fails, gone, in_thread
@@ -42,7 +42,7 @@ DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION end_first();
 
 
 async def test_a_session_that_ends_in_its_commit(servers: Servers, place: Place) -> None:
-    async with ImageStore(place.engine()) as store:
+    async with ImageStore(place.location()) as store:
         servers.postgres.execute(_END_ONE_COMMIT, database=place.database)
         image = await store.create(names=["name"], big_data={"manifest": b"m"})
         assert await store.images() == [image]
@@ -56,7 +56,7 @@ async def test_an_acknowledgement_that_is_lost(
 ) -> None:
     """The commit has happened, but nobody was told: it isn't made twice."""
     there = servers.by_way_of(place, to_postgres.port)
-    async with ImageStore(there.engine()) as store:
+    async with ImageStore(there.location()) as store:
         one = await store.create("one", names=["name"])
         to_postgres.lose_answer_to(b"COMMIT")
         two = await store.create("two", big_data={"manifest": b"m"})
@@ -68,16 +68,16 @@ async def test_an_acknowledgement_that_is_lost(
         await store.delete("one")
         to_postgres.lose_answer_to(b"COMMIT")
         async with store.transaction() as transaction:
-            transaction.set_metadata("two", "text")
-            three = transaction.create("three")
-    async with ImageStore(place.engine()) as store:
+            await transaction.set_metadata("two", "text")
+            three = await transaction.create("three")
+    async with ImageStore(place.location()) as store:
         assert [image.id for image in await store.images()] == ["two", "three"]
         assert await store.get("three") == three
         assert (await store.get("name")).metadata == "text"
 
 
 async def test_sessions_that_end_again_and_again(servers: Servers, place: Place) -> None:
-    async with ImageStore(place.engine()) as store:
+    async with ImageStore(place.location()) as store:
         ledger = Ledger(store)
 
         async def end_sessions() -> None:
@@ -91,7 +91,7 @@ async def test_sessions_that_end_again_and_again(servers: Servers, place: Place)
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
 async def test_postgres_goes_and_comes_back(servers: Servers, place: Place, end: str) -> None:
-    async with ImageStore(place.engine()) as store:
+    async with ImageStore(place.location()) as store:
         ledger = Ledger(store)
 
         async def restart() -> None:
@@ -106,16 +106,100 @@ async def test_postgres_goes_and_comes_back(servers: Servers, place: Place, end:
 
 
 async def test_a_call_while_postgres_is_gone(servers: Servers, place: Place) -> None:
-    async with ImageStore(place.engine()) as store:
+    async with ImageStore(place.location()) as store:
         await store.create("one")
         async with gone(servers.postgres), anyio.create_task_group() as tasks:
             # At the same time, since each takes as long as it is tried again.
             tasks.start_soon(fails, servers, lambda: store.get("one"))
             tasks.start_soon(fails, servers, lambda: store.create("two"))
             tasks.start_soon(fails, servers, store.transaction().__aenter__)
-            tasks.start_soon(fails, servers, ImageStore(place.engine()).__aenter__)
+            tasks.start_soon(fails, servers, ImageStore(place.location()).__aenter__)
         assert (await store.get("one")).id == "one"
         assert (await store.create("two")).id == "two"
+
+
+DEADLINE = 2.0
+
+
+async def test_calls_end_by_the_deadline_while_the_server_is_silent(
+    servers: Servers, place: Place, to_postgres: Proxy
+) -> None:
+    there = servers.by_way_of(place, to_postgres.port)
+    location = there.location(deadline=DEADLINE)
+    async with ImageStore(location) as store:
+        await store.create("one", big_data={"key": b"1"})
+        # Who waits in line for the lock waits for the attempt before, and then makes one.
+        with to_postgres.silent(), anyio.fail_after(3 * DEADLINE):
+            async with anyio.create_task_group() as tasks:
+                for call in (
+                    lambda: store.get("one"),
+                    lambda: store.create("two"),
+                    lambda: store.big_data("one", "key"),
+                    store.collect_garbage,
+                    store.watch().__aenter__,
+                    store.transaction().__aenter__,
+                    ImageStore(location).__aenter__,
+                ):
+                    tasks.start_soon(fails, servers, call)
+        with anyio.fail_after(DEADLINE):
+            assert [image.id for image in await store.images()] == ["one"]
+
+
+async def test_a_call_is_cancelled_at_once_while_the_server_is_silent(
+    servers: Servers, place: Place, to_postgres: Proxy
+) -> None:
+    there = servers.by_way_of(place, to_postgres.port)
+    async with ImageStore(there.location(deadline=DEADLINE)) as store:
+        await store.create("one")
+        with to_postgres.silent():
+            for call in (lambda: store.get("one"), lambda: store.create("two")):
+                with anyio.fail_after(0.9), anyio.move_on_after(0.2) as scope:
+                    await call()
+                assert scope.cancelled_caught
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(fails, servers, lambda: store.get("one"))
+        assert await store.exists("one")
+        assert not await store.exists("two")
+
+
+async def test_a_commit_without_an_answer_says_that_it_may_have_happened(
+    servers: Servers, place: Place, to_postgres: Proxy
+) -> None:
+    there = servers.by_way_of(place, to_postgres.port)
+    async with ImageStore(there.location(deadline=DEADLINE)) as store:
+        caught = pytest.raises(StoreUnavailableError, match="may have happened")
+        with ExitStack() as stack, anyio.fail_after(2 * DEADLINE), caught as info:
+            async with store.transaction() as tx:
+                await tx.create("one")
+                stack.enter_context(to_postgres.silent())
+        assert info.value.may_have_happened
+
+
+async def test_a_wait_for_the_lock_ends_when_the_server_falls_silent(
+    servers: Servers, place: Place, to_postgres: Proxy
+) -> None:
+    there = servers.by_way_of(place, to_postgres.port)
+    async with (
+        ImageStore(there.location(deadline=DEADLINE)) as store,
+        ImageStore(place.location()) as other,
+        other.transaction(),
+    ):
+        # Longer than the deadline, because the server answers that the wait goes on.
+        with anyio.move_on_after(1.5 * DEADLINE) as scope:
+            await store.create("one")
+        assert scope.cancelled_caught
+        with ExitStack() as stack, anyio.fail_after(2 * DEADLINE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(fails, servers, lambda: store.create("two"))
+                await until_waiting(servers, place)
+                stack.enter_context(to_postgres.silent())
+
+
+async def until_waiting(servers: Servers, place: Place) -> None:
+    """Return when a session waits for the store's lock."""
+    statement = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    while not servers.postgres.execute(statement, (), place.database):
+        await anyio.sleep(0.01)
 
 
 @pytest.fixture
@@ -153,7 +237,7 @@ async def test_a_client_that_is_cut_off(
     servers: Servers, place: Place, net: Network, anyio_backend: Any
 ) -> None:
     """For longer than its timeouts; while the others go on."""
-    async with ImageStore(place.engine()) as other:
+    async with ImageStore(place.location()) as other:
         with on_another_machine(servers, place, net, anyio_backend[0], "calls") as remote:
             assert await answer(remote) == "open"
             with net.unplugged(0):
@@ -169,7 +253,7 @@ async def test_a_transaction_that_is_cut_off(
     servers: Servers, place: Place, net: Network, anyio_backend: Any
 ) -> None:
     """It holds the lock when it loses the network: the others get it all the same."""
-    async with ImageStore(place.engine()) as other:
+    async with ImageStore(place.location()) as other:
         with on_another_machine(servers, place, net, anyio_backend[0], "transaction") as remote:
             assert await answer(remote) == "in a transaction"
             with net.unplugged(0), anyio.fail_after(40):

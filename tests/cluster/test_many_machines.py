@@ -41,7 +41,7 @@ async def test_nothing_is_lost(
     servers: Servers, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images come and go, and what one process has done is seen by the next call of another."""
-    async with ImageStore(place.engine()) as store:
+    async with ImageStore(place.location()) as store:
         for image_id in (SHARED, COUNTER):
             metadata = json.dumps({"count": 0})
             await store.create(image_id, metadata=metadata, big_data=content(image_id))
@@ -67,7 +67,7 @@ async def test_nothing_is_lost(
         lists = [json.loads(worker.read_line()) for worker in workers]
     monkeypatch.setenv("AWS_ENDPOINT_URL", servers.objects.endpoint)
     reports = list(chain.from_iterable(told))
-    async with ImageStore(place.engine(), read_only=True) as store:
+    async with ImageStore(place.location(), read_only=True) as store:
         images = {image.id: image for image in await store.images()}
         check_images(images, reports)
         await check_data(store, images.values(), reports)

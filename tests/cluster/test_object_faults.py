@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 async def test_the_object_store_goes_and_comes_back(servers: Servers, place: Place) -> None:
-    async with ImageStore(place.engine()) as store:
+    async with ImageStore(place.location()) as store:
         ledger = Ledger(store)
 
         async def restart() -> None:
@@ -35,7 +35,7 @@ async def test_the_object_store_goes_and_comes_back(servers: Servers, place: Pla
 
 
 async def test_a_call_while_the_object_store_is_gone(servers: Servers, place: Place) -> None:
-    async with ImageStore(place.engine()) as store:
+    async with ImageStore(place.location()) as store:
         await store.create("one", big_data={"layer": b"old" * 100_000})
         before = await store.get("one")
         async with gone(servers.objects), anyio.create_task_group() as tasks:
@@ -55,7 +55,7 @@ async def chunks(count: int) -> AsyncIterator[bytes]:
 
 async def test_an_upload_that_is_cut_half_way(place: Place, to_objects: Proxy) -> None:
     """A part that fails is sent again."""
-    async with ImageStore(place.engine()) as store:
+    async with ImageStore(place.location()) as store:
         image = await store.create("one")
         to_objects.cut_after(20_000_000)
         image = await store.set_big_data("one", "layer", chunks(40))
@@ -66,7 +66,7 @@ async def test_an_upload_that_is_cut_half_way(place: Place, to_objects: Proxy) -
 
 async def test_a_download_that_is_cut_half_way(place: Place, to_objects: Proxy) -> None:
     """It goes on where it was."""
-    async with ImageStore(place.engine()) as store:
+    async with ImageStore(place.location()) as store:
         await store.create("one")
         await store.set_big_data("one", "layer", chunks(40))
         async with store.open_big_data("one", "layer", verify=True) as reader:
@@ -78,7 +78,7 @@ async def test_a_download_that_is_cut_half_way(place: Place, to_objects: Proxy) 
 
 async def test_an_upload_that_never_ends(place: Place, to_objects: Proxy) -> None:
     """It fails in the end, and changes nothing."""
-    async with ImageStore(place.engine()) as store:
+    async with ImageStore(place.location()) as store:
         before = await store.create("one", big_data={"layer": b"old" * 100_000})
         with ExitStack() as stack:
 

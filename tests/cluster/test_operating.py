@@ -53,14 +53,14 @@ def _as(place: Place, role: str) -> Place:
 
 async def test_the_roles_are_enough(owned: Place) -> None:
     """And a writer needs no more for anything that a store does."""
-    reader = ImageStore(_as(owned, "images_reader").engine(), read_only=True)
-    async with ImageStore(_as(owned, "images_writer").engine()) as store, reader:
+    reader = ImageStore(_as(owned, "images_reader").location(), read_only=True)
+    async with ImageStore(_as(owned, "images_writer").location()) as store, reader:
         async with reader.watch() as changes:
             image = await store.create("one", names=["name"], big_data={"manifest": b"m"})
             assert (await anext(changes)).id == "one"
         async with store.transaction() as transaction:
-            transaction.set_big_data("one", "manifest", b"n")
-            transaction.create("two", names=["other"])
+            await transaction.set_big_data("one", "manifest", b"n")
+            await transaction.create("two", names=["other"])
         await store.add_names("two", ["name"])
         await store.set_metadata("one", "text")
         await store.delete("one")
@@ -73,17 +73,17 @@ async def test_the_roles_are_enough(owned: Place) -> None:
 
 
 async def test_the_roles_are_not_too_much(owned: Place) -> None:
-    async with ImageStore(_as(owned, "images_writer").engine()) as store:
+    async with ImageStore(_as(owned, "images_writer").location()) as store:
         await store.create("one")
-    async with ImageStore(_as(owned, "images_reader").engine()) as store:
+    async with ImageStore(_as(owned, "images_reader").location()) as store:
         with pytest.raises(StoreUnavailableError, match="permission denied"):
             await store.create("two")
-    async with ImageStore(owned.engine()) as store:
+    async with ImageStore(owned.location()) as store:
         assert [image.id for image in await store.images()] == ["one"]
 
 
 async def test_what_is_watched(servers: Servers, place: Place) -> None:
-    async with ImageStore(place.engine()) as store:
+    async with ImageStore(place.location()) as store:
         await store.create("one", big_data={"manifest": b"m"})
         await store.set_big_data("one", "manifest", b"n")
         found = [

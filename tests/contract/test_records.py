@@ -20,14 +20,14 @@ from aimagestore import (
     StoreReadOnlyError,
 )
 
-from ..homes import Home
-from ..test_store import FIXTURE, FIXTURE_DIGEST, FIXTURE_ID, SOME_DIGEST
+from ..support.buildah import FIXTURE, FIXTURE_DIGEST, FIXTURE_ID, SOME_DIGEST
+from ..support.stores import StoreUnderTest
 
 
 @pytest.fixture(params=["first", "reopened", "read-only", "snapshot", "transaction"])
-async def reads(home: Home, request: pytest.FixtureRequest) -> AsyncIterator[Any]:
+async def reads(where: StoreUnderTest, request: pytest.FixtureRequest) -> AsyncIterator[Any]:
     """What has an image like buildah's to read: lookups are the same in all of them."""
-    async with ImageStore(home()) as store:
+    async with ImageStore(where.location) as store:
         names = ["localhost/hello:1", "localhost/hello:latest"]
         manifest = (FIXTURE / FIXTURE_ID / "manifest").read_bytes()
         await store.create(FIXTURE_ID, names=names, big_data={"manifest": manifest})
@@ -36,7 +36,7 @@ async def reads(home: Home, request: pytest.FixtureRequest) -> AsyncIterator[Any
             return
         await store.set_metadata(FIXTURE_ID, "other")
         await store.set_metadata(FIXTURE_ID, "")
-    async with ImageStore(home(), read_only=request.param == "read-only") as store:
+    async with ImageStore(where.location, read_only=request.param == "read-only") as store:
         if request.param == "snapshot":
             yield await store.snapshot()
         elif request.param == "transaction":
@@ -47,7 +47,7 @@ async def reads(home: Home, request: pytest.FixtureRequest) -> AsyncIterator[Any
 
 
 async def value(result: Any) -> Any:
-    """What a method gives, whether it is async or plain."""
+    """Return what a method gives; those of a snapshot are not async."""
     return await result if hasattr(result, "__await__") else result
 
 
@@ -120,7 +120,7 @@ async def test_create_with_everything(store: ImageStore) -> None:
     image = await store.create(
         "my-id",
         names=["b", "a", "b"],
-        layer="layer",
+        top_layer="layer",
         metadata="<text>",
         created=datetime(2020, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=2))),
         digest=SOME_DIGEST,
@@ -196,10 +196,10 @@ async def test_changes_take_refs_with_digests(store: ImageStore) -> None:
         await store.delete(ambiguous)
     assert (caught.value.ref, caught.value.candidates) == (ambiguous, ("one", "two"))
     async with store.transaction() as tx:
-        tx.delete("sha256:one")
-        assert tx.set_names(ambiguous, ["other"]).id == "two"
+        await tx.delete("sha256:one")
+        assert (await tx.set_names(ambiguous, ["other"])).id == "two"
         with pytest.raises(ImageUnknownError):
-            tx.delete(ambiguous)
+            await tx.delete(ambiguous)
     await store.delete(f"other@{SOME_DIGEST}")
     assert await store.images() == []
     for ref in ("", "sha256:one", f"other@{SOME_DIGEST}"):
@@ -222,7 +222,7 @@ async def test_images_keep_their_order(store: ImageStore) -> None:
     ids = [f"{i:03}" for i in range(100)]
     async with store.transaction() as transaction:
         for image_id in ids:
-            transaction.create(image_id)
+            await transaction.create(image_id)
     await store.set_metadata("050", "x")
     assert [image.id for image in await store.images()] == ids
     assert [image.id for image in await store.snapshot()] == ids
@@ -239,8 +239,10 @@ async def test_a_snapshot_stays(store: ImageStore) -> None:
     assert 5 not in snapshot
 
 
-async def test_a_change_by_another_store_is_seen_at_once(store: ImageStore, home: Home) -> None:
-    async with ImageStore(home()) as other:
+async def test_a_change_by_another_store_is_seen_at_once(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
+    async with ImageStore(where.location) as other:
         for i in range(20):
             await other.create(f"id{i}")
             assert await store.exists(f"id{i}")
@@ -248,11 +250,11 @@ async def test_a_change_by_another_store_is_seen_at_once(store: ImageStore, home
             assert await other.metadata(f"id{i}") == "m"
 
 
-async def test_modified_and_refresh(store: ImageStore, home: Home) -> None:
+async def test_modified_and_refresh(store: ImageStore, where: StoreUnderTest) -> None:
     await store.create("one")
     assert not await store.modified()
     assert not await store.refresh()
-    async with ImageStore(home()) as other:
+    async with ImageStore(where.location) as other:
         await other.create("two")
     assert await store.modified()
     assert await store.modified()
@@ -268,8 +270,8 @@ async def test_touched_since(store: ImageStore) -> None:
         await store.touched_since(datetime(2020, 1, 1))  # noqa: DTZ001
 
 
-async def test_a_store_is_opened_once(home: Home) -> None:
-    store = ImageStore(home())
+async def test_a_store_is_opened_once(where: StoreUnderTest) -> None:
+    store = ImageStore(where.location)
     with pytest.raises(StoreClosedError):
         await store.get("one")
     async with store:
@@ -299,7 +301,7 @@ async def test_images_are_plain_immutable_values(store: ImageStore) -> None:
     assert image != "one"
 
 
-async def test_delete_and_wipe(store: ImageStore, home: Home) -> None:
+async def test_delete_and_wipe(store: ImageStore, where: StoreUnderTest) -> None:
     for image_id in "abc":
         await store.create(image_id, names=[image_id * 2], big_data={"k": b"v"})
     await store.delete("aa")
@@ -308,13 +310,13 @@ async def test_delete_and_wipe(store: ImageStore, home: Home) -> None:
         await store.big_data("a", "k")
     await store.wipe()
     assert await store.images() == []
-    assert home.leftovers() == []
+    assert where.garbage() == []
 
 
-async def test_a_read_only_store_changes_nothing(store: ImageStore, home: Home) -> None:
+async def test_a_read_only_store_changes_nothing(store: ImageStore, where: StoreUnderTest) -> None:
     await store.create("one", names=["n"], big_data={"k": b"v"})
-    before = home.contents()
-    async with ImageStore(home(), read_only=True) as reader:
+    before = where.contents()
+    async with ImageStore(where.location, read_only=True) as reader:
         assert reader.read_only
         for change in [
             reader.create(),
@@ -337,14 +339,16 @@ async def test_a_read_only_store_changes_nothing(store: ImageStore, home: Home) 
             async with reader.stage():
                 pass
         assert await reader.big_data("n", "k") == b"v"
-    assert home.contents() == before
+    assert where.contents() == before
 
 
-async def test_touch_leaves_a_mark_and_changes_nothing(store: ImageStore, home: Home) -> None:
+async def test_touch_leaves_a_mark_and_changes_nothing(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     await store.create("one")
-    before = home.contents()
+    before = where.contents()
     moment = datetime.now(UTC)
     await store.touch()
     assert await store.touched_since(moment - timedelta(seconds=1))
-    assert home.contents() == before
+    assert where.contents() == before
     assert not await store.modified()

@@ -1,0 +1,5 @@
+"""``python -m aimagestore.cluster``: the demo."""
+
+from ._demo import main
+
+main()

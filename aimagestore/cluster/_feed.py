@@ -1,0 +1,236 @@
+"""The changes of a cluster's store: notified by whoever commits, and polled from the tables."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+import psycopg
+from psycopg import sql
+
+from .._core.events import ChangeEvent, Kind
+from .._core.image import Image
+from ..errors import WatchExpiredError
+from ._lookups import PAGE, Lookups
+from ._sessions import OverdueError, Session, Sessions
+
+_NOTIFIED_INTERVAL = 5.0
+"""Seconds between two polls where the server notifies: a lost session loses notifications."""
+
+_INTERVAL = 1.0
+"""Seconds between two polls where it does not, as on a standby."""
+
+_PENDING_MAX = 10_000
+"""Changes that a watch may be behind, and changes of this store's own that are kept for it."""
+
+_CHANGES = """
+    SELECT version, image_id, kind FROM image_changes
+    WHERE version > %s ORDER BY version, number LIMIT %s
+"""
+
+# What two changes of an image amount to: nothing, where it was created and deleted.
+_BOTH: Mapping[tuple[Kind, Kind], Kind | None] = {
+    ("created", "changed"): "created",
+    ("created", "deleted"): None,
+    ("changed", "changed"): "changed",
+    ("changed", "deleted"): "deleted",
+    ("deleted", "created"): "changed",
+}
+
+
+class ClusterFeed:
+    """Collects the changes of a store; see :class:`aimagestore._engine.protocol.Feed`.
+
+    Commits of this store are added one by one. For those of others the tables say which images
+    they changed, and what those are like now.
+    """
+
+    def __init__(self, sessions: Sessions, feeds: Feeds, until: float) -> None:
+        self._sessions = sessions
+        self._feeds = feeds
+        self._listening: Session | None = None
+        self._own: dict[int, Sequence[ChangeEvent]] = {}
+        self._own_number = 0
+        self._listen(until)
+        try:
+            self._known = sessions.call(last_commit, until)
+        except BaseException:
+            self.close()
+            raise
+
+    def _listen(self, until: float) -> None:
+        """Have the server notify, if it does."""
+        with suppress(psycopg.Error):  # a standby refuses; an outage shows in the next poll
+            session = self._sessions.connect(until)
+            try:
+                statement = sql.SQL("LISTEN {}").format(sql.Identifier(self._feeds.channel))
+                with session.limited() as connection:
+                    connection.execute(statement)
+            except BaseException:
+                session.close()
+                raise
+            self._listening = session
+
+    @property
+    def interval(self) -> float:
+        return _INTERVAL if self._listening is None else _NOTIFIED_INTERVAL
+
+    @property
+    def descriptor(self) -> int | None:
+        return None if self._listening is None else self._listening.connection.fileno()
+
+    def is_due(self) -> bool:
+        if self._listening is None:
+            return True
+        pgconn = self._listening.connection.pgconn
+        is_notified = False
+        try:
+            pgconn.consume_input()
+            while pgconn.notifies() is not None:
+                is_notified = True
+        except psycopg.Error:
+            return True
+        return is_notified
+
+    def add(self, version: int, events: Sequence[ChangeEvent]) -> None:
+        """Note the changes of a commit of this store."""
+        self._own_number += len(events)
+        if self._own_number > _PENDING_MAX:
+            self._own.clear()
+        else:
+            self._own[version] = events
+
+    def poll(self) -> Sequence[ChangeEvent]:
+        until = self._sessions.begin()
+        if self._listening is not None and self._is_lost(self._listening):
+            self._listening.close()
+            self._listening = None
+        if self._listening is None:
+            self._listen(until)
+        try:
+            with self._feeds.notifying(until):
+                known, events = self._sessions.call(self._changes, until)
+                self._known = known
+                self._own = {v: own for v, own in self._own.items() if v > known}
+                self._own_number = sum(map(len, self._own.values()))
+        except psycopg.Error as error:
+            raise self._sessions.unavailable(error) from error
+        return events
+
+    @staticmethod
+    def _is_lost(session: Session) -> bool:
+        try:
+            session.connection.pgconn.consume_input()
+        except psycopg.Error:
+            return True
+        return False
+
+    def _changes(self, session: Session) -> tuple[int, Sequence[ChangeEvent]]:
+        if last_commit(session) == self._known:
+            return self._known, ()
+        # The changes, and the records after them, of one commit.
+        session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            row = session.execute("SELECT version, pruned FROM image_store").fetchone()
+            assert row is not None, "the table has one row"
+            version, pruned = row
+            rows = session.execute(_CHANGES, [self._known, _PENDING_MAX + 1]).fetchall()
+            if pruned > self._known or len(rows) > _PENDING_MAX:
+                raise WatchExpiredError(
+                    f"more changed than a watch keeps ({_PENDING_MAX} changes, and those of the "
+                    "grace period): begin another watch, and read the store anew"
+                )
+            return version, list(self._events(rows, session))
+        finally:
+            if session.is_in_transaction:
+                session.execute("ROLLBACK")
+
+    def _events(
+        self, rows: Iterable[tuple[int, str, Kind]], session: Session
+    ) -> Iterator[ChangeEvent]:
+        """Iterate over this store's own changes, then over what came of those of others."""
+        pending: dict[str, Kind] = {}
+        for version, image_id, kind in rows:
+            before = pending.pop(image_id, None)
+            both = kind if before is None else _BOTH[before, kind]
+            own = next((e for e in self._own.get(version, ()) if e.id == image_id), None)
+            if both is None:
+                continue
+            if own is not None:
+                yield ChangeEvent(both, image_id, own.image)
+            else:
+                pending[image_id] = both
+        present = [image_id for image_id, kind in pending.items() if kind != "deleted"]
+        images: dict[str, Image] = {}
+        for start in range(0, len(present), PAGE):
+            records = Lookups(session.execute).with_ids(present[start : start + PAGE])
+            images |= {record.id: record.image for record in records}
+        for image_id, kind in pending.items():
+            yield ChangeEvent(kind, image_id, images.get(image_id))
+
+    def close(self) -> None:
+        self._feeds.forget(self)
+        if self._listening is not None:
+            self._listening.close()
+
+
+class Feeds:
+    """All feeds of a store.
+
+    :ivar channel: the channel that they listen to
+    """
+
+    def __init__(self, sessions: Sessions, channel: str) -> None:
+        self.channel = channel
+        self._sessions = sessions
+        self._feeds: list[ClusterFeed] = []
+        # Held from a commit until the feeds have it, so that they find it once.
+        self._notifying = threading.Lock()
+
+    @contextmanager
+    def notifying(self, until: float) -> Iterator[None]:
+        """Keep feeds from polling, and commits from being made, inside the block.
+
+        :raises OverdueError: when another thread keeps them for too long
+        """
+        if not self._notifying.acquire(timeout=max(0.0, until - time.monotonic())):
+            raise OverdueError("the server did not answer another call of this store in time")
+        try:
+            yield
+        finally:
+            self._notifying.release()
+
+    def begin(self) -> ClusterFeed:
+        """Begin to collect changes from now on.
+
+        :raises StoreUnavailableError: when the server is unavailable
+        """
+        until = self._sessions.begin()
+        try:
+            with self.notifying(until):
+                feed = ClusterFeed(self._sessions, self, until)
+                self._feeds.append(feed)
+        except psycopg.Error as error:
+            raise self._sessions.unavailable(error) from error
+        return feed
+
+    def add(self, version: int, events: Iterable[ChangeEvent]) -> None:
+        """Note the changes of a commit of this store."""
+        if self._feeds:
+            noted = list(events)
+            for feed in self._feeds:
+                feed.add(version, noted)
+
+    def forget(self, feed: ClusterFeed) -> None:
+        """Notify this feed no longer."""
+        with suppress(ValueError):
+            self._feeds.remove(feed)
+
+
+def last_commit(session: Session) -> int:
+    """Return the number of the last commit."""
+    row = session.execute("SELECT version FROM image_store").fetchone()
+    assert row is not None, "the table has one row"
+    return int(row[0])

@@ -1,0 +1,200 @@
+"""Collects garbage: objects that no image has any more or never had, and changes that are too old.
+
+An object is removed in steps, so that the lock is never held while the object store is at work,
+and so that a collection can stop anywhere:
+
+1. Under the lock, an orphan object gets a row in ``image_items``, a *tombstone* without an image.
+   A commit that would refer to the object now fails, because the table has each object once.
+   Content that was replaced or deleted has a row already, which no commit makes current again.
+2. Without the lock, the object is removed. A collection that stopped before is continued here.
+3. The row is removed; a tombstone only much later, when no store can have the data staged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from .._core.report import Finding, FindingKind, Report
+from .._engine.lock import AnyGrant
+from .._engine.protocol import Removal, Steps
+from ._blobs import Blobs
+from ._sessions import Session, Sessions
+from ._writing import prune
+
+TOMBSTONES_KEPT = timedelta(days=60)
+"""How long a tombstone is kept. What is staged for half as long is no longer committed."""
+
+_AT_ONCE = 200
+
+_REMOVED = """
+    SELECT removed, blob, image_id, key, size FROM image_items
+    WHERE image_id <> '' AND removed < clock_timestamp() - %s AND (removed, blob) > (%s, %s)
+    ORDER BY removed, blob LIMIT %s
+"""
+
+_UNKNOWN = """
+    SELECT u.blob FROM unnest(%s::uuid[]) AS u (blob)
+    WHERE NOT EXISTS (SELECT FROM image_items i WHERE i.blob = u.blob)
+"""
+
+# The key tells whether the object of a tombstone was removed.
+_ADD_TOMBSTONES = """
+    INSERT INTO image_items (blob, image_id, key, size, removed)
+    SELECT u.blob, '', 'pending', u.size, clock_timestamp()
+    FROM unnest(%s::uuid[], %s::bigint[]) AS u (blob, size)
+    ON CONFLICT (blob) DO NOTHING RETURNING blob, size
+"""
+
+_PENDING = """
+    SELECT blob FROM image_items
+    WHERE removed IS NOT NULL AND image_id = '' AND key = 'pending' LIMIT %s
+"""
+
+_SET_REMOVED = "UPDATE image_items SET key = 'removed' WHERE image_id = '' AND blob = ANY(%s)"
+
+_FORGET_ITEMS = "DELETE FROM image_items WHERE image_id <> '' AND blob = ANY(%s)"
+
+_FORGET_TOMBSTONES = """
+    DELETE FROM image_items
+    WHERE image_id = '' AND key = 'removed' AND removed < clock_timestamp() - %s
+"""
+
+_NO_BLOB = UUID(int=0)
+
+
+def orphans(
+    sessions: Sessions, blobs: Blobs, grace_period: timedelta
+) -> Iterator[Mapping[UUID, int]]:
+    """Iterate over pages of objects older than the grace period that no row knows: their sizes."""
+    # By the server's clock: this machine's may be wrong.
+    now: datetime = sessions.call(_now)
+    for page in blobs.pages():
+        old = {blob.id: blob.size for blob in page if blob.written < now - grace_period}
+        if old:
+            rows = sessions.call(partial(_rows, _UNKNOWN, [list(old)]))
+            yield {blob: old[blob] for (blob,) in rows}
+
+
+def _now(session: Session) -> Any:
+    row = session.execute("SELECT clock_timestamp()").fetchone()
+    assert row is not None, "a value has a row"
+    return row[0]
+
+
+def _rows(statement: Any, values: Sequence[object], session: Session) -> list[tuple[Any, ...]]:
+    return session.execute(statement, values).fetchall()
+
+
+class Garbage:
+    """Finds garbage and removes it.
+
+    :param grace_period: younger objects may be on their way into a commit, or be read
+    """
+
+    def __init__(self, sessions: Sessions, blobs: Blobs, grace_period: timedelta) -> None:
+        self._sessions = sessions
+        self._blobs = blobs
+        self._grace_period = grace_period
+
+    def pieces(self, *, dry_run: bool) -> Iterator[Removal]:
+        """Iterate over the removals of pieces. Advancing removes the objects of the last one."""
+        if not dry_run:
+            self._remove_pending()
+        yield from self._removed_items(dry_run=dry_run)
+        yield from self._orphans(dry_run=dry_run)
+        yield partial(self._count, dry_run=dry_run)
+
+    def _removed_items(self, *, dry_run: bool) -> Iterator[Removal]:
+        after: tuple[object, UUID] = ("-infinity", _NO_BLOB)
+        while rows := self._sessions.call(
+            partial(_rows, _REMOVED, [self._grace_period, *after, _AT_ONCE])
+        ):
+            after = rows[-1][0], rows[-1][1]
+            report = Report(
+                tuple(self._item_finding(*row[1:4]) for row in rows),
+                bytes=sum(row[4] for row in rows),
+            )
+            yield partial(_done, report)
+            if not dry_run:
+                blobs = [row[1] for row in rows]
+                self._blobs.delete(blobs)
+                self._sessions.call(partial(_execute, _FORGET_ITEMS, [blobs]))
+
+    def _orphans(self, *, dry_run: bool) -> Iterator[Removal]:
+        for page in orphans(self._sessions, self._blobs, self._grace_period):
+            found = list(page.items())
+            for start in range(0, len(found), _AT_ONCE):
+                piece = dict(found[start : start + _AT_ONCE])
+                if dry_run:
+                    yield partial(_done, self._orphan_report(piece))
+                else:
+                    condemned: list[UUID] = []
+                    yield partial(self._condemn, piece, condemned)
+                    self._remove(condemned)
+
+    def _condemn(
+        self, piece: Mapping[UUID, int], condemned: list[UUID], grant: AnyGrant
+    ) -> Steps[Report]:
+        """Add the tombstones of orphan objects, unless a commit refers to them by now."""
+        session: Session = grant.held.session
+        try:
+            rows = session.execute(_ADD_TOMBSTONES, [list(piece), list(piece.values())]).fetchall()
+            session.execute("COMMIT")
+        except psycopg.Error as error:
+            raise self._sessions.unavailable(error) from error
+        condemned += [row[0] for row in rows]
+        yield len(rows), len(rows)
+        return self._orphan_report(dict(rows))
+
+    def _remove_pending(self) -> None:
+        while rows := self._sessions.call(partial(_rows, _PENDING, [_AT_ONCE])):
+            self._remove([row[0] for row in rows])
+
+    def _remove(self, condemned: Sequence[UUID]) -> None:
+        if condemned:
+            self._blobs.delete(condemned)
+            self._sessions.call(partial(_execute, _SET_REMOVED, [list(condemned)]))
+
+    def _count(self, grant: AnyGrant, *, dry_run: bool) -> Steps[Report]:
+        """Forget old commits and tombstones, and count the images."""
+        session: Session = grant.held.session
+        try:
+            if not dry_run:
+                prune(session, self._grace_period.total_seconds())
+                kept = max(self._grace_period, TOMBSTONES_KEPT)
+                session.execute(_FORGET_TOMBSTONES, [kept])
+            row = session.execute("SELECT images FROM image_store").fetchone()
+            session.execute("COMMIT")
+        except psycopg.Error as error:
+            raise self._sessions.unavailable(error) from error
+        yield 0, 0
+        return Report(images=row[0] if row else 0)
+
+    def _item_finding(self, blob: UUID, image_id: str, key: bytes) -> Finding:
+        path = self._blobs.path_of(blob)
+        detail = "the item was replaced or deleted"
+        return Finding(FindingKind.ITEM_UNLISTED, image_id, key.decode(), path, detail)
+
+    def _orphan_report(self, piece: Mapping[UUID, int]) -> Report:
+        detail = "no image has had it"
+        findings = (
+            Finding(FindingKind.TEMPORARY_STALE, path=self._blobs.path_of(blob), detail=detail)
+            for blob in piece
+        )
+        return Report(tuple(findings), bytes=sum(piece.values()))
+
+
+def _done(report: Report, grant: AnyGrant) -> Steps[Report]:
+    """Report what the next step removes. The lock is not needed, because these rows are final."""
+    yield len(report.findings), len(report.findings)
+    return report
+
+
+def _execute(statement: Any, values: Sequence[object], session: Session) -> None:
+    session.execute(statement, values)

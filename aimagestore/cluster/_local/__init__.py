@@ -1,0 +1,1 @@
+"""PostgreSQL and SeaweedFS on this machine, for the demo and for tests."""

@@ -1,0 +1,69 @@
+"""The servers of a cluster's store, on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from .postgres import Postgres, find_programs
+from .seaweedfs import BUCKET, SeaweedFS, find_program
+
+
+class LocalCluster:
+    """Runs a PostgreSQL and a SeaweedFS for the duration of a ``with`` block, then removes them.
+
+    :ivar root: the directory of everything that they write
+    :ivar postgres: has the records
+    :ivar objects: has the big data
+
+    :raises ServersMissingError: when one of them is not installed
+    """
+
+    def __init__(self) -> None:
+        find_programs()
+        find_program()
+        # In a directory that every user may enter, because PostgreSQL may run as another user.
+        self.root = Path(tempfile.mkdtemp(prefix="aimagestore-"))
+        self.root.chmod(0o711)
+        self.postgres = Postgres(self.root / "postgres")
+        self.objects = SeaweedFS(self.root / "seaweedfs")
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The credentials and the endpoint, as environment variables for clients."""
+        return {"PGPASSWORD": self.postgres.password, **self.objects.environment}
+
+    def blobs_url(self, prefix: str) -> str:
+        """Return the URL of a prefix in the bucket."""
+        return f"s3://{BUCKET}/{prefix}"
+
+    def __enter__(self) -> Self:
+        try:
+            with ThreadPoolExecutor() as threads:
+                creating = threads.submit(self.objects.create)
+                self.postgres.create()
+                self.postgres.start()
+                creating.result()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill both servers, and remove everything that they have written. Idempotent."""
+        self.objects.kill()
+        self.postgres.kill()
+        shutil.rmtree(self.root, ignore_errors=True)

@@ -1,0 +1,127 @@
+"""Where a cluster's store is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from .._engine.protocol import Repairer
+from ._addresses import BucketAddress, DatabaseAddress
+from ._checker import ClusterChecker
+from ._engine import ClusterEngine
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ClusterLocation:
+    """Where a cluster's store is: an immutable description, usable any number of times.
+
+    Any number of stores on any number of machines may be open at one location. Its tables are
+    created by :func:`aimagestore.cluster.migrate`. Credentials come from where libpq and the S3
+    client look for them: ``PGPASSWORD``, ``~/.pgpass`` or a service file, and
+    ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL``, ``AWS_REGION``. No
+    message, log or ``repr`` shows them.
+
+    While a server is unavailable, calls that can safely be repeated are retried until the
+    deadline; then they raise :exc:`aimagestore.StoreUnavailableError`. A commit whose answer was
+    lost is looked up in the same time. Its error says ``may_have_happened`` when that failed.
+
+    :param records_url: a URL or connection string of PostgreSQL. A standby serves stores that are
+        opened ``read_only``
+    :param blobs_url: a bucket and the prefix of this store's objects, such as
+        ``s3://bucket/prefix``. Plain http is used on this machine only, unless ``AWS_ALLOW_HTTP``
+        is true
+    :param cache_size: the bytes of records that are kept in memory, approximately
+    :param grace_period: how long the content of a replaced or deleted item stays readable for
+        whoever has it open, changes are kept for watches, and staged data is safe from
+        :meth:`aimagestore.ImageStore.collect_garbage`. Use the same value for all stores of a
+        location
+    :param deadline: seconds within which a server must answer a request. A commit gets a second
+        more for every thousand images that it changes. An upload must store a part of 8 MiB in this
+        time: use more on slow links
+    :raises ValueError: when an address is malformed, ``cache_size`` is negative, or
+        ``grace_period`` or ``deadline`` is not positive
+    """
+
+    records_url: str
+    blobs_url: str
+    cache_size: int = field(default=64 * 1024 * 1024, kw_only=True)
+    grace_period: timedelta = field(default=timedelta(days=1), kw_only=True)
+    deadline: float = field(default=10.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name, kind in _TYPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                wanted = "a number" if name == "deadline" else f"of type {kind.__name__}"  # type: ignore[union-attr]
+                raise TypeError(f"{name} must be {wanted}, not {type(value).__name__}")
+        DatabaseAddress.of(self.records_url)
+        BucketAddress.of(self.blobs_url)
+        if self.cache_size < 0:
+            raise ValueError(f"cache_size must not be negative: {self.cache_size}")
+        if self.grace_period <= timedelta(0):
+            raise ValueError(
+                f"grace_period must be positive: {self.grace_period}; without one, data would be "
+                "collected while it is being staged or read"
+            )
+        if not 0 < self.deadline < math.inf:
+            raise ValueError(f"deadline must be a positive number of seconds: {self.deadline}")
+
+    def __repr__(self) -> str:
+        database = DatabaseAddress.of(self.records_url).name
+        bucket = BucketAddress.of(self.blobs_url).name
+        return (
+            f"ClusterLocation({database!r}, {bucket!r}, cache_size={self.cache_size}, "
+            f"grace_period={self.grace_period!r}, deadline={self.deadline})"
+        )
+
+    @property
+    def name(self) -> str:
+        """The name of the store in messages; without secrets."""
+        database = DatabaseAddress.of(self.records_url).name
+        return f"{database} with {BucketAddress.of(self.blobs_url).name}"
+
+    def open(self, *, read_only: bool) -> ClusterEngine:
+        """Open the store; :class:`aimagestore.ImageStore` calls this.
+
+        :raises StoreSchemaError: when the database has no tables, or those of another version
+        :raises StoreReadOnlyError: when it is a standby, and ``read_only`` is false
+        :raises StoreUnavailableError: when a server is unavailable, or refuses
+        """
+        return ClusterEngine(
+            DatabaseAddress.of(self.records_url),
+            BucketAddress.of(self.blobs_url),
+            cache_size=self.cache_size,
+            grace_period=self.grace_period,
+            deadline=self.deadline,
+            read_only=read_only,
+        )
+
+    def checker(self, *, verify: bool) -> ClusterChecker:
+        """Prepare a check; :func:`aimagestore.check` calls this."""
+        return ClusterChecker(
+            DatabaseAddress.of(self.records_url),
+            BucketAddress.of(self.blobs_url),
+            grace_period=self.grace_period,
+            deadline=self.deadline,
+            verify=verify,
+        )
+
+    def repairer(self) -> Repairer:
+        """Open the store for repair; :func:`aimagestore.repair` calls this.
+
+        :raises NotImplementedError: always, for now
+        """
+        raise NotImplementedError(
+            f"{self.name} cannot be repaired by this version: restore the database and the bucket "
+            "from one backup"
+        )
+
+
+_TYPES = {
+    "records_url": str,
+    "blobs_url": str,
+    "cache_size": int,
+    "grace_period": timedelta,
+    "deadline": int | float,
+}

@@ -1,0 +1,335 @@
+"""The store's lock: a lock of PostgreSQL, held by the transaction that then changes the store.
+
+An advisory lock queues the waiting sessions, first come first served. With it, the transaction
+locks the one row that has the number of the last commit.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from contextlib import suppress
+
+import psycopg
+from psycopg import pq
+from psycopg.errors import LockNotAvailable, error_from_result
+
+from .._engine.lock import Holder
+from ..errors import StoreUnavailableError
+from ._sessions import Cursor, OverdueError, Session, Sessions, is_lost
+
+# The upper half of the key, "aimg"; the lower half is the number of the store's table, which no
+# other store in the database has.
+_CLASS = 0x61696D67 << 32
+
+# Seconds between two requests to cancel a wait, and until its session is closed without an answer.
+_CANCEL_PAUSE = 0.02
+_CANCEL_TIMEOUT = 1.0
+
+# Seconds that a rollback may take before the session is closed instead.
+_ROLLBACK_TIMEOUT = 0.25
+
+_HOLDER = """
+    SELECT a.application_name, host(a.client_addr), a.pid
+    FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE l.locktype = 'advisory' AND l.granted AND l.database = (
+        SELECT oid FROM pg_database WHERE datname = current_database()
+    ) AND (l.classid::bigint << 32 | l.objid::bigint) = %s
+"""
+
+_IS_WAITING = "SELECT FROM pg_locks WHERE pid = %s AND locktype = 'advisory' AND NOT granted"
+
+
+class HeldLock:
+    """One hold of the lock.
+
+    :ivar version: the number of the last commit, when the lock was acquired
+    """
+
+    def __init__(self, session: Session, version: int) -> None:
+        self.version = version
+        self._session: Session | None = session
+
+    @property
+    def session(self) -> Session:
+        """The session whose transaction holds the lock.
+
+        :raises psycopg.OperationalError: when it was lost, and the lock not acquired again
+        """
+        if self._session is None:
+            raise OverdueError("the session that held the lock was lost")
+        return self._session
+
+    def attach(self, session: Session, version: int) -> None:
+        """Continue with the lock in another session."""
+        self._session, self.version = session, version
+
+    def detach(self) -> Session | None:
+        """Return the session for its last use; the lock is no longer held."""
+        session, self._session = self._session, None
+        return session
+
+
+class AdvisoryLock:
+    """The lock as the server has it; see :class:`aimagestore._engine.lock.LockPrimitive`.
+
+    :ivar number: the number of the store's table, which tells it from others in its database
+    """
+
+    def __init__(self, sessions: Sessions, number: int) -> None:
+        self.number = number
+        self._sessions = sessions
+        self._key = _CLASS + number
+        # Guards what follows; held for a few instructions only.
+        self._mutex = threading.Lock()
+        self._is_waiting = False
+        self._is_closed = False
+        # Readable when the wait in acquire() is to end.
+        self._wakeup, self._waker = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._waker.setblocking(False)
+
+    def try_acquire(self) -> HeldLock | None:
+        """Acquire the lock if it is free and nobody waits for it.
+
+        :raises StoreUnavailableError: when the server is unavailable
+        """
+        return self._sessions.retried(self._try)
+
+    def _try(self, until: float) -> HeldLock | None:
+        session = self._sessions.acquire(until)
+        held: HeldLock | None = None
+        try:
+            answers = session.execute(
+                b"BEGIN; SELECT version FROM image_store "
+                b"WHERE pg_try_advisory_xact_lock(%d) FOR UPDATE" % self._key
+            )
+            version = _last_value(answers)
+            if version is None:
+                session.execute("ROLLBACK")
+            else:
+                held = HeldLock(session, version)
+        finally:
+            if held is None:
+                self._sessions.release(session)
+        return held
+
+    def acquire(self) -> HeldLock | None:
+        """Wait for the lock; return ``None`` when :meth:`interrupt` ended the wait.
+
+        The wait has no deadline as long as the server confirms, several times in a deadline, that
+        it goes on.
+
+        :raises StoreUnavailableError: when the server is unavailable
+        """
+        with self._mutex:
+            if self._is_closed:
+                return None
+            self._is_waiting = True
+        try:
+            while True:
+                begun = time.monotonic()
+                try:
+                    return self._sessions.retried(self._wait)
+                except StoreUnavailableError as error:
+                    # After a long wait, a lost session is retried as in a call that begins now.
+                    is_long = time.monotonic() - begun > self._sessions.deadline
+                    cause = error.__cause__
+                    if not (is_long and isinstance(cause, psycopg.Error) and is_lost(cause)):
+                        raise
+        finally:
+            with self._mutex:
+                self._is_waiting = False
+                # Here and not before the wait, which may be interrupted before it has begun. An
+                # interruption that comes too late ends the next wait, which then begins again.
+                self._clear_wakeup()
+                if self._is_closed:
+                    self._close_wakeup()
+
+    def interrupt(self) -> None:
+        """End the wait in :meth:`acquire`. Does not block."""
+        with self._mutex, suppress(BlockingIOError):  # full, so the wait ends anyway
+            if not self._is_closed:
+                self._waker.send(b"\0")
+
+    def _clear_wakeup(self) -> None:
+        with suppress(BlockingIOError):
+            while self._wakeup.recv(1024):
+                pass
+
+    def _wait(self, until: float) -> HeldLock | None:
+        if _readable(0, self._wakeup.fileno()):
+            return None
+        session = self._sessions.acquire(until)
+        held: HeldLock | None = None
+        try:
+            version = self._wait_in(session)
+            if version is not None:
+                session.until = None
+                held = HeldLock(session, version)
+        finally:
+            if held is None:
+                # A request to cancel may still be on its way, and must not meet another statement.
+                session.close()
+                self._sessions.release(session)
+        return held
+
+    def _wait_in(self, session: Session) -> int | None:
+        """Wait in a session for as long as the server says that it waits."""
+        connection = session.connection
+        pgconn = connection.pgconn
+        pause = self._sessions.deadline / 4
+        pgconn.send_query(
+            b"BEGIN; SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock(%d); "
+            b"SELECT version FROM image_store FOR UPDATE" % self._key
+        )
+        results: list[pq.abc.PGresult] = []
+        doubts = 0
+        while True:
+            pgconn.flush()
+            readable = _readable(pause, pgconn.socket, self._wakeup.fileno())
+            if self._wakeup.fileno() in readable:
+                self._cancel(session)
+                return None
+            if readable:
+                pgconn.consume_input()
+                while not pgconn.is_busy():
+                    result = pgconn.get_result()
+                    if result is None:
+                        return _version_in(results)
+                    results.append(result)
+            elif self._still_waits(pgconn.backend_pid):
+                doubts = 0
+            else:
+                doubts += 1
+                if doubts == 3:
+                    raise OverdueError("the session that waited for the lock does not answer")
+
+    def _still_waits(self, backend: int) -> bool:
+        """Ask the server in another session whether that one still waits."""
+        until = time.monotonic() + self._sessions.deadline / 2
+        rows = self._sessions.call(lambda s: s.execute(_IS_WAITING, [backend]).fetchall(), until)
+        return bool(rows)
+
+    def _cancel(self, session: Session) -> None:
+        """Have the server end the wait, so that no session of it stays behind there."""
+        pgconn = session.connection.pgconn
+        has_ended = threading.Event()
+
+        def cancel() -> None:
+            # Repeated: it means nothing to a session whose statement has not begun.
+            while not has_ended.is_set():
+                with suppress(psycopg.Error):
+                    session.connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
+                has_ended.wait(_CANCEL_PAUSE)
+
+        # In a thread of its own: with an old libpq, a request to cancel has no timeout.
+        helper = threading.Thread(target=cancel, name="aimagestore cancel", daemon=True)
+        helper.start()
+        until = time.monotonic() + _CANCEL_TIMEOUT
+        with suppress(psycopg.Error):
+            while (rest := until - time.monotonic()) > 0:
+                if _readable(rest, pgconn.socket):
+                    pgconn.consume_input()
+                    if not pgconn.is_busy() and pgconn.get_result() is None:
+                        break
+        has_ended.set()
+        helper.join(_CANCEL_TIMEOUT)
+
+    def reacquire(self, held: HeldLock, until: float) -> None:
+        """Acquire the lock in a new session after the one that held it was lost.
+
+        The old session holds it until the server has noticed, so whatever that one was doing is
+        decided when this returns.
+
+        :raises StoreUnavailableError: when the lock could not be acquired in time
+        """
+        self.release(held)
+
+        def acquire(until: float) -> None:
+            session = self._sessions.acquire(until)
+            has_lock = False
+            try:
+                # A little less than what remains, so that the server's answer comes in time.
+                milliseconds = max(1, int((until - time.monotonic()) * 900))
+                answers = session.execute(
+                    b"BEGIN; SET LOCAL lock_timeout = %d; SELECT pg_advisory_xact_lock(%d); "
+                    b"SELECT version FROM image_store FOR UPDATE" % (milliseconds, self._key)
+                )
+                version = _last_value(answers)
+                assert version is not None, "the table has one row"
+                has_lock = True
+            finally:
+                if not has_lock:
+                    self._sessions.release(session)
+            held.attach(session, version)
+
+        try:
+            self._sessions.retried(acquire, until)
+        except StoreUnavailableError as error:
+            if isinstance(error.__cause__, LockNotAvailable):
+                raise StoreUnavailableError(
+                    f"{self._sessions.address.name}: another session holds the lock"
+                ) from error.__cause__
+            raise
+
+    def release(self, held: HeldLock) -> None:
+        """Release the lock, and discard everything that was not committed."""
+        session = held.detach()
+        if session is None:
+            return
+        try:
+            session.roll_back(_ROLLBACK_TIMEOUT)
+        finally:
+            self._sessions.release(session)
+
+    def describe_holder(self) -> Holder:
+        """Say who holds the lock, as far as the server tells this role."""
+        name = f"the lock of {self._sessions.address.name}"
+        rows = self._sessions.call(lambda s: s.execute(_HOLDER, [self._key]).fetchall())
+        if not rows:
+            return Holder(name, "its holder has released it meanwhile")
+        application, address, session = rows[0]
+        # The server does not tell the addresses of other roles' sessions.
+        host = f" from {address}" if address else ""
+        return Holder(name, f"session {session} of {application!r}{host} holds it")
+
+    def close(self) -> None:
+        """Release everything, as soon as no thread waits any more."""
+        self.interrupt()
+        with self._mutex:
+            if not self._is_closed:
+                self._is_closed = True
+                if not self._is_waiting:
+                    self._close_wakeup()
+
+    def _close_wakeup(self) -> None:
+        self._wakeup.close()
+        self._waker.close()
+
+
+def _readable(seconds: float, *descriptors: int) -> set[int]:
+    """Wait until one of the descriptors is readable, and return those that are."""
+    poll = select.poll()  # not select(): that takes no descriptor above 1,023
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return {descriptor for descriptor, _ in poll.poll(1000 * seconds)}
+
+
+def _version_in(results: list[pq.abc.PGresult]) -> int:
+    for result in results:
+        if result.status not in {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}:
+            raise error_from_result(result)
+    value = results[-1].get_value(0, 0)
+    assert value is not None, "the table has one row"
+    return int(value)
+
+
+def _last_value(answers: Cursor) -> int | None:
+    """Return what the last of several statements gives, if it gives a row."""
+    while answers.nextset():
+        pass
+    row = answers.fetchone()
+    return None if row is None else int(row[0])

@@ -1,0 +1,257 @@
+"""Queries of the tables. Each is one statement, so its result is of one commit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, LiteralString, NamedTuple
+from uuid import UUID
+
+import psycopg
+
+from .._core.record import Record, read
+from ..errors import StoreCorruptError
+
+PAGE = 1000
+"""Records that are fetched at once."""
+
+CHANGES_MAX = 2000
+"""Changed images that are listed one by one; with more, everything may have changed."""
+
+# After every ID with a prefix: no ID is as long, and no character comes later.
+_LAST = "\U0010ffff" * 64
+
+_CHANGES_SINCE = """
+    SELECT version, pruned, ARRAY(
+        SELECT image_id FROM image_changes WHERE version > %(known)s ORDER BY version LIMIT %(max)s
+    ) FROM image_store
+"""
+
+_FIND = """
+    SELECT s.version, s.pruned, ARRAY(
+        SELECT image_id FROM image_changes WHERE version > %(known)s ORDER BY version LIMIT %(max)s
+    ), f.rank, f.id, f.record FROM image_store s LEFT JOIN (
+        SELECT 0 AS rank, id, record FROM images WHERE id = %(id)s
+        UNION ALL
+        SELECT 1, i.id, i.record FROM image_names n JOIN images i ON i.id = n.image_id
+            WHERE n.name = %(name)s
+        UNION ALL
+        (SELECT 2, id, record FROM images WHERE id > %(id)s AND id < %(end)s ORDER BY id LIMIT 2)
+    ) f ON true ORDER BY f.rank
+"""
+
+_PREFIX = """
+    SELECT s.version, i.id FROM image_store s
+        LEFT JOIN images i ON i.id >= %(prefix)s AND i.id < %(end)s ORDER BY i.id
+"""
+
+_DIGEST = """
+    SELECT s.version, i.id, i.record FROM image_store s LEFT JOIN (
+        image_digests d JOIN images i ON i.id = d.image_id
+    ) ON d.digest = %(digest)s ORDER BY i.place
+"""
+
+_NAME = """
+    SELECT s.version, n.image_id FROM image_store s LEFT JOIN image_names n ON n.name = %(name)s
+"""
+
+# An image comes once, however many of its names are given: its record has all of them.
+_PREFETCH = """
+    SELECT i.id, i.record FROM images i WHERE i.id IN (
+        SELECT unnest(%(ids)s::text[])
+        UNION
+        SELECT n.image_id FROM image_names n WHERE n.name = ANY(%(names)s::bytea[])
+    )
+"""
+
+_DIGEST_IDS = """
+    SELECT s.version, i.id FROM image_store s LEFT JOIN (
+        image_digests d JOIN images i ON i.id = d.image_id
+    ) ON d.digest = %(digest)s ORDER BY i.place
+"""
+
+_RECORDS = "SELECT i.id, i.record FROM images i WHERE i.id = ANY(%(ids)s::text[]) ORDER BY i.place"
+
+_ITEM = """
+    SELECT f.id, f.record, b.blob FROM (
+        SELECT 0 AS rank, id, record FROM images WHERE id = %(id)s
+        UNION ALL
+        SELECT 1, i.id, i.record FROM image_names n JOIN images i ON i.id = n.image_id
+            WHERE n.name = %(name)s
+        ORDER BY rank LIMIT 1
+    ) f LEFT JOIN image_items b ON b.image_id = f.id AND b.key = %(key)s AND b.removed IS NULL
+"""
+
+_CONDEMNED = "SELECT blob FROM image_items WHERE blob = ANY(%(blobs)s)"
+
+_PAGE = """
+    SELECT s.version, p.place, p.id, p.record FROM image_store s LEFT JOIN (
+        SELECT place, id, record FROM images
+        WHERE place > %(place)s AND place <= %(last)s ORDER BY place LIMIT %(page)s
+    ) p ON true ORDER BY p.place
+"""
+
+# Larger than any place.
+_NO_PLACE = 2**63 - 1
+
+
+Execute = Callable[[LiteralString, Mapping[str, Any]], psycopg.Cursor[tuple[Any, ...]]]
+
+
+class ChangesSince(NamedTuple):
+    """What has changed since a commit.
+
+    :ivar version: the number of the last commit
+    :ivar ids: the IDs of the changed images; ``None`` where they are not known
+    """
+
+    version: int
+    ids: Sequence[str] | None
+
+
+class Found(NamedTuple):
+    """What a ref may stand for.
+
+    :ivar record: the record with this ID, else the one with this name, else the only one whose ID
+        has this prefix
+    :ivar is_ambiguous: whether several IDs have this prefix, and nothing else matches
+    :ivar by_name: whether it was found by its name
+    """
+
+    record: Record | None
+    is_ambiguous: bool
+    by_name: bool
+
+
+class Lookups:
+    """Queries in one session.
+
+    :param execute: executes a statement
+    :ivar version: the number of the commit that the last result was of
+    """
+
+    def __init__(self, execute: Execute) -> None:
+        self._execute = execute
+        self.version = -1
+
+    def changes_since(self, known: int) -> ChangesSince:
+        """Return what has changed since a commit."""
+        row = self._execute(_CHANGES_SINCE, {"known": known, "max": CHANGES_MAX + 1}).fetchone()
+        assert row is not None, "the table has one row"
+        return self._changes(known, row)
+
+    def _changes(self, known: int, row: tuple[Any, ...]) -> ChangesSince:
+        self.version, pruned, ids = row[:3]
+        is_known = known >= pruned and len(ids) <= CHANGES_MAX
+        return ChangesSince(self.version, ids if is_known else None)
+
+    def find(self, ref: str, known: int) -> tuple[ChangesSince, Found]:
+        """Return what a ref may stand for, and what has changed since a commit."""
+        values = {
+            "id": _text(ref),
+            "name": hash_of(ref),
+            "end": _end(ref),
+            "known": known,
+            "max": CHANGES_MAX + 1,
+        }
+        rows = self._execute(_FIND, values).fetchall()
+        ranks = [row[3] for row in rows]
+        best = ranks[0]
+        is_ambiguous = best == 2 and len(rows) > 1
+        record = None if best is None or is_ambiguous else record_of(*rows[0][4:])
+        return self._changes(known, rows[0]), Found(record, is_ambiguous, best == 1)
+
+    def ids_with_prefix(self, prefix: str) -> list[str]:
+        """Return the IDs with a prefix, sorted."""
+        values = {"prefix": _text(prefix), "end": _end(prefix)}
+        return [row[0] for row in self._rows(_PREFIX, values)] if prefix else []
+
+    def ids_with_digest(self, digest: str) -> list[str]:
+        """Return the IDs of the images that have a digest, the oldest image first."""
+        return [row[0] for row in self._rows(_DIGEST_IDS, {"digest": digest})]
+
+    def with_digest(self, digest: str) -> list[Record]:
+        """Return the records of the images that have a digest, the oldest first."""
+        return [record_of(*row) for row in self._rows(_DIGEST, {"digest": digest})]
+
+    def with_ids(self, ids: Sequence[str]) -> Iterator[Record]:
+        """Iterate over the records with these IDs, fetched in pages."""
+        for start in range(0, len(ids), PAGE):
+            rows = self._execute(_RECORDS, {"ids": list(ids[start : start + PAGE])})
+            yield from (record_of(*row) for row in rows)
+
+    def owner_of(self, name: str) -> str | None:
+        """Return the ID of the image with a name."""
+        rows = self._rows(_NAME, {"name": hash_of(name)})
+        return rows[0][0] if rows else None
+
+    def page(self, place: int, size: int, last: int = _NO_PLACE) -> list[tuple[int, Record]]:
+        """Return the records after a place, at most ``size``, with their places."""
+        values = {"place": place, "page": size, "last": last}
+        return [(row[0], record_of(*row[1:])) for row in self._rows(_PAGE, values)]
+
+    def records(self) -> Iterator[Record]:
+        """Iterate over all records, the oldest first. Other queries may come between two pages."""
+        place = -1
+        while page := self.page(place, PAGE):
+            yield from (record for _, record in page)
+            place = page[-1][0]
+
+    def prefetch(self, ids: Iterable[str], names: Iterable[str]) -> list[Record]:
+        """Return the records that have any of these IDs or names."""
+        values = {
+            "ids": [text for i in ids if (text := _text(i)) is not None],
+            "names": [hash_of(name) for name in names],
+        }
+        return [record_of(*row) for row in self._execute(_PREFETCH, values)]
+
+    def item(self, ref: str, key: str) -> tuple[Record, UUID | None] | None:
+        """Return the record with an ID or name, and the object of one of its items."""
+        values = {
+            "id": _text(ref),
+            "name": hash_of(ref),
+            "key": key.encode("utf-8", "surrogatepass"),
+        }
+        row = self._execute(_ITEM, values).fetchone()
+        return None if row is None else (record_of(*row[:2]), row[2])
+
+    def condemned(self, blobs: Sequence[UUID]) -> set[UUID]:
+        """Return which of these new objects a collection of garbage has taken."""
+        return {row[0] for row in self._execute(_CONDEMNED, {"blobs": list(blobs)})}
+
+    def _rows(self, statement: LiteralString, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """Return rows without the version, and without the row that stands for none."""
+        rows = self._execute(statement, values).fetchall()
+        self.version = rows[0][0]
+        return [row[1:] for row in rows if row[1] is not None]
+
+
+def record_of(image_id: str, text: str) -> Record:
+    """Return the record that a row has.
+
+    :raises StoreCorruptError: when it is damaged
+    """
+    record = read(text.encode())
+    if record is None:
+        raise StoreCorruptError(
+            f"the record of image {image_id} is damaged: check shows it", id=image_id
+        )
+    return record
+
+
+def hash_of(name: str) -> bytes:
+    """Return what the tables have instead of a name, whose length is not limited."""
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+
+
+def _text(ref: str) -> str | None:
+    """Return a ref as text for PostgreSQL; ``None``, which equals nothing, where it has none."""
+    try:
+        ref.encode()
+    except UnicodeEncodeError:
+        return None
+    return None if "\0" in ref else ref
+
+
+def _end(prefix: str) -> str | None:
+    return None if (text := _text(prefix)) is None else text + _LAST

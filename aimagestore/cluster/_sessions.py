@@ -1,0 +1,368 @@
+"""Sessions of PostgreSQL: kept for the next call, opened again when lost, never waited for long.
+
+Every statement has a deadline. TCP does not notice a server that is stopped, and keepalives notice
+a lost network late, so a watchdog shuts down the socket of a session whose statement is overdue.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, LiteralString, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from ..errors import StoreUnavailableError
+from ._addresses import DatabaseAddress
+from ._backoff import Backoff
+
+T = TypeVar("T")
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+Cursor = psycopg.Cursor[tuple[Any, ...]]
+
+# More would queue at the server's processors, and a server has a limited number of sessions.
+_SESSIONS = 8
+
+# Seconds that a watchdog without work waits for more.
+_IDLE = 60.0
+
+# Error codes of a server that stops or starts, has no session left, or has ended this transaction
+# because of another one (on a standby, because of what it replays).
+_PASSING = ("08", "40", "57P", "53300", "25P03")
+_PASSING_REFUSALS = ("starting up", "shutting down", "recovery", "too many", "connection slots")
+
+
+class OverdueError(psycopg.OperationalError):
+    """The server did not answer in time. What the statement was to do may have happened."""
+
+
+def is_lost(error: psycopg.Error) -> bool:
+    """Return whether the same call may succeed in a new session."""
+    if isinstance(error, OverdueError):
+        return False
+    if error.sqlstate is not None:
+        return error.sqlstate.startswith(_PASSING)
+    text = str(error)
+    is_refused = "FATAL:" in text and not any(words in text for words in _PASSING_REFUSALS)
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not is_refused
+
+
+class Watchdog:
+    """Shuts down the sessions whose statements are overdue.
+
+    Its thread is a daemon, starts on demand, and ends when it has had no work for a minute.
+    """
+
+    def __init__(self) -> None:
+        # Guards everything below, and that no session is closed while its socket is shut down.
+        self.mutex = threading.Condition()
+        self._overdue_at: dict[Session, float] = {}
+        self._is_running = False
+        self._wakes_at = math.inf
+
+    def watch(self, session: Session, until: float) -> None:
+        """Shut the session down at this moment, unless :meth:`forget` is called before."""
+        with self.mutex:
+            self._overdue_at[session] = until
+            if not self._is_running:
+                self._is_running = True
+                threading.Thread(target=self._run, name="aimagestore watchdog", daemon=True).start()
+            elif until < self._wakes_at:
+                self.mutex.notify()
+
+    def forget(self, session: Session) -> None:
+        """Watch the session no longer."""
+        with self.mutex:
+            self._overdue_at.pop(session, None)
+
+    def _run(self) -> None:
+        with self.mutex:
+            while True:
+                now = time.monotonic()
+                for session in [s for s, until in self._overdue_at.items() if until <= now]:
+                    del self._overdue_at[session]
+                    session._shut_down()
+                self._wakes_at = min(self._overdue_at.values(), default=math.inf)
+                if self._overdue_at:
+                    self.mutex.wait(self._wakes_at - now)
+                elif not self.mutex.wait(_IDLE) and not self._overdue_at:
+                    self._is_running = False
+                    return
+
+
+class Session:
+    """One session, used by one thread at a time. Each of its statements has a deadline.
+
+    :ivar until: the moment by which the next statement must have ended; ``None`` for a whole
+        deadline from its beginning
+    :ivar renews: whether a statement that succeeds clears ``until``
+    """
+
+    def __init__(self, connection: Connection, watchdog: Watchdog, seconds: float) -> None:
+        self.connection = connection
+        self.until: float | None = None
+        self.renews = True
+        self._watchdog = watchdog
+        self._seconds = seconds
+        # Held while a thread uses the connection.
+        self._in_use = threading.Lock()
+        self._is_shut_down = False
+        self._is_closed = False
+
+    @contextmanager
+    def limited(self) -> Iterator[Connection]:
+        """Use the connection inside the block, which must end by the deadline.
+
+        :raises OverdueError: when it did not
+        """
+        with self._in_use:
+            until = time.monotonic() + self._seconds if self.until is None else self.until
+            self._watchdog.watch(self, until)
+            try:
+                yield self.connection
+            except psycopg.Error as error:
+                if self._is_shut_down:
+                    raise _overdue(self._seconds) from error
+                raise
+            finally:
+                self._watchdog.forget(self)
+            if self.renews:
+                self.until = None
+
+    def execute(
+        self,
+        statement: LiteralString | bytes,
+        values: Sequence[Any] | Mapping[str, Any] | None = None,
+    ) -> Cursor:
+        """Execute a statement.
+
+        :raises OverdueError: when the server did not answer by the deadline
+        """
+        with self.limited() as connection:
+            return connection.execute(statement, values)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is usable, and in no transaction."""
+        if self._is_shut_down or self._is_closed:
+            return False
+        return self.connection.info.transaction_status == TransactionStatus.IDLE
+
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether a transaction is open that can be ended."""
+        if self._is_shut_down or self._is_closed:
+            return False
+        status = self.connection.info.transaction_status
+        return status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}
+
+    def roll_back(self, seconds: float) -> None:
+        """Discard the open transaction, if that takes no longer than a moment.
+
+        Otherwise the session is shut down, and the server discards the transaction when it
+        notices. A statement that another thread has under way is given the same moment.
+        """
+        if not self._in_use.acquire(timeout=seconds):
+            self.shut_down()
+            return
+        self._in_use.release()
+        if not self._is_shut_down and not self.is_idle:
+            self.until = time.monotonic() + seconds
+            with suppress(psycopg.Error):
+                self.execute("ROLLBACK")
+
+    def shut_down(self) -> None:
+        """Fail what the session is doing in any thread. Does not block."""
+        with self._watchdog.mutex:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        """Shut down the socket, with the watchdog's mutex held."""
+        if self._is_closed:
+            return
+        self._is_shut_down = True
+        with suppress(OSError, psycopg.Error):
+            # A duplicate of the descriptor, which stays libpq's. The family does not matter.
+            end = socket.fromfd(self.connection.fileno(), socket.AF_INET, socket.SOCK_STREAM)
+            with end:
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the session. Idempotent."""
+        with self._watchdog.mutex:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        with suppress(psycopg.Error):
+            self.connection.close()
+
+
+def _overdue(seconds: float) -> OverdueError:
+    return OverdueError(f"the server did not answer within {seconds:g} s")
+
+
+class _Opening:
+    """A session that a thread opens: libpq may hang while it looks up a host's address."""
+
+    def __init__(self, conninfo: str) -> None:
+        self._conninfo = conninfo
+        self._mutex = threading.Lock()
+        self._has_ended = threading.Event()
+        self._is_unwanted = False
+        self._connection: Connection | None = None
+        self._error: BaseException | None = None
+
+    def result(self, seconds: float) -> Connection | None:
+        """Open the connection; return ``None`` when that takes longer."""
+        threading.Thread(target=self._open, name="aimagestore connect", daemon=True).start()
+        self._has_ended.wait(max(0.0, seconds))
+        with self._mutex:
+            self._is_unwanted = True
+        if self._error is not None:
+            raise self._error
+        return self._connection
+
+    def _open(self) -> None:
+        try:
+            connection = psycopg.connect(self._conninfo, autocommit=True)
+        except BaseException as error:  # noqa: BLE001 (raised by whoever waits)
+            self._error = error
+        else:
+            with self._mutex:
+                if not self._is_unwanted:
+                    self._connection = connection
+            if self._connection is None:
+                connection.close()
+        self._has_ended.set()
+
+
+class Sessions:
+    """Sessions of one database, for many threads.
+
+    psycopg's own pool reconnects in the background, with growing pauses, while calls fail although
+    the server is back. Here each call tries for itself.
+
+    :param address: where the database is
+    :param deadline: seconds within which a statement must end
+    :ivar closing: set when the store is closed
+    """
+
+    def __init__(self, address: DatabaseAddress, deadline: float) -> None:
+        self.address = address
+        self.deadline = deadline
+        self.closing = threading.Event()
+        self._watchdog = Watchdog()
+        self._slots = threading.Semaphore(_SESSIONS)
+        # Guards what follows.
+        self._mutex = threading.Lock()
+        self._idle: list[Session] = []
+        self._acquired: set[Session] = set()
+
+    def begin(self) -> float:
+        """Return the moment by which a call that begins now must have ended."""
+        return time.monotonic() + self.deadline
+
+    def connect(self, until: float) -> Session:
+        """Open a session that its caller closes.
+
+        :raises OverdueError: when it is not open in time
+        """
+        connection = _Opening(self.address.conninfo).result(until - time.monotonic())
+        if connection is None:
+            raise _overdue(self.deadline)
+        return Session(connection, self._watchdog, self.deadline)
+
+    def acquire(self, until: float) -> Session:
+        """Return a session; :meth:`release` must follow.
+
+        Its first statement must end by ``until`` too.
+
+        :raises OverdueError: when none is available in time
+        """
+        if not self._slots.acquire(timeout=max(0.0, until - time.monotonic())):
+            raise OverdueError(f"all {_SESSIONS} sessions were in use for {self.deadline:g} s")
+        try:
+            with self._mutex:
+                session = self._idle.pop() if self._idle else None
+            session = session or self.connect(until)
+            session.until, session.renews = until, True
+            with self._mutex:
+                self._acquired.add(session)
+        except BaseException:
+            self._slots.release()
+            raise
+        if self.closing.is_set():
+            session.shut_down()
+        return session
+
+    def release(self, session: Session) -> None:
+        """Keep a session for the next call; close it when it is lost or in a transaction."""
+        with self._mutex:
+            self._acquired.discard(session)
+            is_kept = session.is_idle and not self.closing.is_set()
+            if is_kept:
+                self._idle.append(session)
+        if not is_kept:
+            session.close()
+        self._slots.release()
+
+    def call(self, work: Callable[[Session], T], until: float | None = None) -> T:
+        """Call ``work`` with a session, again while the server is unavailable.
+
+        What ``work`` does may be done twice. Its first statement must end by ``until``; of the
+        others, each has the whole deadline, because large answers come in pages.
+
+        :raises StoreUnavailableError: when the server was not available in time, or refuses
+        """
+
+        def once(until: float) -> T:
+            session = self.acquire(until)
+            try:
+                return work(session)
+            finally:
+                self.release(session)
+
+        return self.retried(once, until)
+
+    def retried(self, work: Callable[[float], T], until: float | None = None) -> T:
+        """Call ``work`` with the moment by which it must have ended, again after a lost session.
+
+        :raises StoreUnavailableError: when the server was not available in time, or refuses
+        """
+        until = self.begin() if until is None else until
+        backoff = Backoff(until, self.closing)
+        while True:
+            try:
+                return work(until)
+            except psycopg.Error as error:
+                # Where one session is lost or hangs, those that are idle mostly are as well.
+                self.drop_idle()
+                if not is_lost(error) or not backoff.wait():
+                    raise self.unavailable(error) from error
+
+    def unavailable(self, error: psycopg.Error) -> StoreUnavailableError:
+        """Return what to raise for an error of the server, or of the connection to it."""
+        reason = str(error).strip().partition("\n")[0]
+        return StoreUnavailableError(f"{self.address.name}: {reason}")
+
+    def drop_idle(self) -> None:
+        """Close the sessions that nobody uses."""
+        with self._mutex:
+            idle, self._idle = self._idle, []
+        for session in idle:
+            session.close()
+
+    def close(self) -> None:
+        """Close all sessions; calls that still use one fail. Waits for nobody."""
+        self.closing.set()
+        self.drop_idle()
+        with self._mutex:
+            acquired = list(self._acquired)
+        for session in acquired:
+            session.shut_down()

@@ -1,0 +1,198 @@
+"""Big data that is being uploaded to the object store."""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from contextlib import suppress
+from functools import partial
+from uuid import UUID, uuid4
+
+from .._core.content import Buffer
+from .._engine.digesting import Digester
+from .._engine.items import CHUNK
+from ..errors import StoreUnavailableError
+from ._blob_reader import BlobReader
+from ._blobs import FAILURES, PART, Blobs
+
+logger = logging.getLogger("aimagestore")
+
+_REMOVAL_TIMEOUT = 0.25
+"""Seconds that :meth:`StagedBlob.discard` waits for the removal; longer, it goes on by itself."""
+
+
+class _Sink(io.BufferedIOBase):
+    """Passes on what is written, and digests it beside that."""
+
+    def __init__(self, append: Callable[[bytes], None], helpers: Executor) -> None:
+        self._append = append
+        self.size = 0
+        self.digester = Digester(helpers)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Buffer) -> int:  # type: ignore[override]
+        # The writer keeps the data until it is sent; the caller may change it before that.
+        piece = data if isinstance(data, bytes) else bytes(data)
+        self.digester.add(piece)
+        self._append(piece)
+        self.size += len(piece)
+        return len(piece)
+
+    def flush(self) -> None:
+        self.digester.finish()
+
+
+class StagedBlob:
+    """An object that no record refers to yet; see :class:`aimagestore._engine.StagedContent`.
+
+    When its process dies, ``collect_garbage`` removes it.
+
+    :param uploaders: threads that wait for the object store
+    :param removers: threads that remove what is discarded
+    :ivar id: the object
+    """
+
+    def __init__(
+        self, blobs: Blobs, helpers: Executor, uploaders: Executor, removers: Executor
+    ) -> None:
+        self.id: UUID = uuid4()
+        self._blobs = blobs
+        self._uploaders = uploaders
+        self._removers = removers
+        # Held while the writer is used: a cancelled write may still be in its thread.
+        self._mutex = threading.Lock()
+        self._writer = blobs.writer(self.id)
+        self._sink = _Sink(self._append, helpers)
+        self._finished: float | None = None
+        self._is_broken = False
+        self._is_open = True
+        self._is_in_doubt = False
+        # A call of the writer that did not end in time.
+        self._overdue: Future[object] | None = None
+
+    def _append(self, piece: bytes) -> None:
+        with self._mutex:
+            if self._is_broken:
+                raise _broken()
+            if self._finished is not None:
+                self._begin_again()
+            self._upload(lambda: self._writer.write(piece))
+
+    def _upload(self, call: Callable[[], object]) -> None:
+        """Call the writer, with a deadline. It blocks while earlier parts are being sent.
+
+        :raises StoreUnavailableError: when the object store is unavailable
+        """
+        future = self._uploaders.submit(call)
+        try:
+            future.result(self._blobs.deadline)
+        except TimeoutError:
+            self._is_broken, self._overdue = True, future
+            raise StoreUnavailableError(
+                f"{self._blobs.name}: an upload made no progress for {self._blobs.deadline:g} s"
+            ) from None
+        except FAILURES as error:
+            self._is_broken = True
+            raise self._blobs.unavailable(error) from None
+
+    def _begin_again(self) -> None:
+        """Continue in another object that begins with the finished one: objects never change."""
+        longer = uuid4()
+        writer = self._blobs.writer(longer)
+        with BlobReader(self._blobs, self.id) as reader:
+            while piece := reader.read(CHUNK):
+                self._upload(partial(writer.write, piece))
+        self._blobs.delete([self.id])
+        self.id, self._writer, self._finished = longer, writer, None
+
+    @property
+    def sink(self) -> io.BufferedIOBase:
+        return self._sink
+
+    @property
+    def size(self) -> int:
+        return self._sink.size
+
+    @property
+    def digest(self) -> str:
+        self._sink.flush()
+        return self._sink.digester.digest
+
+    @property
+    def is_open(self) -> bool:
+        return self._is_open
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was finished."""
+        return 0.0 if self._finished is None else time.monotonic() - self._finished
+
+    def finish(self) -> None:
+        """Complete the object, so that it is durable. Idempotent.
+
+        :raises ValueError: when a write has failed before
+        :raises StoreUnavailableError: when it could not be stored
+        """
+        self._sink.flush()
+        with self._mutex:
+            if self._is_broken:
+                raise _broken()
+            if self._finished is not None:
+                return
+            self._upload(self._writer.close)
+            self._finished = time.monotonic()
+
+    def read(self) -> bytes:
+        """Return what was written; finishes the object."""
+        self.finish()
+        with BlobReader(self._blobs, self.id) as reader:
+            return reader.readall()
+
+    def mark_in_doubt(self) -> None:
+        """Note that a commit which may be made refers to it."""
+        self._is_in_doubt = True
+
+    def mark_undone(self) -> None:
+        """Note that the commit was not made."""
+        self._is_in_doubt = False
+
+    def mark_committed(self) -> None:
+        """Note that a commit refers to it: from now on the object belongs to the store."""
+        self._is_open = False
+
+    def discard(self) -> None:
+        """Remove the object, unless a commit may refer to it.
+
+        Returns after a moment, even when the object store does not answer: the removal goes on in
+        another thread, and what it leaves behind is garbage.
+        """
+        is_mine, self._is_open = self._is_open and not self._is_in_doubt, False
+        # What fits into one part is not sent before it is finished.
+        if not is_mine or (self._finished is None and self._sink.size < PART):
+            return
+        with suppress(TimeoutError, RuntimeError):  # RuntimeError: the store has been closed
+            self._removers.submit(self._remove).result(_REMOVAL_TIMEOUT)
+
+    def _remove(self) -> None:
+        try:
+            with self._mutex:
+                if self._overdue is not None:
+                    with suppress(*FAILURES):
+                        self._overdue.result()
+                if self._finished is None:
+                    # This client cannot abort an upload in parts: complete it, then remove it.
+                    with suppress(*FAILURES):
+                        self._writer.close()
+                self._blobs.delete([self.id])
+        except StoreUnavailableError as error:
+            logger.warning("left to collect_garbage: %s", error)
+
+
+def _broken() -> ValueError:
+    return ValueError("a write to this staged data has failed: stage it again")

@@ -1,0 +1,284 @@
+"""Writes a cluster's store: commits, each made once whatever becomes of the server's answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import count
+from typing import Any, LiteralString, NamedTuple
+from uuid import uuid4
+
+import psycopg
+from psycopg.errors import UniqueViolation
+
+from .._core.content import Content, InlineContent
+from .._core.draft import Draft, Plan
+from .._core.mutations import Mutation
+from .._engine.lock import AnyGrant
+from .._engine.protocol import Outcome, Removal
+from ..errors import StoreUnavailableError
+from ._cache import Cache
+from ._feed import Feeds
+from ._garbage import TOMBSTONES_KEPT, Garbage
+from ._items import ClusterItems
+from ._lock import AdvisoryLock, HeldLock
+from ._reader import ClusterReader
+from ._sessions import Cursor, OverdueError, Sessions, is_lost
+from ._staged import StagedBlob
+from ._views import LockedView
+from ._writing import Change, Commit, changes_of, find_commit, write
+
+_UPLOADS = 8
+_TRIES = 5
+
+_YOUNG = 60.0
+"""Seconds in which garbage collection hardly ever takes staged data: a commit of older data looks
+first, a commit of younger data fails and looks then."""
+
+_IMAGES_PER_SECOND = 1000
+"""Changed images for which a commit may take a second more."""
+
+
+class ClusterWriter:
+    """Writes a store; see :class:`aimagestore._engine.protocol.Writer`.
+
+    A grant's ``held`` is a :class:`HeldLock`, whose session makes the commit.
+
+    :param grace_period: how long changes are kept for watches, and content for its readers
+    """
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        lock: AdvisoryLock,
+        reader: ClusterReader,
+        items: ClusterItems,
+        garbage: Garbage,
+        *,
+        cache: Cache,
+        feeds: Feeds,
+        grace_period: timedelta,
+    ) -> None:
+        self._sessions = sessions
+        self._lock = lock
+        self._reader = reader
+        self._cache = cache
+        self._feeds = feeds
+        self._items = items
+        self._garbage = garbage
+        self._keep = grace_period.total_seconds()
+
+    def commit(self, grant: AnyGrant, mutations: Sequence[Mutation]) -> list[Outcome]:
+        held: HeldLock = grant.held
+        outcomes: list[Outcome] = []
+
+        def make(checks_all: bool) -> Draft:
+            outcomes.clear()
+            draft = Draft(LockedView(held.session.execute, held.version))
+            draft.prefetch(
+                [ref for mutation in mutations for ref in mutation.refs],
+                [name for mutation in mutations for name in mutation.names],
+            )
+            outcomes.extend(_apply(draft, mutation, checks_all) for mutation in mutations)
+            return draft
+
+        self._commit(held, make)
+        return outcomes
+
+    def draft(self, grant: AnyGrant) -> Draft:
+        held: HeldLock = grant.held
+
+        def execute(statement: LiteralString, values: Mapping[str, Any]) -> Cursor:
+            try:
+                return held.session.execute(statement, values)
+            except psycopg.Error as error:
+                raise self._sessions.unavailable(error) from error
+
+        return Draft(LockedView(execute, held.version))
+
+    def prepare(self, plan: Plan, draft: Draft) -> None:
+        """Raise what would keep a plan from being committed.
+
+        :raises ValueError: when it refers to staged data that is broken, or was collected
+        :raises StoreUnavailableError: when a server is unavailable
+        """
+        for content in plan.files.values():
+            if isinstance(content, StagedBlob):
+                content.finish()
+        _check_contents(plan.files.values(), draft, checks_all=False)
+
+    def publish(self, grant: AnyGrant, draft: Draft) -> None:
+        held: HeldLock = grant.held
+        base = held.version
+        name = self._sessions.address.name
+
+        def again(checks_all: bool) -> Draft:
+            if held.version != base:
+                raise StoreUnavailableError(
+                    f"{name}: the session that held the lock was lost, and others have changed "
+                    "the store since (the transaction changed nothing: try it again)"
+                )
+            current = Draft(LockedView(held.session.execute, held.version))
+            _check_contents(draft.files.values(), current, checks_all=checks_all)
+            return draft
+
+        with self._stored(draft):
+            self._commit(held, again)
+
+    @contextmanager
+    def _stored(self, draft: Draft) -> Iterator[None]:
+        """Store the contents that are in memory, and remove them again if they are not committed.
+
+        The lock is held meanwhile, because it is held from the transaction's beginning.
+        """
+        inline = {item: c for item, c in draft.files.items() if isinstance(c, InlineContent)}
+        stored = {item: self._items.stage() for item in inline}
+        try:
+            if draft.files:
+                draft.files |= stored
+                with ThreadPoolExecutor(min(len(draft.files), _UPLOADS)) as uploads:
+                    list(uploads.map(_store, stored.values(), inline.values()))
+                    list(uploads.map(_finish, draft.files.values()))
+            yield
+        finally:
+            for content in stored.values():
+                content.discard()
+
+    def _commit(self, held: HeldLock, make: Callable[[bool], Draft]) -> None:
+        """Commit what ``make`` makes of the last commit, again if the session was lost.
+
+        Once the lock is acquired again, it is certain whether a commit whose answer was lost was
+        made.
+        """
+        first, token = held.version, uuid4()
+        begun = until = self._sessions.begin()
+        attempt: _Attempt | None = None
+        checks_all = False
+        for number in count(1):
+            try:
+                held.session.until, held.session.renews = until, False
+                if attempt is not None:
+                    version = find_commit(held.session, first, token)
+                    if version is not None:
+                        self._conclude(attempt, version)
+                        return
+                    attempt.mark_undone()
+                    attempt = None
+                draft = make(checks_all)
+                changed = changes_of(draft)
+                if not changed and not draft.files:
+                    return
+                until = held.session.until = begun + len(changed) / _IMAGES_PER_SECOND
+                with self._feeds.notifying(until):
+                    attempt = _Attempt(draft, changed, held.version)
+                    attempt.mark_in_doubt()
+                    commit = Commit(attempt.base, token, self._feeds.channel, self._keep)
+                    version = write(held.session, draft, changed, commit)
+                    self._conclude(attempt, version)
+                return
+            except psycopg.Error as error:
+                is_decided = not is_lost(error) and not isinstance(error, OverdueError)
+                if attempt is not None and is_decided:
+                    attempt.mark_undone()  # the server has answered, and undone it
+                    attempt = None
+                is_collected = isinstance(error, UniqueViolation) and not checks_all
+                checks_all |= is_collected
+                is_late = number == _TRIES or time.monotonic() > until
+                if is_late or not (is_lost(error) or is_collected):
+                    raise _explain(self._sessions.unavailable(error), attempt) from error
+            try:
+                self._lock.reacquire(held, until)
+            except StoreUnavailableError as error:
+                raise _explain(error, attempt) from error.__cause__
+
+    def _conclude(self, attempt: _Attempt, version: int) -> None:
+        """Note a commit that was made."""
+        for content in attempt.contents:
+            content.mark_committed()
+        records = [(change.delta.id, change.delta.new) for change in attempt.changed]
+        self._cache.advance(attempt.base, version, records)
+        self._feeds.add(version, (change.event for change in attempt.changed))
+        self._reader.note(version)
+
+    def touch(self, grant: AnyGrant) -> None:
+        held: HeldLock = grant.held
+        try:
+            held.session.execute("UPDATE image_store SET touched = clock_timestamp(); COMMIT")
+        except psycopg.Error as error:
+            raise self._sessions.unavailable(error) from error
+
+    def garbage(self, *, dry_run: bool = False) -> Iterator[Removal]:
+        return self._garbage.pieces(dry_run=dry_run)
+
+
+class _Attempt(NamedTuple):
+    """A commit that may have been made.
+
+    :ivar base: the number of the last commit before it
+    """
+
+    draft: Draft
+    changed: Sequence[Change]
+    base: int
+
+    @property
+    def contents(self) -> Sequence[StagedBlob]:
+        """The objects that it refers to."""
+        return [c for c in self.draft.files.values() if isinstance(c, StagedBlob)]
+
+    def mark_in_doubt(self) -> None:
+        for content in self.contents:
+            content.mark_in_doubt()
+
+    def mark_undone(self) -> None:
+        for content in self.contents:
+            content.mark_undone()
+
+
+def _apply(draft: Draft, mutation: Mutation, checks_all: bool) -> Outcome:
+    try:
+        plan = mutation(draft)
+        _check_contents(plan.files.values(), draft, checks_all=checks_all)
+    except psycopg.Error:
+        raise
+    except Exception as error:  # noqa: BLE001 (whoever asked for the mutation raises it)
+        return error
+    draft.apply(plan)
+    return plan
+
+
+def _check_contents(contents: Iterable[Content], draft: Draft, *, checks_all: bool) -> None:
+    """Check that no collection of garbage has taken staged data.
+
+    :raises ValueError: when one has
+    """
+    staged = [content for content in contents if isinstance(content, StagedBlob)]
+    doubtful = [content.id for content in staged if checks_all or content.age > _YOUNG]
+    is_forgotten = any(content.age > TOMBSTONES_KEPT.total_seconds() / 2 for content in staged)
+    view = draft.base
+    assert isinstance(view, LockedView), "the draft is this engine's"
+    if is_forgotten or (doubtful and view.condemned(doubtful)):
+        raise ValueError(
+            "the data was staged longer ago than the grace period of a store that collected "
+            "garbage: stage it again, and use one grace period for all stores"
+        )
+
+
+def _store(staged: StagedBlob, content: InlineContent) -> None:
+    staged.sink.write(content.data)
+    staged.finish()
+
+
+def _finish(content: Any) -> None:
+    content.finish()
+
+
+def _explain(error: StoreUnavailableError, attempt: _Attempt | None) -> StoreUnavailableError:
+    """Add to an error what became of the change."""
+    error.may_have_happened = attempt is not None
+    doubt = "the change may have happened: read the store to find out"
+    error.message += f" ({doubt if error.may_have_happened else 'nothing was changed'})"
+    return error

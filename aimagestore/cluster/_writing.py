@@ -1,0 +1,245 @@
+"""Writes a draft: all statements of a commit in one round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from .._core.draft import Draft, RecordDelta
+from .._core.events import ChangeEvent, Kind
+from ._lookups import hash_of
+from ._sessions import Connection, Session
+from ._staged import StagedBlob
+
+_PRUNE_EVERY = 256
+"""Commits after which changes that are older than the grace period are forgotten."""
+
+_REMOVE_ITEMS_OF = """
+    UPDATE image_items SET removed = clock_timestamp()
+    WHERE removed IS NULL AND image_id = ANY(%s)
+"""
+
+_REPLACE_ITEMS = """
+    UPDATE image_items i SET removed = clock_timestamp()
+    FROM unnest(%s::text[], %s::bytea[]) AS u (image_id, key)
+    WHERE i.image_id = u.image_id AND i.key = u.key AND i.removed IS NULL
+"""
+
+_ADD_ITEMS = """
+    INSERT INTO image_items (image_id, key, blob, size)
+    SELECT * FROM unnest(%s::text[], %s::bytea[], %s::uuid[], %s::bigint[])
+"""
+
+_REMOVE_NAMES = "DELETE FROM image_names WHERE name = ANY(%s)"
+
+_ADD_NAMES = """
+    INSERT INTO image_names (name, image_id) SELECT * FROM unnest(%s::bytea[], %s::text[])
+"""
+
+_REMOVE_DIGESTS = """
+    DELETE FROM image_digests d USING unnest(%s::text[], %s::text[]) AS u (digest, image_id)
+    WHERE d.digest = u.digest AND d.image_id = u.image_id
+"""
+
+_ADD_DIGESTS = """
+    INSERT INTO image_digests (digest, image_id) SELECT * FROM unnest(%s::text[], %s::text[])
+"""
+
+_REMOVE_IMAGES = "DELETE FROM images WHERE id = ANY(%s)"
+
+_UPDATE_IMAGES = """
+    UPDATE images i SET record = u.record FROM unnest(%s::text[], %s::text[]) AS u (id, record)
+    WHERE i.id = u.id
+"""
+
+_ADD_IMAGES = """
+    INSERT INTO images (id, record, place)
+    SELECT u.id, u.record, s.last_place + u.number FROM image_store s,
+        unnest(%s::text[], %s::text[]) WITH ORDINALITY AS u (id, record, number)
+"""
+
+_BUMP = """
+    WITH bumped AS (
+        UPDATE image_store SET version = version + 1, last_place = last_place + %(places)s,
+            images = images + %(more)s, touched = clock_timestamp()
+        RETURNING version
+    ), noted AS (
+        INSERT INTO image_commits (version, token, made)
+        SELECT version, %(token)s, clock_timestamp() FROM bumped
+    ), changed AS (
+        INSERT INTO image_changes (version, number, image_id, kind)
+        SELECT b.version, u.number, u.id, u.kind FROM bumped b,
+            unnest(%(ids)s::text[], %(kinds)s::text[]) WITH ORDINALITY AS u (id, kind, number)
+    )
+    SELECT version, pg_notify(%(channel)s, '') FROM bumped
+"""
+
+_PRUNE = (
+    """
+    UPDATE image_store SET pruned = greatest(pruned, coalesce((
+        SELECT version - 1 FROM image_commits
+        WHERE made > clock_timestamp() - make_interval(secs => %(keep)s) ORDER BY version LIMIT 1
+    ), version))
+    """,
+    "DELETE FROM image_changes WHERE version <= (SELECT pruned FROM image_store)",
+    "DELETE FROM image_commits WHERE version <= (SELECT pruned FROM image_store)",
+)
+
+
+class Commit(NamedTuple):
+    """A commit to be made.
+
+    :ivar version: the number of the last commit before it
+    :ivar token: identifies it when its answer is lost
+    :ivar channel: the channel that watches listen to
+    :ivar keep: seconds for which its changes are kept for watches
+    """
+
+    version: int
+    token: UUID
+    channel: str
+    keep: float
+
+
+class Change(NamedTuple):
+    """A changed image.
+
+    :ivar kind: what watches are notified of
+    :ivar delta: what became of its record
+    """
+
+    kind: Kind
+    delta: RecordDelta
+
+    @property
+    def event(self) -> ChangeEvent:
+        """What a watch of this store yields."""
+        new = self.delta.new
+        return ChangeEvent(self.kind, self.delta.id, None if new is None else new.image)
+
+
+def changes_of(draft: Draft) -> Sequence[Change]:
+    """Return the changed images, deleted ones first."""
+    deleted: list[Change] = []
+    others: list[Change] = []
+    for delta in draft.record_deltas():
+        if delta.new is None:
+            deleted += [Change("deleted", delta)] if delta.old is not None else []
+        elif delta.old is None:
+            others.append(Change("created", delta))
+        elif delta.is_recreated or bytes(delta.old.raw) != bytes(delta.new.raw):
+            others.append(Change("changed", delta))
+    return (*deleted, *others)
+
+
+def write(session: Session, draft: Draft, changed: Sequence[Change], commit: Commit) -> int:
+    """Write a draft, commit it, and return the number of the commit.
+
+    All statements are sent before the first answer comes. So an error does not tell whether the
+    commit was made, unless it is the server's.
+    """
+    deltas = [change.delta for change in changed]
+    with session.limited() as connection, connection.pipeline():
+        _write_items(connection, draft, deltas)
+        _write_indexes(connection, deltas)
+        _write_images(connection, deltas)
+        if commit.version % _PRUNE_EVERY == 0:
+            _prune(connection, commit.keep)
+        bumped = connection.execute(
+            _BUMP,
+            {
+                "places": sum(d.old is None or d.is_recreated for d in deltas if d.new is not None),
+                "more": sum((d.new is not None) - (d.old is not None) for d in deltas),
+                "token": commit.token,
+                "ids": [delta.id for delta in deltas],
+                "kinds": [change.kind for change in changed],
+                "channel": commit.channel,
+            },
+        )
+        connection.execute("COMMIT")
+    row = bumped.fetchone()
+    assert row is not None, "the table has one row"
+    return int(row[0])
+
+
+def prune(session: Session, keep: float) -> None:
+    """Forget commits that are older than ``keep`` seconds."""
+    with session.limited() as connection:
+        _prune(connection, keep)
+
+
+def _prune(connection: Connection, keep: float) -> None:
+    connection.execute(_PRUNE[0], {"keep": keep})
+    for statement in _PRUNE[1:]:
+        connection.execute(statement)
+
+
+def _write_items(connection: Connection, draft: Draft, deltas: Iterable[RecordDelta]) -> None:
+    removed = [d.id for d in deltas if d.old is not None and (d.new is None or d.is_recreated)]
+    if removed:
+        connection.execute(_REMOVE_ITEMS_OF, [removed])
+    if draft.files:
+        ids = [image_id for image_id, _ in draft.files]
+        keys = [key.encode() for _, key in draft.files]
+        connection.execute(_REPLACE_ITEMS, [ids, keys])
+        blobs = [_blob_of(content) for content in draft.files.values()]
+        sizes = [content.size for content in draft.files.values()]
+        connection.execute(_ADD_ITEMS, [ids, keys, blobs, sizes])
+
+
+def _blob_of(content: Any) -> UUID:
+    assert isinstance(content, StagedBlob), "contents are stored before they are referred to"
+    return content.id
+
+
+def _write_indexes(connection: Connection, deltas: Iterable[RecordDelta]) -> None:
+    lost_names: list[bytes] = []
+    new_names: list[tuple[bytes, str]] = []
+    lost_digests: list[tuple[str, str]] = []
+    new_digests: list[tuple[str, str]] = []
+    for image_id, old, new, _ in deltas:
+        before, after = (set(r.names) if r else set() for r in (old, new))
+        lost_names += [hash_of(name) for name in before - after]
+        new_names += [(hash_of(name), image_id) for name in after - before]
+        before, after = (set(r.digests) if r else set() for r in (old, new))
+        lost_digests += [(digest, image_id) for digest in before - after]
+        new_digests += [(digest, image_id) for digest in after - before]
+    if lost_names:
+        connection.execute(_REMOVE_NAMES, [lost_names])
+    if new_names:
+        connection.execute(_ADD_NAMES, _columns(new_names))
+    if lost_digests:
+        connection.execute(_REMOVE_DIGESTS, _columns(lost_digests))
+    if new_digests:
+        connection.execute(_ADD_DIGESTS, _columns(new_digests))
+
+
+def _write_images(connection: Connection, deltas: Iterable[RecordDelta]) -> None:
+    removed: list[str] = []
+    updated: list[tuple[str, str]] = []
+    added: list[tuple[str, str]] = []
+    for image_id, old, new, is_recreated in deltas:
+        if old is not None and (new is None or is_recreated):
+            removed.append(image_id)
+        if new is not None:
+            stays = old is not None and not is_recreated
+            (updated if stays else added).append((image_id, bytes(new.raw).decode()))
+    if removed:
+        connection.execute(_REMOVE_IMAGES, [removed])
+    if updated:
+        connection.execute(_UPDATE_IMAGES, _columns(updated))
+    if added:
+        connection.execute(_ADD_IMAGES, _columns(added))
+
+
+def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def find_commit(session: Session, since: int, token: UUID) -> int | None:
+    """Return the number of the commit that has this token; ``None`` when it was not made."""
+    row = session.execute(
+        "SELECT version FROM image_commits WHERE version > %s AND token = %s", [since, token]
+    ).fetchone()
+    return None if row is None else int(row[0])

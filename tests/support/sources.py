@@ -1,0 +1,68 @@
+"""Big data, and every kind of source that gives it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+CONTENT = bytes(range(256)) * 12_000
+"""3 MB, so that it comes in several chunks."""
+
+
+def sha256(data: bytes) -> str:
+    """Return the digest of data."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+DIGEST = sha256(CONTENT)
+
+
+async def chunks(content: bytes = CONTENT, size: int = 100_000) -> AsyncIterator[bytes]:
+    """Give data in pieces."""
+    for start in range(0, len(content), size):
+        yield content[start : start + size]
+
+
+class AsyncReader:
+    """Data to be read."""
+
+    def __init__(self, content: bytes) -> None:
+        self._file = io.BytesIO(content)
+
+    async def read(self, n: int = -1) -> bytes:
+        """Return the next bytes."""
+        await anyio.lowlevel.checkpoint()
+        return self._file.read(n)
+
+
+class Receiver:
+    """Data to be received, as from anyio's streams."""
+
+    def __init__(self, content: bytes) -> None:
+        self._file = io.BytesIO(content)
+
+    async def receive(self) -> bytes:
+        """Return the next bytes."""
+        await anyio.lowlevel.checkpoint()
+        if chunk := self._file.read(100_000):
+            return chunk
+        raise anyio.EndOfStream
+
+
+SOURCES: dict[str, Callable[[], Any]] = {
+    "bytes": lambda: CONTENT,
+    "bytearray": lambda: bytearray(CONTENT),
+    "memoryview": lambda: memoryview(CONTENT),
+    "async read": lambda: AsyncReader(CONTENT),
+    "receive": lambda: Receiver(CONTENT),
+    "async iterable": chunks,
+    "iterable": lambda: (CONTENT[i : i + 777] for i in range(0, len(CONTENT), 777)),
+    "file": lambda: io.BytesIO(CONTENT),
+    "list": lambda: [CONTENT[:5], b"", CONTENT[5:]],
+}
+"""Each gives the same content."""

@@ -1,0 +1,425 @@
+"""A place for one store, as the contract's tests see it: what they do there besides using it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+import struct
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from aimagestore import Finding
+from aimagestore._async.locations import location_of
+from aimagestore._engine.protocol import Steps
+
+if TYPE_CHECKING:
+    from aimagestore.cluster import ClusterLocation
+
+    from ..cluster.servers import Place
+
+WRITE_LOCK = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+_LINE_THREADS = {"aimagestore lock", "aimagestore shared lock"}
+
+
+def open_files(part: str) -> set[str]:
+    """Return the descriptors of this process whose files have this in their path."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            continue  # closed since, such as the descriptor of the listing itself
+        if part in target:
+            found.add(f"{fd} {target}")
+    return found
+
+
+def library_threads() -> set[threading.Thread]:
+    """Return the threads that the library has started and that have not ended."""
+    return {t for t in threading.enumerate() if t.name.startswith("aimagestore")}
+
+
+def becomes_true(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    """Return whether a condition becomes true in time. Blocks; for use outside the event loop."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a store's directory, as another program would."""
+    fd = os.open(path / "images.lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, WRITE_LOCK)
+        yield
+    finally:
+        os.close(fd)
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether anybody holds that lock."""
+    try:
+        with locked(path):
+            return False
+    except BlockingIOError:
+        return True
+
+
+def is_requested() -> bool:
+    """Return whether a thread of this process waits for a directory's lock."""
+    return any(thread.name in _LINE_THREADS for thread in threading.enumerate())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when a condition is true."""
+    with anyio.fail_after(20):
+        while not condition():
+            await anyio.sleep(0.001)
+
+
+async def until_requested() -> None:
+    """Return when a thread of this process waits for a directory's lock."""
+    await until(is_requested)
+
+
+async def until_not_requested() -> None:
+    """Return when no thread of this process waits for a directory's lock."""
+    await until(lambda: not is_requested())
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Return the files of a directory's store, except for the lock file with its token."""
+    return {
+        str(p.relative_to(path)): p.read_bytes()
+        for p in path.rglob("*")
+        if p.is_file() and p.name != "images.lock"
+    }
+
+
+def tree(path: Path) -> dict[str, object]:
+    """Return everything below a directory: the kind of each entry, or its content."""
+    found: dict[str, object] = {}
+    for entry in sorted(path.rglob("*")):
+        mode = entry.lstat().st_mode
+        content: object = stat.S_IFMT(mode)
+        if stat.S_ISLNK(mode):
+            content = os.readlink(entry)
+        elif stat.S_ISREG(mode):
+            content = entry.read_bytes()
+        found[str(entry.relative_to(path))] = content
+    return found
+
+
+def edit_index(path: Path, change: Callable[[list[Any]], object]) -> None:
+    """Change the records in images.json, as another program would."""
+    records = json.loads((path / "images.json").read_bytes())
+    change(records)
+    (path / "images.json").write_text(json.dumps(records, separators=(",", ":")))
+
+
+def run_steps(steps: Steps[Any]) -> Any:
+    """Run blocking steps to their end, and return their result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return stop.value
+
+
+class StoreUnderTest(ABC):
+    """A place for one store: ``ImageStore(where.location)`` opens it, any number of times.
+
+    :ivar root: a directory for the test's files
+    """
+
+    root: Path
+
+    @property
+    @abstractmethod
+    def location(self) -> Path | ClusterLocation:
+        """What opens the store."""
+
+    @property
+    @abstractmethod
+    def files_prefix(self) -> Path:
+        """The start of paths that a test may write; another one after :meth:`clear`."""
+
+    @abstractmethod
+    def contents(self) -> object:
+        """Return all that the store holds, to be compared."""
+
+    @abstractmethod
+    def garbage(self) -> list[str]:
+        """Return what is there and belongs to no image."""
+
+    @abstractmethod
+    def check_intact(self) -> None:
+        """Check that records and big data are whole, and agree."""
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Return what the library's own check finds."""
+        checker = location_of(self.location).checker(verify=True)
+        report = run_steps(checker.steps())
+        found: tuple[Finding, ...] = report.findings
+        return found
+
+    @abstractmethod
+    def open_handles(self) -> int:
+        """Return how many files or sessions are open there."""
+
+    @abstractmethod
+    def disable_notifications(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let watches poll, and often."""
+
+    @abstractmethod
+    def limit_pending_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let a watch keep no more than ten changes."""
+
+    @abstractmethod
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the store's lock in a block, as another program would."""
+
+    @abstractmethod
+    def is_locked(self) -> bool:
+        """Return whether anybody holds the store's lock."""
+
+    @abstractmethod
+    def is_requested(self) -> bool:
+        """Return whether anybody waits for the store's lock."""
+
+    @abstractmethod
+    def remove_measures(self, image_id: str) -> None:
+        """Remove the sizes and digests of its items from an image's record."""
+
+    @abstractmethod
+    def remove_content(self, image_id: str, key: str) -> None:
+        """Remove the content of an item that a record lists."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Make it empty again."""
+
+    async def until_requested(self) -> None:
+        """Return when somebody waits for the store's lock."""
+        await until(self.is_requested)
+
+    async def until_not_requested(self) -> None:
+        """Return when nobody waits for the store's lock."""
+        await until(lambda: not self.is_requested())
+
+
+class DirectoryStore(StoreUnderTest):
+    """A directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._number = 0
+
+    @property
+    def path(self) -> Path:
+        """The store's directory."""
+        return self.root / f"store{self._number}"
+
+    @property
+    def location(self) -> Path:
+        return self.path
+
+    @property
+    def files_prefix(self) -> Path:
+        return self.root / f"files{self._number}"
+
+    def contents(self) -> object:
+        return contents(self.path)
+
+    def garbage(self) -> list[str]:
+        if not self.path.exists():
+            return []
+        return [name for name in os.listdir(self.path) if name.startswith(".")]
+
+    def check_intact(self) -> None:
+        if self.path.exists():
+            assert self.findings() == ()
+
+    def open_handles(self) -> int:
+        return len(open_files(str(self.path)))
+
+    def disable_notifications(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("aimagestore._directory.index_file.open_inotify", lambda _: None)
+        monkeypatch.setattr("aimagestore._directory.feed._INTERVAL", 0.01)
+
+    def limit_pending_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("aimagestore._directory.feed._PENDING_MAX", 10)
+
+    def locked(self) -> AbstractContextManager[None]:
+        return locked(self.path)
+
+    def is_locked(self) -> bool:
+        return is_locked(self.path)
+
+    def is_requested(self) -> bool:
+        return is_requested()
+
+    def remove_measures(self, image_id: str) -> None:
+        def change(records: list[Any]) -> None:
+            records[:] = [_without_measures(r) if r["id"] == image_id else r for r in records]
+
+        edit_index(self.path, change)
+
+    def remove_content(self, image_id: str, key: str) -> None:
+        (self.path / image_id / key).unlink()
+
+    def clear(self) -> None:
+        self._number += 1
+
+
+class ClusterStore(StoreUnderTest):
+    """A database, and a part of a bucket."""
+
+    def __init__(self, place: Place) -> None:
+        import psycopg
+
+        from aimagestore.cluster._addresses import BucketAddress
+        from aimagestore.cluster._blobs import Blobs
+
+        self._place = place
+        self._session: psycopg.Connection[Any] = psycopg.connect(place.records_url, autocommit=True)
+        self._blobs = Blobs(BucketAddress.of(place.blobs_url), 10.0)
+        self._number = 0
+        self.root = Path()
+
+    @property
+    def location(self) -> ClusterLocation:
+        from aimagestore.cluster import ClusterLocation
+
+        return ClusterLocation(self._place.records_url, self._place.blobs_url)
+
+    @property
+    def files_prefix(self) -> Path:
+        return self.root / f"files{self._number}"
+
+    def _rows(self, query: str, *values: object) -> list[Any]:
+        return self._session.execute(query.encode(), values or None).fetchall()
+
+    def _objects(self) -> set[Any]:
+        return {blob.id for page in self._blobs.pages() for blob in page}
+
+    def contents(self) -> object:
+        images = self._rows("SELECT id, place, record FROM images ORDER BY place")
+        names = self._rows("SELECT name, image_id FROM image_names ORDER BY name")
+        digests = self._rows("SELECT digest, image_id FROM image_digests ORDER BY 1, 2")
+        items = self._rows("SELECT blob, image_id, key, removed FROM image_items ORDER BY blob")
+        return images, names, digests, items, self._objects()
+
+    def garbage(self) -> list[str]:
+        known = {row[0] for row in self._rows("SELECT blob FROM image_items")}
+        return [blob.hex for blob in self._objects() - known]
+
+    def check_intact(self) -> None:
+        import hashlib
+
+        from aimagestore._core.record import read
+
+        records = [read(text.encode()) for (text,) in self._rows("SELECT record FROM images")]
+        assert None not in records
+        known = [record for record in records if record is not None]
+        names = {(hashlib.sha256(n.encode()).digest(), r.id) for r in known for n in r.names}
+        assert set(self._rows("SELECT name, image_id FROM image_names")) == names
+        digests = {(digest, record.id) for record in known for digest in record.digests}
+        assert set(self._rows("SELECT digest, image_id FROM image_digests")) == digests
+        keys = {
+            (record.id, key.encode()) for record in known for key in record.image.big_data_names
+        }
+        current = "SELECT image_id, key FROM image_items WHERE removed IS NULL"
+        assert set(self._rows(current)) == keys
+        # A row without an image notes that an orphan object was removed.
+        blobs = {row[0] for row in self._rows("SELECT blob FROM image_items WHERE image_id <> ''")}
+        assert self._objects() == blobs
+        assert self._rows("SELECT images FROM image_store") == [(len(known),)]
+        assert self.findings() == ()
+
+    def open_handles(self) -> int:
+        query = """
+            SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND pid <> pg_backend_pid()
+        """
+        count: int = self._rows(query)[0][0]
+        return count
+
+    def disable_notifications(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("aimagestore.cluster._feed.ClusterFeed._listen", lambda _: None)
+        monkeypatch.setattr("aimagestore.cluster._feed.ClusterFeed.interval", 0.01)
+
+    def limit_pending_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("aimagestore.cluster._feed._PENDING_MAX", 10)
+
+    _KEY = "(x'61696d67'::bigint << 32) + 'image_store'::regclass::oid::bigint"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        self._rows(f"SELECT pg_advisory_lock({self._KEY})")
+        try:
+            yield
+        finally:
+            self._rows(f"SELECT pg_advisory_unlock({self._KEY})")
+
+    def is_locked(self) -> bool:
+        if self._rows(f"SELECT pg_try_advisory_lock({self._KEY})") == [(False,)]:
+            return True
+        self._rows(f"SELECT pg_advisory_unlock({self._KEY})")
+        return False
+
+    def is_requested(self) -> bool:
+        return bool(
+            self._rows(
+                """
+                SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (
+                    SELECT oid FROM pg_database WHERE datname = current_database()
+                )
+                """
+            )
+        )
+
+    def remove_measures(self, image_id: str) -> None:
+        ((text,),) = self._rows("SELECT record FROM images WHERE id = %s", image_id)
+        changed = json.dumps(_without_measures(json.loads(text)), separators=(",", ":"))
+        self._session.execute("UPDATE images SET record = %s WHERE id = %s", [changed, image_id])
+        self._session.execute("DELETE FROM image_digests WHERE image_id = %s", [image_id])
+
+    def remove_content(self, image_id: str, key: str) -> None:
+        query = "SELECT blob FROM image_items WHERE image_id = %s AND key = %s AND removed IS NULL"
+        self._blobs.delete([blob for (blob,) in self._rows(query, image_id, key.encode())])
+
+    def clear(self) -> None:
+        self._number += 1
+        self._session.execute(
+            """
+            DELETE FROM images; DELETE FROM image_names; DELETE FROM image_digests;
+            DELETE FROM image_items; DELETE FROM image_changes; DELETE FROM image_commits;
+            UPDATE image_store SET version = 0, pruned = 0, last_place = 0, images = 0
+            """
+        )
+        if objects := self._objects():
+            self._blobs.delete(list(objects))
+
+    def close(self) -> None:
+        """Close the session."""
+        self._session.close()
+
+
+def _without_measures(record: dict[str, Any]) -> dict[str, Any]:
+    measures = {"digest", "big-data-sizes", "big-data-digests"}
+    return {field: value for field, value in record.items() if field not in measures}

@@ -1,0 +1,161 @@
+"""The group committer over a directory: one commit for many; transactions; locks; closing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from aimagestore import (
+    ImageStore,
+    LockTimeoutError,
+    StoreClosedError,
+    StoreCorruptError,
+)
+
+from .support.stores import is_locked
+
+
+async def test_changes_that_are_pending_together_are_committed_together(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = 0
+    real_rename = os.rename
+
+    def rename(source: str, target: str, **options: int) -> None:
+        nonlocal commits
+        commits += target == "images.json"
+        real_rename(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", rename)
+    async with anyio.create_task_group() as tasks:
+        for i in range(100):
+            tasks.start_soon(store.create, f"id{i:02}")
+    assert len(await store.images()) == 100
+    # Those that come while the first commit is under way make the second; 100 would be one each.
+    assert 1 <= commits <= 3
+
+
+async def test_one_that_meets_a_bad_directory_fails_alone(store: ImageStore, path: Path) -> None:
+    await store.create("good")
+    await store.create("bad")
+    (path / "bad").write_bytes(b"a file")
+    failed: list[BaseException] = []
+
+    async def spoil() -> None:
+        try:
+            await store.set_big_data("bad", "key", b"data")
+        except StoreCorruptError as error:
+            failed.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(spoil)
+        tasks.start_soon(store.set_big_data, "good", "key", b"data")
+        tasks.start_soon(store.set_metadata, "good", "text")
+    assert len(failed) == 1
+    assert await store.big_data("good", "key") == b"data"
+    assert (path / "bad").read_bytes() == b"a file"
+
+
+# Transactions
+
+
+async def test_another_stores_transaction_is_no_obstacle(store: ImageStore, path: Path) -> None:
+    async with ImageStore(path.with_name("store2")) as other, store.transaction() as tx:
+        await other.create("there")
+        await tx.create("here")
+    assert await store.exists("here")
+
+
+async def test_a_transaction_clears_what_a_new_images_directory_holds(
+    store: ImageStore, path: Path
+) -> None:
+    (path / "one").mkdir()
+    (path / "one" / "stale").write_bytes(b"stale")
+    async with store.transaction() as tx:
+        await tx.create("one", big_data={"key": b"data"})
+    assert os.listdir(path / "one") == ["key"]
+
+
+# The lock
+
+
+async def test_other_codes_descriptors_do_not_release_the_lock(
+    store: ImageStore, path: Path
+) -> None:
+    async with store.transaction():
+        os.close(os.open(path / "images.lock", os.O_RDWR))
+        assert is_locked(path)
+
+
+async def test_a_posix_lock_of_another_process_is_named(path: Path) -> None:
+    async with ImageStore(path, lock_timeout=0.05) as store:
+        await store.create("one")
+        code = (
+            "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX);"
+            "print('held', flush=True); sys.stdin.read()"
+        )
+        process = await anyio.open_process([sys.executable, "-c", code, str(path / "images.lock")])
+        async with process:
+            assert process.stdout is not None
+            await process.stdout.receive()
+            with pytest.raises(LockTimeoutError) as info:
+                await store.set_metadata("one", "x")
+            assert info.value.holder_pid == process.pid
+            assert info.value.last_writer_pid == os.getpid()
+            assert str(process.pid) in str(info.value)
+            assert (await store.get("one")).metadata == ""
+            with pytest.raises(LockTimeoutError):
+                async with store.transaction():
+                    pass
+            assert process.stdin is not None
+            await process.stdin.aclose()
+        await store.set_metadata("one", "x")
+
+
+async def test_a_lock_file_with_two_links_is_refused(path: Path, tmp_path: Path) -> None:
+    path.mkdir()
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"precious" * 10)
+    os.link(outside, path / "images.lock")
+    with pytest.raises(StoreCorruptError, match="link"):
+        async with ImageStore(path):
+            pass
+    assert outside.read_bytes() == b"precious" * 10
+
+
+# Closing
+
+
+async def test_a_forked_child_shares_neither_store_nor_lock(store: ImageStore, path: Path) -> None:
+    await store.create("one")
+    to_child = os.pipe()
+    to_parent = os.pipe()
+    async with store.transaction() as tx:
+        await tx.create("two")
+        child = os.fork()
+        if child == 0:
+            os._exit(_use_inherited(store, to_child[0], to_parent[1]))
+        assert await anyio.to_thread.run_sync(os.read, to_parent[0], 100) == b"StoreClosedError"
+    assert not is_locked(path)
+    await store.create("three")
+    os.write(to_child[1], b"end")
+    assert (await anyio.to_thread.run_sync(os.waitpid, child, 0))[1] == 0
+    for fd in (*to_child, *to_parent):
+        os.close(fd)
+    assert [image.id for image in await store.images()] == ["one", "two", "three"]
+
+
+def _use_inherited(store: ImageStore, commands: int, answers: int) -> int:
+    """Use a store in a child that inherited it, and live on for a while."""
+    try:
+        store.get("one").send(None)
+    except StoreClosedError as error:
+        os.write(answers, type(error).__name__.encode())
+    except BaseException as error:
+        os.write(answers, repr(error).encode())
+    return 0 if os.read(commands, 100) == b"end" else 1
