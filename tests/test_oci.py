@@ -30,8 +30,8 @@ from aimagestore import (
     oci,
 )
 
-from .contract.test_cancellation import Steps
-from .homes import open_files
+from .support.steps import Steps
+from .support.stores import open_files
 from .support.layouts import (
     CONFIG,
     LAYER,

@@ -27,7 +27,7 @@ from aimagestore import (
 )
 from aimagestore.oci._layout import DirectoryLayout
 
-from .homes import open_files
+from .support.stores import open_files
 from .support.layouts import CONFIG, INDEX, LAYER, MANIFEST, Maker, archive, digest_of, encode, hello
 
 MIB = 1024 * 1024
