@@ -45,8 +45,12 @@ def open_files(part: str) -> set[str]:
 
 
 def library_threads() -> set[threading.Thread]:
-    """Return the threads that the library has started and that have not ended."""
-    return {t for t in threading.enumerate() if t.name.startswith("aimagestore")}
+    """Return the threads that stores have started and that have not ended.
+
+    The watchdog of a cluster's sessions belongs to no store, and ends by itself.
+    """
+    found = (t for t in threading.enumerate() if t.name.startswith("aimagestore"))
+    return {thread for thread in found if thread.name != "aimagestore watchdog"}
 
 
 def becomes_true(condition: Callable[[], bool], seconds: float = 10) -> bool:
