@@ -332,9 +332,9 @@ class _Placement:
                         staged.withdraw(directory, name)
                 else:
                     staged.withdraw(self._root, name)
-            except (OSError, StoreCorruptError, ValueError):
+            except (OSError, StoreCorruptError, ValueError) as error:
                 is_undone = self._remove(image_id, name) and is_undone
-                staged.discard()  # published for its owner, who would never close it
+                staged.lose(error)
         for image_id in self._made:
             with suppress(OSError):
                 self._root.remove_directory(image_id)
@@ -369,6 +369,6 @@ def _no_room(error: OSError, catalog: BlockCatalog) -> OSError:
     return OSError(
         error.errno,
         f"{error.strerror} (every change, a deletion too, needs room for a second index for a "
-        f"moment, {size:,} bytes here: free some outside the store)",
+        f"moment, {size:,} bytes here: free some outside the store, or call collect_garbage)",
         error.filename,
     )

@@ -278,7 +278,11 @@ def _join(
         line = _lines.get(key)
         if line is None:
             own = root.duplicate()
-            line = _lines[key] = LockLine(make(own), name, partial(_forget, key, own))
+            try:
+                line = _lines[key] = LockLine(make(own), name, partial(_forget, key, own))
+            except BaseException:
+                own.close()
+                raise
         line.join()
         return line
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import secrets
@@ -91,6 +92,7 @@ class StagedFile:
         self._mutex = threading.Lock()
         self._is_discarded = False
         self._is_published = False
+        self._loss: Exception | None = None
         self._name = ""
         fd = directory.open_unnamed(mode)
         if fd is None:
@@ -109,6 +111,8 @@ class StagedFile:
     @contextmanager
     def _in_use(self) -> Iterator[int]:
         with self._mutex:
+            if self._loss is not None:
+                raise self._loss
             if self._is_discarded:
                 raise ValueError("this staged data was discarded: stage it again")
             try:
@@ -180,6 +184,11 @@ class StagedFile:
             directory.rename(name, staged, self._directory)
             self._name = staged
             self._is_published = False
+
+    def lose(self, error: Exception) -> None:
+        """Close the file, which could not be withdrawn: whoever uses the data raises the error."""
+        self._loss = copy.copy(error)
+        self.discard()
 
     def discard(self) -> None:
         """Close the file; it is gone then, unless it was published. Idempotent.

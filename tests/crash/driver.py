@@ -19,7 +19,7 @@ import anyio
 import anyio._backends._asyncio  # once for all children
 
 from .faults import Failpoints, Failure
-from .operations import OPERATIONS, attempt
+from .operations import attempt, operation_named
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def _run(job: dict[str, str]) -> None:
     try:
         path = Path(job["path"])
         points = Failpoints(path, Failure(int(job["at"]), kills=True))
-        error = anyio.run(attempt, OPERATIONS[job["operation"]], path, points)
+        error = anyio.run(attempt, operation_named(job["operation"]), path, points)
         os._exit(0 if error is None else 1)
     except BaseException:
         traceback.print_exc()

@@ -22,21 +22,31 @@ import aimagestore._directory
 PACKAGE = os.path.dirname(aimagestore._directory.__file__)
 
 CALLS: dict[str, Any] = {
-    **dict.fromkeys(("open", "read", "readv", "writev", "fsync", "stat", "fstat", "listdir"), os),
+    **dict.fromkeys(
+        ("open", "read", "readv", "pread", "writev", "fsync", "stat", "fstat", "listdir"), os
+    ),
     **dict.fromkeys(("rename", "link", "unlink", "mkdir", "rmdir"), os),
     **dict.fromkeys(("fcntl", "flock"), fcntl),
 }
 """Each call that is a point, and the module whose function it is."""
 
+OUTSIDE = {
+    "containers.py": "reads the list of containers, which is beside the store",
+    "lock.py": "reads /proc",
+    "mounts.py": "reads /proc",
+}
+"""Which modules open files past the failpoints, and why."""
+
 NO_POINTS = {
     "close": "its descriptor is gone whatever it answers, and what matters is synced by then",
     "fspath": "no system call",
     "getpid": "cannot fail",
+    "register_at_fork": "no system call",
     "urandom": "cannot fail",
 }
 """What else the engine calls, and why that is no point."""
 
-FAULTS = (errno.EIO, errno.ENOSPC, errno.EACCES)
+FAULTS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.EMFILE)
 """EINTR is none of them: Python makes an interrupted call again (PEP 475)."""
 
 _readlink = os.readlink  # the guard against blocking calls replaces it later
@@ -138,7 +148,10 @@ class Failpoints:
         creates = name in ALLOCATING
         if name == "open":
             creates = bool(args[1] & os.O_CREAT) or args[1] & os.O_TMPFILE == os.O_TMPFILE
-        return Point(name, self._kind(place(name, args, kwargs)), creates)
+        path = place(name, args, kwargs)
+        if name == "open" and not creates:
+            path = path.removesuffix("/.")
+        return Point(name, self._kind(path), creates)
 
     def _kind(self, path: str) -> str:
         if path == self._path:
@@ -152,7 +165,7 @@ class Failpoints:
         if first.startswith(".new-images"):
             return "the next index"
         if first.startswith(".new-"):
-            return "an item that waits"
+            return "pending content"
         if first in {"images.json", "images.lock"}:
             return first.removesuffix(" (deleted)")
         return "an item" if len(parts) > 1 else "an image's directory"

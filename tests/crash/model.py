@@ -145,7 +145,7 @@ class Change:
                 getattr(model, self.method)(*self.arguments)
 
     def call(self, target: Target) -> Any:
-        """Make the call; of a store this gives what is to be awaited."""
+        """Make the call, which is to be awaited."""
         if self.method == "create":
             image_id, given, metadata, content = self.arguments
             return target.create(image_id, names=given, metadata=metadata, big_data=content)

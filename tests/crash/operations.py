@@ -15,11 +15,15 @@ import anyio
 import pytest
 
 from aimagestore import ImageStore
+from aimagestore._async.store import core_of
+from aimagestore._core import mutations
 from aimagestore._directory import files
-from aimagestore._directory.placement import waiting_name
+from aimagestore._directory.pending import pending_name
+from aimagestore._engine.items import discard_all, stage_all
+from aimagestore._engine.protocol import Outcome
 
 from .faults import Failpoints
-from .state import apply_all
+from .state import NEW, ONE, THREE, TWO, USER_DATA, apply_all
 
 THEN = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 BIG = b"x" * 1_100_000
@@ -57,62 +61,96 @@ async def create_from_staged(store: ImageStore) -> None:
     async with store.stage() as staged:
         await staged.write(b"staged ")
         await staged.write(b"content")
-        await store.create("new", created=THEN, big_data={"key": staged})
+        await store.create(NEW, created=THEN, big_data={"key": staged})
 
 
 async def replace_from_staged(store: ImageStore) -> None:
     async with store.stage(b"staged content") as staged:
-        await store.set_big_data("one", "manifest", staged)
+        await store.set_big_data(ONE, "manifest", staged)
 
 
 async def several(store: ImageStore) -> None:
     async with store.transaction() as tx:
-        apply_all(tx, ["n"])
+        await apply_all(tx, ["n"])
 
 
 async def anew(store: ImageStore) -> None:
     async with store.transaction() as tx:
-        tx.delete("one")
-        tx.create("one", names=["a"], created=THEN, big_data={"config": b"another"})
+        await tx.delete(ONE)
+        await tx.create(ONE, names=["a"], created=THEN, big_data={"config": b"another"})
+
+
+async def commit_batch(store: ImageStore) -> list[Outcome | BaseException]:
+    """Commit three changes at once, of which the second cannot be placed.
+
+    So they are committed one by one. It goes past the group committer, which batches by chance.
+    """
+    core = core_of(store)
+    items, lock, writer = core.engine.items, core.engine.lock, core.engine.writer
+
+    def commit() -> list[Outcome | BaseException]:
+        unusable = items.stage()
+        unusable.discard()
+        contents = stage_all(items, {"replaced": b"newer content", "new": b"new content"})
+        try:
+            batch = [
+                mutations.set_big_data(ONE, "manifest", contents["replaced"]),
+                mutations.set_big_data(TWO, "key", unusable),
+                mutations.create(NEW, created=THEN, big_data={"key": contents["new"]}),
+            ]
+            grant = lock.try_acquire()
+            if grant is None:
+                raise BlockingIOError("somebody else holds the lock")
+            try:
+                return list(writer.commit(grant, batch))
+            finally:
+                grant.release()
+        finally:
+            discard_all(contents)
+
+    return await core.threads.run_shielded(commit)
 
 
 async def create_with_items(store: ImageStore) -> None:
     big_data = {"manifest": b"m" * 100, "sha256:config": b"c" * 5000}
-    await store.create("new", names=["n"], created=THEN, big_data=big_data)
+    await store.create(NEW, names=["n"], created=THEN, big_data=big_data)
 
 
 async def replace(store: ImageStore) -> None:
-    await store.set_big_data("one", "manifest", b"new content")
+    await store.set_big_data(ONE, "manifest", b"new content")
 
 
 OPERATIONS: dict[str, Operation] = {
-    "create": Operation(lambda s: s.create("new", names=["n"], created=THEN)),
+    "create": Operation(lambda s: s.create(NEW, names=["n"], created=THEN)),
     "create with items": Operation(create_with_items),
     "create with items, staged by name": Operation(create_with_items, named=True),
     "create from staged": Operation(create_from_staged),
     "create the first": Operation(create_with_items, start="empty"),
     "create over a stale directory": Operation(create_with_items, start="stale"),
-    "set_names": Operation(lambda s: s.set_names("one", ["b", "c"])),
-    "add_names": Operation(lambda s: s.add_names("two", ["c"])),
-    "remove_names": Operation(lambda s: s.remove_names("one", ["a"])),
-    "set_metadata": Operation(lambda s: s.set_metadata("one", "text")),
-    "set_flag": Operation(lambda s: s.set_flag("two", "flag", [1])),
-    "clear_flag": Operation(lambda s: s.clear_flag("one", "flag")),
-    "set_big_data, new": Operation(lambda s: s.set_big_data("one", "another", b"more")),
-    "set_big_data, first": Operation(lambda s: s.set_big_data("two", "key", b"data")),
+    "set_names": Operation(lambda s: s.set_names(ONE, ["b", "c"])),
+    "add_names": Operation(lambda s: s.add_names(TWO, ["c"])),
+    "remove_names": Operation(lambda s: s.remove_names(ONE, ["a"])),
+    "set_metadata": Operation(lambda s: s.set_metadata(ONE, "text")),
+    "set_flag": Operation(lambda s: s.set_flag(TWO, "flag", [1])),
+    "clear_flag": Operation(lambda s: s.clear_flag(ONE, "flag")),
+    "set_big_data, new": Operation(lambda s: s.set_big_data(ONE, "another", b"more")),
+    "set_big_data, first": Operation(lambda s: s.set_big_data(TWO, "key", b"data")),
     "set_big_data, replaced": Operation(replace),
     "set_big_data, replaced, staged by name": Operation(replace, named=True),
     "set_big_data, same content": Operation(
-        lambda s: s.set_big_data("one", "manifest", b"old content")
+        lambda s: s.set_big_data(ONE, "manifest", b"old content")
     ),
-    "set_big_data, streamed": Operation(lambda s: s.set_big_data("one", "manifest", chunks())),
+    "set_big_data, streamed": Operation(lambda s: s.set_big_data(ONE, "manifest", chunks())),
     "set_big_data, staged": Operation(replace_from_staged),
     "set_big_data, while another died": Operation(replace, meanwhile=True),
-    "big_data_digest": Operation(lambda s: s.big_data_digest("three", "unmeasured")),
-    "delete": Operation(lambda s: s.delete("one")),
+    "big_data_digest": Operation(lambda s: s.big_data_digest(THREE, "unmeasured")),
+    "delete": Operation(lambda s: s.delete(ONE)),
+    "delete a tree": Operation(lambda s: s.delete(ONE), start="trees"),
     "wipe": Operation(lambda s: s.wipe()),
+    "wipe trees": Operation(lambda s: s.wipe(), start="trees"),
     "transaction": Operation(several),
     "transaction, the same image anew": Operation(anew),
+    "transaction, the same image anew, with a tree": Operation(anew, start="trees"),
     "touch": Operation(lambda s: s.touch()),
     "collect_garbage": Operation(lambda s: s.collect_garbage(), start="stale"),
     "open anew": Operation(nothing, start="none", opens=True),
@@ -121,6 +159,15 @@ OPERATIONS: dict[str, Operation] = {
     "open, finishing": Operation(nothing, start="half done", opens=True),
     "open and change": Operation(replace, start="half done", opens=True),
 }
+
+
+BATCH = "batch"
+"""The name of the operation that is several commits."""
+
+
+def operation_named(name: str) -> Operation:
+    """Return an operation, also the one that is several commits."""
+    return Operation(commit_batch) if name == BATCH else OPERATIONS[name]
 
 
 async def make(path: Path, start: str) -> None:
@@ -134,19 +181,25 @@ async def make(path: Path, start: str) -> None:
     async with ImageStore(path) as store:
         flags = {"flag": {"deep": [1, None]}}
         items = {"manifest": b"old content", "sha256:config": b"{}"}
-        await store.create("one", names=["a"], created=THEN, flags=flags, big_data=items)
-        await store.create("two", names=["b"], created=THEN)
-        await store.create("three", created=THEN, layer="layer")
-    (path / "three").mkdir()
-    (path / "three" / "unmeasured").write_bytes(b"by another program")
-    _edit(path, "three", {"big-data-names": ["unmeasured"]})
+        await store.create(ONE, names=["a"], created=THEN, flags=flags, big_data=items)
+        await store.create(TWO, names=["b"], created=THEN)
+        await store.create(THREE, created=THEN, top_layer="layer")
+    (path / THREE).mkdir()
+    (path / THREE / "unmeasured").write_bytes(b"by another program")
+    _edit(path, THREE, {"big-data-names": ["unmeasured"]})
     if start == "names":
-        _edit(path, "two", {"names": ["a", "b"]})
+        _edit(path, TWO, {"names": ["a", "b"]})
     elif start == "half done":
         await leave_half_done(path)
     elif start == "stale":
-        (path / "new").mkdir()
-        (path / "new" / "stale").write_bytes(b"stale")
+        (path / NEW / "deep" / "deeper").mkdir(parents=True)
+        (path / NEW / "stale").write_bytes(b"stale")
+        (path / NEW / "deep" / "deeper" / "stale").write_bytes(b"stale")
+    elif start == "trees":
+        for image_id in (ONE, TWO):
+            (path / image_id / USER_DATA / "deep").mkdir(parents=True)
+            (path / image_id / USER_DATA / "deep" / "file").write_bytes(b"by another program")
+            (path / image_id / USER_DATA / "link").symlink_to("/nowhere")
 
 
 def _edit(path: Path, image_id: str, fields: dict[str, Any]) -> None:
@@ -159,12 +212,12 @@ def _edit(path: Path, image_id: str, fields: dict[str, Any]) -> None:
 
 async def leave_half_done(path: Path) -> None:
     """Leave the store as one that died between its commit and the renaming of the item."""
-    old = (path / "one" / "manifest").read_bytes()
+    old = (path / ONE / "manifest").read_bytes()
     async with ImageStore(path) as store:
-        image = await store.set_big_data("one", "manifest", b"half done")
-    name = waiting_name("one", "manifest", image.big_data_digests["manifest"])
-    (path / "one" / "manifest").rename(path / name)
-    (path / "one" / "manifest").write_bytes(old)
+        image = await store.set_big_data(ONE, "manifest", b"half done")
+    name = pending_name(image, "manifest")
+    (path / ONE / "manifest").rename(path / name)
+    (path / ONE / "manifest").write_bytes(old)
     (path / f".new-{'0' * 32}-{'1' * 32}").write_bytes(b"nobody's")
     (path / ".new-images.json").write_bytes(b"[")
 

@@ -142,7 +142,7 @@ class Recorder:
 
     def _node_at(self, place: Place, flags: int) -> Node:
         if place[1] == ".":
-            return self.root
+            return place[0]
         if place not in self._entries:
             assert flags & os.O_CREAT, place
             self._name((place, Node(is_directory=False)))

@@ -12,6 +12,14 @@ from typing import Any
 from aimagestore import Image, ImageStore, Transaction
 from aimagestore._core.names import big_data_file
 
+ONE, TWO, THREE = "1" * 64, "2" * 64, "3" * 64
+NEW = "e" * 64
+LAST = "f" * 64
+"""IDs as containers/storage makes them: only their directories are collected as garbage."""
+
+USER_DATA = "userdata"
+"""A directory that containers/storage keeps beside an image's big data."""
+
 NIGHTLY = bool(os.environ.get("AIMAGESTORE_NIGHTLY"))
 """Whether to take hours instead of seconds."""
 
@@ -71,13 +79,8 @@ async def read_again(path: Path, *, read_only: bool = True) -> State:
 
 
 def files_of(path: Path) -> set[str]:
-    """Every file and directory of a store."""
-    found = set()
-    for name in os.listdir(path):
-        found.add(name)
-        if (path / name).is_dir():
-            found |= {f"{name}/{file}" for file in os.listdir(path / name)}
-    return found
+    """Return every file and directory of a store."""
+    return {str(found.relative_to(path)) for found in path.rglob("*")}
 
 
 def strays(path: Path, state: State) -> set[str]:
@@ -86,13 +89,20 @@ def strays(path: Path, state: State) -> set[str]:
     for image_id, image in state.items():
         mine.add(image_id)
         mine |= {f"{image_id}/{big_data_file(key)}" for key in image.items}
-    return files_of(path) - mine
+    found = files_of(path) - mine
+    # What other programs keep in an image's directory belongs to the image.
+    return {name for name in found if not _is_of_others(name, state)}
 
 
-def apply_all(transaction: Transaction, names: list[str]) -> None:
-    """Some changes of several kinds to a store that has images ``one`` and ``two``."""
-    transaction.create("new", names=names, big_data={"manifest": b"m", "key": b"k"})
-    transaction.set_big_data("one", "manifest", b"newer content")
-    transaction.set_big_data("one", "another", b"more")
-    transaction.set_metadata("two", "text")
-    transaction.delete("three")
+def _is_of_others(name: str, state: State) -> bool:
+    image_id, _, rest = name.partition("/")
+    return image_id in state and rest.split("/")[0] == USER_DATA
+
+
+async def apply_all(transaction: Transaction, names: list[str]) -> None:
+    """Make some changes of several kinds to a store that has the images 1 to 3."""
+    await transaction.create(NEW, names=names, big_data={"manifest": b"m", "key": b"k"})
+    await transaction.set_big_data(ONE, "manifest", b"newer content")
+    await transaction.set_big_data(ONE, "another", b"more")
+    await transaction.set_metadata(TWO, "text")
+    await transaction.delete(THREE)

@@ -12,6 +12,7 @@ import pytest
 from aimagestore import ImageStore, check
 
 from .driver import ROOT
+from .state import TWO
 
 ROUNDS = 25
 
@@ -43,5 +44,5 @@ async def test_what_another_process_has_under_way_is_not_collected(written: Path
         seen = set()
         for _ in range(ROUNDS):
             assert (await store.collect_garbage()).findings == ()
-            seen.add(await store.metadata("two"))
+            seen.add(await store.metadata(TWO))
         assert len(seen) > 1, "nothing was written meanwhile"

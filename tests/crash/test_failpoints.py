@@ -18,9 +18,19 @@ import pytest
 from aimagestore import ImageStore
 
 from .driver import Driver, driver
-from .faults import BY_NAME, CALLS, FAULTS, NO_POINTS, PACKAGE, Failpoints, Failure, Point
-from .operations import OPERATIONS, Operation, attempt, descriptors, leave_half_done, make
-from .state import NIGHTLY, State, read_again, read_state, strays
+from .faults import BY_NAME, CALLS, FAULTS, NO_POINTS, OUTSIDE, PACKAGE, Failpoints, Failure, Point
+from .operations import (
+    BATCH,
+    OPERATIONS,
+    Operation,
+    attempt,
+    commit_batch,
+    descriptors,
+    leave_half_done,
+    make,
+    operation_named,
+)
+from .state import LAST, NEW, NIGHTLY, ONE, TWO, State, read_again, read_state, strays
 
 BACKENDS: dict[str, dict[str, Any]] = {
     "asyncio": {"backend": "asyncio"},
@@ -38,6 +48,8 @@ def can_give(point: Point, code: int) -> bool:
             return point.creates
         case errno.EACCES:
             return point.call in BY_NAME
+        case errno.EMFILE:
+            return point.call == "open"
     return True
 
 
@@ -46,7 +58,7 @@ class Case:
 
     def __init__(self, name: str, scratch: Path) -> None:
         self.name = name
-        self.operation: Operation = OPERATIONS[name]
+        self.operation: Operation = operation_named(name)
         self.scratch = scratch
         self.template = scratch / "template"
         self.path = scratch / "store"
@@ -76,7 +88,7 @@ class Case:
         if self.path.exists():
             shutil.rmtree(self.path)
         if self.template.exists():
-            shutil.copytree(self.template, self.path)
+            shutil.copytree(self.template, self.path, symlinks=True)
 
     def failures(self) -> Iterator[Failure]:
         """Each fault at each point it can be at."""
@@ -144,17 +156,26 @@ async def check_open_store(
 ) -> None:
     """Check the store that met the failure: memory is disk, and it goes on working."""
     check_error(case, failure, error)
+    check_next_index(case, failure, points)
     state = await read_state(store)
     assert state == await read_again(case.path), "memory is not what the disk says"
     happened = error is None or "may have happened" in str(error)
     assert state == (case.after if happened else case.before)
-    await store.create("last", metadata="last")
+    await store.create(LAST, metadata="last")
     await check_strays(case, failure, points, store)
     if not happened:
         await case.operation.run(store)
     state = await read_state(store)
-    state.pop("last", None)  # the wiping took it as well
+    state.pop(LAST, None)  # the wiping took it as well
     assert state == case.after
+
+
+def check_next_index(case: Case, failure: Failure, points: Failpoints) -> None:
+    """Check that the next index is removed at once when it does not become the index."""
+    was_there = case.operation.start == "half done" or case.operation.meanwhile
+    can_stay = failure.stays or any(point.call == "unlink" for point in points.hit)
+    if not (was_there or can_stay):
+        assert not (case.path / ".new-images.json").exists()
 
 
 async def check_strays(case: Case, failure: Failure, points: Failpoints, store: ImageStore) -> None:
@@ -181,10 +202,10 @@ async def check_reopened(case: Case, failure: Failure, points: Failpoints) -> No
     """Check what another process finds that opens the store after the failure."""
     async with ImageStore(case.path) as store:
         state = await read_state(store)
-        state.pop("last", None)
+        state.pop(LAST, None)
         assert state == case.after or (case.operation.opens and state == case.before)
         if case.operation.opens:
-            await store.create("last")
+            await store.create(LAST)
         await check_strays(case, failure, points, store)
 
 
@@ -194,6 +215,69 @@ def test_failing_at_every_point(scratch: Path, name: str, backend: str) -> None:
     tried = anyio.run(sweep, Case(name, scratch), **BACKENDS[backend])
     print(f"{tried} failures")
     assert tried >= 10
+
+
+async def sweep_batch(scratch: Path) -> int:
+    """Let a batch fail at every point; a change has happened if and only if its outcome says so."""
+    template, path = scratch / "template", scratch / "store"
+    await make(template, "full")
+
+    async def run(failure: Failure | None) -> Failpoints:
+        shutil.copytree(template, path)
+        open_before = descriptors(path)
+        before = await read_again(path)
+        points = Failpoints(path, failure)
+        async with ImageStore(path) as store:
+            try:
+                with points.active():
+                    replaced, unusable, created = await commit_batch(store)
+            except OSError as error:
+                replaced = unusable = created = error
+            state = await read_state(store)
+            assert state == await read_again(path)
+            assert (state != before) or isinstance(replaced, OSError)
+            for outcome, has_happened in (
+                (replaced, state[ONE] != before[ONE]),
+                (created, NEW in state),
+            ):
+                assert has_happened != is_refused(outcome)
+            assert state[TWO] == before[TWO]
+            assert isinstance(unusable, ValueError | OSError)
+            await store.create(LAST)
+            await store.collect_garbage()
+            assert strays(path, await read_state(store)) == set()
+        assert descriptors(path) == open_before, "a descriptor was left open"
+        shutil.rmtree(path)
+        return points
+
+    passed = (await run(None)).passed
+    failures = [
+        Failure(at, code, stays=stays)
+        for at, point in enumerate(passed, 1)
+        for code in FAULTS
+        for stays in (False, True)
+        if can_give(point, code) and not (stays and code == errno.EMFILE)
+    ]
+    for failure in failures:
+        try:
+            await run(failure)
+        except BaseException as error:
+            error.add_note(f"{failure}, {passed[failure.at - 1]}")
+            raise
+    return len(failures)
+
+
+def is_refused(outcome: object) -> bool:
+    return isinstance(outcome, BaseException) and "may have happened" not in str(outcome)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_whose_changes_are_committed_one_by_one_fails_at_every_point(
+    scratch: Path, backend: str
+) -> None:
+    tried = anyio.run(sweep_batch, scratch, **BACKENDS[backend])
+    print(f"{tried} failures")
+    assert tried > 100
 
 
 @pytest.fixture(scope="module")
@@ -232,10 +316,10 @@ async def check_killed(case: Case, at: int) -> None:
         if state == case.before and not case.operation.opens:
             await case.operation.run(store)
             assert await read_state(store) == case.after
-        await store.create("last")
+        await store.create(LAST)
         await check_strays(case, Failure(at, kills=True), Failpoints(case.path), store)
     last = await read_again(case.path)
-    del last["last"]
+    del last[LAST]
     assert last in states
 
 
@@ -246,6 +330,28 @@ def test_killed_at_every_point(scratch: Path, name: str, killer: Driver) -> None
     assert tried or name in {"touch", "open"}
 
 
+def test_a_batch_is_killed_at_every_point(scratch: Path, killer: Driver) -> None:
+    async def run() -> int:
+        case = Case(BATCH, scratch)
+        await case.prepare()
+        between = {i: image for i, image in case.after.items() if i != NEW}
+        deaths = list(case.deaths())
+        for at in deaths:
+            case.renew()
+            assert os.WIFSIGNALED(killer.kill_at(case.path, case.name, at))
+            assert await read_again(case.path) in [case.before, between, case.after]
+            async with ImageStore(case.path) as store:
+                await store.create(LAST)
+                await store.collect_garbage()
+                state = await read_state(store)
+                assert strays(case.path, state) == set()
+                del state[LAST]
+                assert state in [case.before, between, case.after]
+        return len(deaths)
+
+    assert anyio.run(run) > 20
+
+
 def test_no_call_of_the_engine_is_missing() -> None:
     called = set()
     for file in Path(PACKAGE).glob("*.py"):
@@ -254,5 +360,5 @@ def test_no_call_of_the_engine_is_missing() -> None:
                 case ast.Call(ast.Attribute(ast.Name("os" | "fcntl"), name)):
                     called.add(name)
                 case ast.Call(ast.Name("open")):
-                    assert file.name == "mounts.py", "opens a file past the failpoints"
+                    assert file.name in OUTSIDE, "opens a file past the failpoints"
     assert called <= CALLS.keys() | NO_POINTS.keys()

@@ -13,7 +13,7 @@ import pytest
 
 from aimagestore import ImageStore, check
 
-from .state import read_again, read_state
+from .state import NEW, read_again, read_state
 
 IMAGES = 100
 METADATA = "x" * 2000
@@ -52,7 +52,7 @@ async def make(path: Path) -> None:
     async with ImageStore(path) as store, store.transaction() as tx:
         for number in range(IMAGES):
             big_data = {"manifest": bytes(PAGE)} if number == 0 else {}
-            tx.create(f"image{number}", metadata=METADATA, big_data=big_data)
+            await tx.create(f"image{number}", metadata=METADATA, big_data=big_data)
 
 
 async def test_a_deletion_needs_room_for_the_index_alone(disk: Path) -> None:
@@ -90,7 +90,7 @@ async def test_a_deletion_says_how_much_room_it_needs(disk: Path) -> None:
 
 async def test_a_full_disk_can_be_opened_read_and_collected(disk: Path) -> None:
     await make(disk / "store")
-    orphan = disk / "store" / "orphan"
+    orphan = disk / "store" / NEW
     orphan.mkdir()
     (orphan / "manifest").write_bytes(bytes(IMAGES * len(METADATA) * 2))
     fill(disk, leave=0)

@@ -19,11 +19,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from aimagestore import Image, ImageStore, ImageStoreError, check, repair
-from aimagestore._directory.placement import waiting_name
-from tests import strategies
+from aimagestore._core.record import read
+from aimagestore._directory.pending import pending_name
+from tests.support import strategies
 
 from .operations import THEN, leave_half_done
-from .state import NIGHTLY
+from .state import NEW, NIGHTLY, ONE, THREE, TWO
 
 SECRET = b"the content of a file outside"
 PATIENCE = 20
@@ -71,10 +72,10 @@ async def make(path: Path) -> None:
     """A store with everything in it that a store can have, half done as well."""
     async with ImageStore(path) as store:
         big_data = {"manifest": b"content", "sha256:config": b"{}", "empty": b""}
-        await store.create("one", names=["a", "b"], created=THEN, big_data=big_data)
-        await store.create("two", names=["c"], flags={"f": [1, {"id": "x"}]}, created=THEN)
-        await store.set_names("two", ["c", "é\u2028"])
-        await store.create("three", layer="layer", big_data={"manifest-2": b"m"}, created=THEN)
+        await store.create(ONE, names=["a", "b"], created=THEN, big_data=big_data)
+        await store.create(TWO, names=["c"], flags={"f": [1, {"id": "x"}]}, created=THEN)
+        await store.set_names(TWO, ["c", "é\u2028"])
+        await store.create(THREE, top_layer="layer", big_data={"manifest-2": b"m"}, created=THEN)
     await leave_half_done(path)
 
 
@@ -118,7 +119,7 @@ async def use(path: Path, *, read_only: bool) -> None:
         images = await store.images()
         assert list(await store.snapshot()) == images
         if not read_only:
-            await change(store)
+            await change(store, path)
             return
         for image in images:
             await use_image(store, image)
@@ -145,14 +146,14 @@ async def read_verified(store: ImageStore, ref: str, key: str) -> None:
             assert SECRET not in chunk
 
 
-async def change(store: ImageStore) -> None:
-    await allowed(lambda: store.set_big_data("one", "manifest", b"changed"))
-    created = await allowed(lambda: store.create("new", big_data={"key": b"data"}))
+async def change(store: ImageStore, path: Path) -> None:
+    await allowed(lambda: store.set_big_data(ONE, "manifest", b"changed"))
+    created = await allowed(lambda: store.create(NEW, big_data={"key": b"data"}))
     if created is not None:
-        assert await store.big_data("new", "key") == b"data"
-        async with ImageStore(store._engine.name) as again:
-            assert await again.big_data("new", "key") == b"data"
-    await allowed(lambda: store.delete("three"))
+        assert await store.big_data(NEW, "key") == b"data"
+        async with ImageStore(path) as again:
+            assert await again.big_data(NEW, "key") == b"data"
+    await allowed(lambda: store.delete(THREE))
     await allowed(store.collect_garbage)
 
 
@@ -196,7 +197,7 @@ spans = st.one_of(
             b"-",
             b"\xff",
             b"[]",
-            b'"id":"one",',
+            b'"id":"%b",' % ONE.encode(),
             b'"ID":"x",',
             b'"../outside/file"',
             b'"."',
@@ -256,8 +257,8 @@ hostile = st.one_of(
             "images.json",
             "images.lock",
             ".new-images.json",
-            "one",
-            "two",
+            ONE,
+            TWO,
             "manifest",
             "x" * 300,
             "\0",
@@ -317,30 +318,35 @@ def test_an_index_of_any_records(victim: Victim, elements: list[bytes]) -> None:
 
 # The directory
 
-WAITING = waiting_name("one", "manifest", "sha256:" + "0" * 64)
+_RECORD = read(b'{"id":"%b","big-data-digests":{"manifest":""}}' % ONE.encode(), 0)
+assert _RECORD is not None
+PENDING = pending_name(_RECORD.image, "manifest")
+"""Content that no record leads to."""
+
 places = st.sampled_from(
     [
         "images.json",
         "images.lock",
         ".new-images.json",
-        WAITING,
+        PENDING,
         ".new-" + "0" * 65,
         ".stage-0",
-        "one",
-        "one/manifest",
-        "one/empty",
-        "one/=c2hhMjU2OmNvbmZpZw==",
-        "two",
-        "two/key",
-        "three",
-        "three/manifest-2",
-        "new",
-        "new/key",
+        ONE,
+        f"{ONE}/manifest",
+        f"{ONE}/empty",
+        f"{ONE}/=c2hhMjU2OmNvbmZpZw==",
+        TWO,
+        f"{TWO}/key",
+        THREE,
+        f"{THREE}/manifest-2",
+        NEW,
+        f"{NEW}/key",
+        "5" * 64,
         "stray",
-        "one/stray",
+        f"{ONE}/stray",
         "HALF",
         ".tmp-x",
-        "one/.tmp-x",
+        f"{ONE}/.tmp-x",
     ]
 )
 kinds = st.sampled_from(
@@ -366,8 +372,8 @@ kinds = st.sampled_from(
 
 def put(victim: Victim, name: str, kind: str) -> None:
     """Put something else where a file or directory is."""
-    waiting = sorted(n for n in os.listdir(victim.path) if n.startswith(".new-"))
-    path = victim.path / (waiting[-1] if name == "HALF" and waiting else name)
+    pending = sorted(n for n in os.listdir(victim.path) if n.startswith(".new-"))
+    path = victim.path / (pending[-1] if name == "HALF" and pending else name)
     if not path.parent.is_dir() or path.parent.is_symlink():
         return
     if path.is_dir() and not path.is_symlink():
@@ -390,7 +396,7 @@ def put(victim: Victim, name: str, kind: str) -> None:
         case "socket":
             os.mknod(path, stat.S_IFSOCK | 0o600)
         case "hard link":
-            os.link(victim.path.parent / "template" / "one" / "manifest", path)
+            os.link(victim.path.parent / "template" / ONE / "manifest", path)
         case "link to itself":
             path.symlink_to(path.name)
         case "link to file" | "link to directory" | "link to index" | "dangling link" | "link up":
@@ -403,7 +409,7 @@ def put(victim: Victim, name: str, kind: str) -> None:
 @fuzz(500, 15_000)
 @given(changes=st.lists(st.tuples(places, kinds), min_size=1, max_size=4))
 @example(changes=[("images.lock", "fifo")])
-@example(changes=[("one", "link to directory")])
+@example(changes=[(ONE, "link to directory")])
 def test_a_directory_with_files_changed(victim: Victim, changes: list[tuple[str, str]]) -> None:
     with victim.renewed():
         for name, kind in changes:

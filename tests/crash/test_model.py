@@ -31,7 +31,7 @@ from aimagestore import (
     Transaction,
 )
 
-from ..homes import Home
+from ..support.stores import StoreUnderTest
 from .model import Change, Entry, Model, RefusedError, digest_of, digests_of
 from .state import NIGHTLY, held, read_state
 
@@ -79,11 +79,11 @@ class TwoStores(RuleBasedStateMachine):
     """Two stores in one place, and the dictionary."""
 
     backend = "asyncio"
-    home: Home
+    where: StoreUnderTest
 
     def __init__(self) -> None:
         super().__init__()
-        self.home.clear()
+        self.where.clear()
         self.model = Model()
         self.held: list[tuple[Snapshot, dict[str, Entry]]] = []
         self._portals: AbstractContextManager[anyio.from_thread.BlockingPortal] = (
@@ -93,7 +93,7 @@ class TwoStores(RuleBasedStateMachine):
         self.stores = [self._open(), self._open()]
 
     def _open(self) -> ImageStore:
-        return self.run(ImageStore(self.home()).__aenter__)  # type: ignore[no-any-return]
+        return self.run(ImageStore(self.where.location).__aenter__)  # type: ignore[no-any-return]
 
     def run(self, function: Callable[[], Awaitable[Any]]) -> Any:
         return self.portal.call(call, function)
@@ -103,7 +103,7 @@ class TwoStores(RuleBasedStateMachine):
             for store in self.stores:
                 assert self.run(partial(read_state, store)) == self.model.state()
                 self.run(store.aclose)
-            self.home.check()
+            self.where.check_intact()
         finally:
             self._portals.__exit__(None, None, None)
 
@@ -141,8 +141,8 @@ class TwoStores(RuleBasedStateMachine):
         async def act() -> None:
             async with self.stores[number].transaction() as tx:
                 for change in batch:
-                    self._both(model, tx, change)
-                assert [image.id for image in tx.images()] == list(model.images)
+                    await self._both(model, tx, change)
+                assert [image.id for image in await tx.images()] == list(model.images)
                 if fails:
                     raise ZeroDivisionError
 
@@ -153,15 +153,15 @@ class TwoStores(RuleBasedStateMachine):
             self.run(act)
             self.model = model
 
-    def _both(self, model: Model, tx: Transaction, change: Change) -> None:
+    async def _both(self, model: Model, tx: Transaction, change: Change) -> None:
         tried = model.copy()
         try:
             change.to_model(tried)
         except RefusedError:
             with pytest.raises(REFUSED):
-                change.call(tx)
+                await change.call(tx)
         else:
-            change.call(tx)
+            await change.call(tx)
             model.images = tried.images
 
     @rule(number=st.integers(0, 1), ref=refs, key=keys, content=data)
@@ -271,9 +271,9 @@ class TwoStores(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_two_stores_are_one_dictionary(home: Home, scratch: Path, backend: str) -> None:
-    home.root = scratch
-    machine = type("TwoStores", (TwoStores,), {"backend": backend, "home": home})
+def test_two_stores_are_one_dictionary(where: StoreUnderTest, scratch: Path, backend: str) -> None:
+    where.root = scratch
+    machine = type("TwoStores", (TwoStores,), {"backend": backend, "where": where})
     run_state_machine_as_test(
         machine,
         settings=settings(

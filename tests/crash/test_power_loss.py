@@ -20,32 +20,46 @@ from .operations import (
     anew,
     attempt,
     chunks,
+    commit_batch,
     create_from_staged,
     make,
     several,
 )
 from .power import Disk, Event, Recorder, Tree, as_written, put_on_disk
-from .state import NIGHTLY, State, read_again, read_state, strays
+from .state import (
+    LAST,
+    NEW,
+    NIGHTLY,
+    ONE,
+    THREE,
+    TWO,
+    State,
+    read_again,
+    read_state,
+    strays,
+)
 
 Step = Callable[[ImageStore], Awaitable[object]]
 
 HISTORY: list[Step] = [
-    lambda s: s.create("one", names=["a"], created=THEN, big_data={"manifest": b"m", "key": b"k"}),
-    lambda s: s.create("two", names=["b"], created=THEN),
-    lambda s: s.create("three", created=THEN, big_data={"key": b"three"}),
-    lambda s: s.set_names("one", ["b", "c"]),
-    lambda s: s.set_big_data("one", "manifest", b"newer"),
-    lambda s: s.set_big_data("one", "manifest", b"newest"),
-    lambda s: s.set_big_data("one", "another", b"more"),
-    lambda s: s.set_big_data("two", "sha256:config", chunks()),
-    lambda s: s.set_big_data("two", "sha256:config", b"small again"),
+    lambda s: s.create(ONE, names=["a"], created=THEN, big_data={"manifest": b"m", "key": b"k"}),
+    lambda s: s.create(TWO, names=["b"], created=THEN),
+    lambda s: s.create(THREE, created=THEN, big_data={"key": b"three"}),
+    lambda s: s.set_names(ONE, ["b", "c"]),
+    lambda s: s.set_big_data(ONE, "manifest", b"newer"),
+    lambda s: s.set_big_data(ONE, "manifest", b"newest"),
+    lambda s: s.set_big_data(ONE, "another", b"more"),
+    lambda s: s.set_big_data(TWO, "sha256:config", chunks()),
+    lambda s: s.set_big_data(TWO, "sha256:config", b"small again"),
     several,
-    lambda s: s.delete("new"),
+    lambda s: s.delete(NEW),
+    commit_batch,
+    lambda s: s.delete(NEW),
     create_from_staged,
     anew,
-    lambda s: s.set_flag("two", "flag", 1),
+    lambda s: s.set_flag(TWO, "flag", 1),
     lambda s: s.wipe(),
-    lambda s: s.create("one", created=THEN, big_data={"manifest": b"the last"}),
+    lambda s: s.create(ONE, created=THEN, big_data={"manifest": b"the last"}),
 ]
 
 
@@ -93,9 +107,11 @@ async def check_store(path: Path, allowed: list[State]) -> None:
     async with ImageStore(path) as store:
         state = await read_state(store)
         assert state in allowed
-        await store.create("last")
-        assert {name for name in strays(path, {}) if name.startswith(".")} == set()
-        state["last"] = (await read_state(store))["last"]
+        await store.create(LAST)
+        hidden = {name for name in strays(path, {}) if name.startswith(".")}
+        # What a commit has withdrawn has a name: it is staged data of a dead writer.
+        assert {name for name in hidden if not name.startswith(".stage-")} == set()
+        state[LAST] = (await read_state(store))[LAST]
         assert await read_state(store) == state
         await store.collect_garbage()
         assert strays(path, state) == set()
@@ -111,7 +127,11 @@ async def record_history(base: Path) -> Recorder:
             for step in HISTORY:
                 recorder.allow(allowed := allowed[-1:])
                 await step(store)
-                allowed.append(await read_state(store))
+                state = await read_state(store)
+                if step is commit_batch:
+                    # Its changes are commits of their own, the last of which creates an image.
+                    allowed.append({i: held for i, held in state.items() if i != NEW})
+                allowed.append(state)
             recorder.allow(allowed[-1:])
     assert as_written(recorder) == tree_of(base)
     return recorder
@@ -168,7 +188,7 @@ async def record_death(base: Path, operation: Operation, at: int) -> tuple[Recor
         first = len(recorder.events)
         async with ImageStore(base / "store") as store:
             assert await read_state(store) == after
-            await store.set_metadata("two", "after the death")
+            await store.set_metadata(TWO, "after the death")
             allowed.append(await read_state(store))
         recorder.allow(allowed[-1:])
     return recorder, first

@@ -17,7 +17,7 @@ from aimagestore import ImageStore, check
 
 from .driver import ROOT
 from .model import Model
-from .state import NIGHTLY, State, read_again, read_state
+from .state import LAST, NIGHTLY, State, read_again, read_state
 from .writer import history
 
 CUTS = 50 if NIGHTLY else 8
@@ -123,7 +123,7 @@ async def examine(path: Path, least: int, most: int) -> int:
     assert [n for n in matching if n >= least], f"lost some of {least} changes"
     async with ImageStore(path) as store:
         assert await read_state(store) == before
-        await store.create("last", big_data={"key": b"data"})
+        await store.create(LAST, big_data={"key": b"data"})
         assert {name for name in os.listdir(path) if name.startswith(".")} == set()
         await store.collect_garbage()
         assert (await check(path)).findings == ()

@@ -10,26 +10,31 @@ import anyio
 from aimagestore import ImageStore
 
 from .model import Change
+from .state import ONE, TWO
 
 KEPT = 5
 
 
+def _id_of(number: int) -> str:
+    return f"{number:064d}"
+
+
 def history() -> Iterator[Change]:
     """The same changes each time, so that their number says what a store holds."""
-    yield Change("create", ("one", ["a"], "", {"manifest": b"0"}))
-    yield Change("create", ("two", ["b"], "", {}))
+    yield Change("create", (ONE, ["a"], "", {"manifest": b"0"}))
+    yield Change("create", (TWO, ["b"], "", {}))
     number = 0
     while True:
         number += 1
-        image_id = f"image{number}"
+        image_id = _id_of(number)
         content = str(number).encode() * 100
         yield Change("create", (image_id, [f"name{number}"], "x", {"manifest": content}))
-        yield Change("set_big_data", ("one", "manifest", content))
-        yield Change("set_names", ("two", [f"b{number}", f"name{number}"]))
+        yield Change("set_big_data", (ONE, "manifest", content))
+        yield Change("set_names", (TWO, [f"b{number}", f"name{number}"]))
         yield Change("set_big_data", (image_id, "sha256:config", content * 500))
-        yield Change("set_metadata", ("two", str(number)))
+        yield Change("set_metadata", (TWO, str(number)))
         if number > KEPT:
-            yield Change("delete", (f"image{number - KEPT}",))
+            yield Change("delete", (_id_of(number - KEPT),))
 
 
 async def main() -> None:
