@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 from .._core.content import Content
 from .._core.image import Image
 from .._core.mutations import Mutation
-from .._core.names import check_type
+from .._core.names import check_key, check_type
 from .._core.report import Report
 from .._core.snapshot import Snapshot, snapshot_of
 from .._core.view import View
@@ -214,6 +214,8 @@ class ImageStore(ImageMethods):
         """
         core = self._core
         core.check_open()
+        check_type(ref, str, "a ref")
+        check_key(key)
         check_type(start, int, "start")
         check_type(0 if end is None else end, int, "end")
         if start < 0 or (end is not None and end < start):
