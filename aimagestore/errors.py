@@ -69,7 +69,7 @@ class _MissingError(ImageStoreError, FileNotFoundError):
     """Something is missing at ``path``."""
 
     @property
-    def filename(self) -> str | None:  # type: ignore[override]
+    def filename(self) -> str | None:
         """The same as ``path``."""
         return self.path
 

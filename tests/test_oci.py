@@ -32,7 +32,7 @@ from aimagestore import (
 
 from .contract.test_cancellation import Steps
 from .homes import open_files
-from .layouts import (
+from .support.layouts import (
     CONFIG,
     LAYER,
     MANIFEST,
@@ -107,7 +107,7 @@ async def test_importing_again_stores_nothing(
     first = await import_one(store, layout)
     before = (path / "images.json").stat()
     (again,) = await oci.import_layout(store, layout)
-    assert again == oci.Imported(first, is_new=False, stored=0, layers_left_out=0)
+    assert again == oci.ImportResult(first, is_new=False, stored=0, layers_left_out=0)
     assert (path / "images.json").stat() == before
     image = await import_one(store, layout, names=["another", "localhost/hello:1"])
     assert image.names == ("another", "localhost/hello:1")
@@ -132,7 +132,7 @@ async def test_imports_at_once_make_one_image(
     store: ImageStore, path: Path, tmp_path: Path
 ) -> None:
     layout = multi().write(tmp_path / "layout")
-    found: list[oci.Imported] = []
+    found: list[oci.ImportResult] = []
 
     async def run(into: ImageStore) -> None:
         found.extend(await oci.import_layout(into, layout))
@@ -512,7 +512,7 @@ async def test_a_round_trip_changes_no_byte(
     exported = await oci.export_layout(store, image.id, tmp_path / f"out-{target}")
     out = files_of(tmp_path / f"out-{target}")
     assert blobs_of(tmp_path / f"out-{target}") == blobs_of(layout)
-    assert exported == oci.Exported(image, image.digest, sum(map(len, blobs_of(layout).values())))
+    assert exported == oci.ExportResult(image, image.digest, sum(map(len, blobs_of(layout).values())))
     assert json.loads(out["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
     (entry,) = json.loads(out["index.json"])["manifests"]
     assert entry == maker.entries[0] | {"annotations": {REF_NAME: "localhost/hello:1"}}

@@ -23,7 +23,7 @@ from aimagestore.oci._documents import (
 from aimagestore.oci._index import LayoutIndex, with_entry
 from aimagestore.oci._reference import full_name
 
-from .layouts import INDEX, MANIFEST, REF_NAME, digest_of, encode
+from .support.layouts import INDEX, MANIFEST, REF_NAME, digest_of, encode
 
 DIGEST = digest_of(b"")
 

@@ -372,7 +372,11 @@ class StoreCore:
         self._holds += 1
         try:
             grant = await acquire(
-                self.engine.lock, self.threads, self._lock_timeout, self._requests
+                self.engine.lock,
+                self.threads,
+                self._lock_timeout,
+                requests=self._requests,
+                before_waiting=self.check_open,
             )
             if grant is None:
                 raise await self._lock_timeout_error(self.engine.lock)
@@ -410,15 +414,19 @@ async def acquire(
     line: AnyLine,
     threads: Threads,
     timeout: float | None,
+    *,
     requests: set[Request[object]] | None = None,
+    before_waiting: Callable[[], object] = lambda: None,
 ) -> AnyGrant | None:
     """Acquire a lock; ``None`` when it was not free in time. Interrupted, nothing is held.
 
     :param requests: where the request is listed while it waits, so that it can be failed
+    :param before_waiting: raises if nobody should wait any more
     """
     grant = await threads.run_abandonable(line.try_acquire, dispose=_release)
     if grant is not None or timeout == 0:
         return grant
+    before_waiting()
     decided = Event()
     request: Request[object] = line.request(lambda: threads.loop.post(decided.set))
     if requests is not None:

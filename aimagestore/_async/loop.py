@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -51,10 +52,12 @@ async def wait_through(event: Event) -> None:
     ``KeyboardInterrupt`` that trio delivers: those are caught, the wait goes on, and the last one
     is raised when it is over, once, as ``Task.cancelling`` counts them.
 
-    A coroutine that is closed (``GeneratorExit``) cannot wait any longer. So nothing may depend
-    on the end of this wait but the answer of the task itself: what the event stands for is owned
-    by the store and its threads.
+    A coroutine that is being closed (``GeneratorExit``) cannot wait. So nothing may depend on the
+    end of this wait but the answer of the task itself: what the event stands for is owned by the
+    store and its threads.
     """
+    if isinstance(sys.exc_info()[1], GeneratorExit):
+        raise GeneratorExit
     interruption: BaseException | None = None
     with CancelScope(shield=True):
         while not event.is_set():

@@ -271,7 +271,7 @@ class Stepper(Generic[T]):
         return self._result
 
     def _advance(self, seconds: float) -> tuple[int, int] | None:
-        """Run steps for so long, one at least, and return the last one's figures; ``None`` at the end."""
+        """Run one step at least, and return the last one's figures; ``None`` at the end."""
         figures: tuple[int, int] | None = None
         with self._mutex:
             end = monotonic() + seconds

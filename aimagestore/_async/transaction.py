@@ -7,7 +7,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .._core.content import Content, InlineContent
 from .._core.draft import Draft
@@ -172,7 +172,7 @@ class TransactionBlock:
     def __init__(self, core: StoreCore) -> None:
         self._core = core
         self._transaction: Transaction | None = None
-        self._finalizer: weakref.finalize[[AnyGrant], TransactionBlock] | None = None
+        self._finalizer: weakref.finalize[Any, TransactionBlock] | None = None
 
     async def __aenter__(self) -> Transaction:
         core = self._core
@@ -185,9 +185,9 @@ class TransactionBlock:
             await core.release_grant(grant)
             raise
         self._grant = grant
-        self._finalizer = weakref.finalize(self, core.drop_grant, grant)
-        self._finalizer.atexit = False
         self._transaction = Transaction(core, draft)
+        self._finalizer = weakref.finalize(self, _drop, core, grant, self._transaction)
+        self._finalizer.atexit = False
         transactions.set((*transactions.get(), (core, self._transaction._is_open)))
         return self._transaction
 
@@ -225,3 +225,9 @@ class TransactionBlock:
                 self._core.engine.writer.publish(self._grant, draft)
         finally:
             self._grant.release()
+
+
+def _drop(core: StoreCore, grant: AnyGrant, transaction: Transaction) -> None:
+    """Discard a transaction whose block was garbage-collected. In any thread."""
+    transaction._end()
+    core.drop_grant(grant)

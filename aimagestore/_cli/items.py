@@ -69,7 +69,7 @@ async def _copy(reader: BigDataReader, sink: Sink, key: str) -> None:
         async for chunk in reader:
             await sink.write(chunk)
             done += len(chunk)
-            bar.show(done)
+            bar.show(done, reader.size)
 
 
 @command

@@ -69,7 +69,7 @@ async def import_layout(
                 names=name or None,
                 ref=ref,
                 platform=platform,
-                progress=bar.show_of,
+                progress=bar.show,
             )
     if json:
         await write_json(
@@ -105,12 +105,12 @@ async def export_layout(
     async with Session.of(context).reading() as store:
         with damage(DigestMismatchError, SizeMismatchError), progress_bar("export") as bar:
             if layout != STANDARD:
-                await oci.export_layout(store, ref, layout, name=name, progress=bar.show_of)
+                await oci.export_layout(store, ref, layout, name=name, progress=bar.show)
                 return
             if sys.stdout.isatty():
                 raise CommandError("a tar is not for a terminal", ExitCode.USAGE)
             async with pipe_to_standard_output() as stream:
-                await oci.export_layout(store, ref, stream, name=name, progress=bar.show_of)
+                await oci.export_layout(store, ref, stream, name=name, progress=bar.show)
 
 
 @command
@@ -132,7 +132,7 @@ async def copy(
         Session(destination, lock_timeout=timeout).writing() as here,
     ):
         with progress_bar("copy") as bar, damage(DigestMismatchError, FileNotFoundError):
-            copied = await copy_images(there, here, refs or None, progress=bar.show_of)
+            copied = await copy_images(there, here, refs or None, progress=bar.show)
     if json:
         await write_json(asdict(copied))
     else:

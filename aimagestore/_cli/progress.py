@@ -26,13 +26,12 @@ class Bar:
         self._progress = progress
         self._task = progress.add_task(printable(what), total=total)
 
-    def show(self, done: int) -> None:
-        """Show how much is done."""
-        self._progress.update(self._task, completed=done)
-
-    def show_of(self, done: int, total: int) -> None:
-        """Show how much is done of how much."""
-        self._progress.update(self._task, completed=done, total=total)
+    def show(self, done: int, total: int | None) -> None:
+        """Show how much is done, and of how much if that is known."""
+        if total is None:
+            self._progress.update(self._task, completed=done)
+        else:
+            self._progress.update(self._task, completed=done, total=total)
 
 
 @contextmanager

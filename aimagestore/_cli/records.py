@@ -83,8 +83,7 @@ def _shown_id(image: Image, *, whole: bool) -> str:
 async def inspect(context: typer.Context, refs: Refs, json: Json = False) -> None:
     """Show all that is recorded of images."""
     async with Session.of(context).reading() as store:
-        snapshot = await store.snapshot()
-    found = [snapshot.get(ref) for ref in refs]
+        found = [await store.get(ref) for ref in refs]
     if json:
         await write_json([image_json(image) for image in found])
         return
@@ -157,7 +156,7 @@ async def create(
         image = await store.create(
             id,
             names=name or (),
-            layer=layer,
+            top_layer=layer,
             metadata=metadata,
             digest=digest,
             flags={key: json_or_text(value) for key, value in flags},
@@ -199,14 +198,21 @@ async def untag(
 
 
 @command
-async def remove(context: typer.Context, refs: Refs) -> None:
+async def remove(
+    context: typer.Context,
+    refs: Refs,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete images that containers use, too.")
+    ] = False,
+) -> None:
     """Delete images and their items.
 
-    All of them go, or none if one is unknown. The layers of podman's images stay with podman.
+    All of them are deleted, or none if one is unknown or used by a container. The layers of
+    podman's images stay: podman rmi removes those.
     """
-    async with Session.of(context).writing() as store, store.transaction() as changes:
-        for image_id in dict.fromkeys([changes.lookup(ref) for ref in refs]):
-            changes.delete(image_id)
+    async with Session.of(context).writing() as store, store.transaction() as tx:
+        for image_id in dict.fromkeys([await tx.lookup(ref) for ref in refs]):
+            await tx.delete(image_id, force=force)
 
 
 @command

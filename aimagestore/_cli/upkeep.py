@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Annotated
 
 import typer
-from anyio import move_on_after
 
 from .._async.inspection import check as check_store, repair as repair_store
 from .._core.report import Report
-from .._engine.protocol import Engine
-from .exits import CommandError, ExitCode
+from .._engine.protocol import Location
+from .exits import ExitCode
 from .human import human_size, short_id
 from .output import (
     findings_json,
@@ -66,8 +64,8 @@ async def check(
     Nothing is changed. Works on stores that nothing else can open, too. Exits with 4 when
     anything was found.
     """
-    home = await Session.of(context).home()
-    report = await _checked(home, verify=not no_verify)
+    where = await Session.of(context).home()
+    report = await _checked(where, verify=not no_verify)
     if json:
         await write_json(report_json(report))
     else:
@@ -77,9 +75,9 @@ async def check(
     return ExitCode.DONE if report.ok else ExitCode.DAMAGED
 
 
-async def _checked(home: str | Engine, *, verify: bool) -> Report:
+async def _checked(where: str | Location, *, verify: bool) -> Report:
     with progress_bar("check") as bar:
-        return await check_store(home, verify=verify, progress=bar.show_of)
+        return await check_store(where, verify=verify, progress=bar.show)
 
 
 @command
@@ -116,22 +114,32 @@ async def repair(
 
 
 async def _repaired(session: Session, path: str, found: Report, *, drop: bool) -> Report:
-    patience = math.inf if session.lock_timeout is None else session.lock_timeout
-    # It can be cancelled while it waits for the lock, and not any more when it has got it.
-    with progress_bar("repair") as bar, move_on_after(patience):
-        return await repair_store(path, found, drop=drop, progress=bar.show_of)
-    raise CommandError(f"the lock of {path} was not free within {patience} s", ExitCode.LOCKED)
+    timeout = session.lock_timeout
+    with progress_bar("repair") as bar:
+        return await repair_store(path, found, drop=drop, lock_timeout=timeout, progress=bar.show)
 
 
 @command
-async def collect_garbage(context: typer.Context, json: Json = False) -> None:
+async def collect_garbage(
+    context: typer.Context,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be removed.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Remove what belongs to no image and to no living writer."""
     async with Session.of(context).writing() as store:
-        report = await store.collect_garbage()
+        report = await store.collect_garbage(dry_run=dry_run)
     if json:
         removed = findings_json(report.findings)
         await write_json({"bytes": report.bytes, "removed": removed})
     else:
         await write_findings(report.findings)
         freed = human_size(report.bytes)
-        await write_lines([f"{len(report.findings)} removed, {freed} freed"])
+        number = len(report.findings)
+        done = (
+            f"{number} would be removed, {freed} freed"
+            if dry_run
+            else f"{number} removed, {freed} freed"
+        )
+        await write_lines([done])

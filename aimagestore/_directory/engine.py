@@ -29,6 +29,7 @@ class DirectoryEngine:
 
     def __init__(self, root: Directory, *, read_only: bool) -> None:
         self.name = root.path
+        self.layer_store = sibling(root.path, "layers")
         self._root = root
         recovery = Recovery(root)
         self.reader = IndexFile(
@@ -76,10 +77,6 @@ class DirectoryEngine:
             logger.warning("could not complete what a crash left: %s", error)
         finally:
             grant.release()
-
-    @property
-    def layer_store(self) -> str | None:
-        return sibling(self.name, "layers")
 
     def close(self) -> None:
         self.items.close()

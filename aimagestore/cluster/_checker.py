@@ -71,8 +71,7 @@ class ClusterChecker:
         self._findings: list[Finding] = []
         self._images = self._items = self._bytes = 0
 
-    @property
-    def lock(self) -> AnyLine | None:
+    def join_lock(self) -> AnyLine | None:
         """``None``: each query is of one commit, so nothing needs a recheck under the lock."""
         return None
 

@@ -13,7 +13,7 @@ What a layout says is not believed: every digest and size is checked, and nothin
 is read, whatever its links and names are.
 """
 
-from ._exporting import Exported, export_layout
-from ._importing import Imported, import_layout
+from ._exporting import ExportResult, export_layout
+from ._importing import ImportResult, import_layout
 
-__all__ = ["Exported", "Imported", "export_layout", "import_layout"]
+__all__ = ["ExportResult", "ImportResult", "export_layout", "import_layout"]

@@ -69,7 +69,13 @@ class _OpenedFile:
     def write(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:  # one without a buffer may take less than it is given
-            rest = rest[self._file.write(rest) :]
+            taken: object = self._file.write(rest)
+            if not isinstance(taken, int) or not 0 <= taken <= len(rest):
+                raise TypeError(
+                    "write() of the file to export into must return the number of bytes written, "
+                    f"not {taken!r}"
+                )
+            rest = rest[taken:]
 
     def finish(self) -> None:
         self._file.flush()
@@ -94,7 +100,7 @@ class _Entry(io.BufferedIOBase):
 
     @property
     def digest(self) -> str:
-        self._digester.settle()
+        self._digester.finish()
         return self._digester.digest
 
     def writable(self) -> bool:
@@ -107,7 +113,7 @@ class _Entry(io.BufferedIOBase):
         return len(data)
 
     def flush(self) -> None:
-        self._digester.settle()
+        self._digester.finish()
 
     def finish(self) -> None:
         self._output.write(bytes(-self.size % BLOCK))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
+from .._async.loop import EventLoop
+from .._async.staging import Expectations, Pouring, Progress
 from .._async.store import ImageStore
-from .._async.streams import Expectations, Staged, chunks_of, pour
 from .._async.threads import Threads
 from .._core.digest import (
     MANIFEST,
@@ -24,24 +26,28 @@ from .._core.digest import (
 from .._core.image import Image
 from .._core.names import check_text
 from .._engine.items import CHUNK, MANIFEST_MAX
+from .._engine.workers import WorkerPool
 from ..errors import BigDataUnknownError, InvalidLayoutError
 from ._archive import open_archive
 from ._closure import Closure, Tally
 from ._documents import REF_NAME, Descriptor, media_type_of
 from ._layout import LayoutFile
-from ._progress import Meter, Progress
+from ._progress import Meter
 from ._target import DirectoryTarget, Target
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+T = TypeVar("T")
+
 _ARCHIVE_SUFFIX = ".tar"
+_HELPERS = 4
 # Read in one trip to a thread; a trip is not cut short by cancelling it.
 _PIECES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class ExportResult:
     """What became of an export.
 
     :ivar image: the image, as it was
@@ -70,7 +76,7 @@ async def export_layout(
     name: str | None = None,
     archive: bool | None = None,
     progress: Progress | None = None,
-) -> Exported:
+) -> ExportResult:
     """Export an image into an OCI image layout, as ``skopeo copy … oci:`` reads it.
 
     Every manifest, config and layer is verified on its way, and byte for byte what it is in the
@@ -95,21 +101,49 @@ async def export_layout(
     :raises DigestMismatchError: when an item is not what its digest says
     :raises SizeMismatchError: when one is longer or shorter than it should be
     """
-    threads = Threads()
+    threads = _ExportThreads(EventLoop())
+    helpers = WorkerPool(_HELPERS, "aimagestore helper")
+    try:
+        target = partial(_open_target, layout, archive, helpers)
+        return await _export(store, ref, target, threads, Meter(progress), name=name)
+    finally:
+        threads.when_idle(partial(_end, threads, helpers))
+
+
+def _end(threads: Threads, helpers: Executor) -> None:
+    threads.shutdown()
+    helpers.shutdown()
+
+
+class _ExportThreads(Threads):
+    """Threads whose writes are waited for: the target is closed after them."""
+
+    def run_in_executor(self, executor: object, function: Callable[[], T]) -> Awaitable[T]:
+        return self.run(function)
+
+
+async def _export(
+    store: ImageStore,
+    ref: str,
+    open_target: Callable[[], Target],
+    threads: Threads,
+    meter: Meter,
+    *,
+    name: str | None,
+) -> ExportResult:
     image = await store.get(ref)
     closure = await _closure_of(store, image, threads)
     if name is None:
         name = next(iter(image.names), "")
     entry = _entry(closure.root, check_text(name, "name"))
-    contents = await _contents_of(store, image, closure, threads)
-    helpers = store._engine.helpers
-    target = await threads.run(_open_target, layout, archive, helpers)
+    contents = _contents_of(store, image, closure)
+    target = await threads.run_abandonable(open_target, dispose=lambda target: target.close())
     try:
-        written = await _Export(store, image, target, threads, Meter(progress)).run(contents)
-        await threads.finish(target.commit, entry)
+        written = await _Export(store, image, target, threads, meter).run(contents)
+        await threads.run_shielded(target.commit, entry)
     finally:
-        await threads.finish(target.close)
-    return Exported(image, closure.root.digest, written)
+        await threads.run_shielded(target.close)
+    return ExportResult(image, closure.root.digest, written)
 
 
 def _open_target(layout: Any, archive: bool | None, helpers: Executor) -> Target:
@@ -136,7 +170,7 @@ def _entry(root: Descriptor, name: str) -> Descriptor:
 async def _closure_of(store: ImageStore, image: Image, threads: Threads) -> Closure:
     """The image's manifest or index, and all manifests and indexes that it refers to."""
     place = f"image {image.id}"
-    data = await _read_manifest(store, image, MANIFEST, threads)
+    data = await _read_manifest(store, image, MANIFEST)
     media_type = await threads.run(media_type_of, data, f"item {MANIFEST!r}", place)
     digest = await threads.run(_digest_in, image, data)
     root = Descriptor(media_type=media_type, digest=digest, size=len(data))
@@ -144,7 +178,7 @@ async def _closure_of(store: ImageStore, image: Image, threads: Threads) -> Clos
     while (descriptor := closure.next()) is not None:
         if descriptor.digest != digest:
             key = f"{MANIFEST}-{descriptor.digest}"
-            data = await _read_manifest(store, image, key, threads)
+            data = await _read_manifest(store, image, key)
         await threads.run(closure.add, data)
     return closure
 
@@ -164,9 +198,9 @@ def _digest_in(image: Image, manifest: bytes) -> str:
     return canonical
 
 
-async def _read_manifest(store: ImageStore, image: Image, key: str, threads: Threads) -> bytes:
+async def _read_manifest(store: ImageStore, image: Image, key: str) -> bytes:
     if key not in image.big_data_names:
-        raise await _lacking(store, image, [key], threads)
+        raise _lacking(store, image, [key])
     async with store.open_big_data(image.id, key, verify=True) as reader:
         if reader.size > MANIFEST_MAX:
             raise InvalidLayoutError(
@@ -178,9 +212,9 @@ async def _read_manifest(store: ImageStore, image: Image, key: str, threads: Thr
         return await reader.read()
 
 
-async def _lacking(store: ImageStore, image: Image, keys: list[str], threads: Threads) -> Exception:
-    """The error that names what an image lacks."""
-    layers = await threads.run(store._engine.layer_store)
+def _lacking(store: ImageStore, image: Image, keys: list[str]) -> Exception:
+    """Return the error that names what an image lacks."""
+    layers = store.layer_store
     advice = "import it again"
     if layers is not None:
         advice = f"its layers are kept in {layers}: use skopeo copy containers-storage:… oci:…"
@@ -191,9 +225,7 @@ async def _lacking(store: ImageStore, image: Image, keys: list[str], threads: Th
     )
 
 
-async def _contents_of(
-    store: ImageStore, image: Image, closure: Closure, threads: Threads
-) -> list[_Content]:
+def _contents_of(store: ImageStore, image: Image, closure: Closure) -> list[_Content]:
     contents = [_Content(d, len(data), data) for d, data in closure.documents.items()]
     missing: list[str] = []
     for blob in closure.blobs.values():
@@ -204,7 +236,7 @@ async def _contents_of(
         elif not blob.is_foreign:
             missing.append(blob.digest)
     if missing:
-        raise await _lacking(store, image, missing, threads)
+        raise _lacking(store, image, missing)
     return contents
 
 
@@ -234,7 +266,9 @@ class _Export:
 
     async def _is_there(self, content: _Content) -> bool:
         """Whether the target has this very blob; reads it through."""
-        file = await self._threads.run(self._target.find, content.digest, content.size)
+        file = await self._threads.run_abandonable(
+            self._target.find, content.digest, content.size, dispose=_close
+        )
         if file is None:
             return False
         try:
@@ -243,7 +277,7 @@ class _Export:
                 pass
             return digest_of(state) == content.digest
         finally:
-            await self._threads.finish(file.close)
+            await self._threads.run_shielded(file.close)
 
     @asynccontextmanager
     async def _open(self, content: _Content) -> AsyncIterator[Any]:
@@ -257,15 +291,15 @@ class _Export:
     async def _copy(self, content: _Content, source: Any) -> None:
         expectations = Expectations(content.digest, content.size)
         staged = await self._threads.run(self._target.begin, content.digest, content.size)
-        await pour(
-            chunks_of(source, self._threads),
-            Staged(staged, self._threads),
-            expectations,
-            self._meter.report,
-            self._threads,
-        )
+        pouring = Pouring(source, self._threads, expectations, self._meter.report)
+        await pouring.into(staged)
         expectations.check(staged)
         await self._threads.run(staged.finish)
+
+
+def _close(file: LayoutFile | None) -> None:
+    if file is not None:
+        file.close()
 
 
 def _digest_some(file: LayoutFile, state: _Hash) -> bool:

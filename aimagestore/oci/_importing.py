@@ -9,25 +9,26 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import BinaryIO
 
+from .._async.loop import EventLoop
+from .._async.methods import ImageMethods
+from .._async.staging import Progress, StagedItem
 from .._async.store import ImageStore
-from .._async.streams import Staged
 from .._async.threads import Threads
+from .._async.transaction import Transaction
 from .._core.digest import is_canonical
 from .._core.image import Image
 from .._core.names import check_names
-from .._core.snapshot import Snapshot
-from .._core.transaction import Transaction
-from ..errors import ImageStoreError, ImageUnknownError
+from ..errors import ImageStoreError, ImageUnknownError, StoreReadOnlyError
 from ._documents import Platform, blob_path
 from ._layout import Layout, open_layout
 from ._plan import Item, PlannedImage, plan
-from ._progress import Meter, Progress
+from ._progress import Meter
 
 logger = logging.getLogger("aimagestore")
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class ImportResult:
     """What became of one image of a layout.
 
     :ivar image: the image in the store
@@ -50,7 +51,7 @@ async def import_layout(
     ref: str | None = None,
     platform: str | None = None,
     progress: Progress | None = None,
-) -> tuple[Imported, ...]:
+) -> tuple[ImportResult, ...]:
     """Import images from an OCI image layout, such as ``skopeo copy … oci:`` writes.
 
     An image's ID is the hex part of its config's digest, as podman has it. One of several
@@ -84,22 +85,43 @@ async def import_layout(
     """
     given = None if names is None else check_names(names)
     wanted = None if platform is None else Platform.parse(platform)
-    store._check_writable()
-    threads = Threads()
-    source = await threads.run(open_layout, layout)
+    if store.read_only:
+        raise StoreReadOnlyError(f"{store!r} was opened read-only: images cannot be imported")
+    threads = Threads(EventLoop())
     try:
-        layers = await threads.run(store._engine.layer_store)
-        images = await threads.run(lambda: plan(source, ref, wanted, with_layers=layers is None))
-        if given is not None and len(images) > 1:
+        return await _import(
+            store, layout, threads, Meter(progress), names=given, ref=ref, platform=wanted
+        )
+    finally:
+        threads.when_idle(threads.shutdown)
+
+
+async def _import(
+    store: ImageStore,
+    layout: str | PathLike[str] | BinaryIO,
+    threads: Threads,
+    meter: Meter,
+    *,
+    names: tuple[str, ...] | None,
+    ref: str | None,
+    platform: Platform | None,
+) -> tuple[ImportResult, ...]:
+    layers = store.layer_store
+    source = await threads.run_abandonable(
+        open_layout, layout, dispose=lambda opened: opened.close()
+    )
+    try:
+        images = await threads.run(lambda: plan(source, ref, platform, with_layers=layers is None))
+        if names is not None and len(images) > 1:
             raise ValueError(
                 f"{source.place} has {len(images)} images, and names are for one: give the ref of "
                 f"that as well, one of {[ref for image in images for ref in image.refs]}"
             )
-        if given is not None:
-            images = [replace(image, names=given) for image in images]
-        done = await _Import(store, source, images, threads, Meter(progress)).run()
+        if names is not None:
+            images = [replace(image, names=names) for image in images]
+        done = await _Import(store, source, images, threads, meter).run()
     finally:
-        await threads.finish(source.close)
+        await threads.run_shielded(source.close)
     for imported in done:
         if imported.layers_left_out:
             logger.warning(
@@ -128,19 +150,19 @@ class _Import:
         self._images = images
         self._threads = threads
         self._meter = meter
-        self._staged: dict[tuple[str, str], Staged] = {}
+        self._staged: dict[tuple[str, str], StagedItem] = {}
 
-    async def run(self) -> tuple[Imported, ...]:
+    async def run(self) -> tuple[ImportResult, ...]:
         """Stage what the store lacks, and publish it."""
         async with AsyncExitStack() as stack:
             while True:
                 await self._stage_lacking(stack)
                 async with self._store.transaction() as tx:
                     # What was there may have been deleted since.
-                    if not any(self._lacks(tx, planned) for planned in self._images):
-                        done = [self._publish(tx, planned) for planned in self._images]
+                    if not [each for each in self._images if await self._lacks(tx, each)]:
+                        done = [await self._publish(tx, planned) for planned in self._images]
                         # One image of a layout may have taken a name of another's.
-                        return tuple(replace(d, image=tx.get(d.image.id)) for d in done)
+                        return tuple([replace(d, image=await tx.get(d.image.id)) for d in done])
         raise AssertionError("for type checkers")  # pragma: no cover
 
     async def _stage_lacking(self, stack: AsyncExitStack) -> None:
@@ -158,7 +180,7 @@ class _Import:
 
     async def _is_stored(self, image_id: str, key: str, item: Item) -> bool:
         """Whether the image has the item, and the item its file."""
-        image = _find(await self._store.snapshot(), image_id)
+        image = await _find(self._store, image_id)
         if image is None or not _lists(image, key, item):
             return False
         try:
@@ -167,13 +189,15 @@ class _Import:
         except (ImageStoreError, FileNotFoundError):
             return False
 
-    async def _stage(self, stack: AsyncExitStack, planned: PlannedImage, item: Item) -> Staged:
+    async def _stage(self, stack: AsyncExitStack, planned: PlannedImage, item: Item) -> StagedItem:
         document = planned.documents.get(item.digest)
         if document is not None:
             return await stack.enter_async_context(
                 self._store.stage(document, progress=self._meter.report)
             )
-        file = await self._threads.run(self._layout.open, blob_path(item.digest))
+        file = await self._threads.run_abandonable(
+            self._layout.open, blob_path(item.digest), dispose=lambda file: file.close()
+        )
         try:
             return await stack.enter_async_context(
                 self._store.stage(
@@ -184,36 +208,36 @@ class _Import:
                 )
             )
         finally:
-            await self._threads.finish(file.close)
+            await self._threads.run_shielded(file.close)
 
-    def _lacks(self, tx: Transaction, planned: PlannedImage) -> bool:
+    async def _lacks(self, tx: Transaction, planned: PlannedImage) -> bool:
         """Whether something is neither staged nor in the store."""
-        image = _find(tx, planned.id)
+        image = await _find(tx, planned.id)
         return any(
             (planned.id, key) not in self._staged
             and (image is None or not _lists(image, key, item))
             for key, item in planned.items.items()
         )
 
-    def _publish(self, tx: Transaction, planned: PlannedImage) -> Imported:
+    async def _publish(self, tx: Transaction, planned: PlannedImage) -> ImportResult:
         mine = {key: staged for (i, key), staged in self._staged.items() if i == planned.id}
-        image = _find(tx, planned.id)
+        image = await _find(tx, planned.id)
         is_new = image is None
         if image is None:
-            image = tx.create(planned.id, created=planned.created, big_data=mine)
+            image = await tx.create(planned.id, created=planned.created, big_data=mine)
         else:
             for key, staged in mine.items():
-                image = tx.set_big_data(planned.id, key, staged)
+                image = await tx.set_big_data(planned.id, key, staged)
         if missing := [name for name in planned.names if name not in image.names]:
-            image = tx.add_names(planned.id, missing)
+            image = await tx.add_names(planned.id, missing)
         stored = sum(staged.size for staged in mine.values())
-        return Imported(image, is_new, stored, planned.layers_left_out)
+        return ImportResult(image, is_new, stored, planned.layers_left_out)
 
 
-def _find(view: Snapshot | Transaction, image_id: str) -> Image | None:
-    """The image with this very ID."""
+async def _find(images: ImageMethods, image_id: str) -> Image | None:
+    """Return the image with this very ID."""
     try:
-        image = view.get(image_id)
+        image = await images.get(image_id)
     except ImageUnknownError:
         return None
     return image if image.id == image_id else None

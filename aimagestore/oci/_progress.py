@@ -1,11 +1,8 @@
-"""How far a transfer of several files is."""
+"""The progress of a transfer of several files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-Progress = Callable[[int, int], object]
-"""Called with the bytes done and the bytes in all."""
+from .._async.staging import Progress
 
 
 class Meter:
@@ -20,14 +17,14 @@ class Meter:
         self._progress = progress
         self._said = (0, 0)
 
-    def report(self, part: int) -> None:
-        """Say how many bytes of the part under way are done."""
+    def report(self, part: int, _total: int | None = None) -> None:
+        """Report how many bytes of the part under way are done."""
         now = (self.done + part, self.total)
         if self._progress is not None and now != self._said:
             self._said = now
             self._progress(*now)
 
     def end(self, part: int) -> None:
-        """Say that a part of so many bytes is done."""
+        """Report that a part of so many bytes is done."""
         self.done += part
         self.report(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ..layouts import files_of, hello
+from ..support.layouts import files_of, hello
 from .conftest import Cli, program
 from .test_program import start
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ..layouts import hello
+from ..support.layouts import hello
 
 if TYPE_CHECKING:
     from .servers import Place, Servers

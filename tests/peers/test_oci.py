@@ -10,7 +10,7 @@ import pytest
 
 from aimagestore import ImageStore, oci
 
-from ..layouts import files_of
+from ..support.layouts import files_of
 from .tools import Tools, require, run
 
 pytestmark = pytest.mark.peers
