@@ -128,7 +128,7 @@ def answers(server: Server) -> bool:
 
 def until(condition: Any) -> None:
     """Return when another process is so far; fail if it never is."""
-    for _ in range(2000):
+    for _ in range(12_000):
         if condition():
             return
         time.sleep(0.01)

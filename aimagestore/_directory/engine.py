@@ -46,7 +46,12 @@ class DirectoryEngine:
         """Open a directory, create it unless ``read_only``, and complete what a crash left."""
         if not read_only:
             make_directories(path)
-        engine = cls(Directory.at(path), read_only=read_only)
+        root = Directory.at(path)
+        try:
+            engine = cls(root, read_only=read_only)
+        except BaseException:
+            root.close()
+            raise
         try:
             if not read_only:
                 os.close(open_lock_file(engine._root))

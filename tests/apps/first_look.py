@@ -44,7 +44,7 @@ async def first_look(path: Path) -> None:
 
         new = await store.create(
             names=["localhost/copy:1"],
-            layer=image.top_layer,
+            top_layer=image.top_layer,
             big_data={
                 "manifest": json.dumps(manifest, separators=(",", ":")).encode(),
                 config["digest"]: await store.big_data(image.id, config["digest"]),

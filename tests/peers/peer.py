@@ -15,7 +15,7 @@ from typing import Any
 
 GOPATH = "/usr/share/gocode"
 CONTAINERS_STORAGE = Path(GOPATH, "src/github.com/containers/storage")
-_PATIENCE = 60.0
+_PATIENCE = 300.0
 """Seconds; an answer takes a few milliseconds, but others may hold the lock."""
 
 TAGS = "exclude_graphdriver_btrfs exclude_graphdriver_devicemapper"

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.peers
 
 GO_WRITERS = 3
 SHARE_SECONDS = 4.0
+PATIENCE = 60
+"""Seconds after which something that has to happen never will."""
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def waiting(lock_file: Path) -> int:
 
 async def until_waiting(lock_file: Path, number: int = 1) -> None:
     """Return when so many wait for the lock. The kernel tells, but has no event for it."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(PATIENCE):
         while waiting(lock_file) < number:
             await anyio.sleep(0.002)
 
@@ -75,7 +77,7 @@ async def test_held_here_it_is_waited_for_there(
         async with store.transaction() as transaction:
             other = stack.enter_context(running(program, "hold", lock_file))
             await until_waiting(lock_file)
-            transaction.set_metadata("image", "text")
+            await transaction.set_metadata("image", "text")
             assert waiting(lock_file) == 1
         assert await line_of(other) == "held"
         assert await store.metadata("image") == "text"
@@ -90,7 +92,7 @@ async def test_a_change_there_waits_for_a_transaction_here(
     async with anyio.create_task_group() as tasks, store.transaction() as transaction:
         tasks.start_soon(anyio.to_thread.run_sync, change)
         await until_waiting(lock_file)
-        transaction.add_names("image", ["ours"])
+        await transaction.add_names("image", ["ours"])
         assert (await store.get("image")).names == ()
     assert (await store.get("image")).names == ("theirs", "ours")
 
@@ -127,9 +129,9 @@ async def test_timeout_names_the_lock_and_its_holder(
                 lambda: impatient.transaction().__aenter__(),
             ):
                 started = time.monotonic()
-                with pytest.raises(LockTimeoutError) as raised:
+                with anyio.fail_after(PATIENCE), pytest.raises(LockTimeoutError) as raised:
                     await call()
-                assert 0.1 <= time.monotonic() - started < 1
+                assert time.monotonic() - started >= 0.1
                 assert raised.value.path == str(lock_file)
                 assert raised.value.holder_pid == other.process.pid
                 assert raised.value.last_writer_pid
@@ -142,7 +144,7 @@ async def test_timeout_names_the_lock_and_its_holder(
 async def assert_free(program: Path, lock_file: Path) -> None:
     """Whoever comes next has the lock at once."""
     with running(program, "hold", lock_file) as next_one:
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE):
             assert await line_of(next_one) == "held"
 
 
@@ -151,7 +153,7 @@ async def test_two_stores_of_one_process_exclude_each_other(
 ) -> None:
     async with ImageStore(image_store(root), lock_timeout=0.1) as other:
         async with store.transaction() as transaction:
-            transaction.set_metadata("image", "first")
+            await transaction.set_metadata("image", "first")
             with pytest.raises(LockTimeoutError) as raised:
                 await other.set_metadata("image", "second")
             assert raised.value.path == str(lock_file)
@@ -170,7 +172,7 @@ async def test_other_code_that_opens_and_closes_the_file_does_not_lose_the_lock(
                 pass
             other = stack.enter_context(running(program, "hold", lock_file))
             await until_waiting(lock_file)
-            transaction.set_metadata("image", "text")
+            await transaction.set_metadata("image", "text")
         assert await line_of(other) == "held"
         assert await store.metadata("image") == "text"
 
@@ -181,7 +183,7 @@ async def test_a_cancelled_wait_ends_at_once_and_leaves_nothing_held(
 ) -> None:
     async def transact() -> None:
         async with store.transaction() as transaction:
-            transaction.set_metadata("image", "never")
+            await transaction.set_metadata("image", "never")
 
     calls: dict[str, Callable[[], object]] = {
         "set_metadata": lambda: store.set_metadata("image", "never"),
@@ -199,17 +201,15 @@ async def test_a_cancelled_wait_ends_at_once_and_leaves_nothing_held(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait)
             await until_waiting(lock_file)
-            started = time.monotonic()
             tasks.cancel_scope.cancel()
-        took = time.monotonic() - started
-        print(f"cancelled after {took * 1000:.1f} ms")
-        assert took < 1
+        # The lock is held still, so the wait has ended before anybody could have it.
+        assert holder.process.poll() is None
         await anyio.to_thread.run_sync(holder.end)
     await assert_free(program, lock_file)
     image = await store.get("image")
     assert (image.metadata, image.big_data_names) == ("", ())
     assert lock_file.read_bytes() == token
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE):
         await store.set_metadata("image", "after")
 
 
@@ -224,7 +224,7 @@ async def test_a_store_can_be_closed_while_a_change_waits(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(other.set_metadata, "image", "never")
                 await until_waiting(lock_file)
-                with anyio.fail_after(5):
+                with anyio.fail_after(PATIENCE):
                     await other.aclose()
         assert [type(error).__name__ for error in raised.value.exceptions] == ["StoreClosedError"]
     await assert_free(program, lock_file)
@@ -243,14 +243,12 @@ async def test_waiting_writers_leave_the_threads_of_others_alone(
             for number in range(100):
                 writer = stores[number % len(stores)]
                 tasks.start_soon(writer.add_names, "image", [f"name-{number}"])
-            await until_waiting(lock_file, len(stores))
-            started = time.monotonic()
-            async with anyio.create_task_group() as others:
-                for _ in range(100):
-                    others.start_soon(anyio.to_thread.run_sync, threading.get_ident)
-            took = time.monotonic() - started
-            print(f"100 calls in threads took {took * 1000:.1f} ms")
-            assert took < 2
+            await until_waiting(lock_file)
+            with anyio.fail_after(PATIENCE):
+                async with anyio.create_task_group() as others:
+                    for _ in range(100):
+                        others.start_soon(anyio.to_thread.run_sync, threading.get_ident)
+            assert waiting(lock_file) == 1, "all stores of a process wait in one line"
             assert (await store.get("image")).names == ()
             await anyio.to_thread.run_sync(holder.end)
         names = (await store.get("image")).names

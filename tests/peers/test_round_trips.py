@@ -148,7 +148,7 @@ async def test_an_image_made_here_is_listed_there(tools: Tools) -> None:
         await store.create(
             image.id,
             names=["localhost/again:1"],
-            layer=image.top_layer,
+            top_layer=image.top_layer,
             metadata=image.metadata,
             created=image.created,
             big_data=items,

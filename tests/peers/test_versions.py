@@ -145,7 +145,7 @@ async def test_what_nobody_knows_outlives_every_kind_of_change(peer: Peer, root:
         await store.clear_flag("future", "flag")
         await store.set_big_data("future", "manifest", b"{}")
         async with store.transaction() as transaction:
-            transaction.set_metadata("future", "text")
+            await transaction.set_metadata("future", "text")
         image = await store.get("future")
         # Another image takes a name from it.
         await store.add_names("today", ["h"])

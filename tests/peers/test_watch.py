@@ -1,4 +1,4 @@
-"""What other programs do to the store is told while it is watched."""
+"""A watch sees what other programs do to the store."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import pytest
 
 from aimagestore import ImageStore
 
-from ..contract.test_watch import meanwhile, replay, take, told
+from ..support.watching import kinds, meanwhile, replay, take
 from .peer import Peer, image_store
 from .tools import Tools, require
 
 pytestmark = pytest.mark.peers
+
+PATIENCE = 120
+"""Seconds; on a slow machine a command of podman takes some."""
 
 
 async def test_a_go_program_is_watched(peer: Peer, short_path: Path) -> None:
@@ -38,7 +41,7 @@ async def test_a_go_program_is_watched(peer: Peer, short_path: Path) -> None:
             await ask("create", id=f"image{number}")
             await ask("delete", ref=f"image{number}")
             await ask("set_metadata", ref="image", metadata=str(number))
-        with anyio.move_on_after(20):
+        with anyio.move_on_after(PATIENCE):
             while images["image"].metadata != "19" or len(images) > 1:
                 replay(images, await take(changes, 1))
         assert images == {image.id: image for image in await store.images()}
@@ -60,10 +63,10 @@ async def test_podman_is_watched(short_path: Path) -> None:
         assert set(change.image.names) == {"localhost/other:1", "localhost/hello:1"}
         second = await anyio.to_thread.run_sync(tools.commit, "localhost/second:1", "second")
         images = {first: change.image}
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE):
             while second not in images or not images[second].names:
                 replay(images, await take(changes, 1))
         _, change = await meanwhile(changes, podman("rmi", first, "--force"))
         while change.kind != "deleted":  # its names go one by one
             (change,) = await take(changes, 1)
-        assert told([change]) == [("deleted", first)]
+        assert kinds([change]) == [("deleted", first)]

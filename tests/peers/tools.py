@@ -37,7 +37,7 @@ def require(*tools: str) -> None:
 def run(*command: object) -> str:
     """Run a command, and return what it prints."""
     parts = [str(part) for part in command]
-    result = subprocess.run(parts, capture_output=True, text=True, check=False, timeout=120)
+    result = subprocess.run(parts, capture_output=True, text=True, check=False, timeout=600)
     assert result.returncode == 0, f"{parts}: {result.stderr}"
     return result.stdout.strip()
 

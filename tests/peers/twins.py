@@ -146,8 +146,11 @@ class Twins:
     async def _ours_does(self, operation: Operation, ref: str) -> Any:
         call = getattr(self._store, operation.op)
         arguments = () if operation.ref is None else (ref,)
+        fields = dict(operation.fields)
+        if layer := fields.pop("layer", ""):
+            fields["top_layer"] = layer
         try:
-            return await call(*arguments, **operation.fields)
+            return await call(*arguments, **fields)
         except ImageStoreError as error:
             return error
 

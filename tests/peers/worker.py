@@ -98,8 +98,8 @@ class Worker:
         await store.set_big_data(SHARED, key, text.encode())
         await store.add_names(image_id, ["localhost/moving:1"])
         async with store.transaction() as transaction:
-            count = json.loads(transaction.get(COUNTER).metadata)["count"]
-            transaction.set_metadata(COUNTER, json.dumps({"count": count + 1}))
+            count = json.loads((await transaction.get(COUNTER)).metadata)["count"]
+            await transaction.set_metadata(COUNTER, json.dumps({"count": count + 1}))
         report.counts.append((time.monotonic(), count + 1))
 
         # What is done is seen at once, by whichever call comes next.
@@ -121,8 +121,8 @@ class Worker:
         if self.is_steady and len(self.mine) == KEEP:
             image_id = self.mine.pop(0)
             async with self.store.transaction() as transaction:
-                transaction.set_names(image_id, [name])
-                transaction.set_big_data(image_id, "text", text.encode())
+                await transaction.set_names(image_id, [name])
+                await transaction.set_big_data(image_id, "text", text.encode())
             return image_id
         items = content(text) | {"text": text.encode()}
         metadata = json.dumps({"note": text})

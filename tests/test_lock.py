@@ -1,0 +1,248 @@
+"""The lock of a directory: who holds it, who waits, and what a forked child does to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from aimagestore import ImageStore, LockTimeoutError
+
+from .support.stores import is_locked, is_requested, library_threads, open_files, until
+
+PATIENCE = 60
+STORES = 40
+
+HOLD = """
+import sys, anyio
+from aimagestore import ImageStore
+
+async def main(path):
+    async with ImageStore(path) as store, store.transaction():
+        print("held", flush=True)
+        sys.stdin.read()
+
+anyio.run(main, sys.argv[1])
+"""
+
+
+@contextmanager
+def held_by_another_process(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Have another process hold the lock, as a store of this library does."""
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+async def test_stores_that_are_open_together_wait_in_one_line(path: Path) -> None:
+    async with ImageStore(path) as store:
+        await store.create("one")
+    stores = [ImageStore(path) for _ in range(STORES)]
+    names = [f"name-{number}" for number in range(STORES)]
+    for store in stores:
+        await store.__aenter__()
+    async with anyio.create_task_group() as tasks:
+        with held_by_another_process(path):
+            for store, name in zip(stores, names, strict=True):
+                tasks.start_soon(store.add_names, "one", [name])
+            await until(is_requested)
+            assert sum(t.name == "aimagestore lock" for t in library_threads()) == 1
+            assert len(open_files(f"{path}/images.lock")) == 1
+    assert sorted((await stores[0].get("one")).names) == sorted(names)
+    for store in stores:
+        await store.aclose()
+    assert not open_files(str(path))
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["stays open", "is closed"])
+async def test_calls_of_many_stores_that_time_out_leave_one_thread_and_one_descriptor(
+    path: Path, stays: bool
+) -> None:
+    async with ImageStore(path) as store:
+        await store.create("one")
+    stores: list[ImageStore] = []
+    with held_by_another_process(path):
+        for _ in range(STORES):
+            store = await ImageStore(path, lock_timeout=0.01).__aenter__()
+            stores.append(store)
+            with pytest.raises(LockTimeoutError):
+                await store.touch()
+            with pytest.raises(LockTimeoutError):
+                await store.set_metadata("one", "new")
+            if not stays:
+                await store.aclose()
+        assert sum(t.name == "aimagestore lock" for t in library_threads()) == 1
+        assert len(open_files(f"{path}/images.lock")) == 1
+        for store in stores:
+            await store.aclose()
+    await until(lambda: not is_requested())
+    # Closed stores have nothing open, also while somebody refers to them.
+    assert not open_files(str(path))
+    assert not is_locked(path)
+
+
+async def test_a_store_of_another_process_that_holds_the_lock_is_named(path: Path) -> None:
+    async with ImageStore(path, lock_timeout=0.05) as store:
+        await store.create("one")
+        with held_by_another_process(path) as holder:
+            with pytest.raises(LockTimeoutError) as refused:
+                await store.touch()
+            assert refused.value.holder_pid == holder.pid
+            assert f"process {holder.pid} holds it" in str(refused.value)
+
+
+async def test_a_store_of_this_process_that_holds_the_lock_is_named(path: Path) -> None:
+    async with ImageStore(path) as store, ImageStore(path, lock_timeout=0.05) as other:
+        async with store.transaction():
+            with pytest.raises(LockTimeoutError, match="this process holds it") as refused:
+                await other.touch()
+        assert refused.value.holder_pid == os.getpid()
+
+
+# A child of a process with threads: it is forked in a program of its own.
+FORK = """
+import gc, os, sys
+import anyio
+from aimagestore import ImageStore, LockTimeoutError
+
+async def in_child(path, released):
+    async with ImageStore(path, lock_timeout=0) as store:
+        try:
+            await store.touch()
+        except LockTimeoutError:
+            pass
+        else:
+            raise AssertionError("the parent holds the lock")
+    print("refused", flush=True)
+    os.read(released, 1)
+    async with ImageStore(path) as store:
+        await store.create("child")
+    print("created", flush=True)
+
+def run_child(path, released):
+    status = 1
+    try:
+        anyio.run(in_child, path, released, backend=sys.argv[2])
+        gc.collect()
+        status = 0
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+    os._exit(status)
+
+async def main(path):
+    released, release = os.pipe()
+    async with ImageStore(path) as store:
+        async with store.transaction() as tx:
+            await tx.create("parent")
+            child = os.fork()
+            if child == 0:
+                os.close(release)
+                # The parent's event loop is of no use here: this one begins in a new thread.
+                import threading
+                thread = threading.Thread(target=run_child, args=(path, released))
+                thread.start()
+                thread.join()
+            other = os.fork()
+            if other == 0:
+                del store, tx
+                gc.collect()
+                os._exit(0)
+            assert os.waitpid(other, 0)[1] == 0
+            print("forked", flush=True)
+            await anyio.to_thread.run_sync(sys.stdin.readline)
+        os.close(release)
+        assert (await anyio.to_thread.run_sync(os.waitpid, child, 0))[1] == 0
+        assert await store.exists("child")
+
+anyio.run(main, sys.argv[1], backend=sys.argv[2])
+"""
+
+
+async def test_a_child_that_is_forked_while_the_lock_is_held_neither_has_nor_breaks_it(
+    path: Path, anyio_backend_name: str
+) -> None:
+    command = [sys.executable, "-c", FORK, str(path), anyio_backend_name]
+    async with await anyio.open_process(command, stderr=None) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        seen = b""
+        with anyio.fail_after(PATIENCE):
+            while not {b"forked", b"refused"} <= set(seen.split()):
+                seen += await program.stdout.receive()
+            assert is_locked(path)
+            async with ImageStore(path, lock_timeout=0.05) as store:
+                with pytest.raises(LockTimeoutError):
+                    await store.touch()
+            await program.stdin.send(b"\n")
+            await program.wait()
+    assert program.returncode == 0
+    async with ImageStore(path) as store:
+        assert [image.id for image in await store.images()] == ["parent", "child"]
+
+
+FORK_AND_WAIT = r"""
+import os, sys
+import anyio
+from aimagestore import ImageStore
+
+async def main(path):
+    async with ImageStore(path) as store:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.create, "one")
+            while not any(t.name == "aimagestore lock" for t in threading.enumerate()):
+                await anyio.sleep(0.001)
+            # Until it waits in the kernel, the thread has begun but not called it.
+            await until_in_kernel(path)
+            child = os.fork()
+            if child == 0:
+                sys.stdin.read()
+                os._exit(0)
+            os.write(1, b"forked\n")
+        async with store.transaction():
+            os.write(1, b"held\n")
+            os.kill(os.getpid(), 9)
+
+async def until_in_kernel(path):
+    inode = os.stat(os.path.join(path, "images.lock")).st_ino
+    while True:
+        with open("/proc/locks") as locks:
+            if any(f":{inode} " in line and "->" in line for line in locks):
+                return
+        await anyio.sleep(0.001)
+
+import threading
+anyio.run(main, sys.argv[1])
+"""
+
+
+async def test_a_child_that_is_forked_while_its_parent_waits_does_not_keep_the_lock(
+    path: Path,
+) -> None:
+    async with ImageStore(path) as store:
+        await store.create("zero")
+    command = [sys.executable, "-c", FORK_AND_WAIT, str(path)]
+    with ExitStack() as holding:
+        holding.enter_context(held_by_another_process(path))
+        async with await anyio.open_process(command, stderr=None) as program:
+            assert program.stdout is not None
+            with anyio.fail_after(PATIENCE):
+                assert await program.stdout.receive() == b"forked\n"
+                holding.close()
+                assert await program.stdout.receive() == b"held\n"
+                await program.wait()
+                # The child lives on, with its parent's descriptors.
+                async with ImageStore(path) as store:
+                    await store.create("two")
+                    assert [image.id for image in await store.images()] == ["zero", "one", "two"]
