@@ -28,7 +28,17 @@ from aimagestore import (
 from aimagestore.oci._layout import DirectoryLayout
 
 from .support.stores import open_files
-from .support.layouts import CONFIG, INDEX, LAYER, MANIFEST, Maker, archive, digest_of, encode, hello
+from .support.layouts import (
+    CONFIG,
+    INDEX,
+    LAYER,
+    MANIFEST,
+    Maker,
+    archive,
+    digest_of,
+    encode,
+    hello,
+)
 
 MIB = 1024 * 1024
 HEX = "0" * 64

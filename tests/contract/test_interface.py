@@ -190,7 +190,6 @@ WRONG: list[tuple[str, Call]] = [
 ]
 
 
-
 async def _open_by_image(store: ImageStore) -> None:
     async with store.open_big_data(await store.get("one"), "k"):  # type: ignore[arg-type]
         pass
@@ -210,7 +209,6 @@ WRONG_FOR_STORES: list[tuple[str, Call]] = [
     ("NoneType", lambda _: check(None)),  # type: ignore[arg-type]
     ("NoneType", lambda _: repair("path", None)),  # type: ignore[arg-type]
 ]
-
 
 
 def says(kind: str) -> str:
