@@ -11,8 +11,8 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,15 @@ async def transact(store: ImageStore, _: str) -> None:
 
 
 async def transact_in_generator(store: ImageStore, _: str) -> None:
-    async def generate() -> AsyncIterator[int]:
+    async def generate() -> AsyncGenerator[int, None]:
         async with store.transaction() as tx:
             await tx.set_flag("one", "flag", 1)
             yield 1
             yield 2
 
-    async for _number in generate():
-        break
+    async with aclosing(generate()) as numbers:
+        async for _number in numbers:
+            break
 
 
 async def read(store: ImageStore, _: str) -> None:
