@@ -34,6 +34,11 @@ def require(*tools: str) -> None:
             pytest.skip(f"needs a containers policy: {_POLICIES[0]}")
 
 
+def has_go() -> bool:
+    """Return whether the Go program can be built."""
+    return shutil.which("go") is not None and CONTAINERS_STORAGE.is_dir()
+
+
 def run(*command: object) -> str:
     """Run a command, and return what it prints."""
     parts = [str(part) for part in command]

@@ -1,0 +1,121 @@
+"""Many clients that give each call a few milliseconds: nothing hangs, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aimagestore import ImageStore, check
+
+from ..peers.peer import Peer, build, image_store
+from ..peers.tools import has_go
+from ..support.stores import is_locked
+
+SECONDS = float(os.environ.get("AIMAGESTORE_STORM_SECONDS", "5"))
+"""How long each storm lasts. CI runs them for 30."""
+
+CLIENTS = 16
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """A directory in memory, where there is memory for files."""
+    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="aimagestore-", dir=parent) as directory:
+        yield Path(directory)
+
+
+def storms(where: str, backends: list[str]) -> list[subprocess.Popen[bytes]]:
+    """Start a process of clients for each backend."""
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "tests.support.storm", where, f"process{number}"),
+                *(str(SECONDS), backend, str(CLIENTS), "1"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for number, backend in enumerate(backends)
+    ]
+
+
+def ledgers_of(processes: list[subprocess.Popen[bytes]]) -> list[dict[str, Any]]:
+    """Wait for processes, and return what their clients were told."""
+    found: list[dict[str, Any]] = []
+    for process in processes:
+        output, errors = process.communicate(timeout=SECONDS + 120)
+        assert process.returncode == 0, errors.decode()
+        found += json.loads(output)
+    return found
+
+
+async def check_ledgers(store: ImageStore, ledgers: list[dict[str, Any]]) -> None:
+    """Check that the store holds what was acknowledged."""
+    images = {image.id: image async for image in store.iter_images()}
+    assert sum(ledger["calls"] for ledger in ledgers) > len(ledgers)
+    for ledger in ledgers:
+        assert int(images[ledger["client"]].metadata) == ledger["counter"]
+        assert set(ledger["created"]) <= images.keys()
+        assert images.keys().isdisjoint(ledger["deleted"])
+
+
+@pytest.mark.parametrize(
+    "backends", [["asyncio", "asyncio"], ["trio", "uvloop"]], ids=["asyncio", "trio_and_uvloop"]
+)
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_storm_of_timeouts_loses_and_holds_nothing(
+    root: Path, backends: list[str], anyio_backend: str
+) -> None:
+    where = image_store(root)
+    async with ImageStore(where):
+        pass
+    # containers/storage writes beside them, where it can be built.
+    program = build(root) if has_go() else None
+    processes = storms(str(where), backends)
+    with go_writer(root, program, processes) as written:
+        ledgers = ledgers_of(processes)
+    assert not is_locked(where)
+    async with ImageStore(where, lock_timeout=30) as store:
+        await check_ledgers(store, ledgers)
+        for image_id in written:
+            assert await store.exists(image_id)
+        await store.collect_garbage()
+    assert (await check(where)).ok
+
+
+@contextmanager
+def go_writer(
+    root: Path, program: Path | None, processes: list[subprocess.Popen[bytes]]
+) -> Iterator[list[str]]:
+    """Create images with containers/storage while processes run; their IDs."""
+    written: list[str] = []
+    if program is None:
+        yield written
+        return
+    peer = Peer(program)
+
+    def write() -> None:
+        while any(process.poll() is None for process in processes):
+            image_id = f"{len(written):064x}"
+            peer.ask("create", root, id=image_id, names=[], metadata="")
+            written.append(image_id)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield written
+    finally:
+        thread.join(SECONDS + 60)
+        peer.close()
+    assert written

@@ -1,0 +1,90 @@
+"""The event loop never waits: a heartbeat goes on whatever a store is asked to do.
+
+No test here asserts a time. The longest gap of the heartbeat is compared with how long the same
+work takes in one go on this machine: work that ran on the loop would make a gap of that length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from aimagestore import ImageStore
+
+SIZE = 256 * 1024 * 1024
+
+
+class Heartbeat:
+    """Beats every 5 ms.
+
+    :ivar longest: the longest time between two beats, in seconds
+    """
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+
+    @asynccontextmanager
+    async def beating(self) -> AsyncIterator[None]:
+        """Beat for the duration of a block."""
+
+        async def beat() -> None:
+            last = time.perf_counter()
+            while True:
+                await anyio.sleep(0.005)
+                now = time.perf_counter()
+                self.longest = max(self.longest, now - last)
+                last = now
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(beat)
+            yield
+            tasks.cancel_scope.cancel()
+
+
+def one_go(data: bytes) -> float:
+    """Return how long it takes to hash the data, in seconds."""
+    start = time.perf_counter()
+    hashlib.sha256(data).digest()
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+async def test_large_data_in_memory_never_stops_the_loop(
+    store: ImageStore, kind: type[bytes | bytearray]
+) -> None:
+    data = kind(SIZE)
+    await store.create("one")
+    heart = Heartbeat()
+    async with heart.beating():
+        await store.create("two", big_data={"layer": data})
+        await store.set_big_data("one", "layer", data)
+        async with store.transaction() as tx:
+            await tx.set_big_data("one", "other", data)
+            await tx.create("three", big_data={"layer": data})
+    assert heart.longest < one_go(bytes(data)) / 2
+    await store.wipe()
+
+
+async def test_reading_all_images_never_stops_the_loop(path: Path) -> None:
+    async with ImageStore(path) as store:
+        async with store.transaction() as tx:
+            for number in range(5_000):
+                names = [f"localhost/a:{number}", f"localhost/b:{number}"]
+                await tx.create(f"{number:064x}", names=names, metadata="m" * 1000)
+    async with ImageStore(path) as store:
+        start = time.perf_counter()
+        [image.names for image in await store.snapshot()]
+        decoding = time.perf_counter() - start
+        heart = Heartbeat()
+        async with heart.beating():
+            for _ in range(3):
+                async with ImageStore(path) as again:
+                    await again.images()
+    # Decoding holds the interpreter lock, which a thread gives up after 5 ms.
+    assert heart.longest < max(decoding, 0.1)
