@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from aimagestore import (
+    BigDataSource,
     DigestMismatchError,
     DigestUnknownError,
     ImageStore,
@@ -30,7 +31,8 @@ async def image(store: ImageStore) -> str:
 
 
 async def test_nothing_is_also_content(store: ImageStore, image: str, path: Path) -> None:
-    for source in [b"", [], chunks(b"")]:
+    sources: list[BigDataSource] = [b"", [], chunks(b"")]
+    for source in sources:
         changed = await store.set_big_data(image, "key", source)
         assert changed.big_data_sizes == {"key": 0}
     assert (path / image / "key").read_bytes() == b""
@@ -220,6 +222,6 @@ async def test_measuring_reports_progress(path: Path) -> None:
     async with ImageStore(path, read_only=True) as store:
         for method in (store.big_data_size, store.big_data_digest):
             reported: list[tuple[int, int | None]] = []
-            await method("one", "item", progress=lambda *figures: reported.append(figures))
+            await method("one", "item", progress=lambda *figures, to=reported: to.append(figures))
             assert reported == sorted(reported)
             assert reported[-1] == (len(CONTENT), len(CONTENT))

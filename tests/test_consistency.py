@@ -38,7 +38,7 @@ async def old(store: ImageStore) -> ImageStore:
 
 def interleave(monkeypatch: pytest.MonkeyPatch, opening: Callable[[Opening], Opening]) -> None:
     """Open the next item, once, by a function that is made of the real one."""
-    real = items.open_current
+    real: Opening = vars(items)["open_current"]
 
     def once(root: Directory, image: Image, key: str) -> int:
         monkeypatch.setattr(items, "open_current", real)

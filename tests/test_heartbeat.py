@@ -72,11 +72,10 @@ async def test_large_data_in_memory_never_stops_the_loop(
 
 
 async def test_reading_all_images_never_stops_the_loop(path: Path) -> None:
-    async with ImageStore(path) as store:
-        async with store.transaction() as tx:
-            for number in range(5_000):
-                names = [f"localhost/a:{number}", f"localhost/b:{number}"]
-                await tx.create(f"{number:064x}", names=names, metadata="m" * 1000)
+    async with ImageStore(path) as store, store.transaction() as tx:
+        for number in range(5_000):
+            names = [f"localhost/a:{number}", f"localhost/b:{number}"]
+            await tx.create(f"{number:064x}", names=names, metadata="m" * 1000)
     async with ImageStore(path) as store:
         start = time.perf_counter()
         [image.names for image in await store.snapshot()]

@@ -30,8 +30,6 @@ from aimagestore import (
     oci,
 )
 
-from .support.steps import Steps
-from .support.stores import open_files
 from .support.layouts import (
     CONFIG,
     LAYER,
@@ -44,6 +42,8 @@ from .support.layouts import (
     files_of,
     hello,
 )
+from .support.steps import Steps
+from .support.stores import open_files
 
 FORMS = ["layout", "layout.tar"]
 

@@ -27,7 +27,6 @@ from aimagestore import (
 )
 from aimagestore.oci._layout import DirectoryLayout
 
-from .support.stores import open_files
 from .support.layouts import (
     CONFIG,
     INDEX,
@@ -39,6 +38,7 @@ from .support.layouts import (
     encode,
     hello,
 )
+from .support.stores import open_files
 
 MIB = 1024 * 1024
 HEX = "0" * 64

@@ -140,7 +140,7 @@ async def test_a_change_that_cannot_be_placed_fails_alone(
             assert await store.big_data(f"good{number}", "k") == b"%d" % number
         assert not await store.exists("new")
     if case == "a directory in the item's place":
-        await anyio.to_thread.run_sync(lambda: (path / "one" / "bad" / "below").rmdir())
+        await anyio.to_thread.run_sync((path / "one" / "bad" / "below").rmdir)
         (path / "one" / "bad").rmdir()
     async with ImageStore(path) as again:
         assert (await again.collect_garbage()).findings == ()

@@ -177,7 +177,7 @@ async def test_a_repair_reports_progress(path: Path, image: Path) -> None:
 
 
 async def test_what_progress_raises_ends_it_with_nothing_changed(path: Path, image: Path) -> None:
-    def refuse(*_: int) -> None:
+    def refuse(*_: int | None) -> None:
         raise LookupError("enough")
 
     (image / "manifest").write_bytes(b"altered")

@@ -146,12 +146,12 @@ def functions_of(name: str, exported: object) -> Iterator[tuple[str, types.Funct
         yield name, exported
     if inspect.isclass(exported):
         for attribute, member in inspect.getmembers(exported):
-            if isinstance(member, property):
-                member = member.fget
+            function = member.fget if isinstance(member, property) else member
             is_public = not attribute.startswith("_") or attribute == "__init__"
-            if is_public and inspect.isfunction(member):
-                if member.__module__.startswith("aimagestore"):
-                    yield f"{name}.{attribute}", member
+            if not is_public or not inspect.isfunction(function):
+                continue
+            if function.__module__.startswith("aimagestore"):
+                yield f"{name}.{attribute}", function
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from functools import partial
@@ -32,8 +32,7 @@ JSONValue: TypeAlias = Union[
     int,
     float,
     str,
-    "list[JSONValue]",
-    "dict[str, JSONValue]",
+    Sequence["JSONValue"],
     Mapping[str, "JSONValue"],
     None,
 ]

@@ -28,6 +28,9 @@ from ..support.interruptions import Interruption
 from ..support.layouts import CONFIG, Maker, encode
 from ..support.stores import is_locked, library_threads, until
 
+MANIFEST = b"m" * 1_200_000
+MANIFEST_DIGEST = hashlib.sha256(MANIFEST).hexdigest()
+
 Operation = Callable[[ImageStore, str], Awaitable[object]]
 
 
@@ -153,9 +156,6 @@ OPERATIONS: dict[str, Operation] = {
     "import_layout": lambda store, path: oci.import_layout(store, f"{path}-layout", names=["b"]),
     "export_layout": lambda store, path: oci.export_layout(store, "exported", f"{path}-out"),
 }
-
-MANIFEST = b"m" * 1_200_000
-MANIFEST_DIGEST = hashlib.sha256(MANIFEST).hexdigest()
 
 
 @pytest.fixture(scope="module")

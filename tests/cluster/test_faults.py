@@ -152,7 +152,11 @@ async def test_a_call_is_cancelled_at_once_while_the_server_is_silent(
     async with ImageStore(there.location(deadline=DEADLINE)) as store:
         await store.create("one")
         with to_postgres.silent():
-            for call in (lambda: store.get("one"), lambda: store.create("two")):
+            calls: list[Callable[[], Awaitable[object]]] = [
+                lambda: store.get("one"),
+                lambda: store.create("two"),
+            ]
+            for call in calls:
                 with anyio.fail_after(0.9), anyio.move_on_after(0.2) as scope:
                     await call()
                 assert scope.cancelled_caught

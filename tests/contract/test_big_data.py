@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from aimagestore import (
+    BigDataSource,
     BigDataUnknownError,
     DigestMismatchError,
     DigestUnknownError,
@@ -54,7 +55,7 @@ async def test_every_kind_of_source(store: ImageStore, image: str, source: str) 
 @pytest.mark.parametrize("source", ["text", 5, None, ["text"], object()])
 async def test_what_is_no_source_is_refused(store: ImageStore, image: str, source: object) -> None:
     with pytest.raises(TypeError):
-        await store.set_big_data(image, "key", source)
+        await store.set_big_data(image, "key", source)  # type: ignore[arg-type]
     assert await store.big_data_names(image) == []
 
 
@@ -247,7 +248,8 @@ async def test_a_reader_is_closed_at_the_end_of_its_block(store: ImageStore, ima
 
 
 async def test_nothing_is_also_content(store: ImageStore, image: str) -> None:
-    for source in [b"", [], chunks(b"")]:
+    sources: list[BigDataSource] = [b"", [], chunks(b"")]
+    for source in sources:
         changed = await store.set_big_data(image, "key", source)
         assert changed.big_data_sizes == {"key": 0}
         assert await store.big_data(image, "key") == b""

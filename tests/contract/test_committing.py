@@ -72,7 +72,7 @@ async def test_an_error_caught_inside_changes_nothing(store: ImageStore) -> None
         with pytest.raises(ImageUnknownError):
             await tx.set_names("nobody", ["a"])
         with pytest.raises(TypeError):
-            await tx.set_big_data("one", "key", "text")
+            await tx.set_big_data("one", "key", "text")  # type: ignore[arg-type]
     assert (await store.get("a")).id == "one"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,7 +16,6 @@ from aimagestore import (
     BigDataMissingError,
     DigestUnknownError,
     DuplicateIDError,
-    Image,
     ImageStore,
     ImageUnknownError,
     LockTimeoutError,
@@ -196,7 +196,7 @@ async def _open_by_image(store: ImageStore) -> None:
 
 
 WRONG_FOR_STORES: list[tuple[str, Call]] = [
-    ("Image", lambda s: _open_by_image(s)),
+    ("Image", _open_by_image),
     ("int", lambda s: s.open_big_data("one", 5).__aenter__()),
     ("str", lambda s: s.open_big_data("one", "k", start="0").__aenter__()),
     ("float", lambda s: s.open_big_data("one", "k", end=1.5).__aenter__()),
@@ -339,10 +339,11 @@ async def test_staged_data_of_another_store_is_refused_and_stays_usable(
     ):
         for other in (same_place, elsewhere):
             async with other.stage(b"data") as staged:
-                for call in (
-                    lambda staged=staged: store.create(big_data={"k": staged}),
-                    lambda staged=staged: store.set_big_data("one", "k", staged),
-                ):
+                calls: list[Callable[[], Awaitable[object]]] = [
+                    partial(store.create, big_data={"k": staged}),
+                    partial(store.set_big_data, "one", "k", staged),
+                ]
+                for call in calls:
                     with pytest.raises(ValueError, match="the store that staged it"):
                         await call()
                 async with store.transaction() as tx:
@@ -377,7 +378,7 @@ CHANGES: dict[str, Callable[[ImageStore], Awaitable[object]]] = {
     "create": lambda s: s.create(),
     "set_flag": lambda s: s.set_flag("one", "f", 1),
     "touch": lambda s: s.touch(),
-    "transaction": lambda s: _transact(s),
+    "transaction": lambda s: _transact(s),  # noqa: PLW0108 (defined below)
     "collect_garbage": lambda s: s.collect_garbage(),
 }
 
@@ -501,7 +502,7 @@ async def test_progress_has_no_total_where_none_is_known(store: ImageStore) -> N
     assert [done for done, _ in reported] == sorted({done for done, _ in reported})
     reported.clear()
     async with store.stage(pieces(), expected_size=2 * len(CONTENT), progress=report):
-        assert reported[-1] == (2 * len(CONTENT), 2 * len(CONTENT))
+        assert reported[-1:] == [(2 * len(CONTENT), 2 * len(CONTENT))]
     reported.clear()
     await store.set_big_data("image", "nothing", [], progress=report)
     assert reported == [(0, None)]
