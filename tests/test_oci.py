@@ -30,8 +30,8 @@ from aimagestore import (
     oci,
 )
 
-from .contract.test_cancellation import Steps
-from .homes import open_files
+from .support.steps import Steps
+from .support.stores import open_files
 from .support.layouts import (
     CONFIG,
     LAYER,
@@ -512,7 +512,9 @@ async def test_a_round_trip_changes_no_byte(
     exported = await oci.export_layout(store, image.id, tmp_path / f"out-{target}")
     out = files_of(tmp_path / f"out-{target}")
     assert blobs_of(tmp_path / f"out-{target}") == blobs_of(layout)
-    assert exported == oci.ExportResult(image, image.digest, sum(map(len, blobs_of(layout).values())))
+    assert exported == oci.ExportResult(
+        image, image.digest, sum(map(len, blobs_of(layout).values()))
+    )
     assert json.loads(out["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
     (entry,) = json.loads(out["index.json"])["manifests"]
     assert entry == maker.entries[0] | {"annotations": {REF_NAME: "localhost/hello:1"}}

@@ -27,8 +27,18 @@ from aimagestore import (
 )
 from aimagestore.oci._layout import DirectoryLayout
 
-from .homes import open_files
-from .support.layouts import CONFIG, INDEX, LAYER, MANIFEST, Maker, archive, digest_of, encode, hello
+from .support.stores import open_files
+from .support.layouts import (
+    CONFIG,
+    INDEX,
+    LAYER,
+    MANIFEST,
+    Maker,
+    archive,
+    digest_of,
+    encode,
+    hello,
+)
 
 MIB = 1024 * 1024
 HEX = "0" * 64

@@ -12,7 +12,7 @@ from anyio import create_task_group
 from .._core import mutations
 from .._core.digest import is_digest
 from .._core.mutations import has_same_items
-from .._core.names import check_names
+from .._core.names import check_names, check_type
 from .._core.record import Record
 from .._core.view import View
 from ..errors import BigDataUnknownError, ImageUnknownError
@@ -62,6 +62,8 @@ async def copy_images(
     :raises StoreReadOnlyError: when the destination was opened read-only
     :raises ValueError: when both are one store
     """
+    check_type(source, ImageStore, "source")
+    check_type(destination, ImageStore, "destination")
     if source is destination:
         raise ValueError("the source and the destination of a copy must be two stores")
     core_of(destination).check_writable()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from .._core.names import check_type
 from .._core.report import Report
 from .._engine.lock import AnyLine
 from .._engine.protocol import Checker, Location
@@ -94,6 +95,7 @@ async def repair(
     :raises StoreCorruptError: when images.json is not a regular file
     """
     location = location_of(where)
+    check_type(report, Report, "report")
     threads = Threads(EventLoop())
     try:
         repairer = await threads.run_abandonable(

@@ -13,7 +13,7 @@ from .._core import mutations
 from .._core.content import Content
 from .._core.image import Image
 from .._core.mutations import Mutation
-from .._core.names import check_key, check_names
+from .._core.names import check_key, check_names, check_type
 from .._core.view import View
 from .._engine.items import Measured, require_item
 from ..errors import (
@@ -184,6 +184,7 @@ class ImageMethods(ABC):
             flags=flags,
         )
         planned()  # raises what is wrong with the arguments before any data is read
+        check_type({} if big_data is None else big_data, Mapping, "big_data")
         for key in big_data or ():
             check_key(key)
         async with self._contents(big_data or {}, Expectations(None, None), None) as contents:

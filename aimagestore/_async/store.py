@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 from .._core.content import Content
 from .._core.image import Image
 from .._core.mutations import Mutation
+from .._core.names import check_key, check_type
 from .._core.report import Report
 from .._core.snapshot import Snapshot, snapshot_of
 from .._core.view import View
@@ -63,7 +64,9 @@ class ImageStore(ImageMethods):
         read_only: bool = False,
         lock_timeout: float | None = None,
     ) -> None:
-        if lock_timeout is not None and not isinstance(lock_timeout, int | float):
+        check_type(read_only, bool, "read_only")
+        is_number = isinstance(lock_timeout, int | float) and not isinstance(lock_timeout, bool)
+        if lock_timeout is not None and not is_number:
             raise TypeError(
                 "lock_timeout must be None or a number of seconds, not "
                 f"{type(lock_timeout).__name__}"
@@ -71,7 +74,7 @@ class ImageStore(ImageMethods):
         if lock_timeout is not None and not lock_timeout >= 0:
             raise ValueError(f"lock_timeout must be None or at least 0 seconds: {lock_timeout}")
         location = location_of(where)
-        self._core = StoreCore(location, read_only=bool(read_only), lock_timeout=lock_timeout)
+        self._core = StoreCore(location, read_only=read_only, lock_timeout=lock_timeout)
 
     @property
     def read_only(self) -> bool:
@@ -180,6 +183,7 @@ class ImageStore(ImageMethods):
         :param page_size: the number of images in a page
         :raises ValueError: when it is not positive
         """
+        check_type(page_size, int, "page_size")
         if page_size < 1:
             raise ValueError(f"page_size must be at least 1: {page_size}")
         self._core.check_open()
@@ -210,6 +214,10 @@ class ImageStore(ImageMethods):
         """
         core = self._core
         core.check_open()
+        check_type(ref, str, "a ref")
+        check_key(key)
+        check_type(start, int, "start")
+        check_type(0 if end is None else end, int, "end")
         if start < 0 or (end is not None and end < start):
             raise ValueError(f"start and end must be 0 <= start <= end: {start}, {end}")
         if verify and (start or end is not None):
@@ -331,8 +339,7 @@ class ImageStore(ImageMethods):
         :param when: an aware datetime
         :raises ValueError: when it is naive
         """
-        if not isinstance(when, datetime):
-            raise TypeError(f"when must be a datetime, not {type(when).__name__}")
+        check_type(when, datetime, "when")
         if when.tzinfo is None:
             raise ValueError("when must be an aware datetime: give it a tzinfo, such as UTC")
         self._core.check_open()

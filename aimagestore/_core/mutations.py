@@ -24,7 +24,7 @@ from .content import Content, Described
 from .digest import check_digest
 from .draft import Draft, Plan
 from .image import Image
-from .names import check_id, check_key, check_names, check_text
+from .names import check_id, check_key, check_names, check_text, check_type
 from .record import Record, RecordDraft, without_names
 
 
@@ -66,6 +66,9 @@ def create(
     """Create an image with its items. The ID defaults to a random one, ``created`` to now."""
     image_id = secrets.token_hex(32) if image_id is None else image_id
     created = datetime.now(UTC) if created is None else created
+    check_type(created, datetime, "created")
+    check_type({} if flags is None else flags, Mapping, "flags")
+    check_type({} if big_data is None else big_data, Mapping, "big_data")
     edited = RecordDraft()
     edited.set("id", check_id(image_id))
     names = check_names(names)
@@ -239,6 +242,7 @@ def _describe(edited: RecordDraft, key: str, content: Described) -> None:
 def delete(ref: str, *, force: bool = False) -> Mutation:
     """Delete the image and its items; with ``force`` even if a container uses it."""
     _check_ref(ref)
+    check_type(force, bool, "force")
     return Mutation(lambda draft: Plan(deleted=(draft.find(ref).id,), is_forced=force), (ref,))
 
 

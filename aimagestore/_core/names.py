@@ -58,6 +58,15 @@ def is_id(text: str) -> bool:
     )
 
 
+def check_type(value: object, kind: type, name: str) -> None:
+    """Check the type of an argument.
+
+    :raises TypeError: when it is of another type
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+
+
 def check_id(image_id: object) -> str:
     """Check an ID, and return it.
 

@@ -95,7 +95,7 @@ class Directory:
             yield
         except OSError as error:
             error.filename = self.path_of(name)
-            error.filename2 = None
+            del error.filename2  # None would be shown
             raise
 
     def corrupt(self, name: str, problem: str) -> ImageStoreError:

@@ -31,6 +31,7 @@ from .files import Directory
 _BUSY: Final = frozenset({errno.EACCES, errno.EAGAIN})
 _FLOCK: Final = "hhqqi4x" if struct.calcsize("P") == 8 else "hhqqi"
 _POLL: Final = 0.01
+_UNWRITABLE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 RECORD_LOCKS = sys.platform == "linux"
 """Whether the kernel has locks that conflict with podman's and belong to a descriptor."""
@@ -55,6 +56,11 @@ def open_lock_file(root: Directory, flags: int = os.O_RDWR | os.O_CREAT) -> int:
     except FileNotFoundError:
         if flags & os.O_CREAT:
             root.check_path()
+        raise
+    except OSError as error:
+        if error.errno in _UNWRITABLE and flags & os.O_CREAT:
+            advice = f"{error.strerror} (open the store with read_only=True to read it)"
+            raise OSError(error.errno, advice, error.filename) from error
         raise
     try:
         if root.stat_file(LOCK_FILE, fd).st_nlink > 1:

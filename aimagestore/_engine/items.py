@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from .._core.digest import (
@@ -184,16 +185,21 @@ class Source(io.BufferedIOBase):
 
         :raises DigestMismatchError: at the end of the data, when it is not what was expected
         """
+        with self._in_use():
+            return self._read(-1 if size is None else size)
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
         with self._mutex:
             try:
-                return self._read(-1 if size is None else size)
+                if self._is_over:
+                    raise ValueError("the item is closed")
+                yield
             finally:
                 if self._is_over:
                     self._close()
 
     def _read(self, wanted: int) -> bytes:
-        if self._is_over:
-            raise ValueError("read of a closed item")
         rest = max(0, self._end - self._position)
         wanted = rest if wanted < 0 else min(wanted, rest)
         pieces = []
@@ -237,7 +243,7 @@ class Source(io.BufferedIOBase):
         """
         if self._digester is not None:
             raise ValueError("data that is verified is read in order: open it without verify")
-        with self._mutex:
+        with self._in_use():
             base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
             self._position = self._file.seek(max(0, base + offset))
             return self._position

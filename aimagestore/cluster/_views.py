@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from uuid import UUID
 
 from .._core.catalog import Catalog
+from .._core.names import check_type
 from .._core.record import Record
 from .._core.refs import id_in_ref
 from .._core.view import View, resolve_prefix, unknown
@@ -67,6 +68,7 @@ class CommittedView(_TableView):
         return found
 
     def find(self, ref: str) -> Record:
+        check_type(ref, str, "a ref")
         found = self._find(ref)
         if found.record is not None:
             return found.record

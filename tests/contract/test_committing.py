@@ -395,5 +395,6 @@ async def test_two_stores_of_one_process_exclude_each_other(
             assert where.is_locked()
         assert info.value.path is not None
         assert isinstance(info.value, TimeoutError)
-        await other.create()
+        async with ImageStore(where.location) as patient:
+            await patient.create()
     assert not where.is_locked()

@@ -10,10 +10,11 @@ import struct
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import anyio
 import pytest
@@ -45,8 +46,12 @@ def open_files(part: str) -> set[str]:
 
 
 def library_threads() -> set[threading.Thread]:
-    """Return the threads that the library has started and that have not ended."""
-    return {t for t in threading.enumerate() if t.name.startswith("aimagestore")}
+    """Return the threads that stores have started and that have not ended.
+
+    The watchdog of a cluster's sessions belongs to no store, and ends by itself.
+    """
+    found = (t for t in threading.enumerate() if t.name.startswith("aimagestore"))
+    return {thread for thread in found if thread.name != "aimagestore watchdog"}
 
 
 def becomes_true(condition: Callable[[], bool], seconds: float = 10) -> bool:
@@ -293,11 +298,10 @@ class ClusterStore(StoreUnderTest):
         import psycopg
 
         from aimagestore.cluster._addresses import BucketAddress
-        from aimagestore.cluster._blobs import Blobs
 
         self._place = place
         self._session: psycopg.Connection[Any] = psycopg.connect(place.records_url, autocommit=True)
-        self._blobs = Blobs(BucketAddress.of(place.blobs_url), 10.0)
+        self._bucket = BucketAddress.of(place.blobs_url).open(attempt=10.0, retries=10.0)
         self._number = 0
         self.root = Path()
 
@@ -314,8 +318,16 @@ class ClusterStore(StoreUnderTest):
     def _rows(self, query: str, *values: object) -> list[Any]:
         return self._session.execute(query.encode(), values or None).fetchall()
 
-    def _objects(self) -> set[Any]:
-        return {blob.id for page in self._blobs.pages() for blob in page}
+    def _objects(self) -> set[UUID]:
+        import obstore
+
+        return {UUID(found["path"]) for page in obstore.list(self._bucket) for found in page}
+
+    def _delete(self, blobs: Iterable[UUID]) -> None:
+        import obstore
+
+        if paths := [blob.hex for blob in blobs]:
+            obstore.delete(self._bucket, paths)
 
     def contents(self) -> object:
         images = self._rows("SELECT id, place, record FROM images ORDER BY place")
@@ -360,7 +372,7 @@ class ClusterStore(StoreUnderTest):
         return count
 
     def disable_notifications(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("aimagestore.cluster._feed.ClusterFeed._listen", lambda _: None)
+        monkeypatch.setattr("aimagestore.cluster._feed.ClusterFeed._listen", lambda *_: None)
         monkeypatch.setattr("aimagestore.cluster._feed.ClusterFeed.interval", 0.01)
 
     def limit_pending_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,7 +413,7 @@ class ClusterStore(StoreUnderTest):
 
     def remove_content(self, image_id: str, key: str) -> None:
         query = "SELECT blob FROM image_items WHERE image_id = %s AND key = %s AND removed IS NULL"
-        self._blobs.delete([blob for (blob,) in self._rows(query, image_id, key.encode())])
+        self._delete(blob for (blob,) in self._rows(query, image_id, key.encode()))
 
     def clear(self) -> None:
         self._number += 1
@@ -412,8 +424,7 @@ class ClusterStore(StoreUnderTest):
             UPDATE image_store SET version = 0, pruned = 0, last_place = 0, images = 0
             """
         )
-        if objects := self._objects():
-            self._blobs.delete(list(objects))
+        self._delete(self._objects())
 
     def close(self) -> None:
         """Close the session."""

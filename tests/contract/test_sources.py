@@ -1,0 +1,192 @@
+"""Sources of big data that are slow, tiny, endless, or of text."""
+
+from __future__ import annotations
+
+import io
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from aimagestore import ImageStore
+
+from ..support.sources import CONTENT, DIGEST
+from ..support.stores import StoreUnderTest, until
+
+
+@pytest.fixture
+async def image(store: ImageStore) -> str:
+    """An image without any item."""
+    return (await store.create("image")).id
+
+
+class Counter:
+    """Gives the same piece for ever, and counts how often it was asked."""
+
+    def __init__(self, piece: Any) -> None:
+        self.piece = piece
+        self.asked = 0
+
+    def _next(self) -> Any:
+        self.asked += 1
+        return self.piece
+
+
+class Endless(Counter):
+    """A file without an end."""
+
+    def read(self, n: int) -> Any:
+        """Return the next piece."""
+        assert n > 0
+        return self._next()
+
+
+class AsyncEndless(Counter):
+    """A stream without an end."""
+
+    async def read(self, n: int) -> Any:
+        """Return the next piece."""
+        assert n > 0
+        return self._next()
+
+
+class EndlessReceiver(Counter):
+    """A receiver without an end."""
+
+    async def receive(self) -> Any:
+        """Return the next piece."""
+        return self._next()
+
+
+class EndlessIterable(Counter):
+    """An iterable without an end."""
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield self._next()
+
+
+class AsyncEndlessIterable(Counter):
+    """An async iterable without an end."""
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        while True:
+            yield self._next()
+
+
+ENDLESS = [Endless, AsyncEndless, EndlessReceiver, EndlessIterable, AsyncEndlessIterable]
+
+
+@pytest.mark.parametrize("source", ENDLESS)
+@pytest.mark.parametrize("piece", ["text", 5, None])
+async def test_a_source_that_gives_something_else_is_refused_at_its_first_piece(
+    store: ImageStore, where: StoreUnderTest, image: str, source: type[Counter], piece: object
+) -> None:
+    given = source(piece)
+    with anyio.fail_after(20), pytest.raises(TypeError, match=type(piece).__name__):
+        await store.set_big_data(image, "key", given)  # type: ignore[arg-type]
+    assert given.asked == 1
+    assert await store.big_data_names(image) == []
+    assert where.garbage() == []
+
+
+@pytest.mark.parametrize("source", [Endless, AsyncEndless, EndlessReceiver])
+async def test_an_empty_piece_ends_what_is_read(
+    store: ImageStore, image: str, source: type[Counter]
+) -> None:
+    given = source(b"")
+    with anyio.fail_after(20):
+        changed = await store.set_big_data(image, "key", given)  # type: ignore[arg-type]
+    assert (changed.big_data_sizes, given.asked) == ({"key": 0}, 1)
+
+
+async def test_files_that_were_opened_as_text_are_refused(
+    store: ImageStore, image: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "text"
+    path.write_text("text")
+    with path.open() as file, pytest.raises(TypeError, match="binary mode"):
+        await store.set_big_data(image, "key", file)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="str"):
+        await store.create(big_data={"key": io.StringIO("text")})  # type: ignore[dict-item]
+    with path.open("rb") as binary:
+        await store.set_big_data(image, "key", binary)
+    assert await store.big_data(image, "key") == b"text"
+
+
+async def test_a_slow_iterable_is_cancelled_between_two_of_its_pieces(
+    store: ImageStore, where: StoreUnderTest, image: str
+) -> None:
+    pieces = 0
+
+    def slow() -> Iterator[bytes]:
+        # So that a chunk of 1 MiB takes half a minute to fill.
+        nonlocal pieces
+        while True:
+            time.sleep(0.005)
+            pieces += 1
+            yield b"x" * 200
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(store.set_big_data, image, "key", slow())
+        await until(lambda: pieces > 0)
+        tasks.cancel_scope.cancel()
+        before = pieces
+    assert pieces - before < 100
+    assert await store.big_data_names(image) == []
+    assert where.garbage() == []
+
+
+async def trickle(size: int) -> AsyncIterator[bytes]:
+    """Give the content in small pieces."""
+    for start in range(0, SMALL, size):
+        yield CONTENT[start : start + size]
+
+
+def plain_trickle(size: int) -> Iterator[bytes]:
+    """Give the content in small pieces."""
+    for start in range(0, SMALL, size):
+        yield CONTENT[start : start + size]
+
+
+SMALL = 1_500_000
+
+
+@pytest.mark.parametrize("source", [trickle, plain_trickle])
+async def test_tiny_pieces_take_no_more_memory_than_large_ones(
+    store: ImageStore, image: str, source: Callable[[int], Any]
+) -> None:
+    await store.set_big_data(image, "key", source(65_536))
+    tracemalloc.start()
+    try:
+        await store.set_big_data(image, "key", source(5))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Kept one by one, 300,000 pieces would take more than 10 MiB.
+    assert peak < 6 * 1024 * 1024
+    assert await store.big_data(image, "key") == CONTENT[:SMALL]
+
+
+async def test_large_data_is_neither_hashed_nor_written_on_the_event_loop(
+    store: ImageStore,
+) -> None:
+    """The guard of every test fails this one otherwise."""
+    await store.create("one", big_data={"a": CONTENT, "b": bytearray(CONTENT)})
+    await store.set_big_data("one", "c", memoryview(CONTENT), expected_digest=DIGEST)
+    async with store.stage() as staged:
+        await staged.write(CONTENT)
+        assert staged.digest == DIGEST
+        await store.set_big_data("one", "d", staged, expected_digest=DIGEST)
+    async with store.transaction() as tx:
+        await tx.create("two", big_data={"a": CONTENT, "b": CONTENT[:65_536]})
+        await tx.set_big_data("one", "e", CONTENT, expected_size=len(CONTENT))
+        assert await tx.big_data("two", "a") == CONTENT
+    for key in "abcde":
+        assert (await store.get("one")).big_data_digests[key] == DIGEST
+        async with store.open_big_data("one", key, verify=True) as reader:
+            assert await reader.read() == CONTENT

@@ -1,0 +1,148 @@
+"""A change that cannot be placed fails alone: the other changes of its batch commit."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from aimagestore import ImageStore, StoreCorruptError
+from aimagestore._async.store import core_of
+
+from .support.faults import Faults
+from .support.stores import locked, until
+
+Break = Callable[[Path, Faults], object]
+
+
+@contextmanager
+def _directory(path: Path, _: Faults) -> Iterator[None]:
+    (path / "one" / "bad" / "below").mkdir(parents=True)
+    yield
+    assert (path / "one" / "bad" / "below").is_dir()
+
+
+@contextmanager
+def _file_in_place_of_directory(path: Path, _: Faults) -> Iterator[None]:
+    (path / "new").write_bytes(b"a file")
+    yield
+    assert (path / "new").read_bytes() == b"a file"
+    (path / "new").unlink()
+
+
+def _link(name: str, code: int) -> Callable[[Path, Faults], object]:
+    def fails(_: int, __: object, target: object, **___: object) -> bool:
+        return str(target).startswith(name)
+
+    return lambda _, faults: faults.fail_call("link", code, fails)
+
+
+def _mkdir(code: int) -> Callable[[Path, Faults], object]:
+    return lambda _, faults: faults.fail_call("mkdir", code, lambda _, name, *a, **k: name == "new")
+
+
+@contextmanager
+def _stale(path: Path, faults: Faults) -> Iterator[None]:
+    (path / "new").mkdir()
+    with faults.fail_call("rmdir", errno.EBUSY, lambda _, name, **__: name == "new"):
+        yield
+    (path / "new").rmdir()
+
+
+Call = Callable[[ImageStore], Awaitable[object]]
+
+
+def add(store: ImageStore) -> Awaitable[object]:
+    """Add an item to an image."""
+    return store.set_big_data("one", "bad", b"data")
+
+
+def replace(store: ImageStore) -> Awaitable[object]:
+    """Replace an item of an image."""
+    return store.set_big_data("one", "there", b"other")
+
+
+def create(store: ImageStore) -> Awaitable[object]:
+    """Create an image with an item."""
+    return store.create("new", big_data={"bad": b"data"})
+
+
+CASES: dict[str, tuple[Call, Break, int | None]] = {
+    "a directory in the item's place": (add, _directory, None),
+    "a file in the directory's place": (create, _file_in_place_of_directory, None),
+    "an I/O error at the item's name": (add, _link("bad", errno.EIO), errno.EIO),
+    "a quota at the item's name": (add, _link("bad", errno.EDQUOT), errno.EDQUOT),
+    "too many links": (add, _link("bad", errno.EMLINK), errno.EMLINK),
+    "an I/O error at new content": (replace, _link(".new-", errno.EIO), errno.EIO),
+    "a quota at new content": (replace, _link(".new-", errno.EDQUOT), errno.EDQUOT),
+    "a new image's item": (create, _link("bad", errno.ENOSPC), errno.ENOSPC),
+    "a new image's directory": (create, _mkdir(errno.EDQUOT), errno.EDQUOT),
+    "a stale directory that stays": (create, _stale, errno.EBUSY),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("position", ["first", "last"])
+@pytest.mark.damage
+async def test_a_change_that_cannot_be_placed_fails_alone(
+    path: Path, faults: Faults, case: str, position: str
+) -> None:
+    call, breaks, code = CASES[case]
+    errors: list[BaseException] = []
+    async with ImageStore(path) as store:
+        await store.create("one", big_data={"there": b"data"})
+
+        async def bad() -> None:
+            with pytest.raises((OSError, StoreCorruptError)) as caught:
+                await call(store)
+            errors.append(caught.value)
+
+        async def good(number: int) -> None:
+            await store.set_flag("one", f"flag{number}", number)
+            await store.create(f"good{number}", big_data={"k": b"%d" % number})
+
+        committer = core_of(store)._committer
+
+        def pending() -> int:
+            batch = committer._open_batch
+            return 0 if batch is None else len(batch.pending)
+
+        breaking = breaks(path, faults)
+        assert hasattr(breaking, "__enter__")
+        with breaking:  # type: ignore[attr-defined]
+            async with anyio.create_task_group() as tasks:
+                with locked(path):
+                    if position == "first":
+                        tasks.start_soon(bad)
+                        await until(lambda: pending() == 1)
+                    for number in range(10):
+                        tasks.start_soon(good, number)
+                    await until(lambda: pending() == 10 + (position == "first"))
+                    if position == "last":
+                        tasks.start_soon(bad)
+                        await until(lambda: pending() == 11)
+        (error,) = errors
+        assert isinstance(error, OSError if code else StoreCorruptError)
+        assert str(path) in str(error)
+        if isinstance(error, OSError):
+            assert error.errno == code
+        image = await store.get("one")
+        assert image.flags == {f"flag{number}": number for number in range(10)}
+        assert image.big_data_names == ("there",)
+        assert await store.big_data("one", "there") == b"data"
+        for number in range(10):
+            assert await store.big_data(f"good{number}", "k") == b"%d" % number
+        assert not await store.exists("new")
+    if case == "a directory in the item's place":
+        await anyio.to_thread.run_sync(lambda: (path / "one" / "bad" / "below").rmdir())
+        (path / "one" / "bad").rmdir()
+    async with ImageStore(path) as again:
+        assert (await again.collect_garbage()).findings == ()
+        await call(again)
+    assert not [name for name in os.listdir(path) if name.startswith(".")]
