@@ -260,8 +260,9 @@ class Pouring:
                 self._report(content.size)
         finally:
             # One that was made for this call has nobody else to close it.
-            if inspect.isasyncgen(self._pieces):
-                await self._pieces.aclose()
+            pieces: Any = self._pieces
+            if inspect.isasyncgen(pieces):
+                await pieces.aclose()
 
     async def _write(self, file: Any, chunk: bytes) -> None:
         await file.write(chunk)

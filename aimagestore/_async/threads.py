@@ -30,7 +30,7 @@ class Call(Generic[T]):
     def __init__(
         self, function: Callable[[], T], dispose: Callable[[T], object] | None = None
     ) -> None:
-        self.ended = Event()
+        self.ended: Event = Event()
         self._function = function
         self._dispose = dispose
         # Guards the state: a call, and then its result, has one owner, its thread or its task.

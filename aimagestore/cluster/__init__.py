@@ -12,19 +12,24 @@ The same :class:`aimagestore.ImageStore` with the same methods, at another locat
 ``python -m aimagestore.cluster`` runs a demo on servers of its own.
 """
 
-try:
-    import obstore as _obstore
-    import psycopg as _psycopg
-except ImportError as error:
-    raise ImportError(
-        f"aimagestore.cluster needs {error.name or 'libpq'}: install the extra: "
-        "aimagestore[cluster]",
-        name=error.name,
-    ) from error
+from importlib import import_module
 
-from ._location import ClusterLocation
-from ._schema import SCHEMA_VERSION, migrate
 
-del _obstore, _psycopg
+def _require_clients() -> None:
+    for client in ("obstore", "psycopg"):
+        try:
+            import_module(client)
+        except ImportError as error:
+            raise ImportError(
+                f"aimagestore.cluster needs {error.name or 'libpq'}: install the extra: "
+                "aimagestore[cluster]",
+                name=error.name,
+            ) from error
+
+
+_require_clients()
+
+from ._location import ClusterLocation  # noqa: E402 (a clear error comes first)
+from ._schema import SCHEMA_VERSION, migrate  # noqa: E402
 
 __all__ = ["SCHEMA_VERSION", "ClusterLocation", "migrate"]

@@ -57,8 +57,9 @@ class ClusterItems:
 
     def open(self, ref: str, key: str) -> tuple[Image, io.RawIOBase]:
         missing: FileNotFoundError | None = None
+        record, blob = self._find(ref, key)
+        path: str | None = None
         for _ in range(_TRIES):
-            record, blob = self._find(ref, key)
             image = record.image
             require_item(image, key)
             path = f"{self._blobs.name} ({image.id}, {key!r})" if blob is None else None
@@ -68,9 +69,10 @@ class ClusterItems:
                 except FileNotFoundError as error:
                     # Replaced and collected since, with a very short grace period; or lost.
                     missing, path = error, self._blobs.path_of(blob)
+            record, blob = self._find(ref, key)
         raise BigDataMissingError(
-            f"the content of item {key!r} of image {image.id} is missing: {path}",
-            id=image.id,
+            f"the content of item {key!r} of image {record.id} is missing: {path}",
+            id=record.id,
             key=key,
             path=path,
         ) from missing

@@ -49,7 +49,7 @@ class HeldLock:
     """
 
     def __init__(self, session: Session, version: int) -> None:
-        self.version = version
+        self.version: int = version
         self._session: Session | None = session
 
     @property

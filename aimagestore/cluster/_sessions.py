@@ -61,7 +61,7 @@ class Watchdog:
 
     def __init__(self) -> None:
         # Guards everything below, and that no session is closed while its socket is shut down.
-        self.mutex = threading.Condition()
+        self.mutex: threading.Condition = threading.Condition()
         self._overdue_at: dict[Session, float] = {}
         self._is_running = False
         self._wakes_at = math.inf
@@ -256,7 +256,7 @@ class Sessions:
     def __init__(self, address: DatabaseAddress, deadline: float) -> None:
         self.address = address
         self.deadline = deadline
-        self.closing = threading.Event()
+        self.closing: threading.Event = threading.Event()
         self._watchdog = Watchdog()
         self._slots = threading.Semaphore(_SESSIONS)
         # Guards what follows.
