@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from aimagestore import ImageStore
+from aimagestore import ImageStore, JSONValue
 from aimagestore._async.store import core_of
 from aimagestore._core import mutations
 from aimagestore._directory import files
@@ -179,7 +179,7 @@ async def make(path: Path, start: str) -> None:
         async with ImageStore(path):
             return
     async with ImageStore(path) as store:
-        flags = {"flag": {"deep": [1, None]}}
+        flags: dict[str, JSONValue] = {"flag": {"deep": [1, None]}}
         items = {"manifest": b"old content", "sha256:config": b"{}"}
         await store.create(ONE, names=["a"], created=THEN, flags=flags, big_data=items)
         await store.create(TWO, names=["b"], created=THEN)
