@@ -23,8 +23,8 @@ import uvicorn
 from aimagestore import DigestMismatchError, ImageStore
 
 from .apps.registry import registry
+from .support.buildah import FIXTURE
 from .test_apps import LAYER, NAME, digest_of, fill, until
-from .test_store import FIXTURE
 
 if TYPE_CHECKING:
     from .cluster.servers import Servers
@@ -195,7 +195,7 @@ async def test_a_store_on_a_cluster(servers: Servers) -> None:
         code = code.replace("postgresql://db.example/images", place.records_url)
         names: dict[str, Any] = {}
         await run(code.replace("s3://bucket/prefix", place.blobs_url), names)
-        async with ImageStore(place.engine()) as store:
+        async with ImageStore(place.location()) as store:
             assert await store.images() == []
     assert names["store"].read_only is False
 
