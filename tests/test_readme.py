@@ -27,7 +27,7 @@ from .support.buildah import FIXTURE
 from .test_apps import LAYER, NAME, digest_of, fill, until
 
 if TYPE_CHECKING:
-    from .cluster.servers import Servers
+    from .cluster.servers import Place, Servers
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -189,14 +189,20 @@ def test_the_recipe_for_more_processes(path: Path) -> None:
     assert subprocess.check_output(command, text=True) == "1 images\n"
 
 
-async def test_a_store_on_a_cluster(servers: Servers) -> None:
-    (code,) = CLUSTER
+@pytest.fixture
+def place(servers: Servers) -> Iterator[Place]:
+    """A database and a part of a bucket, new."""
     with servers.new_place() as place:
-        code = code.replace("postgresql://db.example/images", place.records_url)
-        names: dict[str, Any] = {}
-        await run(code.replace("s3://bucket/prefix", place.blobs_url), names)
-        async with ImageStore(place.location()) as store:
-            assert await store.images() == []
+        yield place
+
+
+async def test_a_store_on_a_cluster(place: Place) -> None:
+    (code,) = CLUSTER
+    code = code.replace("postgresql://db.example/images", place.records_url)
+    names: dict[str, Any] = {}
+    await run(code.replace("s3://bucket/prefix", place.blobs_url), names)
+    async with ImageStore(place.location()) as store:
+        assert await store.images() == []
     assert names["store"].read_only is False
 
 
