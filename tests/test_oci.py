@@ -43,7 +43,7 @@ from .support.layouts import (
     hello,
 )
 from .support.steps import Steps
-from .support.stores import open_files
+from .support.stores import open_files, until
 
 FORMS = ["layout", "layout.tar"]
 
@@ -749,7 +749,7 @@ async def test_an_export_that_is_cancelled_leaves_everything_as_it_was(
         before = tree(place)
         with anyio.CancelScope() as scope:
             await Steps(oci.export_layout(store, image.id, place / target), scope, steps)
-        assert open_files(str(tmp_path)) == open_before
+        await until(lambda: open_files(str(tmp_path)) == open_before)
         after = tree(place)
         if after != before:
             assert await import_one(store, place / target, ref="localhost/hello:1") == image

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar, Union
 
 from .._core import mutations
 from .._core.content import Content
@@ -27,9 +27,9 @@ from .staging import BigDataSource, Expectations, Progress
 
 T = TypeVar("T")
 
-JSONValue: TypeAlias = (
-    "bool | int | float | str | Sequence[JSONValue] | Mapping[str, JSONValue] | None"
-)
+JSONValue: TypeAlias = Union[  # noqa: UP007 (it refers to itself)
+    bool, int, float, str, Sequence["JSONValue"], Mapping[str, "JSONValue"], None
+]
 """A value of a flag: anything that JSON can say."""
 
 

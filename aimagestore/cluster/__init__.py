@@ -12,13 +12,13 @@ The same :class:`aimagestore.ImageStore` with the same methods, at another locat
 ``python -m aimagestore.cluster`` runs a demo on servers of its own.
 """
 
-from importlib import import_module
+from importlib import import_module as _import_module
 
 
 def _require_clients() -> None:
     for client in ("obstore", "psycopg"):
         try:
-            import_module(client)
+            _import_module(client)
         except ImportError as error:
             raise ImportError(
                 f"aimagestore.cluster needs {error.name or 'libpq'}: install the extra: "
