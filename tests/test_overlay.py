@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +36,7 @@ def write(path: Path, metadata: str) -> None:
 def overlaid(tmp_path: Path) -> Iterator[Path]:
     """The path of a store whose files are in the lower layer."""
     # overlayfs cannot be the upper layer of another one, which a container's files often are.
-    upper = Path("/dev/shm") / tmp_path.name
+    upper = Path(tempfile.mkdtemp(prefix="aimagestore-", dir="/dev/shm"))
     names = [tmp_path / "lower", upper / "upper", upper / "work", tmp_path / "merged"]
     for name in names:
         name.mkdir(parents=True)
@@ -42,16 +44,18 @@ def overlaid(tmp_path: Path) -> Iterator[Path]:
     options = f"lowerdir={names[0]},upperdir={names[1]},workdir={names[2]}"
     command = ["mount", "-t", "overlay", "overlay", "-o", options, str(names[3])]
     try:
-        mounted = subprocess.run(command, check=False, capture_output=True, text=True)
-    except OSError as error:
-        pytest.skip(f"cannot mount an overlay here: {error}")
-    if mounted.returncode:
-        pytest.skip(f"cannot mount an overlay here: {mounted.stderr.strip()}")
-    try:
-        yield names[3] / "store"
+        try:
+            mounted = subprocess.run(command, check=False, capture_output=True, text=True)
+        except OSError as error:
+            pytest.skip(f"cannot mount an overlay here: {error}")
+        if mounted.returncode:
+            pytest.skip(f"cannot mount an overlay here: {mounted.stderr.strip()}")
+        try:
+            yield names[3] / "store"
+        finally:
+            subprocess.run(["umount", str(names[3])], check=True)
     finally:
-        subprocess.run(["umount", str(names[3])], check=True)
-        subprocess.run(["rm", "-rf", str(upper)], check=True)
+        shutil.rmtree(upper)
 
 
 @pytest.mark.parametrize("read_only", [True, False])

@@ -29,6 +29,8 @@ class DirectoryEngine:
 
     def __init__(self, root: Directory, *, read_only: bool) -> None:
         self.name = root.path
+        # Looked up here, because the event loop reads it and must not wait for the disk.
+        self.layer_store = sibling(root.path, "layers")
         self.layer_store = sibling(root.path, "layers")
         self._root = root
         recovery = Recovery(root)

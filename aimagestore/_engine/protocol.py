@@ -100,7 +100,10 @@ class Engine(Protocol):
 
     @property
     def layer_store(self) -> str | None:
-        """Where another program keeps the layers of these images; ``None`` where none does."""
+        """The directory where another program keeps the layers of these images, if one does.
+
+        Never blocks: the engine looked for it when it was opened.
+        """
         ...
 
     def close(self) -> None:
