@@ -31,7 +31,6 @@ class DirectoryEngine:
         self.name = root.path
         # Looked up here, because the event loop reads it and must not wait for the disk.
         self.layer_store = sibling(root.path, "layers")
-        self.layer_store = sibling(root.path, "layers")
         self._root = root
         recovery = Recovery(root)
         self.reader = IndexFile(
