@@ -1,0 +1,73 @@
+"""Races, closings and failures that were found by attacking the library, one test each."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from aimagestore import ImageStore
+from aimagestore._directory.feed import DirectoryFeed
+
+from ..support.stores import until
+
+
+class Gate:
+    """Stops a thread at a place, until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self._open = threading.Event()
+
+    def __call__(self) -> None:
+        """Stop here. In the thread."""
+        self.reached.set()
+        assert self._open.wait(20)
+
+    def open(self) -> None:
+        """Let the thread go on."""
+        self._open.set()
+
+
+# Watches
+
+
+async def test_a_change_that_a_cancelled_iteration_was_reading_reaches_the_next_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    real = DirectoryFeed.poll
+    polls = 0
+
+    def poll(self: DirectoryFeed) -> Any:
+        nonlocal polls
+        polls += 1
+        is_first = polls == 1
+        changes = real(self)
+        if is_first:
+            gate()
+        return changes
+
+    async with ImageStore(path) as store, store.watch() as events:
+        await store.create("one")
+        monkeypatch.setattr(DirectoryFeed, "poll", poll)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anext, events)
+            await until(gate.reached.is_set)
+            tasks.cancel_scope.cancel()
+        await store.create("two")
+        async with anyio.create_task_group() as tasks:
+            found = []
+
+            async def collect() -> None:
+                found.extend([(await anext(events)).id, (await anext(events)).id])
+
+            tasks.start_soon(collect)
+            await anyio.sleep(0.05)
+            gate.open()
+            with anyio.fail_after(10):
+                await until(lambda: len(found) == 2)
+    assert found == ["one", "two"]
