@@ -160,11 +160,14 @@ class GroupCommitter:
             self._fail_open_batch(None)
         else:
             with self._mutex:
-                is_wanted = self._open_batch is not None and not self._is_closed
+                is_closed = self._is_closed
+                is_wanted = self._open_batch is not None and not is_closed
                 if is_wanted:
                     self._request = self._line.request(self._granted)
-            if not is_wanted:
+            if is_closed:
                 self._fail_open_batch(_closed())
+            elif not is_wanted:
+                self._deactivate_or_commit()  # all were withdrawn, but others may have come since
 
     def _granted(self) -> None:
         """Go on with the grant that was requested, or with the error. In the line's thread."""

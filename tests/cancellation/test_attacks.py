@@ -10,9 +10,11 @@ import anyio
 import pytest
 
 from aimagestore import ImageStore
+from aimagestore._async.committer import GroupCommitter
 from aimagestore._directory.feed import DirectoryFeed
+from aimagestore._engine.lock import LockLine
 
-from ..support.stores import until
+from ..support.stores import locked, until
 
 
 class Gate:
@@ -71,3 +73,44 @@ async def test_a_change_that_a_cancelled_iteration_was_reading_reaches_the_next_
             with anyio.fail_after(10):
                 await until(lambda: len(found) == 2)
     assert found == ["one", "two"]
+
+
+# The group committer
+
+
+async def test_a_change_that_is_queued_as_another_is_withdrawn_is_committed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trying, deciding = Gate(), Gate()
+    real_try = LockLine.try_acquire
+
+    def try_acquire(self: LockLine[Any]) -> Any:
+        grant = real_try(self)
+        if threading.current_thread().name == "aimagestore worker":
+            trying()
+        return grant
+
+    def pausing(real: Any) -> Any:
+        def pause(self: GroupCommitter, *args: Any) -> Any:
+            if threading.current_thread().name == "aimagestore worker":
+                deciding()
+            return real(self, *args)
+
+        return pause
+
+    async with ImageStore(path) as store:
+        with locked(path):
+            monkeypatch.setattr(LockLine, "try_acquire", try_acquire)
+            for name in ("_fail_open_batch", "_deactivate_or_commit"):
+                monkeypatch.setattr(GroupCommitter, name, pausing(getattr(GroupCommitter, name)))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(store.create, "one")
+                await until(trying.reached.is_set)
+                tasks.cancel_scope.cancel()
+            trying.open()
+            await until(deciding.reached.is_set)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.create, "two")
+            await anyio.sleep(0.02)
+            deciding.open()
+        assert [image.id for image in await store.images()] == ["two"]
