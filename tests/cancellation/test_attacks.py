@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from aimagestore import ImageStore
+from aimagestore import ImageStore, LockTimeoutError
 from aimagestore._async.committer import GroupCommitter
 from aimagestore._directory.feed import DirectoryFeed
 from aimagestore._engine.lock import LockLine
@@ -113,4 +113,32 @@ async def test_a_change_that_is_queued_as_another_is_withdrawn_is_committed(
             tasks.start_soon(store.create, "two")
             await anyio.sleep(0.02)
             deciding.open()
+        assert [image.id for image in await store.images()] == ["two"]
+
+
+async def test_a_change_without_a_lock_timeout_is_not_failed_by_a_try_before_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trying = Gate()
+    real_try = LockLine.try_acquire
+
+    def try_acquire(self: LockLine[Any]) -> Any:
+        grant = real_try(self)
+        trying()
+        return grant
+
+    async with ImageStore(path, lock_timeout=0) as store:
+
+        async def fail() -> None:
+            with pytest.raises(LockTimeoutError):
+                await store.create("one")
+
+        async with anyio.create_task_group() as tasks:
+            with locked(path):
+                monkeypatch.setattr(LockLine, "try_acquire", try_acquire)
+                tasks.start_soon(fail)
+                await until(trying.reached.is_set)
+            tasks.start_soon(store.create, "two")
+            await anyio.sleep(0.02)
+            trying.open()
         assert [image.id for image in await store.images()] == ["two"]
