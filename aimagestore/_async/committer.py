@@ -61,7 +61,10 @@ class Entry:
 
 
 def _copied(error: BaseException) -> BaseException:
-    copied = copy.copy(error)
+    try:
+        copied = copy.copy(error)
+    except Exception:  # noqa: BLE001 (its constructor takes other arguments than it keeps)
+        return error
     copied.__cause__, copied.__suppress_context__ = error.__cause__, error.__suppress_context__
     copied.__context__ = error.__context__
     copied.__traceback__ = error.__traceback__

@@ -11,6 +11,7 @@ import pytest
 
 from aimagestore import ImageStore, LockTimeoutError
 from aimagestore._async.committer import GroupCommitter
+from aimagestore._directory.commit import DirectoryWriter
 from aimagestore._directory.feed import DirectoryFeed
 from aimagestore._engine.lock import LockLine
 
@@ -142,3 +143,31 @@ async def test_a_change_without_a_lock_timeout_is_not_failed_by_a_try_before_it(
             await anyio.sleep(0.02)
             trying.open()
         assert [image.id for image in await store.images()] == ["two"]
+
+
+async def test_an_error_that_cannot_be_copied_reaches_every_change_of_its_batch(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TwoArgumentsError(Exception):
+        def __init__(self, first: str, second: str) -> None:
+            super().__init__(first + second)
+
+    def commit(*_: Any) -> Any:
+        raise TwoArgumentsError("no", "thing")
+
+    async with ImageStore(path) as store:
+        failed = []
+
+        async def fail(image_id: str) -> None:
+            with pytest.raises(TwoArgumentsError, match="nothing"):
+                await store.create(image_id)
+            failed.append(image_id)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DirectoryWriter, "commit", commit)
+            with anyio.move_on_after(5):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(fail, "one")
+                    tasks.start_soon(fail, "two")
+        assert sorted(failed) == ["one", "two"]
+        await store.create("three")
