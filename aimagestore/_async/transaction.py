@@ -65,8 +65,12 @@ class Transaction(ImageMethods):
 
     async def _read(self, look: Callable[[View], T], *, is_slow: bool = False) -> T:
         view = self._view()
-        if view is not None and not is_slow:
-            return look(view)
+        # A thread may be in the middle of a change, or of reading an item: that is waited for there.
+        if view is not None and not is_slow and self._mutex.acquire(blocking=False):
+            try:
+                return look(view)
+            finally:
+                self._mutex.release()
         return await self._with_draft(look)
 
     async def _with_draft(self, work: Callable[[Draft], T]) -> T:
@@ -91,11 +95,14 @@ class Transaction(ImageMethods):
         view = self._view()
         if view is not None:
             draft = self._open_draft()
-            with self._mutex:
-                plan = mutation(draft)
-                if not (plan.deleted or plan.files or plan.created):
-                    draft.apply(plan)
-                    return plan.image
+            if self._mutex.acquire(blocking=False):
+                try:
+                    plan = mutation(draft)
+                    if not (plan.deleted or plan.files or plan.created):
+                        draft.apply(plan)
+                        return plan.image
+                finally:
+                    self._mutex.release()
         return await self._with_draft(apply)
 
     def _check_writable(self) -> None:

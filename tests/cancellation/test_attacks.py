@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 
 from aimagestore import ImageStore, LockTimeoutError
 from aimagestore._async.committer import GroupCommitter
+from aimagestore._core.draft import Draft
 from aimagestore._directory.commit import DirectoryWriter
 from aimagestore._directory.feed import DirectoryFeed
+from aimagestore._directory.items import DirectoryItems
 from aimagestore._engine.lock import LockLine
 
 from ..support.stores import locked, until
@@ -171,3 +174,64 @@ async def test_an_error_that_cannot_be_copied_reaches_every_change_of_its_batch(
                     tasks.start_soon(fail, "two")
         assert sorted(failed) == ["one", "two"]
         await store.create("three")
+
+
+# Transactions that several tasks use
+
+
+@pytest.fixture
+def slow_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Stop whoever reads an item, in its thread."""
+    gate = Gate()
+    real = DirectoryItems.open
+
+    def open_slowly(self: DirectoryItems, ref: str, key: str) -> Any:
+        gate()
+        return real(self, ref, key)
+
+    monkeypatch.setattr(DirectoryItems, "open", open_slowly)
+    yield gate
+    gate.open()
+
+
+async def test_a_transaction_does_not_block_the_event_loop_while_another_task_reads_an_item(
+    path: Path, slow_read: Gate
+) -> None:
+    async with ImageStore(path) as store:
+        await store.create("one", big_data={"key": b"content"})
+        async with store.transaction() as transaction, anyio.create_task_group() as tasks:
+            tasks.start_soon(transaction.big_data, "one", "key")
+            await until(slow_read.reached.is_set)
+            tasks.start_soon(transaction.set_metadata, "one", "new")
+            await anyio.sleep(0.02)
+            slow_read.open()
+        assert await store.metadata("one") == "new"
+
+
+async def test_a_transaction_shows_other_tasks_no_half_of_a_change(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    real = Draft._replace
+
+    def replace(self: Draft, image_id: str, new: Any) -> None:
+        real(self, image_id, new)
+        if not gate.reached.is_set():
+            gate()
+
+    async with ImageStore(path) as store:
+        await store.create("one")
+        await store.create("two")
+        monkeypatch.setattr(Draft, "_replace", replace)
+        async with store.transaction() as transaction, anyio.create_task_group() as tasks:
+            found = []
+
+            async def look() -> None:
+                found.extend([await transaction.exists("one"), await transaction.exists("two")])
+
+            tasks.start_soon(transaction.wipe)
+            await until(gate.reached.is_set)
+            tasks.start_soon(look)
+            await anyio.sleep(0.02)
+            gate.open()
+        assert found == [False, False]
