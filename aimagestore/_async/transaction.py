@@ -52,7 +52,7 @@ class Transaction(ImageMethods):
 
     def _open_draft(self) -> Draft:
         if self._draft is None:
-            raise StoreClosedError("the transaction is over: begin another one")
+            raise _over()
         self._core.check_here()
         return self._draft
 
@@ -74,11 +74,14 @@ class Transaction(ImageMethods):
         return await self._with_draft(look)
 
     async def _with_draft(self, work: Callable[[Draft], T]) -> T:
-        draft = self._open_draft()
+        self._open_draft()
 
         def locked() -> T:
             with self._mutex:
-                return work(draft)
+                # It may have ended since: a change made now would not be committed.
+                if self._draft is None:
+                    raise _over()
+                return work(self._draft)
 
         return await self._core.threads.run_abandonable(locked)
 
@@ -232,6 +235,10 @@ class TransactionBlock:
                 self._core.engine.writer.publish(self._grant, draft)
         finally:
             self._grant.release()
+
+
+def _over() -> StoreClosedError:
+    return StoreClosedError("the transaction is over: begin another one")
 
 
 def _drop(core: StoreCore, grant: AnyGrant, transaction: Transaction) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import anyio
 import pytest
 
-from aimagestore import ImageStore, LockTimeoutError
+from aimagestore import ImageStore, LockTimeoutError, StoreClosedError, Transaction
 from aimagestore._async.committer import GroupCommitter
+from aimagestore._async.threads import Call
 from aimagestore._core.draft import Draft
 from aimagestore._directory.commit import DirectoryWriter
 from aimagestore._directory.feed import DirectoryFeed
@@ -235,3 +236,29 @@ async def test_a_transaction_shows_other_tasks_no_half_of_a_change(
             await anyio.sleep(0.02)
             gate.open()
         assert found == [False, False]
+
+
+async def test_a_change_that_a_transaction_takes_no_more_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    real = Call.run
+
+    def run(self: Call[Any]) -> None:
+        if not gate.reached.is_set():
+            gate()
+        real(self)
+
+    async with ImageStore(path) as store:
+
+        async def create(transaction: Transaction) -> None:
+            with pytest.raises(StoreClosedError, match="transaction is over"):
+                await transaction.create("late")
+
+        async with anyio.create_task_group() as tasks:
+            async with store.transaction() as transaction:
+                monkeypatch.setattr(Call, "run", run)
+                tasks.start_soon(create, transaction)
+                await until(gate.reached.is_set)
+            gate.open()
+        assert await store.images() == []
