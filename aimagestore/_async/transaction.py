@@ -65,7 +65,7 @@ class Transaction(ImageMethods):
 
     async def _read(self, look: Callable[[View], T], *, is_slow: bool = False) -> T:
         view = self._view()
-        # A thread may be in the middle of a change, or of reading an item: that is waited for there.
+        # A thread may be in the middle of a change, or of reading an item: wait in a thread too.
         if view is not None and not is_slow and self._mutex.acquire(blocking=False):
             try:
                 return look(view)
@@ -73,7 +73,7 @@ class Transaction(ImageMethods):
                 self._mutex.release()
         return await self._with_draft(look)
 
-    async def _with_draft(self, work: Callable[[Draft], T]) -> T:
+    async def _with_draft(self, work: Callable[[Draft], T], *, is_change: bool = False) -> T:
         self._open_draft()
 
         def locked() -> T:
@@ -83,7 +83,9 @@ class Transaction(ImageMethods):
                     raise _over()
                 return work(self._draft)
 
-        return await self._core.threads.run_abandonable(locked)
+        threads = self._core.threads
+        # A change that was left to its thread would come after what its task does next.
+        return await (threads.run(locked) if is_change else threads.run_abandonable(locked))
 
     async def _change(self, mutation: Mutation) -> Image | None:
         prepare = self._core.engine.writer.prepare
@@ -106,7 +108,7 @@ class Transaction(ImageMethods):
                         return plan.image
                 finally:
                     self._mutex.release()
-        return await self._with_draft(apply)
+        return await self._with_draft(apply, is_change=True)
 
     def _check_writable(self) -> None:
         self._open_draft()

@@ -262,3 +262,32 @@ async def test_a_change_that_a_transaction_takes_no_more_is_refused(
                 await until(gate.reached.is_set)
             gate.open()
         assert await store.images() == []
+
+
+async def test_a_cancelled_change_of_a_transaction_does_not_come_later(
+    path: Path, slow_read: Gate
+) -> None:
+    async with ImageStore(path) as store:
+        await store.create("one", big_data={"key": b"content"})
+        async with store.transaction() as transaction, anyio.create_task_group() as tasks:
+            tasks.start_soon(transaction.big_data, "one", "key")
+            await until(slow_read.reached.is_set)
+            decided = []
+
+            async def create(scope: anyio.CancelScope) -> None:
+                with scope:
+                    await transaction.create("two")
+                decided.append(await transaction.exists("two"))
+
+            async def let_go_on() -> None:
+                await anyio.sleep(0.05)
+                slow_read.open()
+
+            scope = anyio.CancelScope()
+            tasks.start_soon(create, scope)
+            await anyio.sleep(0.02)
+            tasks.start_soon(let_go_on)
+            scope.cancel()
+            await until(lambda: bool(decided))
+            await anyio.sleep(0.1)
+            assert decided == [await transaction.exists("two")]
