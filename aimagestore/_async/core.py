@@ -369,6 +369,8 @@ class StoreCore:
         :raises LockTimeoutError: when it was not free in time
         :raises StoreClosedError: when the store was closed meanwhile
         """
+        # Nothing holds up the closing of a store once it may have begun.
+        self.check_open()
         self._holds += 1
         try:
             grant = await acquire(

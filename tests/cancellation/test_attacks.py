@@ -15,6 +15,7 @@ from aimagestore._async.committer import GroupCommitter
 from aimagestore._async.threads import Call
 from aimagestore._core.draft import Draft
 from aimagestore._directory.commit import DirectoryWriter
+from aimagestore._directory.engine import DirectoryEngine
 from aimagestore._directory.feed import DirectoryFeed
 from aimagestore._directory.items import DirectoryItems
 from aimagestore._engine.lock import LockLine
@@ -291,3 +292,33 @@ async def test_a_cancelled_change_of_a_transaction_does_not_come_later(
             await until(lambda: bool(decided))
             await anyio.sleep(0.1)
             assert decided == [await transaction.exists("two")]
+
+
+# Closing
+
+
+async def test_a_transaction_that_is_entered_while_its_store_closes_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    real = DirectoryEngine.close
+    closed = 0
+
+    def close(self: DirectoryEngine) -> None:
+        nonlocal closed
+        closed += 1
+        gate()
+        real(self)
+
+    async with ImageStore(path) as store, anyio.create_task_group() as tasks:
+        blocks = [store.transaction(), store.transaction()]
+        monkeypatch.setattr(DirectoryEngine, "close", close)
+        tasks.start_soon(store.aclose)
+        await until(gate.reached.is_set)
+        with pytest.raises(StoreClosedError):
+            await blocks[0].__aenter__()
+        gate.open()
+        await store.aclose()
+        with pytest.raises(StoreClosedError):
+            await blocks[1].__aenter__()
+    assert closed == 1
