@@ -233,14 +233,23 @@ class StoreCore:
     def own(self, resource: object, close: Callable[[], object]) -> None:
         """Have something closed with the store, unless :meth:`release` closes it before."""
         self._owned[resource] = close
+        if self.threads.is_over:  # the store has closed what it owned, or is about to
+            del self._owned[resource]
+            self.threads.spawn(close)
 
     async def release(self, *resources: object) -> None:
         """Close what the store owns of these, whatever interrupts this."""
         owned = [(r, c) for r in resources if (c := self._owned.pop(r, None)) is not None]
         # A commit closes the content that it has published.
         closes = [close for resource, close in owned if getattr(resource, "is_open", True)]
-        if closes:
-            await self.threads.run_shielded(_call_all, closes)
+        if not closes:
+            return
+        try:
+            call = self.threads.start(_call_all, closes)
+        except StoreClosedError:  # the store is closing, and may have missed these
+            self.threads.spawn(lambda: _call_all(closes))
+        else:
+            await self.threads.finish(call)
 
     async def stage(self) -> StagedContent:
         """Begin new content, which the store owns. Interrupted, there is none."""

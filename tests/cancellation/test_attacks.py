@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from aimagestore._directory.feed import DirectoryFeed
 from aimagestore._directory.items import DirectoryItems
 from aimagestore._engine.lock import LockLine
 
-from ..support.stores import locked, until
+from ..support.stores import locked, open_files, until
 
 
 class Gate:
@@ -322,3 +323,55 @@ async def test_a_transaction_that_is_entered_while_its_store_closes_is_refused(
         with pytest.raises(StoreClosedError):
             await blocks[1].__aenter__()
     assert closed == 1
+
+
+async def test_a_call_whose_source_goes_on_after_its_store_was_closed_is_refused(
+    path: Path,
+) -> None:
+    go_on = anyio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"1" * 2**20
+        await go_on.wait()
+        yield b"2" * 2**20
+
+    async with ImageStore(path) as store, anyio.create_task_group() as tasks:
+        await store.create("one")
+
+        async def write() -> None:
+            with pytest.raises(StoreClosedError):
+                await store.set_big_data("one", "key", pieces())
+
+        tasks.start_soon(write)
+        await anyio.sleep(0.05)
+        await store.aclose()
+        assert not open_files(f"{path}")
+        go_on.set()
+
+
+async def test_content_that_a_closed_store_cannot_own_is_discarded(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    real = DirectoryItems.stage
+
+    def stage(self: DirectoryItems) -> Any:
+        content = real(self)
+        gate()
+        return content
+
+    async with ImageStore(path) as store, anyio.create_task_group() as tasks:
+        monkeypatch.setattr(DirectoryItems, "stage", stage)
+
+        async def write() -> None:
+            with pytest.raises(StoreClosedError):
+                async with store.stage(b"content"):
+                    pass
+
+        tasks.start_soon(write)
+        await until(gate.reached.is_set)
+        tasks.start_soon(store.aclose)
+        await anyio.sleep(0.02)
+        gate.open()
+        time.sleep(0.2)  # the threads close the store before the task runs again
+    await until(lambda: not open_files(f"{path}"))
