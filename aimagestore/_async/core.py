@@ -316,8 +316,10 @@ class StoreCore:
             await self.release(*staged)
 
     def on_closing(self, notify: Callable[[], object]) -> None:
-        """Have something called in the event loop when closing begins."""
+        """Have something called in the event loop when closing begins, at once if it has begun."""
         self._on_closing.add(notify)
+        if self._state is not _State.OPEN:
+            notify()
 
     def not_on_closing(self, notify: Callable[[], object]) -> None:
         """Undo :meth:`on_closing`."""

@@ -13,11 +13,13 @@ import pytest
 
 from aimagestore import ImageStore, LockTimeoutError, StoreClosedError, Transaction
 from aimagestore._async.committer import GroupCommitter
+from aimagestore._async.store import core_of
 from aimagestore._async.threads import Call
 from aimagestore._core.draft import Draft
 from aimagestore._directory.commit import DirectoryWriter
 from aimagestore._directory.engine import DirectoryEngine
 from aimagestore._directory.feed import DirectoryFeed
+from aimagestore._directory.index_file import IndexFile
 from aimagestore._directory.items import DirectoryItems
 from aimagestore._engine.lock import LockLine
 
@@ -375,3 +377,34 @@ async def test_content_that_a_closed_store_cannot_own_is_discarded(
         gate.open()
         time.sleep(0.2)  # the threads close the store before the task runs again
     await until(lambda: not open_files(f"{path}"))
+
+
+async def test_a_watch_that_begins_while_its_store_closes_has_ended(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    real = IndexFile.watch
+
+    def watch(self: IndexFile) -> Any:
+        gate()
+        return real(self)
+
+    monkeypatch.setattr(IndexFile, "watch", watch)
+    async with ImageStore(path) as store, anyio.create_task_group() as tasks:
+        ended = anyio.Event()
+
+        async def iterate() -> None:
+            async with store.watch() as events:
+                with anyio.fail_after(5), pytest.raises(StoreClosedError):
+                    await anext(events)
+            ended.set()
+
+        async with store.transaction():  # keeps the store from closing
+            tasks.start_soon(iterate)
+            await until(gate.reached.is_set)
+            core_of(store)._begin_closing()
+            gate.open()
+            await ended.wait()
+
+
+# Threads that cannot be started
