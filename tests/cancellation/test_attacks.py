@@ -22,6 +22,7 @@ from aimagestore._directory.feed import DirectoryFeed
 from aimagestore._directory.index_file import IndexFile
 from aimagestore._directory.items import DirectoryItems
 from aimagestore._engine.lock import LockLine
+from aimagestore._engine.workers import WorkerPool
 
 from ..support.stores import locked, open_files, until
 
@@ -41,6 +42,10 @@ class Gate:
     def open(self) -> None:
         """Let the thread go on."""
         self._open.set()
+
+
+def _no_more_threads(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 # Watches
@@ -408,3 +413,28 @@ async def test_a_watch_that_begins_while_its_store_closes_has_ended(
 
 
 # Threads that cannot be started
+
+
+async def test_a_pool_that_gets_no_more_threads_uses_those_that_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = WorkerPool(2, "pool")
+    gate = Gate()
+    done: list[int] = []
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", _no_more_threads)
+            with pytest.raises(RuntimeError, match="new thread"):
+                pool.submit(done.append, 1)
+        pool.submit(gate)
+        await until(gate.reached.is_set)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", _no_more_threads)
+            pool.submit(done.append, 2)
+        pool.submit(done.append, 3)
+        await until(lambda: 3 in done)
+    finally:
+        gate.open()
+        pool.shutdown()
+    await until(lambda: 2 in done)
+    assert sorted(done) == [2, 3]
