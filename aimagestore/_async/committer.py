@@ -164,11 +164,15 @@ class GroupCommitter:
         elif self._lock_timeout == 0:
             self._fail(tried, None)
         else:
-            with self._mutex:
-                is_closed = self._is_closed
-                is_wanted = self._open_batch is not None and not is_closed
-                if is_wanted:
-                    self._request = self._line.request(self._granted)
+            try:
+                with self._mutex:
+                    is_closed = self._is_closed
+                    is_wanted = self._open_batch is not None and not is_closed
+                    if is_wanted:
+                        self._request = self._line.request(self._granted)
+            except RuntimeError as error:  # no thread can be started that waits
+                self._fail_open_batch(error)
+                return
             if is_closed:
                 self._fail_open_batch(_closed())
             elif not is_wanted:

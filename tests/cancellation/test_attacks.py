@@ -438,3 +438,29 @@ async def test_a_pool_that_gets_no_more_threads_uses_those_that_it_has(
         pool.shutdown()
     await until(lambda: 2 in done)
     assert sorted(done) == [2, 3]
+
+
+async def test_a_line_whose_thread_cannot_be_started_fails_its_requests_and_goes_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = threading.Thread.start
+
+    def start(self: threading.Thread) -> None:
+        if self.name == "aimagestore lock":
+            _no_more_threads(self)
+        real(self)
+
+    async with ImageStore(path) as store:
+        with locked(path), monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            with anyio.fail_after(5):
+                with pytest.raises(RuntimeError, match="new thread"):
+                    await store.create("one")
+                with pytest.raises(RuntimeError, match="new thread"):
+                    async with store.transaction():
+                        pass
+        await store.create("two")
+        assert [image.id for image in await store.images()] == ["two"]
+
+
+# Staged data
