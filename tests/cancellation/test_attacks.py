@@ -19,6 +19,7 @@ from aimagestore._core.draft import Draft
 from aimagestore._directory.commit import DirectoryWriter
 from aimagestore._directory.engine import DirectoryEngine
 from aimagestore._directory.feed import DirectoryFeed
+from aimagestore._directory.files import Directory
 from aimagestore._directory.index_file import IndexFile
 from aimagestore._directory.items import DirectoryItems
 from aimagestore._engine.lock import LockLine
@@ -464,3 +465,32 @@ async def test_a_line_whose_thread_cannot_be_started_fails_its_requests_and_goes
 
 
 # Staged data
+
+
+async def test_staged_data_that_is_being_written_cannot_be_used(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    real = Directory.write
+
+    def write(self: Directory, name: str, fd: int, pieces: Any) -> None:
+        if not name:
+            gate()
+        real(self, name, fd, pieces)
+
+    async with ImageStore(path) as store, store.stage(b"first") as staged:
+        digest = staged.digest
+        with monkeypatch.context() as patch:
+            patch.setattr(Directory, "write", write)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(staged.write, b"second" * 2**20)
+                await until(gate.reached.is_set)
+                assert staged.digest == digest
+                with pytest.raises(ValueError, match="being written"):
+                    await store.create("one", big_data={"key": staged})
+                gate.open()
+        assert staged.digest != digest
+        await store.create("one", big_data={"key": staged})
+
+
+# Event loops in unusual places
