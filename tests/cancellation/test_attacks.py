@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -494,3 +495,23 @@ async def test_staged_data_that_is_being_written_cannot_be_used(
 
 
 # Event loops in unusual places
+
+
+def test_a_loop_that_runs_while_a_generator_is_closed_waits_as_any_other(path: Path) -> None:
+    held: list[bool] = []
+
+    async def use() -> None:
+        async with ImageStore(path) as store, store.transaction() as transaction:
+            await transaction.create("one")
+        held.append(bool(open_files(f"{path}")))
+
+    def generator() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            asyncio.run(use())
+
+    steps = generator()
+    next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    assert held == [False]
