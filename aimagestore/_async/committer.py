@@ -61,7 +61,10 @@ class Entry:
 
 
 def _copied(error: BaseException) -> BaseException:
-    copied = copy.copy(error)
+    try:
+        copied = copy.copy(error)
+    except Exception:  # noqa: BLE001 (its constructor takes other arguments than it keeps)
+        return error
     copied.__cause__, copied.__suppress_context__ = error.__cause__, error.__suppress_context__
     copied.__context__ = error.__context__
     copied.__traceback__ = error.__traceback__
@@ -149,22 +152,31 @@ class GroupCommitter:
 
     def _commit(self) -> None:
         """Commit the open batch if the lock is free, else request the lock. In a worker thread."""
+        # Where one try decides, it decides only what was pending before it.
+        tried = self._take_open_batch() if self._lock_timeout == 0 else None
         try:
             grant = self._line.try_acquire()
         except BaseException as error:  # noqa: BLE001 (whoever waits raises it)
-            self._fail_open_batch(error)
+            self._fail(tried or self._take_open_batch(), error)
             return
         if grant is not None:
-            self._commit_with(grant)
+            self._commit_with(grant, tried or self._take_open_batch())
         elif self._lock_timeout == 0:
-            self._fail_open_batch(None)
+            self._fail(tried, None)
         else:
-            with self._mutex:
-                is_wanted = self._open_batch is not None and not self._is_closed
-                if is_wanted:
-                    self._request = self._line.request(self._granted)
-            if not is_wanted:
+            try:
+                with self._mutex:
+                    is_closed = self._is_closed
+                    is_wanted = self._open_batch is not None and not is_closed
+                    if is_wanted:
+                        self._request = self._line.request(self._granted)
+            except RuntimeError as error:  # no thread can be started that waits
+                self._fail_open_batch(error)
+                return
+            if is_closed:
                 self._fail_open_batch(_closed())
+            elif not is_wanted:
+                self._deactivate_or_commit()  # all were withdrawn, but others may have come since
 
     def _granted(self) -> None:
         """Go on with the grant that was requested, or with the error. In the line's thread."""
@@ -179,12 +191,10 @@ class GroupCommitter:
         except BaseException as error:  # noqa: BLE001 (whoever waits raises it)
             self._fail_open_batch(error)
         else:
-            self._commit_with(grant)
+            self._commit_with(grant, self._take_open_batch())
 
-    def _commit_with(self, grant: AnyGrant) -> None:
-        """Commit the open batch, and release the lock."""
-        with self._mutex:
-            batch, self._open_batch = self._open_batch, None
+    def _commit_with(self, grant: AnyGrant, batch: _Batch | None) -> None:
+        """Commit a batch, and release the lock."""
         outcomes: list[Outcome] | BaseException = []
         try:
             if batch is not None:
@@ -204,16 +214,22 @@ class GroupCommitter:
             entry.decide(outcomes if isinstance(outcomes, BaseException) else outcomes[number])
         self._threads.loop.post(batch.decided.set)
 
-    def _fail_open_batch(self, error: BaseException | None) -> None:
-        """Decide what is pending by an error; ``None`` says that the lock was not free."""
-        with self._mutex:
-            batch, self._open_batch = self._open_batch, None
+    def _fail_open_batch(self, error: BaseException) -> None:
+        self._fail(self._take_open_batch(), error)
+
+    def _fail(self, batch: _Batch | None, error: BaseException | None) -> None:
+        """Decide a batch by an error; ``None`` says that the lock was not free."""
         if batch is not None:
             if error is not None:
                 self._decide(batch, error)
             else:
                 self._threads.loop.post(batch.decided.set)
         self._deactivate_or_commit()
+
+    def _take_open_batch(self) -> _Batch | None:
+        with self._mutex:
+            batch, self._open_batch = self._open_batch, None
+        return batch
 
     def _deactivate_or_commit(self) -> None:
         """End the activity if nothing is pending, else go on with it."""

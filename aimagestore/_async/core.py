@@ -233,14 +233,23 @@ class StoreCore:
     def own(self, resource: object, close: Callable[[], object]) -> None:
         """Have something closed with the store, unless :meth:`release` closes it before."""
         self._owned[resource] = close
+        if self.threads.is_over:  # the store has closed what it owned, or is about to
+            del self._owned[resource]
+            self.threads.spawn(close)
 
     async def release(self, *resources: object) -> None:
         """Close what the store owns of these, whatever interrupts this."""
         owned = [(r, c) for r in resources if (c := self._owned.pop(r, None)) is not None]
         # A commit closes the content that it has published.
         closes = [close for resource, close in owned if getattr(resource, "is_open", True)]
-        if closes:
-            await self.threads.run_shielded(_call_all, closes)
+        if not closes:
+            return
+        try:
+            call = self.threads.start(_call_all, closes)
+        except StoreClosedError:  # the store is closing, and may have missed these
+            self.threads.spawn(lambda: _call_all(closes))
+        else:
+            await self.threads.finish(call)
 
     async def stage(self) -> StagedContent:
         """Begin new content, which the store owns. Interrupted, there is none."""
@@ -307,8 +316,10 @@ class StoreCore:
             await self.release(*staged)
 
     def on_closing(self, notify: Callable[[], object]) -> None:
-        """Have something called in the event loop when closing begins."""
+        """Have something called in the event loop when closing begins, at once if it has begun."""
         self._on_closing.add(notify)
+        if self._state is not _State.OPEN:
+            notify()
 
     def not_on_closing(self, notify: Callable[[], object]) -> None:
         """Undo :meth:`on_closing`."""
@@ -369,6 +380,8 @@ class StoreCore:
         :raises LockTimeoutError: when it was not free in time
         :raises StoreClosedError: when the store was closed meanwhile
         """
+        # Nothing holds up the closing of a store once it may have begun.
+        self.check_open()
         self._holds += 1
         try:
             grant = await acquire(

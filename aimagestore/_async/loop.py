@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -56,7 +57,7 @@ async def wait_through(event: Event) -> None:
     end of this wait but the answer of the task itself: what the event stands for is owned by the
     store and its threads.
     """
-    if isinstance(sys.exc_info()[1], GeneratorExit):
+    if _is_coroutine_closing():
         raise GeneratorExit
     interruption: BaseException | None = None
     with CancelScope(shield=True):
@@ -69,3 +70,13 @@ async def wait_through(event: Event) -> None:
                 interruption = error
     if interruption is not None:
         raise interruption
+
+
+def _is_coroutine_closing() -> bool:
+    """Return whether a coroutine is being closed, and not a generator that runs this very loop."""
+    error = sys.exc_info()[1]
+    if not isinstance(error, GeneratorExit) or error.__traceback__ is None:
+        return isinstance(error, GeneratorExit)
+    asynchronous = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+    asynchronous |= inspect.CO_ITERABLE_COROUTINE
+    return bool(error.__traceback__.tb_frame.f_code.co_flags & asynchronous)

@@ -69,6 +69,9 @@ class StagedItem:
         self._content = content
         self._file: Any = wrap(content.sink, loop=core.threads)
         self._is_used = False
+        self._writes = 0
+        # Kept here: the content's own would wait for a write that another task has under way.
+        self._digest = content.digest
 
     def __repr__(self) -> str:
         return f"<StagedItem of {self.size} bytes>"
@@ -80,8 +83,8 @@ class StagedItem:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 digest of what was written so far."""
-        return self._content.digest
+        """The SHA-256 digest of what was written so far, without a write that is under way."""
+        return self._digest
 
     async def write(self, chunk: Buffer) -> None:
         """Append data. Each call is a hop to a worker thread, so larger chunks are faster.
@@ -96,7 +99,15 @@ class StagedItem:
         if self._is_used or not self._content.is_open:
             raise ValueError(_NOT_USABLE)
         check_piece(chunk)
-        await self._core.threads.run(_write_and_flush, self._content, chunk)
+        self._writes += 1
+        try:
+            await self._core.threads.run(self._write_and_flush, chunk)
+        finally:
+            self._writes -= 1
+
+    def _write_and_flush(self, chunk: Buffer) -> None:
+        self._content.sink.write(chunk)
+        self._digest = self._content.digest
 
     def use(self, core: StoreCore) -> StagedContent:
         """Lend the content to a call or a transaction; :meth:`unuse` follows."""
@@ -104,6 +115,8 @@ class StagedItem:
             raise ValueError("staged data belongs to the store that staged it: stage it there")
         if self._is_used or not self._content.is_open:
             raise ValueError(_NOT_USABLE)
+        if self._writes:
+            raise ValueError("staged data is being written by another task: wait for its end")
         self._is_used = True
         return self._content
 
@@ -122,11 +135,6 @@ BigDataSource: TypeAlias = (
     | Iterable[Buffer]
 )
 """Where big data comes from: bytes-like, staged, a stream or file to read, or an iterable."""
-
-
-def _write_and_flush(content: StagedContent, chunk: Buffer) -> None:
-    content.sink.write(chunk)
-    content.sink.flush()
 
 
 def is_buffer(data: object) -> bool:

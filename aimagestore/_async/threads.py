@@ -11,6 +11,7 @@ from anyio import Event
 
 from .._engine.protocol import Steps
 from .._engine.workers import WorkerPool
+from ..errors import StoreClosedError
 from .loop import EventLoop, wait_through
 
 T = TypeVar("T")
@@ -108,13 +109,23 @@ class Threads:
         self._mutex = threading.Lock()
         self._activities = 0
         self._when_idle: Callable[[], object] | None = None
+        self._is_over = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether what waited for the threads to be idle was called; they take no more calls."""
+        with self._mutex:
+            return self._is_over
 
     def spawn(self, function: Callable[[], object]) -> None:
         """Begin a call that nobody waits for, and that does not raise. Callable in any thread."""
         try:
             self._submit(self._calls, function, None)
-        except RuntimeError:  # everything else has ended: this is the last release
-            function()
+        except StoreClosedError:  # a last release, which nothing waits for any more
+            try:
+                self._calls.submit(function)
+            except RuntimeError:
+                threading.Thread(target=function, daemon=True).start()
 
     def start(
         self,
@@ -157,8 +168,13 @@ class Threads:
             raise
 
     def hold(self) -> None:
-        """Count one more activity, so that :meth:`when_idle` waits for its :meth:`release`."""
+        """Count one more activity, so that :meth:`when_idle` waits for its :meth:`release`.
+
+        :raises StoreClosedError: when the wait is over, and what the activity needs may be closed
+        """
         with self._mutex:
+            if self._is_over:
+                raise StoreClosedError("the store was closed while this call was under way")
             self._activities += 1
 
     def release(self) -> None:
@@ -168,11 +184,15 @@ class Threads:
             when_idle = None
             if not self._activities:
                 when_idle, self._when_idle = self._when_idle, None
+                self._is_over = when_idle is not None
         if when_idle is not None:
             when_idle()
 
     def when_idle(self, function: Callable[[], object]) -> None:
-        """Call a function once, in any thread, when no activity and no call is under way."""
+        """Call a function once, in any thread, when no activity and no call is under way.
+
+        From then on there are none but those that :meth:`spawn` begins.
+        """
         self.hold()
         self._when_idle = function
         self.release()

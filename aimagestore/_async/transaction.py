@@ -52,7 +52,7 @@ class Transaction(ImageMethods):
 
     def _open_draft(self) -> Draft:
         if self._draft is None:
-            raise StoreClosedError("the transaction is over: begin another one")
+            raise _over()
         self._core.check_here()
         return self._draft
 
@@ -65,18 +65,27 @@ class Transaction(ImageMethods):
 
     async def _read(self, look: Callable[[View], T], *, is_slow: bool = False) -> T:
         view = self._view()
-        if view is not None and not is_slow:
-            return look(view)
+        # A thread may be in the middle of a change, or of reading an item: wait in a thread too.
+        if view is not None and not is_slow and self._mutex.acquire(blocking=False):
+            try:
+                return look(view)
+            finally:
+                self._mutex.release()
         return await self._with_draft(look)
 
-    async def _with_draft(self, work: Callable[[Draft], T]) -> T:
-        draft = self._open_draft()
+    async def _with_draft(self, work: Callable[[Draft], T], *, is_change: bool = False) -> T:
+        self._open_draft()
 
         def locked() -> T:
             with self._mutex:
-                return work(draft)
+                # It may have ended since: a change made now would not be committed.
+                if self._draft is None:
+                    raise _over()
+                return work(self._draft)
 
-        return await self._core.threads.run_abandonable(locked)
+        threads = self._core.threads
+        # A change that was left to its thread would come after what its task does next.
+        return await (threads.run(locked) if is_change else threads.run_abandonable(locked))
 
     async def _change(self, mutation: Mutation) -> Image | None:
         prepare = self._core.engine.writer.prepare
@@ -91,12 +100,15 @@ class Transaction(ImageMethods):
         view = self._view()
         if view is not None:
             draft = self._open_draft()
-            with self._mutex:
-                plan = mutation(draft)
-                if not (plan.deleted or plan.files or plan.created):
-                    draft.apply(plan)
-                    return plan.image
-        return await self._with_draft(apply)
+            if self._mutex.acquire(blocking=False):
+                try:
+                    plan = mutation(draft)
+                    if not (plan.deleted or plan.files or plan.created):
+                        draft.apply(plan)
+                        return plan.image
+                finally:
+                    self._mutex.release()
+        return await self._with_draft(apply, is_change=True)
 
     def _check_writable(self) -> None:
         self._open_draft()
@@ -225,6 +237,10 @@ class TransactionBlock:
                 self._core.engine.writer.publish(self._grant, draft)
         finally:
             self._grant.release()
+
+
+def _over() -> StoreClosedError:
+    return StoreClosedError("the transaction is over: begin another one")
 
 
 def _drop(core: StoreCore, grant: AnyGrant, transaction: Transaction) -> None:

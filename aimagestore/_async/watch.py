@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Self
@@ -33,6 +34,9 @@ class Watch(AsyncIterator[ChangeEvent]):
         self._core = core
         self._feed = feed
         self._pending: deque[ChangeEvent] = deque()
+        # Held while changes move here. A task that was cancelled leaves its thread in a poll: the
+        # next poll waits for what that one has taken from the feed, which would be missed else.
+        self._mutex = threading.Lock()
         # The task that polls; the others wait for it. An event each time, so that no task owns it.
         self._polling: Event | None = None
         self._waiting: CancelScope | None = None
@@ -61,7 +65,8 @@ class Watch(AsyncIterator[ChangeEvent]):
 
     def _poll(self) -> None:
         # Kept here, not returned: a cancelled caller would lose them.
-        self._pending.extend(self._feed.poll())
+        with self._mutex:
+            self._pending.extend(self._feed.poll())
 
     async def _wait(self) -> None:
         if self._is_closed:

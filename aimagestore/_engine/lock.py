@@ -169,17 +169,22 @@ class LockLine(Generic[H]):
             with self._mutex:
                 self._is_trying = False
                 self._holder = grant
-                self._ensure_waiter()
+                failed = self._ensure_waiter()
+            _notify_all(failed)
 
     def request(self, notify: Callable[[], object]) -> Request[H]:
         """Join the line. Does not block.
 
         :param notify: called once, in any thread, when the request is granted or has failed
+        :raises RuntimeError: when no thread can be started that waits
         """
         request = Request(self, notify)
         with self._mutex:
             self._line.append(request)
-            self._ensure_waiter()
+            # With others in line a thread waits, or the lock is held: only this one can fail.
+            failed = self._ensure_waiter()
+        if failed:
+            request.take()
         return request
 
     def acquire(self) -> Grant[H]:
@@ -199,16 +204,33 @@ class LockLine(Generic[H]):
     def fail(self, requests: set[Request[H]], error: Callable[[], BaseException]) -> None:
         """Decide these requests by an error, those that are granted already excepted."""
         failed = [request for request in requests if self._cancel(request, error())]
-        for request in failed:
-            request._notify()
+        _notify_all(failed)
 
     # The mutex is held in what follows, where nothing else is said.
 
-    def _ensure_waiter(self) -> None:
+    def _ensure_waiter(self) -> list[Request[H]]:
+        """Have a thread wait if anybody is in line.
+
+        :returns: those that were in line, when it cannot be started: to be notified of the error
+            when the mutex is released
+        """
+        failed: list[Request[H]] = []
         is_free = self._holder is None and not self._is_trying
         if self._line and is_free and not self._has_waiter:
-            self._has_waiter = True
-            threading.Thread(target=self._wait, name=self._name, daemon=True).start()
+            try:
+                threading.Thread(target=self._wait, name=self._name, daemon=True).start()
+            except RuntimeError as error:  # the process may have no more threads
+                failed = self._fail_line(error)
+            else:
+                self._has_waiter = True
+        return failed
+
+    def _fail_line(self, error: BaseException) -> list[Request[H]]:
+        failed = list(self._line)
+        self._line.clear()
+        for request in failed:
+            request._error = error
+        return failed
 
     def _wait(self) -> None:
         """Wait for the lock on behalf of the line. In a thread of its own, without the mutex."""
@@ -223,10 +245,7 @@ class LockLine(Generic[H]):
         with self._mutex:
             self._has_waiter = False
             if error is not None:
-                while self._line:
-                    request = self._line.popleft()
-                    request._error = error
-                    decided.append(request)
+                decided = self._fail_line(error)
             elif held is not None:
                 grant = self._holder = Grant(self, held)
                 if self._line:
@@ -236,14 +255,13 @@ class LockLine(Generic[H]):
                 else:
                     unwanted = grant
             else:
-                self._ensure_waiter()  # interrupted, but somebody has joined since
+                decided = self._ensure_waiter()  # interrupted, but somebody has joined since
             is_unused = not self._users and not self._has_waiter
         if unwanted is not None:
             unwanted.release()
         if is_unused:
             self._when_unused()
-        for request in decided:
-            request._notify()
+        _notify_all(decided)
 
     def _cancel(self, request: Request[H], error: BaseException | None = None) -> bool:
         with self._mutex:
@@ -268,7 +286,13 @@ class LockLine(Generic[H]):
             with self._mutex:
                 if self._holder is grant:
                     self._holder = None
-                self._ensure_waiter()
+                failed = self._ensure_waiter()
+            _notify_all(failed)
+
+
+def _notify_all(requests: list[Request[H]]) -> None:
+    for request in requests:
+        request._notify()
 
 
 AnyGrant = Grant[Any]

@@ -28,7 +28,7 @@ class WorkerPool(Executor):
     def __init__(self, limit: int, name: str) -> None:
         self._limit = limit
         self._name = name
-        # Guards the numbers below; held for a few instructions only.
+        # Guards the numbers below; held for a few instructions, or while a thread is started.
         self._mutex = threading.Lock()
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
         self._threads = 0
@@ -38,7 +38,7 @@ class WorkerPool(Executor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queue a call.
 
-        :raises RuntimeError: after :meth:`shutdown`
+        :raises RuntimeError: after :meth:`shutdown`, or when there is no thread and none can start
         """
         future: Future[T] = Future()
         self._add((future, fn, args, kwargs))
@@ -48,16 +48,21 @@ class WorkerPool(Executor):
         with self._mutex:
             if self._is_shut_down:
                 raise RuntimeError("the worker threads were shut down")
-            self._queue.put(work)
-            if self._spare > 0:
-                self._spare -= 1
-                return
-            if self._threads == self._limit:
+            if self._spare > 0 or self._threads == self._limit or not self._start_thread():
                 # The next thread that becomes free takes it: count it as promised.
                 self._spare -= 1
-                return
-            self._threads += 1
-        threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            self._queue.put(work)
+
+    def _start_thread(self) -> bool:
+        """Start one more thread; ``False`` when that fails, and there are others."""
+        try:
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        except RuntimeError:  # the process may have no more threads
+            if not self._threads:
+                raise
+            return False
+        self._threads += 1
+        return True
 
     def _work(self) -> None:
         while (work := self._queue.get()) is not None:
