@@ -275,7 +275,7 @@ class Pouring:
     async def _write(self, file: Any, chunk: bytes) -> None:
         await file.write(chunk)
         if self._expectations.hashes:
-            await self._threads.run(self._expectations.add, chunk)
+            await self._threads.run_streaming(self._expectations.add, chunk)
 
     def _report(self, done: int) -> None:
         if self._progress is not None:
@@ -349,5 +349,5 @@ async def _gathered(pieces: Iterator[Buffer], threads: Threads) -> AsyncIterator
         return bytes(gathered)
 
     while not is_over:
-        if joined := await threads.run(gather):
+        if joined := await threads.run_streaming(gather):
             yield joined

@@ -152,20 +152,19 @@ class Threads:
         function: Callable[[], object],
         ended: Callable[[], object] | None,
     ) -> None:
-        def run() -> None:
-            try:
-                function()
-            finally:
-                if ended is not None:
-                    self.loop.post(ended)
-                self.release()
+        def note_end(_: object) -> None:
+            if ended is not None:
+                self.loop.post(ended)
+            self.release()
 
         self.hold()
         try:
-            pool.submit(run)
+            future = pool.submit(function)
         except BaseException:
             self.release()
             raise
+        # By the pool, when the thread is free for the next call.
+        future.add_done_callback(note_end)
 
     def hold(self) -> None:
         """Count one more activity, so that :meth:`when_idle` waits for its :meth:`release`.
@@ -199,7 +198,13 @@ class Threads:
 
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Make a call whose result needs no release. Interrupted, it is not made, or waited for."""
-        call = self.start(function, *args)
+        return await self._run(self.start(function, *args))
+
+    async def run_streaming(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Make a call as :meth:`run` does, in one of the few threads that move big data."""
+        return await self._run(self._start(self._streams, lambda: function(*args)))
+
+    async def _run(self, call: Call[T]) -> T:
         try:
             await call.ended.wait()
         except BaseException:

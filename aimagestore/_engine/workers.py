@@ -67,17 +67,23 @@ class WorkerPool(Executor):
     def _work(self) -> None:
         while (work := self._queue.get()) is not None:
             future, function, args, kwargs = work
-            if future.set_running_or_notify_cancel():
+            is_wanted = future.set_running_or_notify_cancel()
+            result: Any = None
+            failure: BaseException | None = None
+            if is_wanted:
                 try:
                     result = function(*args, **kwargs)
                 except BaseException as error:  # noqa: BLE001 (whoever waits raises it)
-                    future.set_exception(error)
-                else:
-                    future.set_result(result)
-                    del result
-            del work, future, function, args, kwargs
+                    failure = error
+            # Spare before anybody learns of the end: who makes one call after another would
+            # otherwise find no spare thread, and start one for each call up to the limit.
             with self._mutex:
                 self._spare += 1
+            if failure is not None:
+                future.set_exception(failure)
+            elif is_wanted:
+                future.set_result(result)
+            del work, future, function, args, kwargs, result, failure
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; the threads end when those that are queued are done.

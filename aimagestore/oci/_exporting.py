@@ -119,7 +119,7 @@ class _ExportThreads(Threads):
     """Threads whose writes are waited for: the target is closed after them."""
 
     def run_in_executor(self, executor: object, function: Callable[[], T]) -> Awaitable[T]:
-        return self.run(function)
+        return self.run_streaming(function)
 
 
 async def _export(
@@ -273,7 +273,7 @@ class _Export:
             return False
         try:
             state = hasher(content.digest)
-            while await self._threads.run(_digest_some, file, state):
+            while await self._threads.run_streaming(_digest_some, file, state):
                 pass
             return digest_of(state) == content.digest
         finally:

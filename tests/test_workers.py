@@ -1,0 +1,51 @@
+"""Worker pools: how many threads they start, and when these are free again."""
+
+from __future__ import annotations
+
+import threading
+
+from aimagestore._engine.workers import WorkerPool
+
+
+def test_calls_one_after_another_share_one_thread() -> None:
+    pool = WorkerPool(8, "aimagestore test")
+    try:
+        threads = {pool.submit(threading.get_ident).result(20) for _ in range(500)}
+        assert len(threads) == 1
+    finally:
+        pool.shutdown()
+
+
+def test_a_thread_is_free_before_its_caller_learns_of_the_end() -> None:
+    pool = WorkerPool(8, "aimagestore test")
+    threads: list[int] = []
+    is_over = threading.Event()
+
+    def call_again(_: object) -> None:
+        # In the thread of the call that has just ended, before it can take another.
+        if len(threads) < 50:
+            pool.submit(lambda: threads.append(threading.get_ident())).add_done_callback(call_again)
+        else:
+            is_over.set()
+
+    try:
+        call_again(None)
+        assert is_over.wait(20)
+        assert len(set(threads)) == 1
+    finally:
+        pool.shutdown()
+
+
+def test_calls_at_the_same_time_have_threads_of_their_own_up_to_the_limit() -> None:
+    pool = WorkerPool(3, "aimagestore test")
+    together = threading.Barrier(3)
+
+    def meet() -> int:
+        together.wait(20)
+        return threading.get_ident()
+
+    try:
+        calls = [pool.submit(meet) for _ in range(6)]
+        assert len({call.result(20) for call in calls}) == 3
+    finally:
+        pool.shutdown()
