@@ -7,26 +7,24 @@ import threading
 from aimagestore._engine.workers import WorkerPool
 
 
-def test_calls_one_after_another_share_one_thread() -> None:
-    pool = WorkerPool(8, "aimagestore test")
-    try:
-        threads = {pool.submit(threading.get_ident).result(20) for _ in range(500)}
-        assert len(threads) == 1
-    finally:
-        pool.shutdown()
-
-
 def test_a_thread_is_free_before_its_caller_learns_of_the_end() -> None:
     pool = WorkerPool(8, "aimagestore test")
     threads: list[int] = []
     is_over = threading.Event()
 
     def call_again(_: object) -> None:
-        # In the thread of the call that has just ended, before it can take another.
-        if len(threads) < 50:
-            pool.submit(lambda: threads.append(threading.get_ident())).add_done_callback(call_again)
-        else:
+        if len(threads) == 20:
             is_over.set()
+            return
+        may_end = threading.Event()
+
+        def call() -> None:
+            assert may_end.wait(20)
+            threads.append(threading.get_ident())
+
+        # Called back in the thread of the call, as it ends: before that takes another.
+        pool.submit(call).add_done_callback(call_again)
+        may_end.set()
 
     try:
         call_again(None)
