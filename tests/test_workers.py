@@ -8,19 +8,19 @@ from aimagestore._engine.workers import WorkerPool
 
 
 def test_a_thread_is_free_before_its_caller_learns_of_the_end() -> None:
-    pool = WorkerPool(8, "aimagestore test")
-    threads: list[int] = []
+    name = "aimagestore sequential test"
+    pool = WorkerPool(8, name)
+    numbers = iter(range(20))
     is_over = threading.Event()
 
     def call_again(_: object) -> None:
-        if len(threads) == 20:
+        if next(numbers, None) is None:
             is_over.set()
             return
         may_end = threading.Event()
 
         def call() -> None:
             assert may_end.wait(20)
-            threads.append(threading.get_ident())
 
         # Called back in the thread of the call, as it ends: before that takes another.
         pool.submit(call).add_done_callback(call_again)
@@ -29,7 +29,7 @@ def test_a_thread_is_free_before_its_caller_learns_of_the_end() -> None:
     try:
         call_again(None)
         assert is_over.wait(20)
-        assert len(set(threads)) == 1
+        assert [thread.name for thread in threading.enumerate()].count(name) == 1
     finally:
         pool.shutdown()
 
