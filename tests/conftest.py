@@ -1,4 +1,4 @@
-"""What every test has: three event loops, a guard against blocking them, a store, and servers."""
+"""What every test has: its event loops, a guard against blocking them, a store, and servers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from aimagestore import ImageStore
 
 from .support.faults import Faults, die_after_commit
 from .support.guard import guarded
+from .support.loops import USUAL_LOOPS
 from .support.stores import (
     ClusterStore,
     DirectoryStore,
@@ -33,13 +34,7 @@ settings.register_profile("default", deadline=None, derandomize=True, print_blob
 settings.load_profile("default")
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-        pytest.param(("trio", {}), id="trio"),
-    ]
-)
+@pytest.fixture(params=USUAL_LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """Every async test runs on each of these."""
     return request.param

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -17,6 +17,7 @@ import pytest
 from aimagestore import ImageStore
 
 SIZE = 256 * 1024 * 1024
+TRIES = 3
 
 
 class Heartbeat:
@@ -46,6 +47,23 @@ class Heartbeat:
             tasks.cancel_scope.cancel()
 
 
+async def never_waits(work: Callable[[], Awaitable[None]], in_one_go: float) -> bool:
+    """Whether the loop was not stopped for half as long as a part of the work takes in one go.
+
+    A machine that is busy with something else stops it now and then, so it may be tried again; what
+    runs on the loop stops it each time.
+
+    :param in_one_go: seconds
+    """
+    for _ in range(TRIES):
+        heart = Heartbeat()
+        async with heart.beating():
+            await work()
+        if heart.longest < in_one_go / 2:
+            return True
+    return False
+
+
 def one_go(data: bytes) -> float:
     """Return how long it takes to hash the data, in seconds."""
     start = time.perf_counter()
@@ -58,13 +76,14 @@ async def test_large_data_in_memory_never_stops_the_loop(
     store: ImageStore, kind: type[bytes | bytearray]
 ) -> None:
     data = kind(SIZE)
-    await store.create("one")
-    heart = Heartbeat()
-    async with heart.beating():
+
+    async def take_it_all() -> None:
+        await store.create("one")
         await store.create("two", big_data={"layer": data})
         await store.set_big_data("one", "layer", data)
         async with store.transaction() as tx:
             await tx.set_big_data("one", "other", data)
             await tx.create("three", big_data={"layer": data})
-    assert heart.longest < one_go(bytes(data)) / 2
-    await store.wipe()
+        await store.wipe()
+
+    assert await never_waits(take_it_all, one_go(bytes(data)))

@@ -26,6 +26,7 @@ from aimagestore._directory import files
 from ..support import interruptions
 from ..support.interruptions import Interruption
 from ..support.layouts import CONFIG, Maker, encode
+from ..support.loops import ASYNCIO_LOOPS, OPTIONS
 from ..support.stores import is_locked, library_threads, until
 
 MANIFEST = b"m" * 1_200_000
@@ -303,19 +304,12 @@ async def test_a_cancelled_scope_leaves_nothing_behind(
 NATIVE = {name: each for name, each in interruptions.ASYNCIO.items() if name != "scope"}
 
 
-@pytest.mark.parametrize(
-    "anyio_backend",
-    [
-        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-    ],
-)
+@pytest.mark.parametrize("anyio_backend", ASYNCIO_LOOPS)
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_an_interruption_by_asyncio_leaves_nothing_behind(
     template: Path, root: str, operation: str, anyio_backend: Any
 ) -> None:
-    ways = NATIVE if anyio_backend == ("asyncio", {"use_uvloop": False}) else ["task_cancel"]
-    for way in ways:
+    for way in NATIVE if anyio_backend == OPTIONS["asyncio"] else ["task_cancel"]:
         await Sweep(template, root, operation).run(NATIVE[way])
 
 
@@ -323,12 +317,18 @@ CHANGES = ["set_flag", "create", "transaction", "transaction_in_generator", "sta
 CHANGES += ["set_big_data", "collect_garbage", "repair", "import_layout", "aclose"]
 
 
+def ways_on(backend: object) -> list[str]:
+    """Return some ways to interrupt: what differs between them is tried by the tests above."""
+    if backend == OPTIONS["asyncio"]:
+        return ["scope", "task_cancel", "two_cancels"]
+    return ["task_cancel"] if backend == OPTIONS["uvloop"] else ["scope"]
+
+
 @pytest.mark.parametrize("operation", CHANGES)
 async def test_an_interruption_while_another_program_has_the_lock_leaves_nothing_behind(
-    template: Path, root: str, operation: str, anyio_backend: tuple[str, Any]
+    template: Path, root: str, operation: str, anyio_backend: Any
 ) -> None:
-    ways = ["scope"] if anyio_backend[0] == "trio" else ["scope", "task_cancel", "two_cancels"]
-    for way in ways:
+    for way in ways_on(anyio_backend):
         sweep = Sweep(template, root, operation, is_held=True)
         await sweep.run(interruptions.ASYNCIO[way])
 
@@ -338,7 +338,7 @@ async def test_an_interruption_while_the_disk_is_slow_leaves_nothing_behind(
     template: Path,
     root: str,
     operation: str,
-    anyio_backend: tuple[str, Any],
+    anyio_backend: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real = files.Directory.sync_file
@@ -348,8 +348,7 @@ async def test_an_interruption_while_the_disk_is_slow_leaves_nothing_behind(
         real(self, name, fd)
 
     monkeypatch.setattr(files.Directory, "sync_file", sync_slowly)
-    ways = ["scope"] if anyio_backend[0] == "trio" else ["scope", "task_cancel", "two_cancels"]
-    for way in ways:
+    for way in ways_on(anyio_backend):
         await Sweep(template, root, operation).run(interruptions.ASYNCIO[way])
 
 

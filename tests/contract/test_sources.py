@@ -163,11 +163,11 @@ async def test_tiny_pieces_take_no_more_memory_than_large_ones(
     await store.set_big_data(image, "key", source(65_536))
     tracemalloc.start()
     try:
-        await store.set_big_data(image, "key", source(5))
+        await store.set_big_data(image, "key", source(10))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Kept one by one, 300,000 pieces would take more than 10 MiB.
+    # Kept one by one, 150,000 pieces would take more than 8 MiB.
     assert peak < 6 * 1024 * 1024
     assert await store.big_data(image, "key") == CONTENT[:SMALL]
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..support.loops import NIGHTLY
 from .faults import PACKAGE
-from .state import NIGHTLY, State
+from .state import State
 
 BOUND = 7 if NIGHTLY else 4
 """Up to so many changes of names are lost in every combination; of more, in the plainest."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ LAST = "f" * 64
 USER_DATA = "userdata"
 """A directory that containers/storage keeps beside an image's big data."""
 
-NIGHTLY = bool(os.environ.get("AIMAGESTORE_NIGHTLY"))
 """Whether to take hours instead of seconds."""
 
 

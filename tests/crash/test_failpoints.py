@@ -7,16 +7,17 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
+from itertools import cycle, product
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
 
 from aimagestore import ImageStore
 
+from ..support.loops import NIGHTLY, OPTIONS
 from .driver import Driver, driver
 from .faults import BY_NAME, CALLS, FAULTS, NO_POINTS, OUTSIDE, PACKAGE, Failpoints, Failure, Point
 from .operations import (
@@ -30,13 +31,10 @@ from .operations import (
     make,
     operation_named,
 )
-from .state import LAST, NEW, NIGHTLY, ONE, TWO, State, read_again, read_state, strays
+from .state import LAST, NEW, ONE, TWO, State, read_again, read_state, strays
 
-BACKENDS: dict[str, dict[str, Any]] = {
-    "asyncio": {"backend": "asyncio"},
-    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
-    "trio": {"backend": "trio"},
-}
+# What fails is below the event loop. So the loops take turns, unless there is time for all.
+ON_LOOPS = list(product(OPERATIONS, OPTIONS) if NIGHTLY else zip(OPERATIONS, cycle(OPTIONS)))
 REMOVING = frozenset({"open", "listdir", "unlink", "rmdir", "fstat", "stat"})
 COMMIT = Point("fsync", "the root", creates=True)
 
@@ -209,10 +207,9 @@ async def check_reopened(case: Case, failure: Failure, points: Failpoints) -> No
         await check_strays(case, failure, points, store)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_failing_at_every_point(scratch: Path, name: str, backend: str) -> None:
-    tried = anyio.run(sweep, Case(name, scratch), **BACKENDS[backend])
+@pytest.mark.parametrize(("name", "loop"), ON_LOOPS)
+def test_failing_at_every_point(scratch: Path, name: str, loop: str) -> None:
+    tried = run_on(loop, sweep, Case(name, scratch))
     print(f"{tried} failures")
     assert tried >= 10
 
@@ -271,11 +268,17 @@ def is_refused(outcome: object) -> bool:
     return isinstance(outcome, BaseException) and "may have happened" not in str(outcome)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+def run_on(loop: str, function: Callable[..., Awaitable[int]], *args: object) -> int:
+    """Run an async function on one of the loops."""
+    backend, options = OPTIONS[loop]
+    return anyio.run(function, *args, backend=backend, backend_options=options)
+
+
+@pytest.mark.parametrize("loop", OPTIONS if NIGHTLY else ["trio"])
 def test_a_batch_whose_changes_are_committed_one_by_one_fails_at_every_point(
-    scratch: Path, backend: str
+    scratch: Path, loop: str
 ) -> None:
-    tried = anyio.run(sweep_batch, scratch, **BACKENDS[backend])
+    tried = run_on(loop, sweep_batch, scratch)
     print(f"{tried} failures")
     assert tried > 100
 

@@ -23,8 +23,9 @@ from aimagestore._core.record import read
 from aimagestore._directory.pending import pending_name
 from tests.support import strategies
 
+from ..support.loops import NIGHTLY
 from .operations import THEN, leave_half_done
-from .state import NEW, NIGHTLY, ONE, THREE, TWO
+from .state import NEW, ONE, THREE, TWO
 
 SECRET = b"the content of a file outside"
 PATIENCE = 20
@@ -237,7 +238,7 @@ def edited(text: bytes, changes: list[tuple[str, float, float, bytes]]) -> bytes
     return text
 
 
-@fuzz(800, 20_000)
+@fuzz(400, 20_000)
 @given(changes=edits)
 def test_an_index_with_bytes_changed(victim: Victim, changes: Any) -> None:
     with victim.renewed() as path:
@@ -295,7 +296,7 @@ fields = st.sampled_from(
 )
 
 
-@fuzz(250, 10_000)
+@fuzz(150, 10_000)
 @given(changes=st.lists(st.tuples(st.integers(0, 2), fields, hostile), min_size=1, max_size=4))
 @example(changes=[(0, "big-data-names", ["../../outside/file"])])
 @example(changes=[(0, "id", "../outside/directory")])
@@ -308,7 +309,7 @@ def test_an_index_with_fields_changed(victim: Victim, changes: Any) -> None:
         victim.use()
 
 
-@fuzz(200, 5_000)
+@fuzz(100, 5_000)
 @given(elements=strategies.indexes())
 def test_an_index_of_any_records(victim: Victim, elements: list[bytes]) -> None:
     with victim.renewed() as path:
@@ -406,7 +407,7 @@ def put(victim: Victim, name: str, kind: str) -> None:
             path.symlink_to(victim.outside / target)
 
 
-@fuzz(500, 15_000)
+@fuzz(250, 15_000)
 @given(changes=st.lists(st.tuples(places, kinds), min_size=1, max_size=4))
 @example(changes=[("images.lock", "fifo")])
 @example(changes=[(ONE, "link to directory")])

@@ -31,9 +31,10 @@ from aimagestore import (
     Transaction,
 )
 
+from ..support.loops import NIGHTLY
 from ..support.stores import StoreUnderTest
 from .model import Change, Entry, Model, RefusedError, digest_of, digests_of
-from .state import NIGHTLY, held, read_state
+from .state import held, read_state
 
 ids = st.sampled_from(["one", "only", "two"])
 refs = ids | st.sampled_from(["red", "green", "blue", "on", "t", "nobody"])

@@ -12,6 +12,7 @@ import pytest
 
 from aimagestore import ImageStore
 
+from ..support.loops import NIGHTLY
 from .faults import Failpoints, Failure
 from .operations import (
     OPERATIONS,
@@ -29,7 +30,6 @@ from .power import Disk, Event, Recorder, Tree, as_written, put_on_disk
 from .state import (
     LAST,
     NEW,
-    NIGHTLY,
     ONE,
     THREE,
     TWO,

@@ -15,9 +15,10 @@ import pytest
 
 from aimagestore import ImageStore, check
 
+from ..support.loops import NIGHTLY
 from .driver import ROOT
 from .model import Model
-from .state import LAST, NIGHTLY, State, read_again, read_state
+from .state import LAST, State, read_again, read_state
 from .writer import history
 
 CUTS = 50 if NIGHTLY else 8

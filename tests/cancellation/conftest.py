@@ -1,0 +1,15 @@
+"""Cancellation is tried on every loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ..support.loops import EVERY_LOOP
+
+
+@pytest.fixture(params=EVERY_LOOP)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Every loop there is."""
+    return request.param
