@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 
 from anyio import Event, move_on_after
 
 from .._core.image import Image
 from .._core.mutations import Mutation
+from .._engine.failure import copied
 from .._engine.lock import AnyGrant, AnyLine, Request
 from .._engine.protocol import Outcome, Writer
 from ..errors import StoreClosedError
@@ -53,22 +53,10 @@ class Entry:
     def decide(self, outcome: Outcome | BaseException) -> None:
         """Note what became of it."""
         if isinstance(outcome, BaseException):
-            # Each task raises an error of its own: a shared one would collect all tracebacks.
-            self.error = _copied(outcome)
+            self.error = copied(outcome)
         else:
             self.image = outcome.image
         self.is_decided = True
-
-
-def _copied(error: BaseException) -> BaseException:
-    try:
-        copied = copy.copy(error)
-    except Exception:  # noqa: BLE001 (its constructor takes other arguments than it keeps)
-        return error
-    copied.__cause__, copied.__suppress_context__ = error.__cause__, error.__suppress_context__
-    copied.__context__ = error.__context__
-    copied.__traceback__ = error.__traceback__
-    return copied
 
 
 class GroupCommitter:

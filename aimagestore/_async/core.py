@@ -77,6 +77,8 @@ class StoreCore:
         self.read_only = read_only
         self._lock_timeout = lock_timeout
         self._state = _State.NEW
+        # Whether it was closed while it was still being opened.
+        self._is_unwanted = False
         self._process = -1
         # What the store has open for its users, and how each is closed. Used in the loop only.
         self._owned: dict[object, Callable[[], object]] = {}
@@ -93,7 +95,7 @@ class StoreCore:
         return self._state is _State.OPEN
 
     async def open(self) -> None:
-        """Open the store. Interrupted, it is closed."""
+        """Open the store. Interrupted, or closed meanwhile, it is closed."""
         if self._state is not _State.NEW:
             raise StoreClosedError("a store is opened once: make another ImageStore")
         self._state = _State.OPENING
@@ -119,6 +121,9 @@ class StoreCore:
             self.engine.writer, self.engine.lock, self.threads, self._lock_timeout
         )
         self._state = _State.OPEN
+        if self._is_unwanted:
+            await self.close()
+            raise self._closed_error()
 
     def _open_engine(self) -> Engine:
         return self.location.open(read_only=self.read_only)
@@ -126,11 +131,14 @@ class StoreCore:
     async def close(self) -> None:
         """Close the store. Concurrent and later calls return when it is closed.
 
-        Interrupted while another task's transaction is open, this leaves; the store closes by
-        itself when the transaction ends. Otherwise it waits until the store is closed.
+        Interrupted while another task opens the store, or has a transaction open, this leaves; the
+        store closes by itself when that ends. Otherwise it waits until the store is closed.
         """
         if self._process != _process or self._state is _State.NEW:
             return
+        if self._state is _State.OPENING:
+            self._is_unwanted = True
+            await self._closed.wait()
         if self._state is _State.OPEN:
             self._begin_closing()
         if self._state is _State.CLOSING:

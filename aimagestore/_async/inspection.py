@@ -6,8 +6,8 @@ import os
 
 from .._core.names import check_type
 from .._core.report import Report
-from .._engine.lock import AnyLine
-from .._engine.protocol import Checker, Location
+from .._engine.lock import AnyGrant, AnyLine
+from .._engine.protocol import Location, Repairer
 from .core import acquire, lock_timeout_error
 from .locations import location_of
 from .loop import EventLoop
@@ -40,27 +40,20 @@ async def check(
         report = await Stepper(checker.steps(), threads).run(progress)
         line = await threads.run_abandonable(checker.join_lock, dispose=_leave)
         if line is not None:
+            grant: AnyGrant | None = None
             try:
-                report = await _recheck(checker, line, threads, progress)
+                grant = await acquire(line, threads, None)
+                report = await Stepper(checker.recheck(), threads, grant).run(progress)
             finally:
-                await threads.run_shielded(line.leave)
+                await threads.run_shielded(_leave, line, grant)
         return report
     finally:
         threads.when_idle(threads.shutdown)
 
 
-async def _recheck(
-    checker: Checker, line: AnyLine, threads: Threads, progress: Progress | None
-) -> Report:
-    grant = await acquire(line, threads, None)
-    assert grant is not None, "there is no timeout"
-    try:
-        return await Stepper(checker.recheck(), threads, needs_lock=True).run(progress)
-    finally:
-        await threads.run_shielded(grant.release)
-
-
-def _leave(line: AnyLine | None) -> None:
+def _leave(line: AnyLine | None, grant: AnyGrant | None = None) -> None:
+    if grant is not None:
+        grant.release()
     if line is not None:
         line.leave()
 
@@ -101,16 +94,21 @@ async def repair(
         repairer = await threads.run_abandonable(
             location.repairer, dispose=lambda repairer: repairer.close()
         )
+        grant: AnyGrant | None = None
         try:
             grant = await acquire(repairer.lock, threads, lock_timeout)
             if grant is None:
                 raise await lock_timeout_error(repairer.lock, threads, lock_timeout)
-            try:
-                steps = repairer.steps(grant, report, drop=drop)
-                return await Stepper(steps, threads, needs_lock=True).run(progress)
-            finally:
-                await threads.run_shielded(grant.release)
+            steps = repairer.steps(grant, report, drop=drop)
+            return await Stepper(steps, threads, grant).run(progress)
         finally:
-            await threads.run_shielded(repairer.close)
+            await threads.run_shielded(_end, repairer, grant)
     finally:
         threads.when_idle(threads.shutdown)
+
+
+def _end(repairer: Repairer, grant: AnyGrant | None) -> None:
+    # In one call: the release waits for a step that a task that was closed left behind.
+    if grant is not None:
+        grant.release()
+    repairer.close()

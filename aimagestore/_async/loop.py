@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dis
 import inspect
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from types import TracebackType
 from typing import Any
 
 from anyio import CancelScope, Event
 from anyio.lowlevel import current_token
+
+_AFTER_YIELD = 1
+"""The argument of the instruction RESUME behind a ``yield``."""
 
 
 class EventLoop:
@@ -73,10 +78,35 @@ async def wait_through(event: Event) -> None:
 
 
 def _is_coroutine_closing() -> bool:
-    """Return whether a coroutine is being closed, and not a generator that runs this very loop."""
+    """Return whether a coroutine is being closed.
+
+    Two others may be closed and wait: a generator that runs this very loop, and an asynchronous
+    generator, whose ``aclose`` is awaited.
+    """
     error = sys.exc_info()[1]
     if not isinstance(error, GeneratorExit) or error.__traceback__ is None:
         return isinstance(error, GeneratorExit)
+    here = origin = error.__traceback__
+    while origin.tb_next is not None:
+        origin = origin.tb_next
     asynchronous = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
     asynchronous |= inspect.CO_ITERABLE_COROUTINE
-    return bool(error.__traceback__.tb_frame.f_code.co_flags & asynchronous)
+    if not here.tb_frame.f_code.co_flags & asynchronous:
+        return False
+    return not _is_at_a_yield(origin)
+
+
+def _is_at_a_yield(origin: TracebackType) -> bool:
+    """Return whether an asynchronous generator was at a ``yield``, and not at an ``await``.
+
+    At a ``yield`` it waits for whoever uses it, so only it itself can have been closed; at an
+    ``await``, only the coroutine around it.
+    """
+    code = origin.tb_frame.f_code
+    if not code.co_flags & inspect.CO_ASYNC_GENERATOR:
+        return False
+    # What comes after either is a RESUME, whose argument tells them apart.
+    for each in dis.get_instructions(code):
+        if each.offset >= origin.tb_lasti and each.opname == "RESUME":
+            return each.arg is not None and each.arg & 3 == _AFTER_YIELD
+    return False

@@ -331,7 +331,8 @@ class ImageStore(ImageMethods):
         """
         self._check_writable()
         async with self._core.hold() as grant:
-            await self._core.threads.run_shielded(self._core.engine.writer.touch, grant)
+            touch = partial(self._core.engine.writer.touch, grant)
+            await self._core.threads.run_shielded(grant.run, touch)
 
     async def touched_since(self, when: datetime) -> bool:
         """Return whether a writer has touched the store after a time (upstream: ``TouchedSince``).
@@ -372,7 +373,7 @@ class ImageStore(ImageMethods):
         while removal := await core.threads.run_abandonable(next, removals, None):
             before = len(report.findings)
             async with core.hold() as grant:
-                steps = Stepper(removal(grant), core.threads, needs_lock=True)
+                steps = Stepper(removal(grant), core.threads, grant)
                 report += await steps.run(_shifted(progress, before))
         return report
 

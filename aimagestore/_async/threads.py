@@ -9,6 +9,7 @@ from typing import Generic, TypeVar, TypeVarTuple
 
 from anyio import Event
 
+from .._engine.lock import AnyGrant
 from .._engine.protocol import Steps
 from .._engine.workers import WorkerPool
 from ..errors import StoreClosedError
@@ -262,16 +263,16 @@ class Threads:
 class Stepper(Generic[T]):
     """Runs blocking steps in worker threads, with the event loop free in between.
 
-    :param needs_lock: the steps run under a lock that the task releases: interrupted, the present
-        step is waited for. Otherwise it is left to its thread.
+    :param grant: the lock that the steps need, if any: interrupted, the present step is waited for.
+        Otherwise it is left to its thread.
     """
 
     _SECONDS = 0.02
 
-    def __init__(self, steps: Steps[T], threads: Threads, *, needs_lock: bool = False) -> None:
+    def __init__(self, steps: Steps[T], threads: Threads, grant: AnyGrant | None = None) -> None:
         self._steps = steps
         self._threads = threads
-        self._needs_lock = needs_lock
+        self._grant = grant
         # Held while a step runs, and while the steps are closed.
         self._mutex = threading.Lock()
         self._is_over = False
@@ -279,21 +280,25 @@ class Stepper(Generic[T]):
 
     async def run(self, progress: Callable[[int, int], object] | None = None) -> T:
         """Run all steps and return their result. Interrupted, they end after the present step."""
-        run = self._threads.run if self._needs_lock else self._threads.run_abandonable
         # Under the lock things change: what progress raises ends that before the next step.
-        seconds = 0 if self._needs_lock and progress is not None else self._SECONDS
+        seconds = 0 if self._grant is not None and progress is not None else self._SECONDS
         try:
-            while (figures := await run(self._advance, seconds)) is not None:
+            while (figures := await self._next(seconds)) is not None:
                 if progress is not None:
                     progress(*figures)
         except BaseException:
             self._is_over = True
-            if self._needs_lock:
+            if self._grant is not None:
                 await self._threads.run_shielded(self._close)
             else:
                 self._threads.spawn(self._close)
             raise
         return self._result
+
+    async def _next(self, seconds: float) -> tuple[int, int] | None:
+        if self._grant is not None:
+            return await self._threads.run(self._grant.run, self._advance, seconds)
+        return await self._threads.run_abandonable(self._advance, seconds)
 
     def _advance(self, seconds: float) -> tuple[int, int] | None:
         """Run one step at least, and return the last one's figures; ``None`` at the end."""

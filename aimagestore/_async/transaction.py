@@ -192,7 +192,7 @@ class TransactionBlock:
             raise RuntimeError("a transaction is entered once: call transaction() again")
         grant = await core.acquire()
         try:
-            draft = await core.threads.run(core.engine.writer.draft, grant)
+            draft = await core.threads.run(grant.run, core.engine.writer.draft, grant)
         except BaseException:
             await core.release_grant(grant)
             raise

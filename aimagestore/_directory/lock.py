@@ -71,8 +71,22 @@ def open_lock_file(root: Directory, flags: int = os.O_RDWR | os.O_CREAT) -> int:
     return fd
 
 
-# Descriptors that wait for a lock or hold one.
+# Descriptors that wait for a lock or hold one. No fork comes between opening one and noting it.
 _descriptors: set[int] = set()
+_opening = threading.RLock()
+
+
+def _open_noted(open_file: Callable[[], int]) -> int:
+    with _opening:
+        fd = open_file()
+        _descriptors.add(fd)
+        return fd
+
+
+def _close_noted(fd: int) -> None:
+    with _opening:
+        _descriptors.discard(fd)
+        os.close(fd)
 
 
 class RecordLock(BaseFileLock):
@@ -115,17 +129,15 @@ class RecordLock(BaseFileLock):
 
 
 def wait_for_lock(fd: int, kind: int) -> None:
-    """Wait in the kernel's line for a lock, exclusive or shared.
+    """Wait in the kernel's line for a lock, exclusive or shared. Closes the descriptor if it fails.
 
     Polling would starve beside programs that wait here. The wait is not made within
     ``RecordLock.acquire``, where filelock would hold up every fork until its end.
     """
-    _descriptors.add(fd)
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _whole_file(kind))
     except BaseException:
-        _descriptors.discard(fd)
-        os.close(fd)
+        _close_noted(fd)
         raise
 
 
@@ -134,8 +146,7 @@ def unlock(fd: int) -> None:
     # Closing releases it as well, but not while a forked child has the descriptor too.
     with suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_UNLCK))
-    _descriptors.discard(fd)
-    os.close(fd)
+    _close_noted(fd)
 
 
 class ExclusiveLock:
@@ -177,7 +188,7 @@ class ExclusiveLock:
 
     def acquire(self) -> bool | None:
         if isinstance(self._lock, RecordLock):
-            fd = open_lock_file(self._root)
+            fd = _open_noted(partial(open_lock_file, self._root))
             wait_for_lock(fd, fcntl.F_WRLCK)
             _descriptors.discard(fd)  # from here on it is filelock's
             self._lock.adopt(fd)
@@ -209,7 +220,7 @@ class SharedLock:
             try:
                 fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_RDLCK))
             except OSError as error:
-                os.close(fd)
+                _close_noted(fd)
                 if error.errno in _BUSY:
                     return None
                 raise
@@ -224,7 +235,7 @@ class SharedLock:
     def _open(self) -> int:
         """Open the lock file; -1 where there is none, so that nobody writes."""
         try:
-            return self._root.open_file(LOCK_FILE)
+            return _open_noted(partial(self._root.open_file, LOCK_FILE))
         except (OSError, StoreCorruptError):
             return -1
 
@@ -255,10 +266,15 @@ def _forget_in_child() -> None:
     _descriptors.clear()
     _lines = {}
     _lines_mutex = threading.RLock()
+    _opening.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
+    os.register_at_fork(
+        before=_opening.acquire,
+        after_in_parent=_opening.release,
+        after_in_child=_forget_in_child,
+    )
 
 
 def exclusive_line(root: Directory) -> AnyLine:

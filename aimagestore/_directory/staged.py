@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import os
 import secrets
@@ -13,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 from .._core.content import Buffer
 from .._engine.digesting import Digester
+from .._engine.failure import copied
 from .files import PRIVATE_FILE, Directory
 
 STAGED_PREFIX = ".stage-"
@@ -112,7 +112,7 @@ class StagedFile:
     def _in_use(self) -> Iterator[int]:
         with self._mutex:
             if self._loss is not None:
-                raise self._loss
+                raise copied(self._loss)
             if self._is_discarded:
                 raise ValueError("this staged data was discarded: stage it again")
             try:
@@ -187,7 +187,7 @@ class StagedFile:
 
     def lose(self, error: Exception) -> None:
         """Close the file, which could not be withdrawn: whoever uses the data raises the error."""
-        self._loss = copy.copy(error)
+        self._loss = error
         self.discard()
 
     def discard(self) -> None:

@@ -14,11 +14,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, TypeVarTuple
 
 from ..errors import StoreClosedError
+from .failure import copied
 
 H = TypeVar("H")
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class Holder(NamedTuple):
@@ -70,10 +73,27 @@ class Grant(Generic[H]):
         self._line = line
         self.held = held
         self._is_released = False
+        # Held while something is done under the lock. What releases it may not wait for a task
+        # that is being closed, and so may come while that task's thread is still at work.
+        self._uses = threading.RLock()
+
+    def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Call a function before the end of which the lock is not released.
+
+        :raises StoreClosedError: when the lock was released before
+        """
+        with self._uses:
+            if self._is_released:
+                raise StoreClosedError("the lock was released before this call began")
+            return function(*args)
 
     def release(self) -> None:
-        """Release the lock. Blocks for a system call or a round trip. Idempotent."""
-        self._line._release(self)
+        """Release the lock, when nothing is done under it any more. Idempotent.
+
+        Blocks for that, and for a system call or a round trip.
+        """
+        with self._uses:
+            self._line._release(self)
 
 
 class Request(Generic[H]):
@@ -229,7 +249,7 @@ class LockLine(Generic[H]):
         failed = list(self._line)
         self._line.clear()
         for request in failed:
-            request._error = error
+            request._error = copied(error)
         return failed
 
     def _wait(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +24,7 @@ from aimagestore._directory.feed import DirectoryFeed
 from aimagestore._directory.files import Directory
 from aimagestore._directory.index_file import IndexFile
 from aimagestore._directory.items import DirectoryItems
+from aimagestore._directory.lock import ExclusiveLock
 from aimagestore._engine.lock import LockLine
 from aimagestore._engine.workers import WorkerPool
 
@@ -463,6 +465,33 @@ async def test_a_line_whose_thread_cannot_be_started_fails_its_requests_and_goes
                         pass
         await store.create("two")
         assert [image.id for image in await store.images()] == ["two"]
+
+
+async def test_each_task_that_waits_for_the_lock_has_an_error_of_its_own(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    errors: list[BaseException] = []
+
+    def fail(_: ExclusiveLock) -> bool:
+        gate()
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    async def enter(store: ImageStore) -> None:
+        with pytest.raises(OSError, match="no locks") as caught:
+            await store.transaction().__aenter__()
+        errors.append(caught.value)
+
+    async with ImageStore(path) as store:
+        monkeypatch.setattr(ExclusiveLock, "try_acquire", lambda _: None)
+        monkeypatch.setattr(ExclusiveLock, "acquire", fail)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(enter, store)
+            tasks.start_soon(enter, store)
+            await until(lambda: len(core_of(store).engine.lock._line) == 2)
+            gate.open()
+    assert len(errors) == 2
+    assert errors[0] is not errors[1]
 
 
 # Staged data

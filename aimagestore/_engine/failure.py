@@ -1,0 +1,20 @@
+"""One failure that several callers are told of."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
+
+def copied(error: E) -> E:
+    """Return an error that another caller can raise: a shared one would collect all tracebacks."""
+    try:
+        copied = copy.copy(error)
+    except Exception:  # noqa: BLE001 (its constructor takes other arguments than it keeps)
+        return error
+    copied.__cause__, copied.__suppress_context__ = error.__cause__, error.__suppress_context__
+    copied.__context__ = error.__context__
+    copied.__traceback__ = error.__traceback__
+    return copied

@@ -1,0 +1,194 @@
+"""What is closed from outside: stores that are still opening, coroutines, generators, and forks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from aimagestore import ImageStore, StoreClosedError, check, repair
+from aimagestore._directory import files, lock
+from aimagestore._directory.commit import DirectoryWriter
+from aimagestore._directory.files import Directory
+from aimagestore._directory.location import DirectoryLocation
+
+from ..support.loops import EVERY_LOOP
+from ..support.stores import is_locked, open_files, until
+from .test_attacks import Gate
+
+UNUSED = "0" * 64
+
+
+async def close_at(call: Awaitable[object], gate: Gate) -> None:
+    """Close a coroutine when a thread that works for it is at a gate, as a loop that ends does."""
+    steps = call.__await__()
+    future: Any = steps.send(None)
+    while not gate.reached.is_set():
+        await asyncio.wait([future], timeout=0.01)
+        if future.done():
+            future = steps.send(None)
+    steps.close()
+
+
+asyncio_only = pytest.mark.parametrize("anyio_backend", EVERY_LOOP[:1])
+
+
+@asyncio_only
+@pytest.mark.damage
+@pytest.mark.parametrize("operation", ["collect_garbage", "touch", "repair"])
+async def test_a_coroutine_that_is_closed_keeps_the_lock_until_its_thread_is_done(
+    path: Path, operation: str, monkeypatch: pytest.MonkeyPatch, anyio_backend: Any
+) -> None:
+    gate = Gate()
+
+    def stopping(real: Any) -> Any:
+        def stop(*args: Any, **kwargs: Any) -> Any:
+            gate()
+            return real(*args, **kwargs)
+
+        return stop
+
+    async with ImageStore(path) as store:
+        await store.create("one", big_data={"manifest": b"text"})
+        (path / UNUSED).mkdir()
+        (path / UNUSED / "manifest").write_bytes(b"{}")
+        report = await check(path)
+        assert not report.ok
+        calls: dict[str, Any] = {
+            "collect_garbage": store.collect_garbage,
+            "touch": store.touch,
+            "repair": lambda: repair(path, report),
+        }
+        writes = [(Directory, "unlink"), (Directory, "rename"), (lock, "write_token")]
+        with monkeypatch.context() as patch:
+            if operation == "touch":
+                patch.setattr(DirectoryWriter, "touch", stopping(DirectoryWriter.touch))
+            else:
+                for owner, name in writes:
+                    patch.setattr(owner, name, stopping(getattr(owner, name)))
+            await close_at(calls[operation](), gate)
+            # Whatever the closed coroutine has begun has had the time to happen.
+            await anyio.sleep(0.05)
+            assert is_locked(path)
+            gate.open()
+            await until(lambda: not is_locked(path))
+        await store.create("two")
+
+
+async def test_a_store_that_is_closed_while_it_opens_is_closed_when_that_returns(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    real = DirectoryLocation.open
+
+    def open_slowly(self: DirectoryLocation, *, read_only: bool) -> Any:
+        gate()
+        return real(self, read_only=read_only)
+
+    monkeypatch.setattr(DirectoryLocation, "open", open_slowly)
+    store = ImageStore(path)
+    refused: list[bool] = []
+
+    async def enter() -> None:
+        with pytest.raises(StoreClosedError):
+            await store.__aenter__()
+        refused.append(True)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(enter)
+        await until(gate.reached.is_set)
+        with anyio.move_on_after(0.01) as scope:
+            await store.aclose()
+        assert scope.cancelled_caught, "it waits for the opening, and can be cancelled"
+        tasks.start_soon(store.aclose)
+        await anyio.sleep(0.01)
+        gate.open()
+    assert refused
+    assert not open_files(str(path))
+    with pytest.raises(StoreClosedError):
+        await store.get("one")
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[ImageStore]:
+    """An application's own block around a store."""
+    async with ImageStore(path) as store:
+        yield store
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+async def test_a_generator_that_is_closed_has_closed_its_store_when_that_returns(
+    path: Path, is_wrapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = files.Directory.close
+
+    def close_slowly(self: Directory) -> None:
+        threading.Event().wait(0.05)
+        real(self)
+
+    monkeypatch.setattr(files.Directory, "close", close_slowly)
+
+    async def generate() -> AsyncIterator[str]:
+        async with opened(path) if is_wrapped else ImageStore(path) as store:
+            yield (await store.create("one")).id
+
+    ids: Any = generate()
+    assert await anext(ids) == "one"
+    await ids.aclose()
+    assert not open_files(str(path))
+
+
+def lock_file_is_open_in_a_child(path: Path) -> bool:
+    """Fork, and return whether the child has the lock file open, and so keeps the lock."""
+    child = os.fork()
+    if not child:
+        os._exit(int(bool(open_files(str(path / "images.lock")))))
+    return bool(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+@pytest.fixture
+def root(path: Path) -> Iterator[Directory]:
+    """The directory of a store, as the locks use it."""
+    path.mkdir()
+    (path / "images.lock").touch()
+    directory = Directory.at(str(path))
+    yield directory
+    directory.close()
+
+
+def test_a_fork_comes_before_or_after_the_opening_of_a_lock_file(path: Path) -> None:
+    gate = Gate()
+    opened: list[int] = []
+
+    def open_file() -> int:
+        fd = os.open(path / "images.lock", os.O_RDWR)
+        gate()
+        return fd
+
+    opener = threading.Thread(target=lambda: opened.append(lock._open_noted(open_file)))
+    path.mkdir()
+    (path / "images.lock").touch()
+    opener.start()
+    assert gate.reached.wait(10)
+    threading.Timer(0.05, gate.open).start()
+    assert not lock_file_is_open_in_a_child(path)
+    opener.join()
+    lock._close_noted(opened[0])
+
+
+@pytest.mark.parametrize("is_waiting", [False, True])
+def test_a_child_does_not_keep_a_readers_lock(
+    path: Path, root: Directory, is_waiting: bool
+) -> None:
+    shared = lock.SharedLock(root)
+    held = shared.acquire() if is_waiting else shared.try_acquire()
+    assert held is not None
+    assert not lock_file_is_open_in_a_child(path)
+    shared.release(held)
