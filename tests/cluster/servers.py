@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from anyio.to_thread import run_sync
+
 from aimagestore.cluster import ClusterLocation, migrate
 from aimagestore.cluster._local.cluster import LocalCluster
 
@@ -54,6 +56,10 @@ class Servers:
         self.postgres.create_database(name, _TEMPLATE)
         yield Place(self.postgres.url(name), self.local.blobs_url(name))
         self.postgres.drop_database(name)
+
+    async def execute(self, place: Place, statement: str, *values: object) -> list[Any]:
+        """Execute a statement in a store's database as the superuser, and return its rows."""
+        return await run_sync(self.postgres.execute, statement, values, place.database)
 
     def by_way_of(self, place: Place, port: int, host: str = "127.0.0.1") -> Place:
         """The same place, its records reached through another port."""

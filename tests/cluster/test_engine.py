@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,7 @@ def open_store(place: Place, **options: Any) -> ImageStore:
 
 
 async def test_a_database_without_tables_is_refused(servers: Servers, place: Place) -> None:
-    servers.postgres.execute("DROP TABLE image_store CASCADE", (), place.database)
+    await servers.execute(place, "DROP TABLE image_store CASCADE")
     with pytest.raises(StoreSchemaError, match="aimagestore cluster migrate"):
         async with open_store(place):
             pass
@@ -72,8 +72,7 @@ async def test_a_database_without_tables_is_refused(servers: Servers, place: Pla
 async def test_tables_of_another_version_are_refused(
     servers: Servers, place: Place, version: int, advice: str
 ) -> None:
-    statement = "UPDATE image_store SET schema_version = %s"
-    servers.postgres.execute(statement, [version], place.database)
+    await servers.execute(place, "UPDATE image_store SET schema_version = %s", version)
     with pytest.raises(StoreSchemaError, match=advice):
         async with open_store(place):
             pass
@@ -384,14 +383,15 @@ async def test_what_a_dead_process_has_uploaded_is_garbage(servers: Servers, pla
         assert await store.images() == []
         image = await store.create(big_data={"key": b"new"})
         assert await store.big_data(image.id, "key") == b"new"
-    assert bytes(bucket.get("notes.txt").bytes()) == b"mine"
+    notes = await anyio.to_thread.run_sync(bucket.get, "notes.txt")
+    assert bytes(await anyio.to_thread.run_sync(notes.bytes)) == b"mine"
 
 
 async def test_a_missing_object_is_a_missing_file(place: Place, store: ImageStore) -> None:
     await store.create("one", big_data={"key": b"data"})
     engine = engine_of(store)
-    blobs = [blob.id for page in engine.items._blobs.pages() for blob in page]
-    engine.items._blobs.delete(blobs)
+    blobs = await objects_of(engine)
+    await anyio.to_thread.run_sync(engine.items._blobs.delete, blobs)
     with pytest.raises(FileNotFoundError, match=blobs[0].hex):
         await store.big_data("one", "key")
 
@@ -403,12 +403,12 @@ async def test_a_check_finds_what_is_missing_altered_and_left_over(
     await store.create("one", big_data=items)
     engine = engine_of(store)
     blobs = engine.items._blobs
-    rows = engine._sessions.call(
-        lambda c: c.execute("SELECT key, blob FROM image_items").fetchall()
-    )
-    objects = {key.decode(): blob for key, blob in rows}
 
     def damage() -> None:
+        rows = engine._sessions.call(
+            lambda c: c.execute("SELECT key, blob FROM image_items").fetchall()
+        )
+        objects = {key.decode(): blob for key, blob in rows}
         blobs.delete([objects["gone"]])
         for key, data in [("short", b"s"), ("altered", b"ALTERED")]:
             writer = blobs.writer(objects[key])
@@ -588,14 +588,12 @@ async def test_a_transaction_on_what_others_have_changed_since_is_not_committed(
 async def test_what_the_server_refuses_is_told_and_undone(
     servers: Servers, place: Place, store: ImageStore
 ) -> None:
-    statement = "ALTER TABLE images ADD CHECK (id <> 'bad')"
-    servers.postgres.execute(statement, (), place.database)
+    await servers.execute(place, "ALTER TABLE images ADD CHECK (id <> 'bad')")
     with pytest.raises(StoreUnavailableError, match="violates check constraint") as caught:
         await store.create("bad", big_data={"key": b"data"})
     assert not caught.value.may_have_happened
     assert "nothing was changed" in str(caught.value)
-    engine = engine_of(store)
-    assert [blob for page in engine.items._blobs.pages() for blob in page] == []
+    assert await objects_of(engine_of(store)) == []
     await store.create("good")
 
 
@@ -618,25 +616,27 @@ async def test_every_lookup_of_a_view(store: ImageStore) -> None:
     await anyio.to_thread.run_sync(engine.reader.read, look)
 
 
-async def test_a_holder_of_another_role_is_told_without_its_address(
-    servers: Servers, place: Place
-) -> None:
-    role = [
+@pytest.fixture
+def records_url_of_other(servers: Servers, place: Place) -> Iterator[str]:
+    """The place's database, as a role that may write the store and is no superuser."""
+    for statement in (
         "CREATE ROLE other LOGIN PASSWORD 'other'",
         "GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA public TO other",
-    ]
-    for statement in role:
+    ):
         servers.postgres.execute(statement, (), place.database)
-    try:
-        async with ImageStore(place.location()) as holder, holder.transaction():
-            where = place.records_url.replace("postgres@", "other:other@")
-            other = ClusterLocation(where, place.blobs_url)
-            async with ImageStore(other, lock_timeout=0.05) as store:
-                with pytest.raises(LockTimeoutError, match="of 'aimagestore' holds it"):
-                    await store.create()
-    finally:
-        servers.postgres.execute("DROP OWNED BY other", (), place.database)
-        servers.postgres.execute("DROP ROLE other")
+    yield place.records_url.replace("postgres@", "other:other@")
+    servers.postgres.execute("DROP OWNED BY other", (), place.database)
+    servers.postgres.execute("DROP ROLE other")
+
+
+async def test_a_holder_of_another_role_is_told_without_its_address(
+    place: Place, records_url_of_other: str
+) -> None:
+    async with ImageStore(place.location()) as holder, holder.transaction():
+        other = ClusterLocation(records_url_of_other, place.blobs_url)
+        async with ImageStore(other, lock_timeout=0.05) as store:
+            with pytest.raises(LockTimeoutError, match="of 'aimagestore' holds it"):
+                await store.create()
 
 
 async def test_garbage_whose_session_is_lost_is_collected_later(
@@ -659,7 +659,7 @@ async def test_garbage_whose_session_is_lost_is_collected_later(
         with pytest.raises(StoreUnavailableError):
             await anyio.to_thread.run_sync(lose)
         assert len((await store.collect_garbage()).findings) == 1
-        assert objects_of(engine) == []
+        assert await objects_of(engine) == []
 
 
 async def test_objects_are_removed_after_the_lock_was_released(
@@ -676,12 +676,12 @@ async def test_objects_are_removed_after_the_lock_was_released(
 
         removals = engine.writer.garbage()
         await anyio.to_thread.run_sync(condemn)
-        assert objects_of(engine) == [orphan.id]
+        assert await objects_of(engine) == [orphan.id]
         with pytest.raises(ValueError, match="stage it again"):
             await other._core.submit(mutations.create(big_data={"key": orphan}))
         removals.close()  # as if the process had died
         assert (await store.collect_garbage()).findings == ()
-        assert objects_of(engine) == []
+        assert await objects_of(engine) == []
 
 
 async def test_a_dry_run_removes_nothing(place: Place) -> None:
@@ -690,11 +690,11 @@ async def test_a_dry_run_removes_nothing(place: Place) -> None:
         await store.create("one", big_data={"key": b"1"})
         await store.set_big_data("one", "key", b"22")
         await stage_orphan(engine)
-        before = objects_of(engine)
+        before = await objects_of(engine)
         report = await store.collect_garbage(dry_run=True)
-        assert objects_of(engine) == before
+        assert await objects_of(engine) == before
         assert await store.collect_garbage() == report
-        assert len(objects_of(engine)) == 1
+        assert len(await objects_of(engine)) == 1
 
 
 async def stage_orphan(engine: Any) -> Any:
@@ -711,8 +711,13 @@ async def stage_orphan(engine: Any) -> Any:
     return staged
 
 
-def objects_of(engine: Any) -> list[Any]:
-    return [blob.id for page in engine.items._blobs.pages() for blob in page]
+async def objects_of(engine: Any) -> list[Any]:
+    """Return the IDs of the objects that the store's part of the bucket has."""
+
+    def listed() -> list[Any]:
+        return [blob.id for page in engine.items._blobs.pages() for blob in page]
+
+    return await anyio.to_thread.run_sync(listed)
 
 
 async def test_lookups_by_id_after_a_prefetch_take_no_round_trip(store: ImageStore) -> None:

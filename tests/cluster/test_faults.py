@@ -43,12 +43,11 @@ DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION end_first();
 
 async def test_a_session_that_ends_in_its_commit(servers: Servers, place: Place) -> None:
     async with ImageStore(place.location()) as store:
-        servers.postgres.execute(_END_ONE_COMMIT, database=place.database)
+        await servers.execute(place, _END_ONE_COMMIT)
         image = await store.create(names=["name"], big_data={"manifest": b"m"})
         assert await store.images() == [image]
-        assert servers.postgres.execute("SELECT last_value FROM commits", (), place.database) > [
-            (1,)
-        ]
+        ((commits,),) = await servers.execute(place, "SELECT last_value FROM commits")
+        assert commits > 1
 
 
 async def test_an_acknowledgement_that_is_lost(
@@ -202,7 +201,7 @@ async def test_a_wait_for_the_lock_ends_when_the_server_falls_silent(
 async def until_waiting(servers: Servers, place: Place) -> None:
     """Return when a session waits for the store's lock."""
     statement = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-    while not servers.postgres.execute(statement, (), place.database):
+    while not await servers.execute(place, statement):
         await anyio.sleep(0.01)
 
 

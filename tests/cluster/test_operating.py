@@ -86,10 +86,7 @@ async def test_what_is_watched(servers: Servers, place: Place) -> None:
     async with ImageStore(place.location()) as store:
         await store.create("one", big_data={"manifest": b"m"})
         await store.set_big_data("one", "manifest", b"n")
-        found = [
-            servers.postgres.execute(statement, database=place.database)
-            for statement in _statements(WATCHED)
-        ]
+        found = [await servers.execute(place, statement) for statement in _statements(WATCHED)]
     assert found[0][0][:2] == (2, 1)
     assert found[1] == []
     assert found[2][0][0] == 1
