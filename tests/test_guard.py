@@ -81,6 +81,7 @@ async def test_requests_of_the_object_store_are_noticed() -> None:
         "get": ("key",),
         "head": ("key",),
         "delete": ("key",),
+        "list": (),
     }.items():
         with pytest.raises(blockbuster.BlockingError):
             call(lambda name, *given: getattr(obstore, name)(memory, *given), function, *arguments)

@@ -7,6 +7,7 @@ a lost network late, so a watchdog shuts down the socket of a session whose stat
 from __future__ import annotations
 
 import math
+import os
 import socket
 import threading
 import time
@@ -56,7 +57,8 @@ def is_lost(error: psycopg.Error) -> bool:
 class Watchdog:
     """Shuts down the sessions whose statements are overdue.
 
-    Its thread is a daemon, starts on demand, and ends when it has had no work for a minute.
+    The process has one for all stores, so that opening and closing many leaves one thread. That is
+    a daemon, starts on demand, and ends when it has had no work for a minute.
     """
 
     def __init__(self) -> None:
@@ -96,6 +98,18 @@ class Watchdog:
                     return
 
 
+_watchdog = Watchdog()
+
+
+def _begin_anew_in_child() -> None:
+    # A forked child has neither the thread nor the sessions.
+    global _watchdog  # noqa: PLW0603 (there is one process)
+    _watchdog = Watchdog()
+
+
+os.register_at_fork(after_in_child=_begin_anew_in_child)
+
+
 class Session:
     """One session, used by one thread at a time. Each of its statements has a deadline.
 
@@ -104,11 +118,11 @@ class Session:
     :ivar renews: whether a statement that succeeds clears ``until``
     """
 
-    def __init__(self, connection: Connection, watchdog: Watchdog, seconds: float) -> None:
+    def __init__(self, connection: Connection, seconds: float) -> None:
         self.connection = connection
         self.until: float | None = None
         self.renews = True
-        self._watchdog = watchdog
+        self._watchdog = _watchdog
         self._seconds = seconds
         # Held while a thread uses the connection.
         self._in_use = threading.Lock()
@@ -257,7 +271,6 @@ class Sessions:
         self.address = address
         self.deadline = deadline
         self.closing: threading.Event = threading.Event()
-        self._watchdog = Watchdog()
         self._slots = threading.Semaphore(_SESSIONS)
         # Guards what follows.
         self._mutex = threading.Lock()
@@ -276,7 +289,7 @@ class Sessions:
         connection = _Opening(self.address.conninfo).result(until - time.monotonic())
         if connection is None:
             raise _overdue(self.deadline)
-        return Session(connection, self._watchdog, self.deadline)
+        return Session(connection, self.deadline)
 
     def acquire(self, until: float) -> Session:
         """Return a session; :meth:`release` must follow.

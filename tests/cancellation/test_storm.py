@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,7 +19,10 @@ from aimagestore import ImageStore, check
 
 from ..peers.peer import Peer, build, image_store
 from ..peers.tools import has_go
-from ..support.stores import is_locked
+from ..support.stores import ClusterStore, is_locked, until
+
+if TYPE_CHECKING:
+    from ..cluster.servers import Servers
 
 SECONDS = float(os.environ.get("AIMAGESTORE_STORM_SECONDS", "5"))
 """How long each storm lasts. CI runs them for 30."""
@@ -33,6 +36,15 @@ def root() -> Iterator[Path]:
     parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="aimagestore-", dir=parent) as directory:
         yield Path(directory)
+
+
+@pytest.fixture
+def cluster(servers: Servers) -> Iterator[ClusterStore]:
+    """A place of its own on the servers."""
+    with servers.new_place() as place:
+        store = ClusterStore(place)
+        yield store
+        store.close()
 
 
 def storms(where: str, backends: list[str]) -> list[subprocess.Popen[bytes]]:
@@ -92,6 +104,22 @@ async def test_a_storm_of_timeouts_loses_and_holds_nothing(
             assert await store.exists(image_id)
         await store.collect_garbage()
     assert (await check(where)).ok
+
+
+@pytest.mark.parametrize(
+    "backends", [["asyncio", "asyncio"], ["trio", "uvloop"]], ids=["asyncio", "trio_and_uvloop"]
+)
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_storm_of_timeouts_on_a_cluster_loses_and_holds_nothing(
+    cluster: ClusterStore, backends: list[str], anyio_backend: str
+) -> None:
+    processes = storms(f"{cluster.place.records_url} {cluster.place.blobs_url}", backends)
+    ledgers = ledgers_of(processes)
+    # The server ends the sessions that the processes have left.
+    await until(lambda: not cluster.is_locked() and not cluster.open_handles())
+    async with ImageStore(cluster.location, lock_timeout=30) as store:
+        await check_ledgers(store, ledgers)
+    assert (await check(cluster.location)).ok
 
 
 @contextmanager

@@ -43,6 +43,7 @@ _HTTP_CALLS = (
     "obstore.get_range",
     "obstore.get_ranges",
     "obstore.head",
+    "obstore.list",
     "obstore.list_with_delimiter",
     "obstore.put",
     "obstore.rename",

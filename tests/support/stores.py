@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import stat
 import struct
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ from uuid import UUID
 import anyio
 import pytest
 
-from aimagestore import Finding
+from aimagestore import Finding, Image
 from aimagestore._async.locations import location_of
 from aimagestore._engine.protocol import Steps
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 WRITE_LOCK = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 _LINE_THREADS = {"aimagestore lock", "aimagestore shared lock"}
+_BRIEF_THREADS = _LINE_THREADS | {"aimagestore connect", "aimagestore cancel"}
 
 
 def open_files(part: str) -> set[str]:
@@ -45,10 +48,16 @@ def open_files(part: str) -> set[str]:
     return found
 
 
+def descriptors(part: str) -> Counter[str]:
+    """Count the open files of this process whose path contains a part, and notifications."""
+    found = open_files(part) | open_files("inotify")
+    return Counter(each.partition(" ")[2] for each in found)
+
+
 def library_threads() -> set[threading.Thread]:
     """Return the threads that stores have started and that have not ended.
 
-    The watchdog of a cluster's sessions belongs to no store, and ends by itself.
+    The watchdog of all sessions belongs to no store, and ends by itself.
     """
     found = (t for t in threading.enumerate() if t.name.startswith("aimagestore"))
     return {thread for thread in found if thread.name != "aimagestore watchdog"}
@@ -186,6 +195,11 @@ class StoreUnderTest(ABC):
     def open_handles(self) -> int:
         """Return how many files or sessions are open there."""
 
+    def in_use(self) -> Counter[str]:
+        """Return what this process uses there, except for what stores keep for the next call."""
+        brief = Counter(t.name for t in threading.enumerate() if t.name in _BRIEF_THREADS)
+        return descriptors(str(self.root)) + brief
+
     @abstractmethod
     def disable_notifications(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let watches poll, and often."""
@@ -217,6 +231,14 @@ class StoreUnderTest(ABC):
     @abstractmethod
     def clear(self) -> None:
         """Make it empty again."""
+
+    @abstractmethod
+    def save(self) -> None:
+        """Keep what the store holds, for :meth:`restore`."""
+
+    @abstractmethod
+    def restore(self) -> None:
+        """Let the store hold what it held at :meth:`save`."""
 
     async def until_requested(self) -> None:
         """Return when somebody waits for the store's lock."""
@@ -290,6 +312,13 @@ class DirectoryStore(StoreUnderTest):
     def clear(self) -> None:
         self._number += 1
 
+    def save(self) -> None:
+        shutil.copytree(self.path, self.root / "saved")
+
+    def restore(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        shutil.copytree(self.root / "saved", self.path)
+
 
 class ClusterStore(StoreUnderTest):
     """A database, and a part of a bucket."""
@@ -299,7 +328,7 @@ class ClusterStore(StoreUnderTest):
 
         from aimagestore.cluster._addresses import BucketAddress
 
-        self._place = place
+        self.place = place
         self._session: psycopg.Connection[Any] = psycopg.connect(place.records_url, autocommit=True)
         self._bucket = BucketAddress.of(place.blobs_url).open(attempt=10.0, retries=10.0)
         self._number = 0
@@ -309,11 +338,27 @@ class ClusterStore(StoreUnderTest):
     def location(self) -> ClusterLocation:
         from aimagestore.cluster import ClusterLocation
 
-        return ClusterLocation(self._place.records_url, self._place.blobs_url)
+        return ClusterLocation(self.place.records_url, self.place.blobs_url)
 
     @property
     def files_prefix(self) -> Path:
         return self.root / f"files{self._number}"
+
+    def in_use(self) -> Counter[str]:
+        query = """
+            SELECT query FROM pg_stat_activity
+            WHERE datname = current_database() AND pid <> pg_backend_pid()
+                AND (state <> 'idle' OR query ILIKE 'LISTEN %')
+        """
+        return super().in_use() + Counter(query for (query,) in self._rows(query))
+
+    def images(self) -> list[Image]:
+        """Return what the tables have."""
+        from aimagestore._core.record import read
+
+        rows = self._rows("SELECT record FROM images ORDER BY place")
+        records = [read(text.encode()) for (text,) in rows]
+        return [record.image for record in records if record is not None]
 
     def _rows(self, query: str, *values: object) -> list[Any]:
         return self._session.execute(query.encode(), values or None).fetchall()
@@ -323,7 +368,13 @@ class ClusterStore(StoreUnderTest):
 
         return {UUID(found["path"]) for page in obstore.list(self._bucket) for found in page}
 
-    def _delete(self, blobs: Iterable[UUID]) -> None:
+    def missing_objects(self) -> set[UUID]:
+        """Return what the items of images refer to, and is not there."""
+        query = "SELECT blob FROM image_items WHERE image_id <> '' AND removed IS NULL"
+        return {blob for (blob,) in self._rows(query)} - self._objects()
+
+    def discard(self, blobs: Iterable[UUID]) -> None:
+        """Remove objects."""
         import obstore
 
         if paths := [blob.hex for blob in blobs]:
@@ -413,7 +464,7 @@ class ClusterStore(StoreUnderTest):
 
     def remove_content(self, image_id: str, key: str) -> None:
         query = "SELECT blob FROM image_items WHERE image_id = %s AND key = %s AND removed IS NULL"
-        self._delete(blob for (blob,) in self._rows(query, image_id, key.encode()))
+        self.discard(blob for (blob,) in self._rows(query, image_id, key.encode()))
 
     def clear(self) -> None:
         self._number += 1
@@ -424,11 +475,36 @@ class ClusterStore(StoreUnderTest):
             UPDATE image_store SET version = 0, pruned = 0, last_place = 0, images = 0
             """
         )
-        self._delete(self._objects())
+        self.discard(self._objects())
+
+    def save(self) -> None:
+        for table in _SAVED_TABLES:
+            self._session.execute(f"CREATE TEMPORARY TABLE saved_{table} AS TABLE {table}".encode())
+
+    def restore(self) -> None:
+        """Let the store hold what it held at :meth:`save`, in a new commit.
+
+        Objects stay: what was saved needs some, and the others are garbage.
+        """
+        self._session.execute(_RESTORE)
 
     def close(self) -> None:
         """Close the session."""
         self._session.close()
+
+
+_SAVED_TABLES = ("images", "image_names", "image_digests", "image_items", "image_store")
+
+# Stores find that what they know of earlier commits is worth nothing.
+_RESTORE = b"""
+    DELETE FROM images; DELETE FROM image_names; DELETE FROM image_digests;
+    DELETE FROM image_items; DELETE FROM image_changes; DELETE FROM image_commits;
+    INSERT INTO images TABLE saved_images; INSERT INTO image_names TABLE saved_image_names;
+    INSERT INTO image_digests TABLE saved_image_digests;
+    INSERT INTO image_items TABLE saved_image_items;
+    UPDATE image_store s SET version = s.version + 1, pruned = s.version + 1,
+        last_place = saved.last_place, images = saved.images FROM saved_image_store saved
+"""
 
 
 def _without_measures(record: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import random
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -215,11 +216,10 @@ def location_of(where: str) -> Any:
 
 def main() -> None:
     """Run the program."""
-    import os
 
     where, name, seconds, backend, clients, seed = sys.argv[1:]
     options = {"use_uvloop": True} if backend == "uvloop" else {}
-    before = len(os.listdir("/proc/self/fd"))
+    before = _descriptors()
 
     async def run() -> list[Ledger]:
         ledgers = await storm(location_of(where), name, float(seconds), int(clients), seed)
@@ -233,9 +233,24 @@ def main() -> None:
     ledgers = anyio.run(
         run, backend="trio" if backend == "trio" else "asyncio", backend_options=options
     )
-    after = len(os.listdir("/proc/self/fd"))
-    assert after <= before + 3, f"{after} descriptors are open, {before} were"
+    left = _descriptors() - before
+    assert not left, f"{left} are open"
     print(json.dumps([asdict(ledger) for ledger in ledgers]))
+
+
+def _descriptors() -> Counter[str]:
+    """Count what is open, except for what event loops use to wake up, which they keep."""
+    import os
+
+    found: Counter[str] = Counter()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            continue
+        if not target.startswith("anon_inode:"):
+            found[target.partition(":[")[0]] += 1
+    return found
 
 
 def _left(where: str) -> list[str]:
@@ -243,6 +258,8 @@ def _left(where: str) -> list[str]:
     import os
 
     found = [t.name for t in threading.enumerate() if t.name.startswith("aimagestore")]
+    if found.count("aimagestore watchdog") == 1:
+        found.remove("aimagestore watchdog")  # the process has one, for a minute more
     for fd in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{fd}")
