@@ -91,9 +91,8 @@ class Case:
     def failures(self) -> Iterator[Failure]:
         """Each fault at each point it can be at."""
         for at, point in enumerate(self.points, 1):
-            for code in FAULTS:
-                # A disk that is full stays so, by default.
-                if can_give(point, code) and (NIGHTLY or code != errno.ENOSPC):
+            for code in FAULTS if NIGHTLY else self._taking_turns(at):
+                if can_give(point, code):
                     yield Failure(at, code)
             if point.call == "writev":
                 yield Failure(at, short=True)
@@ -101,6 +100,14 @@ class Case:
                 yield Failure(at, errno.ENOSPC, stays=True)
             if NIGHTLY or at % 8 == 1:
                 yield Failure(at, errno.EIO, stays=True)
+
+    def _taking_turns(self, at: int) -> list[int]:
+        """Return the error that a point gives by default: EIO, and sometimes another.
+
+        A disk that is full stays so, which is tried by itself.
+        """
+        others = [code for code in FAULTS if code not in {errno.EIO, errno.ENOSPC}]
+        return [errno.EIO] if at % 3 else [errno.EIO, *others]
 
     def deaths(self) -> Iterator[int]:
         """The points to die at: those before which something changed since the last of them."""

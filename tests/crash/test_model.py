@@ -32,7 +32,7 @@ from aimagestore import (
 )
 
 from ..support.loops import NIGHTLY
-from ..support.stores import StoreUnderTest
+from ..support.stores import ClusterStore, StoreUnderTest
 from .model import Change, Entry, Model, RefusedError, digest_of, digests_of
 from .state import held, read_state
 
@@ -274,11 +274,13 @@ class TwoStores(RuleBasedStateMachine):
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_two_stores_are_one_dictionary(where: StoreUnderTest, scratch: Path, backend: str) -> None:
     where.root = scratch
+    # Each step of a cluster's store is a few round trips.
+    usual = 10 if isinstance(where, ClusterStore) else 30
     machine = type("TwoStores", (TwoStores,), {"backend": backend, "where": where})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=2000 if NIGHTLY else 30,
+            max_examples=2000 if NIGHTLY else usual,
             stateful_step_count=60 if NIGHTLY else 40,
             suppress_health_check=list(HealthCheck),
         ),

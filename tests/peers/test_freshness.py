@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import cycle, product
 from pathlib import Path
 
 import pytest
 
 from aimagestore import ImageStore
 
+from ..support.loops import NIGHTLY, OPTIONS
 from .mounts import file_system
 from .peer import Peer, image_store
 from .tools import Tools, require
@@ -20,13 +22,27 @@ PODMAN_ROUNDS = 25
 """On each of four file systems, so a hundred in all."""
 
 
-@pytest.fixture(params=["ext4", "xfs", "btrfs", "tmpfs"])
+FILE_SYSTEMS = ["ext4", "xfs", "btrfs", "tmpfs"]
+# The loops take turns, unless there is time for all on each.
+on_each_file_system = pytest.mark.parametrize(
+    ("directory", "anyio_backend"),
+    list(
+        product(FILE_SYSTEMS, OPTIONS.values())
+        if NIGHTLY
+        else zip(FILE_SYSTEMS, cycle(OPTIONS.values()), strict=False)
+    ),
+    indirect=["directory"],
+)
+
+
+@pytest.fixture(params=FILE_SYSTEMS)
 def directory(request: pytest.FixtureRequest, short_path: Path) -> Iterator[Path]:
     """A directory on a file system of its own."""
     with file_system(request.param, short_path) as mount_point:
         yield mount_point / "store"
 
 
+@on_each_file_system
 async def test_a_change_there_is_seen_here(peer: Peer, directory: Path) -> None:
     peer.ask("create", directory, id="image", names=["name-000"])
     path = image_store(directory)
@@ -45,6 +61,7 @@ async def test_a_change_there_is_seen_here(peer: Peer, directory: Path) -> None:
     peer.ask("close", directory)
 
 
+@on_each_file_system
 async def test_content_replaced_there_is_read_here(peer: Peer, directory: Path) -> None:
     peer.ask("create", directory, id="image")
     async with ImageStore(image_store(directory)) as store:
@@ -57,6 +74,7 @@ async def test_content_replaced_there_is_read_here(peer: Peer, directory: Path) 
     peer.ask("close", directory)
 
 
+@on_each_file_system
 async def test_a_change_here_is_seen_there(peer: Peer, directory: Path) -> None:
     peer.ask("open", directory)
     async with ImageStore(image_store(directory)) as store:
@@ -74,6 +92,7 @@ async def test_a_change_here_is_seen_there(peer: Peer, directory: Path) -> None:
     peer.ask("close", directory)
 
 
+@on_each_file_system
 async def test_changes_in_turns_are_built_on_each_other(peer: Peer, directory: Path) -> None:
     peer.ask("create", directory, id="image")
     async with ImageStore(image_store(directory)) as store:

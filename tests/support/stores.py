@@ -26,6 +26,8 @@ from aimagestore._async.locations import location_of
 from aimagestore._engine.protocol import Steps
 
 if TYPE_CHECKING:
+    import psycopg
+
     from aimagestore.cluster import ClusterLocation
 
     from ..cluster.servers import Place
@@ -324,12 +326,10 @@ class ClusterStore(StoreUnderTest):
     """A database, and a part of a bucket."""
 
     def __init__(self, place: Place) -> None:
-        import psycopg
-
         from aimagestore.cluster._addresses import BucketAddress
 
         self.place = place
-        self._session: psycopg.Connection[Any] = psycopg.connect(place.records_url, autocommit=True)
+        self._session: psycopg.Connection[Any] = self._connect()
         self._bucket = BucketAddress.of(place.blobs_url).open(attempt=10.0, retries=10.0)
         self._number = 0
         self.root = Path()
@@ -466,8 +466,15 @@ class ClusterStore(StoreUnderTest):
         query = "SELECT blob FROM image_items WHERE image_id = %s AND key = %s AND removed IS NULL"
         self.discard(blob for (blob,) in self._rows(query, image_id, key.encode()))
 
+    def _connect(self) -> psycopg.Connection[Any]:
+        import psycopg
+
+        return psycopg.connect(self.place.records_url, autocommit=True)
+
     def clear(self) -> None:
         self._number += 1
+        if self.is_lost():
+            self._session = self._connect()
         self._session.execute(
             """
             DELETE FROM images; DELETE FROM image_names; DELETE FROM image_digests;
@@ -476,6 +483,16 @@ class ClusterStore(StoreUnderTest):
             """
         )
         self.discard(self._objects())
+
+    def is_lost(self) -> bool:
+        """Return whether a test has stopped the server since the last use."""
+        import psycopg
+
+        try:
+            self._session.execute("SELECT 1")
+        except psycopg.OperationalError:
+            return True
+        return False
 
     def save(self) -> None:
         for table in _SAVED_TABLES:

@@ -248,7 +248,7 @@ def _descriptors() -> Counter[str]:
             target = os.readlink(f"/proc/self/fd/{fd}")
         except OSError:
             continue
-        if not target.startswith("anon_inode:"):
+        if not target.startswith(("anon_inode:", "pipe:")):
             found[target.partition(":[")[0]] += 1
     return found
 

@@ -155,6 +155,11 @@ OPERATIONS: dict[str, Operation] = {
     "export_layout": export_layout,
 }
 
+READS = {"get", "lookup", "exists", "metadata", "images", "by_digest", "snapshot", "iter_images"}
+READS |= {"refresh", "modified", "touched_since", "big_data", "big_data_names", "big_data_size"}
+READS |= {"big_data_digest", "open_big_data_in_part"}
+"""Operations that change nothing."""
+
 
 async def fill(where: StoreUnderTest) -> None:
     """Create the images that the operations use and a layout to import, and save the store."""
