@@ -45,9 +45,9 @@ class ImageUnknownError(ImageStoreError, KeyError):
 
 
 class AmbiguousImageError(ImageUnknownError):
-    """The ID prefix fits several images.
+    """The ref fits several images.
 
-    :ivar candidates: the IDs that it fits, sorted
+    :ivar candidates: what tells them apart: IDs, or the names or platforms of a layout's images
     """
 
     candidates: tuple[str, ...] = ()

@@ -7,156 +7,185 @@ from typing import NamedTuple
 from .._core.digest import digest_of, hasher
 from .._engine.items import MANIFEST_MAX
 from ..errors import DigestMismatchError, InvalidLayoutError, SizeMismatchError
-from ._documents import Descriptor, read_document
+from ._documents import Descriptor, Document, read_document, too_large
 
-_MOST_DESCRIPTORS = 10_000
-_MOST_BYTES = 32 * 1024 * 1024
-_DEEPEST = 8
+DESCRIPTORS_MAX = 10_000
+"""The most manifests and blobs that one image may refer to."""
+
+MANIFESTS_MAX = 32 * 1024 * 1024
+"""The most bytes that the manifests of one image may have together."""
+
+DEPTH_MAX = 8
+"""The most indexes that may be nested in each other."""
 
 
 class Blob(NamedTuple):
-    """Content that is no manifest.
+    """Content other than a manifest or an index.
 
-    :ivar is_layer: whether it is nothing but a layer
-    :ivar is_foreign: whether it is to be had elsewhere, and may be missing
+    :ivar is_layer: whether it is only a layer
+    :ivar is_optional: whether it may be missing
     """
 
     digest: str
     size: int
     is_layer: bool
-    is_foreign: bool
+    is_optional: bool
 
 
-class Tally:
-    """What has been seen of a layout so far, so that it ends and does not contradict itself.
+class _Tally:
+    """Counts what one image refers to, and notices when that contradicts itself."""
 
-    :param place: what to call the layout in messages
-    """
-
-    def __init__(self, place: str) -> None:
-        self.place = place
+    def __init__(self, place: str, root: Descriptor) -> None:
+        self._place = place
+        self._image = f"the image {root.digest}"
         self._sizes: dict[str, int] = {}
         self._descriptors = 0
         self._bytes = 0
 
     def invalid(self, problem: str) -> InvalidLayoutError:
-        """The error that says what is wrong with the layout."""
-        return InvalidLayoutError(f"{self.place}: {problem}", path=self.place)
+        return InvalidLayoutError(f"{self._place}: {problem}", path=self._place)
 
     def see(self, descriptor: Descriptor) -> None:
-        """Count a descriptor.
-
-        :raises InvalidLayoutError: when there are too many, or another gave its digest another
-            size
-        """
         self._descriptors += 1
-        if self._descriptors > _MOST_DESCRIPTORS:
-            raise self.invalid(f"refers to more than {_MOST_DESCRIPTORS:,} manifests and blobs")
+        if self._descriptors > DESCRIPTORS_MAX:
+            raise self.invalid(
+                f"{self._image} refers to more than {DESCRIPTORS_MAX:,} manifests and blobs, "
+                "which is the limit for one image"
+            )
         known = self._sizes.setdefault(descriptor.digest, descriptor.size)
         if known != descriptor.size:
             raise self.invalid(f"{descriptor.digest} has {known} and {descriptor.size} bytes")
 
     def read(self, descriptor: Descriptor) -> None:
-        """Count the bytes of a document that is to be read.
-
-        :raises InvalidLayoutError: when it, or all of them together, are too large
-        """
-        self._bytes += descriptor.size
         if descriptor.size > MANIFEST_MAX:
+            what = f"manifest {descriptor.digest}"
+            raise too_large(self._place, what, descriptor.size, MANIFEST_MAX)
+        self._bytes += descriptor.size
+        if self._bytes > MANIFESTS_MAX:
             raise self.invalid(
-                f"manifest {descriptor.digest} has {descriptor.size} bytes, more than the "
-                f"{MANIFEST_MAX} allowed"
+                f"{self._image} has more than {MANIFESTS_MAX} bytes of manifests, which is the "
+                "limit for one image"
             )
-        if self._bytes > _MOST_BYTES:
-            raise self.invalid(f"has more than {_MOST_BYTES} bytes of manifests")
 
 
 class Closure:
     """A manifest or an index, and all that it refers to.
 
-    As long as :meth:`next` names a document, read it and :meth:`add` it.
+    As long as :meth:`next` returns a descriptor, read the document and :meth:`add` it, or
+    :meth:`skip` it when it is missing.
 
+    :param place: what to call the layout in messages
+    :param follows_manifests: whether to read manifests that an index lists, and not only indexes
     :ivar documents: digest to content of the manifests and indexes, the root first
-    :ivar manifests: digest to descriptor of the images' manifests
+    :ivar manifests: digest to descriptor of the manifests that are not missing
+    :ivar parts: digest of a manifest that was read to its config and layers
     :ivar blobs: configs, layers, and what else an index lists, by digest
+    :ivar missing: digest to descriptor of the manifests and indexes that are missing, or cannot
+        be verified
     """
 
-    def __init__(self, root: Descriptor, tally: Tally, *, follows_manifests: bool = True) -> None:
+    def __init__(self, root: Descriptor, place: str, *, follows_manifests: bool = True) -> None:
+        self._tally = _Tally(place, root)
+        if root.problem:
+            raise self._tally.invalid(root.problem)
         if not (root.is_index or root.is_manifest):
-            raise tally.invalid(
+            raise self._tally.invalid(
                 f"{root.digest} is of type {root.media_type!r}: expected an OCI image manifest or "
                 "index, or a Docker manifest of schema 2 or a list of those"
             )
         self.root = root
         self.documents: dict[str, bytes] = {}
         self.manifests: dict[str, Descriptor] = {}
+        self.parts: dict[str, tuple[Descriptor, ...]] = {}
         self.blobs: dict[str, Blob] = {}
-        self._tally = tally
+        self.missing: dict[str, Descriptor] = {}
+        self._place = place
         self._follows_manifests = follows_manifests
         self._pending = [(root, 0)]
-        tally.see(root)
+        self._tally.see(root)
 
     def next(self) -> Descriptor | None:
-        """The document that is to be read next.
+        """Return the document to read next.
 
-        :raises InvalidLayoutError: when there is too much of it
+        :raises InvalidLayoutError: when the manifests are larger than the limits allow
         """
         while self._pending:
             descriptor, _ = self._pending[-1]
-            if descriptor.digest not in self.documents:
+            if descriptor.digest not in self.documents and descriptor.digest not in self.missing:
                 self._tally.read(descriptor)
                 return descriptor
             self._pending.pop()
         return None
 
-    def add(self, data: bytes) -> None:
-        """Take in the document that was read.
+    def skip(self) -> None:
+        """Note that the document to read is missing."""
+        descriptor, _ = self._pending.pop()
+        self.missing[descriptor.digest] = descriptor
 
-        :raises SizeMismatchError: when it has another size than was said
+    def add(self, data: bytes) -> None:
+        """Add the document that was read.
+
+        :raises SizeMismatchError: when it has another size than its descriptor says
         :raises DigestMismatchError: when it has another digest
-        :raises InvalidLayoutError: when it cannot be what it was said to be
+        :raises InvalidLayoutError: when it cannot be what its descriptor says
         """
         descriptor, depth = self._pending.pop()
-        check_content(data, descriptor, self._tally.place)
+        check_content(data, descriptor, self._place)
         what = f"manifest {descriptor.digest}"
-        document = read_document(data, descriptor.media_type, what, self._tally.place)
+        document = read_document(data, descriptor.media_type, what, self._place)
+        if document.config is not None and not self._add_parts(descriptor, document):
+            return
         self.documents[descriptor.digest] = data
         children: list[tuple[Descriptor, int]] = []
-        for child in document.manifests or ():
+        for child in document.manifests:
+            if child.problem:
+                self.missing[child.digest] = child
+                continue
             self._tally.see(child)
             if child.is_index or child.is_manifest:
                 children.append((child, depth + 1))
             else:
-                self._add_blob(child, is_layer=False)
-        if document.config is not None:
-            self.manifests[descriptor.digest] = descriptor
-            self._tally.see(document.config)
-            self._add_blob(document.config, is_layer=False)
-        for layer in document.layers or ():
-            self._tally.see(layer)
-            self._add_blob(layer, is_layer=True)
+                self._add_blob(child, is_layer=False, is_optional=True)
         self._descend(children)
 
+    def _add_parts(self, descriptor: Descriptor, document: Document) -> bool:
+        """Add what a manifest refers to, unless some of it cannot be verified."""
+        assert document.config is not None, "it is a manifest"
+        parts = (document.config, *document.layers)
+        for problem in filter(None, (part.problem for part in parts)):
+            if descriptor == self.root:
+                raise self._tally.invalid(problem)
+            self.missing[descriptor.digest] = descriptor
+            return False
+        self.manifests[descriptor.digest] = descriptor
+        self.parts[descriptor.digest] = parts
+        for number, part in enumerate(parts):
+            self._tally.see(part)
+            self._add_blob(part, is_layer=number > 0, is_optional=part.is_foreign)
+        return True
+
     def _descend(self, children: list[tuple[Descriptor, int]]) -> None:
-        if children and children[0][1] > _DEEPEST:
-            raise self._tally.invalid(f"has indexes in indexes, more than {_DEEPEST} deep")
+        if children and children[0][1] > DEPTH_MAX:
+            raise self._tally.invalid(
+                f"has indexes in indexes, more than {DEPTH_MAX} deep, which is the limit"
+            )
         for child, depth in reversed(children):
             if child.is_index or self._follows_manifests:
                 self._pending.append((child, depth))
         if not self._follows_manifests:
             self.manifests |= {c.digest: c for c, _ in children if c.is_manifest}
 
-    def _add_blob(self, descriptor: Descriptor, *, is_layer: bool) -> None:
-        new = Blob(descriptor.digest, descriptor.size, is_layer, descriptor.is_foreign)
+    def _add_blob(self, descriptor: Descriptor, *, is_layer: bool, is_optional: bool) -> None:
+        new = Blob(descriptor.digest, descriptor.size, is_layer, is_optional)
         known = self.blobs.get(descriptor.digest, new)
         self.blobs[descriptor.digest] = new._replace(
             is_layer=new.is_layer and known.is_layer,
-            is_foreign=new.is_foreign and known.is_foreign,
+            is_optional=new.is_optional and known.is_optional,
         )
 
 
 def check_content(data: bytes, descriptor: Descriptor, place: str) -> None:
-    """Compare what was read whole with what was said of it.
+    """Compare what was read whole with its descriptor.
 
     :raises SizeMismatchError: when it has another size
     :raises DigestMismatchError: when it has another digest
@@ -175,7 +204,7 @@ def check_content(data: bytes, descriptor: Descriptor, place: str) -> None:
 
 
 def check_size(actual: int, digest: str, expected: int, place: str) -> None:
-    """Compare a size with what was said of it.
+    """Compare a size with that of the descriptor.
 
     :raises SizeMismatchError: when it is another
     """

@@ -1,82 +1,71 @@
-"""What manifests and indexes say, read strictly: an image layout is hostile input."""
+"""Manifests, indexes and configs, decoded strictly: an image layout is hostile input.
+
+A field that is ``null`` reads as absent, as in Go. What only describes an image (annotations, a
+platform, the fields of a config) reads as absent where it is of another type; what decides which
+content is read must be right.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-from .._core.digest import check_digest
+from .._core.digest import is_digest
 from .._engine.items import MANIFEST_MAX
 from ..errors import InvalidLayoutError
+from ._platform import Platform
 
 T = TypeVar("T")
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-_DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
-_DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-_INDEXES = frozenset({INDEX, _DOCKER_LIST})
-_MANIFESTS = frozenset({MANIFEST, _DOCKER_MANIFEST})
-_IMAGE_CONFIGS = frozenset(
-    {
-        "",
-        "application/vnd.oci.image.config.v1+json",
-        "application/vnd.docker.container.image.v1+json",
-    }
-)
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+_CONFIG = "application/vnd.oci.image.config.v1+json"
+_INDEXES = frozenset({INDEX, DOCKER_LIST})
+_MANIFESTS = frozenset({MANIFEST, DOCKER_MANIFEST})
+_IMAGE_CONFIGS = frozenset({"", _CONFIG, DOCKER_CONFIG})
 _NOT_DISTRIBUTED = (
     "application/vnd.oci.image.layer.nondistributable.",
     "application/vnd.docker.image.rootfs.foreign.",
 )
+_ZSTD = "io.github.containers.compression.zstd"
+_ATTESTATION = "vnd.docker.reference.type"
 
 LAYOUT_FILE = "oci-layout"
 INDEX_FILE = "index.json"
 MARKER = b'{"imageLayoutVersion":"1.0.0"}'
-REF_NAME = "org.opencontainers.image.ref.name"
+
+INDEX_MAX = 64 * 1024 * 1024
+"""The largest index.json that is read, in bytes."""
 
 _INT64_MAX = 2**63 - 1
 
 
-class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an image runs on."""
-
-    architecture: str = ""
-    os: str = ""
-    variant: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Platform:
-        """Read ``os/architecture[/variant]``.
-
-        :raises ValueError: when it is something else
-        """
-        parts = text.split("/")
-        if not 2 <= len(parts) <= 3 or not all(parts):
-            raise ValueError(f"a platform is spelled os/architecture[/variant], not {text!r}")
-        return cls(parts[1], parts[0], parts[2] if len(parts) == 3 else "")
-
-    def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
-
-    def suits(self, wanted: Platform) -> bool:
-        """Whether it is the platform that is wanted, in any variant where none is."""
-        is_variant = wanted.variant in {"", self.variant}
-        return is_variant and (self.os, self.architecture) == (wanted.os, wanted.architecture)
-
-
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """What one document says of another, or of a blob."""
+    """Where content is: its type, digest and size.
+
+    One that says something impossible has a ``problem``, and is not to be followed.
+    """
 
     media_type: str = ""
-    digest: str
-    size: Annotated[int, msgspec.Meta(ge=0, le=_INT64_MAX)]
+    digest: str = ""
+    size: int = 0
     urls: tuple[str, ...] | None = None
     annotations: dict[str, str] | None = None
     platform: Platform | None = None
+    artifact_type: str = ""
 
-    def __post_init__(self) -> None:
-        check_digest(self.digest)
+    @property
+    def problem(self) -> str:
+        """What keeps the content from being verified; ``""`` for nothing."""
+        if not is_digest(self.digest):
+            return f"invalid digest {self.digest!r}: only sha256, sha384 and sha512 can be verified"
+        if not 0 <= self.size <= _INT64_MAX:
+            return f"{self.digest} has no valid size"
+        return ""
 
     @property
     def is_index(self) -> bool:
@@ -89,29 +78,67 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
         return self.media_type in _MANIFESTS
 
     @property
-    def is_image_config(self) -> bool:
-        """Whether it is of the config of an image, and not of some other artifact's."""
-        return self.media_type in _IMAGE_CONFIGS
-
-    @property
     def is_foreign(self) -> bool:
-        """Whether its blob is to be had elsewhere, and may be missing here."""
+        """Whether its blob is kept elsewhere, and may be missing here."""
         return bool(self.urls) or self.media_type.startswith(_NOT_DISTRIBUTED)
 
     @property
-    def ref_name(self) -> str:
-        """What the layout calls it, or ``""``."""
-        return (self.annotations or {}).get(REF_NAME, "")
+    def is_beside(self) -> bool:
+        """Whether an index lists it beside its images: an attestation, or another artifact."""
+        is_attestation = _ATTESTATION in (self.annotations or {})
+        is_nowhere = self.platform is not None and self.platform.os == "unknown"
+        return is_attestation or is_nowhere or bool(self.artifact_type)
+
+    @property
+    def is_zstd(self) -> bool:
+        """Whether it is of an image whose layers are compressed with zstd, as podman marks it."""
+        return (self.annotations or {}).get(_ZSTD) == "true"
 
 
-class Document(msgspec.Struct, frozen=True, rename="camel"):
-    """A manifest or an index. Go spells an empty list as ``null``."""
-
-    schema_version: int
+class _SpelledDescriptor(msgspec.Struct, rename="camel"):
     media_type: str | None = None
-    config: Descriptor | None = None
-    layers: tuple[Descriptor, ...] | None = None
-    manifests: tuple[Descriptor, ...] | None = None
+    digest: str | None = None
+    size: int | None = None
+    urls: Any = None
+    annotations: Any = None
+    platform: Any = None
+    artifact_type: Any = None
+
+    def read(self) -> Descriptor:
+        annotations = self.annotations if isinstance(self.annotations, dict) else {}
+        texts = {key: value for key, value in annotations.items() if isinstance(value, str)}
+        urls = self.urls if isinstance(self.urls, list) else ()
+        return Descriptor(
+            media_type=self.media_type or "",
+            digest=self.digest or "",
+            size=-1 if self.size is None else self.size,
+            urls=tuple(url for url in urls if isinstance(url, str)) or None,
+            annotations=texts or None,
+            platform=Platform.of(self.platform),
+            artifact_type=self.artifact_type if isinstance(self.artifact_type, str) else "",
+        )
+
+
+class _SpelledDocument(msgspec.Struct, rename="camel"):
+    schema_version: int | None = None
+    media_type: str | None = None
+    config: _SpelledDescriptor | None = None
+    layers: tuple[_SpelledDescriptor, ...] | None = None
+    manifests: tuple[_SpelledDescriptor, ...] | None = None
+    artifact_type: Any = None
+    # What only other kinds of documents have: containers/image refuses those as ambiguous too.
+    fs_layers: Any = None
+    history: Any = None
+
+
+class Document(msgspec.Struct, frozen=True):
+    """A manifest, which has a config, or an index, which has none."""
+
+    media_type: str
+    config: Descriptor | None
+    layers: tuple[Descriptor, ...]
+    manifests: tuple[Descriptor, ...]
+    artifact_type: str = ""
 
 
 class Marker(msgspec.Struct, frozen=True, rename="camel"):
@@ -121,63 +148,133 @@ class Marker(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """What an image's config says of it."""
+    """What an image's config says of it.
 
-    created: str | None = None
-    os: str = ""
-    architecture: str = ""
-    variant: str = ""
+    :ivar has_layers: whether it describes the layers of a root file system, as images do
+    """
 
-    @property
-    def platform(self) -> Platform:
-        """What the image runs on."""
-        return Platform(self.architecture, self.os, self.variant)
+    created: str = ""
+    platform: Platform | None = None
+    has_layers: bool = False
+
+    @classmethod
+    def read(cls, data: bytes) -> Config:
+        """Read a config as far as it can be: to the layout it is only a blob."""
+        try:
+            raw = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        except (ValueError, RecursionError):
+            return cls()
+        fields = {name: _value(raw[name]) for name in raw.keys() & _CONFIG_FIELDS}
+        rootfs = fields.get("rootfs")
+        created = fields.get("created")
+        return cls(
+            created if isinstance(created, str) else "",
+            Platform.of(fields),
+            isinstance(rootfs, dict) and isinstance(rootfs.get("diff_ids"), list),
+        )
 
 
-def decode(data: bytes, kind: type[T], what: str, place: str) -> T:
-    """Read a JSON document.
+_CONFIG_FIELDS = {"created", "os", "architecture", "variant", "rootfs"}
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
+def is_image(manifest: Document, config: Config) -> bool:
+    """Return whether a manifest is of an image, and not of some other artifact.
+
+    Docker's manifests all are; their configs have several types. Others are known by the type of
+    their config, or by what it says: an image with a config of an odd type is still one.
+    """
+    if manifest.media_type == DOCKER_MANIFEST:
+        return True
+    if manifest.artifact_type or manifest.config is None:
+        return False
+    return manifest.config.media_type in _IMAGE_CONFIGS or config.has_layers
+
+
+def podman_reads(manifest: Document) -> bool:
+    """Return whether podman takes a manifest for an image; any other ends ``podman images``."""
+    config = manifest.config
+    return manifest.media_type == DOCKER_MANIFEST or (
+        config is not None and config.media_type == _CONFIG
+    )
+
+
+def decode(data: bytes, kind: type[T], what: str, place: str, limit: int = MANIFEST_MAX) -> T:
+    """Decode a JSON document.
 
     :param what: how to call it in messages
     :param place: the layout that it is in
-    :raises InvalidLayoutError: when it is too large, no JSON, or of other types
+    :raises InvalidLayoutError: when it is too large, not JSON, or of other types
     """
-    if len(data) > MANIFEST_MAX:
-        raise InvalidLayoutError(
-            f"{place}: {what} has {len(data)} bytes, more than the {MANIFEST_MAX} allowed",
-            path=place,
-        )
+    if len(data) > limit:
+        raise too_large(place, what, len(data), limit)
     try:
         return msgspec.json.decode(data, type=kind)
     except (ValueError, RecursionError) as error:
         raise InvalidLayoutError(f"{place}: {what} cannot be read: {error}", path=place) from error
 
 
-def read_document(data: bytes, media_type: str, what: str, place: str) -> Document:
-    """Read a manifest or an index of this media type.
+def too_large(place: str, what: str, size: int, limit: int) -> InvalidLayoutError:
+    """Return the error for a document beyond its limit."""
+    return InvalidLayoutError(
+        f"{place}: {what} has {size} bytes; the limit for it is {limit}", path=place
+    )
 
-    :raises InvalidLayoutError: when it is none, or could as well be taken for the other kind
+
+def decode_descriptor(data: msgspec.Raw) -> Descriptor:
+    """Decode one descriptor.
+
+    :raises ValueError: when it cannot be decoded
     """
-    document = decode(data, Document, what, place)
+    try:
+        return msgspec.json.decode(data, type=_SpelledDescriptor).read()
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+def read_document(data: bytes, media_type: str, what: str, place: str) -> Document:
+    """Decode a manifest or an index of this media type.
+
+    :raises InvalidLayoutError: when it is something else, or could be taken for another kind
+    """
+    document = decode(data, _SpelledDocument, what, place)
     problem = ""
+    has_other = document.fs_layers is not None or document.history is not None
     if document.schema_version != 2:
         problem = f"is of schema version {document.schema_version}; only 2 is understood"
     elif document.media_type not in {None, "", media_type}:
         problem = f"says that it is of type {document.media_type!r}, and not {media_type!r}"
-    elif media_type in _INDEXES and (document.config is not None or document.layers is not None):
+    elif media_type in _INDEXES and (
+        has_other or document.config is not None or document.layers is not None
+    ):
         problem = "is an index that has what only manifests have"
-    elif media_type in _MANIFESTS and (document.config is None or document.manifests is not None):
-        problem = "is a manifest that has no config, or has manifests"
+    elif media_type in _MANIFESTS and (
+        has_other or document.config is None or document.manifests is not None
+    ):
+        problem = "is a manifest that has no config, or has what only other documents have"
     if problem:
         raise InvalidLayoutError(f"{place}: {what} {problem}", path=place)
-    return document
+    return Document(
+        media_type,
+        document.config.read() if document.config is not None else None,
+        tuple(layer.read() for layer in document.layers or ()),
+        tuple(manifest.read() for manifest in document.manifests or ()),
+        document.artifact_type if isinstance(document.artifact_type, str) else "",
+    )
 
 
 def media_type_of(data: bytes, what: str, place: str) -> str:
-    """The media type of a document that nothing but itself tells of."""
-    document = decode(data, Document, what, place)
+    """Return the media type of a document of which nothing but itself says the type."""
+    document = decode(data, _SpelledDocument, what, place)
     return document.media_type or (MANIFEST if document.manifests is None else INDEX)
 
 
 def blob_path(digest: str) -> str:
-    """Where in a layout a blob is. The digest is known to be one."""
+    """Return where in a layout a blob is. The digest must be a valid one."""
     return "blobs/" + digest.replace(":", "/")

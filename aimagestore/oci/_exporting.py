@@ -29,9 +29,10 @@ from .._engine.items import CHUNK, MANIFEST_MAX
 from .._engine.workers import WorkerPool
 from ..errors import BigDataUnknownError, InvalidLayoutError
 from ._archive import open_archive
-from ._closure import Closure, Tally
-from ._documents import REF_NAME, Descriptor, media_type_of
+from ._closure import Closure
+from ._documents import Descriptor, media_type_of
 from ._layout import LayoutFile
+from ._naming import REF_NAME
 from ._progress import Meter
 from ._target import DirectoryTarget, Target
 
@@ -174,10 +175,14 @@ async def _closure_of(store: ImageStore, image: Image, threads: Threads) -> Clos
     media_type = await threads.run(media_type_of, data, f"item {MANIFEST!r}", place)
     digest = await threads.run(_digest_in, image, data)
     root = Descriptor(media_type=media_type, digest=digest, size=len(data))
-    closure = Closure(root, Tally(place))
+    closure = Closure(root, place)
     while (descriptor := closure.next()) is not None:
         if descriptor.digest != digest:
             key = f"{MANIFEST}-{descriptor.digest}"
+            # What an index lists beside its images may have been missing from the start.
+            if key not in image.big_data_names and descriptor.is_beside:
+                closure.skip()
+                continue
             data = await _read_manifest(store, image, key)
         await threads.run(closure.add, data)
     return closure
@@ -233,7 +238,7 @@ def _contents_of(store: ImageStore, image: Image, closure: Closure) -> list[_Con
             continue  # listed both as a manifest and as a blob: one file
         if blob.digest in image.big_data_names:
             contents.append(_Content(blob.digest, blob.size, None))
-        elif not blob.is_foreign:
+        elif not blob.is_optional:
             missing.append(blob.digest)
     if missing:
         raise _lacking(store, image, missing)

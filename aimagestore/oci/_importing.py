@@ -19,9 +19,10 @@ from .._core.digest import is_canonical
 from .._core.image import Image
 from .._core.names import check_names
 from ..errors import ImageStoreError, ImageUnknownError, StoreReadOnlyError
-from ._documents import Platform, blob_path
+from ._documents import blob_path
 from ._layout import Layout, open_layout
 from ._plan import Item, PlannedImage, plan
+from ._platform import Platform
 from ._progress import Meter
 
 logger = logging.getLogger("aimagestore")
@@ -115,7 +116,7 @@ async def _import(
         if names is not None and len(images) > 1:
             raise ValueError(
                 f"{source.place} has {len(images)} images, and names are for one: give the ref of "
-                f"that as well, one of {[ref for image in images for ref in image.refs]}"
+                f"that as well, one of {[image.label for image in images]}"
             )
         if names is not None:
             images = [replace(image, names=names) for image in images]
@@ -190,19 +191,19 @@ class _Import:
             return False
 
     async def _stage(self, stack: AsyncExitStack, planned: PlannedImage, item: Item) -> StagedItem:
-        document = planned.documents.get(item.digest)
+        document = planned.documents.get(item.source)
         if document is not None:
             return await stack.enter_async_context(
                 self._store.stage(document, progress=self._meter.report)
             )
         file = await self._threads.run_abandonable(
-            self._layout.open, blob_path(item.digest), dispose=lambda file: file.close()
+            self._layout.open, blob_path(item.source), dispose=lambda file: file.close()
         )
         try:
             return await stack.enter_async_context(
                 self._store.stage(
                     file,
-                    expected_digest=item.digest,
+                    expected_digest=item.source,
                     expected_size=item.size,
                     progress=self._meter.report,
                 )

@@ -1,104 +1,221 @@
-"""index.json: which of its images are meant, and what it says with one more."""
+"""index.json: which of its images are selected, and what it says with one more."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from .._core.digest import canonical_digest
-from ..errors import ImageUnknownError
-from ._closure import Tally
-from ._documents import INDEX, INDEX_FILE, Descriptor, decode, read_document
+from ..errors import AmbiguousImageError, ImageUnknownError, InvalidLayoutError
+from ._documents import INDEX, INDEX_FILE, INDEX_MAX, Descriptor, decode, decode_descriptor
+from ._naming import EntryName, digest_in, name_of
 
 _EMPTY = b'{"schemaVersion":2,"manifests":[]}'
+
+
+class _Spelled(msgspec.Struct, rename="camel"):
+    schema_version: int | None = None
+    media_type: str | None = None
+    config: Any = None
+    layers: Any = None
+    manifests: list[msgspec.Raw] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of index.json.
+
+    :ivar name: what it is called
+    :ivar problem: why it cannot be used, ``""`` if it can
+    """
+
+    descriptor: Descriptor
+    name: EntryName
+    problem: str = ""
+
+    @property
+    def may_be_image(self) -> bool:
+        """Whether its type is one of an image's, or is left out, so that the content tells."""
+        descriptor = self.descriptor
+        return descriptor.is_index or descriptor.is_manifest or not descriptor.media_type
+
+    @property
+    def label(self) -> str:
+        """What to call it in messages."""
+        return self.name.key or self.descriptor.digest or "an entry without a digest"
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """The entries of one name, or one entry without a name.
+
+    :ivar label: what to call it in messages
+    :ivar entries: different images; several if one name was given to each platform, or by mistake
+    :ivar names: what it is called in a store
+    :ivar unusable: what it is called that no image in a store can be
+    :ivar whole: a descriptor of index.json, if that is nothing but this image for several platforms
+    """
+
+    label: str
+    entries: tuple[Descriptor, ...]
+    names: tuple[str, ...]
+    unusable: tuple[str, ...] = ()
+    whole: Descriptor | None = None
 
 
 class LayoutIndex:
     """The index of a layout.
 
     :ivar data: the file
-    :ivar itself: a descriptor of the file, for where all of it is one image
+    :raises InvalidLayoutError: when it is not an index
     """
 
-    def __init__(self, data: bytes, tally: Tally) -> None:
-        document = read_document(data, INDEX, INDEX_FILE, tally.place)
+    def __init__(self, data: bytes, place: str) -> None:
         self.data = data
-        self._tally = tally
-        self._entries = document.manifests or ()
-        first = self._entries[0] if self._entries else None
-        self.itself = Descriptor(
-            media_type=INDEX,
-            digest=canonical_digest(data),
-            size=len(data),
-            annotations=first.annotations if first is not None else None,
-        )
-        for entry in self._entries:
-            tally.see(entry)
+        self._place = place
+        self._entries = _entries_of(_decode(data, place))
 
     @property
-    def ref_names(self) -> list[str]:
-        """What the layout calls its images."""
-        return sorted({entry.ref_name for entry in self._entries if entry.ref_name})
+    def digest(self) -> str:
+        """The digest of the file, by which it is known where all of it is one image."""
+        return canonical_digest(self.data)
 
-    def roots(self, ref: str | None) -> Sequence[Descriptor]:
-        """The images that are meant: those called ``ref``, or all.
+    @property
+    def labels(self) -> list[str]:
+        """What the images of the layout are called."""
+        return _labels(entry for entry in self._entries if entry.may_be_image)
 
-        The platforms of one image may be listed right here: then all of this is the image.
+    def select(self, ref: str | None) -> list[Selected]:
+        """Return the images that are called ``ref``, or all.
 
+        :param ref: a whole name, a short one, a digest, or ``name@digest``
         :raises ImageUnknownError: when there is none
+        :raises AmbiguousImageError: when a short name fits several
+        :raises InvalidLayoutError: when an entry that is selected cannot be used
         """
-        meant = [e for e in self._entries if ref is None or e.ref_name == ref]
-        if not meant:
+        if not self._entries:
+            raise ImageUnknownError(f"{self._place} lists no image", path=self._place)
+        found = self._entries if ref is None else self._find(ref)
+        images = [entry for entry in found if entry.may_be_image]
+        if not images:
+            types = sorted({entry.descriptor.media_type for entry in found})
             raise ImageUnknownError(
-                f"{self._tally.place} has no image {ref!r}, but {self.ref_names}"
-                if ref is not None
-                else f"{self._tally.place} lists no image",
+                f"{self._place} lists no image{'' if ref is None else f' {ref!r}'}, but entries of "
+                f"the types {types}"
+                if found
+                else f"{self._place} has no image {ref!r}, but {self.labels}",
                 ref=ref,
-                path=self._tally.place,
+                path=self._place,
             )
-        if len(meant) == len(self._entries) and _are_platforms_of_one(meant):
-            return [self.itself]
-        return meant
+        for entry in images:
+            if entry.problem:
+                raise InvalidLayoutError(
+                    f"{self._place}: {entry.label} cannot be imported ({entry.problem}); select "
+                    f"others by their ref: {self.labels}",
+                    path=self._place,
+                )
+        return self._grouped(images, ref)
+
+    def _find(self, ref: str) -> list[Entry]:
+        name, digest = digest_in(ref)
+        entries = self._entries
+        if digest:
+            entries = [entry for entry in entries if entry.descriptor.digest == digest]
+            if not name:
+                return entries
+        whole = [entry for entry in entries if entry.name.is_called(name)]
+        if whole:
+            return whole
+        found = [entry for entry in entries if entry.name.may_be_called(name)]
+        if len({entry.descriptor.digest for entry in found}) > 1 and len(_labels(found)) > 1:
+            raise AmbiguousImageError(
+                f"{self._place} has several images {ref!r}: give one of their whole names",
+                ref=ref,
+                path=self._place,
+                candidates=tuple(_labels(found)),
+            )
+        return found
+
+    def _grouped(self, images: Sequence[Entry], ref: str | None) -> list[Selected]:
+        groups: dict[str, list[Entry]] = {}
+        for entry in images:
+            groups.setdefault(entry.label, []).append(entry)
+        is_whole = len(images) == sum(entry.may_be_image for entry in self._entries)
+        if is_whole and len({entry.name.key for entry in images}) == 1 and _are_platforms(images):
+            # The platforms of one image may be listed right here: all of this is the image.
+            whole = Descriptor(media_type=INDEX, digest=self.digest, size=len(self.data))
+            return [_selected(images[0].label, images, whole)]
+        return [_selected(label, group) for label, group in groups.items()]
 
 
-def _are_platforms_of_one(entries: Sequence[Descriptor]) -> bool:
-    platforms = {entry.platform for entry in entries}
-    return (
-        len(entries) > 1
-        and None not in platforms
-        and len(platforms) == len(entries)
-        and len({entry.ref_name for entry in entries}) == 1
-    )
+def _decode(data: bytes, place: str) -> _Spelled:
+    document = decode(data, _Spelled, INDEX_FILE, place, INDEX_MAX)
+    problem = ""
+    # skopeo takes an index.json that leaves the version out.
+    if document.schema_version not in {None, 2}:
+        problem = f"is of schema version {document.schema_version}; only 2 is understood"
+    elif document.media_type not in {None, "", INDEX}:
+        problem = f"says that it is of type {document.media_type!r}, and not {INDEX!r}"
+    elif document.config is not None or document.layers is not None:
+        problem = "is an index that has what only manifests have"
+    if problem:
+        raise InvalidLayoutError(f"{place}: {INDEX_FILE} {problem}", path=place)
+    return document
 
 
-class _Entries(msgspec.Struct):
-    """The entries of an index, as they are spelled."""
+def _entries_of(document: _Spelled) -> list[Entry]:
+    return [_entry_of(raw) for raw in document.manifests or ()]
 
-    manifests: list[msgspec.Raw] | None = None
+
+def _entry_of(raw: msgspec.Raw) -> Entry:
+    try:
+        descriptor = decode_descriptor(raw)
+    except ValueError as error:
+        return Entry(Descriptor(), name_of(None), f"it cannot be read: {error}")
+    return Entry(descriptor, name_of(descriptor.annotations), descriptor.problem)
+
+
+def _labels(entries: Iterable[Entry]) -> list[str]:
+    return sorted({entry.label for entry in entries})
+
+
+def _selected(label: str, group: Sequence[Entry], whole: Descriptor | None = None) -> Selected:
+    entries = {entry.descriptor.digest: entry.descriptor for entry in group}
+    names = dict.fromkeys(entry.name.full for entry in group if entry.name.full)
+    unusable = dict.fromkeys(entry.name.text for entry in group if not entry.name.full)
+    unusable.pop("", None)
+    return Selected(label, tuple(entries.values()), tuple(names), tuple(unusable), whole)
+
+
+def _are_platforms(entries: Sequence[Entry]) -> bool:
+    """Return whether each is for a platform of its own."""
+    platforms = {entry.descriptor.platform for entry in entries}
+    return len(entries) > 1 and None not in platforms and len(platforms) == len(entries)
 
 
 def with_entry(data: bytes | None, entry: Descriptor, place: str) -> bytes:
-    """The index with one more entry, in place of the one that has its name, as skopeo does.
+    """Return the index with one more entry, in place of those with the same name.
 
-    What else the index says stays as it is spelled.
+    An entry without a name replaces one of the same digest without a name. What else the index
+    says stays as it is spelled.
 
     :param data: the index so far
     :raises InvalidLayoutError: when that cannot be read
     """
-    encoded = msgspec.json.encode(entry)
     if data is None:
         data = _EMPTY
-    document = read_document(data, INDEX, INDEX_FILE, place)
-    fields = decode(data, dict[str, msgspec.Raw], INDEX_FILE, place)
-    raw = decode(data, _Entries, INDEX_FILE, place).manifests or []
-    present = document.manifests or ()
-    kept = [bytes(r) for r, old in zip(raw, present, strict=True) if not _replaces(entry, old)]
-    fields["manifests"] = msgspec.Raw(b"[" + b",".join([*kept, encoded]) + b"]")
+    spelled = _decode(data, place).manifests or []
+    fields = decode(data, dict[str, msgspec.Raw], INDEX_FILE, place, INDEX_MAX)
+    new = Entry(entry, name_of(entry.annotations))
+    kept = [bytes(raw) for raw in spelled if not _is_replaced(_entry_of(raw), new)]
+    fields["manifests"] = msgspec.Raw(b"[" + b",".join([*kept, msgspec.json.encode(entry)]) + b"]")
     return msgspec.json.encode(fields)
 
 
-def _replaces(entry: Descriptor, old: Descriptor) -> bool:
-    if entry.ref_name:
-        return entry.ref_name == old.ref_name
-    return not old.ref_name and entry.digest == old.digest
+def _is_replaced(old: Entry, new: Entry) -> bool:
+    if new.name.key:
+        return old.name.key == new.name.key
+    return not old.name.key and old.descriptor.digest == new.descriptor.digest

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from .._directory.files import Directory
 from .._engine.items import MANIFEST_MAX
 from ..errors import InvalidLayoutError
+from ._documents import too_large
 from ._tar import Member, read_members
 
 
@@ -144,22 +145,19 @@ def open_layout(layout: Any) -> Layout:
         raise
 
 
-def read_whole(layout: Layout, path: str) -> bytes:
-    """The content of a file that is small in any honest layout.
+def read_whole(layout: Layout, path: str, limit: int = MANIFEST_MAX) -> bytes:
+    """Return the content of a file that is small in any honest layout.
 
+    :param limit: the most bytes that it may have
     :raises FileNotFoundError: when there is none
-    :raises InvalidLayoutError: when it is not small
+    :raises InvalidLayoutError: when it is larger
     """
     file = layout.open(path)
     try:
-        if file.size > MANIFEST_MAX:
-            raise InvalidLayoutError(
-                f"{layout.place}: {path} has {file.size} bytes, more than the {MANIFEST_MAX} "
-                "allowed",
-                path=layout.place,
-            )
+        if file.size > limit:
+            raise too_large(layout.place, path, file.size, limit)
         pieces: list[bytes] = []
-        left = MANIFEST_MAX
+        left = limit
         while left and (piece := file.read(left)):
             pieces.append(piece)
             left -= len(piece)

@@ -1,23 +1,22 @@
-"""What an import will put into a store, found out before anything is; blocking."""
+"""What an import will put into a store, decided before it stores anything; blocking."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple
 
-import msgspec
-
 from .._core.digest import MANIFEST, canonical_digest
-from .._core.names import NAME_ANNOTATIONS
 from .._format import gojson
-from ..errors import ImageUnknownError, InvalidLayoutError
-from ._documents import Descriptor, Platform
+from ..errors import AmbiguousImageError, ImageUnknownError
+from ._closure import Closure
+from ._documents import Descriptor, is_image, podman_reads
+from ._index import Selected
 from ._layout import Layout
+from ._platform import Platform, best_of
 from ._reader import Reader
-from ._reference import full_name
 
 logger = logging.getLogger("aimagestore")
 
@@ -27,36 +26,43 @@ _NO_INSTANCES = b"{}"
 
 
 class Item(NamedTuple):
-    """Big data that an image will have."""
+    """Big data that an image will have.
+
+    :ivar digest: the digest that the store records, or the key where that is of another algorithm
+    :ivar source: the digest by which the layout knows the content
+    """
 
     digest: str
     size: int
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
     """An image that the store will have.
 
-    :ivar refs: what the layout calls it
+    :ivar label: what the layout calls it, for messages
     :ivar names: what the store will call it
     :ivar items: key to what is under it
-    :ivar documents: digest to content of those that are in memory, manifests and indexes
+    :ivar documents: source to content of the items that are not blobs of the layout
     :ivar layers_left_out: how many layers it has that are none of its items
+    :ivar is_artifact: whether it is something other than an image, or podman would say so in a
+        store of its own
     """
 
+    label: str
     id: str
-    refs: tuple[str, ...]
     names: tuple[str, ...]
     created: datetime | None
     items: Mapping[str, Item]
     documents: Mapping[str, bytes]
     layers_left_out: int
+    is_artifact: bool
 
     def merged(self, other: PlannedImage) -> PlannedImage:
         """Join it with what the layout has of the same image under another name or manifest."""
         return replace(
             other,
-            refs=tuple(dict.fromkeys((*self.refs, *other.refs))),
             names=tuple(dict.fromkeys((*self.names, *other.names))),
             items={**self.items, **other.items},
             documents={**self.documents, **other.documents},
@@ -67,120 +73,238 @@ class PlannedImage:
 def plan(
     layout: Layout, ref: str | None, platform: Platform | None, *, with_layers: bool
 ) -> list[PlannedImage]:
-    """The images of a layout that are meant: those called ``ref``, or all.
+    """Return the images of a layout that are selected: those called ``ref``, or all.
 
-    :param platform: the one to pick out of an index
-    :param with_layers: whether layers go into the store, and are not podman's
+    :param platform: the one to pick
+    :param with_layers: whether layers go into the store, because podman does not keep them
     :raises ImageUnknownError: when there is none
+    :raises AmbiguousImageError: when one name stands for several images
     :raises InvalidLayoutError: when the layout is not what it should be
-    :raises SizeMismatchError: when a file is longer or shorter than was said
-    :raises DigestMismatchError: when a manifest or config is another than was said
+    :raises SizeMismatchError: when a file is longer or shorter than its descriptor says
+    :raises DigestMismatchError: when a manifest or config has another digest
     """
-    reader = Reader(layout)
-    roots = reader.index.roots(ref)
-    if platform is not None:
-        roots = _of_platform(reader, roots, platform)
-    elif ref is not None and len({root.digest for root in roots}) > 1:
-        raise InvalidLayoutError(
-            f"{reader.place}: {len(roots)} images are called {ref!r}: say for which platform",
-            path=reader.place,
+    return _Planner(Reader(layout), platform, with_layers=with_layers).run(ref)
+
+
+class _Planner:
+    def __init__(self, reader: Reader, platform: Platform | None, *, with_layers: bool) -> None:
+        self._reader = reader
+        self._platform = platform
+        self._with_layers = with_layers
+        self._planned: dict[str, PlannedImage] = {}
+        self._by_digest: dict[str, PlannedImage] = {}
+        self._other_platforms: set[str] = set()
+
+    def run(self, ref: str | None) -> list[PlannedImage]:
+        for selected in self._reader.index.select(ref):
+            for root in self._roots(selected):
+                if root.is_index or root.is_manifest or ref is not None:
+                    self._add(root, selected)
+        planned = list(self._planned.values())
+        if not planned:
+            raise ImageUnknownError(
+                f"{self._reader.place} lists no image"
+                if self._platform is None
+                else f"{self._reader.place}: no image for {self._platform}, but for "
+                f"{sorted(self._other_platforms)}",
+                ref=None if self._platform is None else str(self._platform),
+                path=self._reader.place,
+            )
+        images = [image for image in planned if not image.is_artifact]
+        artifacts = ", ".join(image.label for image in planned if image.is_artifact)
+        if artifacts and not self._with_layers and (ref is not None or not images):
+            raise self._reader.invalid(
+                f"podman could not read its own store with {artifacts}, which is not an image: "
+                "import it into another store"
+            )
+        if not artifacts or ref is not None or not images:
+            return planned
+        logger.warning("%s: left out what is not an image: %s", self._reader.place, artifacts)
+        return images
+
+    def _roots(self, selected: Selected) -> list[Descriptor]:
+        """Return the manifest or index that is meant, if there is one for the platform."""
+        if self._platform is not None:
+            chosen = self._choose(selected, self._platform)
+            return [] if chosen is None else [chosen]
+        if selected.whole is not None:
+            return [selected.whole]
+        entries = [self._reader.typed(entry) for entry in selected.entries]
+        if len(entries) == 1:
+            return entries
+        platforms = [self._platform_of(entry) for entry in entries]
+        if len(set(platforms)) == len(platforms) and None not in platforms:
+            raise self._ambiguous(selected.label, map(str, platforms), "platform")
+        digests = [f"{selected.label}@{entry.digest}" for entry in entries]
+        raise self._ambiguous(selected.label, digests, "ref")
+
+    def _ambiguous(self, label: str, choices: Iterable[str], option: str) -> AmbiguousImageError:
+        return AmbiguousImageError(
+            f"{self._reader.place}: several images are called {label!r}: select one by its "
+            f"{option}",
+            ref=label,
+            path=self._reader.place,
+            candidates=tuple(choices),
         )
-    planned: dict[str, PlannedImage] = {}
-    for root in roots:
-        image = _image(reader, root, with_layers=with_layers)
-        known = planned.get(image.id)
-        planned[image.id] = image if known is None else known.merged(image)
-    return list(planned.values())
+
+    # Platforms
+
+    def _choose(self, selected: Selected, wanted: Platform) -> Descriptor | None:
+        manifests: list[Descriptor] = []
+        for entry in selected.entries:
+            root = self._reader.typed(entry)
+            if root.is_index:
+                closure = self._reader.closure(root, follows_manifests=False)
+                manifests += closure.manifests.values()
+            elif root.is_manifest:
+                manifests.append(root)
+        # Of two images for one platform, containers/image prefers layers in zstd.
+        manifests = sorted(
+            (m for m in manifests if not m.is_beside), key=lambda manifest: not manifest.is_zstd
+        )
+        platforms = [self._platform_of(manifest) for manifest in manifests]
+        self._other_platforms |= {str(platform) for platform in platforms if platform is not None}
+        position = best_of(platforms, wanted)
+        if position is None:
+            return None
+        chosen = manifests[position]
+        offers = zip(manifests, platforms, strict=True)
+        same = {manifest.digest for manifest, p in offers if p == platforms[position]}
+        if len(selected.entries) > 1 and len(same) > 1:
+            choices = [f"{selected.label}@{entry.digest}" for entry in selected.entries]
+            raise self._ambiguous(selected.label, choices, "ref")
+        if self._reader.manifest(chosen) is None:
+            present = [m for m in manifests if self._reader.manifest(m) is not None]
+            raise self._reader.invalid(
+                f"the content of {selected.label} for the platform {wanted} is missing; there is "
+                f"some for {[str(self._platform_of(manifest)) for manifest in present]}"
+            )
+        return chosen
+
+    def _platform_of(self, manifest: Descriptor) -> Platform | None:
+        """Return what an image runs on: its index says so, or else its config."""
+        if manifest.platform is not None or not manifest.is_manifest:
+            return manifest.platform
+        document = self._reader.manifest(manifest)
+        return None if document is None else self._reader.config(document).platform
+
+    # Images
+
+    def _add(self, root: Descriptor, selected: Selected) -> None:
+        for text in selected.unusable:
+            logger.warning(
+                "%s: imported without the name %r, which images cannot have",
+                self._reader.place,
+                text,
+            )
+        known = self._by_digest.get(root.digest)
+        if known is None:
+            image = self._image(root, selected)
+            self._by_digest[root.digest] = image
+        else:
+            image = replace(known, names=selected.names)
+        known = self._planned.get(image.id)
+        self._planned[image.id] = image if known is None else known.merged(image)
+
+    def _image(self, root: Descriptor, selected: Selected) -> PlannedImage:
+        closure = self._reader.closure(root)
+        lacking = {
+            blob.digest
+            for blob in closure.blobs.values()
+            if not (blob.is_layer and not self._with_layers) and not self._reader.has(blob)
+        }
+        required = [digest for digest in lacking if not closure.blobs[digest].is_optional]
+        if root.is_index:
+            whole = self._only_whole(closure, set(required), selected)
+            if whole is not None:
+                return self._image(whole, selected)
+        elif required:
+            raise self._reader.missing(required)
+        return self._planned_image(closure, lacking, selected)
+
+    def _only_whole(
+        self, closure: Closure, lacking: set[str], selected: Selected
+    ) -> Descriptor | None:
+        """Return the one manifest to import instead of an index; ``None`` to import the index.
+
+        A layout may have an index of all platforms, and the content of some of them.
+
+        :raises InvalidLayoutError: when all platforms lack something
+        :raises AmbiguousImageError: when several platforms are whole, and others are not
+        """
+        images = [m for m in closure.manifests.values() if not m.is_beside]
+        whole = [m for m in images if lacking.isdisjoint(p.digest for p in closure.parts[m.digest])]
+        absent = [d for d, descriptor in closure.missing.items() if not descriptor.is_beside]
+        if not absent and not lacking:
+            return None
+        if not whole:
+            raise self._reader.missing([*absent, *lacking])
+        platforms = [str(self._platform_of(manifest) or "unknown") for manifest in whole]
+        if len(whole) > 1:
+            raise AmbiguousImageError(
+                f"{self._reader.place}: {selected.label} is not whole; select one platform of "
+                "those that are",
+                ref=selected.label,
+                path=self._reader.place,
+                candidates=tuple(platforms),
+            )
+        logger.warning(
+            "%s: imported %s for the platform %s alone: the content for others is missing",
+            self._reader.place,
+            selected.label,
+            platforms[0],
+        )
+        return whole[0]
+
+    def _planned_image(
+        self, closure: Closure, lacking: set[str], selected: Selected
+    ) -> PlannedImage:
+        root = closure.root
+        items: dict[str, Item] = {}
+        documents: dict[str, bytes] = {}
+        for digest, data in closure.documents.items():
+            item = Item(canonical_digest(data), len(data), digest)
+            items.setdefault(MANIFEST, item)  # the root's, which comes first
+            items[f"{MANIFEST}-{digest}"] = item
+        if root.digest == self._reader.index.digest:
+            documents[root.digest] = self._reader.index.data
+        if root.is_index and not self._with_layers:
+            digest = canonical_digest(_NO_INSTANCES)
+            items[_INSTANCES] = Item(digest, len(_NO_INSTANCES), digest)
+            documents[digest] = _NO_INSTANCES
+        left_out = 0
+        for blob in closure.blobs.values():
+            if blob.is_layer and not self._with_layers:
+                left_out += 1
+            elif blob.digest not in lacking:
+                items[blob.digest] = Item(blob.digest, blob.size, blob.digest)
+        identity, created, is_artifact = root.digest, None, False
+        if root.is_manifest:
+            manifest = self._reader.manifest(root)
+            assert manifest is not None, "it was read before"
+            assert manifest.config is not None, "a manifest has one"
+            config = self._reader.config(manifest)
+            created = _time(config.created)
+            is_artifact = not is_image(manifest, config)
+            # Artifacts may share one empty config: each is known by its manifest.
+            if not is_artifact:
+                identity = manifest.config.digest
+            if not self._with_layers:
+                is_artifact = not podman_reads(manifest)
+        return PlannedImage(
+            selected.label,
+            identity.partition(":")[2],
+            selected.names,
+            created,
+            items,
+            documents,
+            left_out,
+            is_artifact,
+        )
 
 
-def _image(reader: Reader, root: Descriptor, *, with_layers: bool) -> PlannedImage:
-    closure = reader.closure(root)
-    items: dict[str, Item] = {}
-    documents: dict[str, bytes] = {}
-    for digest, data in closure.documents.items():
-        item = Item(canonical_digest(data), len(data))
-        documents[item.digest] = data
-        items.setdefault(MANIFEST, item)  # the root's, which comes first
-        items[f"{MANIFEST}-{digest}"] = item
-    if root.is_index and not with_layers:
-        items[_INSTANCES] = Item(canonical_digest(_NO_INSTANCES), len(_NO_INSTANCES))
-        documents[items[_INSTANCES].digest] = _NO_INSTANCES
-    left_out = 0
-    for blob in closure.blobs.values():
-        if blob.is_layer and not with_layers:
-            left_out += 1
-        elif reader.has(blob):
-            items[blob.digest] = Item(blob.digest, blob.size)
-    identity, created = root.digest, None
-    if root.is_manifest:
-        manifest = reader.manifest(root)
-        created = _time(reader.config(manifest).created)
-        # Other artifacts share one empty config: each is known by its manifest.
-        if manifest.config is not None and manifest.config.is_image_config:
-            identity = manifest.config.digest
-    return PlannedImage(
-        identity.partition(":")[2],
-        (root.ref_name,) if root.ref_name else (),
-        _names(root, reader.place),
-        created,
-        items,
-        documents,
-        left_out,
-    )
-
-
-def _time(text: str | None) -> datetime | None:
+def _time(text: str) -> datetime | None:
     try:
         return gojson.parse_time(text) if text else None
     except ValueError:
         return None
-
-
-def _names(root: Descriptor, place: str) -> tuple[str, ...]:
-    annotations = root.annotations or {}
-    name = next((annotations[a] for a in NAME_ANNOTATIONS if annotations.get(a)), "")
-    full = full_name(name)
-    if name and full is None:
-        logger.warning("%s: imported without the name %r, which images cannot have", place, name)
-    return () if full is None else (full,)
-
-
-def _of_platform(
-    reader: Reader, roots: Iterable[Descriptor], platform: Platform
-) -> Sequence[Descriptor]:
-    """The manifests for a platform, one for each image that has one."""
-    found: list[Descriptor] = []
-    others: set[str] = set()
-    for root in roots:
-        manifests = [root]
-        if root.is_index:
-            manifests = list(reader.closure(root, follows_manifests=False).manifests.values())
-        choice = [(_platform(reader, manifest), manifest) for manifest in manifests]
-        others.update(str(offered) for offered, _ in choice)
-        manifest = _fitting(choice, platform, reader.place)
-        if manifest is not None:
-            # What the layout calls the index is the name of what is picked.
-            found.append(msgspec.structs.replace(manifest, annotations=root.annotations))
-    if not found:
-        raise ImageUnknownError(
-            f"{reader.place}: no image for {platform}, but for {sorted(others)}",
-            ref=str(platform),
-            path=reader.place,
-        )
-    return found
-
-
-def _fitting(
-    choice: Sequence[tuple[Platform, Descriptor]], wanted: Platform, place: str
-) -> Descriptor | None:
-    fitting = [(offered, manifest) for offered, manifest in choice if offered.suits(wanted)]
-    exact = [manifest for offered, manifest in fitting if offered == wanted]
-    if len(fitting) > 1 and not exact:
-        names = ", ".join(str(offered) for offered, _ in fitting)
-        raise InvalidLayoutError(f"{place}: several images for {wanted}: {names}", path=place)
-    return next(iter(exact or [manifest for _, manifest in fitting]), None)
-
-
-def _platform(reader: Reader, manifest: Descriptor) -> Platform:
-    """What an image runs on: its index tells, else its config does."""
-    return manifest.platform or reader.config(reader.manifest(manifest)).platform

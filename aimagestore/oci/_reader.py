@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import msgspec
+
 from .._engine.items import MANIFEST_MAX
 from ..errors import InvalidLayoutError
-from ._closure import Blob, Closure, Tally, check_content, check_size
+from ._closure import Blob, Closure, check_content, check_size
 from ._documents import (
     INDEX_FILE,
+    INDEX_MAX,
     LAYOUT_FILE,
     Config,
     Descriptor,
@@ -14,6 +19,7 @@ from ._documents import (
     Marker,
     blob_path,
     decode,
+    media_type_of,
     read_document,
 )
 from ._index import LayoutIndex
@@ -25,88 +31,117 @@ class Reader:
 
     :ivar place: what to call the layout in messages
     :ivar index: its images
-    :raises InvalidLayoutError: when it is no layout
+    :raises InvalidLayoutError: when it is not a layout
     """
 
     def __init__(self, layout: Layout) -> None:
         self.place = layout.place
         self._layout = layout
-        self._tally = Tally(layout.place)
         self._check_marker()
         try:
-            data = read_whole(layout, INDEX_FILE)
+            data = read_whole(layout, INDEX_FILE, INDEX_MAX)
         except FileNotFoundError:
-            raise self._tally.invalid(f"it has no {INDEX_FILE}") from None
-        self.index = LayoutIndex(data, self._tally)
+            raise self.invalid(f"it has no {INDEX_FILE}") from None
+        self.index = LayoutIndex(data, self.place)
 
     def _check_marker(self) -> None:
         try:
             data = read_whole(self._layout, LAYOUT_FILE)
         except FileNotFoundError:
-            raise self._tally.invalid(f"no OCI image layout: it has no {LAYOUT_FILE}") from None
+            raise self.invalid(f"not an OCI image layout: it has no {LAYOUT_FILE}") from None
         check_marker(data, self.place)
 
-    def closure(self, root: Descriptor, *, follows_manifests: bool = True) -> Closure:
-        """Read a manifest or an index, and all manifests and indexes that it refers to.
+    def invalid(self, problem: str) -> InvalidLayoutError:
+        """Return the error that says what is wrong with the layout."""
+        return InvalidLayoutError(f"{self.place}: {problem}", path=self.place)
 
-        :raises InvalidLayoutError: when one is missing, or is not what it should be
-        :raises SizeMismatchError: when one is longer or shorter than was said
-        :raises DigestMismatchError: when one is another than was said
+    def missing(self, digests: Iterable[str]) -> InvalidLayoutError:
+        """Return the error that says which content the layout lacks."""
+        first, *others = digests
+        rest = f", and {len(others)} more are" if others else " is"
+        return self.invalid(f"{first}{rest} missing")
+
+    def typed(self, root: Descriptor) -> Descriptor:
+        """Return a descriptor with its media type, which the content says if nothing else does.
+
+        It stays without one when the content is no manifest either.
         """
-        closure = Closure(root, self._tally, follows_manifests=follows_manifests)
+        data = None if root.media_type else self._read(root)
+        if data is None:
+            return root
+        try:
+            media_type = media_type_of(data, root.digest, self.place)
+        except InvalidLayoutError:
+            return root
+        return msgspec.structs.replace(root, media_type=media_type)
+
+    def closure(self, root: Descriptor, *, follows_manifests: bool = True) -> Closure:
+        """Read a manifest or an index, and the manifests and indexes that it refers to.
+
+        :raises InvalidLayoutError: when the root is missing, or a document is not what it should be
+        :raises SizeMismatchError: when one is longer or shorter than its descriptor says
+        :raises DigestMismatchError: when one has another digest
+        """
+        closure = Closure(root, self.place, follows_manifests=follows_manifests)
         while (descriptor := closure.next()) is not None:
-            closure.add(self._read(descriptor))
+            data = self._read(descriptor)
+            if data is not None:
+                closure.add(data)
+            elif descriptor is root:
+                raise self.missing([root.digest])
+            else:
+                closure.skip()
         return closure
 
-    def manifest(self, descriptor: Descriptor) -> Document:
-        """Read an image's manifest alone."""
-        data = self.closure(descriptor).documents[descriptor.digest]
+    def manifest(self, descriptor: Descriptor) -> Document | None:
+        """Read an image's manifest alone; ``None`` if the layout lacks it."""
+        data = self._read(descriptor)
+        if data is None:
+            return None
+        check_content(data, descriptor, self.place)
         return read_document(data, descriptor.media_type, descriptor.digest, self.place)
 
     def config(self, manifest: Document) -> Config:
-        """What an image's config says, as far as it can be read: to the layout it is a blob."""
+        """Read what an image's config says, as far as it can be read.
+
+        :raises SizeMismatchError: when it is longer or shorter than its descriptor says
+        :raises DigestMismatchError: when it has another digest
+        """
         descriptor = manifest.config
-        if descriptor is None or not descriptor.is_image_config or descriptor.size > MANIFEST_MAX:
+        if descriptor is None or descriptor.problem or descriptor.size > MANIFEST_MAX:
             return Config()
         data = self._read(descriptor)
-        check_content(data, descriptor, self.place)
-        try:
-            return decode(data, Config, f"config {descriptor.digest}", self.place)
-        except InvalidLayoutError:
+        if data is None:
             return Config()
+        check_content(data, descriptor, self.place)
+        return Config.read(data)
 
-    def _read(self, descriptor: Descriptor) -> bytes:
-        if descriptor.digest == self.index.itself.digest:
+    def _read(self, descriptor: Descriptor) -> bytes | None:
+        if descriptor.digest == self.index.digest:
             return self.index.data
         try:
             return read_whole(self._layout, blob_path(descriptor.digest))
         except FileNotFoundError:
-            raise self._missing(descriptor.digest) from None
+            return None
 
     def has(self, blob: Blob) -> bool:
-        """Whether the layout has the blob. A foreign one may be missing.
+        """Return whether the layout has a blob.
 
-        :raises InvalidLayoutError: when it lacks what it should have
         :raises SizeMismatchError: when it has it in another size
         """
         try:
             file = self._layout.open(blob_path(blob.digest))
         except FileNotFoundError:
-            if blob.is_foreign:
-                return False
-            raise self._missing(blob.digest) from None
+            return False
         try:
             check_size(file.size, blob.digest, blob.size, self.place)
         finally:
             file.close()
         return True
 
-    def _missing(self, digest: str) -> InvalidLayoutError:
-        return self._tally.invalid(f"{digest} is missing")
-
 
 def check_marker(data: bytes, place: str) -> None:
-    """Check what the file says that makes a directory a layout.
+    """Check the file that makes a directory a layout.
 
     :raises InvalidLayoutError: when it is of a version that is not understood
     """

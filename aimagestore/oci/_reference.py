@@ -1,4 +1,4 @@
-"""Names of images, made full as podman does when it loads one (libimage: ``NormalizeName``)."""
+"""Full names of images, as podman makes them when it loads one (libimage: ``NormalizeName``)."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ _REFERENCE = re.compile(
 )
 _LONGEST = 255
 
+DOCKER = "docker.io"
+_LOCALHOST = "localhost"
 
-def full_name(name: str) -> str | None:
-    """The full name, with a registry (``localhost`` where there is none) and a tag or digest.
 
-    ``None`` when it is no name of an image.
+def full_name(name: str, registry: str = _LOCALHOST) -> str | None:
+    """Return the full name, with a registry and a tag or digest; ``None`` if it is not a name.
+
+    :param registry: the registry of a name that has none
     """
-    # Longer ones are none, and would take long to find out about.
+    # A longer one is no name, and takes long to match.
     found = _REFERENCE.fullmatch(name) if len(name) <= 4 * _LONGEST else None
     if found is None or (found["digest"] and not is_digest(found["digest"])):
         return None
     domain, path = found["domain"] or "", found["path"]
-    if not ("." in domain or ":" in domain or domain == "localhost"):
-        domain, path = "localhost", f"{domain}/{path}".lstrip("/")
+    if not ("." in domain or ":" in domain or domain == _LOCALHOST):
+        domain, path = registry, f"{domain}/{path}".lstrip("/")
     if domain == "index.docker.io":
-        domain = "docker.io"
-    if domain == "docker.io" and "/" not in path:
+        domain = DOCKER
+    if domain == DOCKER and "/" not in path:
         path = f"library/{path}"
     if path != path.lower() or len(f"{domain}/{path}") > _LONGEST:
         return None
