@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -13,7 +12,7 @@ from .._directory.files import Directory
 from .._engine.items import MANIFEST_MAX
 from ..errors import InvalidLayoutError
 from ._documents import too_large
-from ._tar import Member, read_members
+from ._tar import Archive, Link, Member, Unusable
 
 
 class LayoutFile(Protocol):
@@ -25,16 +24,16 @@ class LayoutFile(Protocol):
         ...
 
     def read(self, size: int = -1, /) -> bytes:
-        """Up to so many of the next bytes; none at the end."""
+        """Return up to so many of the next bytes; none at the end."""
         ...
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release it."""
         ...
 
 
 class Layout(Protocol):
-    """The files of a layout.
+    """The files of a layout, none of them opened through a link.
 
     :ivar place: what to call it in messages
     """
@@ -49,13 +48,17 @@ class Layout(Protocol):
         """
         ...
 
+    def link_target(self, path: str) -> str | None:
+        """Return where a symbolic link leads; ``None`` if it is no link, or is not to be read."""
+        ...
+
     def close(self) -> None:
-        """Let go of it."""
+        """Release it."""
         ...
 
 
 class LayoutDirectory(Directory):
-    """A directory of a layout: what is wrong with its files is wrong with the layout."""
+    """A directory of a layout, whose damage is that of the layout."""
 
     def corrupt(self, name: str, problem: str) -> InvalidLayoutError:
         path = self.path_of(name)
@@ -83,6 +86,9 @@ class DirectoryLayout:
                 directory = stack.enter_context(directory.open_directory(folder))
             return _OpenFile(directory.open_file(name), "rb")
 
+    def link_target(self, path: str) -> str | None:
+        return None
+
     def close(self) -> None:
         self._root.close()
 
@@ -109,13 +115,22 @@ class TarLayout:
     def __init__(self, fd: int, place: str) -> None:
         self.place = place
         self._fd = fd
-        self._members: Mapping[str, Member] = read_members(fd, place)
+        self._archive = Archive(fd, place)
 
     def open(self, path: str) -> LayoutFile:
-        member = self._members.get(path)
-        if member is None:
+        found = self._archive.find(path)
+        if found is None:
             raise FileNotFoundError(f"{self.place} has no member {path}")
-        return _OpenMember(self._fd, member)
+        if isinstance(found, Member):
+            return _OpenMember(self._fd, found)
+        problem = found.problem if isinstance(found, Unusable) else "a symbolic link"
+        raise InvalidLayoutError(
+            f"{self.place} has a member {path!r} that is {problem}", path=self.place
+        )
+
+    def link_target(self, path: str) -> str | None:
+        found = self._archive.find(path)
+        return found.target if isinstance(found, Link) else None
 
     def close(self) -> None:
         os.close(self._fd)

@@ -1,158 +1,267 @@
 """Where in a tar file its members are.
 
-The standard library's ``tarfile`` is made for archives that are trusted: it keeps what every
-header says, takes time that grows with the square of a header's length, and in Python 3.11 it goes
-backwards where a size is negative. This reads what image layouts need, and refuses all else.
+The standard library's ``tarfile`` is made for trusted archives: it takes time that grows with the
+square of a header's length, and in Python 3.11 it goes backwards where a size is negative. It also
+reads some archives in another way than the tar reader of Go, which podman and skopeo use. This
+module refuses every archive in which readers would find different members. Members that are of no
+use (links, devices, sparse files, odd names) are only refused when they are opened.
 """
 
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from typing import NamedTuple
 
 from ..errors import InvalidLayoutError
 
 BLOCK = 512
-_MOST_MEMBERS = 100_000
-_LONGEST_EXTENSION = 64 * 1024
+MEMBERS_MAX = 500_000
+"""The most members that an archive may have."""
 
-_REGULAR = (b"0", b"\0")
+_EXTENSION_MAX = 64 * 1024
+_CHUNK = 1024 * 1024
+
+_REGULAR = (b"0", b"\0", b"7")
 _DIRECTORY = b"5"
+_HARD_LINK = b"1"
+_SYMBOLIC_LINK = b"2"
+_SPARSE = b"S"
 _PAX = b"x"
 _PAX_FOR_ALL = b"g"
 _GNU_LONG_NAME = b"L"
-_EXTENSIONS = (_PAX, _PAX_FOR_ALL, _GNU_LONG_NAME)
-_REFUSED = {
-    b"1": "a hard link",
-    b"2": "a symbolic link",
-    b"3": "a device",
-    b"4": "a device",
-    b"6": "a FIFO",
-    b"S": "a sparse file",
-}
-_COMPRESSED = {
-    b"\x1f\x8b": "gzip -d",
-    b"BZh": "bzip2 -d",
-    b"\xfd7zXZ\0": "xz -d",
-    b"\x28\xb5\x2f\xfd": "zstd -d",
+_GNU_LONG_LINK = b"K"
+_EXTENSIONS = (_PAX, _PAX_FOR_ALL, _GNU_LONG_NAME, _GNU_LONG_LINK)
+_SOLARIS_PAX = b"X"
+# Some readers step over data behind these, and others do not.
+_WITHOUT_DATA = {
+    _HARD_LINK: "hard link",
+    _SYMBOLIC_LINK: "symbolic link",
+    b"3": "device",
+    b"4": "device",
+    _DIRECTORY: "directory",
+    b"6": "FIFO",
 }
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _RECORD_LENGTH = re.compile(rb"[1-9][0-9]{0,8}")
 
 
 class Member(NamedTuple):
-    """Where a member's data is."""
+    """Where the data of a regular file is."""
 
     offset: int
     size: int
 
 
-class _Said(NamedTuple):
-    """What extensions say of the member that follows them."""
+class Link(NamedTuple):
+    """A symbolic link to another path in the archive, or to somewhere else."""
+
+    target: str
+
+
+class Unusable(NamedTuple):
+    """A member that cannot be opened, and why."""
+
+    problem: str
+
+
+Found = Member | Link | Unusable
+
+
+class _Extension(NamedTuple):
+    """What extended headers say of the member that follows them."""
 
     name: bytes | None = None
     size: int | None = None
+    link: bytes | None = None
+    sparse_name: bytes | None = None
+    is_sparse: bool = False
 
 
-class _Archive:
+class Archive:
+    """The members of an open tar file, by their paths.
+
+    :param place: what to call it in messages
+    :raises InvalidLayoutError: when it is not a tar file, is cut off, has too many members, or
+        would be read differently by different readers
+    """
+
     def __init__(self, fd: int, place: str) -> None:
         self._fd = fd
         self._place = place
         self._end = os.fstat(fd).st_size
         self._offset = 0
-        self.members: dict[str, Member] = {}
+        self._members: dict[str, Found] = {}
+        # Members beyond the first of one path.
+        self._others: dict[str, list[Found]] = {}
+        self._read()
 
-    def invalid(self, problem: str) -> InvalidLayoutError:
+    def find(self, path: str) -> Found | None:
+        """Return what is at a path.
+
+        :raises InvalidLayoutError: when several different members are there: some readers take
+            the first, and others the last
+        """
+        found = self._members.get(path)
+        for other in self._others.get(path, ()):
+            if not self._is_same(found, other):
+                raise self._invalid(f"has two different members {path!r}")
+        return found
+
+    def _is_same(self, one: Found | None, other: Found) -> bool:
+        if one == other:
+            return True
+        if not isinstance(one, Member) or not isinstance(other, Member) or one.size != other.size:
+            return False
+        for start in range(0, one.size, _CHUNK):
+            size = min(_CHUNK, one.size - start)
+            first = os.pread(self._fd, size, one.offset + start)
+            if first != os.pread(self._fd, size, other.offset + start):
+                return False
+        return True
+
+    def _add(self, path: str, found: Found) -> None:
+        if path not in self._members:
+            self._members[path] = found
+        else:
+            self._others.setdefault(path, []).append(found)
+
+    def _invalid(self, problem: str) -> InvalidLayoutError:
         return InvalidLayoutError(f"{self._place} {problem}", path=self._place)
 
-    def read(self) -> None:
-        """Go through all headers."""
-        self._refuse_compressed()
-        said = _Said()
-        for _ in range(_MOST_MEMBERS):
+    # Headers
+
+    def _read(self) -> None:
+        extension = _Extension()
+        for _ in range(MEMBERS_MAX + 1):
             header = os.pread(self._fd, BLOCK, self._offset)
             if not header.strip(b"\0") and len(header) in {0, BLOCK}:
                 return
             if len(header) < BLOCK:
-                raise self.invalid("is cut off")
-            said = self._read_member(header, said)
-        raise self.invalid(f"has more than {_MOST_MEMBERS:,} members")
+                raise self._invalid("is cut off")
+            extension = self._read_member(header, extension)
+        raise self._invalid(
+            f"has more than {MEMBERS_MAX:,} members, which is the limit for an archive"
+        )
 
-    def _refuse_compressed(self) -> None:
-        start = os.pread(self._fd, 8, 0)
-        for magic, command in _COMPRESSED.items():
-            if start.startswith(magic):
-                raise self.invalid(f"is compressed: decompress it first ({command})")
-
-    def _read_member(self, header: bytes, said: _Said) -> _Said:
-        """Take in one member, and return what it says of the next."""
+    def _read_member(self, header: bytes, extension: _Extension) -> _Extension:
+        """Add one member, and return what it says of the next."""
         self._check_sum(header)
         kind = header[156:157]
         size = self._number(header[124:136])
         if kind in _EXTENSIONS:
             self._step_over(size)
-            return self._read_extension(kind, size, said)
-        name = self._name(header if said.name is None else None, said.name)
-        if kind in _REFUSED or kind not in (*_REGULAR, _DIRECTORY):
-            what = _REFUSED.get(kind, f"of the unknown type {kind!r}")
-            raise self.invalid(f"has a member {name!r} that is {what}")
-        path = self._path(name, is_directory=kind == _DIRECTORY)
-        size = size if said.size is None else said.size
+            return self._read_extension(kind, size, extension)
+        raw = _name_in(header) if extension.name is None else extension.name
+        name = raw.decode(errors="surrogateescape")
+        size = size if extension.size is None else extension.size
+        self._check_kind(kind, name, size)
+        if kind == _SPARSE:
+            self._step_over_map(header)
         self._step_over(size)
-        if kind != _DIRECTORY:
-            if path in self.members:
-                raise self.invalid(f"has two members {path!r}")
-            self.members[path] = Member(self._start_of(size), size)
-        return _Said()
+        is_directory = kind == _DIRECTORY or (kind in _REGULAR and name.endswith("/"))
+        if not is_directory:
+            link = header[157:257].partition(b"\0")[0] if extension.link is None else extension.link
+            found = self._found(kind, size, link, is_sparse=extension.is_sparse)
+            self._add_named(name, found)
+            if extension.sparse_name is not None:
+                self._add_named(extension.sparse_name.decode(errors="surrogateescape"), found)
+        return _Extension()
+
+    def _check_kind(self, kind: bytes, name: str, size: int) -> None:
+        what = _WITHOUT_DATA.get(kind)
+        if what is None and kind in _REGULAR and name.endswith("/"):
+            what = "directory"
+        if what is not None and size:
+            raise self._invalid(
+                f"has a {what} {name!r} with {size} bytes, which programs read differently"
+            )
+        if kind == _SOLARIS_PAX:
+            raise self._invalid("has headers of Solaris, which programs read differently")
+
+    def _found(self, kind: bytes, size: int, link: bytes, *, is_sparse: bool) -> Found:
+        target = link.decode(errors="surrogateescape")
+        if is_sparse or kind == _SPARSE:
+            return Unusable("a sparse file: pack it without --sparse")
+        if kind in _REGULAR:
+            return Member(self._start_of(size), size)
+        if kind == _SYMBOLIC_LINK:
+            return Link(target)
+        if kind == _HARD_LINK:
+            path, is_plain = _path_of(target)
+            linked = self._members.get(path) if is_plain else None
+            return linked or Unusable("a hard link to nothing in the archive")
+        return Unusable(f"a {_WITHOUT_DATA.get(kind, f'member of the unknown type {kind!r}')}")
+
+    def _add_named(self, name: str, found: Found) -> None:
+        path, is_plain = _path_of(name)
+        # Other readers may take it for the member of that path.
+        self._add(path, found if is_plain else Unusable(f"called {name!r}"))
 
     def _check_sum(self, header: bytes) -> None:
         total = sum(header) - sum(header[148:156]) + 8 * ord(" ")
         if total != self._number(header[148:156]):
-            raise self.invalid(f"is no tar file, or is damaged at byte {self._offset}")
+            raise self._invalid(f"is not a tar file, or is damaged at byte {self._offset}")
 
     def _number(self, field: bytes) -> int:
         if field[0] & 0x80:
             if field[0] != 0x80:
-                raise self.invalid(f"has a negative or enormous number at byte {self._offset}")
+                raise self._invalid(f"has a negative or enormous number at byte {self._offset}")
             return int.from_bytes(field[1:], "big")
         found = _OCTAL.fullmatch(field)
         if found is None:
-            raise self.invalid(f"is no tar file, or is damaged at byte {self._offset}")
+            raise self._invalid(f"is not a tar file, or is damaged at byte {self._offset}")
         return int(found[1] or b"0", 8)
 
     def _step_over(self, size: int) -> None:
         """Go on behind data of this size."""
         if size > self._end - self._offset - BLOCK:
-            raise self.invalid("is cut off")
+            raise self._invalid("is cut off")
         self._offset += BLOCK + size + -size % BLOCK
 
     def _start_of(self, size: int) -> int:
-        """Where data began that was just stepped over."""
+        """Return where data began that was just stepped over."""
         return self._offset - size - -size % BLOCK
 
-    def _read_extension(self, kind: bytes, size: int, said: _Said) -> _Said:
-        if size > _LONGEST_EXTENSION:
-            raise self.invalid(f"has a header of {size} bytes, more than {_LONGEST_EXTENSION}")
+    def _step_over_map(self, header: bytes) -> None:
+        """Go on behind the blocks that continue the map of a sparse file."""
+        is_continued = header[482] != 0
+        while is_continued:
+            self._step_over(0)
+            block = os.pread(self._fd, BLOCK, self._offset)
+            is_continued = len(block) == BLOCK and block[504] != 0
+
+    def _read_extension(self, kind: bytes, size: int, extension: _Extension) -> _Extension:
+        if size > _EXTENSION_MAX:
+            raise self._invalid(
+                f"has an extended header of {size} bytes; the limit is {_EXTENSION_MAX}"
+            )
         data = os.pread(self._fd, size, self._start_of(size))
         if kind == _GNU_LONG_NAME:
-            return said._replace(name=data.rstrip(b"\0"))
+            return extension._replace(name=data.partition(b"\0")[0])
+        if kind == _GNU_LONG_LINK:
+            return extension._replace(link=data.partition(b"\0")[0])
         records = dict(self._pax_records(data))
-        if any(key.startswith(b"GNU.sparse.") for key in records):
-            raise self.invalid("has a sparse file")
+        is_sparse = any(key.startswith(b"GNU.sparse.") for key in records)
         if kind == _PAX_FOR_ALL:
-            if not records.keys().isdisjoint({b"path", b"size"}):
-                raise self.invalid("has a name or a size for all of its members")
-            return said
-        said = said._replace(name=records.get(b"path", said.name))
+            if is_sparse or not records.keys().isdisjoint({b"path", b"linkpath", b"size"}):
+                raise self._invalid("has a name or a size for all of its members")
+            return extension
+        extension = extension._replace(
+            name=records.get(b"path", extension.name),
+            link=records.get(b"linkpath", extension.link),
+            is_sparse=is_sparse or extension.is_sparse,
+            sparse_name=records.get(b"GNU.sparse.name", extension.sparse_name),
+        )
         if (text := records.get(b"size")) is not None:
             if not text.isdigit() or len(text) > 19:
-                raise self.invalid(f"has a member of {text[:20]!r} bytes")
-            said = said._replace(size=int(text))
-        return said
+                raise self._invalid(f"has a member of {text[:20]!r} bytes")
+            extension = extension._replace(size=int(text))
+        return extension
 
     def _pax_records(self, data: bytes) -> list[tuple[bytes, bytes]]:
-        """Records of the form ``length key=value``, where the length is that of all of it."""
+        """Split records of the form ``length key=value``, where the length counts all of it."""
         records = []
         start = 0
         while start < len(data):
@@ -162,42 +271,25 @@ class _Archive:
             key, equals, value = record[1:-1].partition(b"=")
             is_whole = record.startswith(b" ") and record.endswith(b"\n") and end <= len(data)
             if not (is_whole and equals and key):
-                raise self.invalid(f"has a damaged header before byte {self._offset}")
+                raise self._invalid(f"has a damaged header before byte {self._offset}")
             records.append((key, value))
             start = end
         return records
 
-    def _name(self, header: bytes | None, said: bytes | None) -> str:
-        raw = said
-        if header is not None:
-            raw = header[:100].partition(b"\0")[0]
-            # Where POSIX keeps the beginning of a long name, GNU keeps times.
-            if header[257:263] == b"ustar\0" and (prefix := header[345:500].partition(b"\0")[0]):
-                raw = prefix + b"/" + raw
-        assert raw is not None
-        try:
-            return raw.decode()
-        except UnicodeDecodeError as error:
-            raise self.invalid(f"has a member whose name is not UTF-8: {raw[:80]!r}") from error
 
-    def _path(self, name: str, *, is_directory: bool) -> str:
-        """The name as a path below the layout, ``""`` for the layout itself."""
-        path = name.removesuffix("/") if is_directory else name
-        if is_directory and path in {".", ""} and not name.startswith("/"):
-            return ""
-        path = path.removeprefix("./")
-        if "\0" in path or any(part in {"", ".", ".."} for part in path.split("/")):
-            raise self.invalid(f"has a member {name!r}, which would be outside of the layout")
-        return path
+def _name_in(header: bytes) -> bytes:
+    name = header[:100].partition(b"\0")[0]
+    # Where POSIX keeps the beginning of a long name, GNU keeps times.
+    if header[257:263] == b"ustar\0" and (prefix := header[345:500].partition(b"\0")[0]):
+        return prefix + b"/" + name
+    return name
 
 
-def read_members(fd: int, place: str) -> dict[str, Member]:
-    """The regular files in an open tar file, by their paths.
-
-    :param place: what to call it in messages
-    :raises InvalidLayoutError: when it is no tar file, is compressed or cut off, or has links,
-        devices, sparse files, names that lead elsewhere or occur twice, or too many members
-    """
-    archive = _Archive(fd, place)
-    archive.read()
-    return archive.members
+def _path_of(name: str) -> tuple[str, bool]:
+    """Return the path that a reader may take a name for, and whether every reader does."""
+    text = name.partition("\0")[0]
+    path = posixpath.normpath(text.lstrip("/"))
+    while path.startswith("../"):
+        path = path[3:]
+    is_plain = text == name and not name.startswith("/") and ".." not in name.split("/")
+    return path, is_plain
