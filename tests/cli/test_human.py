@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +10,8 @@ import pytest
 
 from aimagestore._cli.human import human_age, human_size, printable, repositories_and_tags
 
-from ..peers.peer import GOPATH
+from ..peers.generation import GOPATH, ROOT
+from ..peers.peer import compile_go
 from ..peers.tools import require
 
 NOW = datetime(2024, 2, 29, 12, tzinfo=UTC)
@@ -75,18 +75,11 @@ def test_sizes_and_ages() -> None:
 @pytest.mark.peers
 def test_sizes_and_ages_are_those_of_podman(tmp_path: Path) -> None:
     require("go")
-    if not Path(GOPATH, "src/github.com/docker/go-units").is_dir():
+    if not Path(f"{ROOT}{GOPATH}/src/github.com/docker/go-units").is_dir():
         pytest.skip("needs golang-github-docker-go-units-dev")
-    main = tmp_path / "main.go"
     numbers = [", ".join(map(str, some)) for some in (SECONDS, SIZES)]
-    main.write_text(GO % (NOW.timestamp(), *numbers))
-    output = subprocess.run(
-        ["go", "run", str(main)],
-        env=os.environ | {"GO111MODULE": "off", "GOPATH": GOPATH, "GOCACHE": str(tmp_path / "c")},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    program = compile_go(GO % (NOW.timestamp(), *numbers), tmp_path / "units")
+    output = subprocess.run([program], capture_output=True, text=True, check=True).stdout
     assert output.splitlines() == shown()
 
 

@@ -13,27 +13,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-GOPATH = "/usr/share/gocode"
-CONTAINERS_STORAGE = Path(GOPATH, "src/github.com/containers/storage")
+from . import generation
+
 _PATIENCE = 300.0
 """Seconds; an answer takes a few milliseconds, but others may hold the lock."""
 
-TAGS = "exclude_graphdriver_btrfs exclude_graphdriver_devicemapper"
+_STORAGE = "github.com/containers/storage"
+# The images of vfs are all that is needed, and no library in C.
+_TAGS = "exclude_graphdriver_btrfs exclude_graphdriver_devicemapper exclude_graphdriver_zfs"
 
 
 def build(directory: Path) -> Path:
     """Compile the program."""
-    program = directory / "peer"
-    home = os.environ.get("HOME") or tempfile.gettempdir()
-    environment = os.environ | {
+    source = Path(__file__).with_name("main.go").read_text()
+    storage_path = generation.storage_import() or _STORAGE
+    return compile_go(source.replace(f'"{_STORAGE}', f'"{storage_path}'), directory / "peer")
+
+
+def compile_go(source: str, program: Path) -> Path:
+    """Compile a Go program with Debian's libraries; it needs nothing else where it runs."""
+    file = program.with_suffix(".go")
+    file.write_text(source)
+    settings = {
         "GO111MODULE": "off",
-        "GOPATH": GOPATH,
+        "GOPATH": generation.GOPATH,
         "GOFLAGS": "",
-        "GOCACHE": os.environ.get("GOCACHE") or os.path.join(home, ".cache", "go-build"),
+        "CGO_ENABLED": "0",
     }
-    source = Path(__file__).with_name("main.go")
-    command = ["go", "build", "-tags", TAGS, "-o", str(program), str(source)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if not os.environ.get("HOME"):
+        settings["HOME"] = tempfile.gettempdir()  # where what was compiled is kept
+    command = generation.command(
+        *("env", *(f"{name}={value}" for name, value in settings.items())),
+        *("go", "build", "-tags", _TAGS, "-o", program, file),
+    )
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return program
 

@@ -19,6 +19,7 @@ from aimagestore import (
     StoreCorruptError,
 )
 
+from .generation import BEHAVIOUR
 from .peer import Peer, PeerError, image_store
 from .twins import records_of
 
@@ -117,6 +118,23 @@ async def test_keys_that_name_no_file_are_refused(peer: Peer, root: Path, key: s
     assert theirs.value.kind in {"ErrInvalidBigDataName", "ErrNotExist", "other"}
 
 
+async def test_an_empty_key_is_refused_whether_or_not_there_is_the_image(
+    peer: Peer, root: Path
+) -> None:
+    peer.ask("create", root, id="image")
+    async with ImageStore(image_store(root)) as store:
+        for ref in ("image", "unknown"):
+            with pytest.raises(InvalidBigDataNameError):
+                await store.set_big_data(ref, "", b"data")
+    kinds = {}
+    for ref in ("image", "unknown"):
+        with pytest.raises(PeerError) as theirs:
+            peer.ask("set_big_data", root, ref=ref, key="", data=b"data")
+        kinds[ref] = theirs.value.kind
+    unknown = "ErrInvalidBigDataName" if BEHAVIOUR.looks_at_empty_key_first else "ErrImageUnknown"
+    assert kinds == {"image": "ErrInvalidBigDataName", "unknown": unknown}
+
+
 async def test_the_empty_ref_matches_nothing_even_an_image_of_that_name(
     peer: Peer, root: Path
 ) -> None:
@@ -213,7 +231,7 @@ async def test_two_images_of_one_name_are_put_right(peer: Peer, root: Path) -> N
     assert index.read_bytes() == cured
 
 
-async def test_an_index_cut_short_is_refused_where_theirs_goes_on(peer: Peer, root: Path) -> None:
+async def test_an_index_cut_short_is_refused_and_kept(peer: Peer, root: Path) -> None:
     peer.ask("create", root, id="image1")
     peer.ask("create", root, id="image2")
     peer.ask("close", root)
@@ -224,6 +242,12 @@ async def test_an_index_cut_short_is_refused_where_theirs_goes_on(peer: Peer, ro
         async with ImageStore(image_store(root)):
             pass
     assert index.read_bytes() == whole[:-40]
+    if not BEHAVIOUR.loses_cut_index:
+        for op, fields in (("exists", {"ref": "image2"}), ("create", {"id": "image3"})):
+            with pytest.raises(PeerError, match=r"images\.json"):
+                peer.ask(op, root, **fields)
+        assert index.read_bytes() == whole[:-40]
+        return
     # There it is read as far as it goes, and the next save makes the loss final.
     assert not peer.ask("exists", root, ref="image2")
     peer.ask("create", root, id="image3")

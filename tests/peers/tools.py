@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from .peer import CONTAINERS_STORAGE
+from . import generation
 
 _POLICIES = ("/etc/containers/policy.json", "~/.config/containers/policy.json")
 
@@ -20,9 +19,9 @@ _POLICIES = ("/etc/containers/policy.json", "~/.config/containers/policy.json")
 def require(*tools: str) -> None:
     """Skip the test where a tool is missing, or cannot work as it has to here."""
     for tool in tools:
-        if shutil.which(tool) is None:
+        if not generation.has_program(tool):
             pytest.skip(f"needs {tool}: apt-get install {'golang-go' if tool == 'go' else tool}")
-    if "go" in tools and not CONTAINERS_STORAGE.is_dir():
+    if "go" in tools and generation.storage_import() is None:
         pytest.skip(
             "needs the Go library containers/storage: "
             "apt-get install golang-github-containers-storage-dev"
@@ -30,18 +29,22 @@ def require(*tools: str) -> None:
     if {"podman", "buildah", "skopeo"} & set(tools):
         if os.geteuid() != 0:
             pytest.skip("needs root for podman, buildah and skopeo on a store of their own")
-        if not any(os.path.exists(os.path.expanduser(path)) for path in _POLICIES):
+        if not any(_is_there(path) for path in _POLICIES):
             pytest.skip(f"needs a containers policy: {_POLICIES[0]}")
+
+
+def _is_there(path: str) -> bool:
+    return os.path.exists(f"{generation.ROOT}/{os.path.expanduser(path)}")
 
 
 def has_go() -> bool:
     """Return whether the Go program can be built."""
-    return shutil.which("go") is not None and CONTAINERS_STORAGE.is_dir()
+    return generation.has_program("go") and generation.storage_import() is not None
 
 
 def run(*command: object) -> str:
-    """Run a command, and return what it prints."""
-    parts = [str(part) for part in command]
+    """Run a command among the programs of the generation, and return what it prints."""
+    parts = generation.command(*command)
     result = subprocess.run(parts, capture_output=True, text=True, check=False, timeout=600)
     assert result.returncode == 0, f"{parts}: {result.stderr}"
     return result.stdout.strip()
