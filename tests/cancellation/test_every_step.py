@@ -20,7 +20,7 @@ from aimagestore._directory import files
 from ..support import interruptions
 from ..support.loops import ASYNCIO_LOOPS, OPTIONS
 from ..support.stores import DirectoryStore
-from ..support.sweep import OPERATIONS, READS, Sweep, fill
+from ..support.sweep import CHANGES, OPERATIONS, READS, Sweep, fill
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +56,6 @@ async def test_an_interruption_by_asyncio_leaves_nothing_behind(
     )
     for way in ways:
         await Sweep(where, operation).run(NATIVE[way])
-
-
-CHANGES = ["set_flag", "create", "transaction", "transaction_in_generator", "stage", "touch"]
-CHANGES += ["set_big_data", "collect_garbage", "repair", "import_layout", "aclose"]
 
 
 def ways_on(backend: object) -> list[str]:

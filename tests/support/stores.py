@@ -52,8 +52,8 @@ def open_files(part: str) -> set[str]:
 
 def descriptors(part: str) -> Counter[str]:
     """Count the open files of this process whose path contains a part, and notifications."""
-    found = open_files(part) | open_files("inotify")
-    return Counter(each.partition(" ")[2] for each in found)
+    targets = (each.partition(" ")[2] for each in open_files(""))
+    return Counter(target for target in targets if part in target or "inotify" in target)
 
 
 def library_threads() -> set[threading.Thread]:
@@ -352,6 +352,10 @@ class ClusterStore(StoreUnderTest):
         """
         return super().in_use() + Counter(query for (query,) in self._rows(query))
 
+    def named_objects(self) -> set[UUID]:
+        """Return the objects that the tables name."""
+        return {blob for (blob,) in self._rows("SELECT blob FROM image_items")}
+
     def images(self) -> list[Image]:
         """Return what the tables have."""
         from aimagestore._core.record import read
@@ -363,18 +367,13 @@ class ClusterStore(StoreUnderTest):
     def _rows(self, query: str, *values: object) -> list[Any]:
         return self._session.execute(query.encode(), values or None).fetchall()
 
-    def _objects(self) -> set[UUID]:
+    def objects(self) -> set[UUID]:
+        """Return the objects that there are."""
         import obstore
 
         return {UUID(found["path"]) for page in obstore.list(self._bucket) for found in page}
 
-    def missing_objects(self) -> set[UUID]:
-        """Return what the items of images refer to, and is not there."""
-        query = "SELECT blob FROM image_items WHERE image_id <> '' AND removed IS NULL"
-        return {blob for (blob,) in self._rows(query)} - self._objects()
-
-    def discard(self, blobs: Iterable[UUID]) -> None:
-        """Remove objects."""
+    def _delete(self, blobs: Iterable[UUID]) -> None:
         import obstore
 
         if paths := [blob.hex for blob in blobs]:
@@ -385,11 +384,14 @@ class ClusterStore(StoreUnderTest):
         names = self._rows("SELECT name, image_id FROM image_names ORDER BY name")
         digests = self._rows("SELECT digest, image_id FROM image_digests ORDER BY 1, 2")
         items = self._rows("SELECT blob, image_id, key, removed FROM image_items ORDER BY blob")
-        return images, names, digests, items, self._objects()
+        return images, names, digests, items, self.objects()
 
     def garbage(self) -> list[str]:
-        known = {row[0] for row in self._rows("SELECT blob FROM image_items")}
-        return [blob.hex for blob in self._objects() - known]
+        return [blob.hex for blob in self.objects() - self.named_objects()]
+
+    def remove_garbage(self) -> None:
+        """Remove the objects that the tables do not name."""
+        self._delete(self.objects() - self.named_objects())
 
     def check_intact(self) -> None:
         import hashlib
@@ -410,7 +412,7 @@ class ClusterStore(StoreUnderTest):
         assert set(self._rows(current)) == keys
         # A row without an image notes that an orphan object was removed.
         blobs = {row[0] for row in self._rows("SELECT blob FROM image_items WHERE image_id <> ''")}
-        assert self._objects() == blobs
+        assert self.objects() == blobs
         assert self._rows("SELECT images FROM image_store") == [(len(known),)]
         assert self.findings() == ()
 
@@ -464,12 +466,22 @@ class ClusterStore(StoreUnderTest):
 
     def remove_content(self, image_id: str, key: str) -> None:
         query = "SELECT blob FROM image_items WHERE image_id = %s AND key = %s AND removed IS NULL"
-        self.discard(blob for (blob,) in self._rows(query, image_id, key.encode()))
+        self._delete(blob for (blob,) in self._rows(query, image_id, key.encode()))
 
     def _connect(self) -> psycopg.Connection[Any]:
         import psycopg
 
         return psycopg.connect(self.place.records_url, autocommit=True)
+
+    def is_lost(self) -> bool:
+        """Return whether a test has stopped the server since the last use."""
+        import psycopg
+
+        try:
+            self._session.execute("SELECT 1")
+        except psycopg.OperationalError:
+            return True
+        return False
 
     def clear(self) -> None:
         self._number += 1
@@ -482,17 +494,7 @@ class ClusterStore(StoreUnderTest):
             UPDATE image_store SET version = 0, pruned = 0, last_place = 0, images = 0
             """
         )
-        self.discard(self._objects())
-
-    def is_lost(self) -> bool:
-        """Return whether a test has stopped the server since the last use."""
-        import psycopg
-
-        try:
-            self._session.execute("SELECT 1")
-        except psycopg.OperationalError:
-            return True
-        return False
+        self._delete(self.objects())
 
     def save(self) -> None:
         for table in _SAVED_TABLES:

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -249,8 +250,18 @@ def _descriptors() -> Counter[str]:
         except OSError:
             continue
         if not target.startswith(("anon_inode:", "pipe:")):
-            found[target.partition(":[")[0]] += 1
+            kind, _, inode = target.partition(":[")
+            found[f"socket to port {_port(inode[:-1])}" if kind == "socket" else target] += 1
     return found
+
+
+def _port(inode: str) -> int | None:
+    """Return the port that a socket is connected to."""
+    for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[9] == inode:
+            return int(fields[2].partition(":")[2], 16)
+    return None
 
 
 def _left(where: str) -> list[str]:

@@ -9,14 +9,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 import anyio
 
 from aimagestore import Image, ImageStore, Report, check, copy_images, oci, repair
+from aimagestore._async.store import core_of
 
 from .interruptions import Interruption
 from .layouts import CONFIG, Maker, encode
-from .stores import StoreUnderTest, library_threads, until
+from .stores import ClusterStore, StoreUnderTest, library_threads, until
 
 MANIFEST = b"m" * 1_200_000
 MANIFEST_DIGEST = hashlib.sha256(MANIFEST).hexdigest()
@@ -155,6 +157,10 @@ OPERATIONS: dict[str, Operation] = {
     "export_layout": export_layout,
 }
 
+CHANGES = ["set_flag", "create", "transaction", "transaction_in_generator", "stage", "touch"]
+CHANGES += ["set_big_data", "collect_garbage", "repair", "import_layout", "aclose"]
+"""Operations that acquire the store's lock, in each of the ways."""
+
 READS = {"get", "lookup", "exists", "metadata", "images", "by_digest", "snapshot", "iter_images"}
 READS |= {"refresh", "modified", "touched_since", "big_data", "big_data_names", "big_data_size"}
 READS |= {"big_data_digest", "open_big_data_in_part"}
@@ -187,15 +193,15 @@ def files_of(where: StoreUnderTest) -> Path:
 
 @asynccontextmanager
 async def held_for_a_moment(where: StoreUnderTest) -> AsyncIterator[None]:
-    """Hold the store's lock from outside of the stores under test, for 10 ms."""
-    async with ImageStore(where.location) as holder, anyio.create_task_group() as tasks:
-        entered = anyio.Event()
+    """Hold the store's lock as another program would, for 10 ms."""
+    entered = anyio.Event()
 
-        async def hold() -> None:
-            async with holder.transaction():
-                entered.set()
-                await anyio.sleep(0.01)
+    async def hold() -> None:
+        with where.locked():
+            entered.set()
+            await anyio.sleep(0.01)
 
+    async with anyio.create_task_group() as tasks:
         tasks.start_soon(hold)
         await entered.wait()
         yield
@@ -205,19 +211,23 @@ class Sweep:
     """One operation, interrupted at one step after another.
 
     :param where: where :func:`fill` has been
+    :param is_held: whether another program has the lock at first
+    :cvar changes: how many changes another task makes meanwhile
     """
+
+    changes = 3
 
     def __init__(self, where: StoreUnderTest, operation: str, *, is_held: bool = False) -> None:
         self.where = where
         self._operation = OPERATIONS[operation]
         self._is_held = is_held
 
-    async def run(self, interrupt: Interruption) -> None:
-        """Interrupt the operation at each of its steps."""
-        for step in range(1, 300):
-            if not await self.at(step, interrupt):
-                return
-        raise AssertionError("it never completed")
+    async def run(self, interrupt: Interruption, *, is_sample: bool = False) -> None:
+        """Interrupt the operation at each of its steps; in a sample, later ones are sparser."""
+        step = 1
+        while await self.at(step, interrupt):
+            step += 1 + (step // 3 if is_sample else 0)
+            assert step < 300, "it never completed"
 
     async def at(self, step: int, interrupt: Interruption) -> bool:
         """Interrupt the operation at one step, and return whether it got that far."""
@@ -243,7 +253,7 @@ class Sweep:
         acknowledged: list[str] = []
 
         async def change_meanwhile() -> None:
-            for number in range(3):
+            for number in range(self.changes):
                 await store.set_metadata("one", f"number {number}")
                 acknowledged.append(f"number {number}")
 
@@ -265,11 +275,11 @@ class Sweep:
 
     async def _check(self, store: ImageStore, acknowledged: list[str]) -> None:
         """Check that nothing is left over or lost, and that memory equals what is stored."""
-        for directory, _, names in os.walk(self.where.root):
-            assert not [name for name in names if name.startswith(".")], directory
+        for directory, directories, files in os.walk(self.where.root):
+            assert not [n for n in (*directories, *files) if n.startswith(".")], directory
         images = await store.images()
         assert await self.stored_images() == images
-        for image in images:
+        for image in (images[0], images[-1]):
             assert await store.get(image.id) == image
         assert (await store.get("one")).metadata == acknowledged[-1]
         await self.check_content(store, images)
@@ -286,3 +296,48 @@ class Sweep:
             for key, digest in image.big_data_digests.items():
                 data = await store.big_data(image.id, key)
                 assert digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+class ClusterSweep(Sweep):
+    """The same on a cluster, with one store for all steps: opening it takes longer than they do.
+
+    :ivar store: the store, while :meth:`opened`
+    """
+
+    where: ClusterStore
+    store: ImageStore
+    changes = 1
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[ImageStore]:
+        """Open the store in a block, and check that every object in the end was committed."""
+        self._committed: set[UUID] = set()
+        self.where.restore()
+        async with super().opened() as self.store:
+            yield self.store
+            assert is_idle(self.store)
+        assert self.where.objects() == self._committed
+        self.where.restore()
+        self.where.remove_garbage()
+
+    async def at(self, step: int, interrupt: Interruption) -> bool:
+        self.where.restore()
+        return await self.interrupted(self.store, step, interrupt)
+
+    async def stored_images(self) -> list[Image]:
+        return self.where.images()
+
+    async def check_content(self, store: ImageStore, images: list[Image]) -> None:
+        # Objects never change. Whether they are there is seen in the end.
+        self._committed |= self.where.named_objects()
+
+
+def is_idle(store: ImageStore) -> bool:
+    """Return whether a cluster's store uses none of its sessions."""
+    from aimagestore.cluster import _sessions
+    from aimagestore.cluster._engine import ClusterEngine
+
+    engine = core_of(store).engine
+    assert isinstance(engine, ClusterEngine)
+    sessions = engine._sessions
+    return not sessions._acquired and sessions._slots._value == _sessions._SESSIONS
