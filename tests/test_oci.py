@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 import tarfile
@@ -29,6 +30,7 @@ from aimagestore import (
     Transaction,
     oci,
 )
+from aimagestore.oci import _importing
 
 from .support.layouts import (
     CONFIG,
@@ -761,6 +763,43 @@ async def test_an_import_that_is_cancelled_has_not_happened(
             assert images
             return
     raise AssertionError("it never completed")
+
+
+async def test_many_images_are_imported_with_few_open_files(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    maker = Maker()
+    for n in range(40):
+        layers = (b"%d" % n + bytes(100_000), b"more" + bytes(100_000))
+        maker.enter(maker.image(*layers, config={"n": n}), f"image:{n}")
+    layout = maker.write(tmp_path / "layout")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 60, hard))
+    try:
+        imported = await oci.import_layout(store, layout)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert await store.images() == [each.image for each in imported]
+    assert len(imported) == 40
+
+
+async def test_a_failed_import_leaves_whole_images(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_importing, "_OPEN_FILES_MAX", 4)
+    maker = Maker()
+    for n in range(4):
+        maker.enter(maker.image(b"%d" % n, config={"n": n}), f"image:{n}")
+    path = "blobs/" + digest_of(b"2").replace(":", "/")
+    maker.files[path] = b"?"
+    with pytest.raises(DigestMismatchError):
+        await oci.import_layout(store, maker.write(tmp_path / "layout"))
+    whole = await store.images()
+    assert [image.names for image in whole] == [("localhost/image:0",), ("localhost/image:1",)]
+    maker.files[path] = b"2"
+    imported = await oci.import_layout(store, maker.write(tmp_path / "layout"))
+    assert [each.is_new for each in imported] == [False, False, True, True]
+    assert [each.image for each in imported[:2]] == whole
 
 
 async def test_only_writable_stores_are_imported_into(tmp_path: Path, store: ImageStore) -> None:

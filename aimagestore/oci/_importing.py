@@ -1,13 +1,17 @@
-"""From an image layout into a store."""
+"""Imports images from a layout into a store."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+import resource
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import BinaryIO
+from threading import Event
+from time import monotonic
+from typing import BinaryIO, TypeAlias
 
 from .._async.loop import EventLoop
 from .._async.methods import ImageMethods
@@ -18,14 +22,23 @@ from .._async.transaction import Transaction
 from .._core.digest import is_canonical
 from .._core.image import Image
 from .._core.names import check_names
+from .._engine.protocol import Steps
 from ..errors import ImageStoreError, ImageUnknownError, StoreReadOnlyError
-from ._documents import blob_path
-from ._layout import Layout, open_layout
+from ._closure import check_content
+from ._documents import Descriptor, blob_path
+from ._foreign import open_layout
+from ._layout import Layout, read_whole
 from ._plan import Item, PlannedImage, plan
 from ._platform import Platform
 from ._progress import Meter
 
 logger = logging.getLogger("aimagestore")
+
+_Group: TypeAlias = "list[tuple[PlannedImage, dict[str, Item]]]"
+
+_OPEN_FILES_MAX = 256
+_SMALL = 64 * 1024
+_STEP_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +48,7 @@ class ImportResult:
     :ivar image: the image in the store
     :ivar is_new: whether it was not there before
     :ivar stored: how many bytes of big data were written for it
-    :ivar layers_left_out: how many layers did not go in, for another program keeps them elsewhere
+    :ivar layers_left_out: how many layers were left out, because another program keeps them
     """
 
     image: Image
@@ -53,34 +66,53 @@ async def import_layout(
     platform: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[ImportResult, ...]:
-    """Import images from an OCI image layout, such as ``skopeo copy … oci:`` writes.
+    """Import images from an OCI image layout, or from what other programs write.
+
+    These are read, told by their content and not by their names: a layout in a directory (skopeo's
+    ``oci:``) or a tar file (``oci-archive:``), what ``docker save`` writes (of Docker's old and new
+    format), podman's ``docker-archive:``, and skopeo's ``dir:``. Tar files may be compressed with
+    gzip, bzip2, xz or zstd; before Python 3.14 the last needs the extra ``aimagestore[zstd]``.
 
     An image's ID is the hex part of its config's digest, as podman has it. One of several
     platforms is one record with all of them, found by any of their digests; its ID is that of the
     index. The big data are the manifests, under ``manifest`` and ``manifest-<digest>``, and the
     configs and layers under their digests, byte for byte as they are in the layout, each verified.
+    A ``docker-archive`` has no manifests: its images get those that podman makes for them.
 
     An image that is there already gets what it lacks, and the names; what it has is not read
     again. In a store whose layers another program keeps (podman), layers stay out.
 
-    All is published in one step. Cancelled, or failed, nothing has happened. What is new takes an
-    open file for each item until then.
+    What a layout has beside images (artifacts, attestations, content of unknown types) does not
+    stop the import, and of an index the only platform whose content is there is imported. Where
+    one name stands for several images, nothing is imported.
+
+    Limits, beyond which a layout is refused: 64 MiB for index.json and manifest.json, 4 MiB for
+    each manifest, index and config, and for one image 10,000 manifests and blobs, 32 MiB of
+    manifests and indexes, and indexes 8 deep; 500,000 members for a tar file.
+
+    Images are published in groups, each image as a whole. Cancelled, or failed, some of them may
+    be imported; called again, it imports the rest. New content takes an open file for each item of
+    a group: for an image with more items than a process may open, raise that limit.
 
     :param layout: a directory, a tar file, or a tar file that is open for reading in binary
-        (read from its beginning; it needs a descriptor, so no pipe); told by what it is
+        (read from its beginning; it needs a descriptor, so no pipe)
     :param names: the image's names, used as they are; ``None`` for what the layout calls it
         (``io.containerd.image.name``, else ``org.opencontainers.image.ref.name``), made full as
-        podman does. A name that another image has moves
-    :param ref: import the image with this ``org.opencontainers.image.ref.name``; ``None`` for all
-    :param platform: pick ``os/architecture[/variant]`` out of an index, and import that alone
-    :param progress: called with the bytes done and the bytes in all
+        podman does. A name that another image in the store has moves
+    :param ref: import only the image with this name (whole, or short if that is clear), digest, or
+        ``name@digest``; ``None`` for all
+    :param platform: import only the image that suits ``os/architecture[/variant]`` best, or
+        ``local`` for this machine; variants are matched as podman does
+    :param progress: called with the bytes done and the total
     :returns: what became of each image, in the order of the layout
     :raises ImageUnknownError: when the layout has no image of that ref or platform
-    :raises InvalidLayoutError: when it is no layout, or is damaged or hostile
-    :raises DigestMismatchError: when a manifest or blob is not what its digest says
+    :raises AmbiguousImageError: when a ref, or a name in the layout, stands for several images, or
+        only some platforms of an image are there; its ``candidates`` tell them apart
+    :raises InvalidLayoutError: when it is not a layout, or is damaged or hostile
+    :raises DigestMismatchError: when a manifest or blob has another digest
     :raises SizeMismatchError: when one is longer or shorter than it should be
     :raises ValueError: when ``names`` are given for several images
-    :raises FileNotFoundError: when there is nothing at the path
+    :raises FileNotFoundError: when nothing is at the path
     :raises StoreReadOnlyError: when the store was opened read-only
     :raises LockTimeoutError: when the store's lock was not free in time
     """
@@ -108,11 +140,13 @@ async def _import(
     platform: Platform | None,
 ) -> tuple[ImportResult, ...]:
     layers = store.layer_store
-    source = await threads.run_abandonable(
-        open_layout, layout, dispose=lambda opened: opened.close()
-    )
+    source = await _open(layout, threads)
     try:
-        images = await threads.run(lambda: plan(source, ref, platform, with_layers=layers is None))
+        steps = plan(source, ref, platform, with_layers=layers is None)
+        images: list[PlannedImage] | None = None
+        while images is None:
+            # Interrupted, this waits for the step that is under way: the layout is closed next.
+            images = await threads.run(_advance, steps)
         if names is not None and len(images) > 1:
             raise ValueError(
                 f"{source.place} has {len(images)} images, and names are for one: give the ref of "
@@ -126,13 +160,41 @@ async def _import(
     for imported in done:
         if imported.layers_left_out:
             logger.warning(
-                "%s: left out %d layers of image %s, for those of this store are kept in %s",
+                "%s: left out %d layers of image %s, because those of this store are kept in %s",
                 source.place,
                 imported.layers_left_out,
                 imported.image.id,
                 layers,
             )
     return done
+
+
+def _advance(steps: Steps[list[PlannedImage]]) -> list[PlannedImage] | None:
+    """Plan for a moment, and return the plan when it is complete."""
+    end = monotonic() + _STEP_SECONDS
+    while monotonic() < end:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            planned: list[PlannedImage] = stop.value
+            return planned
+    return None
+
+
+async def _open(layout: str | PathLike[str] | BinaryIO, threads: Threads) -> Layout:
+    is_unwanted = Event()
+
+    def check() -> None:
+        if is_unwanted.is_set():
+            raise CancelledError
+
+    try:
+        return await threads.run_abandonable(
+            open_layout, layout, check, dispose=lambda opened: opened.close()
+        )
+    except BaseException:
+        is_unwanted.set()
+        raise
 
 
 class _Import:
@@ -151,33 +213,66 @@ class _Import:
         self._images = images
         self._threads = threads
         self._meter = meter
-        self._staged: dict[tuple[str, str], StagedItem] = {}
+        # Small content is kept in memory, and written with the commit of its group.
+        self._staged: dict[tuple[str, str], StagedItem | bytes] = {}
 
     async def run(self) -> tuple[ImportResult, ...]:
-        """Stage what the store lacks, and publish it."""
+        """Stage what the store lacks, and publish it, one group of images after another."""
+        lacking = [(image, await self._lacking(image)) for image in self._images]
+        self._meter.total = sum(item.size for _, items in lacking for item in items.values())
+        done: list[ImportResult] = []
+        for group in _groups(lacking):
+            done += await self._import_group(group)
+        return tuple(done)
+
+    async def _lacking(self, planned: PlannedImage) -> dict[str, Item]:
+        return {
+            key: item
+            for key, item in planned.items.items()
+            if not await self._is_stored(planned.id, key, item)
+        }
+
+    async def _import_group(self, group: _Group) -> list[ImportResult]:
+        images = [image for image, _ in group]
+        self._staged = {}
         async with AsyncExitStack() as stack:
+            for image, items in group:
+                await self._stage_all(stack, image, items)
             while True:
-                await self._stage_lacking(stack)
                 async with self._store.transaction() as tx:
-                    # What was there may have been deleted since.
-                    if not [each for each in self._images if await self._lacks(tx, each)]:
-                        done = [await self._publish(tx, planned) for planned in self._images]
-                        # One image of a layout may have taken a name of another's.
-                        return tuple([replace(d, image=await tx.get(d.image.id)) for d in done])
+                    gone = [image for image in images if await self._lacks(tx, image)]
+                    if not gone:
+                        return [await self._publish(tx, image) for image in images]
+                # What was there has been deleted since.
+                for image in gone:
+                    items = await self._lacking(image)
+                    self._meter.total += sum(item.size for item in items.values())
+                    await self._stage_all(stack, image, items)
         raise AssertionError("for type checkers")  # pragma: no cover
 
-    async def _stage_lacking(self, stack: AsyncExitStack) -> None:
-        lacking: list[tuple[PlannedImage, str, Item]] = []
-        for planned in self._images:
-            for key, item in planned.items.items():
-                if (planned.id, key) not in self._staged and not await self._is_stored(
-                    planned.id, key, item
-                ):
-                    lacking.append((planned, key, item))
-        self._meter.total = self._meter.done + sum(item.size for _, _, item in lacking)
-        for planned, key, item in lacking:
-            self._staged[planned.id, key] = await self._stage(stack, planned, item)
+    async def _stage_all(
+        self, stack: AsyncExitStack, image: PlannedImage, items: Mapping[str, Item]
+    ) -> None:
+        new = {key: item for key, item in items.items() if (image.id, key) not in self._staged}
+        small = {key: item for key, item in new.items() if item.size <= _SMALL}
+        read = await self._threads.run(self._read_all, image, small)
+        for key, item in new.items():
+            self._staged[image.id, key] = (
+                read[key] if key in read else await self._stage(stack, image, item)
+            )
             self._meter.end(item.size)
+
+    def _read_all(self, image: PlannedImage, items: Mapping[str, Item]) -> dict[str, bytes]:
+        """Read and verify small items. In a worker thread."""
+        contents: dict[str, bytes] = {}
+        for key, item in items.items():
+            document = image.documents.get(item.source)
+            if document is None:
+                document = read_whole(self._layout, blob_path(item.source))
+                expected = Descriptor(digest=item.source, size=item.size)
+                check_content(document, expected, self._layout.place)
+            contents[key] = document
+        return contents
 
     async def _is_stored(self, image_id: str, key: str, item: Item) -> bool:
         """Whether the image has the item, and the item its file."""
@@ -231,8 +326,29 @@ class _Import:
                 image = await tx.set_big_data(planned.id, key, staged)
         if missing := [name for name in planned.names if name not in image.names]:
             image = await tx.add_names(planned.id, missing)
-        stored = sum(staged.size for staged in mine.values())
+        stored = sum(planned.items[key].size for key in mine)
         return ImportResult(image, is_new, stored, planned.layers_left_out)
+
+
+def _groups(lacking: Iterable[tuple[PlannedImage, dict[str, Item]]]) -> Iterator[_Group]:
+    """Divide images into groups that need few open files each."""
+    most = _open_files()
+    group: _Group = []
+    items = 0
+    for image, needed in lacking:
+        if group and items + len(needed) > most:
+            yield group
+            group, items = [], 0
+        group.append((image, needed))
+        items += len(needed)
+    if group:
+        yield group
+
+
+def _open_files() -> int:
+    """Return how many files an import may have open, of those that a process may."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _OPEN_FILES_MAX if soft < 0 else min(_OPEN_FILES_MAX, max(soft // 4, 1))
 
 
 async def _find(images: ImageMethods, image_id: str) -> Image | None:

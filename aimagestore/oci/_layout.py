@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import os
 import stat
+import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Protocol
 
 from .._directory.files import Directory
 from .._engine.items import MANIFEST_MAX
 from ..errors import InvalidLayoutError
+from ._compression import START, Decompressor, is_compressed
 from ._documents import too_large
 from ._tar import Archive, Link, Member, Unusable
 
@@ -136,9 +139,12 @@ class TarLayout:
         os.close(self._fd)
 
 
-def open_layout(layout: Any) -> Layout:
+def open_files(layout: Any, check: Callable[[], object]) -> Layout:
     """Open what is at a path, or a file that is open already.
 
+    A compressed archive is decompressed into a temporary file without a name.
+
+    :param check: called now and then meanwhile; what it raises ends that
     :raises InvalidLayoutError: when it is neither a directory nor a tar file
     """
     if isinstance(layout, str | os.PathLike):
@@ -152,12 +158,34 @@ def open_layout(layout: Any) -> Layout:
         mode = os.fstat(fd).st_mode
         if stat.S_ISDIR(mode):
             return DirectoryLayout(LayoutDirectory(place, fd))
-        if stat.S_ISREG(mode):
-            return TarLayout(fd, place)
-        raise InvalidLayoutError(f"{place} is neither a directory nor a file", path=place)
+        if not stat.S_ISREG(mode):
+            raise InvalidLayoutError(f"{place} is neither a directory nor a file", path=place)
+        if is_compressed(os.pread(fd, START, 0)):
+            compressed, fd = fd, -1
+            try:
+                fd = _decompressed(compressed, place, check)
+            finally:
+                os.close(compressed)
+        return TarLayout(fd, place)
     except BaseException:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
         raise
+
+
+def _decompressed(fd: int, place: str, check: Callable[[], object]) -> int:
+    """Return the descriptor of a temporary file with what a file holds."""
+    source = _OpenMember(fd, Member(0, os.fstat(fd).st_size))
+    with tempfile.TemporaryFile() as file:
+        try:
+            for piece in Decompressor(source, place, place).pieces():
+                check()
+                file.write(piece)
+            file.flush()
+        except OSError as error:
+            error.filename = f"{place}, decompressed into {tempfile.gettempdir()}; set TMPDIR"
+            raise
+        return os.dup(file.fileno())
 
 
 def read_whole(layout: Layout, path: str, limit: int = MANIFEST_MAX) -> bytes:

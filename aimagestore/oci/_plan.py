@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from .._core.digest import MANIFEST, canonical_digest
+from .._engine.protocol import Steps
 from .._format import gojson
 from ..errors import AmbiguousImageError, ImageUnknownError
 from ._closure import Closure
@@ -60,10 +61,9 @@ class PlannedImage:
     is_artifact: bool
 
     def merged(self, other: PlannedImage) -> PlannedImage:
-        """Join it with what the layout has of the same image under another name or manifest."""
+        """Join it with what the layout has of the same image under another manifest."""
         return replace(
             other,
-            names=tuple(dict.fromkeys((*self.names, *other.names))),
             items={**self.items, **other.items},
             documents={**self.documents, **other.documents},
             layers_left_out=max(self.layers_left_out, other.layers_left_out),
@@ -72,8 +72,8 @@ class PlannedImage:
 
 def plan(
     layout: Layout, ref: str | None, platform: Platform | None, *, with_layers: bool
-) -> list[PlannedImage]:
-    """Return the images of a layout that are selected: those called ``ref``, or all.
+) -> Steps[list[PlannedImage]]:
+    """Find the images of a layout that are selected, those called ``ref`` or all, in steps.
 
     :param platform: the one to pick
     :param with_layers: whether layers go into the store, because podman does not keep them
@@ -83,7 +83,7 @@ def plan(
     :raises SizeMismatchError: when a file is longer or shorter than its descriptor says
     :raises DigestMismatchError: when a manifest or config has another digest
     """
-    return _Planner(Reader(layout), platform, with_layers=with_layers).run(ref)
+    return (yield from _Planner(Reader(layout), platform, with_layers=with_layers).steps(ref))
 
 
 class _Planner:
@@ -93,14 +93,19 @@ class _Planner:
         self._with_layers = with_layers
         self._planned: dict[str, PlannedImage] = {}
         self._by_digest: dict[str, PlannedImage] = {}
+        self._names: dict[str, dict[str, None]] = {}
         self._other_platforms: set[str] = set()
 
-    def run(self, ref: str | None) -> list[PlannedImage]:
-        for selected in self._reader.index.select(ref):
+    def steps(self, ref: str | None) -> Steps[list[PlannedImage]]:
+        everything = self._reader.index.select(ref)
+        for done, selected in enumerate(everything, 1):
             for root in self._roots(selected):
                 if root.is_index or root.is_manifest or ref is not None:
                     self._add(root, selected)
-        planned = list(self._planned.values())
+            yield done, len(everything)
+        planned = [
+            replace(image, names=tuple(self._names[image.id])) for image in self._planned.values()
+        ]
         if not planned:
             raise ImageUnknownError(
                 f"{self._reader.place} lists no image"
@@ -197,14 +202,12 @@ class _Planner:
                 self._reader.place,
                 text,
             )
-        known = self._by_digest.get(root.digest)
-        if known is None:
-            image = self._image(root, selected)
-            self._by_digest[root.digest] = image
-        else:
-            image = replace(known, names=selected.names)
-        known = self._planned.get(image.id)
-        self._planned[image.id] = image if known is None else known.merged(image)
+        image = self._by_digest.get(root.digest)
+        if image is None:
+            image = self._by_digest[root.digest] = self._image(root, selected)
+            known = self._planned.get(image.id)
+            self._planned[image.id] = image if known is None else known.merged(image)
+        self._names.setdefault(image.id, {}).update(dict.fromkeys(selected.names))
 
     def _image(self, root: Descriptor, selected: Selected) -> PlannedImage:
         closure = self._reader.closure(root)

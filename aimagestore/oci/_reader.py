@@ -48,7 +48,10 @@ class Reader:
         try:
             data = read_whole(self._layout, LAYOUT_FILE)
         except FileNotFoundError:
-            raise self.invalid(f"not an OCI image layout: it has no {LAYOUT_FILE}") from None
+            raise self.invalid(
+                f"not an OCI image layout: it has no {LAYOUT_FILE}; and neither an archive of "
+                "docker save nor a dir:, which have a manifest.json"
+            ) from None
         check_marker(data, self.place)
 
     def invalid(self, problem: str) -> InvalidLayoutError:

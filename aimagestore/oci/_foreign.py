@@ -1,0 +1,293 @@
+"""Other programs' archives and directories, presented as OCI image layouts; blocking.
+
+What they hold is told by their content, as ``podman load`` does: an ``oci-layout`` makes an OCI
+layout, and without one a ``manifest.json`` makes what ``docker save`` and podman's
+``docker-archive`` write, if it is a list, or else what skopeo's ``dir:`` writes.
+"""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import re
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import msgspec
+
+from .._core.digest import CANONICAL, canonical_digest, is_digest
+from ..errors import DigestMismatchError, InvalidLayoutError
+from ._compression import START, Decompressor, is_compressed
+from ._documents import (
+    DOCKER_CONFIG,
+    DOCKER_MANIFEST,
+    INDEX_FILE,
+    INDEX_MAX,
+    LAYOUT_FILE,
+    MARKER,
+    blob_path,
+    decode,
+    media_type_of,
+)
+from ._layout import Layout, LayoutFile, open_files, read_whole
+from ._naming import REF_NAME
+
+MANIFEST_FILE = "manifest.json"
+
+_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+_LINKS_MAX = 8
+# What programs call the config after its digest.
+_NAMED_BY_DIGEST = re.compile(r"(?:.*/)?(?:sha256:)?([0-9a-f]{64})(?:\.json)?")
+_VERSION = re.compile(rb"Directory Transport Version: 1\.\d+\n")
+
+
+class _Bytes(io.BytesIO):
+    @property
+    def size(self) -> int:
+        return len(self.getbuffer())
+
+
+class _DecompressedFile:
+    """A compressed file of a layout, as it is without compression."""
+
+    def __init__(self, file: LayoutFile, size: int, what: str, path: str) -> None:
+        self._file = file
+        self._decompressor = Decompressor(file, what, path)
+        self.size = size
+
+    def read(self, size: int = -1) -> bytes:
+        return self._decompressor.read(size)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _ForeignLayout:
+    """The files of an OCI layout, made from those of something else."""
+
+    def __init__(self, files: Layout) -> None:
+        self.place = files.place
+        self._files = files
+        self._made: dict[str, bytes] = {LAYOUT_FILE: MARKER}
+
+    def open(self, path: str) -> LayoutFile:
+        made = self._made.get(path)
+        return _Bytes(made) if made is not None else self._open_blob(path)
+
+    def _open_blob(self, path: str) -> LayoutFile:
+        raise NotImplementedError
+
+    def link_target(self, path: str) -> str | None:
+        return None
+
+    def close(self) -> None:
+        self._files.close()
+
+    def _make(self, data: bytes) -> tuple[str, int]:
+        """Add a blob, and return its digest and size."""
+        digest = canonical_digest(data)
+        self._made[blob_path(digest)] = data
+        return digest, len(data)
+
+    def _make_index(self, entries: list[dict[str, Any]]) -> None:
+        index = {"schemaVersion": 2, "manifests": entries}
+        self._made[INDEX_FILE] = msgspec.json.encode(index)
+
+    def _invalid(self, problem: str) -> InvalidLayoutError:
+        return InvalidLayoutError(f"{self.place}: {problem}", path=self.place)
+
+
+class _Item(msgspec.Struct, rename="pascal"):
+    """One image in the manifest.json of ``docker save``."""
+
+    config: str
+    repo_tags: list[str] | None = None
+    layers: list[str] | None = None
+
+
+class _RootFS(msgspec.Struct):
+    diff_ids: list[str] | None = None
+
+
+class _Config(msgspec.Struct):
+    rootfs: _RootFS | None = None
+
+
+class DockerArchive(_ForeignLayout):
+    """What ``docker save`` writes, and podman's ``docker-archive``.
+
+    It has no manifests. Each image gets the one that podman makes for it, so that it has the same
+    digest: its layers are known by the digest that they have without compression.
+
+    :param check: called now and then while layers are read; what it raises ends that
+    :raises InvalidLayoutError: when it is not what it should be
+    """
+
+    def __init__(self, files: Layout, manifest: bytes, check: Callable[[], object]) -> None:
+        super().__init__(files)
+        self._check = check
+        # The paths of layers and configs in the archive, by those in the layout.
+        self._sources: dict[str, str] = {}
+        # The sizes of compressed layers without compression, by their paths in the archive.
+        self._decompressed: dict[str, int] = {}
+        items = decode(manifest, list[_Item], MANIFEST_FILE, self.place, INDEX_MAX)
+        if not items:
+            raise self._invalid(
+                f"not an OCI image layout (it has no {LAYOUT_FILE}), and its {MANIFEST_FILE} "
+                "lists no image"
+            )
+        entries: list[dict[str, Any]] = []
+        for item in items:
+            digest, size = self._make(self._manifest_of(item))
+            entry = {"mediaType": DOCKER_MANIFEST, "digest": digest, "size": size}
+            tags = [{"annotations": {REF_NAME: tag}} for tag in item.repo_tags or ()]
+            entries += [entry | tag for tag in tags or [{}]]
+        self._make_index(entries)
+
+    def _manifest_of(self, item: _Item) -> bytes:
+        path = self._resolve(item.config)
+        config: dict[str, Any] = {"mediaType": DOCKER_CONFIG, "size": 0, "digest": ""}
+        named = _NAMED_BY_DIGEST.fullmatch(item.config)
+        try:
+            data = read_whole(self._files, path)
+        except FileNotFoundError:
+            # Needed only if this image is selected: its manifest then refers to nothing.
+            if named is None:
+                raise self._invalid(f"its config {item.config} is missing") from None
+            return self._encoded(config | {"digest": f"{CANONICAL}:{named[1]}"}, [])
+        config["size"], config["digest"] = len(data), canonical_digest(data)
+        if named is not None and config["digest"] != f"{CANONICAL}:{named[1]}":
+            raise DigestMismatchError(
+                f"{self.place}: the config {item.config} has the digest {config['digest']}",
+                path=self.place,
+                expected=f"{CANONICAL}:{named[1]}",
+                actual=config["digest"],
+            )
+        self._sources[blob_path(config["digest"])] = path
+        return self._encoded(config, self._layers_of(item, data))
+
+    def _layers_of(self, item: _Item, config: bytes) -> list[dict[str, Any]]:
+        what = f"config {item.config}"
+        rootfs = decode(config, _Config, what, self.place).rootfs or _RootFS()
+        digests, paths = rootfs.diff_ids or [], item.layers or []
+        if len(digests) != len(paths):
+            raise self._invalid(
+                f"{what} has {len(digests)} layers, and its {MANIFEST_FILE} {len(paths)}"
+            )
+        layers = []
+        for digest, layer in zip(digests, paths, strict=True):
+            if not is_digest(digest):
+                raise self._invalid(f"{what} has a layer of the invalid digest {digest!r}")
+            path = self._sources.setdefault(blob_path(digest), self._resolve(layer))
+            size = self._size_of(path) or 0
+            layers.append({"mediaType": _LAYER, "size": size, "digest": digest})
+        return layers
+
+    @staticmethod
+    def _encoded(config: dict[str, Any], layers: list[dict[str, Any]]) -> bytes:
+        manifest = {"schemaVersion": 2, "mediaType": DOCKER_MANIFEST}
+        return msgspec.json.encode(manifest | {"config": config, "layers": layers})
+
+    def _resolve(self, path: str) -> str:
+        """Return where in the archive a path leads, through symbolic links in it."""
+        path = posixpath.normpath(path)
+        for _ in range(_LINKS_MAX):
+            if path.startswith("/") or path.split("/")[0] == ".." or "\0" in path:
+                raise self._invalid(f"{path} would be outside of it")
+            target = self._files.link_target(path)
+            if target is None:
+                return path
+            path = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+        raise self._invalid(f"{path} is a link to a link, more than {_LINKS_MAX} times")
+
+    def _size_of(self, path: str) -> int | None:
+        """Return the size of a layer without compression; ``None`` if it is missing."""
+        if path in self._decompressed:
+            return self._decompressed[path]
+        try:
+            file = self._files.open(path)
+        except FileNotFoundError:
+            return None
+        with closing(file):
+            if not is_compressed(file.read(START)):
+                return file.size
+        size = self._decompressed[path] = self._measure(path)
+        return size
+
+    def _measure(self, path: str) -> int:
+        size = 0
+        with closing(self._files.open(path)) as file:
+            for piece in Decompressor(file, f"{self.place}: {path}", self.place).pieces():
+                self._check()
+                size += len(piece)
+        return size
+
+    def _open_blob(self, path: str) -> LayoutFile:
+        source = self._sources.get(path)
+        if source is None:
+            raise FileNotFoundError(f"{self.place} has no {path}")
+        file = self._files.open(source)
+        size = self._decompressed.get(source)
+        if size is None:
+            return file
+        return _DecompressedFile(file, size, f"{self.place}: {source}", self.place)
+
+
+class DirTransport(_ForeignLayout):
+    """What skopeo's ``dir:`` writes: a manifest, and blobs named by their digests.
+
+    :raises InvalidLayoutError: when it is of a version that is not understood
+    """
+
+    def __init__(self, files: Layout, manifest: bytes) -> None:
+        super().__init__(files)
+        try:
+            version = read_whole(files, "version")
+        except FileNotFoundError:
+            pass
+        else:
+            if not _VERSION.fullmatch(version):
+                raise self._invalid(f"a dir: of version {version[:80]!r}; only 1 is understood")
+        media_type = media_type_of(manifest, MANIFEST_FILE, self.place)
+        digest, size = self._make(manifest)
+        self._make_index([{"mediaType": media_type, "digest": digest, "size": size}])
+
+    def _open_blob(self, path: str) -> LayoutFile:
+        _, algorithm, encoded = path.split("/")
+        name = encoded if algorithm == CANONICAL else f"{algorithm}-{encoded}"
+        try:
+            return self._files.open(name)
+        except FileNotFoundError:
+            return self._files.open(f"{name}.{MANIFEST_FILE}")
+
+
+def open_layout(layout: Any, check: Callable[[], object]) -> Layout:
+    """Open what is at a path, or a file that is open already, as an OCI layout.
+
+    :param check: called now and then where that takes long; what it raises ends it
+    :raises InvalidLayoutError: when it is something else, or damaged
+    """
+    files = open_files(layout, check)
+    try:
+        return _as_layout(files, check)
+    except BaseException:
+        files.close()
+        raise
+
+
+def _as_layout(files: Layout, check: Callable[[], object]) -> Layout:
+    if _has(files, LAYOUT_FILE) or not _has(files, MANIFEST_FILE):
+        return files
+    manifest = read_whole(files, MANIFEST_FILE, INDEX_MAX)
+    if manifest.lstrip(b" \t\r\n").startswith(b"["):
+        return DockerArchive(files, manifest, check)
+    return DirTransport(files, manifest)
+
+
+def _has(files: Layout, path: str) -> bool:
+    try:
+        files.open(path).close()
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,387 @@
+"""Archives and directories that other programs write, and compressed ones."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import sys
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from aimagestore import (
+    AmbiguousImageError,
+    DigestMismatchError,
+    ImageStore,
+    ImageUnknownError,
+    InvalidLayoutError,
+    oci,
+)
+from aimagestore.oci import _compression
+
+from .support.layouts import Maker, archive, digest_of, encode, files_of, hello
+from .support.stores import open_files
+
+DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
+GZIP_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+
+
+def config_of(*layers: bytes, **fields: Any) -> bytes:
+    rootfs = {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}
+    config = {"architecture": "amd64", "os": "linux", "created": "2024-05-06T07:08:09Z"}
+    return encode(config | {"rootfs": rootfs} | fields)
+
+
+def hex_of(data: bytes) -> str:
+    return digest_of(data).partition(":")[2]
+
+
+class DockerArchive:
+    """What ``docker save`` writes."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.items: list[dict[str, Any]] = []
+
+    def image(self, *layers: bytes, tags: Any = (), pack: Any = bytes, **fields: Any) -> str:
+        """Add an image, and return its ID."""
+        config = config_of(*layers, **fields)
+        paths = [f"{hex_of(b'v1' + layer)}/layer.tar" for layer in layers]
+        self.files |= {p: pack(layer) for p, layer in zip(paths, layers, strict=True)}
+        self.files[f"{hex_of(config)}.json"] = config
+        item = {"Config": f"{hex_of(config)}.json", "RepoTags": list(tags) or None, "Layers": paths}
+        self.items.append(item)
+        return hex_of(config)
+
+    def write(self, path: Path, *links: tuple[str, str]) -> Path:
+        files = {**self.files, "manifest.json": encode(self.items), "repositories": b"{}"}
+        if path.suffix != ".tar":
+            for name, data in files.items():
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                (path / name).write_bytes(data)
+            return path
+        with tarfile.open(path, "w") as tar:
+            for name, data in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+            for name, target in links:
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = tarfile.SYMTYPE, target
+                tar.addfile(member)
+        return path
+
+
+# docker save, docker-archive
+
+
+@pytest.mark.parametrize("name", ["archive.tar", "directory"])
+async def test_docker_save(store: ImageStore, tmp_path: Path, name: str) -> None:
+    saved = DockerArchive()
+    image_id = saved.image(b"one", b"two", b"one", tags=["quay.io/a/b:1", "short:2"])
+    (imported,) = await oci.import_layout(store, saved.write(tmp_path / name))
+    image = imported.image
+    assert image.id == image_id
+    assert image.names == ("quay.io/a/b:1", "localhost/short:2")
+    assert image.created is not None
+    assert image.created.year == 2024
+    assert await store.big_data(image.id, digest_of(b"two")) == b"two"
+    # As podman makes it, to the byte: peers' tests compare them.
+    config = saved.files[f"{image_id}.json"]
+    assert json.loads(await store.big_data(image.id, "manifest")) == {
+        "schemaVersion": 2,
+        "mediaType": DOCKER,
+        "config": {
+            "mediaType": "application/vnd.docker.container.image.v1+json",
+            "size": len(config),
+            "digest": f"sha256:{image_id}",
+        },
+        "layers": [
+            {"mediaType": GZIP_LAYER, "size": 3, "digest": digest_of(data)}
+            for data in (b"one", b"two", b"one")
+        ],
+    }
+    await oci.export_layout(store, image.id, tmp_path / "out")
+    (again,) = await oci.import_layout(store, tmp_path / "out")
+    assert (again.stored, again.image) == (0, image)
+
+
+async def test_several_images_of_docker_save(store: ImageStore, tmp_path: Path) -> None:
+    saved = DockerArchive()
+    first = saved.image(b"shared", b"1", tags=["docker.io/library/a:latest"], n=1)
+    second = saved.image(b"shared", b"2", tags=["docker.io/library/b:latest"], n=2)
+    third = saved.image(b"shared", n=3)
+    path = saved.write(tmp_path / "a.tar")
+    for ref, expected in [("a", first), ("b:latest", second), ("docker.io/library/b", second)]:
+        (imported,) = await oci.import_layout(store, path, ref=ref)
+        assert imported.image.id == expected
+    found = await oci.import_layout(store, path)
+    assert [each.image.id for each in found] == [first, second, third]
+    assert found[2].image.names == ()
+    with pytest.raises(ImageUnknownError, match=r"library/a:latest"):
+        await oci.import_layout(store, path, ref="c")
+    (picked,) = await oci.import_layout(store, path, platform="linux/amd64", ref="a")
+    assert picked.image.id == first
+
+
+async def test_one_tag_of_two_images_of_docker_save(store: ImageStore, tmp_path: Path) -> None:
+    saved = DockerArchive()
+    for n in (1, 2):
+        saved.image(b"layer", tags=["a:1"], n=n)
+    with pytest.raises(AmbiguousImageError, match="localhost/a:1"):
+        await oci.import_layout(store, saved.write(tmp_path / "a.tar"))
+
+
+async def test_layers_that_are_links(store: ImageStore, tmp_path: Path) -> None:
+    saved = DockerArchive()
+    image_id = saved.image(b"layer")
+    (path,) = saved.items[0]["Layers"]
+    saved.files["blob.tar"] = saved.files.pop(path)
+    await oci.import_layout(store, saved.write(tmp_path / "a.tar", (path, "../blob.tar")))
+    assert (await store.get(image_id)).big_data_sizes[digest_of(b"layer")] == 5
+    (tmp_path / "outside").write_bytes(b"layer")
+    for target in (str(tmp_path / "outside"), "../../outside", "nothing", path.split("/")[1]):
+        await store.wipe()
+        with pytest.raises(InvalidLayoutError, match=r"missing|outside of it|link to a link"):
+            await oci.import_layout(store, saved.write(tmp_path / "b.tar", (path, target)))
+    (saved.write(tmp_path / "directory") / path).parent.mkdir()
+    (tmp_path / "directory" / path).symlink_to("../blob.tar")
+    with pytest.raises(InvalidLayoutError, match="not a regular file"):
+        await oci.import_layout(store, tmp_path / "directory")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+async def test_compressed_layers(
+    store: ImageStore, tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    layer = os.urandom(300_000)
+    saved = DockerArchive()
+    image_id = saved.image(layer, b"small", pack=pack)
+    await oci.import_layout(store, saved.write(tmp_path / "a.tar"))
+    assert await store.big_data(image_id, digest_of(layer)) == layer
+    assert await store.big_data(image_id, digest_of(b"small")) == b"small"
+
+
+async def test_what_is_wrong_with_an_archive_of_docker_save(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    def saved(**fields: Any) -> DockerArchive:
+        made = DockerArchive()
+        made.image(b"layer", tags=["a:1"])
+        made.items[0] |= fields
+        return made
+
+    altered = saved()
+    (layer,) = altered.items[0]["Layers"]
+    altered.files[layer] = b"LAYER"
+    longer = saved()
+    longer.files[longer.items[0]["Config"]] += b" "
+    gone = saved()
+    del gone.files[layer]
+    no_config = saved(Config="other.json")
+    cut = DockerArchive()
+    cut.image(os.urandom(1000), pack=lambda data: gzip.compress(data)[:-20])
+    nothing = DockerArchive()
+    for case, match, error in [
+        (altered, "digest", DigestMismatchError),
+        (longer, "config .* has the digest", DigestMismatchError),
+        (gone, "is missing", InvalidLayoutError),
+        (no_config, "config other.json is missing", InvalidLayoutError),
+        (saved(Config="/etc/passwd"), "outside of it", InvalidLayoutError),
+        (saved(Config="../../etc/passwd"), "outside of it", InvalidLayoutError),
+        (saved(Layers=[]), "has 1 layers, and its manifest.json 0", InvalidLayoutError),
+        (saved(Layers=["../a"]), "outside of it", InvalidLayoutError),
+        (saved(RepoTags=5), "cannot be read", InvalidLayoutError),
+        (cut, "cannot be decompressed: it is cut off", InvalidLayoutError),
+        (nothing, "no oci-layout.*lists no image", InvalidLayoutError),
+    ]:
+        for name in ("a.tar", f"directory-{match[:9].replace('/', '')}"):
+            with pytest.raises(error, match=match):
+                await oci.import_layout(store, case.write(tmp_path / name))
+            assert await store.images() == []
+
+
+async def test_what_is_missing_of_one_image_keeps_nobody_from_another(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    saved = DockerArchive()
+    saved.image(b"there", tags=["a:1"], n=1)
+    saved.image(b"gone", tags=["b:1"], n=2)
+    saved.image(b"there", tags=["c:1"], n=3)
+    del saved.files[saved.items[1]["Layers"][0]], saved.files[saved.items[2]["Config"]]
+    path = saved.write(tmp_path / "a.tar")
+    await oci.import_layout(store, path, ref="a:1")
+    for ref in ("b:1", "c:1", None):
+        with pytest.raises(InvalidLayoutError, match="is missing"):
+            await oci.import_layout(store, path, ref=ref)
+
+
+async def test_both_formats_of_docker_in_one_archive_are_a_layout(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    maker = hello()
+    maker.files["manifest.json"] = encode([{"Config": "no", "RepoTags": ["no:1"], "Layers": []}])
+    (imported,) = await oci.import_layout(store, maker.write(tmp_path / "a.tar"))
+    assert imported.image.digest == maker.entries[0]["digest"]
+
+
+# dir:
+
+
+def write_dir(path: Path, maker: Maker, *, version: bytes | None = None) -> Path:
+    """What skopeo's ``dir:`` makes of the first image of a layout."""
+    path.mkdir()
+    first = maker.entries[0]
+    for name, data in maker.files.items():
+        if not name.startswith("blobs/"):
+            continue
+        _, algorithm, encoded = name.split("/")
+        plain = encoded if algorithm == "sha256" else f"{algorithm}-{encoded}"
+        is_manifest = b'"schemaVersion"' in data
+        (path / (f"{plain}.manifest.json" if is_manifest else plain)).write_bytes(data)
+        if first["digest"] == f"{algorithm}:{encoded}":
+            (path / "manifest.json").write_bytes(data)
+    (path / "version").write_bytes(version or b"Directory Transport Version: 1.1\n")
+    return path
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+async def test_dir(store: ImageStore, tmp_path: Path, algorithm: str) -> None:
+    maker = Maker(algorithm)
+    maker.enter(maker.image(b"layer"), "never seen")
+    (imported,) = await oci.import_layout(store, write_dir(tmp_path / "dir", maker))
+    assert imported.image.names == ()
+    (same,) = await oci.import_layout(store, maker.write(tmp_path / "layout"), names=[])
+    assert (same.image.id, same.is_new) == (imported.image.id, False)
+
+
+async def test_an_index_in_a_dir(store: ImageStore, tmp_path: Path) -> None:
+    maker = Maker()
+    platforms = [{"os": "linux", "architecture": name} for name in ("amd64", "arm64")]
+    images = [maker.image(encode(p), config=p, platform=p) for p in platforms]
+    maker.enter(maker.index(*images))
+    path = write_dir(tmp_path / "dir", maker)
+    (imported,) = await oci.import_layout(store, path)
+    assert imported.image.digest == maker.entries[0]["digest"]
+    (picked,) = await oci.import_layout(store, path, platform="linux/arm64")
+    assert picked.image.digest == images[1]["digest"]
+
+
+async def test_what_is_wrong_with_a_dir(store: ImageStore, tmp_path: Path) -> None:
+    newer = write_dir(tmp_path / "newer", hello(), version=b"Directory Transport Version: 2.0\n")
+    with pytest.raises(InvalidLayoutError, match="only 1 is understood"):
+        await oci.import_layout(store, newer)
+    altered = write_dir(tmp_path / "altered", hello())
+    (altered / hex_of(b"layer")).write_bytes(b"LAYER")
+    with pytest.raises(DigestMismatchError):
+        await oci.import_layout(store, altered)
+    linked = write_dir(tmp_path / "linked", hello())
+    (linked / hex_of(b"layer")).rename(tmp_path / "outside")
+    (linked / hex_of(b"layer")).symlink_to(tmp_path / "outside")
+    with pytest.raises(InvalidLayoutError, match="not a regular file"):
+        await oci.import_layout(store, linked)
+    old = tmp_path / "old"
+    old.mkdir()
+    media_type = "application/vnd.docker.distribution.manifest.v1+json"
+    (old / "manifest.json").write_bytes(encode({"schemaVersion": 1, "mediaType": media_type}))
+    with pytest.raises(ImageUnknownError, match=r"manifest\.v1"):
+        await oci.import_layout(store, old)
+    assert await store.images() == []
+
+
+# Compression
+
+
+def zstd_compress(data: bytes) -> bytes:
+    name = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+    compressed: bytes = pytest.importorskip(name).compress(data)
+    return compressed
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": zstd_compress,
+}
+
+
+@pytest.mark.parametrize("case", PACKERS)
+async def test_a_compressed_archive(store: ImageStore, tmp_path: Path, case: str) -> None:
+    maker = Maker()
+    maker.enter(maker.image(os.urandom(100_000)), "hello:1")
+    files = files_of(maker.write(tmp_path / "layout"))
+    pack = PACKERS[case]
+    data = archive(files)
+    half = len(data) // 2
+    before = open_files(str(tmp_path))
+    for packed in (pack(data), pack(data) + bytes(4096), pack(data[:half]) + pack(data[half:])):
+        (tmp_path / "a").write_bytes(packed)
+        (imported,) = await oci.import_layout(store, tmp_path / "a")
+        assert imported.image.digest == maker.entries[0]["digest"]
+        await store.wipe()
+    assert open_files(str(tmp_path)) - before <= open_files("images.json")
+    for damaged in (pack(data)[:-20], pack(data)[:half], pack(data) + b"more"):
+        (tmp_path / "a").write_bytes(damaged)
+        with pytest.raises(InvalidLayoutError, match="cannot be decompressed"):
+            await oci.import_layout(store, tmp_path / "a")
+
+
+async def test_zstd_without_its_library(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("compression.zstd", "backports.zstd"):
+        monkeypatch.setitem(sys.modules, name, None)
+    (tmp_path / "a.tar").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(100))
+    with pytest.raises(InvalidLayoutError, match=r"install aimagestore\[zstd\].*zstd -d"):
+        await oci.import_layout(store, tmp_path / "a.tar")
+
+
+async def test_xz_that_needs_very_much_memory(store: ImageStore, tmp_path: Path) -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 4096}]
+    data = bytearray(lzma.compress(b"x" * 100, filters=filters))
+    # Compressing with a large dictionary takes much memory: change what the header says of it.
+    start, size = 12, (data[12] + 1) * 4
+    data[start + 4] = 36  # 1 GiB
+    checksum = zlib.crc32(data[start : start + size - 4]).to_bytes(4, "little")
+    data[start + size - 4 : start + size] = checksum
+    (tmp_path / "a.tar").write_bytes(data)
+    with pytest.raises(InvalidLayoutError, match="cannot be decompressed: Memory usage limit"):
+        await oci.import_layout(store, tmp_path / "a.tar")
+
+
+async def test_decompressing_ends_when_the_import_is_cancelled(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.tar").write_bytes(gzip.compress(archive({"x": bytes(50_000_000)}), 1))
+    begun, pieces = anyio.Event(), 0
+    real = _compression.Decompressor.read
+    loop_token = anyio.lowlevel.current_token()
+
+    def read(self: Any, size: int) -> bytes:
+        nonlocal pieces
+        pieces += 1
+        if pieces == 3:
+            anyio.from_thread.run_sync(begun.set, token=loop_token)
+        return real(self, size)
+
+    monkeypatch.setattr(_compression.Decompressor, "read", read)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(oci.import_layout, store, tmp_path / "a.tar")
+        await begun.wait()
+        tasks.cancel_scope.cancel()
+    with anyio.fail_after(10):
+        while open_files(str(tmp_path / "a.tar")):
+            await anyio.sleep(0.01)
+    assert pieces < 100
