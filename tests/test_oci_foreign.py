@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import json
 import lzma
 import os
 import sys
-import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -29,57 +27,20 @@ from aimagestore import (
 )
 from aimagestore.oci import _compression
 
-from .support.layouts import Maker, archive, digest_of, encode, files_of, hello
+from .support.layouts import (
+    DockerArchive,
+    Maker,
+    archive,
+    digest_of,
+    encode,
+    files_of,
+    hello,
+    hex_of,
+)
 from .support.stores import open_files
 
 DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
 GZIP_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
-
-
-def config_of(*layers: bytes, **fields: Any) -> bytes:
-    rootfs = {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}
-    config = {"architecture": "amd64", "os": "linux", "created": "2024-05-06T07:08:09Z"}
-    return encode(config | {"rootfs": rootfs} | fields)
-
-
-def hex_of(data: bytes) -> str:
-    return digest_of(data).partition(":")[2]
-
-
-class DockerArchive:
-    """What ``docker save`` writes."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.items: list[dict[str, Any]] = []
-
-    def image(self, *layers: bytes, tags: Any = (), pack: Any = bytes, **fields: Any) -> str:
-        """Add an image, and return its ID."""
-        config = config_of(*layers, **fields)
-        paths = [f"{hex_of(b'v1' + layer)}/layer.tar" for layer in layers]
-        self.files |= {p: pack(layer) for p, layer in zip(paths, layers, strict=True)}
-        self.files[f"{hex_of(config)}.json"] = config
-        item = {"Config": f"{hex_of(config)}.json", "RepoTags": list(tags) or None, "Layers": paths}
-        self.items.append(item)
-        return hex_of(config)
-
-    def write(self, path: Path, *links: tuple[str, str]) -> Path:
-        files = {**self.files, "manifest.json": encode(self.items), "repositories": b"{}"}
-        if path.suffix != ".tar":
-            for name, data in files.items():
-                (path / name).parent.mkdir(parents=True, exist_ok=True)
-                (path / name).write_bytes(data)
-            return path
-        with tarfile.open(path, "w") as tar:
-            for name, data in files.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-            for name, target in links:
-                member = tarfile.TarInfo(name)
-                member.type, member.linkname = tarfile.SYMTYPE, target
-                tar.addfile(member)
-        return path
 
 
 # docker save, docker-archive
@@ -233,6 +194,29 @@ async def test_both_formats_of_docker_in_one_archive_are_a_layout(
     maker.files["manifest.json"] = encode([{"Config": "no", "RepoTags": ["no:1"], "Layers": []}])
     (imported,) = await oci.import_layout(store, maker.write(tmp_path / "a.tar"))
     assert imported.image.digest == maker.entries[0]["digest"]
+
+
+async def test_an_exported_archive_is_one_of_docker_as_well(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    (imported,) = await oci.import_layout(store, hello().write(tmp_path / "layout"))
+    await oci.export_layout(store, imported.image.id, tmp_path / "out.tar")
+    files = files_of(tmp_path / "out.tar")
+    (item,) = json.loads(files["manifest.json"])
+    assert item["RepoTags"] == ["localhost/hello:1"]
+    assert digest_of(files[item["Config"]]) == f"sha256:{imported.image.id}"
+    assert [files[path] for path in item["Layers"]] == [b"layer"]
+    for name, tags in [("short", ["localhost/short:latest"]), ("", None), ("No Name", None)]:
+        await oci.export_layout(store, imported.image.id, tmp_path / "out.tar", name=name)
+        (item,) = json.loads(files_of(tmp_path / "out.tar")["manifest.json"])
+        assert item["RepoTags"] == tags
+    maker = Maker()
+    maker.enter(maker.index(maker.image(b"1"), maker.image(b"2")), "several:1")
+    await oci.import_layout(store, maker.write(tmp_path / "several"))
+    await oci.export_layout(store, "localhost/several:1", tmp_path / "out.tar")
+    assert "manifest.json" not in files_of(tmp_path / "out.tar")
+    await oci.export_layout(store, "localhost/hello:1", tmp_path / "out")
+    assert "manifest.json" not in files_of(tmp_path / "out")
 
 
 # dir:

@@ -1,7 +1,8 @@
-"""OCI image layouts into a store, and out of it.
+"""Imports images from OCI image layouts into a store, and exports them into layouts.
 
 A layout is a directory, or a tar file, of ``oci-layout``, ``index.json`` and ``blobs/``, as
-``skopeo copy … oci:``, ``buildah push … oci-archive:`` and others write and read it::
+``skopeo copy … oci:``, ``buildah push … oci-archive:`` and others write and read it. Archives of
+``docker save``, podman's ``docker-archive`` and skopeo's ``dir:`` are imported too::
 
     from aimagestore import ImageStore, oci
 
@@ -9,8 +10,8 @@ A layout is a directory, or a tar file, of ``oci-layout``, ``index.json`` and ``
         (imported,) = await oci.import_layout(store, "hello.tar")
         await oci.export_layout(store, imported.image.id, "layout", name="hello:1")
 
-What a layout says is not believed: every digest and size is checked, and nothing outside of it
-is read, whatever its links and names are.
+A layout is not trusted: every digest and size is verified, and nothing outside of it is read,
+whatever its links and names are.
 """
 
 from ._exporting import ExportResult, export_layout

@@ -14,6 +14,7 @@ from .._directory.staged import StagedFile
 from .._engine.digesting import Digester
 from .._engine.protocol import StagedContent
 from ._documents import INDEX_FILE, LAYOUT_FILE, MARKER, Descriptor, blob_path
+from ._foreign import MANIFEST_FILE
 from ._index import with_entry
 from ._layout import LayoutFile
 from ._tar import BLOCK
@@ -124,11 +125,15 @@ class _Entry(io.BufferedIOBase):
 
 
 class ArchiveTarget:
-    """A new tar file: no file in it has a time or an owner, so the same image gives the same."""
+    """A new tar file. No file in it has a time or an owner, so equal images give equal archives.
 
-    def __init__(self, output: _Output, helpers: Executor) -> None:
+    :param docker: the ``manifest.json`` that makes it an archive for ``docker load`` as well
+    """
+
+    def __init__(self, output: _Output, helpers: Executor, docker: bytes | None) -> None:
         self._output = output
         self._helpers = helpers
+        self._docker = docker
 
     def find(self, digest: str, size: int) -> LayoutFile | None:
         return None
@@ -137,7 +142,10 @@ class ArchiveTarget:
         return _Entry(self._output, blob_path(digest), size, self._helpers)
 
     def commit(self, entry: Descriptor) -> None:
-        for path, data in ((LAYOUT_FILE, MARKER), (INDEX_FILE, with_entry(None, entry, ""))):
+        files = {LAYOUT_FILE: MARKER, INDEX_FILE: with_entry(None, entry, "")}
+        if self._docker is not None:
+            files[MANIFEST_FILE] = self._docker
+        for path, data in files.items():
             self._output.write(_header(path, len(data)) + data + bytes(-len(data) % BLOCK))
         self._output.write(bytes(2 * BLOCK))
         self._output.finish()
@@ -152,7 +160,10 @@ def _header(path: str, size: int) -> bytes:
     return info.tobuf(PAX_FORMAT)
 
 
-def open_archive(path: str | BinaryIO, helpers: Executor) -> Target:
-    """Begin a tar file at a path, or write one to a file that is open already."""
+def open_archive(path: str | BinaryIO, helpers: Executor, docker: bytes | None) -> Target:
+    """Begin a tar file at a path, or write one to a file that is open already.
+
+    :param docker: the ``manifest.json`` for Docker
+    """
     output = _NewFile(path, helpers) if isinstance(path, str) else _OpenedFile(path)
-    return ArchiveTarget(output, helpers)
+    return ArchiveTarget(output, helpers, docker)

@@ -78,6 +78,11 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
         return self.media_type in _MANIFESTS
 
     @property
+    def is_image_config(self) -> bool:
+        """Whether it is of the config of an image, by its type."""
+        return self.media_type in _IMAGE_CONFIGS
+
+    @property
     def is_foreign(self) -> bool:
         """Whether its blob is kept elsewhere, and may be missing here."""
         return bool(self.urls) or self.media_type.startswith(_NOT_DISTRIBUTED)
@@ -194,7 +199,7 @@ def is_image(manifest: Document, config: Config) -> bool:
         return True
     if manifest.artifact_type or manifest.config is None:
         return False
-    return manifest.config.media_type in _IMAGE_CONFIGS or config.has_layers
+    return manifest.config.is_image_config or config.has_layers
 
 
 def podman_reads(manifest: Document) -> bool:

@@ -1,4 +1,4 @@
-"""From a store into an image layout."""
+"""Exports images from a store into a layout."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from ..errors import BigDataUnknownError, InvalidLayoutError
 from ._archive import open_archive
 from ._closure import Closure
 from ._documents import Descriptor, media_type_of
+from ._foreign import docker_manifest
 from ._layout import LayoutFile
 from ._naming import REF_NAME
 from ._progress import Meter
@@ -49,11 +50,11 @@ _PIECES = 16
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What became of an export.
+    """What an export did.
 
     :ivar image: the image, as it was
     :ivar digest: the digest of its manifest or index, by which the layout lists it
-    :ivar written: how many bytes of manifests and blobs were written; others were there already
+    :ivar written: how many bytes of manifests and blobs were written; the layout had the others
     """
 
     image: Image
@@ -85,8 +86,11 @@ async def export_layout(
     are left out.
 
     A directory that is a layout already gets one more image, or another one of that name; blobs
-    that it has are kept. A tar file is replaced. Cancelled, or failed, nothing has happened,
-    except that an open file has had some of the archive written to it.
+    that it has are kept. A tar file is replaced; with an image for one platform it is an archive
+    of ``docker save`` as well, which every version of ``docker load`` and ``podman load`` reads.
+
+    Cancelled, or failed, nothing has happened, except that an open file has had some of the
+    archive written to it.
 
     :param layout: a directory, new, empty or a layout; a tar file; or a file that is open for
         writing in binary, for an archive
@@ -105,7 +109,10 @@ async def export_layout(
     threads = _ExportThreads(EventLoop())
     helpers = WorkerPool(_HELPERS, "aimagestore helper")
     try:
-        target = partial(_open_target, layout, archive, helpers)
+
+        def target(docker: bytes | None) -> Target:
+            return _open_target(layout, archive, helpers, docker)
+
         return await _export(store, ref, target, threads, Meter(progress), name=name)
     finally:
         threads.when_idle(partial(_end, threads, helpers))
@@ -126,7 +133,7 @@ class _ExportThreads(Threads):
 async def _export(
     store: ImageStore,
     ref: str,
-    open_target: Callable[[], Target],
+    open_target: Callable[[bytes | None], Target],
     threads: Threads,
     meter: Meter,
     *,
@@ -138,7 +145,10 @@ async def _export(
         name = next(iter(image.names), "")
     entry = _entry(closure.root, check_text(name, "name"))
     contents = _contents_of(store, image, closure)
-    target = await threads.run_abandonable(open_target, dispose=lambda target: target.close())
+    docker = docker_manifest(closure, name)
+    target = await threads.run_abandonable(
+        open_target, docker, dispose=lambda target: target.close()
+    )
     try:
         written = await _Export(store, image, target, threads, meter).run(contents)
         await threads.run_shielded(target.commit, entry)
@@ -147,13 +157,15 @@ async def _export(
     return ExportResult(image, closure.root.digest, written)
 
 
-def _open_target(layout: Any, archive: bool | None, helpers: Executor) -> Target:
+def _open_target(
+    layout: Any, archive: bool | None, helpers: Executor, docker: bytes | None
+) -> Target:
     if not isinstance(layout, str | PathLike):
-        return open_archive(layout, helpers)
+        return open_archive(layout, helpers, docker)
     path = os.fspath(layout)
     if archive is None:
         archive = path.endswith(_ARCHIVE_SUFFIX) and not os.path.isdir(path)
-    return open_archive(path, helpers) if archive else DirectoryTarget(path, helpers)
+    return open_archive(path, helpers, docker) if archive else DirectoryTarget(path, helpers)
 
 
 def _entry(root: Descriptor, name: str) -> Descriptor:
@@ -246,7 +258,7 @@ def _contents_of(store: ImageStore, image: Image, closure: Closure) -> list[_Con
 
 
 class _Export:
-    """One export: what is copied, and what need not be."""
+    """One export: what it copies, and what the target has already."""
 
     def __init__(
         self, store: ImageStore, image: Image, target: Target, threads: Threads, meter: Meter

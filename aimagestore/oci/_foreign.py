@@ -18,6 +18,7 @@ import msgspec
 
 from .._core.digest import CANONICAL, canonical_digest, is_digest
 from ..errors import DigestMismatchError, InvalidLayoutError
+from ._closure import Closure
 from ._compression import START, Decompressor, is_compressed
 from ._documents import (
     DOCKER_CONFIG,
@@ -32,6 +33,7 @@ from ._documents import (
 )
 from ._layout import Layout, LayoutFile, open_files, read_whole
 from ._naming import REF_NAME
+from ._reference import full_name
 
 MANIFEST_FILE = "manifest.json"
 
@@ -260,6 +262,29 @@ class DirTransport(_ForeignLayout):
             return self._files.open(name)
         except FileNotFoundError:
             return self._files.open(f"{name}.{MANIFEST_FILE}")
+
+
+def docker_manifest(closure: Closure, name: str) -> bytes | None:
+    """Return the ``manifest.json`` that makes an archive with an image one of ``docker save``.
+
+    ``None`` for what such an archive cannot hold: several platforms, what is not an image, or
+    layers that may be missing.
+
+    :param name: what the archive calls the image
+    """
+    root = closure.root
+    config, *layers = closure.parts.get(root.digest, (root,))
+    is_docker = root.media_type == DOCKER_MANIFEST
+    is_image = root.is_manifest and (is_docker or config.is_image_config)
+    if not is_image or any(layer.is_foreign for layer in layers):
+        return None
+    full = full_name(name)
+    item = {
+        "Config": blob_path(config.digest),
+        "RepoTags": [full] if full is not None and "@" not in full else None,
+        "Layers": [blob_path(layer.digest) for layer in layers],
+    }
+    return msgspec.json.encode([item])
 
 
 def open_layout(layout: Any, check: Callable[[], object]) -> Layout:

@@ -36,7 +36,7 @@ logger = logging.getLogger("aimagestore")
 
 _Group: TypeAlias = "list[tuple[PlannedImage, dict[str, Item]]]"
 
-_OPEN_FILES_MAX = 256
+_OPEN_FILES_MAX = 512
 _SMALL = 64 * 1024
 _STEP_SECONDS = 0.02
 
@@ -226,10 +226,14 @@ class _Import:
         return tuple(done)
 
     async def _lacking(self, planned: PlannedImage) -> dict[str, Item]:
+        """Return the items that the store lacks, by their keys."""
+        image = await _find(self._store, planned.id)
+        if image is None:
+            return dict(planned.items)
         return {
             key: item
             for key, item in planned.items.items()
-            if not await self._is_stored(planned.id, key, item)
+            if not (_lists(image, key, item) and await self._is_stored(image, key, item))
         }
 
     async def _import_group(self, group: _Group) -> list[ImportResult]:
@@ -274,13 +278,10 @@ class _Import:
             contents[key] = document
         return contents
 
-    async def _is_stored(self, image_id: str, key: str, item: Item) -> bool:
-        """Whether the image has the item, and the item its file."""
-        image = await _find(self._store, image_id)
-        if image is None or not _lists(image, key, item):
-            return False
+    async def _is_stored(self, image: Image, key: str, item: Item) -> bool:
+        """Return whether an item that the image lists has its file."""
         try:
-            async with self._store.open_big_data(image_id, key) as reader:
+            async with self._store.open_big_data(image.id, key) as reader:
                 return reader.size == item.size
         except (ImageStoreError, FileNotFoundError):
             return False
@@ -307,7 +308,7 @@ class _Import:
             await self._threads.run_shielded(file.close)
 
     async def _lacks(self, tx: Transaction, planned: PlannedImage) -> bool:
-        """Whether something is neither staged nor in the store."""
+        """Return whether an item is neither staged nor in the store."""
         image = await _find(tx, planned.id)
         return any(
             (planned.id, key) not in self._staged
@@ -348,7 +349,7 @@ def _groups(lacking: Iterable[tuple[PlannedImage, dict[str, Item]]]) -> Iterator
 def _open_files() -> int:
     """Return how many files an import may have open, of those that a process may."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _OPEN_FILES_MAX if soft < 0 else min(_OPEN_FILES_MAX, max(soft // 4, 1))
+    return _OPEN_FILES_MAX if soft < 0 else min(_OPEN_FILES_MAX, max(soft // 2, 1))
 
 
 async def _find(images: ImageMethods, image_id: str) -> Image | None:
@@ -361,10 +362,10 @@ async def _find(images: ImageMethods, image_id: str) -> Image | None:
 
 
 def _lists(image: Image, key: str, item: Item) -> bool:
-    """Whether the image's record lists the item as it should be.
+    """Return whether the image's record lists the item as it should be.
 
-    A store records digests of one kind. What is called by another was compared with that when it
-    came, and is its key.
+    A store records digests of one algorithm. Content with a digest of another was compared with
+    that when it was stored, and has it as its key.
     """
     recorded = image.big_data_digests.get(key)
     is_same = recorded == item.digest if is_canonical(item.digest) else key == item.digest

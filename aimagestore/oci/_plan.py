@@ -283,8 +283,7 @@ class _Planner:
                 items[blob.digest] = Item(blob.digest, blob.size, blob.digest)
         identity, created, is_artifact = root.digest, None, False
         if root.is_manifest:
-            manifest = self._reader.manifest(root)
-            assert manifest is not None, "it was read before"
+            manifest = self._reader.parsed(root, closure.documents[root.digest])
             assert manifest.config is not None, "a manifest has one"
             config = self._reader.config(manifest)
             created = _time(config.created)

@@ -6,25 +6,26 @@ from .._async.staging import Progress
 
 
 class Meter:
-    """Adds up the parts of a transfer, one after the other.
+    """Adds up the parts of a transfer, which come one after the other.
 
-    :ivar total: the bytes in all
+    :ivar total: the bytes of all parts
+    :ivar done: the bytes of the parts that have ended
     """
 
     def __init__(self, progress: Progress | None) -> None:
         self.total = 0
         self.done = 0
         self._progress = progress
-        self._said = (0, 0)
+        self._reported = (0, 0)
 
     def report(self, part: int, _total: int | None = None) -> None:
-        """Report how many bytes of the part under way are done."""
+        """Report how many bytes of the present part are done."""
         now = (self.done + part, self.total)
-        if self._progress is not None and now != self._said:
-            self._said = now
+        if self._progress is not None and now != self._reported:
+            self._reported = now
             self._progress(*now)
 
     def end(self, part: int) -> None:
-        """Report that a part of so many bytes is done."""
+        """Report that a part of that many bytes has ended."""
         self.done += part
         self.report(0)

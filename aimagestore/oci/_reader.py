@@ -102,6 +102,10 @@ class Reader:
         if data is None:
             return None
         check_content(data, descriptor, self.place)
+        return self.parsed(descriptor, data)
+
+    def parsed(self, descriptor: Descriptor, data: bytes) -> Document:
+        """Decode a document that was read and verified."""
         return read_document(data, descriptor.media_type, descriptor.digest, self.place)
 
     def config(self, manifest: Document) -> Config:

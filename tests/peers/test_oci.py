@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aimagestore import ImageStore, oci
+from aimagestore import ImageStore, ImageUnknownError, oci
 
-from ..support.layouts import files_of
+from ..support.layouts import DockerArchive, Maker, encode, files_of, write_archive
 from .tools import Tools, require, run
 
 pytestmark = pytest.mark.peers
@@ -39,7 +43,9 @@ def blobs_of(layout: Path) -> dict[str, bytes]:
 
 def copied(source: str, target: Path, *options: str) -> dict[str, bytes]:
     """The files that skopeo makes of an image as a plain directory, by their digests."""
-    run("skopeo", "copy", "--quiet", *options, source, f"dir:{target}")
+    overrides = [option for option in options if option != "--all"]
+    everything = [option for option in options if option == "--all"]
+    run("skopeo", *overrides, "copy", "--quiet", *everything, source, f"dir:{target}")
     return files_of(target)
 
 
@@ -202,3 +208,165 @@ async def test_names_are_what_podman_makes_of_them(tools: Tools, tmp_path: Path,
     async with ImageStore(tmp_path / "store") as store:
         (imported,) = await oci.import_layout(store, archive)
     assert tools.names() == {imported.image.id: list(imported.image.names)}
+
+
+# What other programs write
+
+
+def layer(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    write_archive(buffer, {"file": content}, tarfile.USTAR_FORMAT)
+    return buffer.getvalue()
+
+
+def saved_by_docker(_: Tools, path: Path) -> None:
+    saved = DockerArchive()
+    shared = layer(b"shared")
+    saved.image(shared, layer(b"1"), tags=["short:1", "docker.io/library/a:2"], n=1)
+    saved.image(shared, layer(b"2"), tags=["quay.io/b/c:3"], n=2)
+    saved.image(layer(b"3"), n=3)
+    saved.write(path)
+
+
+def saved_with_compressed_layers(_: Tools, path: Path) -> None:
+    saved = DockerArchive()
+    saved.image(layer(b"1"), layer(b"2"), tags=["a:1"], pack=gzip.compress)
+    saved.write(path)
+
+
+def saved_by_podman(tools: Tools, path: Path) -> None:
+    tools.podman("save", "--quiet", "--output", str(path), NAME)
+
+
+def several_saved_by_podman(tools: Tools, path: Path) -> None:
+    tools.podman("tag", NAME, "localhost/second:2")
+    tools.commit("quay.io/other/other:1", "other")
+    names = [NAME, "localhost/second:2", "quay.io/other/other:1"]
+    tools.podman("save", "--quiet", "--multi-image-archive", "--output", str(path), *names)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        saved_by_docker,
+        saved_with_compressed_layers,
+        saved_by_podman,
+        several_saved_by_podman,
+    ],
+)
+@pytest.mark.parametrize("compress", ["", "gzip", "zstd", "xz", "bzip2"])
+async def test_docker_archives_are_what_podman_makes_of_them(
+    tools: Tools, tmp_path: Path, write: Callable[[Tools, Path], None], compress: str
+) -> None:
+    if compress and write is not saved_by_docker:
+        pytest.skip("one archive is enough for each kind of compression")
+    path = tmp_path / "archive.tar"
+    write(tools, path)
+    other = Tools(tools.root / "other")
+    other.podman("load", "--quiet", "--input", str(path))
+    if compress:  # podman 4.3 fails to load what gzip has compressed
+        require(compress)
+        path.write_bytes(compressed(compress, path))
+    async with ImageStore(tmp_path / "store") as store:
+        imported = [each.image for each in await oci.import_layout(store, path)]
+        assert {i.id: sorted(i.names) for i in imported} == {
+            image_id: sorted(names) for image_id, names in other.names().items()
+        }
+        async with ImageStore(other.image_store, read_only=True) as podmans:
+            for image in imported:
+                manifest = await podmans.big_data(image.id, "manifest")
+                assert await store.big_data(image.id, "manifest") == manifest
+
+
+def compressed(program: str, path: Path) -> bytes:
+    if program == "zstd":
+        pytest.importorskip("backports.zstd")
+    run(program, "--keep", path)
+    suffix = {"gzip": "gz", "bzip2": "bz2", "zstd": "zst"}.get(program, program)
+    return path.with_name(f"{path.name}.{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("program", ["gzip", "zstd"])
+async def test_compressed_oci_archives(tools: Tools, tmp_path: Path, program: str) -> None:
+    require(program)
+    source = buildahs(tools, tmp_path / "archive")
+    data = compressed(program, tmp_path / "archive")
+    (tmp_path / "archive").write_bytes(data)
+    digest = json.loads(run("skopeo", "inspect", source))["Digest"]
+    async with ImageStore(tmp_path / "store") as store:
+        (imported,) = await oci.import_layout(store, tmp_path / "archive")
+    assert (imported.image.digest, imported.image.names) == (digest, (NAME,))
+
+
+async def test_dir(tools: Tools, tmp_path: Path) -> None:
+    run("skopeo", "copy", "--quiet", f"{tools.reference}{NAME}", f"dir:{tmp_path / 'dir'}")
+    async with ImageStore(tmp_path / "store") as store:
+        (imported,) = await oci.import_layout(store, tmp_path / "dir")
+        await oci.export_layout(store, imported.image.id, tmp_path / "out")
+    assert imported.image.id == tools.inspect(NAME)["Id"]
+    assert copied(f"oci:{tmp_path / 'out'}", tmp_path / "again") == files_of(tmp_path / "dir")
+
+
+PLATFORMS = [
+    ("amd64", ["amd64/v2", "amd64", "amd64/v3"]),
+    ("amd64/v3", ["amd64", "amd64/v2", "amd64/v3"]),
+    ("amd64/v4", ["amd64/v2", "amd64", "amd64/v3"]),
+    ("amd64", ["amd64/v2", "arm64"]),
+    ("arm", ["arm/v5", "arm/v7", "arm/v6"]),
+    ("arm", ["arm/v7", "arm"]),
+    ("arm/v7", ["arm/v5", "arm/v6", "arm/v8"]),
+    ("arm/v7", ["arm/v8", "arm"]),
+    ("arm/v5", ["arm/v6", "arm/v7"]),
+    ("arm64", ["amd64", "arm64/v8"]),
+    ("arm64/v8", ["arm64", "amd64"]),
+    ("arm64/v9", ["arm64/v8", "arm64"]),
+    ("s390x", ["s390x", "amd64"]),
+]
+
+
+@pytest.mark.parametrize(("asked", "present"), PLATFORMS)
+async def test_platforms_are_chosen_as_skopeo_does(
+    tmp_path: Path, asked: str, present: list[str]
+) -> None:
+    require("skopeo")
+    maker = Maker()
+    images = []
+    for text in present:
+        architecture, _, variant = text.partition("/")
+        fields = {"os": "linux", "architecture": architecture}
+        fields |= {"variant": variant} if variant else {}
+        images.append(maker.image(encode(fields), config=fields, platform=fields))
+    maker.enter(maker.index(*images), "a:1")
+    layout = maker.write(tmp_path / "layout")
+    architecture, _, variant = asked.partition("/")
+    options = ["--override-arch", architecture]
+    options += ["--override-variant", variant] if variant else []
+    source = f"oci:{layout}:a:1"
+    async with ImageStore(tmp_path / "store") as store:
+        try:
+            expected = copied(source, tmp_path / "dir", *options)["manifest.json"]
+        except AssertionError:
+            with pytest.raises(ImageUnknownError, match=present[0]):
+                await oci.import_layout(store, layout, platform=f"linux/{asked}")
+            return
+        (imported,) = await oci.import_layout(store, layout, platform=f"linux/{asked}")
+        assert await store.big_data(imported.image.id, "manifest") == expected
+
+
+async def test_an_exported_archive_is_one_of_docker_as_well(tools: Tools, tmp_path: Path) -> None:
+    skopeos(tools, tmp_path / "layout")
+    out = tmp_path / "out.tar"
+    async with ImageStore(tmp_path / "store") as store:
+        await oci.import_layout(store, tmp_path / "layout")
+        await oci.export_layout(store, NAME, out)
+    source = f"docker-archive:{out}:{NAME}"
+    assert json.loads(run("skopeo", "inspect", source))["Layers"] == [
+        f"sha256:{digest}" for digest in diff_ids(tools)
+    ]
+    other = Tools(tools.root / "other")
+    other.podman("pull", "--quiet", source)
+    assert other.names() == {tools.inspect(NAME)["Id"]: [NAME]}
+
+
+def diff_ids(tools: Tools) -> list[str]:
+    return [layer.removeprefix("sha256:") for layer in tools.inspect(NAME)["RootFS"]["Layers"]]

@@ -110,3 +110,49 @@ def hello(**fields: Any) -> Maker:
     maker = Maker()
     maker.enter(maker.image(b"layer", **fields), "hello:1")
     return maker
+
+
+def config_of(*layers: bytes, **fields: Any) -> bytes:
+    rootfs = {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}
+    config = {"architecture": "amd64", "os": "linux", "created": "2024-05-06T07:08:09Z"}
+    return encode(config | {"rootfs": rootfs} | fields)
+
+
+def hex_of(data: bytes) -> str:
+    return digest_of(data).partition(":")[2]
+
+
+class DockerArchive:
+    """What ``docker save`` writes."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.items: list[dict[str, Any]] = []
+
+    def image(self, *layers: bytes, tags: Any = (), pack: Any = bytes, **fields: Any) -> str:
+        """Add an image, and return its ID."""
+        config = config_of(*layers, **fields)
+        paths = [f"{hex_of(b'v1' + layer)}/layer.tar" for layer in layers]
+        self.files |= {p: pack(layer) for p, layer in zip(paths, layers, strict=True)}
+        self.files[f"{hex_of(config)}.json"] = config
+        item = {"Config": f"{hex_of(config)}.json", "RepoTags": list(tags) or None, "Layers": paths}
+        self.items.append(item)
+        return hex_of(config)
+
+    def write(self, path: Path, *links: tuple[str, str]) -> Path:
+        files = {**self.files, "manifest.json": encode(self.items), "repositories": b"{}"}
+        if path.suffix != ".tar":
+            for name, data in files.items():
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                (path / name).write_bytes(data)
+            return path
+        with tarfile.open(path, "w") as tar:
+            for name, data in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+            for name, target in links:
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = tarfile.SYMTYPE, target
+                tar.addfile(member)
+        return path
