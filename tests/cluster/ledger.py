@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -86,6 +89,28 @@ async def gone(server: Server) -> AsyncIterator[None]:
     finally:
         with anyio.CancelScope(shield=True):
             await in_thread(server.start)
+
+
+@contextmanager
+def frozen(*servers: Server) -> Iterator[None]:
+    """Servers do nothing and answer nothing, for the block; their connections stay."""
+    stopped: list[int] = []
+    try:
+        for server in servers:
+            assert server._process is not None
+            _stop(server._process.pid, stopped)
+        yield
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _stop(pid: int, stopped: list[int]) -> None:
+    """Stop a process, and then its children: it starts no more of them."""
+    os.kill(pid, signal.SIGSTOP)
+    stopped.append(pid)
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        _stop(int(child), stopped)
 
 
 async def fails(servers: Servers, call: Callable[[], Awaitable[object]]) -> None:

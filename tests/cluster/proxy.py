@@ -5,8 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Self
 
@@ -19,19 +18,18 @@ class Proxy:
     """Passes on what comes in at its port, and what is answered; until it is told otherwise.
 
     :ivar port: where it listens
-    :ivar delay: seconds that each piece takes to get through, either way
     """
 
     def __init__(self, target: int, listener: socket.socket | None = None) -> None:
         self._target = target
         self._listener = listener or socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self.delay = 0.0
         self._mutex = threading.Lock()
         self._ends: set[socket.socket] = set()
         self._is_open = threading.Event()
         self._is_open.set()
         self._is_refusing = False
+        self._before_answers: Callable[[], object] = _nothing
         self._allowance: int | None = None
         self._unanswered: bytes | None = None
         self._silenced: set[socket.socket] = set()
@@ -82,6 +80,13 @@ class Proxy:
         yield
         self._is_refusing = False
 
+    @contextmanager
+    def answering_after(self, wait: Callable[[], object]) -> Iterator[None]:
+        """Meanwhile a call is made before each piece of an answer is passed on."""
+        self._before_answers = wait
+        yield
+        self._before_answers = _nothing
+
     def _accept(self) -> None:
         while True:
             try:
@@ -109,8 +114,8 @@ class Proxy:
         with suppress(OSError):
             while data := source.recv(_CHUNK):
                 self._is_open.wait()
-                if self.delay:
-                    time.sleep(self.delay)
+                if not is_client:
+                    self._before_answers()
                 if self._is_cut_by(data, source, sink, is_client):
                     self.cut()
                     return
@@ -137,6 +142,10 @@ class Proxy:
                 return False
             self._allowance = None
             return True
+
+
+def _nothing() -> None:
+    pass
 
 
 def _reset(end: socket.socket) -> None:
