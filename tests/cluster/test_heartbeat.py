@@ -70,14 +70,17 @@ def hash_in_one_go() -> float:
 
 
 async def test_a_transaction_never_waits_on_the_loop(slow: SlowServers) -> None:
-    async with ImageStore(slow.place.location()) as store, slow.answering() as heart:
-        async with store.transaction() as tx:
-            before = heart.answers
-            for number in range(TIMES):
-                await tx.create(f"image{number}", names=[f"name{number}"])
-                assert (await tx.get(f"name{number}")).id == f"image{number}"
-                assert not await tx.exists(f"other{number}")
-            assert heart.answers - before >= 2 * TIMES
+    async with (
+        ImageStore(slow.place.location()) as store,
+        slow.answering() as heart,
+        store.transaction() as tx,
+    ):
+        before = heart.answers
+        for number in range(TIMES):
+            await tx.create(f"image{number}", names=[f"name{number}"])
+            assert (await tx.get(f"name{number}")).id == f"image{number}"
+            assert not await tx.exists(f"other{number}")
+        assert heart.answers - before >= 2 * TIMES
 
 
 async def test_no_call_waits_on_the_loop(slow: SlowServers) -> None:
