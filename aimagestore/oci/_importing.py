@@ -6,7 +6,7 @@ import logging
 import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, replace
 from os import PathLike
 from threading import Event
@@ -27,7 +27,7 @@ from ..errors import ImageStoreError, ImageUnknownError, StoreReadOnlyError
 from ._closure import check_content
 from ._documents import Descriptor, blob_path
 from ._foreign import open_layout
-from ._layout import Layout, read_whole
+from ._layout import Layout, read_up_to
 from ._plan import Item, PlannedImage, plan
 from ._platform import Platform
 from ._progress import Meter
@@ -272,7 +272,8 @@ class _Import:
         for key, item in items.items():
             document = image.documents.get(item.source)
             if document is None:
-                document = read_whole(self._layout, blob_path(item.source))
+                with closing(self._layout.open(blob_path(item.source))) as file:
+                    document = read_up_to(file, item.size + 1)
                 expected = Descriptor(digest=item.source, size=item.size)
                 check_content(document, expected, self._layout.place)
             contents[key] = document

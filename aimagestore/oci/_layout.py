@@ -7,7 +7,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any, Protocol
 
 from .._directory.files import Directory
@@ -195,15 +195,16 @@ def read_whole(layout: Layout, path: str, limit: int = MANIFEST_MAX) -> bytes:
     :raises FileNotFoundError: when there is none
     :raises InvalidLayoutError: when it is larger
     """
-    file = layout.open(path)
-    try:
+    with closing(layout.open(path)) as file:
         if file.size > limit:
             raise too_large(layout.place, path, file.size, limit)
-        pieces: list[bytes] = []
-        left = limit
-        while left and (piece := file.read(left)):
-            pieces.append(piece)
-            left -= len(piece)
-        return b"".join(pieces)
-    finally:
-        file.close()
+        return read_up_to(file, limit)
+
+
+def read_up_to(file: LayoutFile, size: int) -> bytes:
+    """Return the next bytes of a file, up to so many."""
+    pieces: list[bytes] = []
+    while size and (piece := file.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
