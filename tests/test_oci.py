@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ from aimagestore import (
     oci,
 )
 from aimagestore.oci import _importing
+from aimagestore.oci._target import DirectoryTarget
 
 from .support.layouts import (
     CONFIG,
@@ -867,3 +869,58 @@ def test_memory_is_flat(tmp_path: Path, form: str) -> None:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
         assert int(result.stdout) < 16
+
+
+async def test_an_archive_is_written_into_a_pipe_and_through_a_link(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    image = await import_one(store, hello().write(tmp_path / "in"))
+    real, link, pipe = tmp_path / "real.tar", tmp_path / "link.tar", tmp_path / "pipe.tar"
+    real.write_bytes(b"old")
+    link.symlink_to("real.tar")
+    os.mkfifo(pipe)
+    await oci.export_layout(store, image.id, link)
+    assert link.is_symlink()
+    with pytest.raises(OSError, match="nobody reads this pipe"):
+        await oci.export_layout(store, image.id, pipe)
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader.start()
+    while not found:
+        try:
+            await oci.export_layout(store, image.id, pipe)
+            break
+        except OSError as error:  # the reader has not opened it yet
+            if error.errno != errno.ENXIO:
+                raise
+            await anyio.sleep(0.01)
+    await anyio.to_thread.run_sync(reader.join)
+    assert found == [real.read_bytes()]
+    assert await import_one(store, real) == image
+
+
+async def test_an_export_that_fails_leaves_the_blobs_that_another_has_committed(
+    store: ImageStore, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = await import_one(store, hello().write(tmp_path / "in"))
+    target = tmp_path / "out"
+    real = DirectoryTarget.commit
+
+    async def export_too() -> None:
+        async with ImageStore(path, read_only=True) as other:
+            await oci.export_layout(other, image.id, target)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "the disk fails")
+
+    def commit(self: DirectoryTarget, entry: Any) -> None:
+        # Another export of the same image comes first, when this one has all its blobs staged.
+        monkeypatch.setattr(DirectoryTarget, "commit", real)
+        anyio.run(export_too)
+        monkeypatch.setattr(DirectoryTarget, "_write", fail)
+        real(self, entry)
+
+    monkeypatch.setattr(DirectoryTarget, "commit", commit)
+    with pytest.raises(OSError, match="the disk fails"):
+        await oci.export_layout(store, image.id, target)
+    assert await import_one(store, target) == image

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import ParamSpec
 
 import anyio
@@ -17,6 +18,12 @@ from .exits import ExitCode, describe, exit_code
 from .output import say
 
 logger = logging.getLogger("aimagestore")
+
+_SIGNALS = {
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "terminated",
+    signal.SIGHUP: "the terminal hung up",
+}
 
 P = ParamSpec("P")
 Command = Callable[P, Awaitable[ExitCode | None]]
@@ -48,7 +55,7 @@ async def _until_signal(call: Callable[[], Awaitable[ExitCode | None]]) -> int:
     async with anyio.create_task_group() as tasks:
 
         async def watch(*, task_status: anyio.abc.TaskStatus[None]) -> None:
-            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            with anyio.open_signal_receiver(*_heeded()) as signals:
                 task_status.started()
                 async for number in signals:
                     received.append(number)
@@ -67,13 +74,19 @@ async def _until_signal(call: Callable[[], Awaitable[ExitCode | None]]) -> int:
     return code or ExitCode.DONE
 
 
+def _heeded() -> list[signal.Signals]:
+    """Return the signals that end a command: those that nobody has it ignore, as nohup does."""
+    return [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+
 def _leave(code: int) -> None:
     """Exit though a thread may still wait for input that never comes.
 
     The store is closed and everything staged is gone by now; an orderly exit would wait for the
     thread.
     """
-    say("interrupted" if code == 128 + signal.SIGINT else "terminated")
+    with suppress(OSError):  # the terminal may be what has gone
+        say(_SIGNALS[signal.Signals(code - 128)])
     os._exit(code)
 
 

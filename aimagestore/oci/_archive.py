@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 from concurrent.futures import Executor
 from tarfile import PAX_FORMAT, TarInfo
 from typing import BinaryIO, Protocol
@@ -38,10 +40,10 @@ class _Output(Protocol):
 
 
 class _NewFile:
-    """A file in place of what has its name, there when it is whole."""
+    """A file in place of what has its name, there when it is whole. A link stays one."""
 
     def __init__(self, path: str, helpers: Executor) -> None:
-        parent, self._name = os.path.split(os.path.abspath(path))
+        parent, self._name = os.path.split(os.path.realpath(path))
         self._parent = Directory.at(parent)
         try:
             self._staged = StagedFile(self._parent, helpers, EXPORTED_FILE)
@@ -83,6 +85,28 @@ class _OpenedFile:
 
     def close(self) -> None:
         pass
+
+
+class _OpenedPath(_OpenedFile):
+    """A pipe or a device, written to as it is.
+
+    :raises OSError: when it is a pipe that nobody reads: nothing waits here for a reader to come
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            advice = "nobody reads this pipe: start its reader first"
+            raise OSError(error.errno, advice, path) from error
+        os.set_blocking(fd, True)
+        self._opened = open(fd, "wb", buffering=0)  # noqa: SIM115 (closed by close)
+        super().__init__(self._opened)
+
+    def close(self) -> None:
+        self._opened.close()
 
 
 class _Entry(io.BufferedIOBase):
@@ -165,5 +189,20 @@ def open_archive(path: str | BinaryIO, helpers: Executor, docker: bytes | None) 
 
     :param docker: the ``manifest.json`` for Docker
     """
-    output = _NewFile(path, helpers) if isinstance(path, str) else _OpenedFile(path)
+    output: _Output
+    if not isinstance(path, str):
+        output = _OpenedFile(path)
+    elif _is_special(path):
+        output = _OpenedPath(path)
+    else:
+        output = _NewFile(path, helpers)
     return ArchiveTarget(output, helpers, docker)
+
+
+def _is_special(path: str) -> bool:
+    """Return whether a path leads to something that is neither a file nor a directory."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

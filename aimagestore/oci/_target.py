@@ -132,8 +132,13 @@ class DirectoryTarget:
                 folder, _, name = blob_path(digest).rpartition("/")
                 if folder not in folders:
                     folders[folder] = self._folder(folder, opened, undo)
-                undo.callback(folders[folder].unlink, name)
-                staged.publish(folders[folder], name)
+                if folders[folder].stat(name) is None:
+                    undo.callback(folders[folder].unlink, name)
+                    staged.publish(folders[folder], name)
+                else:
+                    # Damaged, or committed by another export since: from here on it is not this
+                    # export's to remove.
+                    replace_file(folders[folder], name, staged)
             for directory in folders.values():
                 directory.sync()
             self._write(INDEX_FILE, index)

@@ -61,7 +61,9 @@ def test_version_and_help() -> None:
     assert len(text.partition("\nCommands:\n")[2].splitlines()) == len(COMMANDS.split())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_in_the_middle_of_a_put(
     image: Cli, tmp_path: Path, number: int, code: int
 ) -> None:
