@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -94,29 +95,43 @@ class BucketAddress:
         return cls(f"s3://{url.netloc}/{prefix}".rstrip("/"), url.netloc, prefix)
 
     def open(self, *, attempt: float, retries: float) -> S3Store:
-        """Return a client. It sends no request yet.
+        """Return a client. It sends no request yet, and may be that of another store.
 
         :param attempt: seconds within which the response to a request begins, and between two
             parts of it
         :param retries: seconds from the first attempt in which another one may begin
         :raises ValueError: when credentials would be sent over the network in the clear
         """
-        return S3Store(
-            self.bucket,
-            prefix=self.prefix or None,
-            client_options={
-                "allow_http": _allows_http(),
-                "connect_timeout": timedelta(seconds=min(attempt, 5.0)),
-                # Without a byte. An item as a whole may take longer than any limit.
-                "read_timeout": timedelta(seconds=attempt),
-                "timeout": timedelta(days=1),
-            },
-            retry_config={
-                "retry_timeout": timedelta(seconds=retries),
-                "max_retries": 100 if retries else 0,
-                "backoff": {"max_backoff": timedelta(seconds=1)},
-            },
-        )
+        return _client(self, attempt, retries, os.getpid(), frozenset(os.environ.items()))
+
+
+# Making a client reads all certificates of this machine, which stops every thread of the process,
+# the event loop's too, for about 20 ms. All else that it reads is in the environment.
+@lru_cache(maxsize=32)
+def _client(
+    address: BucketAddress,
+    attempt: float,
+    retries: float,
+    process: int,
+    environment: frozenset[tuple[str, str]],
+) -> S3Store:
+    del process, environment  # a client is good for one of each
+    return S3Store(
+        address.bucket,
+        prefix=address.prefix or None,
+        client_options={
+            "allow_http": _allows_http(),
+            "connect_timeout": timedelta(seconds=min(attempt, 5.0)),
+            # Without a byte. An item as a whole may take longer than any limit.
+            "read_timeout": timedelta(seconds=attempt),
+            "timeout": timedelta(days=1),
+        },
+        retry_config={
+            "retry_timeout": timedelta(seconds=retries),
+            "max_retries": 100 if retries else 0,
+            "backoff": {"max_backoff": timedelta(seconds=1)},
+        },
+    )
 
 
 def _allows_http() -> bool:

@@ -198,6 +198,17 @@ def test_plain_http_is_spoken_on_this_machine_only(
             bucket.open(attempt=5, retries=5)
 
 
+def test_a_client_is_made_once_for_each_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making one stops the event loop."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:1")
+    bucket = BucketAddress.of("s3://bucket/prefix")
+    client = bucket.open(attempt=5, retries=5)
+    assert BucketAddress.of("s3://bucket/prefix").open(attempt=5, retries=5) is client
+    assert bucket.open(attempt=5, retries=0) is not client
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:2")
+    assert bucket.open(attempt=5, retries=5) is not client
+
+
 async def test_a_location_opens_any_number_of_stores(place: Place) -> None:
     location = place.location()
     for _ in range(2):
