@@ -211,7 +211,7 @@ async def test_all_images_of_a_layout_are_imported_in_one_step(
         maker.enter(one, name)
     maker.enter(maker.image(b"two", b"shared", config={"n": 2}), "two:1")
     layout = maker.write(tmp_path / "layout")
-    with pytest.raises(ValueError, match=r"2 images.*'localhost/one:1', 'localhost/two:1'"):
+    with pytest.raises(ValueError, match=r"2 images.*one of localhost/one:1, localhost/two:1"):
         await oci.import_layout(store, layout, names=["a"])
     inode = (path / "images.json").exists()
     first, second = await oci.import_layout(store, layout)
@@ -583,6 +583,11 @@ async def test_archives_through_open_files(store: ImageStore, tmp_path: Path) ->
     with open(tmp_path / "raw", "rb") as file:
         assert await import_one(store, file) == image
         assert file.tell() == 0
+        with (
+            open(file.fileno(), "rb", closefd=False) as same,
+            pytest.raises(ImageUnknownError, match=r"^the archive has no image"),
+        ):
+            await import_one(store, same, ref="other")
     with pytest.raises(io.UnsupportedOperation):
         await oci.import_layout(store, buffer)
 

@@ -551,3 +551,5 @@ async def test_one_image_of_very_many_is_selected(store: ImageStore, tmp_path: P
     assert imported.image.names == ("localhost/app:1.7",)
     (imported,) = await oci.import_layout(store, layout)
     assert len(imported.image.names) == 10_001
+    with pytest.raises(ImageUnknownError, match=r"app:1\.10, .* and 9,981 more$"):
+        await oci.import_layout(store, layout, ref="other:1")

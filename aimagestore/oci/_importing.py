@@ -27,6 +27,7 @@ from ..errors import ImageStoreError, ImageUnknownError, StoreReadOnlyError
 from ._closure import check_content
 from ._documents import Descriptor, blob_path
 from ._foreign import open_layout
+from ._index import listed
 from ._layout import Layout, read_up_to
 from ._plan import Item, PlannedImage, plan
 from ._platform import Platform
@@ -150,7 +151,7 @@ async def _import(
         if names is not None and len(images) > 1:
             raise ValueError(
                 f"{source.place} has {len(images)} images, and names are for one: give the ref of "
-                f"that as well, one of {[image.label for image in images]}"
+                f"that as well, one of {listed([image.label for image in images])}"
             )
         if names is not None:
             images = [replace(image, names=names) for image in images]

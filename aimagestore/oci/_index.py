@@ -13,6 +13,7 @@ from ..errors import AmbiguousImageError, ImageUnknownError, InvalidLayoutError
 from ._documents import INDEX, INDEX_FILE, INDEX_MAX, Descriptor, decode, decode_descriptor
 from ._naming import EntryName, digest_in, name_of
 
+_LISTED = 20
 _EMPTY = b'{"schemaVersion":2,"manifests":[]}'
 
 
@@ -106,7 +107,7 @@ class LayoutIndex:
                 f"{self._place} lists no image{'' if ref is None else f' {ref!r}'}, but entries of "
                 f"the types {types}"
                 if found
-                else f"{self._place} has no image {ref!r}, but {self.labels}",
+                else f"{self._place} has no image {ref!r}, but {listed(self.labels)}",
                 ref=ref,
                 path=self._place,
             )
@@ -114,7 +115,7 @@ class LayoutIndex:
             if entry.problem:
                 raise InvalidLayoutError(
                     f"{self._place}: {entry.label} cannot be imported ({entry.problem}); select "
-                    f"others by their ref: {self.labels}",
+                    f"others by their ref: {listed(self.labels)}",
                     path=self._place,
                 )
         return self._grouped(images, ref)
@@ -149,6 +150,13 @@ class LayoutIndex:
             whole = Descriptor(media_type=INDEX, digest=self.digest, size=len(self.data))
             return [_selected(images[0].label, images, whole)]
         return [_selected(label, group) for label, group in groups.items()]
+
+
+def listed(labels: Sequence[str]) -> str:
+    """Return labels for a message, the first of very many."""
+    first = ", ".join(labels[:_LISTED])
+    more = len(labels) - _LISTED
+    return f"{first} and {more:,} more" if more > 0 else first
 
 
 def _decode(data: bytes, place: str) -> _Spelled:

@@ -152,7 +152,8 @@ def open_files(layout: Any, check: Callable[[], object]) -> Layout:
         # Not to wait for a writer, if it is a FIFO.
         fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     else:
-        place = str(getattr(layout, "name", "the archive"))
+        name = getattr(layout, "name", None)  # a number, for what was opened by descriptor
+        place = name if isinstance(name, str) else "the archive"
         fd = os.dup(layout.fileno())
     try:
         mode = os.fstat(fd).st_mode
