@@ -164,6 +164,20 @@ async def test_platforms_of_one_name_beside_another_image_are_a_choice(
     assert imported.image.names == ("localhost/several:1",)
 
 
+async def test_one_name_for_two_images_of_one_platform_is_a_choice(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    maker = Maker()
+    for content in (b"one", b"two"):
+        maker.enter(maker.image(content, **runs_on("amd64")), "same:1")
+    layout = maker.write(tmp_path / "layout")
+    with pytest.raises(AmbiguousImageError, match=r"same:1.*by its ref") as caught:
+        await oci.import_layout(store, layout, platform="linux/amd64")
+    ref = caught.value.candidates[1]
+    (imported,) = await oci.import_layout(store, layout, platform="linux/amd64", ref=ref)
+    assert imported.image.digest == maker.entries[1]["digest"]
+
+
 @pytest.mark.parametrize("name", ["localhost/a:1", "a:1"])
 async def test_an_export_takes_the_place_of_what_has_its_name(
     store: ImageStore, tmp_path: Path, name: str
@@ -445,6 +459,33 @@ async def test_artifacts_alone_are_imported_but_not_into_podmans_store(
         with pytest.raises(InvalidLayoutError, match=r"podman.*note:1"):
             await oci.import_layout(podmans, layout)
         assert await podmans.images() == []
+
+
+@pytest.mark.parametrize(
+    ("manifest_type", "config_type", "is_read"),
+    [
+        (MANIFEST, CONFIG, True),
+        (DOCKER, "application/octet-stream", True),
+        (MANIFEST, "application/octet-stream", False),
+        (MANIFEST, "application/vnd.docker.container.image.v1+json", False),
+    ],
+)
+async def test_podmans_store_gets_only_what_podman_reads(
+    tmp_path: Path, manifest_type: str, config_type: str, *, is_read: bool
+) -> None:
+    maker = Maker()
+    config = maker.document({"rootfs": {"diff_ids": []}}, config_type)
+    manifest = {"schemaVersion": 2, "mediaType": manifest_type, "config": config, "layers": []}
+    maker.enter(maker.document(manifest, manifest_type), "a:1")
+    layout = maker.write(tmp_path / "layout")
+    (tmp_path / "graph" / "vfs-layers").mkdir(parents=True)
+    async with ImageStore(tmp_path / "graph" / "vfs-images") as podmans:
+        if is_read:
+            await oci.import_layout(podmans, layout)
+        else:
+            with pytest.raises(InvalidLayoutError, match="podman"):
+                await oci.import_layout(podmans, layout)
+        assert len(await podmans.images()) == is_read
 
 
 # What documents say
