@@ -7,7 +7,7 @@ import os
 import signal
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,8 +101,9 @@ def frozen(*servers: Server) -> Iterator[None]:
             _stop(server._process.pid, stopped)
         yield
     finally:
-        for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
+        for pid in reversed(stopped):
+            with suppress(ProcessLookupError):  # it had been told to end
+                os.kill(pid, signal.SIGCONT)
 
 
 def _stop(pid: int, stopped: list[int]) -> None:

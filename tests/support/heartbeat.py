@@ -35,25 +35,30 @@ class Heartbeat:
         self.longest_work = 0.0
         self.answers = 0
         self.has_stopped = False
+        self._times = 0.0, 0.0
 
     @asynccontextmanager
     async def beating(self) -> AsyncIterator[None]:
-        """Beat for the duration of a block."""
+        """Beat for the duration of a block, from its beginning to its end."""
+        self._times = time.perf_counter(), time.thread_time()
 
         async def beat() -> None:
-            last, last_work = time.perf_counter(), time.thread_time()
             while True:
                 await anyio.sleep(BEAT)
-                now, work = time.perf_counter(), time.thread_time()
-                self.longest = max(self.longest, now - last)
-                self.longest_work = max(self.longest_work, work - last_work)
-                self.beats += 1
-                last, last_work = now, work
+                self._beat()
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(beat)
             yield
             tasks.cancel_scope.cancel()
+        self._beat()
+
+    def _beat(self) -> None:
+        last, last_work = self._times
+        self._times = now, work = time.perf_counter(), time.thread_time()
+        self.longest = max(self.longest, now - last)
+        self.longest_work = max(self.longest_work, work - last_work)
+        self.beats += 1
 
     def let_beat(self) -> None:
         """Return after four more beats; for use in a server's thread, before it answers.
