@@ -900,7 +900,8 @@ class Mutations(RuleBasedStateMachine):
             if expected is not None:
                 assert view.lookup(ref) == expected
             prefixed = sorted(i for i in self.model if ref and i.startswith(ref))
-            assert list(view.ids_with_prefix(ref)) == prefixed
+            for limit in (1, 2, len(prefixed) + 1):
+                assert list(view.ids_with_prefix(ref, limit)) == prefixed[:limit]
 
 
 TestMutations = Mutations.TestCase

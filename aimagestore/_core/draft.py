@@ -12,7 +12,7 @@ from .catalog import Catalog
 from .content import Content
 from .image import Image
 from .record import Record
-from .view import View
+from .view import CANDIDATES_MAX, View
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -103,10 +103,12 @@ class Draft(View):
     def owner_of(self, name: str) -> str | None:
         return self._names[name] if name in self._names else self.base.owner_of(name)
 
-    def ids_with_prefix(self, prefix: str) -> Sequence[str]:
-        found = {i for i in self.base.ids_with_prefix(prefix) if i not in self._records}
-        mine = (i for i, r in self._records.items() if r is not None and i.startswith(prefix))
-        return sorted(found.union(mine)) if prefix else []
+    def ids_with_prefix(self, prefix: str, limit: int = CANDIDATES_MAX + 1) -> Sequence[str]:
+        changed = {i: r for i, r in self._records.items() if i.startswith(prefix)} if prefix else {}
+        # As many more as may have been deleted.
+        found = set(self.base.ids_with_prefix(prefix, limit + len(changed))).difference(changed)
+        found.update(i for i, record in changed.items() if record is not None)
+        return sorted(found)[:limit]
 
     def ids_with_digest(self, digest: str) -> Sequence[str]:
         changes = self._digests.get(digest, {})

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .catalog import Catalog
 
 
+CANDIDATES_MAX = 100
+"""The number of IDs that an error lists, of those that a prefix fits."""
+
+
 class View:
     """Lookups by ref and digest: in a catalog, in a draft of the next one, or in a database."""
 
@@ -35,8 +39,11 @@ class View:
         """Return the ID of the image that has this name."""
         raise NotImplementedError
 
-    def ids_with_prefix(self, prefix: str) -> Sequence[str]:
-        """Return the IDs that begin with the prefix, sorted; none for the empty prefix."""
+    def ids_with_prefix(self, prefix: str, limit: int = CANDIDATES_MAX + 1) -> Sequence[str]:
+        """Return the first IDs that begin with the prefix, sorted; none for the empty prefix.
+
+        :param limit: the number of IDs at most: a prefix may fit all IDs of a large store
+        """
         raise NotImplementedError
 
     def ids_with_digest(self, digest: str) -> Sequence[str]:
@@ -101,7 +108,7 @@ class View:
             raise AmbiguousImageError(
                 f"{ref!r} stands for {len(found)} images: use an ID or a name",
                 ref=ref,
-                candidates=tuple(sorted(record.id for record in found)),
+                candidates=tuple(sorted(record.id for record in found)[:CANDIDATES_MAX]),
             )
         return found[0] if found else None
 
@@ -162,10 +169,12 @@ def resolve_prefix(ref: str, candidates: Sequence[str]) -> str | None:
     :raises AmbiguousImageError: several IDs begin with it
     """
     if len(candidates) > 1:
+        is_cut = len(candidates) > CANDIDATES_MAX
+        number = f"more than {CANDIDATES_MAX}" if is_cut else len(candidates)
         raise AmbiguousImageError(
-            f"{ref!r} is a prefix of {len(candidates)} image IDs: give more of it",
+            f"{ref!r} is a prefix of {number} image IDs: give more of it",
             ref=ref,
-            candidates=tuple(candidates),
+            candidates=tuple(candidates[:CANDIDATES_MAX]),
         )
     return candidates[0] if candidates else None
 

@@ -41,8 +41,9 @@ _FIND = """
 """
 
 _PREFIX = """
-    SELECT s.version, i.id FROM image_store s
-        LEFT JOIN images i ON i.id >= %(prefix)s AND i.id < %(end)s ORDER BY i.id
+    SELECT s.version, i.id FROM image_store s LEFT JOIN (
+        SELECT id FROM images WHERE id >= %(prefix)s AND id < %(end)s ORDER BY id LIMIT %(limit)s
+    ) i ON true ORDER BY i.id
 """
 
 _DIGEST = """
@@ -161,9 +162,9 @@ class Lookups:
         record = None if best is None or is_ambiguous else record_of(*rows[0][4:])
         return self._changes(known, rows[0]), Found(record, is_ambiguous, best == 1)
 
-    def ids_with_prefix(self, prefix: str) -> list[str]:
-        """Return the IDs with a prefix, sorted."""
-        values = {"prefix": _text(prefix), "end": _end(prefix)}
+    def ids_with_prefix(self, prefix: str, limit: int) -> list[str]:
+        """Return the first IDs with a prefix, sorted."""
+        values = {"prefix": _text(prefix), "end": _end(prefix), "limit": limit}
         return [row[0] for row in self._rows(_PREFIX, values)] if prefix else []
 
     def ids_with_digest(self, digest: str) -> list[str]:

@@ -9,7 +9,7 @@ from .._core.catalog import Catalog
 from .._core.names import check_type
 from .._core.record import Record
 from .._core.refs import id_in_ref
-from .._core.view import View, resolve_prefix, unknown
+from .._core.view import CANDIDATES_MAX, View, resolve_prefix, unknown
 from ._cache import Cache
 from ._lookups import PAGE, Execute, Found, Lookups
 
@@ -89,8 +89,8 @@ class CommittedView(_TableView):
         self._accept(self._lookups.version)
         return owner
 
-    def ids_with_prefix(self, prefix: str) -> Sequence[str]:
-        ids = self._lookups.ids_with_prefix(prefix)
+    def ids_with_prefix(self, prefix: str, limit: int = CANDIDATES_MAX + 1) -> Sequence[str]:
+        ids = self._lookups.ids_with_prefix(prefix, limit)
         if prefix:
             self._accept(self._lookups.version)
         return ids
@@ -151,8 +151,8 @@ class LockedView(_TableView):
         self.prefetch((), [name])
         return self._owners[name]
 
-    def ids_with_prefix(self, prefix: str) -> Sequence[str]:
-        return self._lookups.ids_with_prefix(prefix)
+    def ids_with_prefix(self, prefix: str, limit: int = CANDIDATES_MAX + 1) -> Sequence[str]:
+        return self._lookups.ids_with_prefix(prefix, limit)
 
     def ids_with_digest(self, digest: str) -> Sequence[str]:
         ids = self._lookups.ids_with_digest(digest)

@@ -187,6 +187,25 @@ async def test_an_ambiguous_prefix_names_the_candidates(store: ImageStore) -> No
     assert await store.lookup("ab") == "ab2"
 
 
+async def test_a_prefix_of_very_many_ids_names_the_first_of_them(store: ImageStore) -> None:
+    async with store.transaction() as tx:
+        for number in range(150):
+            await tx.create(f"ab{number:03}")
+    first = tuple(f"ab{number:03}" for number in range(100))
+    with pytest.raises(AmbiguousImageError, match="more than 100 image IDs") as info:
+        await store.get("a")
+    assert info.value.candidates == first
+    async with store.transaction() as tx:
+        for image_id in first:
+            await tx.delete(image_id)
+        with pytest.raises(AmbiguousImageError, match="50 image IDs") as info:
+            await tx.get("a")
+        assert len(info.value.candidates) == 50
+        for number in range(100, 149):
+            await tx.delete(f"ab{number}")
+        assert await tx.lookup("a") == "ab149"
+
+
 async def test_changes_take_refs_with_digests(store: ImageStore) -> None:
     await store.create("one", names=["quay.io/x:1"], digest=SOME_DIGEST)
     await store.create("two", names=["quay.io/x:2", "other"], digest=SOME_DIGEST)
