@@ -24,23 +24,23 @@ from ._target import EXPORTED_FILE, Target, replace_file
 
 
 class _Output(Protocol):
-    """Where the bytes of an archive go to."""
+    """Takes the bytes of an archive."""
 
     def write(self, data: bytes) -> None:
         """Append data."""
         ...
 
     def finish(self) -> None:
-        """Be whole."""
+        """Complete the archive."""
         ...
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release it."""
         ...
 
 
 class _NewFile:
-    """A file in place of what has its name, there when it is whole. A link stays one."""
+    """A file that replaces what has its name when it is complete. A link stays one."""
 
     def __init__(self, path: str, helpers: Executor) -> None:
         parent, self._name = os.path.split(os.path.realpath(path))
@@ -64,7 +64,7 @@ class _NewFile:
 
 
 class _OpenedFile:
-    """A file that the caller has opened, and closes."""
+    """A file that the caller opened and will close."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -110,7 +110,7 @@ class _OpenedPath(_OpenedFile):
 
 
 class _Entry(io.BufferedIOBase):
-    """A blob on its way into an archive, and the sink for it."""
+    """A blob that is being written into an archive, and the sink for it."""
 
     def __init__(self, output: _Output, path: str, size: int, helpers: Executor) -> None:
         self._output = output

@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 _ARCHIVE_SUFFIX = ".tar"
 _HELPERS = 4
-# Read in one trip to a thread; a trip is not cut short by cancelling it.
+# Read in one hop to a thread, which a cancellation waits for.
 _PIECES = 16
 
 
@@ -124,7 +124,7 @@ def _end(threads: Threads, helpers: Executor) -> None:
 
 
 class _ExportThreads(Threads):
-    """Threads whose writes are waited for: the target is closed after them."""
+    """Threads whose writes are waited for, because the target is closed after them."""
 
     def run_in_executor(self, executor: object, function: Callable[[], T]) -> Awaitable[T]:
         return self.run_streaming(function)
@@ -181,7 +181,7 @@ def _entry(root: Descriptor, name: str) -> Descriptor:
 
 
 async def _closure_of(store: ImageStore, image: Image, threads: Threads) -> Closure:
-    """The image's manifest or index, and all manifests and indexes that it refers to."""
+    """Read the image's manifest or index, and all manifests and indexes that it refers to."""
     place = f"image {image.id}"
     data = await _read_manifest(store, image, MANIFEST)
     media_type = await threads.run(media_type_of, data, f"item {MANIFEST!r}", place)
@@ -201,7 +201,7 @@ async def _closure_of(store: ImageStore, image: Image, threads: Threads) -> Clos
 
 
 def _digest_in(image: Image, manifest: bytes) -> str:
-    """The digest that the image calls its manifest by, not always of the store's own kind."""
+    """Return the digest by which the image knows its manifest, of whatever algorithm."""
     canonical = canonical_digest(manifest)
     if f"{MANIFEST}-{canonical}" in image.big_data_names:
         return canonical
@@ -236,7 +236,8 @@ def _lacking(store: ImageStore, image: Image, keys: list[str]) -> Exception:
     if layers is not None:
         advice = f"its layers are kept in {layers}: use skopeo copy containers-storage:… oci:…"
     return BigDataUnknownError(
-        f"image {image.id} cannot be exported, for it has no items {', '.join(keys)}; {advice}",
+        f"image {image.id} cannot be exported, because it lacks the items {', '.join(keys)}; "
+        f"{advice}",
         id=image.id,
         key=keys[0],
     )
@@ -270,7 +271,7 @@ class _Export:
         self._meter = meter
 
     async def run(self, contents: list[_Content]) -> int:
-        """Write what the target has not, and return how many bytes that were."""
+        """Write what the target lacks, and return the number of bytes written."""
         written = 0
         self._meter.total = sum(content.size for content in contents)
         for content in contents:
@@ -282,7 +283,7 @@ class _Export:
         return written
 
     async def _is_there(self, content: _Content) -> bool:
-        """Whether the target has this very blob; reads it through."""
+        """Return whether the target has this blob; reads and verifies it."""
         file = await self._threads.run_abandonable(
             self._target.find, content.digest, content.size, dispose=_close
         )
@@ -320,7 +321,7 @@ def _close(file: LayoutFile | None) -> None:
 
 
 def _digest_some(file: LayoutFile, state: _Hash) -> bool:
-    """Digest what one trip to a thread is worth, and say whether there may be more."""
+    """Hash as much as one hop to a thread is worth, and return whether there may be more."""
     for _ in range(_PIECES):
         piece = file.read(CHUNK)
         if not piece:

@@ -25,22 +25,22 @@ _EXPORTED_DIRECTORY = 0o777
 
 
 class Target(Protocol):
-    """What blobs are written to, and at last an index that lists them."""
+    """Takes blobs, and then an index entry that lists them."""
 
     def find(self, digest: str, size: int) -> LayoutFile | None:
-        """A blob of this size that is there already, whatever is in it."""
+        """Open a blob of this size that is there already; its content is not verified."""
         ...
 
     def begin(self, digest: str, size: int) -> StagedContent:
-        """Begin to write a blob; ``finish`` follows when it is whole."""
+        """Begin to write a blob; the caller calls ``finish`` when it is complete."""
         ...
 
     def commit(self, entry: Descriptor) -> None:
-        """Put everything in place: from here on the image is in the layout."""
+        """Put everything in place. After this the image is in the layout."""
         ...
 
     def close(self) -> None:
-        """Let go of it; without a trace, unless it was committed."""
+        """Release it, and remove what was written unless it was committed."""
         ...
 
 
@@ -68,12 +68,12 @@ class DirectoryTarget:
         if self._parent.stat(name) is None and self._parent.make_directory(
             name, _EXPORTED_DIRECTORY
         ):
-            self._opened.callback(self._forsake, name)
+            self._opened.callback(self._remove_if_empty, name)
         self._root = self._opened.enter_context(LayoutDirectory.at(path))
         self._layout = DirectoryLayout(self._root)
 
-    def _forsake(self, name: str) -> None:
-        """Remove the directory that was made for nothing, if nobody else has used it."""
+    def _remove_if_empty(self, name: str) -> None:
+        """Remove the directory that was made here, unless somebody has put something into it."""
         if not self._is_committed:
             with suppress(OSError):
                 self._parent.remove_directory(name)
@@ -94,7 +94,7 @@ class DirectoryTarget:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep other exports from changing the index for as long as the block takes."""
+        """Keep other exports from changing the index inside the block."""
         fcntl.flock(self._root.fd, fcntl.LOCK_EX)
         try:
             yield
@@ -148,7 +148,7 @@ class DirectoryTarget:
         self._parent.sync()
 
     def _folder(self, path: str, opened: ExitStack, undo: ExitStack) -> Directory:
-        """A directory below the layout, made where it is missing."""
+        """Open a directory below the layout, and make it if it is missing."""
         directory: Directory = self._root
         for name in path.split("/"):
             if directory.make_directory(name, _EXPORTED_DIRECTORY):
@@ -172,7 +172,7 @@ class DirectoryTarget:
 
 
 def replace_file(directory: Directory, name: str, staged: StagedFile) -> None:
-    """Put a staged file in place of what has its name, which is there until that moment."""
+    """Replace the file of a name by a staged file, in one step."""
     staged.finish()
     beside = f"{STAGED_PREFIX}{secrets.token_hex(16)}"
     staged.publish(directory, beside)
