@@ -47,8 +47,8 @@ class ImageUnknownError(ImageStoreError, KeyError):
 class AmbiguousImageError(ImageUnknownError):
     """The ref fits several images.
 
-    :ivar candidates: what tells them apart: IDs, the first 100 at most, or the names or platforms of
-        a layout's images
+    :ivar candidates: what tells them apart: IDs, the first 100 at most, or the names or platforms
+        of a layout's images
     """
 
     candidates: tuple[str, ...] = ()
