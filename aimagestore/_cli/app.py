@@ -6,12 +6,16 @@ import importlib.metadata
 import io
 import logging
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from . import clusters, items, layouts, records, upkeep
 from .exits import EXIT_CODES
+from .human import without_secrets
 
 _HELP = f"""\
 Look at and change an image store of containers/storage, beside podman.
@@ -23,8 +27,40 @@ standard input or output.
 
 {EXIT_CODES}"""
 
+
+class _Program(TyperGroup):
+    """The commands. Messages about wrong usage repeat what was given, but no password."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _without_secrets():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _without_secrets():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _without_secrets() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        message = getattr(error, "message", None)
+        if isinstance(message, str):
+            vars(error)["message"] = without_secrets(message)
+        raise
+
+
+class _Formatter(logging.Formatter):
+    """Formats what is logged, tracebacks included, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
 app = typer.Typer(
     name="aimagestore",
+    cls=_Program,
     help=_HELP,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -79,7 +115,9 @@ def _begin(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    logging.basicConfig(format="aimagestore: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("aimagestore: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("aimagestore").setLevel(logging.DEBUG if verbose else logging.WARNING)
 
 

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from anyio import to_thread
 
-from .exits import CommandError, ExitCode
+from .exits import CommandError, ExitCode, usage_errors
 from .output import write_json, write_lines
 from .parameters import Json
-from .roots import cluster_module, is_cluster
+from .roots import cluster_module, given_addresses, is_cluster
 from .running import command
 from .session import Session
 
@@ -41,12 +41,13 @@ async def migrate(
     """
     root = Session.of(context).root or ""
     if records is None and is_cluster(root):
-        records = root.split()[0]
-    if records is None or not is_cluster(records):
+        records, _ = given_addresses(root)
+    if records is None:
         raise CommandError(
             "give the address of the database: postgresql://HOST/DATABASE", ExitCode.USAGE
         )
-    version = await to_thread.run_sync(cluster_module().migrate, records)
+    with usage_errors():
+        version = await to_thread.run_sync(cluster_module().migrate, records)
     if json:
         await write_json({"version": version})
     else:

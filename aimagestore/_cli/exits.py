@@ -67,6 +67,15 @@ def damage(*errors: type[Exception]) -> Iterator[None]:
         raise CommandError(describe(error), ExitCode.DAMAGED) from error
 
 
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Report a value that is refused as wrong usage."""
+    try:
+        yield
+    except ValueError as error:
+        raise CommandError(describe(error), ExitCode.USAGE) from error
+
+
 def exit_code(error: Exception) -> ExitCode:
     """What a command that failed with this exits with."""
     if isinstance(error, CommandError):

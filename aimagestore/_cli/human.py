@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 NONE = "<none>"
+
+# Greedy: a password that is not percent-encoded has any characters.
+_CREDENTIALS = re.compile(r"((?:postgres|s3)[\w+.-]*:/+).*@", re.IGNORECASE | re.DOTALL)
+_PASSWORD = re.compile(r"(password\s*=).*", re.IGNORECASE | re.DOTALL)
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
 
@@ -80,3 +85,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def without_secrets(text: str) -> str:
+    """Text in which no address of a cluster shows its password.
+
+    Addresses are where nobody expects them: one that was given for a command, say, is in the
+    message that there is no such command.
+    """
+    return _PASSWORD.sub(r"\1…", _CREDENTIALS.sub(r"\1…@", text))

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from .._core.image import Image
 from .._core.report import Finding, Report
-from .human import printable
+from .human import printable, without_secrets
 
 _NARROWEST_COLUMN = 12
 _COLUMN_GAP = 2
@@ -24,8 +24,8 @@ _MOST_ROWS_FITTED = 1000
 
 
 def say(message: str) -> None:
-    """Say something on standard error, in one line."""
-    sys.stderr.write(f"aimagestore: {printable(message)}\n")
+    """Say something on standard error, in one line, without secrets."""
+    sys.stderr.write(f"aimagestore: {printable(without_secrets(message))}\n")
     sys.stderr.flush()
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from typing import Any
 
+from .._core.addresses import is_address
 from .._engine.protocol import Location
 from .configuration import Configuration, podman_configuration
-from .exits import CommandError, ExitCode
+from .exits import CommandError, ExitCode, usage_errors
 
 _IMAGES = "-images"
 _LAYERS = "-layers"
+
+_ADDRESSES = re.compile(r"(postgres(?:ql)?://\S+) +(s3://\S+)")
 
 
 def given_store(root: str) -> str:
@@ -29,23 +33,36 @@ def given_store(root: str) -> str:
 
 
 def is_cluster(root: str) -> bool:
-    """Whether a root is no directory, but a cluster's two addresses."""
-    return root.startswith(("postgresql://", "postgres://"))
+    """Return whether a root is meant as a cluster's addresses, not as a directory."""
+    return is_address(root)
+
+
+def given_addresses(root: str) -> tuple[str, str]:
+    """Return a cluster's two addresses: that of the records, and that of the big data.
+
+    :raises CommandError: when it is not two of them; without what was given, which may contain a
+        password
+    """
+    found = _ADDRESSES.fullmatch(root)
+    if found is None:
+        raise CommandError(
+            "a cluster is given by two addresses in one argument: "
+            "'postgresql://HOST/DATABASE s3://BUCKET/PREFIX'; a directory whose path looks like an "
+            "address begins with ./",
+            ExitCode.USAGE,
+        )
+    return found[1], found[2]
 
 
 def given_cluster(root: str) -> Location:
     """Return the location of a cluster's store.
 
-    :raises CommandError: when it is not two of them, or the extra is missing
+    :raises CommandError: when it is not two addresses, or the extra is missing
     """
-    addresses = root.split()
-    if len(addresses) != 2:
-        raise CommandError(
-            "a cluster is given by two addresses in one argument: "
-            "'postgresql://HOST/DATABASE s3://BUCKET/PREFIX'",
-            ExitCode.USAGE,
-        )
-    location: Location = cluster_module().ClusterLocation(*addresses)
+    addresses = given_addresses(root)
+    module = cluster_module()
+    with usage_errors():
+        location: Location = module.ClusterLocation(*addresses)
     return location
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import psycopg
 from obstore.store import S3Store
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from .._core.addresses import is_address
 
 # Either side notices a lost peer after this, not after two hours: a lost client may hold the lock.
 # The check interval has the server end a query, or a wait for the lock, whose client has left.
@@ -28,6 +33,25 @@ _DEFAULTS = {
     "tcp_user_timeout": 20_000,
     "fallback_application_name": "aimagestore",
 }
+
+# A password that is not percent-encoded makes parts of itself the host, the port or the database.
+# Messages show these, so they are refused when they contain what belongs to none of them.
+_URL = re.compile(
+    r"postgres(?:ql)?://(?:[^@/\s]*@)?[^@/\s?#]*(?:/[^@/\s?#]*)?(?:\?[^@\s#]*)?", re.ASCII
+)
+_HOSTS = re.compile(r"[\w.,:%-]*|[/@][^\s,]*(?:,[/@][^\s,]*)*")
+_PORTS = re.compile(r"[0-9,]*")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_SEGMENT = re.compile(r"(?!\.{1,2}$)[^\s/?#\\]+")
+
+_SETTINGS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+)
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +69,31 @@ class DatabaseAddress:
     def of(cls, records_url: str) -> DatabaseAddress:
         """Parse a libpq URL or connection string.
 
-        :raises ValueError: when it is malformed
+        :raises ValueError: when it is malformed; without the address, which may contain a password
         """
-        try:
-            given = conninfo_to_dict(records_url)
-        except psycopg.ProgrammingError:
-            # libpq's message quotes the address, and with it a password.
-            raise ValueError(
-                "records_url must be a URL or connection string of PostgreSQL, such as "
-                "postgresql://host/database"
-            ) from None
+        given = _parse(records_url)
         host = given.get("host") or given.get("hostaddr") or given.get("service") or ""
         port = f":{given['port']}" if given.get("port") else ""
         options = f"{_SERVER_OPTIONS} {given.get('options') or ''}".rstrip()
         name = f"postgresql://{host}{port}/{given.get('dbname', '')}"
-        parameters: dict[str, Any] = _DEFAULTS | given | {"options": options}
+        parameters: dict[str, Any] = {**_DEFAULTS, **given, "options": options}
         return cls(make_conninfo("", **parameters), name)
 
     def __repr__(self) -> str:
         return f"DatabaseAddress({self.name!r})"
+
+    def connect(self, *, autocommit: bool = False) -> psycopg.Connection[tuple[Any, ...]]:
+        """Open a session, without any time limit but the connection string's.
+
+        :raises psycopg.Error: when that fails
+        """
+        failure: psycopg.Error
+        try:
+            return psycopg.connect(self.conninfo, autocommit=autocommit)
+        except psycopg.Error as error:
+            # Without the connection, which is an attribute whose repr has the password.
+            failure = type(error)(*error.args)
+        raise failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +115,20 @@ class BucketAddress:
 
         :raises ValueError: when it is malformed
         """
-        url = urlsplit(blobs_url)
-        if url.scheme != "s3" or not url.netloc or "@" in url.netloc or url.query or url.fragment:
+        bucket, _, prefix = blobs_url.removeprefix("s3://").partition("/")
+        segments = prefix.rstrip("/").split("/") if prefix.rstrip("/") else []
+        is_fine = (
+            blobs_url.startswith("s3://")
+            and blobs_url.isprintable()
+            and _BUCKET.fullmatch(bucket) is not None
+            and all(_SEGMENT.fullmatch(segment) for segment in segments)
+        )
+        if not is_fine:
             raise ValueError(
                 "blobs_url must be a URL such as s3://bucket/prefix; credentials and the endpoint "
                 "come from the environment: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL…"
             )
-        prefix = url.path.strip("/")
-        return cls(f"s3://{url.netloc}/{prefix}".rstrip("/"), url.netloc, prefix)
+        return cls("/".join(["s3:/", bucket, *segments]), bucket, "/".join(segments))
 
     def open(self, *, attempt: float, retries: float) -> S3Store:
         """Return a client. It sends no request yet, and may be that of another store.
@@ -100,8 +136,10 @@ class BucketAddress:
         :param attempt: seconds within which the response to a request begins, and between two
             parts of it
         :param retries: seconds from the first attempt in which another one may begin
-        :raises ValueError: when credentials would be sent over the network in the clear
+        :raises ValueError: when a setting in the environment cannot be used, or credentials would
+            be sent over the network in the clear
         """
+        _check_environment()
         return _client(self, attempt, retries, os.getpid(), frozenset(os.environ.items()))
 
 
@@ -134,11 +172,81 @@ def _client(
     )
 
 
+def _parse(records_url: str) -> Mapping[str, Any]:
+    """Return what a libpq URL or connection string says.
+
+    :raises ValueError: when it is malformed
+    """
+    given: Mapping[str, Any] | None = None
+    if records_url.strip() and "\0" not in records_url:
+        # Raised below, without these errors, which quote the address.
+        with suppress(psycopg.ProgrammingError, UnicodeError):
+            given = conninfo_to_dict(records_url)
+    if given is None:
+        raise ValueError(
+            "records_url must be a URL or connection string of PostgreSQL, such as "
+            "postgresql://host/database"
+        )
+    is_url = "://" in records_url.partition("=")[0]
+    is_fine = (
+        (not is_url or _URL.fullmatch(records_url) is not None)
+        and _HOSTS.fullmatch(str(given.get("host", ""))) is not None
+        and _HOSTS.fullmatch(str(given.get("hostaddr", ""))) is not None
+        and _PORTS.fullmatch(str(given.get("port", ""))) is not None
+        and str(given.get("service", "")).isprintable()
+        and _is_name(str(given.get("dbname", "")))
+    )
+    if not is_fine:
+        raise ValueError(
+            "records_url must be one URL, with the user, the password and the database "
+            "percent-encoded (%40 for @, %2F for /, %20 for a blank), or one connection string: "
+            "postgresql://host/database, or 'host=host dbname=database'"
+        )
+    return given
+
+
+def _is_name(database: str) -> bool:
+    """Return whether it is the name of a database: not another address, or a part of one."""
+    is_part = re.search(r":.*@", database) is not None
+    return database.isprintable() and not is_part and not is_address(database)
+
+
+def _check_environment() -> None:
+    """Check the settings of the S3 client, which panics over some characters.
+
+    :raises ValueError: when one of them cannot be used
+    """
+    for name in _SETTINGS:
+        value = os.environ.get(name, "")
+        if not (value.isascii() and value.isprintable()):
+            raise ValueError(f"{name} must be one line of ASCII characters, without a line end")
+
+
+def _endpoints() -> list[SplitResult]:
+    """Return the endpoints that are set; the first one counts.
+
+    :raises ValueError: when one is malformed, or has credentials, which messages would show
+    """
+    return [_endpoint(name) for name in _ENDPOINTS if os.environ.get(name)]
+
+
+def _endpoint(name: str) -> SplitResult:
+    with suppress(ValueError):  # raised below, without this error, which quotes the URL
+        endpoint = urlsplit(os.environ[name])
+        _ = endpoint.port
+        is_fine = endpoint.scheme in {"http", "https"} and bool(endpoint.hostname)
+        if is_fine and not set("@?# ") & set(os.environ[name]):
+            return endpoint
+    raise ValueError(
+        f"{name} must be a URL such as https://host:port, without credentials: these come from "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )
+
+
 def _allows_http() -> bool:
     """Return whether the endpoint is used without TLS: on this machine, or where allowed."""
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-    endpoint = urlsplit(next((url for name in names if (url := os.environ.get(name))), ""))
-    if endpoint.scheme != "http":
+    endpoint = next(iter(_endpoints()), None)
+    if endpoint is None or endpoint.scheme != "http":
         return False
     if _is_loopback(endpoint.hostname or "") or _is_true(os.environ.get("AWS_ALLOW_HTTP", "")):
         return True

@@ -92,7 +92,7 @@ def migrate(records_url: str) -> int:
     """
     address = DatabaseAddress.of(records_url)
     try:
-        with psycopg.connect(address.conninfo) as connection:
+        with address.connect() as connection:
             # Two migrations at the same time would both create the tables.
             connection.execute("SELECT pg_advisory_xact_lock(hashtext('aimagestore migrate'))")
             present = _present_version(connection, address.name)

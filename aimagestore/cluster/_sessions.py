@@ -224,8 +224,8 @@ def _overdue(seconds: float) -> OverdueError:
 class _Opening:
     """A session that a thread opens: libpq may hang while it looks up a host's address."""
 
-    def __init__(self, conninfo: str) -> None:
-        self._conninfo = conninfo
+    def __init__(self, address: DatabaseAddress) -> None:
+        self._address = address
         self._mutex = threading.Lock()
         self._has_ended = threading.Event()
         self._is_unwanted = False
@@ -244,7 +244,7 @@ class _Opening:
 
     def _open(self) -> None:
         try:
-            connection = psycopg.connect(self._conninfo, autocommit=True)
+            connection = self._address.connect(autocommit=True)
         except BaseException as error:  # noqa: BLE001 (raised by whoever waits)
             self._error = error
         else:
@@ -286,7 +286,7 @@ class Sessions:
 
         :raises OverdueError: when it is not open in time
         """
-        connection = _Opening(self.address.conninfo).result(until - time.monotonic())
+        connection = _Opening(self.address).result(until - time.monotonic())
         if connection is None:
             raise _overdue(self.deadline)
         return Session(connection, self.deadline)

@@ -99,21 +99,6 @@ def test_a_database_of_another_encoding_is_refused(servers: Servers) -> None:
 # Addresses
 
 
-@pytest.mark.parametrize(
-    "records",
-    [
-        "postgresql://user:s3cret@host:1/name?password=s3cret",
-        "host=host port=1 dbname=name user=user password=s3cret",
-    ],
-)
-async def test_no_password_is_told(records: str) -> None:
-    location = ClusterLocation(records, "s3://bucket/prefix")
-    store = ImageStore(location)
-    assert location.name == "postgresql://host:1/name with s3://bucket/prefix"
-    for text in (location.name, repr(location), repr(store)):
-        assert "s3cret" not in text
-
-
 def test_a_location_is_a_value() -> None:
     one, two = (ClusterLocation("postgresql://host/db", "s3://bucket") for _ in range(2))
     assert one == two
@@ -154,23 +139,6 @@ async def test_a_server_that_refuses_is_told_at_once(servers: Servers, place: Pl
         with anyio.fail_after(5):
             async with ImageStore(ClusterLocation(where, place.blobs_url)):
                 pass
-    assert "s3cret" not in str(caught.value)
-
-
-@pytest.mark.parametrize("records", ["postgresql://host:s3cret@/x?nonsense=1", "s3cret", "a=b c"])
-def test_what_is_no_address_of_records_is_refused(records: str) -> None:
-    for call in (lambda: ClusterLocation(records, "s3://bucket"), lambda: migrate(records)):
-        with pytest.raises(ValueError, match="postgresql://host/database") as caught:
-            call()
-        assert "s3cret" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "blobs", ["", "bucket", "s3://", "https://bucket/x", "s3://key:s3cret@bucket", "s3://b?x=1"]
-)
-def test_what_is_no_address_of_big_data_is_refused(blobs: str) -> None:
-    with pytest.raises(ValueError, match="s3://bucket/prefix") as caught:
-        ClusterLocation("postgresql://host/database", blobs)
     assert "s3cret" not in str(caught.value)
 
 
