@@ -269,7 +269,20 @@ def test_what_is_an_address_of_big_data_is_taken(blobs: str, bucket: str, prefix
     assert address.name == blobs.rstrip("/")
 
 
-@pytest.mark.parametrize("records", ["", "\n", "s3cr3tA", "a=b c", "s3://bucket/s3cr3tA"])
+@pytest.mark.parametrize(
+    "records",
+    [
+        "",
+        "\n",
+        "s3cr3tA",
+        "a=b c",
+        "s3://bucket/s3cr3tA",
+        "postgresql://host/db ",
+        "postgresql://host/db\n",
+        "postgresql://user:1/s3cr3tA?password=x@host/db",  # all of it is valid for libpq
+        "postgresql://host/db?user=u@host",
+    ],
+)
 def test_what_is_no_address_of_records_is_refused(records: str) -> None:
     for call in (lambda: ClusterLocation(records, "s3://bucket"), lambda: migrate(records)):
         with pytest.raises(ValueError, match="postgresql://host/database") as caught:
