@@ -115,6 +115,8 @@ class RecordLock(BaseFileLock):
         fd, self._context.lock_file_fd = self._context.lock_file_fd, None
         if fd is not None:
             unlock(fd)
+            # Not by _close_noted: a fork may hold its mutex, and wait for filelock's releases.
+            os.close(fd)
 
     def adopt(self, fd: int) -> None:
         """Be locked by a descriptor that has the lock already."""
@@ -125,6 +127,7 @@ class RecordLock(BaseFileLock):
             if self._granted is not None:
                 self._granted = None
                 unlock(fd)
+                os.close(fd)
             raise
 
 
@@ -142,11 +145,10 @@ def wait_for_lock(fd: int, kind: int) -> None:
 
 
 def unlock(fd: int) -> None:
-    """Release a lock and close its descriptor."""
+    """Release a lock."""
     # Closing releases it as well, but not while a forked child has the descriptor too.
     with suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_UNLCK))
-    _close_noted(fd)
 
 
 class ExclusiveLock:
@@ -190,8 +192,10 @@ class ExclusiveLock:
         if isinstance(self._lock, RecordLock):
             fd = _open_noted(partial(open_lock_file, self._root))
             wait_for_lock(fd, fcntl.F_WRLCK)
-            _descriptors.discard(fd)  # from here on it is filelock's
-            self._lock.adopt(fd)
+            try:
+                self._lock.adopt(fd)
+            finally:
+                _descriptors.discard(fd)  # from here on it is filelock's, or closed
         else:
             self._lock.acquire(poll_interval=_POLL)
         return True
@@ -245,6 +249,7 @@ class SharedLock:
     def release(self, held: int) -> None:
         if held >= 0:
             unlock(held)
+            _close_noted(held)
 
     def describe_holder(self) -> Holder:
         return describe_holder(self._root)

@@ -28,24 +28,8 @@ from aimagestore._directory.lock import ExclusiveLock
 from aimagestore._engine.lock import LockLine
 from aimagestore._engine.workers import WorkerPool
 
+from ..support.gates import Gate
 from ..support.stores import locked, open_files, until
-
-
-class Gate:
-    """Stops a thread at a place, until the test lets it go on."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Event()
-        self._open = threading.Event()
-
-    def __call__(self) -> None:
-        """Stop here. In the thread."""
-        self.reached.set()
-        assert self._open.wait(20)
-
-    def open(self) -> None:
-        """Let the thread go on."""
-        self._open.set()
 
 
 def _no_more_threads(_: threading.Thread) -> None:

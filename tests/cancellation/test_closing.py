@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,11 @@ from aimagestore._directory.commit import DirectoryWriter
 from aimagestore._directory.files import Directory
 from aimagestore._directory.location import DirectoryLocation
 
+from ..support.gates import Gate, close_at
 from ..support.loops import EVERY_LOOP
 from ..support.stores import is_locked, open_files, until
-from .test_attacks import Gate
 
 UNUSED = "0" * 64
-
-
-async def close_at(call: Awaitable[object], gate: Gate) -> None:
-    """Close a coroutine when a thread that works for it is at a gate, as a loop that ends does."""
-    steps = call.__await__()
-    future: Any = steps.send(None)
-    while not gate.reached.is_set():
-        await asyncio.wait([future], timeout=0.01)
-        if future.done():
-            future = steps.send(None)
-    steps.close()
 
 
 asyncio_only = pytest.mark.parametrize("anyio_backend", EVERY_LOOP[:1])
@@ -192,3 +180,24 @@ def test_a_child_does_not_keep_a_readers_lock(
     assert held is not None
     assert not lock_file_is_open_in_a_child(path)
     shared.release(held)
+
+
+async def test_a_fork_while_the_lock_is_released_does_not_wait_for_it_in_vain(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    real = lock.unlock
+
+    def unlock_slowly(fd: int) -> None:
+        gate()
+        real(fd)
+
+    async with ImageStore(path) as store:
+        monkeypatch.setattr(lock, "unlock", unlock_slowly)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.touch)
+            await until(gate.reached.is_set)
+            # filelock holds the fork up until the release is over; in vain, it ends the child.
+            threading.Timer(0.05, gate.open).start()
+            assert not lock_file_is_open_in_a_child(path)
+        await store.create("one")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+from aimagestore import ImageStore
+
 from ..support.interruptions import ASYNCIO, by_scope, by_task_cancel, by_two_cancels
 from ..support.stores import ClusterStore
 from ..support.sweep import CHANGES, OPERATIONS, ClusterSweep, fill
@@ -74,3 +76,20 @@ async def test_an_interruption_while_another_program_has_the_lock_leaves_nothing
         else:
             await sweep.run(by_two_cancels, is_sample=True)
             await sweep.run(requests.by_task_cancel, is_sample=True)
+
+
+async def test_a_wait_for_the_lock_that_is_cancelled_ends_at_the_server_too(
+    where: ClusterStore,
+) -> None:
+    from aimagestore.cluster import ClusterLocation
+
+    # A server that never looks whether a client is still there, as on systems that cannot.
+    options = "options=-c%20client_connection_check_interval%3D0"
+    location = ClusterLocation(f"{where.place.records_url}?{options}", where.place.blobs_url)
+    async with ImageStore(location) as store:
+        with where.locked():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(store.touch)
+                await where.until_requested()
+                tasks.cancel_scope.cancel()
+            await where.until_not_requested()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import subprocess
@@ -20,6 +19,7 @@ from aimagestore import ImageStore, LockTimeoutError, StagedItem, StoreClosedErr
 from aimagestore._directory.commit import DirectoryWriter
 from aimagestore._engine.lock import Grant, LockLine
 
+from ..support.gates import Gate, close_at
 from ..support.stores import is_locked, is_requested, library_threads, locked, open_files, until
 
 HOLDER = """
@@ -49,23 +49,6 @@ def locked_by_another_process(path: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
         process.stdin.close()
         process.stdout.close()
-
-
-class Gate:
-    """Stops a thread at a place, until the test lets it go on."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Event()
-        self._open = threading.Event()
-
-    def __call__(self) -> None:
-        """Stop here. In the thread."""
-        self.reached.set()
-        assert self._open.wait(20)
-
-    def open(self) -> None:
-        """Let the thread go on."""
-        self._open.set()
 
 
 @pytest.fixture
@@ -586,14 +569,7 @@ async def test_a_coroutine_that_is_closed_leaves_its_commit_to_the_store(
     path: Path, slow_commit: Gate, anyio_backend: Any
 ) -> None:
     async with ImageStore(path) as store:
-        # As at the end of a program that does not wait for its tasks.
-        call = store.create("one").__await__()
-        future: Any = call.send(None)
-        while not slow_commit.reached.is_set():
-            await asyncio.wait([future], timeout=0.01)
-            if future.done():
-                future = call.send(None)
-        call.close()
+        await close_at(store.create("one"), slow_commit)
         slow_commit.open()
         await until(lambda: not is_locked(path))
         assert await store.exists("one")
