@@ -69,13 +69,16 @@ class Watchdog:
         self._wakes_at = math.inf
 
     def watch(self, session: Session, until: float) -> None:
-        """Shut the session down at this moment, unless :meth:`forget` is called before."""
+        """Shut the session down at this moment, unless :meth:`forget` is called before.
+
+        :raises RuntimeError: when the process can have no more threads; nothing is watched then
+        """
         with self.mutex:
-            self._overdue_at[session] = until
             if not self._is_running:
-                self._is_running = True
                 threading.Thread(target=self._run, name="aimagestore watchdog", daemon=True).start()
-            elif until < self._wakes_at:
+                self._is_running = True
+            self._overdue_at[session] = until
+            if until < self._wakes_at:
                 self.mutex.notify()
 
     def forget(self, session: Session) -> None:
