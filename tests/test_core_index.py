@@ -63,7 +63,7 @@ def contents(catalog: BlockCatalog) -> Contents:
         {image_id: bytes(record.raw) for image_id, record in indexes.by_id.items()},
         indexes.by_name,
         {digest: sorted(indexes.ids_with_digest(digest)) for digest in indexes.by_digest},
-        {head: catalog.ids_with_prefix(head) for head in ("a", "b", "c", "ab", "ca", "abc")},
+        {head: catalog.ids_with_prefix(head, 9999) for head in ("a", "b", "c", "ab", "ca", "abc")},
         {i: [bytes(r.raw) for r in records] for i, records in catalog.shadowed.items()},
         catalog.needs_save,
     )

@@ -158,7 +158,7 @@ def test_ambiguous_prefix_names_its_sorted_candidates(
 def test_candidates_are_sorted_across_short_and_long_ids() -> None:
     found = ["c", "cb", "ca1", "caa", "c0"]
     catalog = catalog_of(*(element(image_id) for image_id in found))
-    assert catalog.ids_with_prefix("c") == sorted(found)
+    assert catalog.ids_with_prefix("c", 9999) == sorted(found)
     assert catalog.lookup("c") == "c"
 
 
@@ -174,7 +174,7 @@ def test_unknown_ref_is_refused(view: View, ref: str) -> None:
 def test_empty_ref_does_not_even_match_an_empty_name(view: View) -> None:
     assert view.get("b").names == ("abc1x", "")
     assert "" not in view
-    assert view.ids_with_prefix("") == []
+    assert view.ids_with_prefix("", 9) == []
 
 
 @pytest.mark.parametrize("ref", [None, 1, b"abc1", ("abc1",)])
@@ -444,7 +444,7 @@ def test_large_index_grows_by_blocks() -> None:
 def test_empty_block_is_left_out() -> None:
     emptied = after(BASE, mutations.wipe())
     assert (len(emptied), emptied.blocks, text_of(emptied)) == (0, {}, b"[]")
-    assert emptied.ids_with_prefix("a") == []
+    assert emptied.ids_with_prefix("a", 9) == []
 
 
 def test_damaged_elements_stay_through_mutations_and_wipe() -> None:
@@ -624,7 +624,7 @@ def test_later_of_two_records_with_one_id_counts() -> None:
     with pytest.raises(ImageUnknownError):
         catalog.by_digest(D1)
     assert [image.id for image in catalog.by_digest(D2)] == ["a"]
-    assert catalog.ids_with_prefix("a") == ["a"]
+    assert catalog.ids_with_prefix("a", 9) == ["a"]
     assert not catalog.needs_save
 
 

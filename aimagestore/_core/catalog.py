@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from .image import Image
 from .record import Record
-from .view import CANDIDATES_MAX, View
+from .view import View
 
 
 class Prefixes:
@@ -148,7 +148,7 @@ class Catalog(View):
     def owner_of(self, name: str) -> str | None:
         return self.indexes.by_name.get(name)
 
-    def ids_with_prefix(self, prefix: str, limit: int = CANDIDATES_MAX + 1) -> Sequence[str]:
+    def ids_with_prefix(self, prefix: str, limit: int) -> Sequence[str]:
         return self.prefixes.find(prefix)[:limit]
 
     def ids_with_digest(self, digest: str) -> Sequence[str]:

@@ -12,7 +12,7 @@ from .catalog import Catalog
 from .content import Content
 from .image import Image
 from .record import Record
-from .view import CANDIDATES_MAX, View
+from .view import View
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -103,7 +103,7 @@ class Draft(View):
     def owner_of(self, name: str) -> str | None:
         return self._names[name] if name in self._names else self.base.owner_of(name)
 
-    def ids_with_prefix(self, prefix: str, limit: int = CANDIDATES_MAX + 1) -> Sequence[str]:
+    def ids_with_prefix(self, prefix: str, limit: int) -> Sequence[str]:
         changed = {i: r for i, r in self._records.items() if i.startswith(prefix)} if prefix else {}
         # As many more as may have been deleted.
         found = set(self.base.ids_with_prefix(prefix, limit + len(changed))).difference(changed)

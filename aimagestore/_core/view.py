@@ -39,7 +39,7 @@ class View:
         """Return the ID of the image that has this name."""
         raise NotImplementedError
 
-    def ids_with_prefix(self, prefix: str, limit: int = CANDIDATES_MAX + 1) -> Sequence[str]:
+    def ids_with_prefix(self, prefix: str, limit: int) -> Sequence[str]:
         """Return the first IDs that begin with the prefix, sorted; none for the empty prefix.
 
         :param limit: the number of IDs at most: a prefix may fit all IDs of a large store
@@ -78,7 +78,9 @@ class View:
             raise unknown(ref)
         record = self.record_of(ref)
         if record is None:
-            image_id = self.owner_of(ref) or resolve_prefix(ref, self.ids_with_prefix(ref))
+            image_id = self.owner_of(ref) or resolve_prefix(
+                ref, self.ids_with_prefix(ref, CANDIDATES_MAX + 1)
+            )
             record = self.find_by_digest(ref) if image_id is None else self.record_of(image_id)
         if record is None:
             raise unknown(ref)

@@ -74,7 +74,7 @@ class CommittedView(_TableView):
             return found.record
         if found.is_ambiguous:
             # This raises, because all lookups of this view are answered from one commit.
-            resolve_prefix(ref, self.ids_with_prefix(ref))
+            resolve_prefix(ref, self.ids_with_prefix(ref, CANDIDATES_MAX + 1))
         record = self.find_by_digest(ref) if ref else None
         if record is None:
             raise unknown(ref)
@@ -89,7 +89,7 @@ class CommittedView(_TableView):
         self._accept(self._lookups.version)
         return owner
 
-    def ids_with_prefix(self, prefix: str, limit: int = CANDIDATES_MAX + 1) -> Sequence[str]:
+    def ids_with_prefix(self, prefix: str, limit: int) -> Sequence[str]:
         ids = self._lookups.ids_with_prefix(prefix, limit)
         if prefix:
             self._accept(self._lookups.version)
@@ -151,7 +151,7 @@ class LockedView(_TableView):
         self.prefetch((), [name])
         return self._owners[name]
 
-    def ids_with_prefix(self, prefix: str, limit: int = CANDIDATES_MAX + 1) -> Sequence[str]:
+    def ids_with_prefix(self, prefix: str, limit: int) -> Sequence[str]:
         return self._lookups.ids_with_prefix(prefix, limit)
 
     def ids_with_digest(self, digest: str) -> Sequence[str]:

@@ -584,8 +584,8 @@ async def test_every_lookup_of_a_view(store: ImageStore) -> None:
         assert view.owner_of("a") == "one"
         assert view.owner_of("b") is None
         assert view.ids_with_digest(image.digest) == ["one"]
-        assert list(view.ids_with_prefix("o")) == ["one"]
-        assert view.ids_with_prefix("") == []
+        assert list(view.ids_with_prefix("o", 9)) == ["one"]
+        assert view.ids_with_prefix("", 9) == []
         assert view.record_of("on") is None
         assert view.record_of("") is None
         assert view.record_of("a") is None
