@@ -886,7 +886,7 @@ async def test_an_archive_is_written_into_a_pipe_and_through_a_link(
     os.mkfifo(pipe)
     await oci.export_layout(store, image.id, link)
     assert link.is_symlink()
-    with pytest.raises(OSError, match="nobody reads this pipe"):
+    with pytest.raises(OSError, match="no program reads from this pipe"):
         await oci.export_layout(store, image.id, pipe)
     found: list[bytes] = []
     reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))

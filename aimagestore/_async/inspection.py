@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from .._core.names import check_type
 from .._core.report import Report
 from .._engine.lock import AnyGrant, AnyLine
-from .._engine.protocol import Location, Repairer
+from .._engine.protocol import Location
 from .core import acquire, lock_timeout_error
 from .locations import location_of
 from .loop import EventLoop
@@ -43,17 +44,26 @@ async def check(
             grant: AnyGrant | None = None
             try:
                 grant = await acquire(line, threads, None)
+                assert grant is not None, "there is no timeout"
                 report = await Stepper(checker.recheck(), threads, grant).run(progress)
             finally:
-                await threads.run_shielded(_leave, line, grant)
+                await threads.run_shielded(_release_and, line.leave, grant)
         return report
     finally:
         threads.when_idle(threads.shutdown)
 
 
-def _leave(line: AnyLine | None, grant: AnyGrant | None = None) -> None:
+def _release_and(close: Callable[[], object], grant: AnyGrant | None) -> None:
+    """Release the lock, and then close what it belongs to.
+
+    In one call: the release waits for the step that a closed coroutine has left to its thread.
+    """
     if grant is not None:
         grant.release()
+    close()
+
+
+def _leave(line: AnyLine | None) -> None:
     if line is not None:
         line.leave()
 
@@ -102,13 +112,6 @@ async def repair(
             steps = repairer.steps(grant, report, drop=drop)
             return await Stepper(steps, threads, grant).run(progress)
         finally:
-            await threads.run_shielded(_end, repairer, grant)
+            await threads.run_shielded(_release_and, repairer.close, grant)
     finally:
         threads.when_idle(threads.shutdown)
-
-
-def _end(repairer: Repairer, grant: AnyGrant | None) -> None:
-    # In one call: the release waits for a step that a task that was closed left behind.
-    if grant is not None:
-        grant.release()
-    repairer.close()

@@ -331,8 +331,7 @@ class ImageStore(ImageMethods):
         """
         self._check_writable()
         async with self._core.hold() as grant:
-            touch = partial(self._core.engine.writer.touch, grant)
-            await self._core.threads.run_shielded(grant.run, touch)
+            await self._core.threads.run_shielded(grant.run, self._core.engine.writer.touch, grant)
 
     async def touched_since(self, when: datetime) -> bool:
         """Return whether a writer has touched the store after a time (upstream: ``TouchedSince``).

@@ -75,7 +75,7 @@ async def _until_signal(call: Callable[[], Awaitable[ExitCode | None]]) -> int:
 
 
 def _heeded() -> list[signal.Signals]:
-    """Return the signals that end a command: those that nobody has it ignore, as nohup does."""
+    """Return the signals that end a command: all that it was not started to ignore (``nohup``)."""
     return [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 

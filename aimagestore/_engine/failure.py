@@ -1,4 +1,4 @@
-"""One failure that several callers are told of."""
+"""Errors that several tasks raise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ E = TypeVar("E", bound=BaseException)
 
 
 def copied(error: E) -> E:
-    """Return an error that another caller can raise: a shared one would collect all tracebacks."""
+    """Return a copy of an error for one more task: a shared one would collect all tracebacks."""
     try:
         copied = copy.copy(error)
     except Exception:  # noqa: BLE001 (its constructor takes other arguments than it keeps)

@@ -90,7 +90,7 @@ class _OpenedFile:
 class _OpenedPath(_OpenedFile):
     """A pipe or a device, written to as it is.
 
-    :raises OSError: when it is a pipe that nobody reads: nothing waits here for a reader to come
+    :raises OSError: when no program reads from the pipe; this does not wait for one
     """
 
     def __init__(self, path: str) -> None:
@@ -99,7 +99,7 @@ class _OpenedPath(_OpenedFile):
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
-            advice = "nobody reads this pipe: start its reader first"
+            advice = "no program reads from this pipe: start the reader first"
             raise OSError(error.errno, advice, path) from error
         os.set_blocking(fd, True)
         self._opened = open(fd, "wb", buffering=0)  # noqa: SIM115 (closed by close)

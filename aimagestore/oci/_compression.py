@@ -20,7 +20,7 @@ class Readable(Protocol):
     """Something to read compressed data from."""
 
     def read(self, size: int, /) -> bytes:
-        """Return up to so many of the next bytes; none at the end."""
+        """Return at most ``size`` bytes; no bytes at the end of the data."""
         ...
 
 
@@ -106,7 +106,7 @@ class Decompressor:
         )
 
     def read(self, size: int) -> bytes:
-        """Return up to so many of the next bytes; none at the end.
+        """Return at most ``size`` bytes; no bytes at the end of the data.
 
         :raises InvalidLayoutError: when the data is damaged or cut off
         """

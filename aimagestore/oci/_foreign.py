@@ -1,8 +1,8 @@
 """Other programs' archives and directories, presented as OCI image layouts; blocking.
 
-What they hold is told by their content, as ``podman load`` does: an ``oci-layout`` makes an OCI
-layout, and without one a ``manifest.json`` makes what ``docker save`` and podman's
-``docker-archive`` write, if it is a list, or else what skopeo's ``dir:`` writes.
+The files in one decide which kind it is, as for ``podman load``. With a file ``oci-layout`` it is
+an OCI layout. Without one, ``manifest.json`` decides: ``docker save`` and podman's
+``docker-archive`` write a list there, skopeo's ``dir:`` an object.
 """
 
 from __future__ import annotations
@@ -265,10 +265,10 @@ class DirTransport(_ForeignLayout):
 
 
 def docker_manifest(closure: Closure, name: str) -> bytes | None:
-    """Return the ``manifest.json`` that makes an archive with an image one of ``docker save``.
+    """Return the ``manifest.json`` with which ``docker load`` reads an archive with this image.
 
-    ``None`` for what such an archive cannot hold: several platforms, what is not an image, or
-    layers that may be missing.
+    :returns: ``None`` when ``docker load`` cannot read it: it has several platforms, is not an
+        image, or lacks layers
 
     :param name: what the archive calls the image
     """

@@ -27,7 +27,7 @@ class LayoutFile(Protocol):
         ...
 
     def read(self, size: int = -1, /) -> bytes:
-        """Return up to so many of the next bytes; none at the end."""
+        """Return at most ``size`` bytes; no bytes at the end of the data."""
         ...
 
     def close(self) -> None:
@@ -203,7 +203,7 @@ def read_whole(layout: Layout, path: str, limit: int = MANIFEST_MAX) -> bytes:
 
 
 def read_up_to(file: LayoutFile, size: int) -> bytes:
-    """Return the next bytes of a file, up to so many."""
+    """Return at most ``size`` bytes of a file; fewer only at its end."""
     pieces: list[bytes] = []
     while size and (piece := file.read(size)):
         pieces.append(piece)
