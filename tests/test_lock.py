@@ -244,14 +244,16 @@ async def test_a_child_that_is_forked_while_its_parent_waits_does_not_keep_the_l
         await store.create("zero")
     with ExitStack() as holding:
         holding.enter_context(held_by_another_process(path))
-        async with running(FORK_AND_WAIT, path) as program:
+        command = [sys.executable, "-c", FORK_AND_WAIT, str(path)]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe) as program:
             assert program.stdout is not None
+            assert program.stdout.readline() == b"forked\n"
+            holding.close()
+            assert program.stdout.readline() == b"held\n"
+            program.wait()
+            # The child lives on, with its parent's descriptors.
             with anyio.fail_after(PATIENCE):
-                assert await program.stdout.receive() == b"forked\n"
-                holding.close()
-                assert await program.stdout.receive() == b"held\n"
-                await program.wait()
-                # The child lives on, with its parent's descriptors.
                 async with ImageStore(path) as store:
                     await store.create("two")
                     assert [image.id for image in await store.images()] == ["zero", "two"]
