@@ -18,12 +18,14 @@ class Proxy:
     """Passes on what comes in at its port, and what is answered; until it is told otherwise.
 
     :ivar port: where it listens
+    :ivar answered: how many bytes the server has answered
     """
 
     def __init__(self, target: int, listener: socket.socket | None = None) -> None:
         self._target = target
         self._listener = listener or socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        self.answered = 0
         self._mutex = threading.Lock()
         self._ends: set[socket.socket] = set()
         self._is_open = threading.Event()
@@ -115,7 +117,7 @@ class Proxy:
             while data := source.recv(_CHUNK):
                 self._is_open.wait()
                 if not is_client:
-                    self._before_answers()
+                    self._note_answer(len(data))
                 if self._is_cut_by(data, source, sink, is_client):
                     self.cut()
                     return
@@ -125,6 +127,11 @@ class Proxy:
             with self._mutex:
                 self._ends.discard(end)
             _close(end)
+
+    def _note_answer(self, size: int) -> None:
+        with self._mutex:
+            self.answered += size
+        self._before_answers()
 
     def _is_cut_by(
         self, data: bytes, source: socket.socket, sink: socket.socket, is_client: bool
