@@ -277,7 +277,11 @@ class StoreCore:
         """Write data into new content, check it, and make it durable."""
         await Pouring(data, self.threads, expectations, progress).into(content)
         expectations.check(content)
-        await self.threads.run(content.finish)
+        await self.finish(content)
+
+    async def finish(self, content: StagedContent) -> None:
+        """Make content durable."""
+        await self.threads.run(content.finish, interrupt=content.interrupt)
 
     @asynccontextmanager
     async def contents(
@@ -301,7 +305,7 @@ class StoreCore:
                     contents[key] = source.use(self)
                     used.append(source)
                     expectations.check(contents[key])
-                    await self.threads.run(contents[key].finish)
+                    await self.finish(contents[key])
                 elif progress is None and expectations.is_empty and _is_small(source):
                     small[key] = bytes(source)  # type: ignore[arg-type]
                 else:

@@ -89,7 +89,8 @@ class StagedItem:
     async def write(self, chunk: Buffer) -> None:
         """Append data. Each call is a hop to a worker thread, so larger chunks are faster.
 
-        Cancelled, the chunk was written as a whole or not at all; ``size`` tells.
+        Cancelled, the chunk was written as a whole or not at all; ``size`` tells. Cancelled while
+        an object store does not answer, the data cannot be used any more.
 
         :raises TypeError: when it is not bytes
         :raises ValueError: when the data was used already
@@ -101,7 +102,8 @@ class StagedItem:
         check_piece(chunk)
         self._writes += 1
         try:
-            await self._core.threads.run(self._write_and_flush, chunk)
+            write, interrupt = self._write_and_flush, self._content.interrupt
+            await self._core.threads.run(write, chunk, interrupt=interrupt)
         finally:
             self._writes -= 1
 

@@ -97,8 +97,10 @@ class Threads:
     Created within the event loop that uses it. Each way to make a call says what an interruption
     of the awaiting task (by anyio, by trio, or by asyncio itself) does:
 
-    - :meth:`run`: a call that has not begun is not made; one that has begun is waited for;
+    - :meth:`run`: a call that has not begun is not made; one that has begun is told, if it can be,
+      and waited for;
     - :meth:`run_shielded`: the call is made, and waited for;
+    - :meth:`run_deciding`: the task leaves at once, and the thread does nothing more;
     - :meth:`run_abandonable`: the task leaves at once, and the thread releases the result.
     """
 
@@ -197,19 +199,29 @@ class Threads:
         self._when_idle = function
         self.release()
 
-    async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Make a call whose result needs no release. Interrupted, it is not made, or waited for."""
-        return await self._run(self.start(function, *args))
+    async def run(
+        self,
+        function: Callable[[*Ts], T],
+        *args: *Ts,
+        interrupt: Callable[[], object] | None = None,
+    ) -> T:
+        """Make a call whose result needs no release. Interrupted, it is not made, or waited for.
+
+        :param interrupt: makes the call end soon; must not block
+        """
+        return await self._run(self.start(function, *args), interrupt)
 
     async def run_streaming(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Make a call as :meth:`run` does, in one of the few threads that move big data."""
         return await self._run(self._start(self._streams, lambda: function(*args)))
 
-    async def _run(self, call: Call[T]) -> T:
+    async def _run(self, call: Call[T], interrupt: Callable[[], object] | None = None) -> T:
         try:
             await call.ended.wait()
         except BaseException:
             if not call.cancel():
+                if interrupt is not None:
+                    interrupt()
                 await wait_through(call.ended)
             raise
         return call.result()
@@ -224,6 +236,24 @@ class Threads:
     async def finish(self, call: Call[T]) -> T:
         """Wait for a call that was begun, whatever interrupts the wait."""
         await wait_through(call.ended)
+        return call.result()
+
+    async def run_deciding(self, function: Callable[[Callable[[], bool]], T]) -> T:
+        """Make a call that asks, before it does anything, whether it is still to do it.
+
+        Interrupted before that, this returns at once; after that, the call is waited for.
+
+        :param function: gets what tells whether its task still waits; asks once
+        """
+        # Acquired once: by the thread when it asks, or by the task when it leaves.
+        decision = threading.Lock()
+        call = self.start(function, lambda: decision.acquire(blocking=False))
+        try:
+            await call.ended.wait()
+        except BaseException:
+            if not call.cancel() and not decision.acquire(blocking=False):
+                await wait_through(call.ended)
+            raise
         return call.result()
 
     async def run_abandonable(

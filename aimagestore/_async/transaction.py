@@ -73,28 +73,33 @@ class Transaction(ImageMethods):
                 self._mutex.release()
         return await self._with_draft(look)
 
-    async def _with_draft(self, work: Callable[[Draft], T], *, is_change: bool = False) -> T:
+    async def _with_draft(self, look: Callable[[Draft], T]) -> T:
         self._open_draft()
 
         def locked() -> T:
             with self._mutex:
-                # It may have ended since: a change made now would not be committed.
-                if self._draft is None:
-                    raise _over()
-                return work(self._draft)
+                return look(self._draft_in_thread())
 
-        threads = self._core.threads
-        # A change that was left to its thread would come after what its task does next.
-        return await (threads.run(locked) if is_change else threads.run_abandonable(locked))
+        return await self._core.threads.run_abandonable(locked)
+
+    def _draft_in_thread(self) -> Draft:
+        # It may have ended since the task looked: a change made now would not be committed.
+        if self._draft is None:
+            raise _over()
+        return self._draft
 
     async def _change(self, mutation: Mutation) -> Image | None:
         prepare = self._core.engine.writer.prepare
 
-        def apply(draft: Draft) -> Image | None:
-            draft.prefetch(mutation.refs, mutation.names)
-            plan = mutation(draft)
-            prepare(plan, draft)
-            draft.apply(plan)
+        def apply(is_wanted: Callable[[], bool]) -> Image | None:
+            with self._mutex:
+                draft = self._draft_in_thread()
+                draft.prefetch(mutation.refs, mutation.names)
+                plan = mutation(draft)
+                prepare(plan, draft)
+                # Applied after its task has left, it would come after what that does next.
+                if is_wanted():
+                    draft.apply(plan)
             return plan.image
 
         view = self._view()
@@ -108,7 +113,7 @@ class Transaction(ImageMethods):
                         return plan.image
                 finally:
                     self._mutex.release()
-        return await self._with_draft(apply, is_change=True)
+        return await self._core.threads.run_deciding(apply)
 
     def _check_writable(self) -> None:
         self._open_draft()

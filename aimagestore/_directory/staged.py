@@ -156,6 +156,9 @@ class StagedFile:
                 self._directory.sync_file("", fd)
                 self._sink.is_durable = True
 
+    def interrupt(self) -> None:
+        """Do nothing: the kernel ends a write to a file by itself."""
+
     def read(self) -> bytes:
         """Return what was written."""
         with self._in_use() as fd:

@@ -217,6 +217,13 @@ class StagedContent(Content, Protocol):
         """Make what was written durable."""
         ...
 
+    def interrupt(self) -> None:
+        """Make a write that waits in another thread end within a moment. Does not block.
+
+        It may fail then, and no other succeeds after it. Without a write, nothing happens.
+        """
+        ...
+
     def read(self) -> bytes:
         """Return what was written."""
         ...

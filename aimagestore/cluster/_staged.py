@@ -6,10 +6,11 @@ import io
 import logging
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, InvalidStateError, wait
+from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Any
 from uuid import UUID, uuid4
 
 from .._core.content import Buffer
@@ -21,8 +22,9 @@ from ._blobs import FAILURES, PART, Blobs
 
 logger = logging.getLogger("aimagestore")
 
-_REMOVAL_TIMEOUT = 0.25
-"""Seconds that :meth:`StagedBlob.discard` waits for the removal; longer, it goes on by itself."""
+_MOMENT = 0.25
+"""Seconds that a discarded object's removal is waited for, and an interrupted upload. Longer, they
+go on by themselves."""
 
 
 class _Sink(io.BufferedIOBase):
@@ -75,23 +77,36 @@ class StagedBlob:
         self._is_in_doubt = False
         # A call of the writer that did not end in time.
         self._overdue: Future[object] | None = None
+        # Done when the present write is to end soon.
+        self._interruption: Future[None] = Future()
 
     def _append(self, piece: bytes) -> None:
-        with self._mutex:
-            if self._is_broken:
-                raise _broken()
+        with self._writing():
             if self._finished is not None:
                 self._begin_again()
             self._upload(lambda: self._writer.write(piece))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._mutex:
+            if self._is_broken:
+                raise _broken()
+            try:
+                yield
+            finally:
+                self._interruption = Future()
 
     def _upload(self, call: Callable[[], object]) -> None:
         """Call the writer, with a deadline. It blocks while earlier parts are being sent.
 
         :raises StoreUnavailableError: when the object store is unavailable
         """
-        future = self._uploaders.submit(call)
+        interruption = self._interruption
+        future: Future[object] = self._uploaders.submit(call)
+        either: list[Future[Any]] = [future, interruption]
+        wait(either, self._blobs.deadline, FIRST_COMPLETED)
         try:
-            future.result(self._blobs.deadline)
+            future.result(_MOMENT if interruption.done() else 0)
         except TimeoutError:
             self._is_broken, self._overdue = True, future
             raise StoreUnavailableError(
@@ -140,13 +155,15 @@ class StagedBlob:
         :raises StoreUnavailableError: when it could not be stored
         """
         self._sink.flush()
-        with self._mutex:
-            if self._is_broken:
-                raise _broken()
-            if self._finished is not None:
-                return
-            self._upload(self._writer.close)
-            self._finished = time.monotonic()
+        with self._writing():
+            if self._finished is None:
+                self._upload(self._writer.close)
+                self._finished = time.monotonic()
+
+    def interrupt(self) -> None:
+        """Make a write that waits for the object store in another thread end within a moment."""
+        with suppress(InvalidStateError):
+            self._interruption.set_result(None)
 
     def read(self) -> bytes:
         """Return what was written; finishes the object."""
@@ -177,7 +194,7 @@ class StagedBlob:
         if not is_mine or (self._finished is None and self._sink.size < PART):
             return
         with suppress(TimeoutError, RuntimeError):  # RuntimeError: the store has been closed
-            self._removers.submit(self._remove).result(_REMOVAL_TIMEOUT)
+            self._removers.submit(self._remove).result(_MOMENT)
 
     def _remove(self) -> None:
         try:

@@ -144,6 +144,9 @@ class _Entry(io.BufferedIOBase):
         self._output.write(bytes(-self.size % BLOCK))
         self.is_open = False
 
+    def interrupt(self) -> None:
+        """Do nothing: what writes to the archive is left to its thread."""
+
     def discard(self) -> None:
         self.is_open = False
 
