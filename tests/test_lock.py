@@ -17,7 +17,7 @@ from aimagestore import ImageStore, LockTimeoutError
 
 from .support.stores import is_locked, is_requested, library_threads, open_files, until
 
-PATIENCE = 20
+PATIENCE = 60
 STORES = 40
 
 HOLD = """

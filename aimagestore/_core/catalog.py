@@ -67,16 +67,23 @@ class Indexes(NamedTuple):
 
     :ivar by_id: the records; those added last come last
     :ivar by_name: IDs
-    :ivar by_digest: IDs; not in a tuple when there is only one, as nearly always
+    :ivar by_digest: IDs, in order; not in a dict when there is only one, as nearly always
+    :ivar own: the digests whose dict is not shared with another catalog
     """
 
     by_id: dict[str, Record]
     by_name: dict[str, str]
-    by_digest: dict[str, str | tuple[str, ...]]
+    by_digest: dict[str, str | dict[str, None]]
+    own: set[str]
+
+    @classmethod
+    def empty(cls) -> Indexes:
+        """Return indexes without records."""
+        return cls({}, {}, {}, set())
 
     def copy(self) -> Indexes:
         """Return a copy to change for the next catalog."""
-        return Indexes(self.by_id.copy(), self.by_name.copy(), self.by_digest.copy())
+        return Indexes(self.by_id.copy(), self.by_name.copy(), self.by_digest.copy(), set())
 
     def add(self, record: Record) -> None:
         """Index a record by its ID, names and digests."""
@@ -84,8 +91,10 @@ class Indexes(NamedTuple):
         for name in record.names:
             self.by_name[name] = record.id
         for digest in record.digests:
-            ids = self.ids_with_digest(digest)
-            self.by_digest[digest] = (*ids, record.id) if ids else record.id
+            if digest in self.by_digest:
+                self._own_ids(digest)[record.id] = None
+            else:
+                self.by_digest[digest] = record.id
 
     def discard(self, record: Record) -> None:
         """Remove a record, if it is the one that is indexed."""
@@ -96,19 +105,31 @@ class Indexes(NamedTuple):
             if self.by_name.get(name) == record.id:
                 del self.by_name[name]
         for digest in record.digests:
-            self.set_ids(digest, [i for i in self.ids_with_digest(digest) if i != record.id])
+            ids = self._own_ids(digest)
+            ids.pop(record.id, None)
+            if not ids:
+                del self.by_digest[digest]
+
+    def _own_ids(self, digest: str) -> dict[str, None]:
+        """Return the images that have this digest, to be changed. Copied once, not each time."""
+        ids = self.by_digest.get(digest, {})
+        if digest not in self.own or isinstance(ids, str):
+            ids = {ids: None} if isinstance(ids, str) else ids.copy()
+            self.by_digest[digest] = ids
+            self.own.add(digest)
+        return ids
 
     def ids_with_digest(self, digest: str) -> tuple[str, ...]:
         """Return the IDs of the images that have this digest."""
         ids = self.by_digest.get(digest, ())
-        return (ids,) if isinstance(ids, str) else ids
+        return (ids,) if isinstance(ids, str) else tuple(ids)
 
     def set_ids(self, digest: str, ids: Sequence[str]) -> None:
         """Set which images have this digest."""
         if not ids:
             self.by_digest.pop(digest, None)
         else:
-            self.by_digest[digest] = ids[0] if len(ids) == 1 else tuple(ids)
+            self.by_digest[digest] = ids[0] if len(ids) == 1 else dict.fromkeys(ids)
 
     def conflicts_with(self, record: Record) -> bool:
         """Return whether another record has this one's ID or one of its names."""
@@ -131,7 +152,7 @@ class Catalog(View):
     @classmethod
     def of(cls, records: Iterable[Record]) -> Catalog:
         """Index records that share no ID and no name, in their order."""
-        indexes = Indexes({}, {}, {})
+        indexes = Indexes.empty()
         for record in records:
             indexes.add(record)
         return Catalog(indexes, Prefixes.of(indexes.by_id))

@@ -113,7 +113,7 @@ class Draft(View):
     def ids_with_digest(self, digest: str) -> Sequence[str]:
         changes = self._digests.get(digest, {})
         kept = [i for i in self.base.ids_with_digest(digest) if changes.get(i, True)]
-        return (*kept, *(i for i, has in changes.items() if has and i not in kept))
+        return tuple(dict.fromkeys((*kept, *(i for i, has in changes.items() if has))))
 
     def records(self) -> Iterator[Record]:
         for record in self.base.records():
@@ -131,8 +131,11 @@ class Draft(View):
     def apply(self, plan: Plan) -> None:
         """Apply a plan. It was made with this very draft, so nothing can fail here."""
         for image_id in plan.deleted:
+            record = self.record_of(image_id)
+            if record is not None and self.files:
+                for key in record.image.big_data_names:
+                    self.files.pop((image_id, key), None)
             self._replace(image_id, None)
-            self.files = {item: c for item, c in self.files.items() if item[0] != image_id}
         # A name that moves first leaves its previous owner, then goes to the new one.
         for record in plan.updated:
             self._replace(record.id, record)
@@ -149,13 +152,12 @@ class Draft(View):
     def _replace(self, image_id: str, new: Record | None) -> None:
         old = self.record_of(image_id)
         self._records[image_id] = new
-        names = new.names if new else ()
-        digests = new.digests if new else ()
+        names = dict.fromkeys(new.names if new else (), image_id)
+        digests = dict.fromkeys(new.digests if new else (), True)
         for name in old.names if old else ():
             if name not in names and self.owner_of(name) == image_id:
                 self._names[name] = None
-        for name in names:
-            self._names[name] = image_id
+        self._names |= names
         for digest in (*(old.digests if old else ()), *digests):
             self._digests.setdefault(digest, {})[image_id] = digest in digests
 

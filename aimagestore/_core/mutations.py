@@ -78,12 +78,11 @@ def create(
     edited.set("created", gojson.time(created))
     if digest is not None:
         edited.set("digest", check_digest(digest))
-    for flag, value in (flags or {}).items():
-        edited.set_entry("flags", check_text(flag, "a flag's name"), gojson.value(value))
+    given = {check_text(f, "a flag's name"): gojson.value(v) for f, v in (flags or {}).items()}
+    edited.set_entries("flags", given)
     items = {check_key(key): content for key, content in (big_data or {}).items()}
     edited.set("big-data-names", tuple(items))
-    for key, content in items.items():
-        _describe(edited, key, content)
+    _describe(edited, items)
     record = edited.finish()
 
     def plan(draft: Draft) -> Plan:
@@ -212,7 +211,7 @@ def set_big_data(ref: str, key: str, content: Content) -> Mutation:
         edited = RecordDraft(record)
         if key not in record.image.big_data_names:
             edited.set("big-data-names", (*record.image.big_data_names, key))
-        _describe(edited, key, content)
+        _describe(edited, {key: content})
         updated = (edited.finish(),)
         return Plan(record.id, updated=updated, files={(record.id, key): content})
 
@@ -234,9 +233,11 @@ def note_big_data(image_id: str, key: str, found: Described) -> Mutation:
     return _edit(image_id, edit)
 
 
-def _describe(edited: RecordDraft, key: str, content: Described) -> None:
-    edited.set_entry("big-data-sizes", key, str(content.size).encode())
-    edited.set_entry("big-data-digests", key, gojson.string(content.digest).encode())
+def _describe(edited: RecordDraft, items: Mapping[str, Described]) -> None:
+    sizes = {key: str(item.size).encode() for key, item in items.items()}
+    digests = {key: gojson.string(item.digest).encode() for key, item in items.items()}
+    edited.set_entries("big-data-sizes", sizes)
+    edited.set_entries("big-data-digests", digests)
 
 
 def delete(ref: str, *, force: bool = False) -> Mutation:
@@ -261,8 +262,7 @@ def adopt(
     edited.set("id", check_id(image_id))
     edited.set("created", gojson.time(created))
     edited.set("big-data-names", tuple(contents))
-    for key, content in contents.items():
-        _describe(edited, check_key(key), content)
+    _describe(edited, {check_key(key): content for key, content in contents.items()})
 
     def plan(draft: Draft) -> Plan:
         _check_unused(draft, image_id)
@@ -275,7 +275,7 @@ def adopt(
 
 def describe_big_data(image_id: str, key: str, found: Described) -> Mutation:
     """Replace the recorded size and digest of an item."""
-    return _edit(image_id, lambda edited, _: _describe(edited, key, found))
+    return _edit(image_id, lambda edited, _: _describe(edited, {key: found}))
 
 
 def drop_big_data(image_id: str, key: str) -> Mutation:

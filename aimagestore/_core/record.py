@@ -241,14 +241,17 @@ class RecordDraft:
 
     def set_entry(self, field: str, key: str, encoded: bytes | None) -> None:
         """Set one entry of a map, or remove it when ``encoded`` is ``None``."""
+        self.set_entries(field, {key: encoded})
+
+    def set_entries(self, field: str, changes: Mapping[str, bytes | None]) -> None:
+        """Set entries of a map, or remove those that are ``None``."""
         self._is_found_alike &= field not in _FOUND_BY
         self._is_ordered &= field in self._members
-        entries = _members(self._members.get(field, b"null"))
-        entries.pop(key, None)
-        if encoded is not None:
-            entries[key] = encoded
-        if entries:
-            self._members[field] = _join_members(dict(sorted(entries.items())))
+        entries: dict[str, RawJSON | None] = {**_members(self._members.get(field, b"null"))}
+        entries |= changes
+        kept = {key: raw for key, raw in sorted(entries.items()) if raw is not None}
+        if kept:
+            self._members[field] = _join_members(kept)
         else:
             self._members.pop(field, None)
 

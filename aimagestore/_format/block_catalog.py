@@ -107,7 +107,7 @@ def build(blocks: Mapping[int, Block], damaged: tuple[bytes, ...]) -> BlockCatal
             if (earlier := by_id.get(record.id)) is not None:
                 shadowed[record.id] = (*shadowed.get(record.id, ()), earlier)
             by_id[record.id] = record
-    indexes = Indexes({}, {}, {})
+    indexes = Indexes.empty()
     previous_owners: dict[str, set[str]] = {}
     for block in yield_gil_every(blocks.values(), _BLOCKS_AT_ONCE):
         for record in block.records:

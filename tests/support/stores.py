@@ -102,7 +102,7 @@ def is_requested() -> bool:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Return when a condition is true."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while not condition():
             await anyio.sleep(0.001)
 
