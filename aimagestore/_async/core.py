@@ -8,16 +8,17 @@ asyncio itself, it leaves nothing behind.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from enum import Enum, auto
 from itertools import count
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from anyio import Event, Lock, move_on_after
+from anyio import Event, Lock, current_time, move_on_after
 
 from .._core.catalog import Catalog
 from .._core.image import Image
@@ -25,7 +26,7 @@ from .._core.mutations import Mutation
 from .._core.view import View
 from .._engine.items import CHUNK, Source, discard_all, stage_all
 from .._engine.lock import AnyGrant, AnyLine, Grant, Request
-from .._engine.protocol import Engine, Location, StagedContent
+from .._engine.protocol import ChangeUnderWayError, Engine, Location, StagedContent
 from ..errors import LockTimeoutError, StoreClosedError, StoreReadOnlyError
 from .committer import GroupCommitter
 from .loop import EventLoop, wait_through
@@ -33,6 +34,10 @@ from .staging import BigDataSource, Expectations, Pouring, Progress, StagedItem,
 from .threads import Threads
 
 T = TypeVar("T")
+
+
+_READ_AGAIN: Final = 0.05
+"""Seconds after which a reader that waits looks whether it still has to."""
 
 
 def _call_all(functions: list[Callable[[], object]]) -> None:
@@ -351,18 +356,67 @@ class StoreCore:
         """Call ``look`` with a view of the last commit. Interrupted, this returns at once.
 
         :param is_slow: whether the look computes for long, so that it runs in a worker thread
+        :raises LockTimeoutError: when another program was in the middle of a change for too long
         """
         catalog = self.current()
         if catalog is None:
-            if not self.engine.reader.keeps_catalog:
-                return await self.threads.run_abandonable(self.engine.reader.read, look)
-            async with self._loading:
-                catalog = self.current()
-                if catalog is None:
-                    return await self.threads.run_abandonable(self.engine.reader.read, look)
+            return await self.read_whole(lambda: self._load(look, is_slow=is_slow))
         if is_slow:
             return await self.threads.run_abandonable(look, catalog)
         return look(catalog)
+
+    async def _load(self, look: Callable[[View], T], *, is_slow: bool) -> T:
+        if not self.engine.reader.keeps_catalog:
+            return await self.threads.run_abandonable(self.engine.reader.read, look)
+        async with self._loading:
+            catalog = self.current()
+            if catalog is None:
+                return await self.threads.run_abandonable(self.engine.reader.read, look)
+        if is_slow:
+            return await self.threads.run_abandonable(look, catalog)
+        return look(catalog)
+
+    async def read_whole(
+        self, read: Callable[[], Awaitable[T]], *, waits_for_ever: bool = False
+    ) -> T:
+        """Make a call that reads, again if another program was in the middle of a change.
+
+        Interrupted, this returns at once.
+
+        :param read: makes the call; it may raise :exc:`ChangeUnderWayError`
+        :param waits_for_ever: whether to wait longer than a writer of this store would
+        :raises LockTimeoutError: when that program was not done in time
+        """
+        try:
+            return await read()
+        except ChangeUnderWayError:
+            pass
+        self.check_open()
+        line = self.engine.read_lock
+        timeout = None if waits_for_ever else self._lock_timeout
+        deadline = math.inf if timeout is None else current_time() + timeout
+        self._holds += 1
+        try:
+            while True:
+                # The lock is certain to come, even beside writers that never pause. But a writer of
+                # this library may be the next to have it: nobody waits for that one.
+                rest = deadline - current_time()
+                grant = await acquire(
+                    line,
+                    self.threads,
+                    max(0, min(rest, _READ_AGAIN)),
+                    before_waiting=self.check_open,
+                )
+                try:
+                    with suppress(ChangeUnderWayError):
+                        return await read()
+                finally:
+                    if grant is not None:
+                        await self.threads.run_shielded(grant.release)
+                if rest <= 0:
+                    raise await self._lock_timeout_error(line)
+        finally:
+            self.end_hold()
 
     # Committing
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from .._core.names import check_type
 from .._core.report import Report
 from .._engine.lock import AnyGrant, AnyLine
-from .._engine.protocol import Location
+from .._engine.protocol import ChangeUnderWayError, Checker, Location
 from .core import acquire, lock_timeout_error
 from .locations import location_of
 from .loop import EventLoop
@@ -38,19 +39,38 @@ async def check(
     threads = Threads(EventLoop())
     try:
         checker = location.checker(verify=verify)
-        report = await Stepper(checker.steps(), threads).run(progress)
+        report = await _check(checker, threads, progress)
         line = await threads.run_abandonable(checker.join_lock, dispose=_leave)
         if line is not None:
-            grant: AnyGrant | None = None
-            try:
-                grant = await acquire(line, threads, None)
-                assert grant is not None, "there is no timeout"
+            async with _held(line, threads) as grant:
                 report = await Stepper(checker.recheck(), threads, grant).run(progress)
-            finally:
-                await threads.run_shielded(_release_and, line.leave, grant)
         return report
     finally:
         threads.when_idle(threads.shutdown)
+
+
+async def _check(checker: Checker, threads: Threads, progress: Progress | None) -> Report:
+    while True:
+        try:
+            return await Stepper(checker.steps(), threads).run(progress)
+        except ChangeUnderWayError:
+            line = await threads.run_abandonable(checker.join_lock, dispose=_leave)
+        assert line is not None, "a change is under way"
+        # Released at once, because checking everything may take long.
+        async with _held(line, threads):
+            pass
+
+
+@asynccontextmanager
+async def _held(line: AnyLine, threads: Threads) -> AsyncIterator[AnyGrant]:
+    """Acquire the lock, and release it and leave its line at the end of the block."""
+    grant: AnyGrant | None = None
+    try:
+        grant = await acquire(line, threads, None)
+        assert grant is not None, "there is no timeout"
+        yield grant
+    finally:
+        await threads.run_shielded(_release_and, line.leave, grant)
 
 
 def _release_and(close: Callable[[], object], grant: AnyGrant | None) -> None:

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeVar, TypeVarTuple
 
 from .._core.content import Content
 from .._core.image import Image
@@ -30,6 +30,7 @@ from .transaction import Transaction, TransactionBlock
 from .watch import Watch
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 # Images that are cheaper to decode here than a hop to a thread would be.
 _FEW_IMAGES = 64
@@ -42,8 +43,11 @@ class ImageStore(ImageMethods):
     use it at once, and any number of stores, processes and containers/storage programs the same
     directory.
 
-    Reads give the last commit, whoever made it. They never wait for a writer of this library and
-    take no lock. Changes return when they are durable; a change that fails changes nothing.
+    Reads give the last commit, whoever made it, and take no lock. They never wait for a writer of
+    this library. For a writer of containers/storage, which saves some changes in several steps,
+    they wait while it is in the middle of one, as its own readers do: no longer than it holds its
+    lock, and those that were in line before. Changes return when they are durable; a change that
+    fails changes nothing.
 
     A **ref** is a full ID, a name, or a prefix that only one ID has, tried in that order; also
     ``sha256:<id>``, and ``name@sha256:<digest>``.
@@ -51,8 +55,8 @@ class ImageStore(ImageMethods):
     :param where: the directory that holds images.json, such as ``…/overlay-images``, or a new
         directory; or a location such as :class:`aimagestore.cluster.ClusterLocation`
     :param read_only: write nothing, not even what opening would complete
-    :param lock_timeout: seconds that a change waits for the store's lock; ``None`` waits for
-        ever, 0 tries once
+    :param lock_timeout: seconds that a change waits for the store's lock, and a read for the end
+        of another program's change; ``None`` waits for ever, 0 tries once
     :raises TypeError: when ``where`` is neither a path nor a location
     :raises ValueError: when ``lock_timeout`` is negative
     """
@@ -149,14 +153,28 @@ class ImageStore(ImageMethods):
     ) -> AbstractAsyncContextManager[Mapping[str, Content]]:
         return self._core.contents(data, expectations, progress)
 
+    async def _read_whole(
+        self,
+        read: Callable[[*Ts], T],
+        *args: *Ts,
+        dispose: Callable[[T], object] | None = None,
+    ) -> T:
+        threads = self._core.threads
+        return await self._core.read_whole(
+            lambda: threads.run_abandonable(read, *args, dispose=dispose)
+        )
+
     async def _read_item(self, image: Image, key: str) -> bytes:
-        core = self._core
-        return await core.threads.run_abandonable(items.read_item, core.engine.items, image.id, key)
+        return await self._read_whole(items.read_item, self._core.engine.items, image.id, key)
 
     async def _measure(self, image: Image, key: str, progress: Progress | None) -> Measured:
         self._core.check_open()
-        steps = items.measure_item(self._core.engine.items, image.id, key)
-        measured = await Stepper(steps, self._core.threads).run(progress)
+        core = self._core
+        measured = await core.read_whole(
+            lambda: Stepper(items.measure_item(core.engine.items, image.id, key), core.threads).run(
+                progress
+            )
+        )
         if not self.read_only and not self._core.is_inside_transaction():
             await self._record(image, key, measured)
         return measured
@@ -172,7 +190,7 @@ class ImageStore(ImageMethods):
         catalog = self._core.current()
         if catalog is None:
             self._core.check_open()
-            catalog = await self._core.threads.run_abandonable(self._core.engine.reader.snapshot)
+            catalog = await self._read_whole(self._core.engine.reader.snapshot)
         return snapshot_of(catalog)
 
     async def iter_images(self, *, page_size: int = 500) -> AsyncIterator[Image]:
@@ -187,7 +205,7 @@ class ImageStore(ImageMethods):
         if page_size < 1:
             raise ValueError(f"page_size must be at least 1: {page_size}")
         self._core.check_open()
-        pages = self._core.engine.reader.pages(page_size)
+        pages = await self._read_whole(self._core.engine.reader.pages, page_size)
         while page := await self._core.threads.run_abandonable(next, pages, None):
             for image in page:
                 yield image
@@ -222,7 +240,7 @@ class ImageStore(ImageMethods):
             raise ValueError(f"start and end must be 0 <= start <= end: {start}, {end}")
         if verify and (start or end is not None):
             raise ValueError("a part of an item cannot be verified: read all of it")
-        image, source = await core.threads.run_abandonable(
+        image, source = await self._read_whole(
             partial(
                 items.open_source, core.engine.items, ref, key, verify=verify, start=start, end=end
             ),
@@ -293,9 +311,7 @@ class ImageStore(ImageMethods):
         """
         core = self._core
         core.check_open()
-        feed = await core.threads.run_abandonable(
-            core.engine.reader.watch, dispose=lambda feed: feed.close()
-        )
+        feed = await self._read_whole(core.engine.reader.watch, dispose=lambda feed: feed.close())
         core.own(feed, feed.close)
         watch = Watch(core, feed)
         core.on_closing(watch.end)
@@ -314,7 +330,7 @@ class ImageStore(ImageMethods):
         :returns: whether anything had changed
         """
         self._core.check_open()
-        return await self._core.threads.run_abandonable(self._core.engine.reader.refresh)
+        return await self._read_whole(self._core.engine.reader.refresh)
 
     async def modified(self) -> bool:
         """Return whether others changed the store since the last read (upstream: ``Modified``).

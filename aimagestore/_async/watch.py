@@ -39,6 +39,7 @@ class Watch(AsyncIterator[ChangeEvent]):
         self._mutex = threading.Lock()
         # The task that polls; the others wait for it. An event each time, so that no task owns it.
         self._polling: Event | None = None
+        self._reading: CancelScope | None = None
         self._waiting: CancelScope | None = None
         self._is_closed = False
 
@@ -55,11 +56,14 @@ class Watch(AsyncIterator[ChangeEvent]):
                 continue
             polling = self._polling = Event()
             try:
-                await self._core.threads.run_abandonable(self._poll)
+                with CancelScope() as self._reading:
+                    await self._core.read_whole(
+                        lambda: self._core.threads.run_abandonable(self._poll), waits_for_ever=True
+                    )
                 if not self._pending:
                     await self._wait()
             finally:
-                self._polling = None
+                self._polling = self._reading = None
                 polling.set()
         return self._pending.popleft()
 
@@ -88,8 +92,9 @@ class Watch(AsyncIterator[ChangeEvent]):
     def end(self) -> None:
         """Raise from now on, also in the task that waits. In the event loop."""
         self._is_closed = True
-        if self._waiting is not None:
-            self._waiting.cancel()
+        for scope in (self._reading, self._waiting):
+            if scope is not None:
+                scope.cancel()
 
     async def aclose(self) -> None:
         """End it, and return when no task waits any more for the feed's descriptor."""

@@ -14,14 +14,16 @@ from .._core.record import Record
 from .._core.report import Finding, FindingKind, Report
 from .._engine.items import CHUNK, MANIFEST_MAX
 from .._engine.lock import AnyLine
-from .._engine.protocol import Steps
+from .._engine.protocol import ChangeUnderWayError, Steps
 from .._format import index
 from .._format.block_catalog import EMPTY, BlockCatalog, build
 from ..errors import InvalidBigDataNameError, StoreCorruptError
 from .contents import image_directories
 from .files import Directory
 from .garbage import garbage
+from .index_file import open_index
 from .lock import shared_line
+from .mounts import is_local
 from .pending import open_current
 
 
@@ -37,6 +39,7 @@ class DirectoryChecker:
         self._path = path
         self._verify = verify
         self._findings: list[Finding] = []
+        self._was_under_way = False
         self._images = 0
         self._items = 0
         self._bytes = 0
@@ -45,12 +48,13 @@ class DirectoryChecker:
         return Report(tuple(self._findings), self._images, self._items, self._bytes)
 
     def steps(self) -> Steps[Report]:
+        self._was_under_way = False
         with Directory.at(self._path()) as root:
             yield from self._check(root)
         return self._report()
 
     def join_lock(self) -> AnyLine | None:
-        if not self._findings:
+        if not (self._findings or self._was_under_way):
             return None
         with Directory.at(self._path()) as root:
             return shared_line(root)
@@ -96,7 +100,10 @@ class DirectoryChecker:
     def _read_index(self, root: Directory) -> BlockCatalog | None:
         path = root.path_of(INDEX_FILE)
         try:
-            fd = root.open_file(INDEX_FILE)
+            fd = open_index(root, is_local=is_local(root.fd))
+        except ChangeUnderWayError:
+            self._was_under_way = True
+            raise
         except FileNotFoundError:
             self._lost_index(root, FindingKind.INDEX_MISSING)
             return None

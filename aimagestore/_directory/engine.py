@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 
+from .._engine.protocol import ChangeUnderWayError
 from .commit import DirectoryWriter
 from .containers import sibling
 from .files import Directory, make_directories
 from .index_file import IndexFile
 from .items import DirectoryItems
-from .lock import exclusive_line, open_lock_file
+from .lock import exclusive_line, open_lock_file, shared_line
 from .mounts import is_local
 from .recovery import Recovery
 
@@ -22,6 +23,7 @@ class DirectoryEngine:
 
     - ``reader``: the index, as it was loaded last, and whether that is still the last commit;
     - ``lock``: this process's line for the lock of the directory;
+    - ``read_lock``: its line for the readers' lock;
     - ``writer``: the commit protocol;
     - ``items``: content, opened and staged;
     - recovery, which the writer calls before it commits.
@@ -41,6 +43,11 @@ class DirectoryEngine:
         self.items = DirectoryItems(root, self.reader)
         self.writer = DirectoryWriter(root, self.reader, recovery, self.items.stage)
         self.lock = exclusive_line(root)
+        try:
+            self.read_lock = shared_line(root)
+        except BaseException:
+            self.lock.leave()
+            raise
 
     @classmethod
     def opened(cls, path: str, *, read_only: bool) -> DirectoryEngine:
@@ -56,13 +63,19 @@ class DirectoryEngine:
         try:
             if not read_only:
                 os.close(open_lock_file(engine._root))
-            engine.reader.load()
-            if not read_only:
-                engine._recover()
+            engine._load(read_only=read_only)
         except BaseException:
             engine.close()
             raise
         return engine
+
+    def _load(self, *, read_only: bool) -> None:
+        try:
+            self.reader.load()
+        except ChangeUnderWayError:
+            return  # the first read waits for its end, and the first commit recovers
+        if not read_only:
+            self._recover()
 
     def _recover(self) -> None:
         """Complete what a crash left, if the lock is free: otherwise the next commit does."""
@@ -83,4 +96,5 @@ class DirectoryEngine:
         self.items.close()
         self.reader.close()
         self.lock.leave()
+        self.read_lock.leave()
         self._root.close()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .._core.events import ChangeEvent
 from .._core.names import INDEX_FILE
+from .._engine.protocol import ChangeUnderWayError
 from .._format.block_catalog import BlockCatalog
 from ..errors import WatchExpiredError
 from .files import Directory
@@ -78,7 +79,12 @@ class DirectoryFeed:
         return any(event.name in {"", INDEX_FILE} for event in self._inotify.read(timeout=0))
 
     def poll(self) -> Sequence[ChangeEvent]:
-        self._owner.load()
+        try:
+            self._owner.load()
+        except ChangeUnderWayError:
+            # What was committed before comes first.
+            if not self._pending:
+                raise
         with self._mutex:
             changes, self._pending = self._pending, []
             if self._has_expired:

@@ -14,12 +14,14 @@ from .._core.events import changes_between
 from .._core.image import Image
 from .._core.names import INDEX_FILE, LOCK_FILE
 from .._core.view import View
+from .._engine.protocol import ChangeUnderWayError
 from .._format import index
 from .._format.block_catalog import EMPTY, BlockCatalog
 from ..errors import DuplicateImageNamesError, ImageStoreError
 from .contents import image_directories
 from .feed import DirectoryFeed, open_inotify
 from .files import Directory
+from .lock import foreign_writer, is_change_under_way
 
 T = TypeVar("T")
 
@@ -119,8 +121,23 @@ class IndexFile:
         with self._mutex:
             return self._version.catalog is catalog and self._is_current()
 
+    def check_replaced(self, fd: int) -> None:
+        """Check that no other program is replacing an item that was opened.
+
+        It puts the content in place first, and then saves the index.
+
+        :raises ChangeUnderWayError: when one may be
+        """
+        # All content of the index that was loaded was written before that index.
+        is_newer = os.fstat(fd).st_mtime_ns >= self._version.changed
+        if is_newer and self.keeps_catalog and foreign_writer(self._root) is not None:
+            raise ChangeUnderWayError
+
     def load(self) -> BlockCatalog:
-        """Return the last commit."""
+        """Return the last commit.
+
+        :raises ChangeUnderWayError: when that is half of another program's change
+        """
         self.check_root()
         with self._mutex:
             self._load_if_outdated()
@@ -133,8 +150,11 @@ class IndexFile:
         return self.load()
 
     def pages(self, size: int) -> Iterator[list[Image]]:
+        return self._pages(self.load(), size)
+
+    def _pages(self, catalog: BlockCatalog, size: int) -> Iterator[list[Image]]:
         page: list[Image] = []
-        for record in self.load().records():
+        for record in catalog.records():
             page.append(record.image)
             if len(page) == size:
                 yield page
@@ -203,10 +223,11 @@ class IndexFile:
         """Open the index; ``None`` when the store has none yet.
 
         :raises StoreCorruptError: when it is lost
+        :raises ChangeUnderWayError: when it is half of another program's change
         """
         while True:
             try:
-                return self._root.open_file(INDEX_FILE)
+                return open_index(self._root, is_local=self.keeps_catalog)
             except FileNotFoundError:
                 image_id = next(image_directories(self._root), None)
             if image_id is None:
@@ -292,3 +313,25 @@ class IndexFile:
         with self._mutex:
             self._feeds.clear()
             self._adopt(_Version(EMPTY, -1))
+
+
+def open_index(root: Directory, *, is_local: bool) -> int:
+    """Open the index of a store.
+
+    :param is_local: whether the kernel knows who holds the lock
+    :raises FileNotFoundError: when there is none
+    :raises ChangeUnderWayError: when it is half of another program's change
+    """
+    while True:
+        fd = root.open_file(INDEX_FILE)
+        try:
+            if is_local and is_change_under_way(root):
+                raise ChangeUnderWayError
+            # None was under way while this file was the index, if it still is.
+            opened, found = root.stat_file(INDEX_FILE, fd), root.stat(INDEX_FILE)
+            if found is not None and os.path.samestat(opened, found):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)

@@ -51,6 +51,8 @@ class DirectoryItems:
                 missing = error
             file = None if missing is not None else io.FileIO(fd, "rb")
             try:
+                if file is not None:
+                    self._index.check_replaced(fd)
                 is_of_version = self._index.is_still(catalog)
             except BaseException:
                 if file is not None:

@@ -350,6 +350,53 @@ def last_writer(root: Directory) -> int | None:
     return int(struct.unpack(_MARK, token)[2])
 
 
+# Other programs' changes
+
+
+def is_change_under_way(root: Directory) -> bool:
+    """Return whether another program has saved the index, and may be about to save it again.
+
+    containers/storage creates an image under one hold of its lock, but saves it several times. It
+    writes the last-write token before each save: who holds the lock and wrote that token has saved.
+    (It may have done so under an earlier hold: that cannot be told.)
+    """
+    process = foreign_writer(root)
+    if process is None:
+        return False
+    own_number = _number_in_its_namespace(process)
+    return own_number is None or own_number == last_writer(root)
+
+
+def foreign_writer(root: Directory) -> int | None:
+    """Return the process of another program that holds the lock for writing, 0 if it is hidden.
+
+    The locks of this library belong to descriptors: for those the kernel names no process.
+    """
+    if not RECORD_LOCKS:
+        return None
+    try:
+        fd = root.open_file(LOCK_FILE)
+    except (OSError, StoreCorruptError):
+        return None
+    try:
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_RDLCK))
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(fd)
+    kind, _, _, _, process = struct.unpack(_FLOCK, answer)
+    return None if kind == fcntl.F_UNLCK or process < 0 else int(process)
+
+
+def _number_in_its_namespace(process: int) -> int | None:
+    """Return the number that a process has for itself, in a container too."""
+    with suppress(OSError), open(f"/proc/{process}/status") as file:
+        for line in file:
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    return None
+
+
 # Who holds the lock
 
 

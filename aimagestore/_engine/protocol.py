@@ -39,6 +39,10 @@ Removal = Callable[[AnyGrant], Steps[Report]]
 """Looks again at one piece of what may be garbage, and removes what is. The lock is held."""
 
 
+class ChangeUnderWayError(Exception):
+    """Another program is in the middle of a change: read again with the readers' lock held."""
+
+
 class Location(Protocol):
     """Where a store is: an immutable description, usable any number of times."""
 
@@ -89,6 +93,14 @@ class Engine(Protocol):
         ...
 
     @property
+    def read_lock(self) -> AnyLine:
+        """The line for the lock that keeps other programs from changing the store.
+
+        Only for reading where :exc:`ChangeUnderWayError` was raised.
+        """
+        ...
+
+    @property
     def writer(self) -> Writer:
         """What writes it, under the lock."""
         ...
@@ -112,7 +124,11 @@ class Engine(Protocol):
 
 
 class Reader(Protocol):
-    """Reads records; takes no lock that a writer of this library could hold."""
+    """Reads records; takes no lock that a writer of this library could hold.
+
+    Methods that return records raise :exc:`ChangeUnderWayError` where what they would read is half
+    of another program's change.
+    """
 
     @property
     def keeps_catalog(self) -> bool:
@@ -251,6 +267,8 @@ class Items(Protocol):
         :raises ImageUnknownError: when there is no such image
         :raises BigDataUnknownError: when the record does not list the item
         :raises BigDataMissingError: when the record lists it, but its content is missing
+        :raises ChangeUnderWayError: when another program may have replaced the content, and not
+            yet the record
         """
         ...
 
@@ -273,7 +291,10 @@ class Feed(Protocol):
         ...
 
     def poll(self) -> Sequence[ChangeEvent]:
-        """Return the changes since the last poll, in order."""
+        """Return the changes since the last poll, in order.
+
+        :raises ChangeUnderWayError: when there is none but the half of another program's
+        """
         ...
 
     def close(self) -> None:
@@ -285,13 +306,17 @@ class Checker(Protocol):
     """Checks a store that need not be open, and changes nothing."""
 
     def steps(self) -> Steps[Report]:
-        """Check everything, without the lock."""
+        """Check everything, without the lock.
+
+        :raises ChangeUnderWayError: when the records are half of another program's change
+        """
         ...
 
     def join_lock(self) -> AnyLine | None:
-        """Join the line for the lock that keeps writers out, if :meth:`recheck` is needed.
+        """Join the line for the lock that keeps writers out, if a change was under way.
 
-        ``None`` where nothing looked damaged, or no such lock is needed.
+        So it is if that was raised, or may be if something looked damaged; :meth:`recheck` is
+        needed then. ``None`` otherwise, or where no such lock is needed.
         """
         ...
 

@@ -96,6 +96,11 @@ class ClusterEngine:
         return self._line
 
     @property
+    def read_lock(self) -> LockLine[HeldLock]:
+        """The line for the lock: nothing needs it to read, because all changes are transactions."""
+        return self._line
+
+    @property
     def writer(self) -> ClusterWriter:
         """Writes the store, under the lock."""
         return self._writer

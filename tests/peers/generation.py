@@ -54,16 +54,25 @@ class Behaviour:
         lost with the next save; otherwise the whole store is refused
     :ivar looks_at_empty_key_first: an item without a key, for an image that there is not, is the
         key's error; otherwise it is the image's
+    :ivar creates_with_items: an image is created with its items under one hold of the lock, in
+        several steps
     """
 
     loses_cut_index: bool
     looks_at_empty_key_first: bool
+    creates_with_items: bool
 
 
 BEHAVIOUR = {
-    "bookworm": Behaviour(loses_cut_index=True, looks_at_empty_key_first=True),
-    "trixie": Behaviour(loses_cut_index=False, looks_at_empty_key_first=False),
-    "forky": Behaviour(loses_cut_index=False, looks_at_empty_key_first=False),
+    "bookworm": Behaviour(
+        loses_cut_index=True, looks_at_empty_key_first=True, creates_with_items=False
+    ),
+    "trixie": Behaviour(
+        loses_cut_index=False, looks_at_empty_key_first=False, creates_with_items=True
+    ),
+    "forky": Behaviour(
+        loses_cut_index=False, looks_at_empty_key_first=False, creates_with_items=True
+    ),
 }[GENERATION]
 """What is to be expected of the programs."""
 

@@ -22,6 +22,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -302,16 +303,36 @@ func create(s storage.Store, r *request) (string, error) {
 		}
 		options.CreationDate = created
 	}
+	items := r.BigData
+	if setItems(&options, items) {
+		items = nil
+	}
 	made, err := s.CreateImage(r.ID, r.Names, r.Layer, r.Metadata, &options)
 	if err != nil {
 		return "", err
 	}
-	for _, each := range r.BigData {
+	for _, each := range items {
 		if err := s.SetImageBigData(made.ID, each.Key, each.Data, digestManifest); err != nil {
 			return "", err
 		}
 	}
 	return made.ID, nil
+}
+
+// setItems has the image created with its items under one hold of the lock, which libraries before
+// August 2023 could not do: they have no such option.
+func setItems(options *storage.ImageOptions, items []item) bool {
+	option := reflect.ValueOf(options).Elem().FieldByName("BigData")
+	if !option.IsValid() {
+		return false
+	}
+	for _, each := range items {
+		next := reflect.New(option.Type().Elem()).Elem()
+		next.FieldByName("Key").SetString(each.Key)
+		next.FieldByName("Data").SetBytes(each.Data)
+		option.Set(reflect.Append(option, next))
+	}
+	return true
 }
 
 func digestManifest(data []byte) (digest.Digest, error) {

@@ -68,11 +68,15 @@ class PeerError(Exception):
 
 
 class Peer:
-    """A process that serves many stores, one request after the other."""
+    """A process that serves many stores, one request after the other.
+
+    :ivar process: its number
+    """
 
     def __init__(self, program: Path) -> None:
         command = [str(program), "serve"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = self._process.pid
 
     def ask(self, op: str, root: Path, **fields: Any) -> Any:
         """Have an operation done on the store of a root; bytes go and come as bytes.
