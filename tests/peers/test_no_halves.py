@@ -159,6 +159,10 @@ async def test_every_completed_change_is_seen_beside_writers_that_never_pause(
     root = tmp_path / "store"
     for image_id in (SHARED, COUNTER):
         peer.ask("create", root, id=image_id, big_data=content(image_id))
+
+    async def ask(op: str, **fields: object) -> None:
+        await anyio.to_thread.run_sync(lambda: peer.ask(op, root, ref=COUNTER, **fields))
+
     async with ImageStore(image_store(root), read_only=True) as store:
         with ExitStack() as stack:
             others = [
@@ -174,16 +178,10 @@ async def test_every_completed_change_is_seen_beside_writers_that_never_pause(
                 number += 1
                 text = f"{number:03}"
                 with anyio.fail_after(PATIENCE):
-                    await anyio.to_thread.run_sync(
-                        lambda text=text: peer.ask("set_metadata", root, ref=COUNTER, metadata=text)
-                    )
+                    await ask("set_metadata", metadata=text)
                     assert await store.metadata(COUNTER) == text
                     data = text.encode()
-                    await anyio.to_thread.run_sync(
-                        lambda data=data: peer.ask(
-                            "set_big_data", root, ref=COUNTER, key="text", data=data
-                        )
-                    )
+                    await ask("set_big_data", key="text", data=data)
                     async with store.open_big_data(COUNTER, "text", verify=True) as reader:
                         assert await reader.read() == data
             for other in others:
