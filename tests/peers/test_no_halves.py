@@ -132,14 +132,16 @@ async def test_a_watch_and_a_check_see_the_state_before_a_change_or_after_it(
         async def check_once() -> None:
             reports.append(await check(path))
 
-        async def look() -> None:
-            # Those that are not done stand in line, one more for each look.
-            t.start_soon(check_once)
-            await anyio.wait_all_tasks_blocked()
-
         t.start_soon(watch)
-        with stepped(peer.process) as process:
-            await process.through(lambda: peer.ask(op, root, **fields), look)
+        async with anyio.create_task_group() as checks:
+
+            async def look() -> None:
+                # Those that are not done stand in line, one more for each look.
+                checks.start_soon(check_once)
+                await anyio.wait_all_tasks_blocked()
+
+            with stepped(peer.process) as process:
+                await process.through(lambda: peer.ask(op, root, **fields), look)
         images = {image.id: image for image in await store.images()}
         await until(lambda: bool(events))
         t.cancel_scope.cancel()
