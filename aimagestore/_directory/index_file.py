@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from .._core.events import changes_between
 from .._core.image import Image
-from .._core.names import INDEX_FILE, LOCK_FILE
+from .._core.names import INDEX_FILE, LOCK_FILE, big_data_file
 from .._core.view import View
 from .._engine.protocol import ChangeUnderWayError
 from .._format import index
@@ -121,15 +121,20 @@ class IndexFile:
         with self._mutex:
             return self._version.catalog is catalog and self._is_current()
 
-    def check_replaced(self, fd: int) -> None:
+    def check_replaced(self, image_id: str, key: str, fd: int) -> None:
         """Check that no other program is replacing an item that was opened.
 
         It puts the content in place first, and then saves the index.
 
         :raises ChangeUnderWayError: when one may be
         """
+        try:
+            found = os.fstat(fd)
+        except OSError as error:
+            error.filename = os.path.join(self._root.path_of(image_id), big_data_file(key))
+            raise
         # All content of the index that was loaded was written before that index.
-        is_newer = os.fstat(fd).st_mtime_ns >= self._version.changed
+        is_newer = found.st_mtime_ns >= self._version.changed
         if is_newer and self.keeps_catalog and foreign_writer(self._root) is not None:
             raise ChangeUnderWayError
 

@@ -52,7 +52,7 @@ class DirectoryItems:
             file = None if missing is not None else io.FileIO(fd, "rb")
             try:
                 if file is not None:
-                    self._index.check_replaced(fd)
+                    self._index.check_replaced(image.id, key, fd)
                 is_of_version = self._index.is_still(catalog)
             except BaseException:
                 if file is not None:

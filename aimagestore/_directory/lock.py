@@ -376,7 +376,7 @@ def foreign_writer(root: Directory) -> int | None:
         return None
     try:
         fd = root.open_file(LOCK_FILE)
-    except (OSError, StoreCorruptError):
+    except (FileNotFoundError, PermissionError, StoreCorruptError):
         return None
     try:
         answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_RDLCK))
