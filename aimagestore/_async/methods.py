@@ -222,11 +222,13 @@ class ImageMethods(ABC):
     async def delete(self, ref: str, *, force: bool = False) -> None:
         """Delete an image and its big data (upstream: ``Delete``; podman's: ``DeleteImage``).
 
-        Layers are not touched: see the documentation on podman's store.
+        So goes what podman keeps with it in its directory. Layers are not touched: see the
+        documentation on podman's store.
 
         :param force: delete it even if a container uses it
         :raises ImageUnknownError: when there is no such image
         :raises ImageInUseError: in podman's store, when a container uses the image
+        :raises OSError: when something is mounted in the image's directory
         :raises LockTimeoutError: when the lock was not free in time
         """
         await self._change(mutations.delete(ref, force=force))
@@ -234,6 +236,7 @@ class ImageMethods(ABC):
     async def wipe(self) -> None:
         """Delete all images; damaged records stay (upstream: ``Wipe``).
 
+        :raises OSError: when something is mounted in an image's directory
         :raises LockTimeoutError: when the lock was not free in time
         """
         await self._change(mutations.wipe())

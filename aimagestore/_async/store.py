@@ -369,7 +369,8 @@ class ImageStore(ImageMethods):
         """Remove what belongs to no image and to no living writer.
 
         In a directory these are directories with 64-hex names that no record has, files that no
-        record lists, and temporary files of dead writers; everything else stays. On a cluster
+        record lists, and temporary files of dead writers; everything else stays, a directory in
+        which something is mounted as well: its finding says so. On a cluster
         these are objects that no image has, or has had for as long as the grace period. The lock
         is held for one piece at a time.
 

@@ -193,6 +193,13 @@ class Draft(View):
                 yield delta.id
 
     @property
+    def recreated(self) -> Iterator[tuple[Record, Record]]:
+        """The old and new records of images that were deleted and created again."""
+        for delta in self.record_deltas():
+            if delta.is_recreated and delta.old is not None and delta.new is not None:
+                yield delta.old, delta.new
+
+    @property
     def created(self) -> Iterator[str]:
         """IDs of new images that have no record in the base."""
         new = self._appended.keys() - self._adopted

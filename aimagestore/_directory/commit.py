@@ -9,7 +9,8 @@ that, the next writer finds what the table says, and puts it right.
    *Crash*: they are cleared by whoever creates such an image, or by the garbage collection.
 3. **Place** the content, which is durable already. Content of new items goes into ``<id>/``, where
    the present index does not look; content that replaces an item is *pending* beside the index,
-   under a name that only the next record leads to (``pending.py``). Sync these directories.
+   under a name that only the next record leads to (``pending.py``). An image that takes the place
+   of a deleted one with the same ID gets a *mark*. Sync these directories.
    *Crash*: nothing has happened. What was placed is garbage: no record lists it.
 4. **Write** the next index as ``.new-images.json``, sync it, and write a new last-write token, so
    that podman reads the index again.
@@ -21,8 +22,10 @@ that, the next writer finds what the table says, and puts it right.
    return.
 7. **Rename** pending content over the old files, and sync their directories.
    *Crash*: the next writer does it; readers find the pending content meanwhile.
-8. **Remove** the directories of deleted images.
-   *Crash*: they are cleared by whoever uses the ID again, or by the garbage collection.
+8. **Remove** the directories of deleted images; where another image has the ID, all that its record
+   does not list, and then the mark.
+   *Crash*: they are cleared by whoever uses the ID again, or by the garbage collection. The next
+   writer does what a mark says.
 
 A failure before step 5 undoes steps 3 and 4, and nothing has happened. A failure of step 6 leaves
 it open whether the change survives; the error says so. A failure of steps 7 and 8 is logged and
@@ -53,7 +56,7 @@ from .files import Directory
 from .garbage import garbage, remove
 from .index_file import IndexFile
 from .lock import write_token
-from .pending import NEW_INDEX, pending_name, put_in_place
+from .pending import NEW_INDEX, mark_name, pending_name, put_in_place, remove_unlisted
 from .recovery import Recovery
 from .staged import StagedFile
 
@@ -130,8 +133,11 @@ class DirectoryWriter:
         """Raise what would keep a plan from being committed.
 
         :raises ImageInUseError: when a container uses an image that would be deleted
+        :raises OSError: when something is mounted in the directory of such an image
         :raises StoreCorruptError: when something else is where a directory or an item belongs
         """
+        if plan.deleted:
+            self._root.check_no_mount_in(plan.deleted)
         if plan.deleted and not plan.is_forced:
             self._check_unused(plan.deleted)
         for image_id, key in plan.files:
@@ -182,7 +188,7 @@ class DirectoryWriter:
                 self._clear_stale_directory(image_id)
             if draft.files:
                 self._prepare_index(base)
-                placement.place(draft)
+            placement.place(draft)
         except Exception as error:
             raise _PlacementError(error) from error
 
@@ -238,23 +244,18 @@ class DirectoryWriter:
             try:
                 self._remove_image(image_id, catalog)
             except (OSError, StoreCorruptError) as error:
+                self._recovery.is_needed = True
                 logger.warning("deleted image %s, but not all of its files: %s", image_id, error)
 
     def _remove_image(self, image_id: str, catalog: BlockCatalog) -> None:
         """Remove what a deleted image leaves, except what a new one of its ID has placed there."""
         record = catalog.record_of(image_id)
-        if record is None:
+        if record is not None:
+            remove_unlisted(self._root, record.image)
+            self._root.unlink(mark_name(record))
+        else:
             with suppress(FileNotFoundError):
                 self._root.remove_tree(image_id)
-            return
-        keep = {big_data_file(key) for key in record.image.big_data_names}
-        with suppress(FileNotFoundError), self._root.open_directory(image_id) as directory:
-            for name in directory.names():
-                if name not in keep:
-                    if directory.is_directory(name):
-                        directory.remove_tree(name)
-                    else:
-                        directory.unlink(name)
 
     def _clear_stale_directory(self, image_id: str) -> None:
         """Clear what lies where the directory of a new image will be."""
@@ -285,6 +286,7 @@ class _Placement:
         self._inline: list[StagedFile] = []
         self._placed: list[tuple[StagedFile, str, str]] = []
         self._pending: list[tuple[str, str, str]] = []
+        self._marks: list[str] = []
         self._made: list[str] = []
 
     def place(self, draft: Draft) -> None:
@@ -310,7 +312,12 @@ class _Placement:
                     staged.publish(directory, big_data_file(key))
                     self._placed.append((staged, image_id, big_data_file(key)))
                 directory.sync()
-        if self._made or self._pending:
+        for old, new in draft.recreated:
+            # Two equal records would not tell whether the commit has happened.
+            if bytes(old.raw) != bytes(new.raw):
+                self._marks.append(mark_name(new))
+                os.close(self._root.open_file(self._marks[-1], os.O_WRONLY | os.O_CREAT))
+        if self._made or self._pending or self._marks:
             self._root.sync()
 
     def _staged(self, content: object) -> StagedFile:
@@ -338,6 +345,8 @@ class _Placement:
         for image_id in self._made:
             with suppress(OSError):
                 self._root.remove_directory(image_id)
+        for name in self._marks:
+            is_undone = self._remove("", name) and is_undone
         for staged in self._inline:
             staged.discard()
         return is_undone

@@ -10,18 +10,19 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from ..errors import ImageStoreError, StoreCorruptError, StoreLostError
-from .mounts import mount_of
+from .mounts import mount_of, mounts_in
 
 _SAFE = os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _DIRECTORY = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)
 _TMPFILE: int | None = getattr(os, "O_TMPFILE", None)
 _IOV_MAX = 1024
+_LEVELS_MAX = 100
 
 PRIVATE_FILE = 0o600
 PRIVATE_DIRECTORY = 0o700
@@ -255,23 +256,63 @@ class Directory:
     def remove_tree(self, name: str) -> int:
         """Remove a directory with everything in it, and return the bytes of its files.
 
-        Links are removed, not followed, and another file system that is mounted in it stays.
+        Links are removed, not followed.
 
-        :raises OSError: when something stays, a mount for instance; the rest may be gone
+        :raises OSError: when something is mounted in it, and nothing was removed; or when something
+            cannot be removed, and the rest may be gone
         """
+        self.check_no_mount_in([name])
+        return self._remove_tree(name, _LEVELS_MAX)
+
+    def check_no_mount_in(self, names: Container[str]) -> None:
+        """Check that nothing is mounted in any of these directories, or in place of one.
+
+        :raises OSError: when something is
+        """
+        for mount in mounts_in(self.fd):
+            if mount.partition("/")[0] in names:
+                raise _mounted(self.path_of(mount))
+
+    def _remove_tree(self, name: str, levels: int) -> int:
         freed = 0
-        with self.open_directory(name) as directory:
+        with self._open_level(name, levels) as directory:
+            # It may have been mounted since nothing was.
             if mount_of(directory.fd) != mount_of(self.fd):
-                with self._about(name):
-                    raise OSError(errno.EBUSY, "another file system is mounted there")
+                raise _mounted(directory.path)
             for child in directory.names():
                 found = directory.stat(child)
                 if found is not None and stat.S_ISDIR(found.st_mode):
-                    freed += directory.remove_tree(child)
+                    freed += directory._remove_tree(child, levels - 1)
                 elif directory.unlink(child) and found is not None:
                     freed += found.st_size
         self.remove_directory(name)
         return freed
+
+    def tree_size(self, name: str) -> int:
+        """Return the bytes of the files that :meth:`remove_tree` would remove.
+
+        :raises OSError: when that would raise it, as far as can be known
+        """
+        self.check_no_mount_in([name])
+        return self._tree_size(name, _LEVELS_MAX)
+
+    def _tree_size(self, name: str, levels: int) -> int:
+        size = 0
+        with self._open_level(name, levels) as directory:
+            for child in directory.names():
+                found = directory.stat(child)
+                if found is not None and stat.S_ISDIR(found.st_mode):
+                    size += directory._tree_size(child, levels - 1)
+                elif found is not None:
+                    size += found.st_size
+        return size
+
+    def _open_level(self, name: str, levels: int) -> Self:
+        """Open a directory of a tree, unless so many are open above it that it is no image's."""
+        if not levels:
+            problem = f"more than {_LEVELS_MAX} directories in each other: remove them by hand"
+            raise OSError(errno.EMFILE, problem, self.path_of(name))
+        return self.open_directory(name)
 
     def stat(self, name: str) -> os.stat_result | None:
         """What the file system knows of a file; ``None`` when there is none."""
@@ -295,6 +336,10 @@ class Directory:
         """Whether it is a regular file, and no link to one."""
         found = self.stat(name)
         return found is not None and stat.S_ISREG(found.st_mode)
+
+
+def _mounted(path: str) -> OSError:
+    return OSError(errno.EBUSY, "another file system is mounted there: unmount it first", path)
 
 
 def make_directories(path: str) -> None:

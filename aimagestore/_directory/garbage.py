@@ -44,7 +44,7 @@ def remove(
         name = os.path.basename(finding.path)
         try:
             if finding.kind is FindingKind.DIRECTORY_ORPHANED:
-                freed += tree_size(root, name) if dry_run else root.remove_tree(name)
+                freed += root.tree_size(name) if dry_run else root.remove_tree(name)
             elif finding.kind is FindingKind.ITEM_UNLISTED:
                 with root.open_directory(finding.id) as directory:
                     freed += _remove_file(directory, name, dry_run)
@@ -59,19 +59,6 @@ def remove(
             removed.append(finding)
         yield done, len(found)
     return Report(tuple(removed), images=len(catalog), bytes=freed)
-
-
-def tree_size(root: Directory, name: str) -> int:
-    """Return the bytes of the files in a directory and in those below it."""
-    size = 0
-    with root.open_directory(name) as directory:
-        for child in directory.names():
-            found = directory.stat(child)
-            if found is not None and directory.is_directory(child):
-                size += tree_size(directory, child)
-            elif found is not None:
-                size += found.st_size
-    return size
 
 
 def _remove_file(directory: Directory, name: str, dry_run: bool) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 
 _LOCAL = frozenset(
     {"bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay"}
@@ -18,6 +20,23 @@ def mount_of(fd: int) -> str | None:
     except OSError:
         return None
     return None if mount is None else mount[1]
+
+
+def mounts_in(fd: int) -> Iterator[str]:
+    """Iterate over the paths of what is mounted in an open directory, relative to it.
+
+    None where nothing says so.
+    """
+    try:
+        path = os.readlink(f"/proc/self/fd/{fd}").rstrip("/") + "/"
+        with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+            points = [line.split(" ")[4] for line in file]
+    except OSError:
+        return
+    for point in points:
+        found = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point)
+        if found.startswith(path):
+            yield found.removeprefix(path)
 
 
 def is_local(fd: int) -> bool:

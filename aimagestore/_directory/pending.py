@@ -3,17 +3,22 @@
 An item that gets other content, and the index, are two files. The new content waits beside the
 index under a name that is derived from what the *next* record says of it, until the index is
 renamed. A reader looks for that name first; the next commit renames what is pending.
+
+An image may take the place of a deleted one with the same ID, whose directory holds more than the
+new record lists. A mark beside the index, whose name only the next record leads to, says that the
+rest is to be removed when the index is renamed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 from .._core.image import Image
 from .._core.names import INDEX_FILE, big_data_file, is_key
+from .._core.record import Record
 from .._core.view import View
 from .files import Directory
 
@@ -52,8 +57,23 @@ def pending_items(view: View, names: Collection[str]) -> list[tuple[str, str, st
     ]
 
 
+def mark_name(record: Record) -> str:
+    """Return the name of the mark that an earlier image's files may be in an image's directory."""
+    return f"{NEW_PREFIX}{_image_part(record.id)}-{hashlib.sha256(record.raw).hexdigest()[:32]}"
+
+
+def marked_images(view: View, names: Collection[str]) -> Iterator[Image]:
+    """Iterate over the images that one of the names is the mark of."""
+    if not names:
+        return
+    parts = {name.removeprefix(NEW_PREFIX).partition("-")[0] for name in names}
+    for record in view.records():
+        if _image_part(record.id) in parts and mark_name(record) in names:
+            yield record.image
+
+
 def is_pending_name(name: str) -> bool:
-    """Return whether content of an item may be pending under this name."""
+    """Return whether content of an item may be pending, or an image marked, under this name."""
     return _PENDING.fullmatch(name) is not None
 
 
@@ -77,3 +97,16 @@ def put_in_place(root: Directory, name: str, image_id: str, key: str) -> None:
     with root.open_directory(image_id) as directory:
         root.rename(name, big_data_file(key), directory)
         directory.sync()
+
+
+def remove_unlisted(root: Directory, image: Image) -> None:
+    """Remove everything from an image's directory but the items that its record lists."""
+    listed = {big_data_file(key) for key in image.big_data_names if is_key(key)}
+    with suppress(FileNotFoundError), root.open_directory(image.id) as directory:
+        for name in directory.names():
+            if name in listed:
+                continue
+            if directory.is_directory(name):
+                directory.remove_tree(name)
+            else:
+                directory.unlink(name)

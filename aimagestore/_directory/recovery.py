@@ -9,7 +9,14 @@ from .._format.block_catalog import BlockCatalog
 from ..errors import StoreCorruptError
 from .files import Directory
 from .index_file import IndexFile
-from .pending import NEW_INDEX, is_pending_name, pending_items, put_in_place
+from .pending import (
+    NEW_INDEX,
+    is_pending_name,
+    marked_images,
+    pending_items,
+    put_in_place,
+    remove_unlisted,
+)
 
 logger = logging.getLogger("aimagestore")
 
@@ -39,7 +46,7 @@ class Recovery:
         return (n for n in self._root.names() if n == NEW_INDEX or is_pending_name(n))
 
     def recover(self, catalog: BlockCatalog, *, always: bool = False) -> None:
-        """Rename what is pending in the last commit, and remove the rest. The lock is held.
+        """Complete what is pending in the last commit, and remove the rest. The lock is held.
 
         :param always: look for it even if nothing suggests that there is any
         """
@@ -53,6 +60,9 @@ class Recovery:
                 names.remove(name)
                 put_in_place(self._root, name, image_id, key)
                 logger.info("completed a commit of a dead writer: %r of %s", key, image_id)
+            for image in marked_images(catalog, names):
+                remove_unlisted(self._root, image)
+                logger.info("removed what image %s had before a dead writer's commit", image.id)
             for name in names:
                 self._root.unlink(name)
                 logger.info("removed a file of a dead writer: %s", self._root.path_of(name))

@@ -146,7 +146,7 @@ def _adopt(root: Directory, image_id: str) -> Mutation:
     with root.open_directory(image_id) as directory:
         for name in sorted(directory.names()):
             key = big_data_key(name)
-            if key is None:
+            if key is None or directory.is_directory(name):  # userdata for instance
                 continue
             with _open(directory, name) as file:
                 made.append(os.fstat(file.fileno()).st_mtime)
@@ -154,8 +154,10 @@ def _adopt(root: Directory, image_id: str) -> Mutation:
                 if is_manifest_key(key) and contents[key].size <= MANIFEST_MAX:
                     file.seek(0)
                     names += _names_in(file.readall())
-    created = datetime.fromtimestamp(min(made), UTC) if made else datetime.now(UTC)
-    return mutations.adopt(image_id, contents, names, created)
+        if not contents:
+            # A record without items would make `podman images` fail.
+            raise root.corrupt(image_id, "has no big data: collect_garbage removes it")
+    return mutations.adopt(image_id, contents, names, datetime.fromtimestamp(min(made), UTC))
 
 
 def _names_in(manifest: bytes) -> Iterator[str]:

@@ -87,14 +87,17 @@ def strays(path: Path, state: State) -> set[str]:
     for image_id, image in state.items():
         mine.add(image_id)
         mine |= {f"{image_id}/{big_data_file(key)}" for key in image.items}
-    found = files_of(path) - mine
     # What other programs keep in an image's directory belongs to the image.
-    return {name for name in found if not _is_of_others(name, state)}
+    return files_of(path) - mine - of_others(path, state)
 
 
-def _is_of_others(name: str, state: State) -> bool:
-    image_id, _, rest = name.partition("/")
-    return image_id in state and rest.split("/")[0] == USER_DATA
+def of_others(path: Path, state: State) -> set[str]:
+    """Return what other programs keep in the images' directories."""
+    return {
+        name
+        for name in files_of(path)
+        if name.partition("/")[0] in state and name.split("/")[1:2] == [USER_DATA]
+    }
 
 
 async def apply_all(transaction: Transaction, names: list[str]) -> None:

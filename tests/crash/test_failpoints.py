@@ -31,7 +31,7 @@ from .operations import (
     make,
     operation_named,
 )
-from .state import LAST, NEW, ONE, TWO, State, read_again, read_state, strays
+from .state import LAST, NEW, ONE, TWO, State, of_others, read_again, read_state, strays
 
 # What fails is below the event loop. So the loops take turns, unless there is time for all.
 ON_LOOPS = list(product(OPERATIONS, OPTIONS) if NIGHTLY else zip(OPERATIONS, cycle(OPTIONS)))
@@ -63,6 +63,8 @@ class Case:
         self.before: State = {}
         self.after: State = {}
         self.garbage: set[str] = set()
+        self.of_others_before: set[str] = set()
+        self.of_others_after: set[str] = set()
         self.points: list[Point] = []
 
     async def prepare(self) -> None:
@@ -73,6 +75,7 @@ class Case:
             await leave_half_done(self.path)
         if self.path.exists():
             self.before = await read_again(self.path, read_only=self.operation.start != "names")
+            self.of_others_before = of_others(self.path, self.before)
         if self.operation.start == "stale":
             self.garbage = strays(self.path, self.before)
         self.renew()
@@ -80,6 +83,7 @@ class Case:
         assert await attempt(self.operation, self.path, points) is None
         self.points = points.passed
         self.after = await read_again(self.path)
+        self.of_others_after = of_others(self.path, self.after)
 
     def renew(self) -> None:
         """Put the store back to where the operation begins."""
@@ -194,7 +198,11 @@ async def check_strays(case: Case, failure: Failure, points: Failpoints, store: 
     left -= case.garbage
     assert {name for name in left if not (could_not_remove and is_garbage(case, name))} == set()
     await store.collect_garbage()
-    assert strays(case.path, await read_state(store)) == set()
+    state = await read_state(store)
+    assert strays(case.path, state) == set()
+    state.pop(LAST, None)
+    expected = case.of_others_before if state == case.before else case.of_others_after
+    assert of_others(case.path, state) == expected
 
 
 def is_garbage(case: Case, name: str) -> bool:

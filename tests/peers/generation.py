@@ -56,22 +56,34 @@ class Behaviour:
         key's error; otherwise it is the image's
     :ivar creates_with_items: an image is created with its items under one hold of the lock, in
         several steps
+    :ivar keeps_trees: images have directories for what podman keeps with them, and those without a
+        record are collected
     """
 
     loses_cut_index: bool
     looks_at_empty_key_first: bool
     creates_with_items: bool
+    keeps_trees: bool
 
 
 BEHAVIOUR = {
     "bookworm": Behaviour(
-        loses_cut_index=True, looks_at_empty_key_first=True, creates_with_items=False
+        loses_cut_index=True,
+        looks_at_empty_key_first=True,
+        creates_with_items=False,
+        keeps_trees=False,
     ),
     "trixie": Behaviour(
-        loses_cut_index=False, looks_at_empty_key_first=False, creates_with_items=True
+        loses_cut_index=False,
+        looks_at_empty_key_first=False,
+        creates_with_items=True,
+        keeps_trees=True,
     ),
     "forky": Behaviour(
-        loses_cut_index=False, looks_at_empty_key_first=False, creates_with_items=True
+        loses_cut_index=False,
+        looks_at_empty_key_first=False,
+        creates_with_items=True,
+        keeps_trees=True,
     ),
 }[GENERATION]
 """What is to be expected of the programs."""

@@ -223,6 +223,20 @@ func perform(stores map[string]storage.Store, r *request) (interface{}, error) {
 	case "delete":
 		_, err := s.DeleteImage(ref, true)
 		return nil, err
+	case "collect_garbage":
+		// Libraries before 1.45 have none of images.
+		collector, ok := s.(interface{ GarbageCollect() error })
+		if !ok {
+			return nil, errors.New("this library collects no garbage")
+		}
+		return nil, collector.GarbageCollect()
+	case "image_directory":
+		// Libraries before 1.53 keep nothing but big data.
+		keeper, ok := s.(interface{ ImageDirectory(string) (string, error) })
+		if !ok {
+			return nil, errors.New("this library has no directories of images")
+		}
+		return keeper.ImageDirectory(ref)
 	case "wipe":
 		return nil, s.Wipe()
 	case "set_names", "add_names", "remove_names":
