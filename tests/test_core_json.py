@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from base64 import b64encode, urlsafe_b64encode
+from base64 import b64encode
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -34,6 +34,7 @@ from aimagestore._core.names import (
 )
 from aimagestore._format import gojson
 
+from .support.manifests import PAYLOAD, signed
 from .support.strategies import json_values, text
 
 DEEP = b"[" * 2000 + b"]" * 2000
@@ -333,39 +334,6 @@ def test_hasher_digests_with_the_digests_algorithm(algorithm: str) -> None:
 )
 def test_manifest_keys_begin_with_manifest(key: str, verdict: bool) -> None:
     assert is_manifest_key(key) is verdict
-
-
-def base64url(data: bytes) -> str:
-    """Encode as JOSE does, without padding."""
-    return urlsafe_b64encode(data).decode().rstrip("=")
-
-
-PAYLOAD = json.dumps(
-    {
-        "schemaVersion": 1,
-        "name": "library/hello",
-        "tag": "ünïcode",
-        "architecture": "amd64",
-        "fsLayers": [{"blobSum": "sha256:" + "a" * 64}],
-        "history": [{"v1Compatibility": '{"id":"0"}'}],
-    },
-    indent=3,
-    ensure_ascii=False,
-).encode()
-"""The text that Docker signs, indented by three spaces."""
-
-
-def signed(payload: bytes = PAYLOAD, **protected: Any) -> bytes:
-    """Insert a signature into the payload, as libtrust does."""
-    length = len(payload) - len(b"\n}")
-    about = {"formatLength": length, "formatTail": base64url(payload[length:]), "time": "t"}
-    signature = {
-        "header": {"jwk": {"crv": "P-256", "kty": "EC"}, "alg": "ES256"},
-        "signature": base64url(b"signed"),
-        "protected": base64url(json.dumps(about | protected).encode()),
-    }
-    signatures = json.dumps([signature], indent=3).replace("\n", "\n   ").encode()
-    return payload[:length] + b',\n   "signatures": ' + signatures + b"\n}"
 
 
 def test_signed_payload_is_the_manifest_without_its_signatures() -> None:

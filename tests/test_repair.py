@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -14,6 +16,7 @@ from aimagestore import FindingKind as Kind, ImageStore, StoreCorruptError, chec
 
 from .support.buildah import FIXTURE, FIXTURE_ID
 from .support.damage import DAMAGE, listing
+from .support.manifests import PAYLOAD, signed
 from .support.stores import edit_index, locked, until_not_requested, until_requested
 
 pytestmark = pytest.mark.damage
@@ -24,6 +27,7 @@ COMES_BACK = {
     Kind.INDEX_DAMAGED,
     Kind.DUPLICATE_NAME,
     Kind.DIRECTORY_ORPHANED,
+    Kind.DIGEST_MALFORMED,
 }
 IS_DROPPED = {
     Kind.RECORD_DAMAGED,
@@ -120,6 +124,55 @@ async def test_a_size_that_the_data_belies_is_put_right(path: Path, image: Path)
     assert [finding.key for finding in done.findings] == ["manifest"]
     async with ImageStore(path) as store:
         assert (await store.get(FIXTURE_ID)).big_data_sizes == {"manifest": 495}
+
+
+MALFORMED = ["", "x", "sha256:", "sha256:" + "A" * 64, "sha1:" + "0" * 40]
+
+
+@pytest.mark.parametrize("digest", MALFORMED)
+async def test_malformed_digests_are_computed_again(path: Path, image: Path, digest: str) -> None:
+    before = json.loads((path / "images.json").read_bytes())
+
+    def spoil(records: list[Any]) -> None:
+        records[0]["digest"] = digest
+        for key in records[0]["big-data-digests"]:
+            records[0]["big-data-digests"][key] = digest
+
+    edit_index(path, spoil)
+    report = await check(path)
+    keys = {f.key for f in report.findings if f.kind is Kind.DIGEST_MALFORMED}
+    items = before[0]["big-data-digests"]
+    assert keys == ({"", *items} if digest else {key for key in items if key[:8] == "manifest"})
+    done = await repair(path, report)
+    assert all(repr(digest) in finding.detail for finding in done.findings)
+    assert (await check(path)).ok
+    if digest:
+        assert json.loads((path / "images.json").read_bytes()) == before
+    async with ImageStore(path) as store:
+        found = await store.get(FIXTURE_ID)
+        assert found.digest == "sha256:" + sha256((image / "manifest").read_bytes()).hexdigest()
+
+
+async def test_a_malformed_digest_of_damaged_content_is_removed(path: Path, image: Path) -> None:
+    edit_index(path, lambda r: r[0]["big-data-digests"].update({"manifest": "x"}))
+    os.truncate(image / "manifest", 10)
+    await repair(path, await check(path))
+    assert [f.kind for f in (await check(path)).findings] == [Kind.ITEM_SHORT]
+    async with ImageStore(path, read_only=True) as store:
+        assert "manifest" not in (await store.get(FIXTURE_ID)).big_data_digests
+
+
+async def test_a_signed_manifest_gets_the_digest_that_podman_computes(
+    path: Path, image: Path
+) -> None:
+    async with ImageStore(path) as store:
+        await store.create("signed", big_data={"manifest": signed()})
+    edit_index(path, lambda r: r[1].update({"big-data-digests": {"manifest": "x"}}))
+    await repair(path, await check(path))
+    assert (await check(path)).ok
+    async with ImageStore(path) as store:
+        digest = (await store.get("signed")).big_data_digests["manifest"]
+    assert digest == "sha256:" + sha256(PAYLOAD).hexdigest()
 
 
 async def test_what_is_no_damage_any_more_is_left_alone(path: Path, image: Path) -> None:

@@ -100,9 +100,10 @@ async def repair(
 
     Records are rebuilt for directories that have none, but have big data (from their files; names,
     where the annotations of a manifest give them and no other image has them), and recorded sizes
-    that the data disproves are corrected. A lost or damaged index is rebuilt from what can be read
-    of it and from the directories; the old one is kept beside it as ``images.json.old-1``. What no
-    file says, such as the top layer of an image, stays lost. Files are never removed:
+    that the data disproves and malformed digests are corrected. A lost or damaged index is rebuilt
+    from what can be read of it and from the directories; the old one is kept beside it as
+    ``images.json.old-1``. What no file says, such as the top layer of an image, stays lost. Files
+    are never removed:
     :meth:`ImageStore.collect_garbage` does that.
 
     Cancelled, it has changed nothing, or its last step is completed.

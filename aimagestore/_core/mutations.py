@@ -278,6 +278,16 @@ def describe_big_data(image_id: str, key: str, found: Described) -> Mutation:
     return _edit(image_id, lambda edited, _: _describe(edited, {key: found}))
 
 
+def clear_big_data_digest(image_id: str, key: str) -> Mutation:
+    """Remove the recorded digest of an item."""
+    return _edit(image_id, lambda edited, _: edited.set_entry("big-data-digests", key, None))
+
+
+def reset_digest(image_id: str) -> Mutation:
+    """Replace an image's digest with that of its first manifest, or with none."""
+    return _edit(image_id, lambda edited, _: edited.set("digest", ""))
+
+
 def drop_big_data(image_id: str, key: str) -> Mutation:
     """Remove an item from its image's record."""
 

@@ -21,6 +21,11 @@ class FindingKind(StrEnum):
     """A later record with the same ID replaces this one."""
     DUPLICATE_NAME = "duplicate-name"
     """A later record has the same name, and keeps it."""
+    DIGEST_MALFORMED = "digest-malformed"
+    """The record has a malformed digest, of the image or of an item.
+
+    For one of the image or of a manifest containers/storage refuses the whole store.
+    """
     DIRECTORY_MISSING = "directory-missing"
     """The record lists items, but the image directory is missing."""
     DIRECTORY_ORPHANED = "directory-orphaned"

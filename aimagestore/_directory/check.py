@@ -149,6 +149,7 @@ class DirectoryChecker:
     # The items
 
     def _check_image(self, root: Directory, image: Image, *, counted: bool) -> Iterator[int]:
+        self._check_digests(root.path_of(INDEX_FILE), image)
         if not image.big_data_names:
             return
         path = root.path_of(image.id)
@@ -166,6 +167,15 @@ class DirectoryChecker:
                 for step in self._check_item(root, directory, image, key):
                     self._bytes += step if counted else 0
                     yield step
+
+    def _check_digests(self, path: str, image: Image) -> None:
+        digests = {key: image.big_data_digests.get(key) for key in image.big_data_names}
+        for key, digest in digests.items():
+            # An empty one is no harm, except to a manifest.
+            if digest is not None and not is_digest(digest) and (digest or is_manifest_key(key)):
+                self._add(FindingKind.DIGEST_MALFORMED, path, repr(digest), image.id, key)
+        if image.digest and not is_digest(image.digest):
+            self._add(FindingKind.DIGEST_MALFORMED, path, repr(image.digest), image.id)
 
     def _check_item(
         self, root: Directory, directory: Directory, image: Image, key: str

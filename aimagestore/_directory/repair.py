@@ -7,12 +7,13 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from .._core import mutations
-from .._core.digest import is_manifest_key
+from .._core.digest import canonical_digest, is_manifest_key, signed_payload
 from .._core.draft import Draft
 from .._core.mutations import Mutation
 from .._core.names import INDEX_FILE, NAME_ANNOTATIONS, big_data_file, big_data_key
@@ -23,7 +24,7 @@ from .._engine.lock import AnyGrant
 from .._engine.protocol import Steps
 from .._format.block_catalog import BlockCatalog, build
 from .._format.blocks import Block, new_block_id
-from ..errors import ImageStoreError
+from ..errors import ImageStoreError, StoreCorruptError
 from .check import DirectoryChecker
 from .engine import DirectoryEngine
 from .files import Directory
@@ -108,9 +109,10 @@ def _plan(
 ) -> Iterator[tuple[Mutation, str]]:
     if finding.kind is FindingKind.DIRECTORY_ORPHANED:
         yield _adopt(root, finding.id), "its record was rebuilt from its files"
-    elif finding.kind in _UNREADABLE:
-        if drop:
-            yield mutations.drop_unreadable(), "dropped"
+    elif finding.kind in _UNREADABLE and drop:
+        yield mutations.drop_unreadable(), "dropped"
+    elif finding.kind is FindingKind.DIGEST_MALFORMED:
+        yield _plan_digest(root, draft, finding)
     elif finding.kind in _WRONG_SIZE:
         image = draft.get(finding.id)
         found = _measure(root, image.id, finding.key)
@@ -124,6 +126,31 @@ def _plan(
     elif finding.kind is FindingKind.DIRECTORY_MISSING and drop:
         for key in draft.get(finding.id).big_data_names:
             yield mutations.drop_big_data(finding.id, key), f"{key} dropped from the record"
+
+
+def _plan_digest(root: Directory, draft: Draft, finding: Finding) -> tuple[Mutation, str]:
+    """Plan a digest in place of a malformed one."""
+    image, key = draft.get(finding.id), finding.key
+    if not key:
+        return mutations.reset_digest(image.id), f"{finding.detail}: that of its manifest instead"
+    found = None
+    with suppress(OSError, StoreCorruptError):
+        found = _as_podman_measures(root, image.id, key)
+    if found is None or found.size != image.big_data_sizes.get(key, found.size):
+        # A new digest would make damaged content look whole.
+        return mutations.clear_big_data_digest(image.id, key), f"{finding.detail}: removed"
+    change = mutations.describe_big_data(image.id, key, found)
+    return change, f"{finding.detail}: {found.digest} instead"
+
+
+def _as_podman_measures(root: Directory, image_id: str, key: str) -> Measured:
+    found = _measure(root, image_id, key)
+    if is_manifest_key(key) and found.size <= MANIFEST_MAX:
+        with root.open_directory(image_id) as directory, _open(directory, big_data_file(key)) as f:
+            payload = signed_payload(f.readall())
+        if payload is not None:
+            return Measured(found.size, canonical_digest(payload))
+    return found
 
 
 def _measure(root: Directory, image_id: str, key: str) -> Measured:

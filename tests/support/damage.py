@@ -48,6 +48,10 @@ DAMAGE: dict[Kind, tuple[Callable[[Path], object], str]] = {
         ),
         "images.json",
     ),
+    Kind.DIGEST_MALFORMED: (
+        lambda image: edit_index(image.parent, lambda r: r[0].update({"digest": "sha256:x"})),
+        "images.json",
+    ),
     Kind.DIRECTORY_MISSING: (shutil.rmtree, FIXTURE_ID),
     Kind.DIRECTORY_ORPHANED: (
         lambda image: edit_index(image.parent, lambda r: r.clear()),
