@@ -128,6 +128,21 @@ class StoreUnavailableError(ImageStoreError, ConnectionError):
     may_have_happened: bool = False
 
 
+class StoreIdentityError(ImageStoreError):
+    """The database or the bucket of a cluster's store is not the one that belongs there.
+
+    The message says which: another database uses this prefix of the bucket, the database or the
+    bucket is a copy, or the database went back in time. ``aimagestore cluster adopt`` accepts what
+    is there now as a new store.
+
+    :ivar expected: the identity of the database
+    :ivar actual: the identity that was found instead
+    :ivar may_have_happened: whether a commit that was under way may have been made before
+    """
+
+    may_have_happened: bool = False
+
+
 class StoreSchemaError(ImageStoreError):
     """The database of a cluster's store has no tables, or those of another version."""
 

@@ -29,7 +29,9 @@ def _require_clients() -> None:
 
 _require_clients()
 
-from ._location import ClusterLocation  # noqa: E402 (a clear error comes first)
+from ._grace import set_grace_period  # noqa: E402 (a clear error comes first)
+from ._identity import adopt  # noqa: E402
+from ._location import ClusterLocation  # noqa: E402
 from ._schema import SCHEMA_VERSION, migrate  # noqa: E402
 
-__all__ = ["SCHEMA_VERSION", "ClusterLocation", "migrate"]
+__all__ = ["SCHEMA_VERSION", "ClusterLocation", "adopt", "migrate", "set_grace_period"]

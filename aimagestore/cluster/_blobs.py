@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
 
 from ..errors import StoreUnavailableError
 from ._addresses import BucketAddress
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, GetResult, WritableFile
+    from obstore import GetOptions, GetResult, PutMode, WritableFile
 
 # S3 takes parts of 5 MiB and more, and 10,000 of them: this allows items of 78 GiB.
 PART = 8 * 1024 * 1024
@@ -28,6 +28,8 @@ RETRIES = 0.6
 # Both kinds come from writers.
 FAILURES = (BaseError, OSError)
 
+_MARKER = "aimagestore.json"
+
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 
 
@@ -37,6 +39,17 @@ class Blob(NamedTuple):
     id: UUID
     size: int
     written: datetime
+
+
+class Marker(NamedTuple):
+    """The object that says whose the prefix is.
+
+    :ivar text: its content
+    :ivar version: identifies this content; ``None`` for a marker that is not there
+    """
+
+    text: bytes
+    version: str | None
 
 
 class Blobs:
@@ -101,6 +114,42 @@ class Blobs:
                 yield [Blob(i, e["size"], e["last_modified"]) for i, e in found if i is not None]
         except BaseError as error:
             raise self.unavailable(error) from None
+
+    def sample(self) -> Sequence[UUID]:
+        """Return some of the objects; none if there are none.
+
+        :raises StoreUnavailableError: when the object store is unavailable, or refuses
+        """
+        return next(([blob.id for blob in page] for page in self.pages() if page), [])
+
+    def read_marker(self) -> Marker:
+        """Return the marker.
+
+        :raises StoreUnavailableError: when the object store is unavailable, or refuses
+        """
+        try:
+            found = obstore.get(self._store, _MARKER)
+            return Marker(bytes(found.bytes()), found.meta["e_tag"])
+        except FileNotFoundError:
+            return Marker(b"", None)
+        except BaseError as error:
+            raise self.unavailable(error) from None
+
+    def replace_marker(self, old: Marker, text: bytes) -> bool:
+        """Write the marker, unless another one has taken the place of the old one.
+
+        :returns: whether it was written
+        :raises StoreUnavailableError: when the object store is unavailable, or refuses
+        """
+        mode: PutMode = "create" if old.version is None else {"e_tag": old.version}
+        try:
+            obstore.put(self._store, _MARKER, text, mode=mode)
+        except (AlreadyExistsError, PreconditionError):
+            # An attempt whose answer was lost has written it.
+            return self.read_marker().text == text
+        except BaseError as error:
+            raise self.unavailable(error) from None
+        return True
 
     def unavailable(self, error: Exception) -> StoreUnavailableError:
         """Return what to raise for an error of the object store, or of the connection to it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
-from datetime import timedelta
 from functools import partial
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
@@ -23,6 +22,7 @@ from ._addresses import BucketAddress, DatabaseAddress
 from ._blob_reader import BlobReader
 from ._blobs import Blobs
 from ._garbage import orphans
+from ._identity import Identity
 from ._lookups import PAGE
 from ._schema import check_schema
 from ._sessions import Sessions
@@ -50,8 +50,6 @@ class ClusterChecker:
     """Checks a cluster's store; see :class:`aimagestore._engine.protocol.Checker`.
 
     What looks damaged is checked again, because it may have been replaced meanwhile.
-
-    :param grace_period: younger objects are no garbage yet
     """
 
     def __init__(
@@ -59,13 +57,11 @@ class ClusterChecker:
         database: DatabaseAddress,
         bucket: BucketAddress,
         *,
-        grace_period: timedelta,
         deadline: float,
         verify: bool,
     ) -> None:
         self._database = database
         self._bucket = bucket
-        self._grace_period = grace_period
         self._deadline = deadline
         self._verify = verify
         self._findings: list[Finding] = []
@@ -89,12 +85,13 @@ class ClusterChecker:
             with closing(self._sessions):
                 blobs = Blobs(self._bucket, self._deadline)
                 self._sessions.call(partial(check_schema, name=self._database.name))
+                Identity(self._sessions, blobs).check(writes=False)
                 total = int(self._rows(_TOTAL)[0][0])
                 for item in self._all_items():
                     for size in self._check_item(item, blobs, helpers):
                         self._bytes += size
                         yield self._bytes, max(self._bytes, total)
-                for page in orphans(self._sessions, blobs, self._grace_period):
+                for page in orphans(self._sessions, blobs):
                     for blob in page:
                         path = blobs.path_of(blob)
                         self._findings.append(Finding(FindingKind.TEMPORARY_STALE, path=path))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, LiteralString
 
 from .._engine.lock import LockLine
 from .._engine.workers import WorkerPool
@@ -11,10 +10,13 @@ from ..errors import StoreReadOnlyError
 from ._addresses import BucketAddress, DatabaseAddress
 from ._blobs import Blobs
 from ._cache import Cache
-from ._feed import Feeds, last_commit
+from ._feed import Feeds
 from ._garbage import Garbage
+from ._history import History
+from ._identity import Identity
 from ._items import ClusterItems
 from ._lock import AdvisoryLock, HeldLock
+from ._lookups import Lookups
 from ._reader import ClusterReader
 from ._schema import check_schema
 from ._sessions import Session, Sessions
@@ -49,25 +51,29 @@ class ClusterEngine:
         self._primitive: AdvisoryLock | None = None
         try:
             blobs = Blobs(bucket, deadline)
-            number, version = self._sessions.call(
-                lambda session: _begin(session, database.name, read_only)
-            )
-            self._primitive = lock = AdvisoryLock(self._sessions, number)
+            identity = Identity(self._sessions, blobs)
+            self._sessions.call(lambda session: _check_server(session, database.name, read_only))
+            identity.open(read_only=read_only, grace_period=grace_period)
+            history = History(database.name)
+            number, seen = self._sessions.call(lambda session: _begin(session, history))
+            self._primitive = lock = AdvisoryLock(self._sessions, history, number)
         except BaseException:
             self.close()
             raise
         cache = Cache(cache_size)
-        feeds = Feeds(self._sessions, f"aimagestore_{number}")
-        self._reader = ClusterReader(self._sessions, cache, feeds, version)
+        feeds = Feeds(self._sessions, history, f"aimagestore_{number}")
+        self._reader = ClusterReader(self._sessions, history, cache, feeds, seen)
         self._items = ClusterItems(
             self._sessions,
             self._reader,
             blobs,
+            identity,
+            history,
             helpers=self._helpers,
             uploaders=self._uploaders,
             removers=self._removers,
         )
-        garbage = Garbage(self._sessions, blobs, grace_period)
+        garbage = Garbage(self._sessions, blobs, identity)
         self._line: LockLine[HeldLock] = LockLine(lock, "aimagestore lock")
         self._writer = ClusterWriter(
             self._sessions,
@@ -75,9 +81,9 @@ class ClusterEngine:
             self._reader,
             self._items,
             garbage,
+            history=history,
             cache=cache,
             feeds=feeds,
-            grace_period=grace_period,
         )
 
     @property
@@ -125,16 +131,14 @@ class ClusterEngine:
             self._primitive.close()
 
 
-def _begin(session: Session, name: str, read_only: bool) -> tuple[int, int]:
-    """Check that the store can be used; return the number of its table and of the last commit."""
+def _check_server(session: Session, name: str, read_only: bool) -> None:
     check_schema(session, name)
-    if not read_only and _value(session, "SELECT pg_is_in_recovery()"):
+    row = session.execute("SELECT pg_is_in_recovery()").fetchone()
+    if not read_only and row is not None and row[0]:
         raise StoreReadOnlyError(f"{name} is a standby: open the store read_only", path=name)
-    number = int(_value(session, "SELECT 'image_store'::regclass::oid::bigint"))
-    return number, last_commit(session)
 
 
-def _value(session: Session, statement: LiteralString) -> Any:
-    row = session.execute(statement).fetchone()
-    assert row is not None, "a value has a row"
-    return row[0]
+def _begin(session: Session, history: History) -> tuple[int, int]:
+    """Note the last commit; return the number of the store's table, and that of the commit."""
+    lookups = Lookups(session.execute, history)
+    return lookups.table_number(), lookups.version

@@ -13,6 +13,7 @@ from psycopg import sql
 from .._core.events import ChangeEvent, Kind
 from .._core.image import Image
 from ..errors import WatchExpiredError
+from ._history import History
 from ._lookups import PAGE, Lookups
 from ._sessions import OverdueError, Session, Sessions
 
@@ -55,7 +56,7 @@ class ClusterFeed:
         self._own_number = 0
         self._listen(until)
         try:
-            self._known = sessions.call(last_commit, until)
+            self._known = sessions.call(self._last_commit, until)
         except BaseException:
             self.close()
             raise
@@ -72,6 +73,12 @@ class ClusterFeed:
                 session.close()
                 raise
             self._listening = session
+
+    def _lookups(self, session: Session) -> Lookups:
+        return Lookups(session.execute, self._feeds.history)
+
+    def _last_commit(self, session: Session) -> int:
+        return self._lookups(session).head().last.version
 
     @property
     def interval(self) -> float:
@@ -128,21 +135,19 @@ class ClusterFeed:
         return False
 
     def _changes(self, session: Session) -> tuple[int, Sequence[ChangeEvent]]:
-        if last_commit(session) == self._known:
-            return self._known, ()
+        if self._last_commit(session) <= self._known:
+            return self._known, ()  # one standby of several may be behind the others
         # The changes, and the records after them, of one commit.
         session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         try:
-            row = session.execute("SELECT version, pruned FROM image_store").fetchone()
-            assert row is not None, "the table has one row"
-            version, pruned = row
+            head = self._lookups(session).head()
             rows = session.execute(_CHANGES, [self._known, _PENDING_MAX + 1]).fetchall()
-            if pruned > self._known or len(rows) > _PENDING_MAX:
+            if head.pruned > self._known or len(rows) > _PENDING_MAX:
                 raise WatchExpiredError(
                     f"more changed than a watch keeps ({_PENDING_MAX} changes, and those of the "
                     "grace period): begin another watch, and read the store anew"
                 )
-            return version, list(self._events(rows, session))
+            return head.last.version, list(self._events(rows, session))
         finally:
             if session.is_in_transaction:
                 session.execute("ROLLBACK")
@@ -165,7 +170,7 @@ class ClusterFeed:
         present = [image_id for image_id, kind in pending.items() if kind != "deleted"]
         images: dict[str, Image] = {}
         for start in range(0, len(present), PAGE):
-            records = Lookups(session.execute).with_ids(present[start : start + PAGE])
+            records = self._lookups(session).with_ids(present[start : start + PAGE])
             images |= {record.id: record.image for record in records}
         for image_id, kind in pending.items():
             yield ChangeEvent(kind, image_id, images.get(image_id))
@@ -179,10 +184,12 @@ class ClusterFeed:
 class Feeds:
     """All feeds of a store.
 
+    :ivar history: what the store has seen of the database
     :ivar channel: the channel that they listen to
     """
 
-    def __init__(self, sessions: Sessions, channel: str) -> None:
+    def __init__(self, sessions: Sessions, history: History, channel: str) -> None:
+        self.history = history
         self.channel = channel
         self._sessions = sessions
         self._feeds: list[ClusterFeed] = []
@@ -227,10 +234,3 @@ class Feeds:
         """Notify this feed no longer."""
         with suppress(ValueError):
             self._feeds.remove(feed)
-
-
-def last_commit(session: Session) -> int:
-    """Return the number of the last commit."""
-    row = session.execute("SELECT version FROM image_store").fetchone()
-    assert row is not None, "the table has one row"
-    return int(row[0])

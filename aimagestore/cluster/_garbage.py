@@ -12,20 +12,24 @@ and so that a collection can stop anywhere:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 
 from .._core.report import Finding, FindingKind, Report
 from .._engine.lock import AnyGrant
 from .._engine.protocol import Removal, Steps
-from ._blobs import Blobs
+from ._blobs import Blobs, Marker
+from ._identity import Identity
 from ._sessions import Session, Sessions
 from ._writing import prune
+
+logger = logging.getLogger("aimagestore")
 
 TOMBSTONES_KEPT = timedelta(days=60)
 """How long a tombstone is kept. What is staged for half as long is no longer committed."""
@@ -34,9 +38,12 @@ _AT_ONCE = 200
 
 _REMOVED = """
     SELECT removed, blob, image_id, key, size FROM image_items
-    WHERE image_id <> '' AND removed < clock_timestamp() - %s AND (removed, blob) > (%s, %s)
+    WHERE image_id <> '' AND (removed, blob) > (%s, %s)
+        AND removed < clock_timestamp() - (SELECT grace_period FROM image_store)
     ORDER BY removed, blob LIMIT %s
 """
+
+_OLDEST = "SELECT clock_timestamp() - grace_period FROM image_store"
 
 _UNKNOWN = """
     SELECT u.blob FROM unnest(%s::uuid[]) AS u (blob)
@@ -62,29 +69,22 @@ _FORGET_ITEMS = "DELETE FROM image_items WHERE image_id <> '' AND blob = ANY(%s)
 
 _FORGET_TOMBSTONES = """
     DELETE FROM image_items
-    WHERE image_id = '' AND key = 'removed' AND removed < clock_timestamp() - %s
+    WHERE image_id = '' AND key = 'removed' AND removed < clock_timestamp()
+        - (SELECT greatest(grace_period, %s) FROM image_store)
 """
 
 _NO_BLOB = UUID(int=0)
 
 
-def orphans(
-    sessions: Sessions, blobs: Blobs, grace_period: timedelta
-) -> Iterator[Mapping[UUID, int]]:
+def orphans(sessions: Sessions, blobs: Blobs) -> Iterator[Mapping[UUID, int]]:
     """Iterate over pages of objects older than the grace period that no row knows: their sizes."""
     # By the server's clock: this machine's may be wrong.
-    now: datetime = sessions.call(_now)
+    ((oldest,),) = sessions.call(partial(_rows, _OLDEST, []))
     for page in blobs.pages():
-        old = {blob.id: blob.size for blob in page if blob.written < now - grace_period}
+        old = {blob.id: blob.size for blob in page if blob.written < oldest}
         if old:
             rows = sessions.call(partial(_rows, _UNKNOWN, [list(old)]))
             yield {blob: old[blob] for (blob,) in rows}
-
-
-def _now(session: Session) -> Any:
-    row = session.execute("SELECT clock_timestamp()").fetchone()
-    assert row is not None, "a value has a row"
-    return row[0]
 
 
 def _rows(statement: Any, values: Sequence[object], session: Session) -> list[tuple[Any, ...]]:
@@ -92,29 +92,47 @@ def _rows(statement: Any, values: Sequence[object], session: Session) -> list[tu
 
 
 class Garbage:
-    """Finds garbage and removes it.
+    """Finds garbage and removes it, once it is older than the grace period."""
 
-    :param grace_period: younger objects may be on their way into a commit, or be read
-    """
-
-    def __init__(self, sessions: Sessions, blobs: Blobs, grace_period: timedelta) -> None:
+    def __init__(self, sessions: Sessions, blobs: Blobs, identity: Identity) -> None:
         self._sessions = sessions
         self._blobs = blobs
-        self._grace_period = grace_period
+        self._identity = identity
 
     def pieces(self, *, dry_run: bool) -> Iterator[Removal]:
         """Iterate over the removals of pieces. Advancing removes the objects of the last one."""
-        if not dry_run:
-            self._remove_pending()
-        yield from self._removed_items(dry_run=dry_run)
-        yield from self._orphans(dry_run=dry_run)
+        marker, token = self._identity.check(writes=True), None if dry_run else uuid4()
+        begun: list[bool] = []
+        yield partial(self._begin, marker, token, begun)
+        if begun == [True]:
+            if token is not None:
+                self._identity.mark_collection(marker, token)
+                self._remove_pending()
+            yield from self._removed_items(dry_run=dry_run)
+            yield from self._orphans(dry_run=dry_run)
+        else:
+            logger.warning(
+                "nothing is collected at %s until the grace period has passed since the store was "
+                "adopted, or the database server was promoted",
+                self._blobs.name,
+            )
         yield partial(self._count, dry_run=dry_run)
+
+    def _begin(
+        self, marker: Marker, token: UUID | None, begun: list[bool], grant: AnyGrant
+    ) -> Steps[Report]:
+        session: Session = grant.held.session
+        try:
+            begun.append(self._identity.begin_collection(session, marker, token))
+            session.execute("COMMIT")
+        except psycopg.Error as error:
+            raise self._sessions.unavailable(error) from error
+        yield 0, 0
+        return Report()
 
     def _removed_items(self, *, dry_run: bool) -> Iterator[Removal]:
         after: tuple[object, UUID] = ("-infinity", _NO_BLOB)
-        while rows := self._sessions.call(
-            partial(_rows, _REMOVED, [self._grace_period, *after, _AT_ONCE])
-        ):
+        while rows := self._sessions.call(partial(_rows, _REMOVED, [*after, _AT_ONCE])):
             after = rows[-1][0], rows[-1][1]
             report = Report(
                 tuple(self._item_finding(*row[1:4]) for row in rows),
@@ -123,11 +141,11 @@ class Garbage:
             yield partial(_done, report)
             if not dry_run:
                 blobs = [row[1] for row in rows]
-                self._blobs.delete(blobs)
+                self._delete(blobs)
                 self._sessions.call(partial(_execute, _FORGET_ITEMS, [blobs]))
 
     def _orphans(self, *, dry_run: bool) -> Iterator[Removal]:
-        for page in orphans(self._sessions, self._blobs, self._grace_period):
+        for page in orphans(self._sessions, self._blobs):
             found = list(page.items())
             for start in range(0, len(found), _AT_ONCE):
                 piece = dict(found[start : start + _AT_ONCE])
@@ -158,17 +176,21 @@ class Garbage:
 
     def _remove(self, condemned: Sequence[UUID]) -> None:
         if condemned:
-            self._blobs.delete(condemned)
+            self._delete(condemned)
             self._sessions.call(partial(_execute, _SET_REMOVED, [list(condemned)]))
+
+    def _delete(self, blobs: Sequence[UUID]) -> None:
+        """Remove objects, if the prefix is still this store's, and the database did not go back."""
+        self._identity.check(writes=True)
+        self._blobs.delete(blobs)
 
     def _count(self, grant: AnyGrant, *, dry_run: bool) -> Steps[Report]:
         """Forget old commits and tombstones, and count the images."""
         session: Session = grant.held.session
         try:
             if not dry_run:
-                prune(session, self._grace_period.total_seconds())
-                kept = max(self._grace_period, TOMBSTONES_KEPT)
-                session.execute(_FORGET_TOMBSTONES, [kept])
+                prune(session)
+                session.execute(_FORGET_TOMBSTONES, [TOMBSTONES_KEPT])
             row = session.execute("SELECT images FROM image_store").fetchone()
             session.execute("COMMIT")
         except psycopg.Error as error:

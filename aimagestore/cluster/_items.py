@@ -14,6 +14,8 @@ from .._engine.items import require_item
 from ..errors import BigDataMissingError, ImageUnknownError
 from ._blob_reader import BlobReader
 from ._blobs import Blobs
+from ._history import History
+from ._identity import Identity
 from ._lookups import Lookups
 from ._reader import ClusterReader
 from ._sessions import Session, Sessions
@@ -35,6 +37,8 @@ class ClusterItems:
         sessions: Sessions,
         reader: ClusterReader,
         blobs: Blobs,
+        identity: Identity,
+        history: History,
         *,
         helpers: Executor,
         uploaders: Executor,
@@ -43,6 +47,8 @@ class ClusterItems:
         self._sessions = sessions
         self._reader = reader
         self._blobs = blobs
+        self._identity = identity
+        self._history = history
         self._helpers = helpers
         self._uploaders = uploaders
         self._removers = removers
@@ -53,6 +59,7 @@ class ClusterItems:
         return self._helpers
 
     def stage(self) -> StagedBlob:
+        self._identity.check_marker()
         return StagedBlob(self._blobs, self._helpers, self._uploaders, self._removers)
 
     def open(self, ref: str, key: str) -> tuple[Image, io.RawIOBase]:
@@ -80,17 +87,16 @@ class ClusterItems:
     def _find(self, ref: str, key: str) -> tuple[Record, UUID | None]:
         """Return a record and the object of its item, of one commit."""
         for _ in range(_TRIES):
-            found = self._sessions.call(partial(_item, ref, key)) if ref else None
+            found = self._sessions.call(partial(self._item, ref, key)) if ref else None
             if found is not None:
                 return found
             # Not an ID and not a name: a prefix, or with a digest.
             ref = self._reader.read(partial(_id_of, ref))
         raise ImageUnknownError(f"image {ref} was deleted meanwhile", ref=ref, id=ref)
 
+    def _item(self, ref: str, key: str, session: Session) -> tuple[Record, UUID | None] | None:
+        return Lookups(session.execute, self._history).item(ref, key)
+
 
 def _id_of(ref: str, view: View) -> str:
     return view.find(ref).id
-
-
-def _item(ref: str, key: str, session: Session) -> tuple[Record, UUID | None] | None:
-    return Lookups(session.execute).item(ref, key)

@@ -10,6 +10,7 @@ from .._engine.protocol import Repairer
 from ._addresses import BucketAddress, DatabaseAddress
 from ._checker import ClusterChecker
 from ._engine import ClusterEngine
+from ._grace import check_grace_period
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -32,15 +33,13 @@ class ClusterLocation:
         ``s3://bucket/prefix``. Plain http is used on this machine only, unless ``AWS_ALLOW_HTTP``
         is true
     :param cache_size: the bytes of records that are kept in memory, approximately
-    :param grace_period: how long the content of a replaced or deleted item stays readable for
-        whoever has it open, changes are kept for watches, and staged data is safe from
-        :meth:`aimagestore.ImageStore.collect_garbage`. Use the same value for all stores of a
-        location
+    :param grace_period: the grace period of a new store, given to it by the first one who opens it
+        for writing; from then on it is in the database, where :func:`set_grace_period` changes it
     :param deadline: seconds within which a server must answer a request. A commit gets a second
         more for every thousand images that it changes. An upload must store a part of 8 MiB in this
         time: use more on slow links
-    :raises ValueError: when an address is malformed, ``cache_size`` is negative, or
-        ``grace_period`` or ``deadline`` is not positive
+    :raises ValueError: when an address is malformed, ``cache_size`` is negative, ``grace_period``
+        is not positive or longer than a hundred years, or ``deadline`` is not positive
     """
 
     records_url: str
@@ -59,11 +58,7 @@ class ClusterLocation:
         BucketAddress.of(self.blobs_url)
         if self.cache_size < 0:
             raise ValueError(f"cache_size must not be negative: {self.cache_size}")
-        if self.grace_period <= timedelta(0):
-            raise ValueError(
-                f"grace_period must be positive: {self.grace_period}; without one, data would be "
-                "collected while it is being staged or read"
-            )
+        check_grace_period(self.grace_period)
         if not 0 < self.deadline < math.inf:
             raise ValueError(f"deadline must be a positive number of seconds: {self.deadline}")
 
@@ -84,6 +79,7 @@ class ClusterLocation:
     def open(self, *, read_only: bool) -> ClusterEngine:
         """Open the store; :class:`aimagestore.ImageStore` calls this.
 
+        :raises StoreIdentityError: when the database and the bucket do not belong together
         :raises StoreSchemaError: when the database has no tables, or those of another version
         :raises StoreReadOnlyError: when it is a standby, and ``read_only`` is false
         :raises StoreUnavailableError: when a server is unavailable, or refuses
@@ -102,7 +98,6 @@ class ClusterLocation:
         return ClusterChecker(
             DatabaseAddress.of(self.records_url),
             BucketAddress.of(self.blobs_url),
-            grace_period=self.grace_period,
             deadline=self.deadline,
             verify=verify,
         )
@@ -122,6 +117,5 @@ _TYPES = {
     "records_url": str,
     "blobs_url": str,
     "cache_size": int,
-    "grace_period": timedelta,
     "deadline": int | float,
 }

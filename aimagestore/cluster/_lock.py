@@ -18,11 +18,9 @@ from psycopg.errors import LockNotAvailable, error_from_result
 
 from .._engine.lock import Holder
 from ..errors import StoreUnavailableError
+from ._history import HEAD, Commit, History
+from ._schema import LOCK_CLASS
 from ._sessions import Cursor, OverdueError, Session, Sessions, is_lost
-
-# The upper half of the key, "aimg"; the lower half is the number of the store's table, which no
-# other store in the database has.
-_CLASS = 0x61696D67 << 32
 
 # Seconds between two requests to cancel a wait, and until its session is closed without an answer.
 _CANCEL_PAUSE = 0.02
@@ -75,13 +73,17 @@ class HeldLock:
 class AdvisoryLock:
     """The lock as the server has it; see :class:`aimagestore._engine.lock.LockPrimitive`.
 
+    Whoever acquires it learns whether the database continues what this store has seen of it.
+
+    :param history: what this store has seen
     :ivar number: the number of the store's table, which tells it from others in its database
     """
 
-    def __init__(self, sessions: Sessions, number: int) -> None:
+    def __init__(self, sessions: Sessions, history: History, number: int) -> None:
         self.number = number
         self._sessions = sessions
-        self._key = _CLASS + number
+        self._history = history
+        self._key = LOCK_CLASS + number
         # Guards what follows; held for a few instructions only.
         self._mutex = threading.Lock()
         self._is_waiting = False
@@ -101,16 +103,15 @@ class AdvisoryLock:
     def _try(self, until: float) -> HeldLock | None:
         session = self._sessions.acquire(until)
         held: HeldLock | None = None
+        asked = self._history.seen
         try:
-            answers = session.execute(
-                b"BEGIN; SELECT version FROM image_store "
-                b"WHERE pg_try_advisory_xact_lock(%d) FOR UPDATE" % self._key
-            )
-            version = _last_value(answers)
-            if version is None:
+            condition = b"WHERE pg_try_advisory_xact_lock(%d)" % self._key
+            answers = session.execute(b"BEGIN; " + _locked_head(asked, condition))
+            head = _last_value(answers)
+            if head is None:
                 session.execute("ROLLBACK")
             else:
-                held = HeldLock(session, version)
+                held = HeldLock(session, self._history.accept(asked, head).last.version)
         finally:
             if held is None:
                 self._sessions.release(session)
@@ -164,11 +165,12 @@ class AdvisoryLock:
             return None
         session = self._sessions.acquire(until)
         held: HeldLock | None = None
+        asked = self._history.seen
         try:
-            version = self._wait_in(session)
-            if version is not None:
+            head = self._wait_in(session, asked)
+            if head is not None:
                 session.until = None
-                held = HeldLock(session, version)
+                held = HeldLock(session, self._history.accept(asked, head).last.version)
         finally:
             if held is None:
                 # A request to cancel may still be on its way, and must not meet another statement.
@@ -176,14 +178,14 @@ class AdvisoryLock:
                 self._sessions.release(session)
         return held
 
-    def _wait_in(self, session: Session) -> int | None:
-        """Wait in a session for as long as the server says that it waits."""
+    def _wait_in(self, session: Session, asked: Commit) -> str | None:
+        """Wait in a session for as long as the server says that it waits; return the head."""
         connection = session.connection
         pgconn = connection.pgconn
         pause = self._sessions.deadline / 4
         pgconn.send_query(
-            b"BEGIN; SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock(%d); "
-            b"SELECT version FROM image_store FOR UPDATE" % self._key
+            b"BEGIN; SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock(%d); " % self._key
+            + _locked_head(asked)
         )
         results: list[pq.abc.PGresult] = []
         doubts = 0
@@ -198,7 +200,7 @@ class AdvisoryLock:
                 while not pgconn.is_busy():
                     result = pgconn.get_result()
                     if result is None:
-                        return _version_in(results)
+                        return _head_in(results)
                     results.append(result)
             elif self._still_waits(pgconn.backend_pid):
                 doubts = 0
@@ -250,16 +252,19 @@ class AdvisoryLock:
 
         def acquire(until: float) -> None:
             session = self._sessions.acquire(until)
+            asked = self._history.seen
             has_lock = False
             try:
                 # A little less than what remains, so that the server's answer comes in time.
                 milliseconds = max(1, int((until - time.monotonic()) * 900))
                 answers = session.execute(
                     b"BEGIN; SET LOCAL lock_timeout = %d; SELECT pg_advisory_xact_lock(%d); "
-                    b"SELECT version FROM image_store FOR UPDATE" % (milliseconds, self._key)
+                    % (milliseconds, self._key)
+                    + _locked_head(asked)
                 )
-                version = _last_value(answers)
-                assert version is not None, "the table has one row"
+                head = _last_value(answers)
+                assert head is not None, "the table has one row"
+                version = self._history.accept(asked, head).last.version
                 has_lock = True
             finally:
                 if not has_lock:
@@ -318,18 +323,24 @@ def _readable(seconds: float, *descriptors: int) -> set[int]:
     return {descriptor for descriptor, _ in poll.poll(1000 * seconds)}
 
 
-def _version_in(results: list[pq.abc.PGresult]) -> int:
+def _locked_head(asked: Commit, condition: bytes = b"") -> bytes:
+    """Return the statement that locks the row, and gives its head."""
+    head = HEAD % {"seen": asked.version}
+    return b"SELECT %s FROM image_store s %s FOR UPDATE" % (head.encode(), condition)
+
+
+def _head_in(results: list[pq.abc.PGresult]) -> str:
     for result in results:
         if result.status not in {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}:
             raise error_from_result(result)
     value = results[-1].get_value(0, 0)
     assert value is not None, "the table has one row"
-    return int(value)
+    return value.decode()
 
 
-def _last_value(answers: Cursor) -> int | None:
+def _last_value(answers: Cursor) -> str | None:
     """Return what the last of several statements gives, if it gives a row."""
     while answers.nextset():
         pass
     row = answers.fetchone()
-    return None if row is None else int(row[0])
+    return None if row is None else row[0]

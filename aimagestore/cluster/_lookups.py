@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
@@ -11,6 +12,7 @@ import psycopg
 
 from .._core.record import Record, read
 from ..errors import StoreCorruptError
+from ._history import HEAD, Head, History
 
 PAGE = 1000
 """Records that are fetched at once."""
@@ -21,16 +23,25 @@ CHANGES_MAX = 2000
 # After every ID with a prefix: no ID is as long, and no character comes later.
 _LAST = "\U0010ffff" * 64
 
-_CHANGES_SINCE = """
-    SELECT version, pruned, ARRAY(
-        SELECT image_id FROM image_changes WHERE version > %(known)s ORDER BY version LIMIT %(max)s
-    ) FROM image_store
-"""
+# One row with the head, to be joined with what is looked up.
+_WITH_HEAD = f"WITH h AS MATERIALIZED (SELECT {HEAD} AS head FROM image_store s)"
 
-_FIND = """
-    SELECT s.version, s.pruned, ARRAY(
-        SELECT image_id FROM image_changes WHERE version > %(known)s ORDER BY version LIMIT %(max)s
-    ), f.rank, f.id, f.record FROM image_store s LEFT JOIN (
+_LAST_COMMIT = f"SELECT {HEAD} FROM image_store s"
+
+_TABLE_NUMBER = f"SELECT {HEAD}, s.tableoid::bigint FROM image_store s"
+
+_LAST_PLACE = f"SELECT {HEAD}, s.last_place FROM image_store s"
+
+_TOUCHED_SINCE = f"SELECT {HEAD}, s.touched > %(when)s FROM image_store s"
+
+_CHANGED = """ARRAY(
+    SELECT image_id FROM image_changes WHERE version > %(known)s ORDER BY version LIMIT %(max)s
+)"""
+
+_CHANGES_SINCE = f"SELECT {HEAD}, {_CHANGED} FROM image_store s"
+
+_FIND = f"""
+    {_WITH_HEAD} SELECT h.head, {_CHANGED}, f.rank, f.id, f.record FROM h LEFT JOIN (
         SELECT 0 AS rank, id, record FROM images WHERE id = %(id)s
         UNION ALL
         SELECT 1, i.id, i.record FROM image_names n JOIN images i ON i.id = n.image_id
@@ -40,20 +51,20 @@ _FIND = """
     ) f ON true ORDER BY f.rank
 """
 
-_PREFIX = """
-    SELECT s.version, i.id FROM image_store s LEFT JOIN (
+_PREFIX = f"""
+    {_WITH_HEAD} SELECT h.head, i.id FROM h LEFT JOIN (
         SELECT id FROM images WHERE id >= %(prefix)s AND id < %(end)s ORDER BY id LIMIT %(limit)s
     ) i ON true ORDER BY i.id
 """
 
-_DIGEST = """
-    SELECT s.version, i.id, i.record FROM image_store s LEFT JOIN (
+_DIGEST = f"""
+    {_WITH_HEAD} SELECT h.head, i.id, i.record FROM h LEFT JOIN (
         image_digests d JOIN images i ON i.id = d.image_id
     ) ON d.digest = %(digest)s ORDER BY i.place
 """
 
-_NAME = """
-    SELECT s.version, n.image_id FROM image_store s LEFT JOIN image_names n ON n.name = %(name)s
+_NAME = f"""
+    {_WITH_HEAD} SELECT h.head, n.image_id FROM h LEFT JOIN image_names n ON n.name = %(name)s
 """
 
 # An image comes once, however many of its names are given: its record has all of them.
@@ -65,28 +76,29 @@ _PREFETCH = """
     )
 """
 
-_DIGEST_IDS = """
-    SELECT s.version, i.id FROM image_store s LEFT JOIN (
+_DIGEST_IDS = f"""
+    {_WITH_HEAD} SELECT h.head, i.id FROM h LEFT JOIN (
         image_digests d JOIN images i ON i.id = d.image_id
     ) ON d.digest = %(digest)s ORDER BY i.place
 """
 
 _RECORDS = "SELECT i.id, i.record FROM images i WHERE i.id = ANY(%(ids)s::text[]) ORDER BY i.place"
 
-_ITEM = """
-    SELECT f.id, f.record, b.blob FROM (
+_ITEM = f"""
+    {_WITH_HEAD} SELECT h.head, f.id, f.record, b.blob FROM h LEFT JOIN (
         SELECT 0 AS rank, id, record FROM images WHERE id = %(id)s
         UNION ALL
         SELECT 1, i.id, i.record FROM image_names n JOIN images i ON i.id = n.image_id
             WHERE n.name = %(name)s
         ORDER BY rank LIMIT 1
-    ) f LEFT JOIN image_items b ON b.image_id = f.id AND b.key = %(key)s AND b.removed IS NULL
+    ) f ON true
+    LEFT JOIN image_items b ON b.image_id = f.id AND b.key = %(key)s AND b.removed IS NULL
 """
 
 _CONDEMNED = "SELECT blob FROM image_items WHERE blob = ANY(%(blobs)s)"
 
-_PAGE = """
-    SELECT s.version, p.place, p.id, p.record FROM image_store s LEFT JOIN (
+_PAGE = f"""
+    {_WITH_HEAD} SELECT h.head, p.place, p.id, p.record FROM h LEFT JOIN (
         SELECT place, id, record FROM images
         WHERE place > %(place)s AND place <= %(last)s ORDER BY place LIMIT %(page)s
     ) p ON true ORDER BY p.place
@@ -125,26 +137,57 @@ class Found(NamedTuple):
 
 
 class Lookups:
-    """Queries in one session.
+    """Queries in one session, by one call.
+
+    Most of them raise :exc:`StoreIdentityError` when the database does not continue what this
+    store has seen of it.
 
     :param execute: executes a statement
+    :param history: what this store has seen
     :ivar version: the number of the commit that the last result was of
     """
 
-    def __init__(self, execute: Execute) -> None:
+    def __init__(self, execute: Execute, history: History) -> None:
         self._execute = execute
+        self._history = history
+        # Taken before the first statement, because all of a transaction may be of that moment.
+        self._asked = history.seen
         self.version = -1
+
+    def _ask(
+        self, statement: LiteralString, values: Mapping[str, Any]
+    ) -> tuple[Head, list[tuple[Any, ...]]]:
+        """Return the head, and the rows without it."""
+        rows = self._execute(statement, {**values, "seen": self._asked.version}).fetchall()
+        head = self._history.accept(self._asked, rows[0][0])
+        self.version = head.last.version
+        return head, [row[1:] for row in rows]
+
+    def _rows(self, statement: LiteralString, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Return rows without the head, and without the row that stands for none."""
+        _, rows = self._ask(statement, values)
+        return [row for row in rows if row[0] is not None]
+
+    def head(self) -> Head:
+        """Return the head alone."""
+        return self._ask(_LAST_COMMIT, {})[0]
+
+    def table_number(self) -> int:
+        """Return the number of the store's table, which no other store in the database has."""
+        return int(self._rows(_TABLE_NUMBER, {})[0][0])
+
+    def last_place(self) -> int:
+        """Return the last place that a record has had."""
+        return int(self._rows(_LAST_PLACE, {})[0][0])
+
+    def touched_since(self, when: datetime) -> bool:
+        """Return whether a writer has touched the store after that time."""
+        return bool(self._rows(_TOUCHED_SINCE, {"when": when})[0][0])
 
     def changes_since(self, known: int) -> ChangesSince:
         """Return what has changed since a commit."""
-        row = self._execute(_CHANGES_SINCE, {"known": known, "max": CHANGES_MAX + 1}).fetchone()
-        assert row is not None, "the table has one row"
-        return self._changes(known, row)
-
-    def _changes(self, known: int, row: tuple[Any, ...]) -> ChangesSince:
-        self.version, pruned, ids = row[:3]
-        is_known = known >= pruned and len(ids) <= CHANGES_MAX
-        return ChangesSince(self.version, ids if is_known else None)
+        head, rows = self._ask(_CHANGES_SINCE, {"known": known, "max": CHANGES_MAX + 1})
+        return _changes(known, head, rows[0][0])
 
     def find(self, ref: str, known: int) -> tuple[ChangesSince, Found]:
         """Return what a ref may stand for, and what has changed since a commit."""
@@ -155,12 +198,11 @@ class Lookups:
             "known": known,
             "max": CHANGES_MAX + 1,
         }
-        rows = self._execute(_FIND, values).fetchall()
-        ranks = [row[3] for row in rows]
-        best = ranks[0]
+        head, rows = self._ask(_FIND, values)
+        ids, best = rows[0][:2]
         is_ambiguous = best == 2 and len(rows) > 1
-        record = None if best is None or is_ambiguous else record_of(*rows[0][4:])
-        return self._changes(known, rows[0]), Found(record, is_ambiguous, best == 1)
+        record = None if best is None or is_ambiguous else record_of(*rows[0][2:])
+        return _changes(known, head, ids), Found(record, is_ambiguous, best == 1)
 
     def ids_with_prefix(self, prefix: str, limit: int) -> list[str]:
         """Return the first IDs with a prefix, sorted."""
@@ -213,18 +255,17 @@ class Lookups:
             "name": hash_of(ref),
             "key": key.encode("utf-8", "surrogatepass"),
         }
-        row = self._execute(_ITEM, values).fetchone()
-        return None if row is None else (record_of(*row[:2]), row[2])
+        rows = self._rows(_ITEM, values)
+        return (record_of(*rows[0][:2]), rows[0][2]) if rows else None
 
     def condemned(self, blobs: Sequence[UUID]) -> set[UUID]:
         """Return which of these new objects a collection of garbage has taken."""
         return {row[0] for row in self._execute(_CONDEMNED, {"blobs": list(blobs)})}
 
-    def _rows(self, statement: LiteralString, values: dict[str, Any]) -> list[tuple[Any, ...]]:
-        """Return rows without the version, and without the row that stands for none."""
-        rows = self._execute(statement, values).fetchall()
-        self.version = rows[0][0]
-        return [row[1:] for row in rows if row[1] is not None]
+
+def _changes(known: int, head: Head, ids: Sequence[str]) -> ChangesSince:
+    is_known = known >= head.pruned and len(ids) <= CHANGES_MAX
+    return ChangesSince(head.last.version, ids if is_known else None)
 
 
 def record_of(image_id: str, text: str) -> Record:

@@ -11,7 +11,8 @@ from .._core.catalog import Catalog
 from .._core.image import Image
 from .._core.view import View
 from ._cache import Cache
-from ._feed import ClusterFeed, Feeds, last_commit
+from ._feed import ClusterFeed, Feeds
+from ._history import History
 from ._lookups import Lookups
 from ._sessions import Session, Sessions
 from ._views import CommittedView, OutdatedError
@@ -24,15 +25,20 @@ class ClusterReader:
 
     No catalog is kept in memory, only a cache of records.
 
+    :param history: what this store has seen of the database
     :param seen: the number of the last commit
     """
 
     keeps_catalog = False
 
-    def __init__(self, sessions: Sessions, cache: Cache, feeds: Feeds, seen: int) -> None:
+    def __init__(
+        self, sessions: Sessions, history: History, cache: Cache, feeds: Feeds, seen: int
+    ) -> None:
         self._sessions = sessions
+        self._history = history
         self._cache = cache
         self._feeds = feeds
+        # What watches and writers see is not read: it counts as modified by others.
         self._seen = seen
 
     def current(self) -> Catalog | None:
@@ -42,7 +48,7 @@ class ClusterReader:
         return self._sessions.call(partial(self._read, look))
 
     def _read(self, look: Callable[[View], T], session: Session) -> T:
-        view = CommittedView(session.execute, self._cache)
+        view = CommittedView(session.execute, self._history, self._cache)
         try:
             return look(view)
         except OutdatedError:
@@ -53,7 +59,7 @@ class ClusterReader:
 
     def _read_consistently(self, look: Callable[[View], T], session: Session) -> T:
         session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        view = CommittedView(session.execute, self._cache)
+        view = CommittedView(session.execute, self._history, self._cache)
         try:
             return look(view)
         finally:
@@ -70,36 +76,33 @@ class ClusterReader:
 
     def pages(self, size: int) -> Iterator[list[Image]]:
         # An image that is created again meanwhile gets a place after the last one of now.
-        last = self._sessions.call(_last_place)
+        last = self._sessions.call(lambda session: self._lookups(session).last_place())
         place = -1
-        while page := self._sessions.call(partial(_page, place, size, last)):
+        while page := self._sessions.call(partial(self._page, place, size, last)):
             place = page[-1][0]
             yield [image for _, image in page]
 
     def refresh(self) -> bool:
-        version = self._sessions.call(last_commit)
+        version = self._sessions.call(self._last_commit)
         is_modified = version > self._seen
         self.note(version)
         return is_modified
 
     def modified(self) -> bool:
-        return self._sessions.call(last_commit) > self._seen
+        return self._sessions.call(self._last_commit) > self._seen
 
     def touched_since(self, when: datetime) -> bool:
-        statement = "SELECT touched > %s FROM image_store"
-        row = self._sessions.call(lambda s: s.execute(statement, [when]).fetchone())
-        return row is not None and bool(row[0])
+        return self._sessions.call(lambda session: self._lookups(session).touched_since(when))
 
     def watch(self) -> ClusterFeed:
         return self._feeds.begin()
 
+    def _lookups(self, session: Session) -> Lookups:
+        return Lookups(session.execute, self._history)
 
-def _last_place(session: Session) -> int:
-    row = session.execute("SELECT last_place FROM image_store").fetchone()
-    assert row is not None, "the table has one row"
-    return int(row[0])
+    def _last_commit(self, session: Session) -> int:
+        return self._lookups(session).head().last.version
 
-
-def _page(place: int, size: int, last: int, session: Session) -> list[tuple[int, Image]]:
-    records = Lookups(session.execute).page(place, size, last)
-    return [(place, record.image) for place, record in records]
+    def _page(self, place: int, size: int, last: int, session: Session) -> list[tuple[int, Image]]:
+        records = self._lookups(session).page(place, size, last)
+        return [(place, record.image) for place, record in records]

@@ -72,17 +72,51 @@ _STEPS = (
 
     INSERT INTO image_store (schema_version) VALUES (0);
     """,
+    # The identity is given by the first store that is opened for writing; see _identity.
+    """
+    ALTER TABLE image_store
+        ADD COLUMN identity uuid,
+        ADD COLUMN origin text,
+        ADD COLUMN blobs_url text,
+        ADD COLUMN collections uuid[] NOT NULL DEFAULT '{}',
+        ADD COLUMN timeline text,
+        ADD COLUMN owned_since timestamptz NOT NULL DEFAULT '-infinity',
+        ADD COLUMN grace_period interval NOT NULL DEFAULT '1 day'
+            CHECK (grace_period > interval '0');
+    COMMENT ON COLUMN image_store.origin IS
+        'the server, database and table that the identity was given to: a copy has others';
+    COMMENT ON COLUMN image_store.blobs_url IS
+        'the prefix of the bucket, once its marker names the identity';
+    COMMENT ON COLUMN image_store.collections IS
+        'tokens of garbage collections; the marker has one of them';
+    COMMENT ON COLUMN image_store.timeline IS
+        'of the server, in the last garbage collection: another one after a promotion';
+    COMMENT ON COLUMN image_store.owned_since IS
+        'nothing is collected until the grace period has passed since then';
+
+    INSERT INTO image_commits (version, token, made)
+        SELECT version, gen_random_uuid(), clock_timestamp() FROM image_store
+        ON CONFLICT (version) DO NOTHING;
+    """,
 )
 
 SCHEMA_VERSION = len(_STEPS)
 """The version that this library works with."""
 
 
+LOCK_CLASS = 0x61696D67 << 32
+"""The upper half of the key of a store's lock, "aimg"; the lower half is its table's number."""
+
+# Seconds that a step waits for statements that read the tables. More readers wait behind it.
+_PATIENCE = 10
+
+
 def migrate(records_url: str) -> int:
     """Create the tables of a cluster's store, or bring them up to date. Blocks.
 
-    Everything happens in one transaction. The role that does it owns the tables; the roles that
-    use the store need fewer privileges.
+    Where there is nothing to do, it changes nothing and waits for nobody. Otherwise it waits for
+    the store's lock, and everything happens in one transaction. The role that does it owns the
+    tables; the roles that use the store need fewer privileges.
 
     :param records_url: as for :class:`ClusterLocation`
     :returns: the version that the tables have now
@@ -92,17 +126,32 @@ def migrate(records_url: str) -> int:
     """
     address = DatabaseAddress.of(records_url)
     try:
-        with address.connect() as connection:
-            # Two migrations at the same time would both create the tables.
-            connection.execute("SELECT pg_advisory_xact_lock(hashtext('aimagestore migrate'))")
-            present = _present_version(connection, address.name)
-            for step in _STEPS[present:]:
-                connection.execute(step)
-            connection.execute("UPDATE image_store SET schema_version = %s", [SCHEMA_VERSION])
+        with address.connect(autocommit=True) as connection:
+            if _present_version(connection, address.name) < SCHEMA_VERSION:
+                with connection.transaction():
+                    _migrate(connection, address.name)
     except psycopg.Error as error:
         reason = str(error).strip().partition("\n")[0]
         raise StoreUnavailableError(f"{address.name}: {reason}") from error
     return SCHEMA_VERSION
+
+
+def _migrate(connection: Connection, name: str) -> None:
+    connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+    # Two migrations at the same time would both create the tables.
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext('aimagestore migrate'))")
+    present = _present_version(connection, name)
+    if present == SCHEMA_VERSION:
+        return
+    if present:
+        # Writers hold this lock for as long as they use the tables. Waiting for the tables
+        # themselves would keep readers out meanwhile.
+        statement = "SELECT pg_advisory_xact_lock(%s + 'image_store'::regclass::oid::bigint)"
+        connection.execute(statement, [LOCK_CLASS])
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{_PATIENCE}s"])
+    for step in _STEPS[present:]:
+        connection.execute(step)
+    connection.execute("UPDATE image_store SET schema_version = %s", [SCHEMA_VERSION])
 
 
 def _present_version(connection: Connection, name: str) -> int:
@@ -116,7 +165,7 @@ def _present_version(connection: Connection, name: str) -> int:
     assert row is not None, "the table has one row"
     present: int = row[0]
     if present > SCHEMA_VERSION:
-        raise _newer(name, present)
+        check_version(present, name)
     return present
 
 
@@ -131,20 +180,19 @@ def check_schema(session: Session, name: str) -> None:
         raise StoreSchemaError(
             f"{name} has no tables of a store: run aimagestore cluster migrate", path=name
         ) from None
-    present: int = row[0] if row is not None else 0
-    if present > SCHEMA_VERSION:
-        raise _newer(name, present)
-    if present < SCHEMA_VERSION:
-        raise StoreSchemaError(
-            f"the tables of {name} have version {present}, and {SCHEMA_VERSION} is needed: run "
-            "aimagestore cluster migrate",
-            path=name,
-        )
+    check_version(row[0] if row is not None else 0, name)
 
 
-def _newer(name: str, present: int) -> StoreSchemaError:
-    return StoreSchemaError(
-        f"the tables of {name} have version {present}, this library knows {SCHEMA_VERSION}: "
-        "use a newer aimagestore",
-        path=name,
+def check_version(present: int, name: str) -> None:
+    """Check that this library works with tables of a version.
+
+    :raises StoreSchemaError: when it does not
+    """
+    if present == SCHEMA_VERSION:
+        return
+    advice = (
+        f"this library knows {SCHEMA_VERSION}: use a newer aimagestore"
+        if present > SCHEMA_VERSION
+        else f"and {SCHEMA_VERSION} is needed: run aimagestore cluster migrate"
     )
+    raise StoreSchemaError(f"the tables of {name} have version {present}, {advice}", path=name)

@@ -11,6 +11,7 @@ from .._core.record import Record
 from .._core.refs import id_in_ref
 from .._core.view import CANDIDATES_MAX, View, resolve_prefix, unknown
 from ._cache import Cache
+from ._history import History
 from ._lookups import PAGE, Execute, Found, Lookups
 
 
@@ -23,8 +24,8 @@ class _TableView(View):
 
     __slots__ = ("_lookups",)
 
-    def __init__(self, execute: Execute) -> None:
-        self._lookups = Lookups(execute)
+    def __init__(self, execute: Execute, history: History) -> None:
+        self._lookups = Lookups(execute, history)
 
     def freeze(self) -> Catalog:
         return Catalog.of(self.records())
@@ -39,8 +40,8 @@ class CommittedView(_TableView):
 
     __slots__ = ("_cache", "version")
 
-    def __init__(self, execute: Execute, cache: Cache) -> None:
-        super().__init__(execute)
+    def __init__(self, execute: Execute, history: History, cache: Cache) -> None:
+        super().__init__(execute, history)
         self._cache = cache
         self.version = -1
 
@@ -120,8 +121,8 @@ class LockedView(_TableView):
 
     __slots__ = ("_owners", "_records", "version")
 
-    def __init__(self, execute: Execute, version: int) -> None:
-        super().__init__(execute)
+    def __init__(self, execute: Execute, history: History, version: int) -> None:
+        super().__init__(execute, history)
         self.version = version
         self._records: dict[str, Record | None] = {}
         self._owners: dict[str, str | None] = {}

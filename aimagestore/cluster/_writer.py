@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
 from itertools import count
 from typing import Any, LiteralString, NamedTuple
 from uuid import uuid4
@@ -19,17 +18,18 @@ from .._core.draft import Draft, Plan
 from .._core.mutations import Mutation
 from .._engine.lock import AnyGrant
 from .._engine.protocol import Outcome, Removal
-from ..errors import StoreUnavailableError
+from ..errors import StoreIdentityError, StoreUnavailableError
 from ._cache import Cache
 from ._feed import Feeds
 from ._garbage import TOMBSTONES_KEPT, Garbage
+from ._history import Commit, History
 from ._items import ClusterItems
 from ._lock import AdvisoryLock, HeldLock
 from ._reader import ClusterReader
 from ._sessions import Cursor, OverdueError, Sessions, is_lost
 from ._staged import StagedBlob
 from ._views import LockedView
-from ._writing import Change, Commit, changes_of, find_commit, write
+from ._writing import Change, NewCommit, changes_of, find_commit, write
 
 _UPLOADS = 8
 _TRIES = 5
@@ -46,8 +46,6 @@ class ClusterWriter:
     """Writes a store; see :class:`aimagestore._engine.protocol.Writer`.
 
     A grant's ``held`` is a :class:`HeldLock`, whose session makes the commit.
-
-    :param grace_period: how long changes are kept for watches, and content for its readers
     """
 
     def __init__(
@@ -58,9 +56,9 @@ class ClusterWriter:
         items: ClusterItems,
         garbage: Garbage,
         *,
+        history: History,
         cache: Cache,
         feeds: Feeds,
-        grace_period: timedelta,
     ) -> None:
         self._sessions = sessions
         self._lock = lock
@@ -69,7 +67,7 @@ class ClusterWriter:
         self._feeds = feeds
         self._items = items
         self._garbage = garbage
-        self._keep = grace_period.total_seconds()
+        self._history = history
 
     def commit(self, grant: AnyGrant, mutations: Sequence[Mutation]) -> list[Outcome]:
         held: HeldLock = grant.held
@@ -77,7 +75,7 @@ class ClusterWriter:
 
         def make(checks_all: bool) -> Draft:
             outcomes.clear()
-            draft = Draft(LockedView(held.session.execute, held.version))
+            draft = Draft(LockedView(held.session.execute, self._history, held.version))
             draft.prefetch(
                 [ref for mutation in mutations for ref in mutation.refs],
                 [name for mutation in mutations for name in mutation.names],
@@ -97,7 +95,7 @@ class ClusterWriter:
             except psycopg.Error as error:
                 raise self._sessions.unavailable(error) from error
 
-        return Draft(LockedView(execute, held.version))
+        return Draft(LockedView(execute, self._history, held.version))
 
     def prepare(self, plan: Plan, draft: Draft) -> None:
         """Raise what would keep a plan from being committed.
@@ -121,7 +119,7 @@ class ClusterWriter:
                     f"{name}: the session that held the lock was lost, and others have changed "
                     "the store since (the transaction changed nothing: try it again)"
                 )
-            current = Draft(LockedView(held.session.execute, held.version))
+            current = Draft(LockedView(held.session.execute, self._history, held.version))
             _check_contents(draft.files.values(), current, checks_all=checks_all)
             return draft
 
@@ -163,7 +161,7 @@ class ClusterWriter:
                 if attempt is not None:
                     version = find_commit(held.session, first, token)
                     if version is not None:
-                        self._conclude(attempt, version)
+                        self._conclude(attempt, Commit(version, str(token)))
                         return
                     attempt.mark_undone()
                     attempt = None
@@ -175,9 +173,9 @@ class ClusterWriter:
                 with self._feeds.notifying(until):
                     attempt = _Attempt(draft, changed, held.version)
                     attempt.mark_in_doubt()
-                    commit = Commit(attempt.base, token, self._feeds.channel, self._keep)
+                    commit = NewCommit(attempt.base, token, self._feeds.channel)
                     version = write(held.session, draft, changed, commit)
-                    self._conclude(attempt, version)
+                    self._conclude(attempt, Commit(version, str(token)))
                 return
             except psycopg.Error as error:
                 is_decided = not is_lost(error) and not isinstance(error, OverdueError)
@@ -188,20 +186,24 @@ class ClusterWriter:
                 checks_all |= is_collected
                 is_late = number == _TRIES or time.monotonic() > until
                 if is_late or not (is_lost(error) or is_collected):
-                    raise _explain(self._sessions.unavailable(error), attempt) from error
+                    unavailable = self._sessions.unavailable(error)
+                    _explain(unavailable, attempt)
+                    raise unavailable from error
             try:
                 self._lock.reacquire(held, until)
-            except StoreUnavailableError as error:
-                raise _explain(error, attempt) from error.__cause__
+            except (StoreIdentityError, StoreUnavailableError) as error:
+                _explain(error, attempt)
+                raise
 
-    def _conclude(self, attempt: _Attempt, version: int) -> None:
+    def _conclude(self, attempt: _Attempt, commit: Commit) -> None:
         """Note a commit that was made."""
         for content in attempt.contents:
             content.mark_committed()
         records = [(change.delta.id, change.delta.new) for change in attempt.changed]
-        self._cache.advance(attempt.base, version, records)
-        self._feeds.add(version, (change.event for change in attempt.changed))
-        self._reader.note(version)
+        self._history.advance(commit)
+        self._cache.advance(attempt.base, commit.version, records)
+        self._feeds.add(commit.version, (change.event for change in attempt.changed))
+        self._reader.note(commit.version)
 
     def touch(self, grant: AnyGrant) -> None:
         held: HeldLock = grant.held
@@ -276,9 +278,8 @@ def _finish(content: Any) -> None:
     content.finish()
 
 
-def _explain(error: StoreUnavailableError, attempt: _Attempt | None) -> StoreUnavailableError:
+def _explain(error: StoreIdentityError | StoreUnavailableError, attempt: _Attempt | None) -> None:
     """Add to an error what became of the change."""
     error.may_have_happened = attempt is not None
     doubt = "the change may have happened: read the store to find out"
     error.message += f" ({doubt if error.may_have_happened else 'nothing was changed'})"
-    return error

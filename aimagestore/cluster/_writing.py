@@ -79,27 +79,26 @@ _PRUNE = (
     """
     UPDATE image_store SET pruned = greatest(pruned, coalesce((
         SELECT version - 1 FROM image_commits
-        WHERE made > clock_timestamp() - make_interval(secs => %(keep)s) ORDER BY version LIMIT 1
+        WHERE made > clock_timestamp() - grace_period ORDER BY version LIMIT 1
     ), version))
     """,
     "DELETE FROM image_changes WHERE version <= (SELECT pruned FROM image_store)",
-    "DELETE FROM image_commits WHERE version <= (SELECT pruned FROM image_store)",
+    # The last one is kept, so that whoever has seen it learns whether the database went back.
+    "DELETE FROM image_commits WHERE version < (SELECT pruned FROM image_store)",
 )
 
 
-class Commit(NamedTuple):
+class NewCommit(NamedTuple):
     """A commit to be made.
 
     :ivar version: the number of the last commit before it
     :ivar token: identifies it when its answer is lost
     :ivar channel: the channel that watches listen to
-    :ivar keep: seconds for which its changes are kept for watches
     """
 
     version: int
     token: UUID
     channel: str
-    keep: float
 
 
 class Change(NamedTuple):
@@ -133,7 +132,7 @@ def changes_of(draft: Draft) -> Sequence[Change]:
     return (*deleted, *others)
 
 
-def write(session: Session, draft: Draft, changed: Sequence[Change], commit: Commit) -> int:
+def write(session: Session, draft: Draft, changed: Sequence[Change], commit: NewCommit) -> int:
     """Write a draft, commit it, and return the number of the commit.
 
     All statements are sent before the first answer comes. So an error does not tell whether the
@@ -145,7 +144,7 @@ def write(session: Session, draft: Draft, changed: Sequence[Change], commit: Com
         _write_indexes(connection, deltas)
         _write_images(connection, deltas)
         if commit.version % _PRUNE_EVERY == 0:
-            _prune(connection, commit.keep)
+            _prune(connection)
         bumped = connection.execute(
             _BUMP,
             {
@@ -163,15 +162,14 @@ def write(session: Session, draft: Draft, changed: Sequence[Change], commit: Com
     return int(row[0])
 
 
-def prune(session: Session, keep: float) -> None:
-    """Forget commits that are older than ``keep`` seconds."""
+def prune(session: Session) -> None:
+    """Forget commits that are older than the grace period."""
     with session.limited() as connection:
-        _prune(connection, keep)
+        _prune(connection)
 
 
-def _prune(connection: Connection, keep: float) -> None:
-    connection.execute(_PRUNE[0], {"keep": keep})
-    for statement in _PRUNE[1:]:
+def _prune(connection: Connection) -> None:
+    for statement in _PRUNE:
         connection.execute(statement)
 
 

@@ -30,7 +30,7 @@ for package in ("psycopg", "obstore"):
 import psycopg
 
 from aimagestore._core import mutations
-from aimagestore.cluster import SCHEMA_VERSION, ClusterLocation, migrate
+from aimagestore.cluster import SCHEMA_VERSION, ClusterLocation, migrate, set_grace_period
 from aimagestore.cluster._addresses import BucketAddress
 from aimagestore.cluster._lookups import Lookups
 from aimagestore.cluster._views import LockedView
@@ -56,6 +56,10 @@ def engine_of(store: ImageStore) -> Any:
 
 def open_store(place: Place, **options: Any) -> ImageStore:
     return ImageStore(place.location(**options))
+
+
+async def shorten_grace_period(place: Place) -> None:
+    await anyio.to_thread.run_sync(set_grace_period, place.records_url, NOW)
 
 
 # Tables
@@ -322,14 +326,15 @@ async def test_lookups_of_one_look_are_of_one_commit(place: Place, store: ImageS
 
 
 async def test_replaced_and_deleted_items_are_garbage_after_the_grace(place: Place) -> None:
-    async with open_store(place) as patient, open_store(place, grace_period=NOW) as hasty:
-        await patient.create("one", big_data={"a": b"1", "b": b"22"})
-        await patient.create("two", big_data={"a": b"333"})
-        await patient.set_big_data("one", "a", b"4444")
-        await patient.delete("two")
-        assert (await patient.collect_garbage()).findings == ()
+    async with open_store(place) as store, open_store(place) as other:
+        await store.create("one", big_data={"a": b"1", "b": b"22"})
+        await store.create("two", big_data={"a": b"333"})
+        await store.set_big_data("one", "a", b"4444")
+        await store.delete("two")
+        assert (await store.collect_garbage()).findings == ()
+        await shorten_grace_period(place)
         told: list[tuple[int, int]] = []
-        report = await hasty.collect_garbage(progress=lambda *figures: told.append(figures))
+        report = await other.collect_garbage(progress=lambda *figures: told.append(figures))
         found = {(f.kind, f.id, f.key) for f in report.findings}
         assert found == {
             (FindingKind.ITEM_UNLISTED, "one", "a"),
@@ -337,9 +342,9 @@ async def test_replaced_and_deleted_items_are_garbage_after_the_grace(place: Pla
         }
         assert (report.images, report.bytes) == (1, 4)
         assert told[-1] == (2, 2)
-        assert (await hasty.collect_garbage()).findings == ()
-        assert await patient.big_data("one", "a") == b"4444"
-        assert await patient.big_data("one", "b") == b"22"
+        assert (await other.collect_garbage()).findings == ()
+        assert await store.big_data("one", "a") == b"4444"
+        assert await store.big_data("one", "b") == b"22"
 
 
 async def test_what_a_dead_process_has_uploaded_is_garbage(servers: Servers, place: Place) -> None:
@@ -396,10 +401,11 @@ async def test_a_check_finds_what_is_missing_altered_and_left_over(
         engine._sessions.call(lambda c: c.execute("DELETE FROM image_items WHERE key = 'unlisted'"))
 
     await anyio.to_thread.run_sync(damage)
-    report = await check(place.location(grace_period=NOW))
+    await shorten_grace_period(place)
+    report = await check(place.location())
     with anyio.fail_after(10):  # the object store tells the time in seconds
         while len(report.findings) < 5:
-            report = await check(place.location(grace_period=NOW))
+            report = await check(place.location())
     assert {(finding.kind, finding.key) for finding in report.findings} == {
         (FindingKind.ITEM_MISSING, "gone"),
         (FindingKind.ITEM_SHORT, "short"),
@@ -416,10 +422,11 @@ async def test_a_check_finds_what_is_missing_altered_and_left_over(
 
 
 async def test_a_watch_that_is_too_far_behind_says_so(place: Place, store: ImageStore) -> None:
-    async with open_store(place, grace_period=NOW) as forgetful, store.watch() as changes:
-        await forgetful.create("one")
-        await forgetful.create("two")
-        await forgetful.collect_garbage()
+    await shorten_grace_period(place)
+    async with open_store(place) as other, store.watch() as changes:
+        await other.create("one")
+        await other.create("two")
+        await other.collect_garbage()
         with pytest.raises(WatchExpiredError, match="begin another"):
             await anext(changes)
     async with store.watch() as changes:
@@ -627,7 +634,7 @@ async def test_garbage_whose_session_is_lost_is_collected_later(
         removals = engine.writer.garbage()
 
         def lose() -> None:
-            removal = next(removals)
+            removal = next_removal(engine, removals)
             grant = engine.lock.acquire()
             servers.postgres.end_sessions(place.database)
             try:
@@ -649,8 +656,9 @@ async def test_objects_are_removed_after_the_lock_was_released(
         orphan = await stage_orphan(engine)
 
         def condemn() -> None:
+            removal = next_removal(engine, removals)
             grant = engine.lock.acquire()
-            list(next(removals)(grant))
+            list(removal(grant))
             grant.release()
 
         removals = engine.writer.garbage()
@@ -690,6 +698,15 @@ async def stage_orphan(engine: Any) -> Any:
     return staged
 
 
+def next_removal(engine: Any, removals: Iterator[Any]) -> Any:
+    """Begin a collection, and return its first removal."""
+    begin = next(removals)
+    grant = engine.lock.acquire()
+    list(begin(grant))
+    grant.release()
+    return next(removals)
+
+
 async def objects_of(engine: Any) -> list[Any]:
     """Return the IDs of the objects that the store's part of the bucket has."""
 
@@ -711,7 +728,7 @@ async def test_lookups_by_id_after_a_prefetch_take_no_round_trip(store: ImageSto
             questions.append(question)
             return execute(question, values)
 
-        locked = LockedView(count, view.version)
+        locked = LockedView(count, engine.reader._history, view.version)
         locked.prefetch(["a", "sha256:one", "sha256:no"], ["b"])
         assert len(questions) == 1
         assert locked.find("a").id == locked.find("one").id == "one"
@@ -739,7 +756,7 @@ async def test_an_image_with_many_names_is_fetched_once(store: ImageStore) -> No
             rows.append(result.rowcount)
             return result
 
-        locked = LockedView(count, view.version)
+        locked = LockedView(count, engine.reader._history, view.version)
         locked.prefetch(["one"], names)
         assert locked.owner_of(names[-1]) == locked.find("one").id == image.id
 

@@ -371,7 +371,8 @@ class ClusterStore(StoreUnderTest):
         """Return the objects that there are."""
         import obstore
 
-        return {UUID(found["path"]) for page in obstore.list(self._bucket) for found in page}
+        paths = (found["path"] for page in obstore.list(self._bucket) for found in page)
+        return {UUID(path) for path in paths if not path.startswith("aimagestore.")}
 
     def _delete(self, blobs: Iterable[UUID]) -> None:
         import obstore
