@@ -415,7 +415,7 @@ async def test_a_check_finds_what_is_missing_altered_and_left_over(
     }
     assert (report.images, report.items) == (1, 5)
     quick = await check(place.location(), verify=False)
-    assert [finding.key for finding in quick.findings] == ["gone", "short", "unlisted"]
+    assert [finding.key for finding in quick.findings] == ["gone", "short", "unlisted", ""]
 
 
 # Watching

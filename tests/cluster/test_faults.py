@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,9 +18,9 @@ from aimagestore import ImageStore, StoreUnavailableError
 from ..peers.peer import Running, running
 from .ledger import TASKS, Ledger, check_whole, fails, gone, in_thread
 from .machines import ALL, Network, can_make_networks, network
+from .proxy import Proxy
 
 if TYPE_CHECKING:
-    from .proxy import Proxy
     from .servers import Place, Servers
 
 ROUNDS = 5
@@ -206,8 +207,8 @@ async def until_waiting(servers: Servers, place: Place) -> None:
 
 
 @pytest.fixture
-def net(servers: Servers) -> Iterator[Network]:
-    """Another machine, which comes to PostgreSQL by a network that can be unplugged."""
+def net(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
+    """Another machine, which reaches both servers by a network that can be unplugged."""
     if not can_make_networks():
         pytest.skip("needs network namespaces: root, and apt-get install iproute2")
     postgres = servers.postgres
@@ -218,7 +219,11 @@ def net(servers: Servers) -> Iterator[Network]:
         access.flush()
         postgres.stop()
         postgres.start()
-        yield net
+        bridge = socket.create_server((net.host, 0))
+        with Proxy(servers.objects.port, bridge) as to_objects:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{net.host}:{to_objects.port}")
+            monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+            yield net
         postgres.options["listen_addresses"] = before
         postgres.stop()
         postgres.start()

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
@@ -33,7 +34,8 @@ def owned(servers: Servers) -> Iterator[Place]:
         postgres.execute(statement)
     for name in NAMES:
         postgres.execute(f"ALTER ROLE {name} PASSWORD '{postgres.password}'")
-    place = Place(postgres.url("images"), servers.local.blobs_url("images"))
+    # A prefix for each test: the next database is another store.
+    place = Place(postgres.url("images"), servers.local.blobs_url(f"images-{uuid4()}"))
     migrate(_as(place, "images_owner").records_url)
     for statement in _statements(GRANTS):
         postgres.execute(statement, database="images")
