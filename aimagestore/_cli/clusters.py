@@ -1,7 +1,8 @@
-"""Commands for the tables of a cluster's store."""
+"""Commands that maintain a cluster's store."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated
 
 import typer
@@ -14,17 +15,12 @@ from .roots import cluster_module, given_addresses, is_cluster
 from .running import command
 from .session import Session
 
-group = typer.Typer(help="Maintain the tables of a store in PostgreSQL.", no_args_is_help=True)
+group = typer.Typer(help="Maintain a store in PostgreSQL and S3.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.add_typer(group, name="cluster")
-
-
-@group.callback()
-def _begin() -> None:
-    """Keep `migrate` a subcommand, although it is the only one."""
 
 
 @group.command()
@@ -39,16 +35,59 @@ async def migrate(
     RECORDS is postgresql://HOST/DATABASE; the default is that of --root. libpq finds the password
     in PGPASSWORD or ~/.pgpass.
     """
-    root = Session.of(context).root or ""
-    if records is None and is_cluster(root):
-        records, _ = given_addresses(root)
-    if records is None:
-        raise CommandError(
-            "give the address of the database: postgresql://HOST/DATABASE", ExitCode.USAGE
-        )
+    module = cluster_module()
     with usage_errors():
-        version = await to_thread.run_sync(cluster_module().migrate, records)
+        version = await to_thread.run_sync(module.migrate, _records(context, records))
     if json:
         await write_json({"version": version})
     else:
         await write_lines([str(version)])
+
+
+@group.command()
+@command
+async def adopt(context: typer.Context, json: Json = False) -> None:
+    """Make the database and the bucket of --root one store, and print its new identity.
+
+    For a database that was restored or copied, and for a bucket that was. Whatever has used either
+    of them until now refuses to go on. Run `check` next: it names what the bucket lacks.
+    """
+    addresses = given_addresses(Session.of(context).root or "")
+    module = cluster_module()
+    with usage_errors():
+        identity = await to_thread.run_sync(module.adopt, *addresses)
+    if json:
+        await write_json({"identity": str(identity)})
+    else:
+        await write_lines([str(identity)])
+
+
+@group.command()
+@command
+async def grace_period(
+    context: typer.Context,
+    seconds: Annotated[float, typer.Argument(metavar="SECONDS")],
+    records: Annotated[str | None, typer.Argument(metavar="RECORDS")] = None,
+) -> None:
+    """Change how long replaced and staged data is kept, for all who use the store.
+
+    RECORDS is postgresql://HOST/DATABASE; the default is that of --root.
+    """
+    module = cluster_module()
+    with usage_errors():
+        try:
+            period = timedelta(seconds=seconds)
+        except OverflowError:
+            raise ValueError(f"the grace period is too long: {seconds:g} s") from None
+        await to_thread.run_sync(module.set_grace_period, _records(context, records), period)
+
+
+def _records(context: typer.Context, given: str | None) -> str:
+    root = Session.of(context).root or ""
+    if given is None and is_cluster(root):
+        given, _ = given_addresses(root)
+    if given is None:
+        raise CommandError(
+            "give the address of the database: postgresql://HOST/DATABASE", ExitCode.USAGE
+        )
+    return given

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,3 +61,34 @@ def test_the_tables_are_made_by_a_command(servers: Servers) -> None:
     assert told == {"version": SCHEMA_VERSION}
     run("cluster", "migrate", code=2)
     servers.postgres.drop_database("without_tables")
+
+
+def test_a_copied_bucket_is_adopted_by_a_command(servers: Servers, place: Place) -> None:
+    from .drills import Bucket
+
+    root = f"{place.records_url} {place.blobs_url}"
+    assert run("--root", root, "gc") == "0 removed, 0 B freed\n"
+    copy = replace(place, blobs_url=f"{place.blobs_url}-copy")
+    Bucket(servers, copy).write(Bucket(servers, place).read())
+    copied = f"{copy.records_url} {copy.blobs_url}"
+    assert "aimagestore cluster adopt" in run("--root", copied, "gc", code=1)
+    identity = run("--root", copied, "cluster", "adopt").strip()
+    assert identity.encode() in Bucket(servers, copy).read()["aimagestore.json"]
+    assert run("--root", copied, "gc") == "0 removed, 0 B freed\n"
+    assert "another database uses" in run("--root", root, "gc", code=1)
+    told = json.loads(run("--root", root, "cluster", "adopt", "--json"))
+    assert told["identity"] != identity
+    run("cluster", "adopt", code=2)
+
+
+def test_the_grace_period_is_set_by_a_command(servers: Servers, place: Place) -> None:
+    root = f"{place.records_url} {place.blobs_url}"
+    statement = "SELECT grace_period FROM image_store"
+    for seconds in (7200, 3600.5):
+        run("--root", root, "cluster", "grace-period", seconds)
+        ((period,),) = servers.postgres.execute(statement, database=place.database)
+        assert period == timedelta(seconds=seconds)
+    for nonsense in ("0", "--", "nan", "inf", "1e300"):
+        run("cluster", "grace-period", nonsense, place.records_url, code=2)
+    run("cluster", "grace-period", "--", "-1", place.records_url, code=2)
+    assert servers.postgres.execute(statement, database=place.database) == [(period,)]
