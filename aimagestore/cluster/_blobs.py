@@ -46,10 +46,12 @@ class Marker(NamedTuple):
 
     :ivar text: its content
     :ivar version: identifies this content; ``None`` for a marker that is not there
+    :ivar written: when, by the object store's clock
     """
 
-    text: bytes
-    version: str | None
+    text: bytes = b""
+    version: str | None = None
+    written: datetime | None = None
 
 
 class Blobs:
@@ -89,6 +91,17 @@ class Blobs:
         options: GetOptions = {"range": {"offset": offset}} if offset else {}
         return obstore.get(self._reads, blob.hex, options=options)
 
+    def exists(self, blob: UUID) -> bool:
+        """Return whether there is such an object.
+
+        :raises BaseError: when the object store is unavailable, or refuses
+        """
+        try:
+            obstore.head(self._store, blob.hex)
+        except FileNotFoundError:
+            return False
+        return True
+
     def delete(self, blobs: Sequence[UUID]) -> None:
         """Remove objects; missing ones are ignored.
 
@@ -115,13 +128,6 @@ class Blobs:
         except BaseError as error:
             raise self.unavailable(error) from None
 
-    def sample(self) -> Sequence[UUID]:
-        """Return some of the objects; none if there are none.
-
-        :raises StoreUnavailableError: when the object store is unavailable, or refuses
-        """
-        return next(([blob.id for blob in page] for page in self.pages() if page), [])
-
     def read_marker(self) -> Marker:
         """Return the marker.
 
@@ -129,9 +135,10 @@ class Blobs:
         """
         try:
             found = obstore.get(self._store, _MARKER)
-            return Marker(bytes(found.bytes()), found.meta["e_tag"])
+            meta = found.meta
+            return Marker(bytes(found.bytes()), meta["e_tag"], meta["last_modified"])
         except FileNotFoundError:
-            return Marker(b"", None)
+            return Marker()
         except BaseError as error:
             raise self.unavailable(error) from None
 

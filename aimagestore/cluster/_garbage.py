@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
@@ -31,8 +31,9 @@ from ._writing import prune
 
 logger = logging.getLogger("aimagestore")
 
-TOMBSTONES_KEPT = timedelta(days=60)
-"""How long a tombstone is kept. What is staged for half as long is no longer committed."""
+# A commit that refers to a removed object fails for so long. The object of data that was staged a
+# minute ago is looked for as well.
+_TOMBSTONES_KEPT = timedelta(days=60)
 
 _AT_ONCE = 200
 
@@ -43,7 +44,7 @@ _REMOVED = """
     ORDER BY removed, blob LIMIT %s
 """
 
-_OLDEST = "SELECT clock_timestamp() - grace_period FROM image_store"
+_OLDEST = "SELECT coalesce(%s, clock_timestamp()) - grace_period FROM image_store"
 
 _UNKNOWN = """
     SELECT u.blob FROM unnest(%s::uuid[]) AS u (blob)
@@ -76,10 +77,15 @@ _FORGET_TOMBSTONES = """
 _NO_BLOB = UUID(int=0)
 
 
-def orphans(sessions: Sessions, blobs: Blobs) -> Iterator[Mapping[UUID, int]]:
-    """Iterate over pages of objects older than the grace period that no row knows: their sizes."""
-    # By the server's clock: this machine's may be wrong.
-    ((oldest,),) = sessions.call(partial(_rows, _OLDEST, []))
+def orphans(
+    sessions: Sessions, blobs: Blobs, now: datetime | None = None
+) -> Iterator[Mapping[UUID, int]]:
+    """Iterate over pages of objects older than the grace period that no row knows: their sizes.
+
+    :param now: by the object store's clock, which has stamped the objects; by default by the
+        database's, which is good enough for a report
+    """
+    ((oldest,),) = sessions.call(partial(_rows, _OLDEST, [now]))
     for page in blobs.pages():
         old = {blob.id: blob.size for blob in page if blob.written < oldest}
         if old:
@@ -104,12 +110,13 @@ class Garbage:
         marker, token = self._identity.check(writes=True), None if dry_run else uuid4()
         begun: list[bool] = []
         yield partial(self._begin, marker, token, begun)
+        if token is not None and begun:
+            marker = self._identity.mark_collection(marker, token)
         if begun == [True]:
-            if token is not None:
-                self._identity.mark_collection(marker, token)
+            if not dry_run:
                 self._remove_pending()
             yield from self._removed_items(dry_run=dry_run)
-            yield from self._orphans(dry_run=dry_run)
+            yield from self._orphans(None if dry_run else marker.written, dry_run=dry_run)
         else:
             logger.warning(
                 "nothing is collected at %s until the grace period has passed since the store was "
@@ -123,10 +130,11 @@ class Garbage:
     ) -> Steps[Report]:
         session: Session = grant.held.session
         try:
-            begun.append(self._identity.begin_collection(session, marker, token))
+            may_collect = self._identity.begin_collection(session, marker, token)
             session.execute("COMMIT")
         except psycopg.Error as error:
             raise self._sessions.unavailable(error) from error
+        begun.append(may_collect)
         yield 0, 0
         return Report()
 
@@ -144,8 +152,8 @@ class Garbage:
                 self._delete(blobs)
                 self._sessions.call(partial(_execute, _FORGET_ITEMS, [blobs]))
 
-    def _orphans(self, *, dry_run: bool) -> Iterator[Removal]:
-        for page in orphans(self._sessions, self._blobs):
+    def _orphans(self, now: datetime | None, *, dry_run: bool) -> Iterator[Removal]:
+        for page in orphans(self._sessions, self._blobs, now):
             found = list(page.items())
             for start in range(0, len(found), _AT_ONCE):
                 piece = dict(found[start : start + _AT_ONCE])
@@ -190,7 +198,7 @@ class Garbage:
         try:
             if not dry_run:
                 prune(session)
-                session.execute(_FORGET_TOMBSTONES, [TOMBSTONES_KEPT])
+                session.execute(_FORGET_TOMBSTONES, [_TOMBSTONES_KEPT])
             row = session.execute("SELECT images FROM image_store").fetchone()
             session.execute("COMMIT")
         except psycopg.Error as error:

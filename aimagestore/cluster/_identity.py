@@ -11,7 +11,8 @@
 5. What differs is a :exc:`StoreIdentityError`. :func:`adopt` accepts it under a new identity, which
    everyone who uses the old one notices.
 6. Nothing is collected until the grace period has passed since an adoption, or since the server's
-   timeline changed: a copy that was promoted for a drill shares the objects with the original.
+   timeline changed. A copy that was promoted for a drill shares the objects with the original: its
+   first collection only changes the marker, which tells whoever uses the original.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import json
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import LiteralString, NamedTuple, NoReturn
+from typing import Any, LiteralString, NamedTuple, NoReturn
 from uuid import UUID, uuid4
 
 from ..errors import StoreIdentityError, StoreReadOnlyError
@@ -195,18 +196,19 @@ class Identity:
         row = session.execute(_MAY_COLLECT).fetchone()
         return row is not None and bool(row[0])
 
-    def mark_collection(self, marker: Marker, token: UUID) -> None:
+    def mark_collection(self, marker: Marker, token: UUID) -> Marker:
         """Have the marker name a collection that has begun, before anything is removed.
 
         Without the lock.
 
+        :returns: the marker as it is now, which tells what time it is by the object store's clock
         :raises StoreIdentityError: when the prefix belongs to another store by now
         :raises StoreUnavailableError: when a server is unavailable, or refuses
         """
         claim = _Claim.of(marker)
         assert claim is not None, "it was checked"
-        if not self._blobs.replace_marker(marker, claim._replace(collection=str(token)).text):
-            self.check(writes=True)  # another collection of this store may have been faster
+        self._blobs.replace_marker(marker, claim._replace(collection=str(token)).text)
+        return self.check(writes=True)  # another collection of this store may have been faster
 
     def adopt(self) -> UUID:
         """Give the store a new identity; see :func:`adopt`."""
@@ -222,12 +224,12 @@ class Identity:
         return found.identity
 
     def _registered(self) -> _Registered:
-        def read(session: Session) -> _Registered:
-            row = session.execute(_REGISTERED).fetchone()
-            assert row is not None, "the table has one row"
-            return _Registered(*row)
+        return _Registered(*self._row(_REGISTERED))
 
-        return self._sessions.call(read)
+    def _row(self, statement: LiteralString, values: Sequence[Any] = ()) -> tuple[Any, ...]:
+        row = self._sessions.call(lambda session: session.execute(statement, values).fetchone())
+        assert row is not None, "the statement has a row"
+        return row
 
     def _register(self, statement: LiteralString, grace_period: timedelta | None = None) -> None:
         values = {"identity": uuid4(), "collection": uuid4(), "grace_period": grace_period}
@@ -239,7 +241,7 @@ class Identity:
         :param marker: the marker to be replaced; by default none
         """
         claim = _Claim(str(found.identity), str(found.collections[-1]))
-        if not self._blobs.replace_marker(marker or Marker(b"", None), claim.text):
+        if not self._blobs.replace_marker(marker or Marker(), claim.text):
             present = _Claim.of(self._blobs.read_marker())
             if present is None or present.identity != claim.identity:
                 self._fail_for_prefix(found, present)
@@ -256,18 +258,19 @@ class Identity:
 
     def _check_objects(self) -> bool:
         """Return whether the prefix has objects, some of which the database knows."""
-        sample = self._blobs.sample()
-        if not sample:
-            return False
-        row = self._sessions.call(lambda session: session.execute(_KNOWS, [sample]).fetchone())
-        if row is None or not row[0]:
+        is_empty = True
+        for page in self._blobs.pages():
+            if self._row(_KNOWS, [[blob.id for blob in page]])[0]:
+                return True
+            is_empty &= not page
+        if not is_empty:
             raise StoreIdentityError(
                 f"the database {self._sessions.address.name} knows none of the objects at "
                 f"{self._blobs.name}: another store has written them; use another prefix, or the "
                 "database that belongs there",
                 path=self._blobs.name,
             )
-        return True
+        return False
 
     def _check(self, found: _Registered, *, writes: bool) -> Marker:
         if self._seen is None:
@@ -282,9 +285,12 @@ class Identity:
                 return marker  # nobody has written to the store yet
             self._fail(f"the bucket has no marker of a store at {self._blobs.name}", found)
         claim = _Claim.of(marker)
+        if found.is_standby and found.identity is None:
+            return marker  # it has yet to learn of the first opening
         if claim is None or claim.identity != str(found.identity):
             self._fail_for_prefix(found, claim)
-        if claim.collection not in map(str, found.collections):
+        # A standby may have yet to learn of the collection.
+        if not found.is_standby and claim.collection not in map(str, found.collections):
             self._fail(
                 "one of them was restored: the bucket has the mark of a garbage collection that "
                 "the database does not know",

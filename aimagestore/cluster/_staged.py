@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, InvalidStateError, wait
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from .._core.content import Buffer
@@ -25,6 +25,12 @@ logger = logging.getLogger("aimagestore")
 _MOMENT = 0.25
 """Seconds that a discarded object's removal is waited for, and an interrupted upload. Longer, they
 go on by themselves."""
+
+# Seconds after which an object is not believed to be there still: a collection of garbage may have
+# removed it. This clock need not be right, because a commit that refers to one fails as well.
+_YOUNG = 60.0
+
+T = TypeVar("T")
 
 
 class _Sink(io.BufferedIOBase):
@@ -76,7 +82,7 @@ class StagedBlob:
         self._is_open = True
         self._is_in_doubt = False
         # A call of the writer that did not end in time.
-        self._overdue: Future[object] | None = None
+        self._overdue: Future[Any] | None = None
         # Done when the present write is to end soon.
         self._interruption: Future[None] = Future()
 
@@ -99,21 +105,32 @@ class StagedBlob:
     def _upload(self, call: Callable[[], object]) -> None:
         """Call the writer, with a deadline. It blocks while earlier parts are being sent.
 
+        :raises StoreUnavailableError: when the object store is unavailable; nothing more can be
+            written then
+        """
+        try:
+            self._wait(call)
+        except StoreUnavailableError:
+            self._is_broken = True
+            raise
+
+    def _wait(self, call: Callable[[], T]) -> T:
+        """Wait for a call of the object store, until its deadline or :meth:`interrupt`.
+
         :raises StoreUnavailableError: when the object store is unavailable
         """
         interruption = self._interruption
-        future: Future[object] = self._uploaders.submit(call)
+        future: Future[T] = self._uploaders.submit(call)
         either: list[Future[Any]] = [future, interruption]
         wait(either, self._blobs.deadline, FIRST_COMPLETED)
         try:
-            future.result(_MOMENT if interruption.done() else 0)
+            return future.result(_MOMENT if interruption.done() else 0)
         except TimeoutError:
-            self._is_broken, self._overdue = True, future
+            self._overdue = future
             raise StoreUnavailableError(
                 f"{self._blobs.name}: an upload made no progress for {self._blobs.deadline:g} s"
             ) from None
         except FAILURES as error:
-            self._is_broken = True
             raise self._blobs.unavailable(error) from None
 
     def _begin_again(self) -> None:
@@ -143,22 +160,21 @@ class StagedBlob:
     def is_open(self) -> bool:
         return self._is_open
 
-    @property
-    def age(self) -> float:
-        """Seconds since it was finished."""
-        return 0.0 if self._finished is None else time.monotonic() - self._finished
-
     def finish(self) -> None:
-        """Complete the object, so that it is durable. Idempotent.
+        """Complete the object, so that it is durable; if it was complete, check that it is there.
 
-        :raises ValueError: when a write has failed before
+        :raises ValueError: when a write has failed before, or the object was collected
         :raises StoreUnavailableError: when it could not be stored
         """
         self._sink.flush()
         with self._writing():
             if self._finished is None:
                 self._upload(self._writer.close)
-                self._finished = time.monotonic()
+            elif self._finished <= time.time() < self._finished + _YOUNG:
+                return
+            elif not self._wait(lambda: self._blobs.exists(self.id)):
+                raise collected()
+            self._finished = time.time()
 
     def interrupt(self) -> None:
         """Make a write that waits for the object store in another thread end within a moment."""
@@ -209,6 +225,14 @@ class StagedBlob:
                 self._blobs.delete([self.id])
         except StoreUnavailableError as error:
             logger.warning("left to collect_garbage: %s", error)
+
+
+def collected() -> ValueError:
+    """Return what to raise for data that a collection of garbage has removed."""
+    return ValueError(
+        "the data was staged longer ago than the grace period, and was collected as garbage: "
+        "stage it again"
+    )
 
 
 def _broken() -> ValueError:

@@ -21,22 +21,18 @@ from .._engine.protocol import Outcome, Removal
 from ..errors import StoreIdentityError, StoreUnavailableError
 from ._cache import Cache
 from ._feed import Feeds
-from ._garbage import TOMBSTONES_KEPT, Garbage
+from ._garbage import Garbage
 from ._history import Commit, History
 from ._items import ClusterItems
 from ._lock import AdvisoryLock, HeldLock
 from ._reader import ClusterReader
 from ._sessions import Cursor, OverdueError, Sessions, is_lost
-from ._staged import StagedBlob
+from ._staged import StagedBlob, collected
 from ._views import LockedView
 from ._writing import Change, NewCommit, changes_of, find_commit, write
 
 _UPLOADS = 8
 _TRIES = 5
-
-_YOUNG = 60.0
-"""Seconds in which garbage collection hardly ever takes staged data: a commit of older data looks
-first, a commit of younger data fails and looks then."""
 
 _IMAGES_PER_SECOND = 1000
 """Changed images for which a commit may take a second more."""
@@ -80,7 +76,9 @@ class ClusterWriter:
                 [ref for mutation in mutations for ref in mutation.refs],
                 [name for mutation in mutations for name in mutation.names],
             )
-            outcomes.extend(_apply(draft, mutation, checks_all) for mutation in mutations)
+            outcomes.extend(
+                _apply(draft, mutation, checks_all=checks_all) for mutation in mutations
+            )
             return draft
 
         self._commit(held, make)
@@ -101,12 +99,11 @@ class ClusterWriter:
         """Raise what would keep a plan from being committed.
 
         :raises ValueError: when it refers to staged data that is broken, or was collected
-        :raises StoreUnavailableError: when a server is unavailable
+        :raises StoreUnavailableError: when the object store is unavailable
         """
         for content in plan.files.values():
             if isinstance(content, StagedBlob):
                 content.finish()
-        _check_contents(plan.files.values(), draft, checks_all=False)
 
     def publish(self, grant: AnyGrant, draft: Draft) -> None:
         held: HeldLock = grant.held
@@ -119,8 +116,9 @@ class ClusterWriter:
                     f"{name}: the session that held the lock was lost, and others have changed "
                     "the store since (the transaction changed nothing: try it again)"
                 )
-            current = Draft(LockedView(held.session.execute, self._history, held.version))
-            _check_contents(draft.files.values(), current, checks_all=checks_all)
+            if checks_all:
+                current = LockedView(held.session.execute, self._history, held.version)
+                _check_contents(draft.files.values(), current)
             return draft
 
         with self._stored(draft):
@@ -240,10 +238,13 @@ class _Attempt(NamedTuple):
             content.mark_undone()
 
 
-def _apply(draft: Draft, mutation: Mutation, checks_all: bool) -> Outcome:
+def _apply(draft: Draft, mutation: Mutation, *, checks_all: bool) -> Outcome:
     try:
         plan = mutation(draft)
-        _check_contents(plan.files.values(), draft, checks_all=checks_all)
+        if checks_all:
+            view = draft.base
+            assert isinstance(view, LockedView), "the draft is this engine's"
+            _check_contents(plan.files.values(), view)
     except psycopg.Error:
         raise
     except Exception as error:  # noqa: BLE001 (whoever asked for the mutation raises it)
@@ -252,21 +253,13 @@ def _apply(draft: Draft, mutation: Mutation, checks_all: bool) -> Outcome:
     return plan
 
 
-def _check_contents(contents: Iterable[Content], draft: Draft, *, checks_all: bool) -> None:
+def _check_contents(contents: Iterable[Content], view: LockedView) -> None:
     """Check that no collection of garbage has taken staged data.
 
     :raises ValueError: when one has
     """
-    staged = [content for content in contents if isinstance(content, StagedBlob)]
-    doubtful = [content.id for content in staged if checks_all or content.age > _YOUNG]
-    is_forgotten = any(content.age > TOMBSTONES_KEPT.total_seconds() / 2 for content in staged)
-    view = draft.base
-    assert isinstance(view, LockedView), "the draft is this engine's"
-    if is_forgotten or (doubtful and view.condemned(doubtful)):
-        raise ValueError(
-            "the data was staged longer ago than the grace period of a store that collected "
-            "garbage: stage it again, and use one grace period for all stores"
-        )
+    if view.condemned([content.id for content in contents if isinstance(content, StagedBlob)]):
+        raise collected()
 
 
 def _store(staged: StagedBlob, content: InlineContent) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from functools import partial
@@ -32,6 +33,7 @@ import psycopg
 from aimagestore._core import mutations
 from aimagestore.cluster import SCHEMA_VERSION, ClusterLocation, migrate, set_grace_period
 from aimagestore.cluster._addresses import BucketAddress
+from aimagestore.cluster._blobs import Blob, Blobs, Marker
 from aimagestore.cluster._lookups import Lookups
 from aimagestore.cluster._views import LockedView
 
@@ -369,6 +371,51 @@ async def test_what_a_dead_process_has_uploaded_is_garbage(servers: Servers, pla
         assert await store.big_data(image.id, "key") == b"new"
     notes = await anyio.to_thread.run_sync(bucket.get, "notes.txt")
     assert bytes(await anyio.to_thread.run_sync(notes.bytes)) == b"mine"
+
+
+async def test_staged_data_is_safe_from_an_object_store_with_a_wrong_clock(
+    place: Place, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only its own clock says how old an object is, however wrong it is."""
+    pages, read_marker = Blobs.pages, Blobs.read_marker
+    late = timedelta(days=20)
+
+    def late_pages(blobs: Blobs) -> Iterator[list[Blob]]:
+        for page in pages(blobs):
+            yield [blob._replace(written=blob.written - late) for blob in page]
+
+    def late_marker(blobs: Blobs) -> Marker:
+        marker = read_marker(blobs)
+        assert marker.written is not None
+        return marker._replace(written=marker.written - late)
+
+    monkeypatch.setattr(Blobs, "pages", late_pages)
+    monkeypatch.setattr(Blobs, "read_marker", late_marker)
+    async with store.stage(b"data") as item:
+        assert (await store.collect_garbage()).findings == ()
+        await store.create("one", big_data={"key": item})
+    assert await store.big_data("one", "key") == b"data"
+
+
+@pytest.mark.parametrize("minutes", [-2, 2])
+async def test_what_was_staged_long_ago_is_looked_for(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch, minutes: int
+) -> None:
+    """The clock of this machine was adjusted, or two minutes have passed."""
+    present = time.time
+    engine = engine_of(store)
+    async with store.stage(b"gone") as gone, store.stage() as there:
+        await anyio.to_thread.run_sync(engine.items._blobs.delete, await objects_of(engine))
+        await there.write(b"there")
+        monkeypatch.setattr(time, "time", lambda: present() + 60 * minutes)
+        with pytest.raises(ValueError, match="stage it again"):
+            await store.create("one", big_data={"gone": gone})
+        async with store.transaction() as transaction:
+            with pytest.raises(ValueError, match="stage it again"):
+                await transaction.create("one", big_data={"gone": gone})
+            await transaction.create("two", big_data={"there": there})
+    assert [image.id for image in await store.images()] == ["two"]
+    assert await store.big_data("two", "there") == b"there"
 
 
 async def test_a_missing_object_is_a_missing_file(place: Place, store: ImageStore) -> None:

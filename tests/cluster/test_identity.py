@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -348,6 +348,57 @@ async def test_stores_in_use_notice_that_the_database_went_back(place: Place) ->
     await assert_nothing_is_lost(place)
 
 
+async def until_busy_tasks_are_refused(
+    store: ImageStore, happens: Callable[[], Awaitable[object]], problem: str
+) -> None:
+    """Change a store from some tasks, and check that all of them end by what happens then."""
+    ledger = DrillLedger(store)
+    async with ledger.busy():
+        await ledger.until_acknowledged(TASKS)
+        await happens()
+        await ledger.until_refused(TASKS)
+    for error in ledger.refused:
+        assert problem in str(error)
+
+
+async def test_busy_stores_notice_an_adoption(place: Place) -> None:
+    async with ImageStore(place.location()) as store:
+        await until_busy_tasks_are_refused(store, lambda: adopted(place), "adopted")
+    await assert_nothing_is_lost(place)
+
+
+async def test_busy_stores_notice_that_another_database_has_their_prefix(
+    place: Place, restored: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimagestore.cluster._identity._RECHECK", 0)
+    async with ImageStore(place.location()) as store, AsyncExitStack() as stack:
+        await fill(store, "one")
+        copy = await stack.enter_async_context(restored())
+        await until_busy_tasks_are_refused(store, lambda: adopted(copy), "another database uses")
+        await assert_nothing_is_lost(copy)
+    await adopted(place)
+    await assert_nothing_is_lost(place)
+
+
+async def test_busy_stores_notice_an_old_bucket(
+    servers: Servers, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimagestore.cluster._identity._RECHECK", 0)
+    bucket = Bucket(servers, place)
+    async with ImageStore(place.location()) as store:
+        await store.create("one", big_data={"kept": b"1"})
+        objects = await run_sync(bucket.read)
+        await store.create("two", big_data={"lost": b"2"})
+        for _ in range(2):
+            await store.collect_garbage()
+
+        async def restore() -> None:
+            await run_sync(bucket.write, {MARKER: objects[MARKER]})
+
+        await until_busy_tasks_are_refused(store, restore, "was restored")
+    await refuses(place, "was restored")
+
+
 @pytest.mark.parametrize("more", [0, 1, 2, 3])
 async def test_no_call_takes_the_commits_of_a_restored_database_for_those_it_has_seen(
     place: Place, more: int
@@ -467,6 +518,36 @@ def stop_following(standby: Postgres) -> None:
     standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
     standby.execute("SELECT pg_reload_conf()")
     assert becomes_true(lambda: not standby.execute("SELECT FROM pg_stat_wal_receiver"))
+
+
+async def test_a_copy_that_is_promoted_beside_the_original_takes_nothing_from_it(
+    servers: Servers, place: Place, standby: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a recovery to a point in time on another server, which is then used for a drill."""
+    monkeypatch.setattr("aimagestore.cluster._identity._RECHECK", 0)
+    copied = servers.by_way_of(place, standby.port)
+    async with ImageStore(place.location(grace_period=SOON)) as store:
+        await fill(store, "one", "two")
+        async with ImageStore(copied.location(), read_only=True) as reader:
+            with anyio.fail_after(30):
+                while not await reader.exists("two"):
+                    await anyio.sleep(0.01)
+        await run_sync(standby.execute, "SELECT pg_promote()")
+        await fill(store, "three")
+        async with ImageStore(copied.location()) as drill:
+            await drill.delete("one")
+            await anyio.sleep(SOON.total_seconds() + 1)
+            assert (await drill.collect_garbage()).findings == ()
+            for call in (partial(fill, store, "four"), store.collect_garbage):
+                with pytest.raises(StoreIdentityError, match="was restored"):
+                    await call()
+            for name in ("one", "two", "three"):
+                assert await store.big_data(name, "manifest") == name.encode()
+            await adopted(place)
+            for call in (partial(fill, drill, "four"), drill.collect_garbage):
+                with pytest.raises(StoreIdentityError, match="another database uses"):
+                    await call()
+    await assert_nothing_is_lost(place)
 
 
 async def test_a_standby_that_lacks_the_last_commits_takes_over(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
@@ -49,6 +50,46 @@ async def test_a_standby_for_reads(servers: Servers, place: Place, standby: Post
         with anyio.fail_after(30):
             while await reader.metadata("name") != "later":
                 await anyio.sleep(0.01)
+
+
+@asynccontextmanager
+async def behind(standby: Postgres) -> AsyncIterator[None]:
+    """Let a standby serve what it has, without the commits that reach it meanwhile."""
+    await anyio.to_thread.run_sync(standby.execute, "SELECT pg_wal_replay_pause()")
+    yield
+    await anyio.to_thread.run_sync(standby.execute, "SELECT pg_wal_replay_resume()")
+
+
+async def test_a_standby_that_is_behind_is_no_other_store(
+    servers: Servers, place: Place, standby: Postgres
+) -> None:
+    there = servers.by_way_of(place, standby.port)
+
+    async def count() -> int:
+        async with ImageStore(there.location(), read_only=True) as reader:
+            return len(await reader.images())
+
+    async def until_known(statement: str) -> None:
+        with anyio.fail_after(30):
+            while not await in_place(statement):
+                await anyio.sleep(0.01)
+
+    def in_place(statement: str) -> Awaitable[list[Any]]:
+        return anyio.to_thread.run_sync(standby.execute, statement, (), place.database)
+
+    await until_known("SELECT 1 FROM pg_class WHERE relname = 'image_store'")
+    async with behind(standby):
+        async with ImageStore(place.location()) as store:
+            await store.create()
+        assert await count() == 0
+    await until_known("SELECT 1 FROM images")
+    assert await count() == 1
+    async with behind(standby):
+        async with ImageStore(place.location()) as store:
+            await store.create()
+            await store.collect_garbage()
+            await store.collect_garbage()
+        assert await count() == 1
 
 
 @pytest.fixture
