@@ -10,7 +10,9 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import pq
@@ -49,6 +51,9 @@ class HeldLock:
     def __init__(self, session: Session, version: int) -> None:
         self.version: int = version
         self._session: Session | None = session
+        # Held while a transaction's statement is under way: its task may have left it to its
+        # thread, which must not use the session when that has become another's.
+        self._mutex = threading.Lock()
 
     @property
     def session(self) -> Session:
@@ -64,9 +69,27 @@ class HeldLock:
         """Continue with the lock in another session."""
         self._session, self.version = session, version
 
-    def detach(self) -> Session | None:
-        """Return the session for its last use; the lock is no longer held."""
+    def execute(self, statement: LiteralString, values: Mapping[str, Any]) -> Cursor:
+        """Execute a statement of a transaction.
+
+        :raises psycopg.OperationalError: when the session was lost, or given back
+        """
+        with self._mutex:
+            return self.session.execute(statement, values)
+
+    def detach(self, seconds: float) -> Session | None:
+        """Return the session for its last use; the lock is no longer held.
+
+        :param seconds: how long a statement that is under way may take before the session is shut
+            down
+        """
+        is_free = self._mutex.acquire(timeout=seconds)
+        if not is_free:
+            if self._session is not None:
+                self._session.shut_down()
+            self._mutex.acquire()  # the statement fails at once
         session, self._session = self._session, None
+        self._mutex.release()
         return session
 
 
@@ -219,6 +242,8 @@ class AdvisoryLock:
         """Have the server end the wait, so that no session of it stays behind there."""
         pgconn = session.connection.pgconn
         has_ended = threading.Event()
+        # Acquired once: by this thread when it leaves, or by the helper when it has ended.
+        leaving = threading.Lock()
 
         def cancel() -> None:
             # Repeated: it means nothing to a session whose statement has not begun.
@@ -226,6 +251,8 @@ class AdvisoryLock:
                 with suppress(psycopg.Error):
                     session.connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
                 has_ended.wait(_CANCEL_PAUSE)
+            if not leaving.acquire(blocking=False):
+                session.free()
 
         # In a thread of its own: with an old libpq, a request to cancel has no timeout.
         helper = threading.Thread(target=cancel, name="aimagestore cancel", daemon=True)
@@ -239,6 +266,8 @@ class AdvisoryLock:
                         break
         has_ended.set()
         helper.join(_CANCEL_TIMEOUT)
+        if leaving.acquire(blocking=False):
+            session.hand_over()
 
     def reacquire(self, held: HeldLock, until: float) -> None:
         """Acquire the lock in a new session after the one that held it was lost.
@@ -282,7 +311,7 @@ class AdvisoryLock:
 
     def release(self, held: HeldLock) -> None:
         """Release the lock, and discard everything that was not committed."""
-        session = held.detach()
+        session = held.detach(_ROLLBACK_TIMEOUT)
         if session is None:
             return
         try:

@@ -127,8 +127,6 @@ class Session:
         self.renews = True
         self._watchdog = _watchdog
         self._seconds = seconds
-        # Held while a thread uses the connection.
-        self._in_use = threading.Lock()
         self._is_shut_down = False
         self._is_closed = False
 
@@ -138,19 +136,18 @@ class Session:
 
         :raises OverdueError: when it did not
         """
-        with self._in_use:
-            until = time.monotonic() + self._seconds if self.until is None else self.until
-            self._watchdog.watch(self, until)
-            try:
-                yield self.connection
-            except psycopg.Error as error:
-                if self._is_shut_down:
-                    raise _overdue(self._seconds) from error
-                raise
-            finally:
-                self._watchdog.forget(self)
-            if self.renews:
-                self.until = None
+        until = time.monotonic() + self._seconds if self.until is None else self.until
+        self._watchdog.watch(self, until)
+        try:
+            yield self.connection
+        except psycopg.Error as error:
+            if self._is_shut_down:
+                raise _overdue(self._seconds) from error
+            raise
+        finally:
+            self._watchdog.forget(self)
+        if self.renews:
+            self.until = None
 
     def execute(
         self,
@@ -183,12 +180,8 @@ class Session:
         """Discard the open transaction, if that takes no longer than a moment.
 
         Otherwise the session is shut down, and the server discards the transaction when it
-        notices. A statement that another thread has under way is given the same moment.
+        notices.
         """
-        if not self._in_use.acquire(timeout=seconds):
-            self.shut_down()
-            return
-        self._in_use.release()
         if not self._is_shut_down and not self.is_idle:
             self.until = time.monotonic() + seconds
             with suppress(psycopg.Error):
@@ -212,10 +205,20 @@ class Session:
 
     def close(self) -> None:
         """Close the session. Idempotent."""
+        if self.hand_over():
+            self.free()
+
+    def hand_over(self) -> bool:
+        """Count as closed, and leave :meth:`free` to another thread that uses it for the last time.
+
+        :returns: ``False`` when it was closed before
+        """
         with self._watchdog.mutex:
-            if self._is_closed:
-                return
-            self._is_closed = True
+            was_closed, self._is_closed = self._is_closed, True
+        return not was_closed
+
+    def free(self) -> None:
+        """Free the connection, which no thread uses any more."""
         with suppress(psycopg.Error):
             self.connection.close()
 

@@ -89,7 +89,7 @@ class ClusterWriter:
 
         def execute(statement: LiteralString, values: Mapping[str, Any]) -> Cursor:
             try:
-                return held.session.execute(statement, values)
+                return held.execute(statement, values)
             except psycopg.Error as error:
                 raise self._sessions.unavailable(error) from error
 

@@ -1,16 +1,24 @@
-"""Deadlines of sessions, where the process is at its limits."""
+"""Sessions: one owner at a time, and deadlines where the process is at its limits."""
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
+
+from aimagestore import ImageStore
 
 pytest.importorskip("psycopg")
 
-from aimagestore.cluster._sessions import Watchdog
+from aimagestore.cluster._sessions import Session, Watchdog
+
+if TYPE_CHECKING:
+    from .servers import Place
 
 
 class Watched:
@@ -41,3 +49,39 @@ def test_deadlines_are_enforced_again_when_the_process_has_threads_again(
     watchdog.watch(second, time.monotonic())
     assert second.is_shut_down.wait(20)
     assert not first.is_shut_down.is_set()
+
+
+async def test_a_session_is_never_used_by_a_thread_whose_transaction_is_over(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read that its task has left is about to make its request when the transaction ends."""
+    real = Session.limited
+    mutex = threading.Lock()
+    using: dict[Session, int] = {}
+    shared: list[Session] = []
+
+    @contextmanager
+    def limited(session: Session) -> Iterator[Any]:
+        with mutex:
+            using[session] = using.get(session, 0) + 1
+            if using[session] > 1:
+                shared.append(session)
+        try:
+            time.sleep(0.02)  # while others may take the session
+            with real(session) as connection:
+                yield connection
+        finally:
+            with mutex:
+                using[session] -= 1
+
+    async with ImageStore(place.location()) as store:
+        await store.create("one")
+        monkeypatch.setattr(Session, "limited", limited)
+        for _ in range(5):
+            with pytest.raises(ZeroDivisionError):
+                async with store.transaction() as tx:
+                    with anyio.move_on_after(0.01):
+                        await tx.get("one")
+                    raise ZeroDivisionError
+            await store.set_metadata("one", "text")
+    assert not shared
