@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 from aimagestore import AmbiguousImageError, ImageStore, ImageUnknownError, copy_images
@@ -78,7 +79,12 @@ class Meter:
 @pytest.fixture(scope="module")
 def crowded(servers: Servers) -> Iterator[Place]:
     """A place with many images, whose items have no objects."""
+    async def begin() -> None:
+        async with ImageStore(place.location()):
+            pass
+
     with servers.new_place() as place:
+        anyio.run(begin)  # and so the place is a store's
         servers.postgres.execute(_FILL, (), place.database)
         yield place
 

@@ -1,17 +1,18 @@
-"""A call that is cancelled while the servers are silent ends at once, and leaves nothing behind."""
+"""While the servers are silent, every call ends by its deadline, and a cancelled one at once."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
-from aimagestore import ImageStore, copy_images
+from aimagestore import ImageStore, StoreUnavailableError, copy_images
 from aimagestore.cluster import ClusterLocation
 from aimagestore.oci import export_layout, import_layout
 
@@ -20,6 +21,9 @@ from ..support.layouts import hello
 if TYPE_CHECKING:
     from .proxy import Proxy
     from .servers import Place, Servers
+
+SHORT = 1.0
+"""Seconds of a deadline that is waited for."""
 
 DEADLINE = 12.0
 AT_ONCE = DEADLINE / 4
@@ -37,12 +41,15 @@ class Silence:
 
     :ivar location: the store's, by way of what falls silent
     :ivar directory: where a call may write
+    :ivar has_begun: set when it has begun
+    :ivar began: when, by the event loop's clock
     """
 
     def __init__(self, location: ClusterLocation, directory: Path, *proxies: Proxy) -> None:
         self.location = location
         self.directory = directory
         self.has_begun = anyio.Event()
+        self.began = 0.0
         self._proxies = proxies
         self._stack = ExitStack()
 
@@ -50,6 +57,7 @@ class Silence:
         """Begin."""
         for proxy in self._proxies:
             self._stack.enter_context(proxy.silent())
+        self.began = anyio.current_time()
         self.has_begun.set()
 
     def end(self) -> None:
@@ -211,15 +219,34 @@ CALLS: dict[str, Call] = {
 }
 
 
+async def fill(store: ImageStore, silence: Silence) -> None:
+    layout = hello().write(silence.directory / "imported")
+    await store.create("one", big_data={"layer": DATA})
+    await import_layout(store, layout, names=["imported"])
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "leave a reader"])
+async def test_a_call_ends_by_its_deadline(silence: Silence, name: str) -> None:
+    async with ImageStore(silence.location) as store:
+        await fill(store, silence)
+    silence.location = replace(silence.location, deadline=SHORT)
+    async with ImageStore(silence.location) as store:
+        with pytest.raises(StoreUnavailableError):
+            await CALLS[name](store, silence)
+        # Measured: 0.9 to 1.2 deadlines.
+        assert anyio.current_time() - silence.began < 3 * SHORT
+        silence.end()
+        with anyio.fail_after(DEADLINE):
+            assert await store.exists("one")
+            await store.create("after")
+
+
 @pytest.mark.parametrize("name", CALLS)
 async def test_a_cancelled_call_ends_at_once(
     silence: Silence, name: str, anyio_backend_name: str
 ) -> None:
     async with ImageStore(silence.location) as store:
-        await store.create("one", big_data={"layer": DATA})
-        await import_layout(
-            store, hello().write(silence.directory / "imported"), names=["imported"]
-        )
+        await fill(store, silence)
         if anyio_backend_name == "asyncio":
             ended = await cancelled_by_asyncio(CALLS[name](store, silence), silence)
         else:

@@ -24,7 +24,8 @@ def written(scratch: Path) -> Iterator[Path]:
     command = [sys.executable, "-m", "tests.crash.writer", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as writer:
         assert writer.stdout is not None
-        writer.stdout.readline()
+        for _ in range(2):  # two images, which stay
+            writer.stdout.readline()
         try:
             yield path
         finally:
