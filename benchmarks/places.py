@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -14,7 +15,8 @@ from typing import LiteralString
 import psycopg
 from psycopg import sql
 
-from aimagestore.cluster import migrate
+from aimagestore import ImageStore
+from aimagestore.cluster import ClusterLocation, migrate
 from aimagestore.cluster._local.cluster import LocalCluster
 
 from .images import identity, manifest_digest, name, record
@@ -34,9 +36,13 @@ class Places:
             database = f"store{size}"
             self.local.postgres.create_database(database)
             url = self.local.postgres.url(database)
+            place = Place(url, self.local.blobs_url(database))
             migrate(url)
+            # The first opening gives the store its identity; a bucket that lacks the objects of a
+            # database is another's.
+            asyncio.run(_open(place))
             _load(url, size)
-            self._stores[size] = Place(url, self.local.blobs_url(database))
+            self._stores[size] = place
         return self._stores[size]
 
 
@@ -49,6 +55,11 @@ def serving() -> Iterator[Places]:
     with local:
         os.environ.update(local.environment)
         yield Places(local)
+
+
+async def _open(place: Place) -> None:
+    async with ImageStore(ClusterLocation(place.records_url, place.blobs_url)):
+        pass
 
 
 def _load(url: str, size: int) -> None:
