@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import logging
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from typer.core import TyperGroup
 from . import clusters, items, layouts, records, upkeep
 from .exits import EXIT_CODES
 from .human import without_secrets
+from .running import exit_for
+from .streams import claim_standard_streams
 
 _HELP = f"""\
 Look at and change an image store of containers/storage, beside podman.
@@ -30,6 +31,12 @@ standard input or output.
 
 class _Program(TyperGroup):
     """The commands. Messages about wrong usage repeat what was given, but no password."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().main(*args, **options)
+        except OSError as error:  # what is shown without a command, such as help
+            sys.exit(exit_for(error))
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         with _without_secrets():
@@ -126,8 +133,5 @@ def run() -> None:
 
     :raises SystemExit: always, with what is documented as the exit code
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # What the locale cannot spell is better spelled in another way than not at all.
-            stream.reconfigure(errors="backslashreplace")
+    claim_standard_streams()
     app(prog_name="aimagestore")

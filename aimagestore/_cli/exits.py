@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
 from ..errors import (
     AmbiguousImageError,
+    BigDataMissingError,
     BigDataUnknownError,
     DigestUnknownError,
     DuplicateImageNamesError,
@@ -31,7 +33,13 @@ Exit codes:
 """
 
 _UNKNOWN = (ImageUnknownError, BigDataUnknownError)
-_DAMAGED = (StoreCorruptError, DuplicateImageNamesError, SizeUnknownError, DigestUnknownError)
+_DAMAGED = (
+    StoreCorruptError,
+    DuplicateImageNamesError,
+    BigDataMissingError,
+    SizeUnknownError,
+    DigestUnknownError,
+)
 _EXPECTED = (ImageStoreError, ValueError, TypeError, RuntimeError)
 
 
@@ -95,6 +103,7 @@ def describe(error: Exception) -> str:
         return f"{error}: {', '.join(error.candidates)}"
     if isinstance(error, ImageStoreError | CommandError):
         return str(error)
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        about = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return f"{about}{error.strerror}"
     return str(error) if isinstance(error, _EXPECTED) else f"{type(error).__name__}: {error}"

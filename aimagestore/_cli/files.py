@@ -14,6 +14,8 @@ from typing import BinaryIO, TypeVar
 
 from anyio import CancelScope, create_task_group, to_thread
 
+from .streams import STANDARD_INPUT, STANDARD_OUTPUT, read_some, write_whole
+
 STANDARD = "-"
 CHUNK = 1024 * 1024
 
@@ -43,7 +45,7 @@ class Source:
 
     async def read(self, n: int) -> bytes:
         """Read up to ``n`` bytes; none at the end."""
-        return await _wait(lambda: os.read(self._fd, n))
+        return await _wait(lambda: read_some(self._fd, n))
 
 
 class Sink:
@@ -54,20 +56,14 @@ class Sink:
 
     async def write(self, data: bytes) -> None:
         """Write all of it."""
-        await _wait(lambda: _write_all(self._fd, data))
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
+        await _wait(lambda: write_whole(self._fd, data))
 
 
 @asynccontextmanager
 async def reading(file: str) -> AsyncIterator[Source]:
     """A file to read; ``-`` is standard input."""
     if file == STANDARD:
-        yield Source(0)
+        yield Source(STANDARD_INPUT)
         return
     fd = await _wait(lambda: os.open(file, os.O_RDONLY))
     try:
@@ -84,7 +80,7 @@ async def writing(file: str) -> AsyncIterator[Sink]:
     the block fails. Devices and pipes are written to as they are.
     """
     if file == STANDARD:
-        yield Sink(1)
+        yield Sink(STANDARD_OUTPUT)
     elif await to_thread.run_sync(_is_special, file):
         fd = await _wait(lambda: os.open(file, os.O_WRONLY))
         try:
@@ -106,7 +102,7 @@ async def pipe_to_standard_output() -> AsyncIterator[BinaryIO]:
     reader, writer = os.pipe()
     errors: list[Exception] = []
     async with create_task_group() as tasks:
-        tasks.start_soon(_pass_on, reader, Sink(1), errors)
+        tasks.start_soon(_pass_on, reader, Sink(STANDARD_OUTPUT), errors)
         try:
             with os.fdopen(writer, "wb", buffering=0) as stream:
                 yield stream

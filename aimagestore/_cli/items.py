@@ -58,7 +58,7 @@ async def get(
         image = await store.get(ref)
         verify = not no_verify and key in image.big_data_digests
         async with writing(file) as sink:
-            with damage(DigestMismatchError, FileNotFoundError):
+            with damage(DigestMismatchError):
                 async with store.open_big_data(image.id, key, verify=verify) as reader:
                     await _copy(reader, sink, key)
 

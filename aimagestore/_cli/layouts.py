@@ -131,7 +131,7 @@ async def copy(
         Session(source).reading() as there,
         Session(destination, lock_timeout=timeout).writing() as here,
     ):
-        with progress_bar("copy") as bar, damage(DigestMismatchError, FileNotFoundError):
+        with progress_bar("copy") as bar, damage(DigestMismatchError):
             copied = await copy_images(there, here, refs or None, progress=bar.show)
     if json:
         await write_json(asdict(copied))

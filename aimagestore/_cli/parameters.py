@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -31,8 +31,18 @@ def pair(text: str, what: str) -> tuple[str, str]:
 
 
 def json_or_text(text: str) -> Any:
-    """A JSON value where the text is one, else the text."""
+    """A JSON value where the text is one, else the text.
+
+    :raises CommandError: when it is nested too deeply to tell
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_number)
     except ValueError:
         return text
+    except RecursionError as error:
+        raise CommandError("the JSON value is nested too deeply") from error
+
+
+def _no_number(constant: str) -> NoReturn:
+    """Refuse NaN and the infinities, which are numbers for Python, but not for JSON."""
+    raise ValueError(constant)

@@ -6,9 +6,7 @@ import functools
 import logging
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import ParamSpec
 
 import anyio
@@ -16,6 +14,7 @@ import typer
 
 from .exits import ExitCode, describe, exit_code
 from .output import say
+from .streams import check_output
 
 logger = logging.getLogger("aimagestore")
 
@@ -36,9 +35,9 @@ def command(function: Command[P]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             code = anyio.run(_until_signal, functools.partial(function, *args, **kwargs))
+            check_output()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told in one line
-            _tell(error)
-            code = exit_code(error)
+            code = exit_for(error)
         raise typer.Exit(code)
 
     return run
@@ -85,15 +84,14 @@ def _leave(code: int) -> None:
     The store is closed and everything staged is gone by now; an orderly exit would wait for the
     thread.
     """
-    with suppress(OSError):  # the terminal may be what has gone
-        say(_SIGNALS[signal.Signals(code - 128)])
+    say(_SIGNALS[signal.Signals(code - 128)])
     os._exit(code)
 
 
-def _tell(error: Exception) -> None:
-    if isinstance(error, BrokenPipeError):
-        # What is still in the buffer would be written when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
-    logger.debug("the command failed", exc_info=error)
-    say(describe(error))
+def exit_for(error: Exception) -> ExitCode:
+    """Say on standard error why a command failed, and return what to exit with."""
+    code = exit_code(error)
+    if code is not ExitCode.UNREAD:  # who stopped reading need not be told
+        logger.debug("the command failed", exc_info=error)
+        say(describe(error))
+    return code

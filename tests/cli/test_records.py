@@ -135,9 +135,21 @@ def test_flags(two: Cli) -> None:
     assert "no flag 'other'" in two("flag", "abab", "other", code=3).errors
     two("flag", "abab", "deep", "--clear")
     assert two("flag", "abab").json == {"text": "not: json"}
-    assert "finite" in two("flag", "abab", "bad", "NaN", code=1).errors
+    assert "finite" in two("flag", "abab", "bad", "1e999", code=1).errors
+    assert "nested" in two("flag", "abab", "bad", "[" * 99_999 + "]" * 99_999, code=1).errors
     two("flag", "abab", "--clear", code=2)
     two("flag", "abab", "text", "1", "--clear", code=2)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "nan", "[NaN]", "0x10"])
+def test_a_flag_that_is_no_json_is_text(two: Cli, value: str) -> None:
+    two("flag", "abab", "flag", "--", value)
+    assert two("flag", "abab", "flag").json == value
+
+
+def test_times_to_wait(two: Cli) -> None:
+    assert "--lock-timeout" in two("--lock-timeout", "nan", "images", code=2).errors
+    two("--lock-timeout", "inf", "tag", "abab", "b:1")
 
 
 def test_wrong_usage(cli: Cli) -> None:

@@ -1,0 +1,137 @@
+"""The standard streams: what is written to them is written whole, or is an error.
+
+They have no buffer that fails when nobody can be told any more, and their numbers are never left
+for a file of the store.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import locale
+import os
+import select
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, TextIO, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from _typeshed import ReadableBuffer
+
+STANDARD_INPUT, STANDARD_OUTPUT, STANDARD_ERROR = range(3)
+_NAMES = ("standard input", "standard output", "standard error")
+
+T = TypeVar("T")
+
+
+def claim_standard_streams() -> None:
+    """Make standard output and error write whole, and keep the numbers of closed streams."""
+    for fd, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # What is opened next would get the number. The device opened the wrong way round
+            # keeps it, and fails each use.
+            os.open(os.devnull, flags)
+    sys.stdout = _text(_Output(STANDARD_OUTPUT), sys.stdout)
+    sys.stderr = _text(_Messages(STANDARD_ERROR), sys.stderr)
+
+
+def _text(stream: io.RawIOBase, before: TextIO | None) -> TextIO:
+    """Return a text stream that spells what the locale has no characters for in another way."""
+    encoding = locale.getencoding() if before is None else before.encoding
+    return io.TextIOWrapper(
+        stream,  # type: ignore[type-var]
+        encoding=encoding,
+        errors="backslashreplace",
+        newline="\n",
+        write_through=True,
+    )
+
+
+class _Output(io.RawIOBase):
+    """An open file that is never written in part without an error."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def isatty(self) -> bool:
+        return os.isatty(self._fd)
+
+    def write(self, data: ReadableBuffer) -> int:
+        write_whole(self._fd, data)
+        return len(memoryview(data))
+
+
+class _Messages(_Output):
+    """Where messages go. They are lost where they cannot be written: nobody can be told."""
+
+    def write(self, data: ReadableBuffer) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(memoryview(data))
+
+
+def check_output() -> None:
+    """Ask for the failures that a file on a network file system only reports when it is closed.
+
+    :raises OSError: with the name of the stream
+    """
+    with _named(STANDARD_OUTPUT, "writing"):
+        os.close(os.dup(STANDARD_OUTPUT))
+
+
+def write_whole(fd: int, data: ReadableBuffer) -> None:
+    """Write all of the data, and wait where an open file is set not to.
+
+    :raises OSError: with the name of a standard stream
+    """
+    rest = memoryview(data).cast("B")
+    while rest:
+        with _named(fd, "writing"):
+            rest = rest[_waited_for(fd, select.POLLOUT, partial(os.write, fd, rest)) :]
+
+
+def read_some(fd: int, size: int) -> bytes:
+    """Read at most ``size`` bytes, none at the end, and wait where an open file is set not to.
+
+    :raises OSError: with the name of a standard stream
+    """
+    with _named(fd, "reading"):
+        return _waited_for(fd, select.POLLIN, partial(os.read, fd, size))
+
+
+def _waited_for(fd: int, events: int, call: Callable[[], T]) -> T:
+    while True:
+        try:
+            return call()
+        except BlockingIOError:
+            # Whoever shares the open file may have set it so.
+            poll = select.poll()
+            poll.register(fd, events)
+            poll.poll()
+
+
+@contextmanager
+def _named(fd: int, use: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if fd >= len(_NAMES):
+            raise
+        error.filename = _NAMES[fd]
+        if error.errno == errno.EBADF:
+            error.strerror = f"closed, or not open for {use}"
+        raise
