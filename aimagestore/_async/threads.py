@@ -211,9 +211,14 @@ class Threads:
         """
         return await self._run(self.start(function, *args), interrupt)
 
-    async def run_streaming(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+    async def run_streaming(
+        self,
+        function: Callable[[*Ts], T],
+        *args: *Ts,
+        interrupt: Callable[[], object] | None = None,
+    ) -> T:
         """Make a call as :meth:`run` does, in one of the few threads that move big data."""
-        return await self._run(self._start(self._streams, lambda: function(*args)))
+        return await self._run(self._start(self._streams, lambda: function(*args)), interrupt)
 
     async def _run(self, call: Call[T], interrupt: Callable[[], object] | None = None) -> T:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
 import stat
 from concurrent.futures import Executor
 from tarfile import PAX_FORMAT, TarInfo
@@ -22,6 +23,9 @@ from ._layout import LayoutFile
 from ._tar import BLOCK
 from ._target import EXPORTED_FILE, Target, replace_file
 
+_STOP_MILLISECONDS = 50
+"""After which a write that waits for its reader looks whether it was given up."""
+
 
 class _Output(Protocol):
     """Takes the bytes of an archive."""
@@ -31,7 +35,11 @@ class _Output(Protocol):
         ...
 
     def finish(self) -> None:
-        """Complete the archive."""
+        """Put the archive, which is complete, in place."""
+        ...
+
+    def stop(self) -> None:
+        """Give up a write that waits for a reader. Called in another thread than the write."""
         ...
 
     def close(self) -> None:
@@ -58,33 +66,71 @@ class _NewFile:
         replace_file(self._parent, self._name, self._staged)
         self._parent.sync()
 
+    def stop(self) -> None:
+        pass
+
     def close(self) -> None:
         self._staged.discard()
         self._parent.close()
 
 
 class _OpenedFile:
-    """A file that the caller opened and will close."""
+    """A file that the caller opened and will close.
+
+    A write to a pipe, which may wait for its reader for ever, is made when there is room for it.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._is_stopped = False
+        self._room: select.poll | None = None
+        fd = _pipe_of(file)
+        if fd is not None:
+            self._room = select.poll()
+            self._room.register(fd, select.POLLOUT)
 
     def write(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:  # one without a buffer may take less than it is given
-            taken: object = self._file.write(rest)
-            if not isinstance(taken, int) or not 0 <= taken <= len(rest):
+            piece = rest
+            if self._room is not None:
+                self._wait_for(self._room)
+                piece = rest[: select.PIPE_BUF]
+            taken: object = self._file.write(piece)
+            if not isinstance(taken, int) or not 0 <= taken <= len(piece):
                 raise TypeError(
                     "write() of the file to export into must return the number of bytes written, "
                     f"not {taken!r}"
                 )
+            if self._room is not None:
+                self._file.flush()  # a full buffer would be written without a look at the room
             rest = rest[taken:]
+
+    def _wait_for(self, room: select.poll) -> None:
+        is_ready = False
+        while not is_ready:
+            if self._is_stopped:
+                raise ValueError("the export was given up")
+            is_ready = bool(room.poll(_STOP_MILLISECONDS))
 
     def finish(self) -> None:
         self._file.flush()
 
+    def stop(self) -> None:
+        self._is_stopped = True
+
     def close(self) -> None:
         pass
+
+
+def _pipe_of(file: BinaryIO) -> int | None:
+    """Return the descriptor of a pipe, a socket or a device; ``None`` for anything else."""
+    try:
+        fd = file.fileno()
+        mode = os.fstat(fd).st_mode
+    except (AttributeError, OSError):  # some file-like objects have none
+        return None
+    return None if stat.S_ISREG(mode) else fd
 
 
 class _OpenedPath(_OpenedFile):
@@ -145,7 +191,8 @@ class _Entry(io.BufferedIOBase):
         self.is_open = False
 
     def interrupt(self) -> None:
-        """Do nothing: what writes to the archive is left to its thread."""
+        """Give up a write that waits for a reader."""
+        self._output.stop()
 
     def discard(self) -> None:
         self.is_open = False
@@ -168,14 +215,19 @@ class ArchiveTarget:
     def begin(self, digest: str, size: int) -> StagedContent:
         return _Entry(self._output, blob_path(digest), size, self._helpers)
 
-    def commit(self, entry: Descriptor) -> None:
+    def complete(self, entry: Descriptor) -> None:
         files = {LAYOUT_FILE: MARKER, INDEX_FILE: with_entry(None, entry, "")}
         if self._docker is not None:
             files[MANIFEST_FILE] = self._docker
         for path, data in files.items():
             self._output.write(_header(path, len(data)) + data + bytes(-len(data) % BLOCK))
         self._output.write(bytes(2 * BLOCK))
+
+    def commit(self, entry: Descriptor) -> None:
         self._output.finish()
+
+    def stop(self) -> None:
+        self._output.stop()
 
     def close(self) -> None:
         self._output.close()

@@ -77,6 +77,7 @@ async def export_layout(
     *,
     name: str | None = None,
     archive: bool | None = None,
+    docker: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export an image into an OCI image layout, as ``skopeo copy … oci:`` reads it.
@@ -97,12 +98,13 @@ async def export_layout(
     :param name: what the layout calls the image (``org.opencontainers.image.ref.name``);
         ``None`` for the first name that it has, ``""`` for nothing
     :param archive: whether to make a tar file of a path; ``None`` if it ends in ``.tar``
+    :param docker: whether ``docker load`` has to be able to read the archive
     :param progress: called with the bytes done and the bytes in all
     :raises ImageUnknownError: when there is no such image
     :raises BigDataUnknownError: when its manifest, or something that this refers to, is not among
         its items, as podman's layers are not
     :raises InvalidLayoutError: when its manifest is of no known kind; when the directory is not
-        empty, and no layout
+        empty, and no layout; when ``docker load`` could not read it and has to
     :raises DigestMismatchError: when an item is not what its digest says
     :raises SizeMismatchError: when one is longer or shorter than it should be
     """
@@ -110,8 +112,13 @@ async def export_layout(
     helpers = WorkerPool(_HELPERS, "aimagestore helper")
     try:
 
-        def target(docker: bytes | None) -> Target:
-            return _open_target(layout, archive, helpers, docker)
+        def target(manifest: bytes | None) -> Target:
+            if docker and manifest is None:
+                raise InvalidLayoutError(
+                    "docker load cannot read this image from an archive: it has several "
+                    "platforms, is no image, or lacks layers"
+                )
+            return _open_target(layout, archive, helpers, manifest)
 
         return await _export(store, ref, target, threads, Meter(progress), name=name)
     finally:
@@ -124,17 +131,26 @@ def _end(threads: Threads, helpers: Executor) -> None:
 
 
 class _ExportThreads(Threads):
-    """Threads whose writes are waited for, because the target is closed after them."""
+    """Threads whose writes are waited for, because the target is closed after them.
+
+    :ivar target: what they write to; a write that waits for a reader is given up
+    """
+
+    target: Target | None = None
 
     def run_in_executor(self, executor: object, function: Callable[[], T]) -> Awaitable[T]:
-        return self.run_streaming(function)
+        return self.run_streaming(function, interrupt=self._stop)
+
+    def _stop(self) -> None:
+        if self.target is not None:
+            self.target.stop()
 
 
 async def _export(
     store: ImageStore,
     ref: str,
     open_target: Callable[[bytes | None], Target],
-    threads: Threads,
+    threads: _ExportThreads,
     meter: Meter,
     *,
     name: str | None,
@@ -149,8 +165,10 @@ async def _export(
     target = await threads.run_abandonable(
         open_target, docker, dispose=lambda target: target.close()
     )
+    threads.target = target
     try:
         written = await _Export(store, image, target, threads, meter).run(contents)
+        await threads.run(target.complete, entry, interrupt=target.stop)
         await threads.run_shielded(target.commit, entry)
     finally:
         await threads.run_shielded(target.close)
@@ -312,7 +330,7 @@ class _Export:
         pouring = Pouring(source, self._threads, expectations, self._meter.report)
         await pouring.into(staged)
         expectations.check(staged)
-        await self._threads.run(staged.finish)
+        await self._threads.run(staged.finish, interrupt=staged.interrupt)
 
 
 def _close(file: LayoutFile | None) -> None:
