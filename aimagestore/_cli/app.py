@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import logging
 import sys
@@ -13,30 +14,51 @@ import typer
 from typer.core import TyperGroup
 
 from . import clusters, items, layouts, records, upkeep
-from .exits import EXIT_CODES
+from .completion import join_words_of_bash
+from .exits import EXIT_CODES, CommandError
 from .human import without_secrets
+from .parameters import examples
 from .running import exit_for
-from .streams import claim_standard_streams
+from .streams import check_output, claim_standard_streams
 
 _HELP = f"""\
 Look at and change an image store of containers/storage, beside podman.
 
-Without --root it is podman's own store, and only looked at unless --write is given.
+Without --root it is podman's own store, and only looked at unless --write is given. --root,
+--write, --lock-timeout and --verbose may stand before or after the command.
 
 REF is an image's ID, its name, or the beginning of its ID. Wherever a file is taken, - is
 standard input or output.
 
-{EXIT_CODES}"""
+{EXIT_CODES}
+{examples("images", "--root images import hello.tar", "--root images inspect localhost/hello:1")}
+"""
+
+_ANYWHERE = frozenset({"root", "write", "lock_timeout", "verbose"})
+"""The options that stand before the command, or after it."""
 
 
 class _Program(TyperGroup):
     """The commands. Messages about wrong usage repeat what was given, but no password."""
 
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        _accept(self, [each for each in self.params if each.name in _ANYWHERE])
+
     def main(self, *args: Any, **options: Any) -> Any:
+        join_words_of_bash()
+        try:
+            return self._main(*args, **options)
+        except (OSError, CommandError) as error:  # what is shown without a command, such as help
+            sys.exit(exit_for(error))
+
+    def _main(self, *args: Any, **options: Any) -> Any:
         try:
             return super().main(*args, **options)
-        except OSError as error:  # what is shown without a command, such as help
-            sys.exit(exit_for(error))
+        except SystemExit as end:
+            if not end.code:
+                check_output()
+            raise
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         with _without_secrets():
@@ -45,6 +67,30 @@ class _Program(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with _without_secrets():
             return super().invoke(ctx)
+
+
+def _accept(group: TyperGroup, options: list[Any]) -> None:
+    """Accept options of the program in the commands of a group, too."""
+    for command in group.commands.values():
+        if isinstance(command, TyperGroup):
+            _accept(command, options)
+        else:
+            command.params += [_late(option) for option in options]
+
+
+def _late(option: Any) -> Any:
+    """Return an option that stands after the command, and counts as if it stood before."""
+    late = copy.copy(option)
+    late.hidden, late.expose_value, late.envvar = True, False, None
+
+    def take(context: Any, parameter: Any, value: Any) -> None:
+        if value is not None and value is not False:
+            if option.callback is not None:
+                value = option.callback(context, parameter, value)
+            context.find_root().params[option.name] = value
+
+    late.callback = take
+    return late
 
 
 @contextmanager
@@ -83,6 +129,11 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
+def _log_level(value: bool) -> bool:
+    logging.getLogger("aimagestore").setLevel(logging.DEBUG if value else logging.WARNING)
+    return value
+
+
 def _not_empty(value: str | None) -> str | None:
     if value == "":
         raise typer.BadParameter("must not be empty")
@@ -98,8 +149,8 @@ def _begin(
             envvar="AIMAGESTORE_ROOT",
             metavar="DIR",
             callback=_not_empty,
-            help="An image store, made where there is none, or a graph root that has one; or a "
-            "cluster's two addresses in one argument.",
+            help="An image store, or a graph root that has one; or a cluster's two addresses in "
+            "one argument. create, import and copy make a store where there is none.",
         ),
     ] = None,
     write: Annotated[
@@ -115,7 +166,12 @@ def _begin(
         ),
     ] = None,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Say what is done, and where an error came from.")
+        bool,
+        typer.Option(
+            "--verbose",
+            callback=_log_level,
+            help="Say what is done, and where an error came from.",
+        ),
     ] = False,
     version: Annotated[
         bool,
@@ -125,7 +181,6 @@ def _begin(
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("aimagestore: %(message)s"))
     logging.basicConfig(handlers=[handler])
-    logging.getLogger("aimagestore").setLevel(logging.DEBUG if verbose else logging.WARNING)
 
 
 def run() -> None:

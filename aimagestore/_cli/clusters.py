@@ -10,7 +10,7 @@ from anyio import to_thread
 
 from .exits import CommandError, ExitCode, usage_errors
 from .output import write_json, write_lines
-from .parameters import Json
+from .parameters import Json, examples
 from .roots import cluster_module, given_addresses, is_cluster
 from .running import command
 from .session import Session
@@ -23,11 +23,13 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="cluster")
 
 
-@group.command()
+@group.command(epilog=examples("cluster migrate postgresql://db.example/images"))
 @command
 async def migrate(
     context: typer.Context,
-    records: Annotated[str | None, typer.Argument(metavar="RECORDS")] = None,
+    records: Annotated[
+        str | None, typer.Argument(metavar="RECORDS", help="postgresql://HOST/DATABASE")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Create the tables of a store, or bring them up to date, and print their version.
@@ -37,14 +39,19 @@ async def migrate(
     """
     module = cluster_module()
     with usage_errors():
-        version = await to_thread.run_sync(module.migrate, _records(context, records))
+        # One transaction, which ends with the program where the program is interrupted.
+        version = await to_thread.run_sync(
+            module.migrate, _records(context, records), abandon_on_cancel=True
+        )
     if json:
         await write_json({"version": version})
     else:
         await write_lines([str(version)])
 
 
-@group.command()
+@group.command(
+    epilog=examples('--root "postgresql://db.example/images s3://bucket/images" cluster adopt')
+)
 @command
 async def adopt(context: typer.Context, json: Json = False) -> None:
     """Make the database and the bucket of --root one store, and print its new identity.
@@ -62,12 +69,14 @@ async def adopt(context: typer.Context, json: Json = False) -> None:
         await write_lines([str(identity)])
 
 
-@group.command()
+@group.command(epilog=examples("cluster grace-period 86400 postgresql://db.example/images"))
 @command
 async def grace_period(
     context: typer.Context,
-    seconds: Annotated[float, typer.Argument(metavar="SECONDS")],
-    records: Annotated[str | None, typer.Argument(metavar="RECORDS")] = None,
+    seconds: Annotated[float, typer.Argument(metavar="SECONDS", help="how long, more than 0")],
+    records: Annotated[
+        str | None, typer.Argument(metavar="RECORDS", help="postgresql://HOST/DATABASE")
+    ] = None,
 ) -> None:
     """Change how long replaced and staged data is kept, for all who use the store.
 

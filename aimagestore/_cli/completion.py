@@ -1,9 +1,9 @@
-"""The refs that a shell can complete."""
+"""What a shell can complete: refs, names, keys and flags."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import anyio
 import typer
@@ -13,16 +13,64 @@ from .._core.image import Image
 from .human import short_id
 from .session import Session
 
+_stem = ""
+
+
+def join_words_of_bash() -> None:
+    """Join words that bash takes apart at a colon.
+
+    Of the word to complete, bash wants what comes after the last colon; what comes before it is
+    kept aside.
+    """
+    global _stem  # noqa: PLW0603 - a process completes one word
+    _stem = ""
+    words = os.environ.get("COMP_WORDS", "").split("\n")
+    place = int(os.environ.get("COMP_CWORD") or 0)
+    joined: list[str] = []
+    for number, word in enumerate(words[: place + 1]):
+        if number > 1 and ":" in (word, words[number - 1]):
+            joined[-1] += word
+        else:
+            joined.append(word)
+    if len(joined) == len(words[: place + 1]):
+        return
+    before, colon, last = joined[-1].rpartition(":")
+    if ":" in words[place - 1 : place + 1]:
+        _stem, joined[-1] = before + colon, last
+    os.environ["COMP_WORDS"] = "\n".join(joined)
+    os.environ["COMP_CWORD"] = str(len(joined) - 1)
+
 
 def complete_ref(context: typer.Context, incomplete: str) -> list[str]:
-    """The names and short IDs that begin so, of the store meant. Never fails, makes no store."""
+    """The names and short IDs that begin so, of the store meant."""
+    return _completed(context, incomplete, _refs)
+
+
+def complete_name(context: typer.Context, incomplete: str) -> list[str]:
+    """The names that begin so, of the image that is given."""
+    return _completed(context, incomplete, lambda images: _of_image(context, images).names)
+
+
+def complete_key(context: typer.Context, incomplete: str) -> list[str]:
+    """The keys that begin so, of the image that is given."""
+    return _completed(context, incomplete, lambda images: _of_image(context, images).big_data_names)
+
+
+def complete_flag(context: typer.Context, incomplete: str) -> list[str]:
+    """The flags that begin so, of the image that is given."""
+    return _completed(context, incomplete, lambda images: _of_image(context, images).flags)
+
+
+def _completed(
+    context: typer.Context, incomplete: str, find: Callable[[list[Image]], Iterable[str]]
+) -> list[str]:
+    """What is found and begins so. Never fails, makes no store."""
     try:
-        images = anyio.run(_images, Session.of(context).place())
+        found = find(anyio.run(_images, Session.of(context).place()))
     except Exception:  # noqa: BLE001 - a shell that completes has no use for any error
         return []
-    stem = _stem_in_bash()
-    refs = (ref.removeprefix(stem) for ref in _refs(images) if ref.startswith(stem))
-    return sorted(ref for ref in refs if ref.startswith(incomplete))
+    words = (word.removeprefix(_stem) for word in found if word.startswith(_stem))
+    return sorted(word for word in words if word.startswith(incomplete))
 
 
 async def _images(path: str) -> list[Image]:
@@ -36,12 +84,8 @@ def _refs(images: Iterable[Image]) -> Iterable[str]:
         yield short_id(image.id)
 
 
-def _stem_in_bash() -> str:
-    """What stands before the word to complete: for bash a colon ends a word."""
-    words = os.environ.get("COMP_WORDS", "").split("\n")
-    place = int(os.environ.get("COMP_CWORD", "0"))
-    stem = ""
-    while place >= 2 and words[place - 1 : place] == [":"]:
-        stem = f"{words[place - 2]}:{stem}"
-        place -= 2
-    return stem
+def _of_image(context: typer.Context, images: Iterable[Image]) -> Image:
+    ref = context.params["ref"]
+    found = [image for image in images if ref in image.names or image.id == ref]
+    found += [image for image in images if image.id.startswith(ref)]
+    return found[0]

@@ -10,9 +10,9 @@ import secrets
 import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
-from anyio import CancelScope, create_task_group, to_thread
+from anyio import CancelScope, to_thread
 
 from .streams import STANDARD_INPUT, STANDARD_OUTPUT, read_some, write_whole
 
@@ -36,12 +36,14 @@ class Source:
     """An open file to read.
 
     :ivar size: its length in bytes; ``None`` for what is no regular file
+    :ivar is_terminal: whether it is one
     """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         found = os.fstat(fd)
         self.size = found.st_size if stat.S_ISREG(found.st_mode) else None
+        self.is_terminal = os.isatty(fd)
 
     async def read(self, n: int) -> bytes:
         """Read up to ``n`` bytes; none at the end."""
@@ -49,10 +51,14 @@ class Source:
 
 
 class Sink:
-    """An open file to write."""
+    """An open file to write.
+
+    :ivar is_terminal: whether it is a terminal
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self.is_terminal = os.isatty(fd)
 
     async def write(self, data: bytes) -> None:
         """Write all of it."""
@@ -92,34 +98,24 @@ async def writing(file: str) -> AsyncIterator[Sink]:
             yield sink
 
 
-@asynccontextmanager
-async def pipe_to_standard_output() -> AsyncIterator[BinaryIO]:
-    """A file to write from threads that nobody can take a waiting write from.
-
-    Cancelled, or when nobody reads standard output any more, its pipe breaks, and with it the
-    write.
-    """
-    reader, writer = os.pipe()
-    errors: list[Exception] = []
-    async with create_task_group() as tasks:
-        tasks.start_soon(_pass_on, reader, Sink(STANDARD_OUTPUT), errors)
-        try:
-            with os.fdopen(writer, "wb", buffering=0) as stream:
-                yield stream
-        except Exception as error:  # noqa: BLE001 - raised below: a task group would wrap it
-            errors.append(error)
-    if errors:
-        raise errors[0]
+async def is_terminal(file: str, *, writes: bool) -> bool:
+    """Return whether a file to read or to write is a terminal."""
+    if file == STANDARD:
+        return os.isatty(STANDARD_OUTPUT if writes else STANDARD_INPUT)
+    return await to_thread.run_sync(_leads_to_terminal, file)
 
 
-async def _pass_on(reader: int, sink: Sink, errors: list[Exception]) -> None:
+def _leads_to_terminal(file: str) -> bool:
     try:
-        while chunk := await _wait(lambda: os.read(reader, CHUNK)):
-            await sink.write(chunk)
-    except OSError as error:
-        errors.append(error)
+        if not stat.S_ISCHR(os.stat(file).st_mode):
+            return False
+        fd = os.open(file, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return os.isatty(fd)
     finally:
-        os.close(reader)
+        os.close(fd)
 
 
 def _is_special(file: str) -> bool:

@@ -9,10 +9,11 @@ import typer
 from .._async.store import ImageStore
 from .._async.streams import BigDataReader
 from ..errors import DigestMismatchError
+from .completion import complete_key
 from .exits import CommandError, ExitCode, damage
 from .files import STANDARD, Sink, reading, writing
 from .output import write_json, write_lines
-from .parameters import Json, Key, NoVerify, Ref
+from .parameters import Json, Key, NoVerify, Ref, examples
 from .progress import progress_bar
 from .running import command
 from .session import Session
@@ -20,9 +21,19 @@ from .session import Session
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command()(put)
-    app.command()(get)
-    app.command()(digest)
+    app.command(
+        epilog=examples(
+            "put localhost/hello:1 sbom sbom.json", "put localhost/hello:1 notes - < notes.txt"
+        )
+    )(put)
+    app.command(
+        epilog=examples(
+            "get localhost/hello:1 manifest", "get localhost/hello:1 manifest manifest.json"
+        )
+    )(get)
+    app.command(epilog=examples("digest localhost/hello:1", "digest localhost/hello:1 manifest"))(
+        digest
+    )
 
 
 @command
@@ -30,14 +41,14 @@ async def put(
     context: typer.Context,
     ref: Ref,
     key: Key,
-    file: Annotated[str, typer.Argument(metavar="FILE")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The data; - is standard input.")],
 ) -> None:
     """Give an image an item, new or instead of the one it has.
 
     Interrupted, the item is there whole, or as it was before.
     """
     async with Session.of(context).writing() as store, reading(file) as source:
-        with progress_bar(key, source.size) as bar:
+        with progress_bar(key, source.size, beside_data=source.is_terminal) as bar:
             await store.set_big_data(ref, key, source, progress=bar.show)
 
 
@@ -46,7 +57,9 @@ async def get(
     context: typer.Context,
     ref: Ref,
     key: Key,
-    file: Annotated[str, typer.Argument(metavar="FILE")] = STANDARD,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Where to write it; - is standard output.")
+    ] = STANDARD,
     no_verify: NoVerify = False,
 ) -> None:
     """Write an item to a file or to standard output.
@@ -65,7 +78,7 @@ async def get(
 
 async def _copy(reader: BigDataReader, sink: Sink, key: str) -> None:
     done = 0
-    with progress_bar(key, reader.size) as bar:
+    with progress_bar(key, reader.size, beside_data=sink.is_terminal) as bar:
         async for chunk in reader:
             await sink.write(chunk)
             done += len(chunk)
@@ -76,7 +89,12 @@ async def _copy(reader: BigDataReader, sink: Sink, key: str) -> None:
 async def digest(
     context: typer.Context,
     ref: Ref,
-    key: Annotated[str | None, typer.Argument(metavar="KEY")] = None,
+    key: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="KEY", autocompletion=complete_key, help="An item; without one, the image."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Print the digest of an image, or of one of its items."""

@@ -3,35 +3,98 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
-from typing import Annotated, BinaryIO
+from dataclasses import asdict, replace
+from enum import StrEnum
+from typing import Annotated, Any, BinaryIO
 
 import typer
 from anyio import to_thread
 
-from .._async.copying import copy_images
+from .._async.copying import CopyResult, copy_images
+from .._async.store import ImageStore
 from ..errors import DigestMismatchError, SizeMismatchError
+from .addresses import (
+    DIR,
+    DOCKER_ARCHIVE,
+    OCI,
+    OCI_ARCHIVE,
+    LayoutAddress,
+    StoreAddress,
+    parse_address,
+)
+from .completion import complete_ref
 from .exits import CommandError, ExitCode, damage
-from .files import CHUNK, STANDARD, pipe_to_standard_output, reading
+from .files import CHUNK, STANDARD, is_terminal, reading
 from .human import human_size
 from .output import image_json, write_json, write_lines
-from .parameters import Json, Ref
+from .parameters import Json, Ref, examples
 from .progress import progress_bar
 from .running import command
 from .session import Session
+from .streams import STANDARD_INPUT, STANDARD_OUTPUT, RawOutput
 
-Layout = Annotated[str, typer.Argument(metavar="LAYOUT")]
+Layout = Annotated[
+    str,
+    typer.Argument(
+        metavar="LAYOUT", help="A directory or a tar file; - is standard input or output."
+    ),
+]
+Names = Annotated[
+    list[str] | None,
+    typer.Option("--name", metavar="NAME", help="A name for the image; several times."),
+]
+InLayout = Annotated[
+    str | None,
+    typer.Option("--ref", metavar="NAME", help="Which of several images in the layout."),
+]
+Platform = Annotated[
+    str | None,
+    typer.Option("--platform", metavar="OS/ARCH", help="Which of several platforms."),
+]
+NameThere = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="What to call it in the layout.")
+]
+
+
+class Format(StrEnum):
+    """What ``save`` makes, by the names that podman has for it."""
+
+    OCI_ARCHIVE = "oci-archive"
+    DOCKER_ARCHIVE = "docker-archive"
+    OCI_DIR = "oci-dir"
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command("import")(import_layout)
-    app.command("export")(export_layout)
-    app.command()(copy)
+    app.command(
+        "import",
+        epilog=examples(
+            "import hello.tar --name localhost/hello:1",
+            "import layout --ref hello:1 --platform linux/arm64",
+            "import - < hello.tar",
+        ),
+    )(import_layout)
+    app.command(epilog=examples("load -i hello.tar", "load < hello.tar"))(load)
+    app.command(
+        "export",
+        epilog=examples("export localhost/hello:1 layout", "export localhost/hello:1 hello.tar"),
+    )(export_layout)
+    app.command(
+        epilog=examples(
+            "save -o hello.tar localhost/hello:1", "save localhost/hello:1 | podman load"
+        )
+    )(save)
+    app.command(
+        epilog=examples(
+            "copy images backup",
+            "copy images backup localhost/hello:1",
+            "copy containers-storage:localhost/hello:1 oci:layout:hello:1",
+            "copy docker-archive:hello.tar containers-storage:[vfs@/srv/graph]localhost/hello:1",
+        )
+    )(copy)
 
 
 @command
@@ -39,34 +102,72 @@ async def import_layout(
     context: typer.Context,
     layout: Layout,
     *,
-    name: Annotated[
-        list[str] | None,
-        typer.Option("--name", metavar="NAME", help="A name for the image; several times."),
-    ] = None,
-    ref: Annotated[
-        str | None,
-        typer.Option("--ref", metavar="NAME", help="Which of several images in the layout."),
-    ] = None,
-    platform: Annotated[
-        str | None,
-        typer.Option("--platform", metavar="OS/ARCH", help="Which of several platforms."),
-    ] = None,
+    name: Names = None,
+    ref: InLayout = None,
+    platform: Platform = None,
     json: Json = False,
 ) -> None:
     """Take images from an OCI image layout, and print their IDs.
 
-    LAYOUT is a directory or a tar. Everything is verified. An image that is there already is not
-    stored again. A store of podman's keeps layers elsewhere: they are left out there, and
-    standard error says so.
+    Everything is verified. An image that is there already is not stored again. A store of
+    podman's keeps layers elsewhere: they are left out there, and standard error says so.
     """
+    await _import(context, layout, name, ref, platform, json=json)
+
+
+@command
+async def load(
+    context: typer.Context,
+    layout: Annotated[
+        str | None, typer.Argument(metavar="LAYOUT", help="A directory or a tar file.")
+    ] = None,
+    *,
+    input: Annotated[
+        str | None,
+        typer.Option(
+            "--input", "-i", metavar="LAYOUT", help="The same; else it is standard input."
+        ),
+    ] = None,
+    name: Names = None,
+    ref: InLayout = None,
+    platform: Platform = None,
+    json: Json = False,
+) -> None:
+    """Take images from a layout as import does, with the options of podman load."""
+    given = _one_of(layout, input, "--input") or STANDARD
+    await _import(context, given, name, ref, platform, json=json)
+
+
+def _one_of(argument: str | None, value: str | None, option: str) -> str | None:
+    if argument is not None and value is not None:
+        raise CommandError(f"give either LAYOUT or {option}", ExitCode.USAGE)
+    return value if argument is None else argument
+
+
+async def _import(
+    context: typer.Context,
+    layout: str,
+    names: list[str] | None,
+    ref: str | None,
+    platform: str | None,
+    *,
+    json: bool,
+) -> None:
     from .. import oci  # noqa: PLC0415 - what other commands need not load
 
-    async with Session.of(context).writing() as store, _readable(layout) as readable:
+    if await is_terminal(layout, writes=False):
+        raise CommandError(
+            "an archive is not read from a terminal: give a file, or redirect one", ExitCode.USAGE
+        )
+    async with (
+        Session.of(context).writing(makes=True) as store,
+        _readable(layout) as readable,
+    ):
         with progress_bar("import") as bar:
             imported = await oci.import_layout(
                 store,
                 readable,
-                names=name or None,
+                names=names or None,
                 ref=ref,
                 platform=platform,
                 progress=bar.show,
@@ -89,50 +190,126 @@ async def import_layout(
 
 @command
 async def export_layout(
-    context: typer.Context,
-    ref: Ref,
-    layout: Layout,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="What to call it in the layout.")
-    ] = None,
+    context: typer.Context, ref: Ref, layout: Layout, name: NameThere = None
 ) -> None:
     """Put an image into an OCI image layout.
 
-    LAYOUT is a directory or a tar; on standard output it is a tar.
+    LAYOUT is made a tar file where it ends in .tar, or is standard output; else a directory. A
+    layout that is there gets one more image.
+    """
+    async with Session.of(context).reading() as store:
+        await _export(store, ref, layout, name)
+
+
+@command
+async def save(
+    context: typer.Context,
+    ref: Ref,
+    layout: Annotated[
+        str | None, typer.Argument(metavar="LAYOUT", help="What to write; else standard output.")
+    ] = None,
+    *,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="LAYOUT", help="The same.")
+    ] = None,
+    format: Annotated[
+        Format | None,
+        typer.Option("--format", help="Without it, a tar file that all of them read."),
+    ] = None,
+    name: NameThere = None,
+) -> None:
+    """Put an image into a layout as export does, with the options of podman save."""
+    given = _one_of(layout, output, "--output") or STANDARD
+    async with Session.of(context).reading() as store:
+        if layout is not None and await store.exists(layout):
+            raise CommandError(
+                f"{layout} is an image, too: save takes one image, and -o says where to",
+                ExitCode.USAGE,
+            )
+        transport = None
+        if format is not None:
+            transport = OCI if format is Format.OCI_DIR else format.value
+        elif not await to_thread.run_sync(os.path.isdir, given):
+            transport = OCI_ARCHIVE
+        await _export(store, ref, given, name, transport)
+
+
+async def _export(
+    store: ImageStore, ref: str, layout: str, name: str | None, transport: str | None = None
+) -> int:
+    """Export an image, and return the number of bytes written.
+
+    :param transport: what to make; ``None`` where the layout's path says it
     """
     from .. import oci  # noqa: PLC0415 - what other commands need not load
 
-    async with Session.of(context).reading() as store:
-        with damage(DigestMismatchError, SizeMismatchError), progress_bar("export") as bar:
-            if layout != STANDARD:
-                await oci.export_layout(store, ref, layout, name=name, progress=bar.show)
-                return
-            if sys.stdout.isatty():
-                raise CommandError("a tar is not for a terminal", ExitCode.USAGE)
-            async with pipe_to_standard_output() as stream:
-                await oci.export_layout(store, ref, stream, name=name, progress=bar.show)
+    if await is_terminal(layout, writes=True):
+        raise CommandError("a tar is not for a terminal", ExitCode.USAGE)
+    target: Any = layout
+    if layout == STANDARD:
+        if transport == OCI:
+            raise CommandError("a directory is not for standard output", ExitCode.USAGE)
+        target = RawOutput(STANDARD_OUTPUT)
+    with damage(DigestMismatchError, SizeMismatchError), progress_bar("export") as bar:
+        result = await oci.export_layout(
+            store,
+            ref,
+            target,
+            name=name,
+            archive=None if transport is None else transport != OCI,
+            docker=transport == DOCKER_ARCHIVE,
+            progress=bar.show,
+        )
+    return result.written
 
 
 @command
 async def copy(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="SRC")],
-    destination: Annotated[str, typer.Argument(metavar="DST")],
-    refs: Annotated[list[str] | None, typer.Argument(metavar="REF")] = None,
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A store, as --root has it, or an address.")
+    ],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="A store or an address, too.")],
+    refs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="REF",
+            autocompletion=complete_ref,
+            help="The images of the store SRC; all without any.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Copy images from one store into another: those that are named, or all.
+    """Copy images from one store into another, or between a store and a layout.
 
-    SRC and DST are given as --root is. Everything is compared with its digest. Interrupted, each
-    image is there wholly or not at all; called again, it goes on where it was.
+    An address is as skopeo has it: containers-storage:[DRIVER@DIR]NAME, without the brackets for
+    the store of --root or podman's own; oci:PATH:NAME, oci-archive:PATH:NAME,
+    docker-archive:PATH:NAME, dir:PATH. A store whose path looks like one begins with ./
+
+    Everything is compared with its digest. Interrupted, each image is there wholly or not at all;
+    called again, it goes on where it was.
     """
-    timeout = Session.of(context).lock_timeout
-    async with (
-        Session(source).reading() as there,
-        Session(destination, lock_timeout=timeout).writing() as here,
-    ):
-        with progress_bar("copy") as bar, damage(DigestMismatchError):
-            copied = await copy_images(there, here, refs or None, progress=bar.show)
+    there, here = parse_address(source), parse_address(destination)
+    session = Session.of(context)
+    if isinstance(there, LayoutAddress):
+        if refs:
+            raise CommandError("of a layout, SRC names the image", ExitCode.USAGE)
+        if isinstance(here, LayoutAddress):
+            raise CommandError(
+                "copy goes between stores, or between a store and a layout: one of SRC and DST is "
+                "a store",
+                ExitCode.USAGE,
+            )
+        copied = await _copy_in(there, session, here)
+    else:
+        if there.ref is not None:
+            if refs:
+                raise CommandError("SRC names an image already", ExitCode.USAGE)
+            refs = [there.ref]
+        if isinstance(here, LayoutAddress):
+            copied = await _copy_out(session, there, here, refs or [])
+        else:
+            copied = await _copy_across(session, there, here, refs or [])
     if json:
         await write_json(asdict(copied))
     else:
@@ -140,6 +317,77 @@ async def copy(
         await write_lines(
             [f"{copied.images} copied, {size} of big data; {copied.present} present already"]
         )
+
+
+def _session(session: Session, address: StoreAddress) -> Session:
+    return session if address.root is None else replace(session, root=address.root)
+
+
+async def _copy_in(there: LayoutAddress, session: Session, here: StoreAddress) -> CopyResult:
+    from .. import oci  # noqa: PLC0415 - what other commands need not load
+
+    names = None if here.ref is None else [_full(here.ref)]
+    async with _session(session, here).writing(makes=True) as store:
+        with progress_bar("copy") as bar:
+            imported = await oci.import_layout(
+                store, there.path, names=names, ref=there.name, progress=bar.show
+            )
+    new = sum(each.is_new for each in imported)
+    stored = sum(each.stored for each in imported)
+    return CopyResult(images=new, present=len(imported) - new, bytes=stored)
+
+
+async def _copy_out(
+    session: Session, there: StoreAddress, here: LayoutAddress, refs: list[str]
+) -> CopyResult:
+    if here.transport == DIR:
+        raise CommandError("dir: is only read: copy to oci:, or use skopeo", ExitCode.USAGE)
+    is_one = len(refs) == 1
+    if not refs or (not is_one and (here.name is not None or here.transport != OCI)):
+        raise CommandError(f"name {'one image' if refs else 'an image'} to copy", ExitCode.USAGE)
+    async with _session(session, there).reading() as store:
+        written = 0
+        for ref in refs:
+            known = await _known(store, ref)
+            written += await _export(store, known, here.path, here.name, here.transport)
+    return CopyResult(images=len(refs), present=0, bytes=written)
+
+
+async def _copy_across(
+    session: Session, there: StoreAddress, here: StoreAddress, refs: list[str]
+) -> CopyResult:
+    if here.ref is not None and len(refs) != 1:
+        raise CommandError("DST names one image: name one of SRC, too", ExitCode.USAGE)
+    async with (
+        _session(session, there).reading() as source,
+        _session(session, here).writing(makes=True) as destination,
+    ):
+        ids = [(await source.get(await _known(source, ref))).id for ref in refs]
+        with progress_bar("copy") as bar, damage(DigestMismatchError):
+            copied = await copy_images(source, destination, ids or None, progress=bar.show)
+        if here.ref is not None:
+            await destination.add_names(ids[0], [_full(here.ref)])
+    return copied
+
+
+def _full(name: str) -> str:
+    """A name as skopeo gives it to an image."""
+    from ..oci._reference import DOCKER, full_name  # noqa: PLC0415 - as above
+
+    full = full_name(name, DOCKER)
+    if full is None:
+        raise CommandError(f"{name!r} is not a name for an image", ExitCode.USAGE)
+    return full
+
+
+async def _known(store: ImageStore, ref: str) -> str:
+    """The ref by which a store knows an image, which may have been given by a short name."""
+    from ..oci._reference import DOCKER, full_name  # noqa: PLC0415 - as above
+
+    for candidate in (full_name(ref), full_name(ref, DOCKER)):
+        if candidate is not None and not await store.exists(ref) and await store.exists(candidate):
+            return candidate
+    return ref
 
 
 @asynccontextmanager
@@ -150,7 +398,7 @@ async def _readable(layout: str) -> AsyncIterator[str | BinaryIO]:
         return
     async with reading(STANDARD) as source:
         if source.size is not None:
-            with os.fdopen(0, "rb", closefd=False) as stream:
+            with os.fdopen(STANDARD_INPUT, "rb", closefd=False) as stream:
                 yield stream
             return
         with await to_thread.run_sync(tempfile.TemporaryFile) as spooled:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from shutil import get_terminal_size
 from typing import Any
 
 from anyio import to_thread
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.cells import cell_len, chop_cells
 
 from .._core.image import Image
 from .._core.report import Finding, Report
@@ -19,8 +18,6 @@ from .human import printable, without_secrets
 
 _NARROWEST_COLUMN = 12
 _COLUMN_GAP = 2
-# Fitting a row into a terminal takes half a millisecond.
-_MOST_ROWS_FITTED = 1000
 
 
 def say(message: str) -> None:
@@ -104,36 +101,50 @@ def findings_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
 # Tables
 
 
-async def write_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a table: for a terminal as wide as that, else in columns as podman has them."""
-    cells = [[printable(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty() and len(cells) <= _MOST_ROWS_FITTED:
-        await to_thread.run_sync(_show, headings, cells, abandon_on_cancel=True)
-    else:
-        await write(_in_columns([list(headings), *cells]))
+async def write_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], *, folded: int | None = None
+) -> None:
+    """Write a table in columns, as podman has them. Nothing in it is ever cut off.
+
+    :param folded: the column that is folded where the terminal is too narrow; of the others, the
+        next command may need each as a whole
+    """
+    cells = [list(headings), *([printable(cell) for cell in row] for row in rows)]
+    widths = _widths(cells, _NARROWEST_COLUMN)
+    if sys.stdout.isatty() and sum(widths) > (columns := get_terminal_size().columns):
+        widths = _widths(cells, 0)
+        excess = sum(widths) - columns
+        if folded is not None and excess > 0:
+            gap = 0 if folded == len(widths) - 1 else _COLUMN_GAP
+            room = widths[folded] - gap - excess
+            if room >= _NARROWEST_COLUMN:
+                widths[folded] = room + gap
+                cells = [line for row in cells for line in _fold(row, folded, room)]
+    await write("".join(_line(row, widths) for row in cells))
 
 
-def _show(headings: Sequence[str], rows: list[list[str]]) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, _COLUMN_GAP, 0, 0), header_style="bold")
-    for place, heading in enumerate(headings):
-        table.add_column(heading, overflow="fold", no_wrap=place > 0)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+def _widths(cells: Sequence[Sequence[str]], least: int) -> list[int]:
+    """The widths of the columns, with the gaps between them."""
+    longest = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    return [*(max(width + _COLUMN_GAP, least) for width in longest[:-1]), longest[-1]]
 
 
-def _in_columns(rows: list[list[str]]) -> str:
-    widths = [
-        max(_NARROWEST_COLUMN, max(map(len, column)) + _COLUMN_GAP)
-        for column in zip(*rows, strict=True)
+def _fold(row: list[str], place: int, width: int) -> Iterator[list[str]]:
+    first, *others = chop_cells(row[place], width) or [""]
+    yield [*row[:place], first, *row[place + 1 :]]
+    for other in others:
+        yield [other if column == place else "" for column in range(len(row))]
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [
+        text + " " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True)
     ]
-    widths[-1] = 0
-    padded = ("".join(map(str.ljust, row, widths)) for row in rows)
-    return "".join(f"{line}\n" for line in padded)
+    return "".join(padded).rstrip(" ") + "\n"
 
 
 async def write_findings(findings: Sequence[Finding]) -> None:
     """Write what was found or done as a table, if there is anything."""
     if findings:
         rows = [[f.kind.value, f.path, f.key, f.detail] for f in findings]
-        await write_table(["FINDING", "PATH", "KEY", "DETAIL"], rows)
+        await write_table(["FINDING", "PATH", "KEY", "DETAIL"], rows, folded=3)

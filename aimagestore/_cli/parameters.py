@@ -7,16 +7,33 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from .completion import complete_ref
+from .completion import complete_key, complete_ref
 from .exits import CommandError, ExitCode
 
-Ref = Annotated[str, typer.Argument(metavar="REF", autocompletion=complete_ref)]
-Refs = Annotated[list[str], typer.Argument(metavar="REF", autocompletion=complete_ref)]
-Key = Annotated[str, typer.Argument(metavar="KEY")]
+_REF = "an ID, a name, or the beginning of an ID."
+
+Ref = Annotated[
+    str, typer.Argument(metavar="REF", autocompletion=complete_ref, help=f"The image: {_REF}")
+]
+Refs = Annotated[
+    list[str],
+    typer.Argument(metavar="REF", autocompletion=complete_ref, help=f"The images, each {_REF}"),
+]
+Key = Annotated[
+    str,
+    typer.Argument(
+        metavar="KEY", autocompletion=complete_key, help="The item, such as manifest; see inspect."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 NoVerify = Annotated[
     bool, typer.Option("--no-verify", help="Do not compare the data with its digest.")
 ]
+
+
+def examples(*lines: str) -> str:
+    """The examples that a command's help ends with."""
+    return "\n".join(["Examples:", "", "\b", *(f"  aimagestore {line}" for line in lines)])
 
 
 def pair(text: str, what: str) -> tuple[str, str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from time import monotonic
 
 from rich.console import Console
 from rich.progress import (
@@ -18,25 +19,43 @@ from rich.progress import (
 
 from .human import printable
 
+DELAY = 0.5
+"""Seconds before a bar shows: what is done by then needs none."""
+
 
 class Bar:
     """How much of something is done, in bytes."""
 
-    def __init__(self, progress: Progress, what: str, total: int | None) -> None:
+    def __init__(self, progress: Progress | None, what: str, total: int | None) -> None:
         self._progress = progress
-        self._task = progress.add_task(printable(what), total=total)
+        self._what = what
+        self._total = total
+        self._due = monotonic() + DELAY
 
     def show(self, done: int, total: int | None) -> None:
         """Show how much is done, and of how much if that is known."""
-        if total is None:
-            self._progress.update(self._task, completed=done)
-        else:
-            self._progress.update(self._task, completed=done, total=total)
+        if total is not None:
+            self._total = total
+        if self._progress is None or monotonic() < self._due:
+            return
+        if not self._progress.tasks:
+            self._progress.add_task(printable(self._what))
+            self._progress.start()
+        self._progress.update(self._progress.tasks[0].id, completed=done, total=self._total)
 
 
 @contextmanager
-def progress_bar(what: str, total: int | None = None) -> Iterator[Bar]:
-    """Show a bar for as long as the block takes, where standard error is a terminal."""
+def progress_bar(
+    what: str, total: int | None = None, *, beside_data: bool = False
+) -> Iterator[Bar]:
+    """Show a bar for as long as the block takes, where standard error is a terminal.
+
+    :param beside_data: whether the data itself comes from a terminal or goes to one, which a bar
+        would garble
+    """
+    if beside_data or not sys.stderr.isatty():
+        yield Bar(None, what, total)
+        return
     progress = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -49,5 +68,7 @@ def progress_bar(what: str, total: int | None = None) -> Iterator[Bar]:
         redirect_stdout=False,
         redirect_stderr=False,
     )
-    with progress if sys.stderr.isatty() else nullcontext():
+    try:
         yield Bar(progress, what, total)
+    finally:
+        progress.stop()

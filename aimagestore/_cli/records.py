@@ -10,11 +10,12 @@ from typing import Annotated
 import typer
 
 from .._core.image import Image
+from .completion import complete_flag, complete_name
 from .exits import CommandError, ExitCode
 from .files import reading
 from .human import human_age, human_size, repositories_and_tags, short_id
 from .output import image_json, rfc3339, size_of, write_json, write_lines, write_table
-from .parameters import Json, Ref, Refs, json_or_text, pair
+from .parameters import Json, Ref, Refs, examples, json_or_text, pair
 from .progress import progress_bar
 from .running import command
 from .session import Session
@@ -24,13 +25,29 @@ _HEADINGS = ("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE")
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command()(images)
-    app.command()(inspect)
-    app.command()(create)
-    app.command()(tag)
-    app.command()(untag)
-    app.command("rm")(remove)
-    app.command()(flag)
+    app.command(epilog=examples("images", "images --quiet --no-trunc", "images --json"))(images)
+    app.command(
+        epilog=examples("inspect localhost/hello:1", "inspect --json localhost/hello:1 1f2e3d4c")
+    )(inspect)
+    app.command(epilog=examples("exists localhost/hello:1"))(exists)
+    app.command(
+        epilog=examples(
+            "create --name localhost/note:1 --data text=note.txt",
+            "create --id note --metadata '{}' --flag checked=true",
+        )
+    )(create)
+    app.command(epilog=examples("tag localhost/hello:1 localhost/hello:latest"))(tag)
+    app.command(
+        epilog=examples("untag localhost/hello:1 localhost/hello:latest", "untag 1f2e3d4c")
+    )(untag)
+    app.command("rm", epilog=examples("rm localhost/hello:1", "rm --force 1f2e3d4c"))(remove)
+    app.command(
+        epilog=examples(
+            "flag localhost/hello:1",
+            "flag localhost/hello:1 checked true",
+            "flag localhost/hello:1 checked --clear",
+        )
+    )(flag)
 
 
 @command
@@ -68,6 +85,7 @@ async def images(
                 for image in found
                 for repository, tag in repositories_and_tags(image.names)
             ),
+            folded=0,
         )
 
 
@@ -91,7 +109,7 @@ async def inspect(context: typer.Context, refs: Refs, json: Json = False) -> Non
         await write_lines([""] * (number > 0) + list(_described(image)))
         if image.big_data_names:
             rows = [_item_row(image, key) for key in image.big_data_names]
-            await write_table(("ITEM", "SIZE", "DIGEST"), rows)
+            await write_table(("SIZE", "ITEM", "DIGEST"), rows, folded=2)
 
 
 def _described(image: Image) -> list[str]:
@@ -109,7 +127,16 @@ def _described(image: Image) -> list[str]:
 
 def _item_row(image: Image, key: str) -> tuple[str, str, str]:
     size = image.big_data_sizes.get(key)
-    return key, "" if size is None else human_size(size), image.big_data_digests.get(key, "")
+    digest = image.big_data_digests.get(key, "")
+    # What the key says already is left out: the row then fits into 80 columns.
+    return "" if size is None else human_size(size), key, "" if digest in key else digest
+
+
+@command
+async def exists(context: typer.Context, ref: Ref) -> ExitCode:
+    """Say by the exit code whether there is an image: 0, or 3 where there is none."""
+    async with Session.of(context).reading() as store:
+        return ExitCode.DONE if await store.exists(ref) else ExitCode.UNKNOWN
 
 
 @command
@@ -146,11 +173,14 @@ async def create(
     """Make an image with its items, and print its ID."""
     flags = [pair(given, "FLAG=VALUE") for given in flag or ()]
     files = [pair(given, "KEY=FILE") for given in data or ()]
-    async with Session.of(context).writing() as store, AsyncExitStack() as stack:
+    async with (
+        Session.of(context).writing(makes=True) as store,
+        AsyncExitStack() as stack,
+    ):
         items = {}
         for key, file in files:
             source = await stack.enter_async_context(reading(file))
-            with progress_bar(key, source.size) as bar:
+            with progress_bar(key, source.size, beside_data=source.is_terminal) as bar:
                 staged = store.stage(source, progress=bar.show)
                 items[key] = await stack.enter_async_context(staged)
         image = await store.create(
@@ -172,7 +202,7 @@ async def create(
 async def tag(
     context: typer.Context,
     ref: Ref,
-    names: Annotated[list[str], typer.Argument(metavar="NAME")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="The names to add.")],
 ) -> None:
     """Give an image more names.
 
@@ -187,7 +217,12 @@ async def tag(
 async def untag(
     context: typer.Context,
     ref: Ref,
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME", autocompletion=complete_name, help="The names to take away."
+        ),
+    ] = None,
 ) -> None:
     """Take names from an image, all of them where none is given."""
     async with Session.of(context).writing() as store:
@@ -219,8 +254,15 @@ async def remove(
 async def flag(
     context: typer.Context,
     ref: Ref,
-    flag: Annotated[str | None, typer.Argument(metavar="FLAG")] = None,
-    value: Annotated[str | None, typer.Argument(metavar="VALUE")] = None,
+    flag: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="FLAG", autocompletion=complete_flag, help="The flag; without one, all."
+        ),
+    ] = None,
+    value: Annotated[
+        str | None, typer.Argument(metavar="VALUE", help="What to set it to: JSON, or text.")
+    ] = None,
     *,
     clear: Annotated[bool, typer.Option("--clear", help="Remove the flag.")] = False,
     json: Json = False,

@@ -14,6 +14,8 @@ from .exits import CommandError, ExitCode, usage_errors
 
 _IMAGES = "-images"
 _LAYERS = "-layers"
+_STORE_FILES = frozenset({"images.json", "images.lock"})
+_IMAGE = re.compile("[0-9a-f]{64}")
 
 _ADDRESSES = re.compile(r"(postgres(?:ql)?://\S+) +(s3://\S+)")
 
@@ -30,6 +32,18 @@ def given_store(root: str) -> str:
     if "images.json" in names or "images.lock" in names or not is_graph_root:
         return root
     return _in_graph_root(root, names, None)
+
+
+def may_be_store(path: str) -> bool:
+    """Return whether a directory is an image store, or is empty, or is for the store to judge."""
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    is_store = any(name in _STORE_FILES or _IMAGE.fullmatch(name) for name in names)
+    return is_store or not names
 
 
 def is_cluster(root: str) -> bool:

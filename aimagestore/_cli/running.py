@@ -14,7 +14,6 @@ import typer
 
 from .exits import ExitCode, describe, exit_code
 from .output import say
-from .streams import check_output
 
 logger = logging.getLogger("aimagestore")
 
@@ -35,7 +34,6 @@ def command(function: Command[P]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             code = anyio.run(_until_signal, functools.partial(function, *args, **kwargs))
-            check_output()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told in one line
             code = exit_for(error)
         raise typer.Exit(code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from anyio import to_thread
 from .._async.store import ImageStore
 from .._engine.protocol import Location
 from .exits import CommandError, ExitCode
-from .roots import given_cluster, given_store, is_cluster, podman_store
+from .roots import given_cluster, given_store, is_cluster, may_be_store, podman_store
 
 logger = logging.getLogger("aimagestore")
 
@@ -53,28 +52,33 @@ class Session:
             )
         return place
 
-    async def path(self, *, writes: bool = False) -> str:
-        """The image store's directory, made where there was none.
+    async def path(self, *, writes: bool = False, makes: bool = False) -> str:
+        """The image store's directory.
 
-        :raises CommandError: when the store may not be written to, or none can be meant
+        :param makes: whether it is made where there is none
+        :raises CommandError: when there is none, when the store may not be written to, or none
+            can be meant
         """
         if self.root is not None and is_cluster(self.root):
             raise CommandError("only a directory is repaired: give one as --root", ExitCode.USAGE)
         path = await to_thread.run_sync(lambda: self.place(writes=writes))
-        if not await to_thread.run_sync(os.path.lexists, path):
-            async with ImageStore(path):
-                pass
+        if not makes and not await to_thread.run_sync(may_be_store, path):
+            raise CommandError(
+                f"there is no image store at {path}: create, import and copy make one"
+            )
         logger.info("the store is %s", path)
         return path
 
-    async def home(self, *, writes: bool = False) -> str | Location:
-        """What keeps the store: a directory, made where there was none, or a cluster.
+    async def home(self, *, writes: bool = False, makes: bool = False) -> str | Location:
+        """What keeps the store: a directory, or a cluster.
 
-        :raises CommandError: when the store may not be written to, or none can be meant
+        :param makes: whether a directory is made where there is none
+        :raises CommandError: when there is none, when the store may not be written to, or none
+            can be meant
         """
         if self.root is not None and is_cluster(self.root):
             return given_cluster(self.root)
-        return await self.path(writes=writes)
+        return await self.path(writes=writes, makes=makes)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[ImageStore]:
@@ -83,8 +87,11 @@ class Session:
             yield store
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator[ImageStore]:
-        """The store, to change."""
-        engine = await self.home(writes=True)
+    async def writing(self, *, makes: bool = False) -> AsyncIterator[ImageStore]:
+        """The store, to change.
+
+        :param makes: whether a directory is made where there is none
+        """
+        engine = await self.home(writes=True, makes=makes)
         async with ImageStore(engine, lock_timeout=self.lock_timeout) as store:
             yield store

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
+from .exits import CommandError, ExitCode
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -37,7 +39,7 @@ def claim_standard_streams() -> None:
             # What is opened next would get the number. The device opened the wrong way round
             # keeps it, and fails each use.
             os.open(os.devnull, flags)
-    sys.stdout = _text(_Output(STANDARD_OUTPUT), sys.stdout)
+    sys.stdout = _text(RawOutput(STANDARD_OUTPUT), sys.stdout)
     sys.stderr = _text(_Messages(STANDARD_ERROR), sys.stderr)
 
 
@@ -53,7 +55,7 @@ def _text(stream: io.RawIOBase, before: TextIO | None) -> TextIO:
     )
 
 
-class _Output(io.RawIOBase):
+class RawOutput(io.RawIOBase):
     """An open file that is never written in part without an error."""
 
     def __init__(self, fd: int) -> None:
@@ -70,17 +72,21 @@ class _Output(io.RawIOBase):
         return os.isatty(self._fd)
 
     def write(self, data: ReadableBuffer) -> int:
-        write_whole(self._fd, data)
+        try:
+            write_whole(self._fd, data)
+        except BrokenPipeError as error:
+            # Typer has an exit code of its own for what it was.
+            raise CommandError("nobody reads standard output", ExitCode.UNREAD) from error
         return len(memoryview(data))
 
 
-class _Messages(_Output):
+class _Messages(RawOutput):
     """Where messages go. They are lost where they cannot be written: nobody can be told."""
 
     def write(self, data: ReadableBuffer) -> int:
         try:
             return super().write(data)
-        except OSError:
+        except (OSError, CommandError):
             return len(memoryview(data))
 
 

@@ -20,7 +20,7 @@ from .output import (
     write_json,
     write_lines,
 )
-from .parameters import Json, NoVerify
+from .parameters import Json, NoVerify, examples
 from .progress import progress_bar
 from .running import command
 from .session import Session
@@ -30,10 +30,10 @@ logger = logging.getLogger("aimagestore")
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command()(watch)
-    app.command()(check)
-    app.command()(repair)
-    app.command("gc")(collect_garbage)
+    app.command(epilog=examples("watch", "watch --json"))(watch)
+    app.command(epilog=examples("check", "check --no-verify --json"))(check)
+    app.command(epilog=examples("repair", "repair --drop"))(repair)
+    app.command("gc", epilog=examples("gc --dry-run", "gc"))(collect_garbage)
 
 
 @command

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from aimagestore._cli.app import app
 
 from ..peers.conftest import short_path  # noqa: F401 - a fixture
+from ..support.template import Template
 
 PROGRAM = [sys.executable, "-m", "aimagestore"]
 
@@ -54,10 +55,26 @@ class Cli:
         return Result(code, result.stdout, result.stderr)
 
 
+def help_of(command: str) -> str:
+    """The help of a command; ``""`` for that of the program."""
+    result = CliRunner().invoke(app, [*command.split(), "--help"], prog_name="aimagestore")
+    assert result.exit_code == 0
+    return result.stdout
+
+
 @pytest.fixture
 def cli(path: Path) -> Cli:
     """The command line, on a store that is not there yet."""
     return Cli(path)
+
+
+@pytest.fixture(scope="session")
+def template() -> Iterator[Template]:
+    """The process that copies of the program are made of."""
+    # The tests themselves may run without buffers.
+    found = Template(variables=environment(PYTHONUNBUFFERED="", TERM="xterm"))
+    yield found
+    found.close()
 
 
 def environment(**variables: str) -> Mapping[str, str]:

@@ -16,7 +16,7 @@ from .test_items import LARGE
 from .test_records import sha256
 
 COMMANDS = (
-    "images inspect create tag untag rm put get digest flag import export copy "
+    "images inspect exists create tag untag rm put get digest flag import load export save copy "
     "watch check repair gc cluster"
 )
 

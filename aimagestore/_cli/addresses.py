@@ -1,0 +1,76 @@
+"""What ``copy`` takes: stores, and images as skopeo addresses them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .exits import CommandError, ExitCode
+
+STORAGE = "containers-storage"
+OCI, OCI_ARCHIVE, DOCKER_ARCHIVE, DIR = "oci", "oci-archive", "docker-archive", "dir"
+
+_LAYOUTS = frozenset({OCI, OCI_ARCHIVE, DOCKER_ARCHIVE, DIR})
+_OTHERS = frozenset({"docker", "docker-daemon", "ostree", "sif", "tarball"})
+# [driver@graph root+run root:options]name@ID; the run root and the options say nothing here.
+_STORAGE_PLACE = re.compile(r"(?:\[(?:(?P<driver>\w+)@)?(?P<root>[^]+]*)[^]]*\])?(?P<ref>(?!\[).*)")
+_ID = re.compile(r"(?:.*@)?(?P<id>[0-9a-f]{64})")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAddress:
+    """A store, or one image in it.
+
+    :ivar root: the store, as ``--root`` has it; ``None`` for the one that is meant without it
+    :ivar ref: the image; ``None`` for those that are named otherwise
+    """
+
+    root: str | None
+    ref: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutAddress:
+    """A layout, or one image in it.
+
+    :ivar transport: what kind of layout
+    :ivar path: where it is
+    :ivar name: what the image is called there; ``None`` where that is not said
+    """
+
+    transport: str
+    path: str
+    name: str | None
+
+
+def parse_address(text: str) -> StoreAddress | LayoutAddress:
+    """Tell what an argument of ``copy`` means.
+
+    :raises CommandError: when it is of a kind that is not known here
+    """
+    transport, _, rest = text.partition(":")
+    if transport == STORAGE:
+        return _storage_address(text, rest)
+    if transport in _LAYOUTS:
+        path, _, name = (rest, "", "") if transport == DIR else rest.partition(":")
+        if not path:
+            raise CommandError(f"{text} has no path", ExitCode.USAGE)
+        return LayoutAddress(transport, path, name or None)
+    if transport in _OTHERS and rest:
+        raise CommandError(
+            f"{transport}: is for skopeo: copy knows stores, {STORAGE}:, "
+            f"{', '.join(f'{known}:' for known in sorted(_LAYOUTS))}",
+            ExitCode.USAGE,
+        )
+    return StoreAddress(text)
+
+
+def _storage_address(text: str, rest: str) -> StoreAddress:
+    found = _STORAGE_PLACE.fullmatch(rest)
+    if found is None or found["root"] == "":
+        raise CommandError(f"{text} is not {STORAGE}:[DRIVER@DIR]NAME", ExitCode.USAGE)
+    root, ref = found["root"], found["ref"]
+    if root is not None and found["driver"]:
+        root = f"{root}/{found['driver']}-images"
+    by_id = _ID.fullmatch(ref)
+    return StoreAddress(root, (by_id["id"] if by_id else ref) or None)

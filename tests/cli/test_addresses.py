@@ -1,0 +1,223 @@
+"""Names that podman and skopeo have: ``load``, ``save``, and the addresses of ``copy``."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aimagestore._cli.addresses import LayoutAddress, StoreAddress, parse_address
+from aimagestore._cli.exits import CommandError
+
+from ..peers.tools import require, run
+from ..support.layouts import DockerArchive, Maker, digest_of, files_of, hello
+from .conftest import Cli, program
+
+ID = "ab" * 32
+
+
+@pytest.fixture
+def image(cli: Cli, tmp_path: Path) -> Cli:
+    """A store with one image."""
+    rootfs = {"type": "layers", "diff_ids": [digest_of(b"layer")]}
+    maker = hello(config={"rootfs": rootfs})
+    cli("import", maker.write(tmp_path / "hello"), "--name", "localhost/x:1")
+    return cli
+
+
+def names(layout: Path) -> list[Any]:
+    """The names of the images in a layout."""
+    entries = json.loads(files_of(layout)["index.json"])["manifests"]
+    return [
+        entry.get("annotations", {}).get("org.opencontainers.image.ref.name") for entry in entries
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("images", StoreAddress("images")),
+        ("./oci:x", StoreAddress("./oci:x")),
+        ("a:b", StoreAddress("a:b")),
+        ("oci:a/b", LayoutAddress("oci", "a/b", None)),
+        ("oci:a:x:1", LayoutAddress("oci", "a", "x:1")),
+        ("oci-archive:a.tar:x", LayoutAddress("oci-archive", "a.tar", "x")),
+        ("docker-archive:a.tar:b/x:1", LayoutAddress("docker-archive", "a.tar", "b/x:1")),
+        ("dir:a:b", LayoutAddress("dir", "a:b", None)),
+        ("containers-storage:x:1", StoreAddress(None, "x:1")),
+        ("containers-storage:", StoreAddress(None)),
+        ("containers-storage:@" + ID, StoreAddress(None, ID)),
+        ("containers-storage:x:1@" + ID, StoreAddress(None, ID)),
+        ("containers-storage:[/g]x", StoreAddress("/g", "x")),
+        ("containers-storage:[vfs@/g]x", StoreAddress("/g/vfs-images", "x")),
+        ("containers-storage:[vfs@/g+/run:a.b=c,d]x:1", StoreAddress("/g/vfs-images", "x:1")),
+        ("containers-storage:x@sha256:" + ID, StoreAddress(None, "x@sha256:" + ID)),
+    ],
+)
+def test_addresses(text: str, address: StoreAddress | LayoutAddress) -> None:
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize("text", ["oci:", "oci::x", "docker://alpine", "containers-storage:[x"])
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(CommandError):
+        parse_address(text)
+
+
+def test_exists(image: Cli, tmp_path: Path) -> None:
+    assert image("exists", "localhost/x:1").output == ""
+    gone = image("exists", "localhost/y:1", code=3)
+    assert (gone.output, gone.errors) == ("", "")
+
+
+# load and save
+
+
+@pytest.mark.parametrize("arguments", [["-o", "{}"], ["--output={}"], ["{}"]])
+@pytest.mark.parametrize("name", ["new.tar", "new"])
+def test_save_and_load(image: Cli, tmp_path: Path, name: str, arguments: list[str]) -> None:
+    """A file, whatever its name is, and load finds out what it is."""
+    path = tmp_path / name
+    given = [part.replace("{}", str(path)) for part in arguments]
+    assert image("save", "localhost/x:1", *given).output == ""
+    assert {"index.json", "manifest.json"} <= set(files_of(path))
+    other = Cli(tmp_path / "other")
+    for loaded in (["-i", path], [f"--input={path}"], [path]):
+        (image_id,) = other("load", *loaded).lines
+    assert other("inspect", image_id, "--json").json[0]["names"] == ["localhost/x:1"]
+
+
+def test_save_and_load_through_standard_streams(image: Cli, tmp_path: Path) -> None:
+    saved = program("save", "localhost/x:1", "--root", image.root).stdout
+    loaded = program("load", "--root", tmp_path / "other", data=saved).stdout
+    assert loaded.decode().split() == image("images", "-q", "--no-trunc").lines
+
+
+@pytest.mark.parametrize(
+    ("form", "is_directory"),
+    [("oci-archive", False), ("docker-archive", False), ("oci-dir", True)],
+)
+def test_formats_of_save(image: Cli, tmp_path: Path, form: str, is_directory: bool) -> None:
+    image("save", "localhost/x:1", "-o", tmp_path / "new", "--format", form)
+    assert (tmp_path / "new").is_dir() == is_directory
+    assert names(tmp_path / "new") == ["localhost/x:1"]
+    image("save", "localhost/x:1", "-o", tmp_path / "new", "--format", "docker-dir", code=2)
+
+
+def test_save_adds_to_a_directory(image: Cli, tmp_path: Path) -> None:
+    image("save", "localhost/x:1", "-o", tmp_path / "hello", "--name", "again:1")
+    assert names(tmp_path / "hello") == ["hello:1", "again:1"]
+
+
+def test_save_takes_one_image(image: Cli, tmp_path: Path) -> None:
+    image("tag", "localhost/x:1", "localhost/y:1")
+    errors = image("save", "localhost/x:1", "localhost/y:1", code=2).errors
+    assert "one image" in errors
+    image("save", "localhost/x:1", "a.tar", "-o", "b.tar", code=2)
+    image("load", "a.tar", "-i", "b.tar", code=2)
+    image("save", "localhost/x:1", "--format", "oci-dir", code=2)
+
+
+def test_what_docker_cannot_load_is_no_docker_archive(cli: Cli, tmp_path: Path) -> None:
+    maker = Maker()
+    platforms = [
+        maker.image(
+            name.encode(),
+            config={"architecture": name},
+            platform={"os": "linux", "architecture": name},
+        )
+        for name in ("amd64", "arm64")
+    ]
+    maker.enter(maker.index(*platforms), "many:1")
+    cli("import", maker.write(tmp_path / "many"))
+    out = tmp_path / "new.tar"
+    errors = cli("save", "localhost/many:1", "-o", out, "--format=docker-archive", code=1).errors
+    assert "docker load" in errors
+    cli("copy", "containers-storage:localhost/many:1", f"docker-archive:{out}", code=1)
+    assert not out.exists()
+    cli("save", "localhost/many:1", "-o", out)
+
+
+# copy
+
+
+@pytest.mark.parametrize("transport", ["oci", "oci-archive", "docker-archive"])
+def test_out_of_a_store_and_back(image: Cli, tmp_path: Path, transport: str) -> None:
+    out = tmp_path / "new"
+    address = f"{transport}:{out}:localhost/y:1"
+    (line,) = image("copy", "containers-storage:localhost/x:1", address).lines
+    assert line.startswith("1 copied, ")
+    assert names(out) == ["localhost/y:1"]
+    other = Cli(tmp_path / "other")
+    copied = other("copy", address, "containers-storage:localhost/z:1", "--json").json
+    assert (copied["images"], copied["present"]) == (1, 0)
+    (found,) = other("images", "--json").json
+    assert found["names"] == ["localhost/z:1"]
+    assert found["id"] == image("images", "--json").json[0]["id"]
+    assert other("copy", address, "containers-storage:localhost/z:1", "--json").json["present"] == 1
+
+
+def test_stores_by_their_roots(image: Cli, tmp_path: Path) -> None:
+    image("copy", image.root, f"oci:{tmp_path / 'new'}", "localhost/x:1")
+    assert names(tmp_path / "new") == ["localhost/x:1"]
+    image("copy", f"oci:{tmp_path / 'new'}", tmp_path / "other")
+    assert Cli(tmp_path / "other")("images", "--json").json[0]["names"] == ["localhost/x:1"]
+    graph = tmp_path / "graph"
+    address = f"containers-storage:[vfs@{graph}]short"
+    image("copy", "containers-storage:x:1", address)
+    assert os.listdir(graph) == ["vfs-images"]
+    (found,) = Cli(graph / "vfs-images")("images", "--json").json
+    # Short names are made full as skopeo does it.
+    assert set(found["names"]) == {"localhost/x:1", "docker.io/library/short:latest"}
+    image("copy", address, f"oci:{tmp_path / 'short'}")
+
+
+def test_archives_of_others(cli: Cli, tmp_path: Path) -> None:
+    archive = DockerArchive()
+    image_id = archive.image(b"layer", tags=["localhost/x:1"])
+    path = archive.write(tmp_path / "docker.tar")
+    cli("copy", f"docker-archive:{path}:localhost/x:1", "containers-storage:localhost/y:1")
+    assert cli("images", "--json").json[0]["id"] == image_id
+    cli("copy", f"docker-archive:{path}:nothing", "containers-storage:", code=3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["oci:{}/hello", "oci:{}/new"],
+        ["oci:{}/hello", "{}/new", "x:1"],
+        ["containers-storage:x:1", "{}/new", "x:1"],
+        ["containers-storage:x:1", "dir:{}/new"],
+        ["docker://alpine", "{}/new"],
+        ["{}/store", "oci:{}/new"],
+        ["{}/store", "oci-archive:{}/new", "x:1", "x:1"],
+        ["{}/store", "containers-storage:[{}/new]y:1"],
+        ["oci:{}/hello", "containers-storage:UPPER"],
+    ],
+)
+def test_what_copy_does_not_do(image: Cli, tmp_path: Path, arguments: list[str]) -> None:
+    parts = [part.replace("{}", str(tmp_path)) for part in arguments]
+    errors = image("copy", *parts, code=2).errors
+    assert errors.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == ["hello", "store"]
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("transport", ["oci", "oci-archive", "docker-archive"])
+def test_skopeo_reads_what_copy_writes_and_the_other_way_round(
+    image: Cli, tmp_path: Path, transport: str
+) -> None:
+    require("skopeo")
+    (image_id,) = image("images", "-q", "--no-trunc").lines
+    ours, theirs = (f"{transport}:{tmp_path / name}:localhost/y:1" for name in ("ours", "theirs"))
+    image("copy", "containers-storage:localhost/x:1", ours)
+    run("skopeo", "--insecure-policy", "copy", ours, theirs)
+    other = Cli(tmp_path / "other")
+    other("copy", theirs, "containers-storage:localhost/y:1")
+    assert other("images", "-q", "--no-trunc").lines == [image_id]
+    run("skopeo", "--insecure-policy", "copy", ours, f"dir:{tmp_path / 'dir'}")
+    other("copy", f"dir:{tmp_path / 'dir'}", "containers-storage:localhost/dir:1")
+    other("exists", "localhost/dir:1")

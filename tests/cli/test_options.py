@@ -1,0 +1,168 @@
+"""Options before and after the command, help, and what its examples say."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+
+from aimagestore._cli.app import app
+
+from .conftest import Cli, help_of, program
+
+# The keys of this table are all commands of the program, which the test of the table checks.
+from .test_streams import COMMANDS
+
+
+def commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{before}{name} ")
+        else:
+            yield before + name, command
+
+
+PROGRAM = typer.main.get_command(app)
+ALL = dict(commands(PROGRAM))
+READING = [
+    "images",
+    "inspect",
+    "exists",
+    "get",
+    "digest",
+    "flag",
+    "export",
+    "save",
+    "check",
+    "watch",
+]
+CHANGING = ["tag", "untag", "rm", "put", "repair", "gc"]
+
+
+def arguments_of(name: str) -> list[str]:
+    row = next(row for key, row in COMMANDS.items() if key.removesuffix(" -") == name)
+    return row.arguments.split()
+
+
+# Options of the program
+
+
+def test_the_root_after_the_command(cli: Cli) -> None:
+    cli("create", "--id", "one")
+    for given in (["images", "-q", "--root", cli.root], ["images", f"--root={cli.root}", "-q"]):
+        assert program(*given).stdout == b"one\n"
+    # The later one counts.
+    assert program("--root", "/nowhere", "images", "-q", "--root", cli.root).stdout == b"one\n"
+    variables = {"AIMAGESTORE_ROOT": "/nowhere"}
+    given = ["images", "-q", "--root", cli.root]
+    assert program(*given, variables=variables).stdout == b"one\n"
+    assert b"must not be empty" in program("images", "--root", "", code=2).stderr
+
+
+def test_the_other_options_after_the_command(cli: Cli) -> None:
+    cli("create", "--id", "one")
+    given = ("--root", cli.root, "inspect", "x")
+    assert b"Traceback" in program(*given, "--verbose", code=3).stderr
+    assert b"Traceback" not in program(*given, code=3).stderr
+    with (cli.root / "images.lock").open("r+b") as file:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhlli4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+        cli("tag", "one", "a:1", "--lock-timeout", "0", code=5)
+    assert "--lock-timeout" in cli("tag", "one", "a:1", "--lock-timeout", "-1", code=2).errors
+
+
+def test_write_after_the_command(cli: Cli, tmp_path: Any) -> None:
+    cli("create", "--id", "one")
+    (tmp_path / "graph").mkdir()
+    (tmp_path / "graph" / "vfs-images").symlink_to(cli.root)
+    (tmp_path / "storage.conf").write_text(
+        f'[storage]\ndriver = "vfs"\ngraphroot = "{tmp_path}/graph"\n'
+    )
+    variables = {"CONTAINERS_STORAGE_CONF": f"{tmp_path}/storage.conf"}
+    refused = program("tag", "one", "a:1", code=2, variables=variables).stderr
+    assert b"--write" in refused
+    program("tag", "one", "a:1", "--write", variables=variables)
+    assert cli("inspect", "a:1", "--json").json[0]["id"] == "one"
+
+
+def test_values_that_look_like_options(cli: Cli) -> None:
+    cli("create", "--id", "one", "--metadata", "--root")
+    assert cli("inspect", "one", "--json").json[0]["metadata"] == "--root"
+    cli("tag", "one", "--", "--write")
+    assert cli("inspect", "one", "--json").json[0]["names"] == ["--write"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_command_accepts_them(name: str) -> None:
+    known = {each.name for each in ALL[name].params}
+    assert {"root", "write", "lock_timeout", "verbose"} <= known
+
+
+# A root with a typo
+
+
+@pytest.mark.parametrize("name", READING + CHANGING)
+def test_a_root_with_a_typo(cli: Cli, name: str) -> None:
+    parts = [part.replace("{}", str(cli.root.parent)) for part in arguments_of(name)]
+    for wrong in (cli.root, cli.root.parent / "other"):
+        if wrong != cli.root:
+            wrong.mkdir()
+            (wrong / "file").touch()
+        before = sorted(os.listdir(cli.root.parent))
+        errors = Cli(wrong)(*parts, code=1).errors
+        assert errors == (
+            f"aimagestore: there is no image store at {wrong}: create, import and copy make one\n"
+        )
+        assert sorted(os.listdir(cli.root.parent)) == before
+        assert not wrong.exists() or os.listdir(wrong) == ["file"]
+
+
+def test_a_source_with_a_typo(cli: Cli, tmp_path: Any) -> None:
+    cli("copy", tmp_path / "nowhere", tmp_path / "new", code=1)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_table_of_typos_is_complete() -> None:
+    made = {"create", "import", "load", "copy", "cluster migrate"}
+    assert {*READING, *CHANGING, *made} == set(ALL)
+
+
+def test_an_empty_directory_is_an_empty_store(cli: Cli) -> None:
+    cli.root.mkdir()
+    assert cli("images", "--json").json == []
+    cli("exists", "one", code=3)
+
+
+# Help
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_help_describes_every_argument(name: str) -> None:
+    for each in ALL[name].params:
+        assert each.help, each.name
+    assert "Examples:" in help_of(name)
+
+
+@pytest.mark.parametrize("name", ["", *ALL])
+def test_examples_are_right(name: str) -> None:
+    lines = [line.strip() for line in help_of(name).splitlines()]
+    shown = [line for line in lines[lines.index("Examples:") :] if "aimagestore" in line]
+    assert shown
+    for line in shown:
+        words = shlex.split(line)
+        words = words[words.index("aimagestore") + 1 :]
+        for stop in ("|", "<"):
+            words = words[: words.index(stop)] if stop in words else words
+        if words[0] == "--root":
+            words = words[2:]
+        group: Any = PROGRAM
+        while hasattr(group, "commands"):
+            used, *words = words
+            assert name == "" or used in name.split()
+            group = group.commands[used]
+        group.make_context(used, list(words))  # fails where the usage is wrong

@@ -1,0 +1,179 @@
+"""A process that has imported the program, and forks a copy of itself for each run of it.
+
+Starting an interpreter and importing everything takes ten times as long as most commands. A copy
+has the standard streams, closed ones included, and the signals that it was asked for.
+
+``python -m tests.support.template FD`` serves the requests that come through this socket.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+_LEAST = 100
+"""Numbers below this are free in the copies, as they are when a program starts."""
+
+_SECONDS = 60
+
+
+class Template:
+    """The process, as its user sees it.
+
+    :param flags: options of the interpreter
+    :param variables: the environment
+    """
+
+    def __init__(self, *flags: str, variables: Mapping[str, str]) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._socket.settimeout(_SECONDS)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, *flags, "-m", __name__, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=variables,
+                cwd=Path(__file__).parents[2],
+            )
+
+    def start(
+        self,
+        *arguments: object,
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        gates: tuple[int, int] | None = None,
+        closed: Sequence[int] = (),
+        ignored: Sequence[int] = (),
+        prepare: str = "",
+    ) -> int:
+        """Start the program in a copy, and return its process ID.
+
+        :param gates: two more descriptors, which the copy has as 3 and 4
+        :param closed: which of the standard streams are closed
+        :param ignored: the signals that are ignored
+        :param prepare: code that is run before
+        """
+        request = {
+            "arguments": list(map(str, arguments)),
+            "closed": list(closed),
+            "ignored": list(map(int, ignored)),
+            "prepare": prepare,
+        }
+        files = [stdin, stdout, stderr, *(gates or ())]
+        socket.send_fds(self._socket, [json.dumps(request).encode()], files)
+        return int(self._answer())
+
+    def wait(self, process: int) -> int:
+        """Wait for the end of a copy, and return its exit code, as a shell has it."""
+        self._socket.send(json.dumps({"wait": process}).encode())
+        return int(self._answer())
+
+    def _answer(self) -> bytes:
+        answer = self._socket.recv(100)
+        assert answer, "the template has ended"
+        return answer
+
+    def close(self) -> None:
+        """End it, and what it runs."""
+        self._socket.close()
+        self._process.wait(_SECONDS)
+
+
+def _at_the_end(copies: Iterable[int]) -> NoReturn:
+    for copy in copies:
+        with suppress(ProcessLookupError):
+            os.kill(copy, signal.SIGKILL)
+    os._exit(0)
+
+
+def serve(requests: socket.socket) -> None:
+    """Serve requests until there are no more. Returns in each copy, too, ready for the program."""
+    copies: set[int] = set()
+    while True:
+        message, files, *_ = socket.recv_fds(requests, 1 << 20, 5)
+        if not message:
+            _at_the_end(copies)
+        request = json.loads(message)
+        if "wait" in request:
+            _, status = os.waitpid(request["wait"], 0)
+            copies.discard(request["wait"])
+            code = os.waitstatus_to_exitcode(status)
+            requests.send(str(code if code >= 0 else 128 - code).encode())
+            continue
+        # Out of the way of the numbers that they get in the copy.
+        kept = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _LEAST) for file in files]
+        for file in files:
+            os.close(file)
+        copy = os.fork()
+        if not copy:
+            requests.close()
+            _become_ready(request, kept)
+            return
+        copies.add(copy)
+        for file in kept:
+            os.close(file)
+        requests.send(str(copy).encode())
+
+
+def _become_ready(request: Any, files: Sequence[int]) -> None:
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    for number in request["closed"]:
+        os.close(number)
+        setattr(sys, ("stdin", "stdout", "stderr")[number], None)  # as the interpreter does it
+    for number in request["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
+    sys.argv = ["aimagestore", *request["arguments"]]
+    exec(request["prepare"], {})
+
+
+def _run(main: Callable[[], object]) -> NoReturn:
+    """Run the program, and end as the interpreter does, but without taking everything apart."""
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BaseException:
+            code = 120
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    from typer.testing import CliRunner
+
+    from aimagestore.__main__ import main
+    from aimagestore._cli.app import app
+
+    _number = int(sys.argv[1])
+    _high = fcntl.fcntl(_number, fcntl.F_DUPFD_CLOEXEC, _LEAST)
+    os.close(_number)
+    # Imports what is only imported when a command runs.
+    with tempfile.TemporaryDirectory() as directory:
+        for name in ("create", "images", "check"):
+            CliRunner().invoke(app, ["--root", f"{directory}/store", name])
+    while threading.active_count() > 1:  # a fork has no others
+        threading.enumerate()[-1].join(_SECONDS)
+    gc.freeze()  # its collector then leaves the pages alone that the copies share
+    serve(socket.socket(fileno=_high))
+    _run(main)
