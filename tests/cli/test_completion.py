@@ -63,6 +63,40 @@ def test_a_colon_ends_a_word_for_bash(image: Cli) -> None:
     assert completed(image.root, "rm", "localhost", ":", "5000/b", ":", "1") == ["12"]
 
 
+def test_keys_flags_and_names(image: Cli, tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"{}")
+    digest = "sha256:" + "ef" * 32
+    for key in ("manifest", digest):
+        image("put", "other:1", key, tmp_path / "data")
+    image("flag", "other:1", "checked", "1")
+    for ref in ("other:1", "cd" * 32, "cdc"):
+        for command in ("get", "put", "digest"):
+            assert completed(image.root, command, ref, "") == ["manifest", digest]
+        assert completed(image.root, "get", ref, "m") == ["manifest"]
+        assert completed(image.root, "flag", ref, "c") == ["checked"]
+        assert completed(image.root, "untag", ref, "") == ["other:1"]
+    assert completed(image.root, "get", "localhost/a:1", "") == []
+    assert completed(image.root, "get", "nothing", "") == []
+    assert completed(image.root, "copy", "one", "two", "oth") == ["other:1"]
+
+
+def test_keys_after_words_that_bash_takes_apart(image: Cli, tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"{}")
+    digest = "ef" * 32
+    image("tag", "other:1", "localhost:5000/b:12")
+    for key in ("manifest", f"sha256:{digest}"):
+        image("put", "other:1", key, tmp_path / "data")
+    name = ("localhost", ":", "5000/b", ":", "12")
+    assert completed(image.root, "get", *name, "ma") == ["manifest"]
+    assert completed(image.root, "get", *name, "sha256", ":", "ef") == [digest]
+    assert completed(image.root, "get", *name, "sha256", ":") == [digest]
+    assert completed(image.root, "inspect", "localhost/a", ":") == ["1", "2"]
+
+
+def test_options_after_the_command_count(image: Cli, path: Path) -> None:
+    assert completed(path.parent / "wrong", "inspect", "--root", str(path), "other") == ["other:1"]
+
+
 def test_it_never_fails_and_makes_no_store(path: Path, tmp_path: Path) -> None:
     assert completed(path, "inspect", "") == []
     assert not path.exists()

@@ -74,17 +74,17 @@ class Template:
         }
         files = [stdin, stdout, stderr, *(gates or ())]
         socket.send_fds(self._socket, [json.dumps(request).encode()], files)
-        return int(self._answer())
+        return self._answer("started")
 
     def wait(self, process: int) -> int:
         """Wait for the end of a copy, and return its exit code, as a shell has it."""
         self._socket.send(json.dumps({"wait": process}).encode())
-        return int(self._answer())
+        return self._answer("ended")
 
-    def _answer(self) -> bytes:
-        answer = self._socket.recv(100)
-        assert answer, "the template has ended"
-        return answer
+    def _answer(self, kind: str) -> int:
+        told, _, number = self._socket.recv(100).decode().partition(" ")
+        assert told == kind, "the template has ended, or a copy of it was not waited for"
+        return int(number)
 
     def close(self) -> None:
         """End it, and what it runs."""
@@ -111,7 +111,8 @@ def serve(requests: socket.socket) -> None:
             _, status = os.waitpid(request["wait"], 0)
             copies.discard(request["wait"])
             code = os.waitstatus_to_exitcode(status)
-            requests.send(str(code if code >= 0 else 128 - code).encode())
+            with suppress(BrokenPipeError):  # nobody waits any more
+                requests.send(f"ended {code if code >= 0 else 128 - code}".encode())
             continue
         # Out of the way of the numbers that they get in the copy.
         kept = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _LEAST) for file in files]
@@ -125,7 +126,7 @@ def serve(requests: socket.socket) -> None:
         copies.add(copy)
         for file in kept:
             os.close(file)
-        requests.send(str(copy).encode())
+        requests.send(f"started {copy}".encode())
 
 
 def _become_ready(request: Any, files: Sequence[int]) -> None:
