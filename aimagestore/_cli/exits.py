@@ -29,7 +29,8 @@ Exit codes:
   3    no such image, item or flag, or an ambiguous prefix
   4    the store is damaged, or a check has found something
   5    the store's lock was not free in time
-  130  interrupted (Ctrl-C); 143 terminated; 141 nobody reads the output any more
+  130  interrupted (Ctrl-C); 143 terminated; 129 the terminal hung up
+  141  nobody reads the output any more
 """
 
 _UNKNOWN = (ImageUnknownError, BigDataUnknownError)
