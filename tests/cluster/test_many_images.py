@@ -79,6 +79,7 @@ class Meter:
 @pytest.fixture(scope="module")
 def crowded(servers: Servers) -> Iterator[Place]:
     """A place with many images, whose items have no objects."""
+
     async def begin() -> None:
         async with ImageStore(place.location()):
             pass
