@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 from anyio import to_thread
@@ -24,7 +26,13 @@ def register(app: typer.Typer) -> None:
 
 
 @group.command(epilog=examples("cluster migrate postgresql://db.example/images"))
-@command
+@command(
+    """Create the tables of a store, or bring them up to date, and print their version.
+
+    RECORDS is postgresql://HOST/DATABASE; the default is that of --root. libpq finds the password
+    in PGPASSWORD or ~/.pgpass.
+    """
+)
 async def migrate(
     context: typer.Context,
     records: Annotated[
@@ -32,17 +40,9 @@ async def migrate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Create the tables of a store, or bring them up to date, and print their version.
-
-    RECORDS is postgresql://HOST/DATABASE; the default is that of --root. libpq finds the password
-    in PGPASSWORD or ~/.pgpass.
-    """
     module = cluster_module()
     with usage_errors():
-        # One transaction, which ends with the program where the program is interrupted.
-        version = await to_thread.run_sync(
-            module.migrate, _records(context, records), abandon_on_cancel=True
-        )
+        version = await _wait(partial(module.migrate, _records(context, records)))
     if json:
         await write_json({"version": version})
     else:
@@ -52,17 +52,18 @@ async def migrate(
 @group.command(
     epilog=examples('--root "postgresql://db.example/images s3://bucket/images" cluster adopt')
 )
-@command
-async def adopt(context: typer.Context, json: Json = False) -> None:
+@command(
     """Make the database and the bucket of --root one store, and print its new identity.
 
     For a database that was restored or copied, and for a bucket that was. Whatever has used either
     of them until now refuses to go on. Run `check` next: it names what the bucket lacks.
     """
+)
+async def adopt(context: typer.Context, json: Json = False) -> None:
     addresses = given_addresses(Session.of(context).root or "")
     module = cluster_module()
     with usage_errors():
-        identity = await to_thread.run_sync(module.adopt, *addresses)
+        identity = await _wait(partial(module.adopt, *addresses))
     if json:
         await write_json({"identity": str(identity)})
     else:
@@ -70,7 +71,12 @@ async def adopt(context: typer.Context, json: Json = False) -> None:
 
 
 @group.command(epilog=examples("cluster grace-period 86400 postgresql://db.example/images"))
-@command
+@command(
+    """Change how long replaced and staged data is kept, for all who use the store.
+
+    RECORDS is postgresql://HOST/DATABASE; the default is that of --root.
+    """
+)
 async def grace_period(
     context: typer.Context,
     seconds: Annotated[float, typer.Argument(metavar="SECONDS", help="how long, more than 0")],
@@ -78,17 +84,18 @@ async def grace_period(
         str | None, typer.Argument(metavar="RECORDS", help="postgresql://HOST/DATABASE")
     ] = None,
 ) -> None:
-    """Change how long replaced and staged data is kept, for all who use the store.
-
-    RECORDS is postgresql://HOST/DATABASE; the default is that of --root.
-    """
     module = cluster_module()
     with usage_errors():
         try:
             period = timedelta(seconds=seconds)
         except OverflowError:
             raise ValueError(f"the grace period is too long: {seconds:g} s") from None
-        await to_thread.run_sync(module.set_grace_period, _records(context, records), period)
+        await _wait(partial(module.set_grace_period, _records(context, records), period))
+
+
+async def _wait(call: Callable[[], Any]) -> Any:
+    """Make a call to the servers. Interrupted, it ends with the program, as after a crash."""
+    return await to_thread.run_sync(call, abandon_on_cancel=True)
 
 
 def _records(context: typer.Context, given: str | None) -> str:

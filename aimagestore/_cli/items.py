@@ -36,23 +36,30 @@ def register(app: typer.Typer) -> None:
     )
 
 
-@command
+@command(
+    """Give an image an item, new or instead of the one it has.
+
+    Interrupted, the item is there whole, or as it was before.
+    """
+)
 async def put(
     context: typer.Context,
     ref: Ref,
     key: Key,
     file: Annotated[str, typer.Argument(metavar="FILE", help="The data; - is standard input.")],
 ) -> None:
-    """Give an image an item, new or instead of the one it has.
-
-    Interrupted, the item is there whole, or as it was before.
-    """
     async with Session.of(context).writing() as store, reading(file) as source:
         with progress_bar(key, source.size, beside_data=source.is_terminal) as bar:
             await store.set_big_data(ref, key, source, progress=bar.show)
 
 
-@command
+@command(
+    """Write an item to a file or to standard output.
+
+    It is compared with its digest on the way. FILE is replaced when all is written and nothing
+    was wrong.
+    """
+)
 async def get(
     context: typer.Context,
     ref: Ref,
@@ -62,11 +69,6 @@ async def get(
     ] = STANDARD,
     no_verify: NoVerify = False,
 ) -> None:
-    """Write an item to a file or to standard output.
-
-    It is compared with its digest on the way. FILE is replaced when all is written and nothing
-    was wrong.
-    """
     async with Session.of(context).reading() as store:
         image = await store.get(ref)
         verify = not no_verify and key in image.big_data_digests
@@ -85,7 +87,7 @@ async def _copy(reader: BigDataReader, sink: Sink, key: str) -> None:
             bar.show(done, reader.size)
 
 
-@command
+@command("Print the digest of an image, or of one of its items.")
 async def digest(
     context: typer.Context,
     ref: Ref,
@@ -97,7 +99,6 @@ async def digest(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Print the digest of an image, or of one of its items."""
     async with Session.of(context).reading() as store:
         image = await store.get(ref)
         found = image.digest if key is None else await _item_digest(store, image.id, key)

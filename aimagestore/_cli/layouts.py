@@ -97,7 +97,13 @@ def register(app: typer.Typer) -> None:
     )(copy)
 
 
-@command
+@command(
+    """Take images from an OCI image layout, and print their IDs.
+
+    Everything is verified. An image that is there already is not stored again. A store of
+    podman's keeps layers elsewhere: they are left out there, and standard error says so.
+    """
+)
 async def import_layout(
     context: typer.Context,
     layout: Layout,
@@ -107,15 +113,10 @@ async def import_layout(
     platform: Platform = None,
     json: Json = False,
 ) -> None:
-    """Take images from an OCI image layout, and print their IDs.
-
-    Everything is verified. An image that is there already is not stored again. A store of
-    podman's keeps layers elsewhere: they are left out there, and standard error says so.
-    """
     await _import(context, layout, name, ref, platform, json=json)
 
 
-@command
+@command("Take images from a layout as import does, with the options of podman load.")
 async def load(
     context: typer.Context,
     layout: Annotated[
@@ -133,7 +134,6 @@ async def load(
     platform: Platform = None,
     json: Json = False,
 ) -> None:
-    """Take images from a layout as import does, with the options of podman load."""
     given = _one_of(layout, input, "--input") or STANDARD
     await _import(context, given, name, ref, platform, json=json)
 
@@ -188,20 +188,21 @@ async def _import(
         await write_lines(each.image.id for each in imported)
 
 
-@command
-async def export_layout(
-    context: typer.Context, ref: Ref, layout: Layout, name: NameThere = None
-) -> None:
+@command(
     """Put an image into an OCI image layout.
 
     LAYOUT is made a tar file where it ends in .tar, or is standard output; else a directory. A
     layout that is there gets one more image.
     """
+)
+async def export_layout(
+    context: typer.Context, ref: Ref, layout: Layout, name: NameThere = None
+) -> None:
     async with Session.of(context).reading() as store:
         await _export(store, ref, layout, name)
 
 
-@command
+@command("Put an image into a layout as export does, with the options of podman save.")
 async def save(
     context: typer.Context,
     ref: Ref,
@@ -218,7 +219,6 @@ async def save(
     ] = None,
     name: NameThere = None,
 ) -> None:
-    """Put an image into a layout as export does, with the options of podman save."""
     given = _one_of(layout, output, "--output") or STANDARD
     async with Session.of(context).reading() as store:
         if layout is not None and await store.exists(layout):
@@ -263,7 +263,17 @@ async def _export(
     return result.written
 
 
-@command
+@command(
+    """Copy images from one store into another, or between a store and a layout.
+
+    An address is as skopeo has it: containers-storage:[DRIVER@DIR]NAME, without the brackets for
+    the store of --root or podman's own; oci:PATH:NAME, oci-archive:PATH:NAME,
+    docker-archive:PATH:NAME, dir:PATH. A store whose path looks like one begins with ./
+
+    Everything is compared with its digest. Interrupted, each image is there wholly or not at all;
+    called again, it goes on where it was.
+    """
+)
 async def copy(
     context: typer.Context,
     source: Annotated[
@@ -280,15 +290,6 @@ async def copy(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Copy images from one store into another, or between a store and a layout.
-
-    An address is as skopeo has it: containers-storage:[DRIVER@DIR]NAME, without the brackets for
-    the store of --root or podman's own; oci:PATH:NAME, oci-archive:PATH:NAME,
-    docker-archive:PATH:NAME, dir:PATH. A store whose path looks like one begins with ./
-
-    Everything is compared with its digest. Interrupted, each image is there wholly or not at all;
-    called again, it goes on where it was.
-    """
     there, here = parse_address(source), parse_address(destination)
     session = Session.of(context)
     if isinstance(there, LayoutAddress):

@@ -50,19 +50,20 @@ def register(app: typer.Typer) -> None:
     )(flag)
 
 
-@command
-async def images(
-    context: typer.Context,
-    json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print IDs alone.")] = False,
-    no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Print whole IDs.")] = False,
-) -> None:
+@command(
     """List the images.
 
     The newest come first, and each name has a line. SIZE is what an image's own items take:
     manifest, configuration, and whatever else is kept with it. The layers of podman's images are
     not in this store, and not counted.
     """
+)
+async def images(
+    context: typer.Context,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print IDs alone.")] = False,
+    no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Print whole IDs.")] = False,
+) -> None:
     async with Session.of(context).reading() as store:
         found = await store.images()
     found.sort(key=_age_key, reverse=True)
@@ -97,9 +98,8 @@ def _shown_id(image: Image, *, whole: bool) -> str:
     return image.id if whole else short_id(image.id)
 
 
-@command
+@command("Show all that is recorded of images.")
 async def inspect(context: typer.Context, refs: Refs, json: Json = False) -> None:
-    """Show all that is recorded of images."""
     async with Session.of(context).reading() as store:
         found = [await store.get(ref) for ref in refs]
     if json:
@@ -132,14 +132,13 @@ def _item_row(image: Image, key: str) -> tuple[str, str, str]:
     return "" if size is None else human_size(size), key, "" if digest in key else digest
 
 
-@command
+@command("Say by the exit code whether there is an image: 0, or 3 where there is none.")
 async def exists(context: typer.Context, ref: Ref) -> ExitCode:
-    """Say by the exit code whether there is an image: 0, or 3 where there is none."""
     async with Session.of(context).reading() as store:
         return ExitCode.DONE if await store.exists(ref) else ExitCode.UNKNOWN
 
 
-@command
+@command("Make an image with its items, and print its ID.")
 async def create(
     context: typer.Context,
     *,
@@ -170,7 +169,6 @@ async def create(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make an image with its items, and print its ID."""
     flags = [pair(given, "FLAG=VALUE") for given in flag or ()]
     files = [pair(given, "KEY=FILE") for given in data or ()]
     async with (
@@ -198,22 +196,23 @@ async def create(
         await write_lines([image.id])
 
 
-@command
-async def tag(
-    context: typer.Context,
-    ref: Ref,
-    names: Annotated[list[str], typer.Argument(metavar="NAME", help="The names to add.")],
-) -> None:
+@command(
     """Give an image more names.
 
     A name that another image has moves here. Names are kept as they are given; podman wants full
     ones, such as localhost/hello:1.
     """
+)
+async def tag(
+    context: typer.Context,
+    ref: Ref,
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="The names to add.")],
+) -> None:
     async with Session.of(context).writing() as store:
         await store.add_names(ref, names)
 
 
-@command
+@command("Take names from an image, all of them where none is given.")
 async def untag(
     context: typer.Context,
     ref: Ref,
@@ -224,7 +223,6 @@ async def untag(
         ),
     ] = None,
 ) -> None:
-    """Take names from an image, all of them where none is given."""
     async with Session.of(context).writing() as store:
         if names:
             await store.remove_names(ref, names)
@@ -232,7 +230,13 @@ async def untag(
             await store.set_names(ref, ())
 
 
-@command
+@command(
+    """Delete images and their items.
+
+    All of them are deleted, or none if one is unknown or used by a container. The layers of
+    podman's images stay: podman rmi removes those.
+    """
+)
 async def remove(
     context: typer.Context,
     refs: Refs,
@@ -240,17 +244,17 @@ async def remove(
         bool, typer.Option("--force", help="Delete images that containers use, too.")
     ] = False,
 ) -> None:
-    """Delete images and their items.
-
-    All of them are deleted, or none if one is unknown or used by a container. The layers of
-    podman's images stay: podman rmi removes those.
-    """
     async with Session.of(context).writing() as store, store.transaction() as tx:
         for image_id in dict.fromkeys([await tx.lookup(ref) for ref in refs]):
             await tx.delete(image_id, force=force)
 
 
-@command
+@command(
+    """Show, set or clear an image's flags.
+
+    VALUE is JSON; what is none is taken as text.
+    """
+)
 async def flag(
     context: typer.Context,
     ref: Ref,
@@ -267,10 +271,6 @@ async def flag(
     clear: Annotated[bool, typer.Option("--clear", help="Remove the flag.")] = False,
     json: Json = False,
 ) -> None:
-    """Show, set or clear an image's flags.
-
-    VALUE is JSON; what is none is taken as text.
-    """
     session = Session.of(context)
     if clear and (flag is None or value is not None):
         raise CommandError("--clear takes a FLAG, and no VALUE", ExitCode.USAGE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import os
 import signal
@@ -27,18 +28,25 @@ P = ParamSpec("P")
 Command = Callable[P, Awaitable[ExitCode | None]]
 
 
-def command(function: Command[P]) -> Callable[P, None]:
-    """Make of an async function what Typer calls, which exits as it is documented."""
+def command(text: str) -> Callable[[Command[P]], Callable[P, None]]:
+    """Make of an async function what Typer calls, which exits as it is documented.
 
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            code = anyio.run(_until_signal, functools.partial(function, *args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is told in one line
-            code = exit_for(error)
-        raise typer.Exit(code)
+    :param text: what the command's help says. As a docstring, python -OO would leave it out.
+    """
 
-    return run
+    def decorate(function: Command[P]) -> Callable[P, None]:
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                code = anyio.run(_until_signal, functools.partial(function, *args, **kwargs))
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is told in one line
+                code = exit_for(error)
+            raise typer.Exit(code)
+
+        run.__doc__ = inspect.cleandoc(text)
+        return run
+
+    return decorate
 
 
 async def _until_signal(call: Callable[[], Awaitable[ExitCode | None]]) -> int:

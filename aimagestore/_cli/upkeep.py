@@ -36,12 +36,13 @@ def register(app: typer.Typer) -> None:
     app.command("gc", epilog=examples("gc --dry-run", "gc"))(collect_garbage)
 
 
-@command
-async def watch(context: typer.Context, json: Json = False) -> None:
+@command(
     """Print a line for each change, whoever makes it.
 
     It says created, changed or deleted, the ID, and the names.
     """
+)
+async def watch(context: typer.Context, json: Json = False) -> None:
     async with Session.of(context).reading() as store, store.watch() as changes:
         logger.info("watching")
         async for change in changes:
@@ -55,15 +56,16 @@ async def watch(context: typer.Context, json: Json = False) -> None:
                 await write_lines([" ".join([change.kind, short_id(change.id), *names])])
 
 
-@command
-async def check(
-    context: typer.Context, json: Json = False, no_verify: NoVerify = False
-) -> ExitCode:
+@command(
     """Look the store through for damage and leftovers.
 
     Nothing is changed. Works on stores that nothing else can open, too. Exits with 4 when
     anything was found.
     """
+)
+async def check(
+    context: typer.Context, json: Json = False, no_verify: NoVerify = False
+) -> ExitCode:
     where = await Session.of(context).home()
     report = await _checked(where, verify=not no_verify)
     if json:
@@ -80,7 +82,13 @@ async def _checked(where: str | Location, *, verify: bool) -> Report:
         return await check_store(where, verify=verify, progress=bar.show)
 
 
-@command
+@command(
+    """Check the store, undo what was found, and look again.
+
+    No file is removed. Exits with 4 when something is left: leftovers are for gc, and what is
+    beyond help for --drop.
+    """
+)
 async def repair(
     context: typer.Context,
     drop: Annotated[
@@ -89,11 +97,6 @@ async def repair(
     no_verify: NoVerify = False,
     json: Json = False,
 ) -> ExitCode:
-    """Check the store, undo what was found, and look again.
-
-    No file is removed. Exits with 4 when something is left: leftovers are for gc, and what is
-    beyond help for --drop.
-    """
     session = Session.of(context)
     path = await session.path(writes=True)
     found = await _checked(path, verify=not no_verify)
@@ -119,7 +122,7 @@ async def _repaired(session: Session, path: str, found: Report, *, drop: bool) -
         return await repair_store(path, found, drop=drop, lock_timeout=timeout, progress=bar.show)
 
 
-@command
+@command("Remove what belongs to no image and to no living writer.")
 async def collect_garbage(
     context: typer.Context,
     dry_run: Annotated[
@@ -127,7 +130,6 @@ async def collect_garbage(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Remove what belongs to no image and to no living writer."""
     async with Session.of(context).writing() as store:
         report = await store.collect_garbage(dry_run=dry_run)
     if json:

@@ -128,8 +128,9 @@ def test_a_source_with_a_typo(cli: Cli, tmp_path: Any) -> None:
 
 
 def test_the_table_of_typos_is_complete() -> None:
-    made = {"create", "import", "load", "copy", "cluster migrate"}
-    assert {*READING, *CHANGING, *made} == set(ALL)
+    made = {"create", "import", "load", "copy"}
+    clusters = {name for name in ALL if name.startswith("cluster ")}
+    assert {*READING, *CHANGING, *made, *clusters} == set(ALL)
 
 
 def test_an_empty_directory_is_an_empty_store(cli: Cli) -> None:
