@@ -26,6 +26,7 @@ asyncio itself; its documentation says what that leaves behind.
 :func:`copy_images`         copies images from one store into another
 :mod:`aimagestore.oci`      imports and exports OCI image layouts
 :mod:`aimagestore.cluster`  stores on PostgreSQL and S3
+:mod:`aimagestore.podman`   finds podman's own store
 :exc:`ImageStoreError`      the base of all errors, with what they are about as attributes
 =========================== =====================================================================
 
@@ -66,6 +67,7 @@ from .errors import (
     SizeMismatchError,
     SizeUnknownError,
     StoreClosedError,
+    StoreConfigurationError,
     StoreCorruptError,
     StoreIdentityError,
     StoreLostError,
@@ -108,6 +110,7 @@ __all__ = [
     "Snapshot",
     "StagedItem",
     "StoreClosedError",
+    "StoreConfigurationError",
     "StoreCorruptError",
     "StoreIdentityError",
     "StoreLostError",

@@ -97,6 +97,17 @@ class GraphRootError(ImageStoreError, ValueError):
     stores: tuple[str, ...] = ()
 
 
+class StoreConfigurationError(ImageStoreError, ValueError):
+    """podman's configuration cannot be read, or does not say which store is meant.
+
+    :ivar line: the line of the file ``path``, where it is known
+    :ivar stores: the image stores that may be meant, if there are several
+    """
+
+    line: int | None = None
+    stores: tuple[str, ...] = ()
+
+
 class StoreLostError(_MissingError):
     """The directory of an open store was removed, moved, or replaced by another."""
 

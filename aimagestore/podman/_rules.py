@@ -1,0 +1,73 @@
+"""What differs between versions of containers/storage in finding a store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SYSTEM_DIRECTORIES = ("/usr/share/containers", "/etc/containers")
+"""Where the distribution's files and the administrator's are; the latter win."""
+
+SYSTEM_GRAPH_ROOT = "/var/lib/containers/storage"
+SYSTEM_RUN_ROOT = "/run/containers/storage"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How a range of versions finds its store.
+
+    :ivar versions: the versions of containers/storage
+    :ivar symbol: the name of a function in each program that was built with one of them, and in
+        none that was built with a later one
+    :ivar merges_files: ``storage.conf`` has drop-in directories, the file in a user's home applies
+        to root as well, and the system's settings apply to users; otherwise one file counts
+    :ivar has_image_store: ``imagestore`` and ``driver_priority`` are known
+    :ivar tries_overlay: a user's storage without a configured driver has the one that it has
+        images of, or overlay, and not always vfs
+    :ivar counts_vfs: a directory of vfs is one of the drivers that a graph root has already
+    :ivar drivers: those that are chosen by themselves, in this order
+    :ivar run_directory: the name of a user's runtime directory in the temporary directory
+    """
+
+    versions: str
+    symbol: bytes
+    merges_files: bool
+    has_image_store: bool
+    tries_overlay: bool
+    counts_vfs: bool
+    drivers: tuple[str, ...]
+    run_directory: str
+
+
+RULES = (
+    Rules(
+        versions="1.63 and later",
+        symbol=b"storage/types.LoadStoreOptions",
+        merges_files=True,
+        has_image_store=True,
+        tries_overlay=True,
+        counts_vfs=True,
+        drivers=("overlay", "btrfs", "zfs"),
+        run_directory="storage-run",
+    ),
+    Rules(
+        versions="1.47 to 1.62",
+        symbol=b"storage/types.canUseRootlessOverlay",
+        merges_files=False,
+        has_image_store=True,
+        tries_overlay=True,
+        counts_vfs=True,
+        drivers=("overlay", "aufs", "btrfs", "zfs"),
+        run_directory="storage-run",
+    ),
+    Rules(
+        versions="1.46 and earlier",
+        symbol=b"storage/types.loadDefaultStoreOptions",
+        merges_files=False,
+        has_image_store=False,
+        tries_overlay=False,
+        counts_vfs=False,
+        drivers=("overlay", "aufs", "btrfs", "zfs"),
+        run_directory="podman-run",
+    ),
+)
+"""The newest first."""
