@@ -108,9 +108,9 @@ def _is_private(directory: str) -> bool:
 def _has_all_privileges() -> bool:
     """Return whether this process may mount, and sees all users; ``True`` if it is not known."""
     try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
             capabilities = re.search(r"^CapEff:\s*([0-9a-f]+)$", file.read(), re.MULTILINE)
-        with open("/proc/self/uid_map", encoding="ascii") as file:
+        with open("/proc/self/uid_map", encoding="utf-8") as file:
             sees_all = str(_WHOLE_RANGE) in file.read().split()
     except OSError:
         return True

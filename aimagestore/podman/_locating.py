@@ -116,7 +116,7 @@ def _find(account: Account, rules: Rules, system_directories: Sequence[str]) -> 
                 path=recorded.path,
             )
         options = replace(options, graph_root=recorded.graph_root)
-        if recorded.driver:
+        if recorded.driver and recorded.driver != options.driver:
             options = replace(options, driver=recorded.driver)
             sources.append(recorded.path)
     driver = choose_driver(options, rules)

@@ -179,11 +179,11 @@ class Configuration:
             driver_options=system.driver_options,
         )
         if account.has_own_storage:
-            options = self._for_user(system)
-            own = account.environ.get(_NAMED_FILE)
-            if own is None:
-                own = os.path.join(account.configuration_home, "containers", _FILE)
-            path = own if _exists(own) else None
+            is_named = _NAMED_FILE in account.environ
+            options = self._for_user(system, is_named=is_named)
+            # podman makes a named file the system's, which leaves a user's graph root as it is.
+            own = os.path.join(account.configuration_home, "containers", _FILE)
+            path = own if not is_named and _exists(own) else None
         if path is not None:
             defaults, options = options, self._from_file(path)
             if account.has_own_storage:
@@ -227,8 +227,11 @@ class Configuration:
             driver_options=tuple(options if given is None else given.split(",")),
         )
 
-    def _for_user(self, system: Options) -> Options:
-        """Return the options of a user without a file of their own."""
+    def _for_user(self, system: Options, *, is_named: bool) -> Options:
+        """Return the options of a user without a file of their own.
+
+        :param is_named: the user has named the system's file
+        """
         account = self.account
         graph_root = os.path.join(account.data_home, "containers/storage")
         if self._rootless_path:
@@ -243,12 +246,14 @@ class Configuration:
             priority = system.driver_priority
         elif not driver:
             driver = _driver_of_images(graph_root) or _rootless_driver(account.environ)
+        given = filter(None, account.environ.get("STORAGE_OPTS", "").split(","))
         return Options(
             graph_root=graph_root,
             run_root=self._own_run_root(),
             driver=driver,
             driver_priority=priority,
-            driver_options=tuple(filter(None, account.environ.get("STORAGE_OPTS", "").split(","))),
+            image_root=system.image_root if is_named else "",
+            driver_options=(*(system.driver_options if is_named else ()), *given),
         )
 
     def _own_run_root(self) -> str:

@@ -66,7 +66,7 @@ class Behaviour:
     keeps_trees: bool
 
 
-BEHAVIOUR = {
+BEHAVIOUR_OF = {
     "bookworm": Behaviour(
         loses_cut_index=True,
         looks_at_empty_key_first=True,
@@ -85,7 +85,10 @@ BEHAVIOUR = {
         creates_with_items=True,
         keeps_trees=True,
     ),
-}[GENERATION]
+}
+"""From the oldest to the newest."""
+
+BEHAVIOUR = BEHAVIOUR_OF[GENERATION]
 """What is to be expected of the programs."""
 
 

@@ -1,0 +1,203 @@
+"""``aimagestore.podman.locate()`` finds the storage that ``podman info`` names."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import aimagestore
+from aimagestore import ImageStore
+
+from ..support.configurations import (
+    CONFIGURATIONS,
+    REFUSED,
+    USER,
+    VFS,
+    Configuration,
+    storage,
+)
+from . import generation
+from .tools import require
+
+pytestmark = pytest.mark.peers
+
+BOXED = Path(__file__).with_name("boxed").read_text()
+LOCATOR = Path(__file__).with_name("locator.py")
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+NUMBER = list(generation.BEHAVIOUR_OF).index(generation.GENERATION)
+
+FIELDS = ("GraphDriverName", "GraphRoot", "RunRoot", "ImageStore.Number")
+INFO = " ".join(f"{{{{.Store.{field}}}}}" for field in FIELDS)
+
+
+class Podman:
+    """podman with the configuration of a directory."""
+
+    def __init__(self, configuration: Configuration, base: Path, programs: Path) -> None:
+        self._configuration = configuration
+        self._base = base
+        self._programs = programs
+        self.variables = configuration.variables(base)
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as the configuration's user, in its namespace."""
+        inside = self._configuration.inside
+        return _run(
+            generation.command(),
+            *(self._base, self._configuration.user),
+            {"PATH": PATH, **self.variables},
+            *([inside, "unshare"] if inside else []),
+            *command,
+        )
+
+    def info(self) -> list[str] | None:
+        """Return the fields of ``podman info``; ``None`` when podman refuses the configuration."""
+        result = self.run("podman", "info", "--format", INFO)
+        if result.returncode:
+            print(result.stderr)  # for a test that fails
+            return None
+        return result.stdout.split()
+
+    def locate(self) -> dict[str, Any]:
+        """Return what this library says."""
+        variables = self.variables
+        if self._configuration.inside:
+            lines = self.run("env").stdout.splitlines()
+            variables = dict(line.split("=", 1) for line in lines if "=" in line)
+        result = _run(
+            [],
+            *(self._base, 0),
+            {
+                **variables,
+                "PATH": str(self._programs),
+                "PYTHONPATH": str(Path(aimagestore.__file__).parents[1]),
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
+            *(sys.executable, str(LOCATOR), str(self._configuration.user)),
+            "namespace" if self._configuration.inside else "",
+        )
+        assert result.returncode == 0, result.stderr
+        found: dict[str, Any] = json.loads(result.stdout)
+        return found
+
+
+def _run(
+    enter: list[str], base: Path, user: int, variables: Mapping[str, str], *command: str
+) -> subprocess.CompletedProcess[str]:
+    environ = ["env", "-i", *(f"{name}={value}" for name, value in variables.items())]
+    parts = [*enter, "bash", "-c", BOXED, "boxed", str(base), str(user), *environ, *command]
+    return subprocess.run(parts, capture_output=True, text=True, check=False, timeout=120)
+
+
+def shown(found: Mapping[str, Any]) -> str:
+    """Return a storage in the way in which the table has it."""
+    if "refused" in found:
+        return REFUSED
+    driver, graph_root = found["driver"], found["graph_root"]
+    text = f"{driver} {graph_root}"
+    image_root = os.path.dirname(found["image_store"])
+    also = [os.path.dirname(store) for store in found["additional_image_stores"]]
+    if image_root != graph_root:
+        text += f" images={image_root}"
+        assert also.pop(0) == graph_root
+    return text + (f" also={','.join(also)}" if also else "")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _requirements() -> None:
+    require("podman", "buildah")
+    if subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
+        pytest.skip("needs mount namespaces")
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Path]:
+    """A directory with the generation's podman, which users may read."""
+    directory = Path(tempfile.mkdtemp(prefix="peers-"))
+    directory.chmod(0o755)
+    shutil.copy(f"{generation.ROOT}/usr/bin/podman", directory)
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def base(short_path: Path) -> Path:
+    """The directory of the test, which users may enter."""
+    short_path.chmod(0o755)
+    return short_path
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda each: each.name)
+def test_the_storage_is_the_one_that_podman_names(
+    configuration: Configuration, base: Path, programs: Path
+) -> None:
+    configuration.make(base)
+    podman = Podman(configuration, base, programs)
+    found = podman.locate()
+    info = podman.info()
+    expected = configuration.expected_of(NUMBER).replace("{base}", str(base))
+    if info is None:
+        assert (shown(found), expected) == (REFUSED, REFUSED)
+        return
+    assert [found.get(key) for key in ("driver", "graph_root", "run_root")] == info[:3]
+    assert shown(found) == expected
+    stores = [found["image_store"], *found["additional_image_stores"]]
+    if len(stores) > 1 or info[3] != "0":
+        for store in stores:
+            anyio.run(_add_image, store, configuration.user)
+        assert podman.info() == [*info[:3], str(len(stores))]
+
+
+async def _add_image(store: str, user: int) -> None:
+    async with ImageStore(store) as images:
+        await images.create()
+    for parent, _, names in os.walk(store):
+        for path in (parent, *(os.path.join(parent, name) for name in names)):
+            os.chown(path, user, user)
+
+
+def test_the_driver_in_podmans_database_wins(base: Path, programs: Path) -> None:
+    configuration = Configuration("", "", {"etc/storage.conf": VFS})
+    configuration.make(base)
+    podman = Podman(configuration, base, programs)
+    assert podman.info() == ["vfs", f"{base}/srv/a", f"{base}/run/root", "0"]
+    (base / "etc/storage.conf").write_text(
+        VFS.replace("vfs", "overlay").replace("{base}", str(base))
+    )
+    assert podman.info() == ["vfs", f"{base}/srv/a", f"{base}/run/root", "0"]
+    found = podman.locate()
+    assert shown(found) == f"vfs {base}/srv/a"
+    assert len(found["sources"]) == 2
+    (base / "srv/a").rename(base / "srv/b")
+    (base / "etc/storage.conf").write_text(
+        VFS.replace("{base}/srv/a", f"{base}/srv/b").replace("{base}", str(base))
+    )
+    assert "belongs to another graph root" in podman.locate()["refused"]
+
+
+def test_no_store_is_chosen_silently_when_no_podman_is_installed(base: Path) -> None:
+    configuration = Configuration("", "", {"etc/storage.conf": VFS}, user=USER)
+    configuration.make(base)
+    podman = Podman(configuration, base, base)
+    # What the present podman and one of another generation have made.
+    newest, oldest = (
+        f"{base}/srv/a/vfs-images",
+        f"{base}/home/.local/share/containers/storage/vfs-images",
+    )
+    assert podman.locate()["image_store"] == newest
+    Path(oldest).mkdir(parents=True)
+    assert podman.locate()["image_store"] == newest
+    Path(newest).mkdir(parents=True)
+    refused = podman.locate()["refused"]
+    assert newest in refused
+    assert oldest in refused
