@@ -66,15 +66,15 @@ def _completed(
 ) -> list[str]:
     """What is found and begins so. Never fails, makes no store."""
     try:
-        found = find(anyio.run(_images, Session.of(context).place()))
+        found = find(anyio.run(_images, Session.of(context)))
     except Exception:  # noqa: BLE001 - a shell that completes has no use for any error
         return []
     words = (word.removeprefix(_stem) for word in found if word.startswith(_stem))
     return sorted(word for word in words if word.startswith(incomplete))
 
 
-async def _images(path: str) -> list[Image]:
-    async with ImageStore(path, read_only=True) as store:
+async def _images(session: Session) -> list[Image]:
+    async with ImageStore(await session.place(), read_only=True) as store:
         return await store.images()
 
 

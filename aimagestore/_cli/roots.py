@@ -7,9 +7,11 @@ import os
 import re
 from typing import Any
 
+from anyio import to_thread
+
 from .._core.addresses import is_address
 from .._engine.protocol import Location
-from .configuration import Configuration, podman_configuration
+from ..podman import locate
 from .exits import CommandError, ExitCode, usage_errors
 
 _IMAGES = "-images"
@@ -20,18 +22,18 @@ _IMAGE = re.compile("[0-9a-f]{64}")
 _ADDRESSES = re.compile(r"(postgres(?:ql)?://\S+) +(s3://\S+)")
 
 
-def given_store(root: str) -> str:
+async def given_store(root: str) -> str:
     """The image store that a directory is or has in it; it need not exist yet.
 
     :raises CommandError: when there are several, and nothing says which is meant
     """
-    names = _directory_names(root)
+    names = await to_thread.run_sync(_directory_names, root)
     is_graph_root = "storage.lock" in names or any(
         name.endswith((_IMAGES, _LAYERS)) for name in names
     )
     if "images.json" in names or "images.lock" in names or not is_graph_root:
         return root
-    return _in_graph_root(root, names, None)
+    return await _in_graph_root(root, names)
 
 
 def may_be_store(path: str) -> bool:
@@ -91,21 +93,16 @@ def cluster_module() -> Any:
         raise CommandError(str(error)) from error
 
 
-def podman_store() -> str:
+async def podman_store() -> str:
     """The image store of this user's podman.
 
-    :raises CommandError: when podman has none yet, or storage.conf cannot be read
+    :raises CommandError: when podman has none yet
+    :raises StoreConfigurationError: when it is not known where podman has it
     """
-    configuration = _configuration()
-    root = configuration.graph_root
-    store = _in_graph_root(root, _directory_names(root), configuration)
-    if not os.path.isdir(store):
+    store = (await locate()).image_store
+    if not await to_thread.run_sync(os.path.isdir, store):
         raise CommandError(f"podman has no images yet in {store}: --root names another store")
     return store
-
-
-def _configuration() -> Configuration:
-    return podman_configuration(os.environ, os.geteuid())
 
 
 def _directory_names(path: str) -> set[str]:
@@ -115,7 +112,7 @@ def _directory_names(path: str) -> set[str]:
         return set()
 
 
-def _in_graph_root(root: str, names: set[str], configuration: Configuration | None) -> str:
+async def _in_graph_root(root: str, names: set[str]) -> str:
     stores = sorted(name for name in names if name.endswith(_IMAGES))
     if not stores:
         # A graph root without images yet may have layers already.
@@ -123,11 +120,10 @@ def _in_graph_root(root: str, names: set[str], configuration: Configuration | No
         stores = [name.removesuffix(_LAYERS) + _IMAGES for name in layers]
     if len(stores) == 1:
         return os.path.join(root, stores[0])
-    configured = (configuration or _configuration()).driver + _IMAGES
-    overlay = "overlay" + _IMAGES
+    configured = (await locate()).driver + _IMAGES
     if not stores:
-        return os.path.join(root, overlay if configured == _IMAGES else configured)
-    for store in (configured, overlay):
+        return os.path.join(root, configured)
+    for store in (configured, "overlay" + _IMAGES):
         if store in stores:
             return os.path.join(root, store)
     raise CommandError(

@@ -37,14 +37,14 @@ class Session:
         parameters = context.find_root().params
         return cls(parameters["root"], parameters["write"], parameters["lock_timeout"])
 
-    def place(self, *, writes: bool = False) -> str:
-        """The image store's directory, which need not exist yet if it was given. Blocking.
+    async def place(self, *, writes: bool = False) -> str:
+        """The image store's directory, which need not exist yet if it was given.
 
         :raises CommandError: when the store may not be written to, or none can be meant
         """
         if self.root is not None:
-            return given_store(self.root)
-        place = podman_store()
+            return await given_store(self.root)
+        place = await podman_store()
         if writes and not self.may_write:
             raise CommandError(
                 f"{place} is podman's own store: give --write before the command to change it",
@@ -61,7 +61,7 @@ class Session:
         """
         if self.root is not None and is_cluster(self.root):
             raise CommandError("only a directory is repaired: give one as --root", ExitCode.USAGE)
-        path = await to_thread.run_sync(lambda: self.place(writes=writes))
+        path = await self.place(writes=writes)
         if not makes and not await to_thread.run_sync(may_be_store, path):
             raise CommandError(
                 f"there is no image store at {path}: create, import and copy make one"

@@ -13,6 +13,8 @@ _CAP_SYS_ADMIN = 21
 _WHOLE_RANGE = 4294967295
 """The number of user IDs where all are mapped."""
 
+_RUNTIME_DIRECTORIES = "/run/user"
+
 _USER = "_CONTAINERS_ROOTLESS_UID"
 _IN_NAMESPACE = "_CONTAINERS_USERNS_CONFIGURED"
 """What ``podman unshare`` and ``buildah unshare`` set."""
@@ -78,7 +80,7 @@ class Account:
         """
         if directory := self.environ.get("XDG_RUNTIME_DIR"):
             return os.path.realpath(directory)
-        directory = f"/run/user/{self.user}"
+        directory = os.path.join(_RUNTIME_DIRECTORIES, str(self.user))
         if _is_private(directory):
             return directory
         temporary = self.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - named, not used
@@ -93,7 +95,9 @@ class Account:
         try:
             return os.path.realpath(path, strict=True)
         except OSError:
-            return os.path.abspath(path)
+            absolute = os.path.abspath(path)
+            # Python keeps two slashes at the beginning.
+            return absolute[1:] if absolute.startswith("//") else absolute
 
 
 def _is_private(directory: str) -> bool:

@@ -14,6 +14,7 @@ _BRANCH = 1
 _LEAF = 2
 _IS_BUCKET = 1
 _DEPTH = 16
+_PAGE_SIZES = (4096, 8192, 16384, 65536)
 
 _PAGE = struct.Struct("<QHHI")  # ID, flags, number of elements, overflow
 _META = struct.Struct("<IIII QQ QQQQ")  # magic, …, page size, …, root, …, transaction, checksum
@@ -36,15 +37,12 @@ class _Database:
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
         metas = []
-        for page_size in (mmap.PAGESIZE, 4096, 8192, 16384, 65536):
-            for offset in (0, page_size):
-                fields = _META.unpack_from(data, offset + _PAGE.size)
-                magic, _, size, _, root, _, _, _, transaction, checksum = fields
-                body = data[offset + _PAGE.size : offset + _PAGE.size + _META.size - 8]
-                if magic == _MAGIC and checksum == _fnv(body):
+        for offset in (0, *_PAGE_SIZES):
+            body = data[offset + _PAGE.size : offset + _PAGE.size + _META.size]
+            if len(body) == _META.size:
+                magic, _, size, _, root, _, _, _, transaction, checksum = _META.unpack(body)
+                if magic == _MAGIC and checksum == _fnv(body[:-8]):
                     metas.append((transaction, size, root))
-            if metas:
-                break
         _, self._page_size, self._root = max(metas)
 
     def bucket(self, name: bytes) -> dict[bytes, bytes]:

@@ -120,7 +120,8 @@ def _get(table: Mapping[str, Any], key: str, kind: type, text: bytes, path: str)
     spellings = [key, *(other for other in table if other.lower() == key)]
     value = next((table[spelling] for spelling in spellings if spelling in table), None)
     if value is not None and not isinstance(value, kind):
-        expected = {str: "a string", list: "a list", dict: "a table"}[kind]
+        names: dict[type, str] = {str: "a string", list: "a list", dict: "a table"}
+        expected = names[kind]
         raise _error(path, _line_of(key, text), f"{key} is not {expected}")
     return value
 

@@ -24,7 +24,7 @@ from ..support.configurations import (
     USER,
     VFS,
     Configuration,
-    storage,
+    shown,
 )
 from . import generation
 from .tools import require
@@ -97,20 +97,6 @@ def _run(
     environ = ["env", "-i", *(f"{name}={value}" for name, value in variables.items())]
     parts = [*enter, "bash", "-c", BOXED, "boxed", str(base), str(user), *environ, *command]
     return subprocess.run(parts, capture_output=True, text=True, check=False, timeout=120)
-
-
-def shown(found: Mapping[str, Any]) -> str:
-    """Return a storage in the way in which the table has it."""
-    if "refused" in found:
-        return REFUSED
-    driver, graph_root = found["driver"], found["graph_root"]
-    text = f"{driver} {graph_root}"
-    image_root = os.path.dirname(found["image_store"])
-    also = [os.path.dirname(store) for store in found["additional_image_stores"]]
-    if image_root != graph_root:
-        text += f" images={image_root}"
-        assert also.pop(0) == graph_root
-    return text + (f" also={','.join(also)}" if also else "")
 
 
 @pytest.fixture(autouse=True, scope="session")

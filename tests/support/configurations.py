@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 USER = 1000
 
@@ -69,11 +70,25 @@ class Configuration:
         for name, target in self.links.items():
             (base / name).symlink_to(_at(target, base))
         (base / "run").chmod(0o700)
-        if self.user:
+        if self.user and os.geteuid() == 0:
             for directory in ("home", "run", "tmp", "srv"):
                 for parent, _, names in os.walk(base / directory):
                     for path in (parent, *(os.path.join(parent, name) for name in names)):
                         os.chown(path, self.user, self.user, follow_symlinks=False)
+
+
+def shown(found: Mapping[str, Any]) -> str:
+    """Return a storage in the way in which the table has it."""
+    if "refused" in found:
+        return REFUSED
+    driver, graph_root = found["driver"], found["graph_root"]
+    text = f"{driver} {graph_root}"
+    image_root = os.path.dirname(found["image_store"])
+    also = [os.path.dirname(store) for store in found["additional_image_stores"]]
+    if image_root != graph_root:
+        text += f" images={image_root}"
+        assert also.pop(0) == graph_root
+    return text + (f" also={','.join(also)}" if also else "")
 
 
 def _at(text: str, base: Path) -> str:
@@ -475,9 +490,9 @@ CONFIGURATIONS = [
     Configuration(
         "a named file with a path for users and more",
         (
-            f"vfs {{base}}/srv/u also={{base}}/srv/x",
-            f"vfs {{base}}/srv/u images={{base}}/srv/i also={{base}}/srv/x",
-            f"vfs {{base}}/srv/u images={{base}}/srv/i also={{base}}/srv/x",
+            "vfs {base}/srv/u also={base}/srv/x",
+            "vfs {base}/srv/u images={base}/srv/i also={base}/srv/x",
+            "vfs {base}/srv/u images={base}/srv/i also={base}/srv/x",
         ),
         {
             "own.conf": storage(
@@ -535,6 +550,9 @@ CONFIGURATIONS = [
         user=USER,
     ),
     Configuration("a driver in the environment, for a user", USERS, environ=DATA, user=USER),
+    Configuration(
+        "no runtime directory", USERS, environ={"XDG_RUNTIME_DIR": "", **DATA}, user=USER
+    ),
     Configuration(
         "images of vfs, for a user",
         (USERS, USERS, f"overlay {OWN}"),
