@@ -21,8 +21,7 @@ def test_a_line_for_each_change(cli: Cli, path: Path, is_json: bool) -> None:
     ) as watch:
         assert watch.stdout is not None
         assert watch.stderr is not None
-        while "watching" not in watch.stderr.readline():
-            pass
+        assert any("watching" in line for line in watch.stderr)
         cli("create", "--id", "a" * 64, "--name", "a:1")
         first = watch.stdout.readline()
         cli("tag", "a:1", "b:1")
