@@ -20,5 +20,5 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 EVERY_LOOP = [pytest.param(backend, id=name) for name, backend in OPTIONS.items()]
 ASYNCIO_LOOPS = EVERY_LOOP[:2]
 # uvloop is another asyncio: it matters where the library deals with the loop itself, which the
-# contract's and the cancellation's tests try on all three.
+# tests of cancellation try on all three.
 USUAL_LOOPS = EVERY_LOOP if NIGHTLY else [EVERY_LOOP[0], EVERY_LOOP[2]]
