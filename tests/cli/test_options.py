@@ -81,7 +81,7 @@ def test_write_after_the_command(cli: Cli, tmp_path: Any) -> None:
     (tmp_path / "graph").mkdir()
     (tmp_path / "graph" / "vfs-images").symlink_to(cli.root)
     (tmp_path / "storage.conf").write_text(
-        f'[storage]\ndriver = "vfs"\ngraphroot = "{tmp_path}/graph"\n'
+        f'[storage]\ndriver = "vfs"\ngraphroot = "{tmp_path}/graph"\nrunroot = "{tmp_path}/run"\n'
     )
     variables = {"CONTAINERS_STORAGE_CONF": f"{tmp_path}/storage.conf"}
     refused = program("tag", "one", "a:1", code=2, variables=variables).stderr
