@@ -88,6 +88,17 @@ class ImageInUseError(ImageStoreError, RuntimeError):
     containers: tuple[str, ...] = ()
 
 
+class PodmanFailsError(ImageStoreError, ValueError):
+    """podman could not read the image, and keeps layers beside the store.
+
+    While the store has such an image, ``podman images`` fails, or lists no image at all.
+
+    :ivar problems: what podman cannot read of it
+    """
+
+    problems: tuple[str, ...] = ()
+
+
 class GraphRootError(ImageStoreError, ValueError):
     """The directory is a graph root of containers/storage, which holds image stores.
 

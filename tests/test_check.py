@@ -46,7 +46,7 @@ async def test_a_whole_store(path: Path, image: Path) -> None:
     assert listing(path) == before
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", list(DAMAGE))
 async def test_every_kind_of_damage_is_found_and_left(path: Path, image: Path, kind: Kind) -> None:
     damage, name = DAMAGE[kind]
     damage(image)

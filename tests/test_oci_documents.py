@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from aimagestore import DigestMismatchError, InvalidLayoutError, SizeMismatchError
+from aimagestore._core.references import full_name
 from aimagestore.oci._closure import Closure
 from aimagestore.oci._documents import (
     Config,
@@ -21,7 +22,6 @@ from aimagestore.oci._documents import (
     read_document,
 )
 from aimagestore.oci._index import LayoutIndex, with_entry
-from aimagestore.oci._reference import full_name
 
 from .support.layouts import INDEX, MANIFEST, REF_NAME, digest_of, encode
 

@@ -50,7 +50,7 @@ def image(path: Path) -> Path:
 
 
 async def test_every_kind_is_repaired_in_its_way(tmp_path: Path) -> None:
-    assert set(Kind) == COMES_BACK | IS_DROPPED | IS_GARBAGE
+    assert set(DAMAGE) == COMES_BACK | IS_DROPPED | IS_GARBAGE
     for kind, (damage, _) in DAMAGE.items():
         path = tmp_path / f"store-{kind}"
         shutil.copytree(FIXTURE, path)

@@ -41,6 +41,7 @@ async def copy_images(
     destination: ImageStore,
     refs: Iterable[str] | None = None,
     *,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> CopyResult:
     """Copy images with everything that is recorded of them, between stores of any kind.
@@ -55,7 +56,10 @@ async def copy_images(
 
     :param source: where the images are; may be open read-only
     :param refs: the images to copy; ``None`` for all
+    :param force: copy images even if podman, which keeps layers beside the destination, cannot
+        read them there, and ``podman images`` fails from then on
     :param progress: called with the bytes done and the total, as recorded
+    :raises PodmanFailsError: when it cannot read one, and ``force`` is not given
     :raises ImageUnknownError: when the source has no image for one of the refs
     :raises DigestMismatchError: when an item differs from what the source's record says
     :raises BigDataMissingError: when the content of an item is missing in the source
@@ -64,12 +68,13 @@ async def copy_images(
     """
     check_type(source, ImageStore, "source")
     check_type(destination, ImageStore, "destination")
+    check_type(force, bool, "force")
     if source is destination:
         raise ValueError("the source and the destination of a copy must be two stores")
     core_of(destination).check_writable()
     wanted = None if refs is None else check_names(refs)
     found = await core_of(source).read(partial(_find, refs=wanted), is_slow=True)
-    return await _Copying(source, destination, found, progress).run()
+    return await _Copying(source, destination, found, progress, force=force).run()
 
 
 def _find(view: View, refs: tuple[str, ...] | None) -> dict[str, int]:
@@ -87,6 +92,8 @@ class _Copying:
         destination: ImageStore,
         found: dict[str, int],
         progress: Progress | None,
+        *,
+        force: bool,
     ) -> None:
         self._source = source
         self._destination = destination
@@ -95,6 +102,7 @@ class _Copying:
         self._found = found
         self._total = sum(found.values())
         self._progress = progress
+        self._force = force
         self._done = 0
         # What is done of the items that are being copied.
         self._parts: dict[tuple[str, str], int] = {}
@@ -161,7 +169,7 @@ class _Copying:
                 contents = await stack.enter_async_context(
                     self._core.contents(staged, Expectations(None, None))
                 )
-                await self._core.submit(mutations.replace(record, contents))
+                await self._core.submit(mutations.replace(record, contents, force=self._force))
         finally:
             for key in record.image.big_data_names:
                 self._parts.pop((record.id, key), None)

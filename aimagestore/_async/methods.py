@@ -141,6 +141,7 @@ class ImageMethods(ABC):
         digest: str | None = None,
         flags: Mapping[str, JSONValue] | None = None,
         big_data: Mapping[str, BigDataSource] | None = None,
+        force: bool = False,
     ) -> Image:
         """Create an image with its big data, in one commit (upstream: ``Create``).
 
@@ -155,6 +156,11 @@ class ImageMethods(ABC):
         :param flags: flag to any JSON value
         :param big_data: key to bytes, a :class:`StagedItem`, or, outside a transaction, any
             source that :meth:`set_big_data` takes
+        :param force: create it even if podman, which keeps layers beside this store, cannot read
+            it, and ``podman images`` fails from then on
+        :raises PodmanFailsError: in podman's store, when podman cannot read the image: it has no
+            manifest for instance, or is an artifact. In a transaction at its end, so that a
+            manifest may be added to a new image
         :raises DuplicateIDError: when there is an image with this ID
         :raises DuplicateNameError: when a name belongs to another image
         :raises InvalidIDError: when the ID could not name a directory
@@ -175,6 +181,7 @@ class ImageMethods(ABC):
             created=created,
             digest=digest,
             flags=flags,
+            force=force,
         )
         planned()  # raises what is wrong with the arguments before any data is read
         check_type({} if big_data is None else big_data, Mapping, "big_data")
@@ -222,8 +229,11 @@ class ImageMethods(ABC):
     async def delete(self, ref: str, *, force: bool = False) -> None:
         """Delete an image and its big data (upstream: ``Delete``; podman's: ``DeleteImage``).
 
-        So goes what podman keeps with it in its directory. Layers are not touched: see the
-        documentation on podman's store.
+        So goes what podman keeps with it in its directory. Layers are not touched: where podman
+        keeps layers beside the store, use ``podman rmi`` for its images, which removes both. The
+        layers of an image that was deleted here stay through every prune of podman's; only
+        ``podman system check --repair --max 0s`` and ``containers-storage check --repair
+        --max 0s`` free them, which podman 4.3 has not.
 
         :param force: delete it even if a container uses it
         :raises ImageUnknownError: when there is no such image

@@ -30,7 +30,7 @@ from .exits import CommandError, ExitCode, damage
 from .files import CHUNK, STANDARD, is_terminal, reading
 from .human import human_size
 from .output import image_json, write_json, write_lines
-from .parameters import Json, Ref, examples
+from .parameters import Force, Json, Ref, examples
 from .progress import progress_bar
 from .running import command
 from .session import Session
@@ -101,7 +101,8 @@ def register(app: typer.Typer) -> None:
     """Take images from an OCI image layout, and print their IDs.
 
     Everything is verified. An image that is there already is not stored again. A store of
-    podman's keeps layers elsewhere: they are left out there, and standard error says so.
+    podman's keeps layers elsewhere: they are left out there, and standard error says what podman
+    makes of that.
     """
 )
 async def import_layout(
@@ -111,9 +112,10 @@ async def import_layout(
     name: Names = None,
     ref: InLayout = None,
     platform: Platform = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
-    await _import(context, layout, name, ref, platform, json=json)
+    await _import(context, layout, name, ref, platform, force=force, json=json)
 
 
 @command("Take images from a layout as import does, with the options of podman load.")
@@ -132,10 +134,11 @@ async def load(
     name: Names = None,
     ref: InLayout = None,
     platform: Platform = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     given = _one_of(layout, input, "--input") or STANDARD
-    await _import(context, given, name, ref, platform, json=json)
+    await _import(context, given, name, ref, platform, force=force, json=json)
 
 
 def _one_of(argument: str | None, value: str | None, option: str) -> str | None:
@@ -151,6 +154,7 @@ async def _import(
     ref: str | None,
     platform: str | None,
     *,
+    force: bool,
     json: bool,
 ) -> None:
     from .. import oci  # noqa: PLC0415 - what other commands need not load
@@ -170,6 +174,7 @@ async def _import(
                 names=names or None,
                 ref=ref,
                 platform=platform,
+                force=force,
                 progress=bar.show,
             )
     if json:
@@ -288,6 +293,8 @@ async def copy(
             help="The images of the store SRC; all without any.",
         ),
     ] = None,
+    *,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     there, here = parse_address(source), parse_address(destination)
@@ -301,7 +308,7 @@ async def copy(
                 "a store",
                 ExitCode.USAGE,
             )
-        copied = await _copy_in(there, session, here)
+        copied = await _copy_in(there, session, here, force=force)
     else:
         if there.ref is not None:
             if refs:
@@ -310,7 +317,7 @@ async def copy(
         if isinstance(here, LayoutAddress):
             copied = await _copy_out(session, there, here, refs or [])
         else:
-            copied = await _copy_across(session, there, here, refs or [])
+            copied = await _copy_across(session, there, here, refs or [], force=force)
     if json:
         await write_json(asdict(copied))
     else:
@@ -324,14 +331,16 @@ def _session(session: Session, address: StoreAddress) -> Session:
     return session if address.root is None else replace(session, root=address.root)
 
 
-async def _copy_in(there: LayoutAddress, session: Session, here: StoreAddress) -> CopyResult:
+async def _copy_in(
+    there: LayoutAddress, session: Session, here: StoreAddress, *, force: bool
+) -> CopyResult:
     from .. import oci  # noqa: PLC0415 - what other commands need not load
 
     names = None if here.ref is None else [_full(here.ref)]
     async with _session(session, here).writing(makes=True) as store:
         with progress_bar("copy") as bar:
             imported = await oci.import_layout(
-                store, there.path, names=names, ref=there.name, progress=bar.show
+                store, there.path, names=names, ref=there.name, force=force, progress=bar.show
             )
     new = sum(each.is_new for each in imported)
     stored = sum(each.stored for each in imported)
@@ -355,7 +364,7 @@ async def _copy_out(
 
 
 async def _copy_across(
-    session: Session, there: StoreAddress, here: StoreAddress, refs: list[str]
+    session: Session, there: StoreAddress, here: StoreAddress, refs: list[str], *, force: bool
 ) -> CopyResult:
     if here.ref is not None and len(refs) != 1:
         raise CommandError("DST names one image: name one of SRC, too", ExitCode.USAGE)
@@ -365,7 +374,9 @@ async def _copy_across(
     ):
         ids = [(await source.get(await _known(source, ref))).id for ref in refs]
         with progress_bar("copy") as bar, damage(DigestMismatchError):
-            copied = await copy_images(source, destination, ids or None, progress=bar.show)
+            copied = await copy_images(
+                source, destination, ids or None, force=force, progress=bar.show
+            )
         if here.ref is not None:
             await destination.add_names(ids[0], [_full(here.ref)])
     return copied

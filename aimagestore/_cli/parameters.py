@@ -26,6 +26,9 @@ Key = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Even what podman cannot read, into its store.")
+]
 NoVerify = Annotated[
     bool, typer.Option("--no-verify", help="Do not compare the data with its digest.")
 ]

@@ -14,8 +14,8 @@ from .completion import complete_flag, complete_name
 from .exits import CommandError, ExitCode
 from .files import reading
 from .human import human_age, human_size, repositories_and_tags, short_id
-from .output import image_json, rfc3339, size_of, write_json, write_lines, write_table
-from .parameters import Json, Ref, Refs, examples, json_or_text, pair
+from .output import image_json, rfc3339, say, size_of, write_json, write_lines, write_table
+from .parameters import Force, Json, Ref, Refs, examples, json_or_text, pair
 from .progress import progress_bar
 from .running import command
 from .session import Session
@@ -167,6 +167,7 @@ async def create(
             "--data", metavar="KEY=FILE", help="An item, with a file's content; several times."
         ),
     ] = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     flags = [pair(given, "FLAG=VALUE") for given in flag or ()]
@@ -189,6 +190,7 @@ async def create(
             digest=digest,
             flags={key: json_or_text(value) for key, value in flags},
             big_data=items,
+            force=force,
         )
     if json:
         await write_json(image_json(image))
@@ -234,7 +236,7 @@ async def untag(
     """Delete images and their items.
 
     All of them are deleted, or none if one is unknown or used by a container. The layers of
-    podman's images stay: podman rmi removes those.
+    podman's images stay, and standard error says so: podman rmi removes both.
     """
 )
 async def remove(
@@ -244,9 +246,18 @@ async def remove(
         bool, typer.Option("--force", help="Delete images that containers use, too.")
     ] = False,
 ) -> None:
-    async with Session.of(context).writing() as store, store.transaction() as tx:
-        for image_id in dict.fromkeys([await tx.lookup(ref) for ref in refs]):
-            await tx.delete(image_id, force=force)
+    async with Session.of(context).writing() as store:
+        async with store.transaction() as tx:
+            images = {image.id: image for image in [await tx.get(ref) for ref in refs]}
+            for image_id in images:
+                await tx.delete(image_id, force=force)
+        if store.layer_store is not None and any(image.top_layer for image in images.values()):
+            say(
+                f"layers of these images stay in {store.layer_store}: podman rmi removes images "
+                "with their layers; of images that are gone, only podman system check --repair "
+                "--max 0s and containers-storage check --repair --max 0s free them (not podman "
+                "before 5.0)"
+            )
 
 
 @command(

@@ -22,7 +22,8 @@ class Plan(msgspec.Struct, frozen=True):
     :ivar created: the record of a new image
     :ivar updated: records that replace those with the same IDs
     :ivar deleted: IDs of deleted images
-    :ivar is_forced: whether they are deleted even if containers use them
+    :ivar is_forced: whether they are deleted even if containers use them, and the new image is
+        created even if podman cannot read it
     :ivar adopted: a record for an image whose directory exists already
     :ivar drops_unreadable: whether damaged and shadowed records are dropped
     :ivar files: big-data items that get new content, by image ID and key
@@ -64,6 +65,7 @@ class Draft(View):
     :ivar base: the view below
     :ivar files: big-data items that get new content, by image ID and key
     :ivar drops_unreadable: whether damaged and shadowed records are dropped
+    :ivar forced: IDs of new images that are created even if podman cannot read them
     """
 
     __slots__ = (
@@ -75,16 +77,19 @@ class Draft(View):
         "base",
         "drops_unreadable",
         "files",
+        "forced",
     )
 
     base: View
     files: dict[tuple[str, str], Content]
     drops_unreadable: bool
+    forced: set[str]
 
     def __init__(self, base: View) -> None:
         self.base = base
         self.files = {}
         self.drops_unreadable = False
+        self.forced = set()
         self._records: dict[str, Record | None] = {}
         self._appended: dict[str, None] = {}
         self._adopted: set[str] = set()
@@ -144,6 +149,8 @@ class Draft(View):
                 self._appended.pop(new.id, None)
                 self._appended[new.id] = None
                 self._replace(new.id, new)
+        if plan.created is not None and plan.is_forced:
+            self.forced.add(plan.created.id)
         if plan.adopted is not None:
             self._adopted.add(plan.adopted.id)
         self.drops_unreadable |= plan.drops_unreadable

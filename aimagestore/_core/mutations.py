@@ -62,8 +62,13 @@ def create(
     digest: str | None = None,
     flags: Mapping[str, object] | None = None,
     big_data: Mapping[str, Content] | None = None,
+    force: bool = False,
 ) -> Mutation:
-    """Create an image with its items. The ID defaults to a random one, ``created`` to now."""
+    """Create an image with its items. The ID defaults to a random one, ``created`` to now.
+
+    With ``force`` even if podman, which keeps layers beside the store, cannot read it.
+    """
+    check_type(force, bool, "force")
     image_id = secrets.token_hex(32) if image_id is None else image_id
     created = datetime.now(UTC) if created is None else created
     check_type(created, datetime, "created")
@@ -96,7 +101,7 @@ def create(
                     id=owner,
                 )
         files = {(record.id, key): content for key, content in items.items()}
-        return Plan(record.id, created=record, files=files)
+        return Plan(record.id, created=record, is_forced=force, files=files)
 
     return Mutation(plan, (record.id,), names)
 
@@ -274,8 +279,14 @@ def adopt(
 
 
 def describe_big_data(image_id: str, key: str, found: Described) -> Mutation:
-    """Replace the recorded size and digest of an item."""
-    return _edit(image_id, lambda edited, _: _describe(edited, {key: found}))
+    """Replace the recorded size and digest of an item, and list it if it is not listed."""
+
+    def edit(edited: RecordDraft, record: Record) -> None:
+        if key not in record.image.big_data_names:
+            edited.set("big-data-names", (*record.image.big_data_names, key))
+        _describe(edited, {key: found})
+
+    return _edit(image_id, edit)
 
 
 def clear_big_data_digest(image_id: str, key: str) -> Mutation:
@@ -300,10 +311,13 @@ def drop_big_data(image_id: str, key: str) -> Mutation:
     return _edit(image_id, edit)
 
 
-def replace(record: Record, contents: Mapping[str, Content] | None) -> Mutation:
+def replace(
+    record: Record, contents: Mapping[str, Content] | None, *, force: bool = False
+) -> Mutation:
     """Put an image of another store in the place of the one with its ID. Its names move to it.
 
     :param contents: its items; ``None`` to keep the present ones, which must be the same
+    :param force: do it even if podman, which keeps layers beside the store, cannot read it
     """
 
     def plan(draft: Draft) -> Plan:
@@ -319,7 +333,14 @@ def replace(record: Record, contents: Mapping[str, Content] | None) -> Mutation:
             _check_undamaged(draft, record.id)
         deleted = () if present is None else (record.id,)
         files = {(record.id, key): content for key, content in contents.items()}
-        return Plan(record.id, deleted=deleted, updated=others, created=record, files=files)
+        return Plan(
+            record.id,
+            deleted=deleted,
+            updated=others,
+            created=record,
+            is_forced=force,
+            files=files,
+        )
 
     return Mutation(plan, (record.id,), record.names)
 

@@ -26,6 +26,11 @@ class FindingKind(StrEnum):
 
     For one of the image or of a manifest containers/storage refuses the whole store.
     """
+    PODMAN_FAILS = "podman-fails"
+    """podman, which keeps layers beside the store, cannot read the image.
+
+    ``podman images`` fails then, or lists no image at all.
+    """
     DIRECTORY_MISSING = "directory-missing"
     """The record lists items, but the image directory is missing."""
     DIRECTORY_ORPHANED = "directory-orphaned"

@@ -25,6 +25,7 @@ from .index_file import open_index
 from .lock import shared_line
 from .mounts import is_local
 from .pending import open_current
+from .podman import Podman
 
 
 class DirectoryChecker:
@@ -77,6 +78,7 @@ class DirectoryChecker:
         snapshot = self._read_index(root)
         if snapshot is None:
             return
+        podman = Podman.beside(root)
         records = list(snapshot.records())
         if suspects is not None:
             records = [record for record in records if record.id in suspects]
@@ -88,6 +90,8 @@ class DirectoryChecker:
             for step in self._check_image(root, record.image, counted=counted):
                 done += step
                 yield done, max(done, total)
+            if podman is not None:
+                self._check_for_podman(root, podman, record.image)
         self._findings += garbage(root, snapshot)
 
     def _add(
@@ -176,6 +180,15 @@ class DirectoryChecker:
                 self._add(FindingKind.DIGEST_MALFORMED, path, repr(digest), image.id, key)
         if image.digest and not is_digest(image.digest):
             self._add(FindingKind.DIGEST_MALFORMED, path, repr(image.digest), image.id)
+
+    def _check_for_podman(self, root: Directory, podman: Podman, image: Image) -> None:
+        for part in podman.unreadable_parts(image):
+            detail = f"podman images fails: {part.problem}"
+            if part.field == "layer":
+                detail += ", unless an additional store has it"
+            self._add(
+                FindingKind.PODMAN_FAILS, root.path_of(INDEX_FILE), detail, image.id, part.key
+            )
 
     def _check_item(
         self, root: Directory, directory: Directory, image: Image, key: str

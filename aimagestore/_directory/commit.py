@@ -50,13 +50,14 @@ from .._engine.lock import AnyGrant
 from .._engine.protocol import Outcome, Removal, Steps
 from .._format import index
 from .._format.block_catalog import BlockCatalog, apply_draft
-from ..errors import ImageInUseError, StoreCorruptError
+from ..errors import ImageInUseError, PodmanFailsError, StoreCorruptError
 from .containers import containers_of
 from .files import Directory
-from .garbage import garbage, remove
+from .garbage import garbage, needed_manifest, remove
 from .index_file import IndexFile
 from .lock import write_token
 from .pending import NEW_INDEX, mark_name, pending_name, put_in_place, remove_unlisted
+from .podman import Podman
 from .recovery import Recovery
 from .staged import StagedFile
 
@@ -83,11 +84,13 @@ class DirectoryWriter:
         index_file: IndexFile,
         recovery: Recovery,
         stage: Callable[[], StagedFile],
+        layers: str | None,
     ) -> None:
         self._root = root
         self._index = index_file
         self._recovery = recovery
         self._stage = stage
+        self._layers = layers
 
     def touch(self, grant: AnyGrant) -> None:
         self._index.check_root()
@@ -160,6 +163,7 @@ class DirectoryWriter:
         assert isinstance(base, BlockCatalog), "the draft is one of this directory"
         self._index.check_root()
         self._recovery.recover(base)
+        warnings = self._check_for_podman(draft)
         catalog = apply_draft(base, draft)
         placement = _Placement(self._root, base, self._stage)
         try:
@@ -173,6 +177,8 @@ class DirectoryWriter:
         placement.release()
         if catalog is not base:
             self._make_durable()
+        for warning in warnings:
+            logger.warning(warning)
         if base.needs_save:
             logger.info("%s had two images of one name: the later kept it", self._root.path)
         try:
@@ -181,6 +187,37 @@ class DirectoryWriter:
             self._recovery.is_needed = True
             logger.warning("committed; the next commit completes what failed now: %s", error)
         self._remove_deleted(draft, catalog)
+
+    def _check_for_podman(self, draft: Draft) -> list[str]:
+        """Check that podman can read what changes; return what to say where that was forced."""
+        if self._layers is None:
+            return []
+        podman = Podman(self._root, self._layers)
+        created = {*draft.created, *(new.id for _, new in draft.recreated)}
+        warnings = []
+        for image_id, old, record, _ in draft.record_deltas():
+            if record is None:
+                continue
+            problems = podman.new_problems(
+                None if old is None else old.image, record.image, draft.files
+            )
+            if problems and image_id in created and image_id not in draft.forced:
+                raise _PlacementError(
+                    PodmanFailsError(
+                        f"image {image_id} was not created, because podman images would fail while "
+                        f"it is in this store, beside podman's layers: {'; '.join(problems)}; "
+                        "create it with force=True, or in another store",
+                        id=image_id,
+                        path=self._layers,
+                        problems=tuple(problems),
+                    )
+                )
+            if problems:
+                warnings.append(
+                    f"podman images fails while image {image_id} is in {self._root.path}: "
+                    f"{'; '.join(problems)}"
+                )
+        return warnings
 
     def _place(self, draft: Draft, base: BlockCatalog, placement: _Placement) -> None:
         try:
@@ -271,7 +308,10 @@ class DirectoryWriter:
             if not dry_run:
                 self._recovery.recover(catalog, always=True)
                 self._index.make_durable()
-            return (yield from remove(self._root, catalog, garbage(self._root, catalog), dry_run))
+            found = garbage(self._root, catalog)
+            if self._layers is not None:
+                found = (finding for finding in found if not needed_manifest(catalog, finding))
+            return (yield from remove(self._root, catalog, found, dry_run))
 
         yield collect
 

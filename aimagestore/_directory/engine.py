@@ -41,7 +41,9 @@ class DirectoryEngine:
         recovery.attach(self.reader)
         self._recovery = recovery
         self.items = DirectoryItems(root, self.reader)
-        self.writer = DirectoryWriter(root, self.reader, recovery, self.items.stage)
+        self.writer = DirectoryWriter(
+            root, self.reader, recovery, self.items.stage, self.layer_store
+        )
         self.lock = exclusive_line(root)
         try:
             self.read_lock = shared_line(root)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from .._core.digest import MANIFEST, is_manifest_key
+from .._core.names import big_data_key
 from .._core.report import Finding, FindingKind, Report
+from .._core.view import View
 from .._engine.protocol import Steps
 from .._format.block_catalog import BlockCatalog
 from ..errors import StoreCorruptError
@@ -31,6 +34,20 @@ def garbage(root: Directory, catalog: BlockCatalog) -> Iterator[Finding]:
         elif is_image_directory(root, name) and not catalog.is_damaged(name):
             path = root.path_of(name)
             yield Finding(FindingKind.DIRECTORY_ORPHANED, id=name, path=path)
+
+
+def needed_manifest(catalog: View, finding: Finding) -> str | None:
+    """Return the key of a manifest that looks like garbage, though podman needs it.
+
+    podman reads the manifest of an image even if the record does not list it, as containers/storage
+    leaves it when it dies between the two.
+    """
+    record = catalog.record_of(finding.id)
+    if finding.kind is not FindingKind.ITEM_UNLISTED or record is None:
+        return None
+    key = big_data_key(os.path.basename(finding.path))
+    is_lacking = MANIFEST not in record.image.big_data_names
+    return key if is_lacking and is_manifest_key(key) else None
 
 
 def remove(

@@ -6,14 +6,14 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from .._core import mutations
-from .._core.digest import canonical_digest, is_manifest_key, signed_payload
+from .._core.digest import MANIFEST, canonical_digest, is_manifest_key, signed_payload
 from .._core.draft import Draft
 from .._core.mutations import Mutation
 from .._core.names import INDEX_FILE, NAME_ANNOTATIONS, big_data_file, big_data_key
@@ -25,9 +25,14 @@ from .._engine.protocol import Steps
 from .._format.block_catalog import BlockCatalog, build
 from .._format.blocks import Block, new_block_id
 from ..errors import ImageStoreError, StoreCorruptError
+from .aside import Aside, unused_name
 from .check import DirectoryChecker
+from .commit import DirectoryWriter
 from .engine import DirectoryEngine
 from .files import Directory
+from .garbage import needed_manifest
+from .podman import Podman
+from .podman_repair import PodmanRepairs
 
 logger = logging.getLogger("aimagestore")
 
@@ -65,14 +70,21 @@ class DirectoryRepairer:
             checker = DirectoryChecker(lambda: path, verify=True)
             now = yield from checker.recheck_images(root, ())
             reported |= {(f.kind, f.id, f.key) for f in now.findings}
+        aside = Aside(root)
         draft = self._engine.writer.draft(grant)
-        for finding in now.findings:
-            if (finding.kind, finding.id, finding.key) in reported:
-                repaired = repair_finding(root, draft, finding, drop=drop)
-                if repaired is not None:
-                    done.append(repaired)
-                    logger.info("repair, %s, %s: %s", repaired.kind, repaired.path, repaired.detail)
-        self._engine.writer.publish(grant, draft)
+        repairs = _Repairs(root, self._engine.writer, draft, aside.index, drop=drop)
+        for repaired in repairs.repair_all(
+            [f for f in now.findings if (f.kind, f.id, f.key) in reported]
+        ):
+            done.append(repaired)
+            logger.info("repair, %s, %s: %s", repaired.kind, repaired.path, repaired.detail)
+        try:
+            if repairs.takes_out:
+                aside.keep(repairs.taken_out)
+            self._engine.writer.publish(grant, draft)
+        except BaseException:
+            aside.undo()
+            raise
         return Report(tuple(done), images=len(self._engine.reader.catalog))
 
     def _rebuild_index(self) -> Finding:
@@ -89,43 +101,109 @@ class DirectoryRepairer:
         self._engine.close()
 
 
-def repair_finding(
-    root: Directory, draft: Draft, finding: Finding, *, drop: bool
-) -> Finding | None:
-    """Repair one finding in the draft, and say how; ``None`` when nothing was done."""
-    try:
-        planned = list(_plan(root, draft, finding, drop=drop))
-        for change, _ in planned:
-            draft.apply(change(draft))
-    except (ImageStoreError, OSError) as error:
-        return replace(finding, detail=f"left as it is: {error}")
-    if not planned and finding.kind is not FindingKind.DUPLICATE_NAME:
-        return None
-    return replace(finding, detail="; ".join(said for _, said in planned) or "the later keeps it")
+class _Repairs:
+    """Repairs findings in a draft.
 
+    :param kept_as: the name that the index will have beside the new one, if anything is taken out
+    """
 
-def _plan(
-    root: Directory, draft: Draft, finding: Finding, *, drop: bool
-) -> Iterator[tuple[Mutation, str]]:
-    if finding.kind is FindingKind.DIRECTORY_ORPHANED:
-        yield _adopt(root, finding.id), "its record was rebuilt from its files"
-    elif finding.kind in _UNREADABLE and drop:
-        yield mutations.drop_unreadable(), "dropped"
-    elif finding.kind is FindingKind.DIGEST_MALFORMED:
-        yield _plan_digest(root, draft, finding)
-    elif finding.kind in _WRONG_SIZE:
-        image = draft.get(finding.id)
-        found = _measure(root, image.id, finding.key)
-        if found.digest == image.big_data_digests.get(finding.key):
-            change = mutations.describe_big_data(image.id, finding.key, found)
-            yield change, f"its size was put right: {found.size} bytes"
-        elif drop:
-            yield mutations.drop_big_data(image.id, finding.key), "dropped from the record"
-    elif finding.kind in _LOST_ITEM and drop:
-        yield mutations.drop_big_data(finding.id, finding.key), "dropped from the record"
-    elif finding.kind is FindingKind.DIRECTORY_MISSING and drop:
-        for key in draft.get(finding.id).big_data_names:
-            yield mutations.drop_big_data(finding.id, key), f"{key} dropped from the record"
+    def __init__(
+        self, root: Directory, writer: DirectoryWriter, draft: Draft, kept_as: str, *, drop: bool
+    ) -> None:
+        self._draft = draft
+        self._kept_as = kept_as
+        self._root = root
+        self._writer = writer
+        self._drop = drop
+        podman = Podman.beside(root)
+        self._podman = (
+            None
+            if podman is None
+            else PodmanRepairs(root, podman, draft, self._apply, kept_as, drop=drop)
+        )
+        self._takes_out = False
+
+    @property
+    def takes_out(self) -> bool:
+        """Whether something is taken out of the index that no file brings back."""
+        return self._takes_out or (self._podman is not None and self._podman.takes_out)
+
+    @property
+    def taken_out(self) -> Sequence[str]:
+        """IDs of the images whose whole records are taken out."""
+        return () if self._podman is None else self._podman.taken_out
+
+    def repair_all(self, findings: Sequence[Finding]) -> Iterator[Finding]:
+        """Repair what was found, and say how."""
+        done = [self._repair(finding) for finding in findings]
+        if self._podman is not None:
+            images = dict.fromkeys(finding.id for finding in findings if finding.id)
+            done += [self._podman.repair(image_id) for image_id in images]
+        return (finding for finding in done if finding is not None)
+
+    def _repair(self, finding: Finding) -> Finding | None:
+        """Repair one finding, and say how; ``None`` when nothing was done."""
+        try:
+            planned = list(self._plan(finding))
+            for change, _ in planned:
+                self._apply(change)
+        except (ImageStoreError, OSError) as error:
+            return replace(finding, detail=f"left as it is: {error}")
+        if not planned and finding.kind is not FindingKind.DUPLICATE_NAME:
+            return None
+        said = "; ".join(said for _, said in planned)
+        return replace(finding, detail=said or "the later keeps it")
+
+    def _apply(self, change: Mutation) -> None:
+        plan = change(self._draft)
+        if plan.files:
+            self._writer.prepare(plan, self._draft)
+        self._draft.apply(plan)
+
+    def _plan(self, finding: Finding) -> Iterator[tuple[Mutation, str]]:
+        if finding.kind is FindingKind.DIRECTORY_ORPHANED:
+            yield _adopt(self._root, finding.id), "its record was rebuilt from its files"
+        elif finding.kind is FindingKind.DIGEST_MALFORMED:
+            yield _plan_digest(self._root, self._draft, finding)
+        elif finding.kind is FindingKind.ITEM_UNLISTED:
+            yield from self._plan_unlisted(finding)
+        elif finding.kind in _WRONG_SIZE and (size := self._true_size(finding)) is not None:
+            yield size
+        elif self._drop or (self._podman and finding.kind is FindingKind.RECORD_DAMAGED):
+            # For one such record containers/storage refuses the whole store.
+            yield from self._plan_drop(finding)
+
+    def _plan_unlisted(self, finding: Finding) -> Iterator[tuple[Mutation, str]]:
+        # The base is asked, because one manifest that is adopted does not keep another from it.
+        key = needed_manifest(self._draft.base, finding)
+        if self._podman is not None and key is not None:
+            found = _as_podman_measures(self._root, finding.id, key)
+            if key in {MANIFEST, f"{MANIFEST}-{found.digest}"}:
+                change = mutations.describe_big_data(finding.id, key, found)
+                yield change, "its record lists it now"
+
+    def _true_size(self, finding: Finding) -> tuple[Mutation, str] | None:
+        image = self._draft.get(finding.id)
+        found = _measure(self._root, image.id, finding.key)
+        if found.digest != image.big_data_digests.get(finding.key):
+            return None
+        change = mutations.describe_big_data(image.id, finding.key, found)
+        return change, f"its size was put right: {found.size} bytes"
+
+    def _plan_drop(self, finding: Finding) -> Iterator[tuple[Mutation, str]]:
+        if finding.kind in _UNREADABLE:
+            self._takes_out = True
+            yield (
+                mutations.drop_unreadable(),
+                f"taken out of the index, which stays as {self._kept_as}",
+            )
+        elif finding.kind in _LOST_ITEM or finding.kind in _WRONG_SIZE:
+            self._takes_out = True
+            yield mutations.drop_big_data(finding.id, finding.key), "dropped from the record"
+        elif finding.kind is FindingKind.DIRECTORY_MISSING:
+            self._takes_out = True
+            for key in self._draft.get(finding.id).big_data_names:
+                yield mutations.drop_big_data(finding.id, key), f"{key} dropped from the record"
 
 
 def _plan_digest(root: Directory, draft: Draft, finding: Finding) -> tuple[Mutation, str]:
@@ -207,10 +285,7 @@ def salvage(root: Directory) -> tuple[BlockCatalog, str]:
         return build({}, ()), ""
     with io.FileIO(fd, "rb") as file:
         text = file.readall()
-    present = set(root.names())
-    kept = next(
-        name for n in range(1, len(present) + 2) if (name := f"{INDEX_FILE}.old-{n}") not in present
-    )
+    kept = unused_name(root, INDEX_FILE)
     root.keep_beside(INDEX_FILE, kept)
     block_id = new_block_id()
     records = list(_readable_records(text, block_id))

@@ -202,14 +202,6 @@ def is_image(manifest: Document, config: Config) -> bool:
     return manifest.config.is_image_config or config.has_layers
 
 
-def podman_reads(manifest: Document) -> bool:
-    """Return whether podman takes a manifest for an image; any other ends ``podman images``."""
-    config = manifest.config
-    return manifest.media_type == DOCKER_MANIFEST or (
-        config is not None and config.media_type == _CONFIG
-    )
-
-
 def decode(data: bytes, kind: type[T], what: str, place: str, limit: int = MANIFEST_MAX) -> T:
     """Decode a JSON document.
 

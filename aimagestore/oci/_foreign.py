@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from .._core.digest import CANONICAL, canonical_digest, is_digest
+from .._core.references import full_name
 from ..errors import DigestMismatchError, InvalidLayoutError
 from ._closure import Closure
 from ._compression import START, Decompressor, is_compressed
@@ -33,7 +34,6 @@ from ._documents import (
 )
 from ._layout import Layout, LayoutFile, open_files, read_whole
 from ._naming import REF_NAME
-from ._reference import full_name
 
 MANIFEST_FILE = "manifest.json"
 

@@ -21,7 +21,7 @@ from .._async.threads import Threads
 from .._async.transaction import Transaction
 from .._core.digest import is_canonical
 from .._core.image import Image
-from .._core.names import check_names
+from .._core.names import check_names, check_type
 from .._engine.protocol import Steps
 from ..errors import ImageStoreError, ImageUnknownError, StoreReadOnlyError
 from ._closure import check_content
@@ -65,6 +65,7 @@ async def import_layout(
     names: Iterable[str] | None = None,
     ref: str | None = None,
     platform: str | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> tuple[ImportResult, ...]:
     """Import images from an OCI image layout, or from what other programs write.
@@ -81,7 +82,11 @@ async def import_layout(
     A ``docker-archive`` has no manifests: its images get those that podman makes for them.
 
     An image that is there already gets what it lacks, and the names; what it has is not read
-    again. In a store whose layers another program keeps (podman), layers stay out.
+    again.
+
+    Where podman keeps layers beside the store, layers stay out, and a warning in the log says so.
+    podman lists such an image, but can neither run it, nor load or pull it, before it is removed.
+    What podman cannot read at all, such as an artifact, is refused there.
 
     What a layout has beside images (artifacts, attestations, content of unknown types) does not
     stop the import, and of an index the only platform whose content is there is imported. Where
@@ -104,12 +109,15 @@ async def import_layout(
         ``name@digest``; ``None`` for all
     :param platform: import only the image that suits ``os/architecture[/variant]`` best, or
         ``local`` for this machine; variants are matched as podman does
+    :param force: import what podman cannot read into a store that it keeps layers beside, too;
+        ``podman images`` fails from then on
     :param progress: called with the bytes done and the total
     :returns: what became of each image, in the order of the layout
     :raises ImageUnknownError: when the layout has no image of that ref or platform
     :raises AmbiguousImageError: when a ref, or a name in the layout, stands for several images, or
         only some platforms of an image are there; its ``candidates`` tell them apart
     :raises InvalidLayoutError: when it is not a layout, or is damaged or hostile
+    :raises PodmanFailsError: when podman could not read an image in its store
     :raises DigestMismatchError: when a manifest or blob has another digest
     :raises SizeMismatchError: when one is longer or shorter than it should be
     :raises ValueError: when ``names`` are given for several images
@@ -118,13 +126,21 @@ async def import_layout(
     :raises LockTimeoutError: when the store's lock was not free in time
     """
     given = None if names is None else check_names(names)
+    check_type(force, bool, "force")
     wanted = None if platform is None else Platform.parse(platform)
     if store.read_only:
         raise StoreReadOnlyError(f"{store!r} was opened read-only: images cannot be imported")
     threads = Threads(EventLoop())
     try:
         return await _import(
-            store, layout, threads, Meter(progress), names=given, ref=ref, platform=wanted
+            store,
+            layout,
+            threads,
+            Meter(progress),
+            names=given,
+            ref=ref,
+            platform=wanted,
+            force=force,
         )
     finally:
         threads.when_idle(threads.shutdown)
@@ -139,11 +155,12 @@ async def _import(
     names: tuple[str, ...] | None,
     ref: str | None,
     platform: Platform | None,
+    force: bool,
 ) -> tuple[ImportResult, ...]:
     layers = store.layer_store
     source = await _open(layout, threads)
     try:
-        steps = plan(source, ref, platform, with_layers=layers is None)
+        steps = plan(source, ref, platform, with_layers=layers is None, force=force)
         images: list[PlannedImage] | None = None
         while images is None:
             # Interrupted, this waits for the step that is under way: the layout is closed next.
@@ -155,13 +172,15 @@ async def _import(
             )
         if names is not None:
             images = [replace(image, names=names) for image in images]
-        done = await _Import(store, source, images, threads, meter).run()
+        done = await _Import(store, source, images, threads, meter, force=force).run()
     finally:
         await threads.run_shielded(source.close)
     for imported in done:
-        if imported.layers_left_out:
+        if imported.layers_left_out and not imported.image.top_layer:
             logger.warning(
-                "%s: left out %d layers of image %s, because those of this store are kept in %s",
+                "%s: left out %d layers of image %s, because podman keeps those of this store, in "
+                "%s: podman lists the image, but can neither run it, nor load or pull it, before "
+                "podman rmi has removed it",
                 source.place,
                 imported.layers_left_out,
                 imported.image.id,
@@ -208,8 +227,11 @@ class _Import:
         images: Sequence[PlannedImage],
         threads: Threads,
         meter: Meter,
+        *,
+        force: bool,
     ) -> None:
         self._store = store
+        self._force = force
         self._layout = layout
         self._images = images
         self._threads = threads
@@ -323,7 +345,9 @@ class _Import:
         image = await _find(tx, planned.id)
         is_new = image is None
         if image is None:
-            image = await tx.create(planned.id, created=planned.created, big_data=mine)
+            image = await tx.create(
+                planned.id, created=planned.created, big_data=mine, force=self._force
+            )
         else:
             for key, staged in mine.items():
                 image = await tx.set_big_data(planned.id, key, staged)

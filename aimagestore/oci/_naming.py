@@ -12,7 +12,7 @@ from typing import Any
 
 from .._core.digest import is_digest
 from .._core.names import NAME_ANNOTATIONS
-from ._reference import DOCKER, full_name
+from .._core.references import DOCKER, full_name
 
 _IMAGE_NAME, REF_NAME = NAME_ANNOTATIONS
 

@@ -9,21 +9,18 @@ from datetime import datetime
 from typing import NamedTuple
 
 from .._core.digest import MANIFEST, canonical_digest
+from .._core.podman import INSTANCES, NO_INSTANCES, is_podman_image
 from .._engine.protocol import Steps
 from .._format import gojson
 from ..errors import AmbiguousImageError, ImageUnknownError
 from ._closure import Closure
-from ._documents import Descriptor, is_image, podman_reads
+from ._documents import Descriptor, is_image
 from ._index import Selected
 from ._layout import Layout
 from ._platform import Platform, best_of
 from ._reader import Reader
 
 logger = logging.getLogger("aimagestore")
-
-# podman cannot remove an image index that has no such item: where from it has which instance.
-_INSTANCES = "instances.json"
-_NO_INSTANCES = b"{}"
 
 
 class Item(NamedTuple):
@@ -71,26 +68,39 @@ class PlannedImage:
 
 
 def plan(
-    layout: Layout, ref: str | None, platform: Platform | None, *, with_layers: bool
+    layout: Layout,
+    ref: str | None,
+    platform: Platform | None,
+    *,
+    with_layers: bool,
+    force: bool,
 ) -> Steps[list[PlannedImage]]:
     """Find the images of a layout that are selected, those called ``ref`` or all, in steps.
 
     :param platform: the one to pick
     :param with_layers: whether layers go into the store, because podman does not keep them
+    :param force: whether to select what podman cannot read, where it keeps layers
     :raises ImageUnknownError: when there is none
     :raises AmbiguousImageError: when one name stands for several images
     :raises InvalidLayoutError: when the layout is not what it should be
     :raises SizeMismatchError: when a file is longer or shorter than its descriptor says
     :raises DigestMismatchError: when a manifest or config has another digest
     """
-    return (yield from _Planner(Reader(layout), platform, with_layers=with_layers).steps(ref))
+    return (
+        yield from _Planner(Reader(layout), platform, with_layers=with_layers, force=force).steps(
+            ref
+        )
+    )
 
 
 class _Planner:
-    def __init__(self, reader: Reader, platform: Platform | None, *, with_layers: bool) -> None:
+    def __init__(
+        self, reader: Reader, platform: Platform | None, *, with_layers: bool, force: bool
+    ) -> None:
         self._reader = reader
         self._platform = platform
         self._with_layers = with_layers
+        self._force = force
         self._planned: dict[str, PlannedImage] = {}
         self._by_digest: dict[str, PlannedImage] = {}
         self._names: dict[str, dict[str, None]] = {}
@@ -117,10 +127,11 @@ class _Planner:
             )
         images = [image for image in planned if not image.is_artifact]
         artifacts = ", ".join(image.label for image in planned if image.is_artifact)
-        if artifacts and not self._with_layers and (ref is not None or not images):
+        is_refused = not (self._with_layers or self._force)
+        if artifacts and is_refused and (ref is not None or not images):
             raise self._reader.invalid(
                 f"podman could not read its own store with {artifacts}, which is not an image: "
-                "import it into another store"
+                "import it into another store, or with force=True"
             )
         if not artifacts or ref is not None or not images:
             return planned
@@ -272,9 +283,9 @@ class _Planner:
         if root.digest == self._reader.index.digest:
             documents[root.digest] = self._reader.index.data
         if root.is_index and not self._with_layers:
-            digest = canonical_digest(_NO_INSTANCES)
-            items[_INSTANCES] = Item(digest, len(_NO_INSTANCES), digest)
-            documents[digest] = _NO_INSTANCES
+            digest = canonical_digest(NO_INSTANCES)
+            items[INSTANCES] = Item(digest, len(NO_INSTANCES), digest)
+            documents[digest] = NO_INSTANCES
         left_out = 0
         for blob in closure.blobs.values():
             if blob.is_layer and not self._with_layers:
@@ -292,7 +303,7 @@ class _Planner:
             if not is_artifact:
                 identity = manifest.config.digest
             if not self._with_layers:
-                is_artifact = not podman_reads(manifest)
+                is_artifact = not is_podman_image(closure.documents[root.digest])
         return PlannedImage(
             selected.label,
             identity.partition(":")[2],

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aimagestore import FindingKind as Kind, check, repair
+from aimagestore import FindingKind as Kind, ImageStore, check, repair
 
+from ..support.podman import PODMAN_FAILS, forget
 from ..support.stores import edit_index
+from .generation import GENERATION
 from .tools import Tools, require
 
 pytestmark = pytest.mark.peers
@@ -43,3 +50,112 @@ async def test_podman_works_again_after_a_repair_of_malformed_digests(short_path
         await repair(path, report)
         assert tools.names() == {image_id: [NAME]}
         assert json.loads((path / "images.json").read_bytes()) == whole
+
+
+# What podman cannot read of a record
+
+_HARMLESS = {"no manifest, no name", "index without instances"}
+DOES_NO_HARM = {"bookworm": _HARMLESS, "trixie": _HARMLESS}
+"""What podman lists nevertheless."""
+
+LISTS_NOTHING = {"trixie": {"unknown layer"}, "forky": {"unknown layer"}}
+"""Where podman does not fail, but lists no image."""
+
+
+@dataclass
+class Whole:
+    """A store of podman's, which can be put back as it was."""
+
+    tools: Tools
+    image_id: str
+    copy: Path
+
+    @property
+    def store(self) -> Path:
+        return self.tools.image_store
+
+    def restore(self) -> None:
+        for path in self.store.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "images.lock":
+                path.unlink()
+        shutil.copytree(self.copy, self.store, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def whole() -> Iterator[Whole]:
+    """The store, with an image of buildah's."""
+    require("podman", "buildah")
+    # The path has to be short, for a socket in it.
+    with tempfile.TemporaryDirectory(prefix="aim-") as directory:
+        tools = Tools(Path(directory))
+        image_id = tools.commit(NAME, "hello")
+        shutil.copytree(
+            tools.image_store, Path(directory) / "copy", ignore=shutil.ignore_patterns("*.lock")
+        )
+        yield Whole(tools, image_id, Path(directory) / "copy")
+        tools.podman("rmi", "--all", "--force")
+
+
+def contents_of(store: Path) -> Counter[bytes]:
+    """The contents of all files of images, but for those that a test has garbled."""
+    files = (path for path in store.rglob("*") if path.is_file() and path.parent != store)
+    return Counter(data for file in files if (data := file.read_bytes()).strip(b"x"))
+
+
+def loses(before: bytes, after: bytes) -> bool:
+    """Whether an index has lost an image, a name or metadata of another."""
+    left = {record["id"]: record for record in json.loads(after)}
+    return any(
+        record["id"] not in left
+        or set(record.get("names", ())) - set(left[record["id"]].get("names", ()))
+        or record.get("metadata") != left[record["id"]].get("metadata")
+        for record in json.loads(before)
+    )
+
+
+@pytest.mark.parametrize("name", PODMAN_FAILS)
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_podman_works_again_after_a_repair(whole: Whole, name: str) -> None:
+    damage = PODMAN_FAILS[name]
+    whole.restore()
+    damage.do(whole.store, whole.image_id)
+    if name in DOES_NO_HARM.get(GENERATION, ()):
+        assert whole.image_id in whole.tools.names()
+    elif name in LISTS_NOTHING.get(GENERATION, ()):
+        assert whole.tools.names() == {}
+    else:
+        with pytest.raises(AssertionError, match=r"[Ee]rror"):
+            whole.tools.names()
+    index, contents = (whole.store / "images.json").read_bytes(), contents_of(whole.store)
+    report = await check(whole.store)
+    said = [f.detail for f in report.findings if f.kind is Kind.PODMAN_FAILS]
+    assert re.search(damage.says, " ".join(said))
+    assert (await repair(whole.store, report, drop=name == "unknown layer")).findings
+    assert (whole.image_id in whole.tools.names()) == damage.stays
+    assert (await check(whole.store)).ok
+    # Nothing is lost: what is out of the index is beside it.
+    assert contents <= contents_of(whole.store)
+    kept = [path.read_bytes() for path in whole.store.glob("images.json.old-*")]
+    is_loss = loses(index, (whole.store / "images.json").read_bytes())
+    assert kept == [index] * is_loss
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_manifest_that_no_record_lists_is_not_collected_but_adopted(whole: Whole) -> None:
+    """As containers/storage leaves it when it dies between the file and its record."""
+    whole.restore()
+    before = json.loads((whole.store / "images.json").read_bytes())
+    edit_index(whole.store, lambda records: forget(records, prefix="manifest"))
+    async with ImageStore(whole.store) as store:
+        assert (await store.collect_garbage()).ok
+    assert whole.tools.names() == {whole.image_id: [NAME]}
+    report = await check(whole.store)
+    assert {finding.kind for finding in report.findings} == {Kind.ITEM_UNLISTED}
+    await repair(whole.store, report)
+    assert (await check(whole.store)).ok
+    (record,) = json.loads((whole.store / "images.json").read_bytes())
+    assert sorted(record.pop("big-data-names")) == sorted(before[0].pop("big-data-names"))
+    assert [record] == before
+    assert whole.tools.names() == {whole.image_id: [NAME]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .._core.digest import is_digest
+from .digest import is_digest
 
 _LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _DOMAIN = rf"{_LABEL}(?:\.{_LABEL})*(?::[0-9]+)?"
@@ -19,6 +19,13 @@ _LONGEST = 255
 
 DOCKER = "docker.io"
 _LOCALHOST = "localhost"
+
+_HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def is_reference(name: str) -> bool:
+    """Return whether podman can read a name of an image; with any other ``podman images`` fails."""
+    return full_name(name, DOCKER) is not None and _HEX.fullmatch(name) is None
 
 
 def full_name(name: str, registry: str = _LOCALHOST) -> str | None:

@@ -1,0 +1,126 @@
+"""What podman can read of the images of a store that it keeps layers beside."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from functools import cached_property, partial
+from types import MappingProxyType
+from typing import Final
+
+import msgspec
+
+from .._core.content import Content
+from .._core.digest import MANIFEST
+from .._core.image import Image
+from .._core.mutations import has_same_items
+from .._core.podman import Part, unreadable_items, unreadable_parts
+from .._engine.items import MANIFEST_MAX
+from ..errors import StoreCorruptError
+from .containers import sibling
+from .files import Directory
+from .pending import open_current
+
+_INDEXES = ("layers.json", "volatile-layers.json")
+
+
+class _Layer(msgspec.Struct):
+    id: str = ""
+
+
+_decode = msgspec.json.Decoder(list[_Layer]).decode
+
+
+_NO_FILES: Final[Mapping[tuple[str, str], Content]] = MappingProxyType({})
+
+
+class Podman:
+    """podman, as far as it reads the images of one store. What it knows of layers is kept.
+
+    :ivar layers: the directory where it keeps them
+    """
+
+    def __init__(self, root: Directory, layers: str) -> None:
+        self.layers = layers
+        self._root = root
+
+    @classmethod
+    def beside(cls, root: Directory) -> Podman | None:
+        """Return it where it keeps layers beside a store."""
+        layers = sibling(root.path, "layers")
+        return None if layers is None else cls(root, layers)
+
+    def unreadable_parts(
+        self, image: Image, files: Mapping[tuple[str, str], Content] = _NO_FILES
+    ) -> list[Part]:
+        """Return what podman cannot read of an image.
+
+        :param files: items that are about to get new content, by image ID and key
+        """
+        return list(unreadable_parts(image, partial(self.read, image, files=files), self._knows))
+
+    def new_problems(
+        self, old: Image | None, new: Image, files: Mapping[tuple[str, str], Content]
+    ) -> list[str]:
+        """Return what podman cannot read of an image that is about to change, but could before.
+
+        :param files: items that are about to get new content, by image ID and key
+        """
+        if old is not None and _looks_alike(old, new):
+            return []
+        before = set() if old is None else set(self.unreadable_parts(old))
+        return [part.problem for part in self.unreadable_parts(new, files) if part not in before]
+
+    def can_use(self, image: Image, manifest: bytes) -> bool:
+        """Return whether podman could read the items of an image if this were its manifest."""
+
+        def read(key: str) -> bytes | None:
+            return manifest if key == MANIFEST else self.read(image, key)
+
+        return all(part.field == "instances" for part in unreadable_items(read))
+
+    def read(
+        self, image: Image, key: str, *, files: Mapping[tuple[str, str], Content] = _NO_FILES
+    ) -> bytes | None:
+        """Return the content of an item, listed or not; ``None`` if it has no file.
+
+        What is too large to be a manifest or a config is empty here.
+        """
+        content = files.get((image.id, key))
+        if content is not None:
+            return content.read() if content.size <= MANIFEST_MAX else b""
+        try:
+            fd = open_current(self._root, image, key)
+        except (FileNotFoundError, StoreCorruptError):
+            return None
+        with io.FileIO(fd, "rb") as file:
+            return file.readall() if os.fstat(fd).st_size <= MANIFEST_MAX else b""
+
+    def _knows(self, layer: str) -> bool:
+        # Without a list that can be read, podman has other troubles.
+        return self._layer_ids is None or layer in self._layer_ids
+
+    @cached_property
+    def _layer_ids(self) -> frozenset[str] | None:
+        found: set[str] = set()
+        for name in _INDEXES:
+            try:
+                with open(os.path.join(self.layers, name), "rb") as file:
+                    text = file.read()
+                found.update(layer.id for layer in (_decode(text) if text.strip() else ()))
+            except FileNotFoundError:
+                continue
+            except msgspec.DecodeError:
+                return None
+        return frozenset(found)
+
+
+def _looks_alike(one: Image, other: Image) -> bool:
+    """Return whether two versions of an image are the same to podman."""
+    return (
+        one.names == other.names
+        and one.metadata == other.metadata
+        and one.top_layer == other.top_layer
+        and has_same_items(one, other)
+    )

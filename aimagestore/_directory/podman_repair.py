@@ -1,0 +1,121 @@
+"""Has podman read the images of its store again: what it cannot read is put right or taken out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+from .._core import mutations
+from .._core.content import InlineContent
+from .._core.digest import MANIFEST, is_manifest_key
+from .._core.draft import Draft
+from .._core.image import Image
+from .._core.mutations import Mutation
+from .._core.names import INDEX_FILE, big_data_key
+from .._core.podman import INSTANCES, NO_INSTANCES, Part
+from .._core.references import is_reference
+from .._core.report import Finding, FindingKind
+from ..errors import ImageStoreError, StoreCorruptError
+from .files import Directory
+from .podman import Podman
+
+logger = logging.getLogger("aimagestore")
+
+
+class PodmanRepairs:
+    """Repairs in a draft of a store that podman keeps layers beside.
+
+    :ivar takes_out: whether something is taken out of the index that no file brings back
+    :ivar taken_out: IDs of the images whose whole records are
+    """
+
+    def __init__(
+        self,
+        root: Directory,
+        podman: Podman,
+        draft: Draft,
+        apply: Callable[[Mutation], object],
+        kept_as: str,
+        *,
+        drop: bool,
+    ) -> None:
+        self.takes_out = False
+        self.taken_out: list[str] = []
+        self._root = root
+        self._podman = podman
+        self._draft = draft
+        self._apply = apply
+        self._kept_as = kept_as
+        self._drop = drop
+
+    def repair(self, image_id: str) -> Finding | None:
+        """Have podman read an image, or take it out of the index, and say how."""
+        if self._draft.record_of(image_id) is None:
+            return None
+        said = [*self._put_right(image_id), *self._take_out(image_id)]
+        path = self._root.path_of(INDEX_FILE)
+        detail = "; ".join(said)
+        return Finding(FindingKind.PODMAN_FAILS, image_id, "", path, detail) if said else None
+
+    def _unreadable_parts(self, image_id: str) -> list[Part]:
+        return self._podman.unreadable_parts(self._draft.get(image_id), self._draft.files)
+
+    def _put_right(self, image_id: str) -> Iterator[str]:
+        for part in self._unreadable_parts(image_id):
+            try:
+                planned = self._plan(self._draft.get(image_id), part)
+                if planned is not None:
+                    change, said = planned
+                    self._apply(change)
+                    yield f"{part.problem}: {said}"
+            except (ImageStoreError, OSError) as error:
+                logger.info("repair, image %s: %s: %s", image_id, part.problem, error)
+
+    def _plan(self, image: Image, part: Part) -> tuple[Mutation, str] | None:
+        if part.field == "name":
+            names = [name for name in image.names if not is_reference(name)]
+            return mutations.remove_names(image.id, names), self._removed()
+        if part.field == "metadata":
+            return mutations.set_metadata(image.id, ""), self._removed()
+        if part.field == "instances":
+            content = InlineContent.of(NO_INSTANCES)
+            return mutations.set_big_data(image.id, INSTANCES, content), "added"
+        found = self._other_manifest(image) if part.field in {"manifest", "config"} else None
+        if found is None:
+            return None
+        key, content = found
+        return mutations.set_big_data(image.id, MANIFEST, content), f"that of {key!r} instead"
+
+    def _removed(self) -> str:
+        self.takes_out = True
+        return f"removed; the index as it was stays as {self._kept_as}"
+
+    def _other_manifest(self, image: Image) -> tuple[str, InlineContent] | None:
+        """Return an item of an image that podman could read in place of its manifest."""
+        try:
+            with self._root.open_directory(image.id) as directory:
+                keys = [key for name in directory.names() if (key := big_data_key(name))]
+        except (FileNotFoundError, StoreCorruptError):
+            return None
+        found = []
+        for key in sorted(keys):
+            is_other = is_manifest_key(key) and key != MANIFEST
+            text = self._podman.read(image, key) if is_other else None
+            if text and self._podman.can_use(image, text):
+                found.append((key, InlineContent.of(text)))
+        # There may be that of an index as well, through which the image was pulled.
+        return min(found, key=lambda each: each[1].digest != image.digest, default=None)
+
+    def _take_out(self, image_id: str) -> Iterator[str]:
+        left = self._unreadable_parts(image_id)
+        # An additional store may have a layer that is unknown here.
+        if not left or (all(part.field == "layer" for part in left) and not self._drop):
+            return
+        self._apply(mutations.delete(image_id, force=True))
+        problems = "; ".join(part.problem for part in left)
+        if self._draft.base.record_of(image_id) is None:
+            yield f"not adopted after all: {problems}"
+        else:
+            self.takes_out = True
+            self.taken_out.append(image_id)
+            yield f"taken out of the index, which stays as {self._kept_as}: {problems}"

@@ -1,0 +1,179 @@
+"""Every damage for which podman fails, done to a store that has one image of buildah's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aimagestore._core.names import big_data_file
+
+from .stores import edit_index
+
+OTHER = "e" * 64
+"""The ID of a second image."""
+
+_OCI = "application/vnd.oci.image"
+
+
+class Damage(NamedTuple):
+    """One kind of damage.
+
+    :ivar do: does it to the store, whose image has this ID
+    :ivar says: what a check says of it
+    :ivar stays: whether a repair leaves the image of buildah's in the index
+    """
+
+    do: Callable[[Path, str], object]
+    says: str
+    stays: bool = True
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _fields(**fields: Any) -> Callable[[Path, str], object]:
+    return lambda store, _: edit_index(store, lambda records: records[0].update(fields))
+
+
+def _added(**fields: Any) -> Callable[[Path, str], object]:
+    record = {"id": OTHER, "created": "2024-01-01T00:00:00Z"} | fields
+    return lambda store, _: edit_index(store, lambda records: records.append(record))
+
+
+def items_of(*items: tuple[str, bytes]) -> dict[str, Any]:
+    """What a record says of its items."""
+    return {
+        "big-data-names": [key for key, _ in items],
+        "big-data-sizes": {key: len(data) for key, data in items},
+        "big-data-digests": {key: _digest(data) for key, data in items},
+    }
+
+
+def _with_items(*items: tuple[str, bytes]) -> Callable[[Path, str], object]:
+    def damage(store: Path, image_id: str) -> None:
+        (store / OTHER).mkdir()
+        for key, data in items:
+            (store / OTHER / big_data_file(key)).write_bytes(data)
+        _added(names=["localhost/other:1"], **items_of(*items))(store, image_id)
+
+    return damage
+
+
+def _manifests(store: Path, image_id: str) -> list[Path]:
+    return [p for p in (store / image_id).iterdir() if p.name.startswith(("manifest", "=bWFuaW"))]
+
+
+def _config(store: Path, image_id: str) -> Path:
+    return store / image_id / big_data_file(f"sha256:{image_id}")
+
+
+def _without_manifests(store: Path, image_id: str) -> None:
+    for manifest in _manifests(store, image_id):
+        manifest.unlink()
+
+
+def forget(records: list[dict[str, Any]], *, prefix: str) -> None:
+    """Let the first record list no items whose keys begin like this."""
+    record = records[0]
+    for key in [key for key in record["big-data-names"] if key.startswith(prefix)]:
+        record["big-data-names"].remove(key)
+        del record["big-data-sizes"][key], record["big-data-digests"][key]
+
+
+def _half_made(store: Path, image_id: str) -> None:
+    """Leave what containers/storage leaves that dies before it saves the first manifest."""
+    edit_index(store, lambda records: forget(records, prefix="manifest"))
+    _without_manifests(store, image_id)
+
+
+def _half_listed(store: Path, image_id: str) -> None:
+    """Leave what containers/storage leaves that dies before it writes the last manifest."""
+    (store / image_id / "manifest").unlink()
+    edit_index(store, _forget_last)
+
+
+def _forget_last(records: list[dict[str, Any]]) -> None:
+    record = records[0]
+    record["big-data-names"].remove("manifest")
+    del record["big-data-sizes"]["manifest"], record["big-data-digests"]["manifest"]
+
+
+def _directory_for_manifest(store: Path, image_id: str) -> None:
+    (store / image_id / "manifest").unlink()
+    (store / image_id / "manifest").mkdir()
+
+
+def _garbled(path: Path) -> None:
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
+def _all_garbled(store: Path, image_id: str) -> None:
+    for manifest in _manifests(store, image_id):
+        _garbled(manifest)
+
+
+def _renamed(store: Path, image_id: str) -> None:
+    (store / image_id).rename(store / "short")
+    edit_index(store, lambda records: records[0].update(id="short"))
+
+
+ARTIFACT = json.dumps(
+    {
+        "schemaVersion": 2,
+        "mediaType": f"{_OCI}.manifest.v1+json",
+        "config": {"mediaType": "application/x", "digest": _digest(b"{}"), "size": 2},
+        "layers": [],
+    }
+).encode()
+"""The manifest of something that is no image."""
+
+INDEX = json.dumps(
+    {
+        "schemaVersion": 2,
+        "mediaType": f"{_OCI}.index.v1+json",
+        "manifests": [{"mediaType": f"{_OCI}.manifest.v1+json", "digest": _digest(b""), "size": 1}],
+    }
+).encode()
+"""An image index whose platforms are elsewhere."""
+
+PODMAN_FAILS = {
+    "no manifest": Damage(_added(names=["localhost/bare:1"]), "it has no manifest"),
+    "no manifest, no name": Damage(_added(), "it has no manifest"),
+    "half made": Damage(_half_made, "it has no manifest", stays=False),
+    "half listed": Damage(_half_listed, "it has no manifest"),
+    "manifests lost": Damage(_without_manifests, "it has no manifest", stays=False),
+    "manifest lost": Damage(
+        lambda store, image_id: (store / image_id / "manifest").unlink(), "it has no manifest"
+    ),
+    "manifest a directory": Damage(_directory_for_manifest, "it has no manifest", stays=False),
+    "manifest garbled": Damage(
+        lambda store, image_id: _garbled(store / image_id / "manifest"), "cannot be read"
+    ),
+    "manifests garbled": Damage(_all_garbled, "cannot be read", stays=False),
+    "directory lost": Damage(
+        lambda store, image_id: shutil.rmtree(store / image_id), "no manifest", stays=False
+    ),
+    "config lost": Damage(
+        lambda store, image_id: _config(store, image_id).unlink(), "config .* missing", stays=False
+    ),
+    "config garbled": Damage(
+        lambda store, image_id: _garbled(_config(store, image_id)), "another digest", stays=False
+    ),
+    "artifact": Damage(_with_items(("manifest", ARTIFACT)), "artifact of the type 'application/x'"),
+    "index without instances": Damage(_with_items(("manifest", INDEX)), "no item 'instances.json'"),
+    "old schema": Damage(_with_items(("manifest", b"{}")), "schema version None"),
+    "name with spaces": Damage(_fields(names=["A B"]), "the name 'A B'"),
+    "name in upper case": Damage(_fields(names=["localhost/A:1"]), "the name 'localhost/A:1'"),
+    "empty name": Damage(_fields(names=[""]), "the name ''"),
+    "name like an ID": Damage(_fields(names=["a" * 64]), "the name 'a+'"),
+    "metadata not JSON": Damage(_fields(metadata="nonsense"), "metadata"),
+    "metadata of another type": Damage(_fields(metadata='{"signature-sizes":5}'), "metadata"),
+    "ID not hex": Damage(_renamed, "the ID 'short'", stays=False),
+    "unknown layer": Damage(_fields(layer="0" * 64), "top layer 0+ is unknown", stays=False),
+}
+"""By names for people."""
