@@ -41,7 +41,7 @@ async def test_file_names_follow_the_quirk_about_the_last_character(
     peer.ask("create", root, id="theirs", big_data={key: b"theirs"})
     async with ImageStore(image_store(root)) as store:
         assert await store.big_data("theirs", key) == b"theirs"
-        await store.create("ours", big_data={key: b"ours"})
+        await store.create("ours", big_data={key: b"ours"}, force=True)
     assert peer.ask("big_data", root, ref="ours", key=key) == b"ours"
     assert (image_store(root) / "theirs" / key).read_bytes() == b"theirs"
     assert (image_store(root) / "ours" / key).read_bytes() == b"ours"
@@ -83,10 +83,10 @@ async def test_an_id_or_name_in_use_is_an_error_in_both(peer: Peer, root: Path) 
     async with ImageStore(image_store(root)) as store:
         peer.ask("create", root, id="image", names=["a", "b"])
         with pytest.raises(DuplicateIDError) as by_id:
-            await store.create("image")
+            await store.create("image", force=True)
         assert by_id.value.id == "image"
         with pytest.raises(DuplicateNameError) as by_name:
-            await store.create(names=["c", "b"])
+            await store.create(names=["c", "b"], force=True)
         assert (by_name.value.name, by_name.value.id) == ("b", "image")
     for kind, fields in (
         ("ErrDuplicateID", {"id": "image"}),
@@ -106,7 +106,7 @@ async def test_keys_that_name_no_file_are_refused(peer: Peer, root: Path, key: s
             await store.set_big_data("image", key, b"data")
         assert ours.value.key == key
         with pytest.raises(InvalidBigDataNameError):
-            await store.create(big_data={key: b"data"})
+            await store.create(big_data={key: b"data"}, force=True)
     assert records_of(image_store(root)) == before
     if key in {"a/", "???"}:
         # There the slash at the end is dropped, so "a/" overwrites what belongs to "a".
@@ -151,7 +151,7 @@ async def test_the_empty_ref_matches_nothing_even_an_image_of_that_name(
 async def test_ids_are_no_paths(peer: Peer, root: Path, image_id: str) -> None:
     async with ImageStore(image_store(root)) as store:
         with pytest.raises(InvalidIDError) as ours:
-            await store.create(image_id)
+            await store.create(image_id, force=True)
     assert ours.value.id == image_id
     # There it passes; deleting this image would delete what the path leads to.
     assert peer.ask("create", root, id=image_id)["id"] == image_id
@@ -185,7 +185,7 @@ async def test_the_zero_time_can_be_given(peer: Peer, root: Path) -> None:
     now = peer.ask("create", root, id="theirs", created=zero.isoformat())["created"]
     assert datetime.fromisoformat(now).year > 2000
     async with ImageStore(image_store(root)) as store:
-        assert (await store.create("ours", created=zero)).created is None
+        assert (await store.create("ours", created=zero, force=True)).created is None
     assert peer.ask("get", root, ref="ours")["created"] == "0001-01-01T00:00:00Z"
 
 

@@ -78,7 +78,7 @@ async def test_content_replaced_there_is_read_here(peer: Peer, directory: Path) 
 async def test_a_change_here_is_seen_there(peer: Peer, directory: Path) -> None:
     peer.ask("open", directory)
     async with ImageStore(image_store(directory)) as store:
-        await store.create("image", names=["name-000"])
+        await store.create("image", names=["name-000"], force=True)
         for number in range(ROUNDS):
             text, name = f"text {number:03}", f"name-{number:03}"
             await store.set_metadata("image", text)

@@ -82,7 +82,7 @@ async def test_a_directory_of_an_image_lives_as_long_as_the_image(
             assert tree(path / image_id / "userdata") == expected
         await store.delete(ONE)
         assert not (path / ONE).exists()
-        await store.create(ONE, big_data={"manifest": b"{}"})
+        await store.create(ONE, big_data={"manifest": b"{}"}, force=True)
         assert tree(path / TWO / "userdata") == before[TWO]
     assert Path(peer.ask("image_directory", root, ref=ONE)).exists()
     assert tree(path / ONE) == {"manifest": b"{}", "userdata": tree(path / ONE)["userdata"]}

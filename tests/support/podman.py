@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aimagestore import FindingKind, Report
 from aimagestore._core.names import big_data_file
 
 from .stores import edit_index
@@ -17,6 +19,12 @@ OTHER = "e" * 64
 """The ID of a second image."""
 
 _OCI = "application/vnd.oci.image"
+
+
+def without_podman(report: Report) -> Report:
+    """A report without what podman cannot read: to other programs such images are whole."""
+    findings = (f for f in report.findings if f.kind is not FindingKind.PODMAN_FAILS)
+    return dataclasses.replace(report, findings=tuple(findings))
 
 
 class Damage(NamedTuple):
