@@ -253,10 +253,10 @@ async def remove(
                 await tx.delete(image_id, force=force)
         if store.layer_store is not None and any(image.top_layer for image in images.values()):
             say(
-                f"layers of these images stay in {store.layer_store}: podman rmi removes images "
-                "with their layers; of images that are gone, only podman system check --repair "
-                "--max 0s and containers-storage check --repair --max 0s free them (not podman "
-                "before 5.0)"
+                f"the layers stay in {store.layer_store}: podman rmi removes an image with its "
+                "layers. Those of an image that is gone are freed only by podman system check "
+                "--repair --max 0s and containers-storage check --repair --max 0s, which podman "
+                "4.3 does not have"
             )
 
 

@@ -1,0 +1,316 @@
+"""A store that podman keeps layers beside: what it could not read is found, repaired, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import anyio
+import pytest
+
+from aimagestore import (
+    FindingKind as Kind,
+    ImageStore,
+    PodmanFailsError,
+    check,
+    copy_images,
+    oci,
+    repair,
+)
+from aimagestore._directory.commit import DirectoryWriter
+
+from .support.buildah import FIXTURE, FIXTURE_ID
+from .support.layouts import Maker
+from .support.podman import ARTIFACT, INDEX, OTHER, PODMAN_FAILS, forget
+from .support.stores import edit_index
+
+pytestmark = pytest.mark.damage
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A copy of buildah's store, with the layer of its image beside it."""
+    path = tmp_path / "store" / "vfs-images"
+    shutil.copytree(FIXTURE, path)
+    record = json.loads((path / "images.json").read_bytes())[0]
+    layers = path.parent / "vfs-layers"
+    layers.mkdir()
+    (layers / "layers.json").write_text(json.dumps([{"id": record["layer"], "created": "x"}]))
+    return path
+
+
+def index_of(path: Path) -> bytes:
+    return (path / "images.json").read_bytes()
+
+
+def kept(path: Path) -> list[bytes]:
+    return [file.read_bytes() for file in sorted(path.glob("images.json.old-*"))]
+
+
+async def test_a_whole_store_is_no_damage(path: Path) -> None:
+    assert (await check(path)).ok
+
+
+@pytest.mark.parametrize("name", PODMAN_FAILS)
+async def test_what_podman_cannot_read_is_found_and_repaired(path: Path, name: str) -> None:
+    damage = PODMAN_FAILS[name]
+    damage.do(path, FIXTURE_ID)
+    before = index_of(path)
+    report = await check(path)
+    said = [f.detail for f in report.findings if f.kind is Kind.PODMAN_FAILS]
+    assert re.search(damage.says, " ".join(said))
+    assert index_of(path) == before
+    done = await repair(path, report, drop=name == "unknown layer")
+    assert done.findings
+    assert (await check(path)).ok
+    async with ImageStore(path) as store:
+        assert await store.exists(FIXTURE_ID) == damage.stays
+    assert kept(path) in ([], [before])
+    if not damage.stays:
+        assert kept(path) == [before]
+        assert any("images.json.old-1" in finding.detail for finding in done.findings)
+
+
+@pytest.mark.parametrize("name", PODMAN_FAILS)
+async def test_it_is_no_damage_elsewhere(path: Path, name: str) -> None:
+    shutil.rmtree(path.parent / "vfs-layers")
+    PODMAN_FAILS[name].do(path, FIXTURE_ID)
+    assert Kind.PODMAN_FAILS not in {finding.kind for finding in (await check(path)).findings}
+
+
+async def test_the_files_of_an_image_that_is_taken_out_stay(path: Path) -> None:
+    PODMAN_FAILS["artifact"].do(path, FIXTURE_ID)
+    await repair(path, await check(path))
+    async with ImageStore(path) as store:
+        assert not await store.exists(OTHER)
+        await store.collect_garbage()
+    assert (path / f"{OTHER}.old-1" / "manifest").read_bytes() == ARTIFACT
+    # Another one of the same ID goes beside it.
+    edit_index(path, lambda records: records.append({"id": OTHER}))
+    (path / OTHER).mkdir()
+    (path / OTHER / "other").touch()
+    await repair(path, await check(path))
+    assert (path / f"{OTHER}.old-2" / "other").exists()
+    assert len(kept(path)) == 2
+
+
+async def test_an_image_with_a_long_id_is_taken_out_as_well(path: Path) -> None:
+    long = "é" * 127
+    edit_index(path, lambda records: records.append({"id": long}))
+    (path / long).mkdir()
+    (path / long / "file").touch()
+    await repair(path, await check(path))
+    assert [file.name for file in path.glob("é*/*")] == ["file"]
+    assert (await check(path)).ok
+
+
+async def test_a_repair_that_fails_leaves_everything_where_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PODMAN_FAILS["artifact"].do(path, FIXTURE_ID)
+    before, names = index_of(path), sorted(os.listdir(path))
+    report = await check(path)
+
+    def refuse(*_: object) -> None:
+        raise OSError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectoryWriter, "_switch", refuse)
+        with pytest.raises(OSError, match="no"):
+            await repair(path, report)
+    assert index_of(path) == before
+    assert sorted(os.listdir(path)) == names
+    await repair(path, report)
+    assert (await check(path)).ok
+
+
+async def test_a_damaged_record_is_taken_out_without_being_asked(path: Path) -> None:
+    edit_index(path, lambda records: records.append({"id": 5}))
+    before = index_of(path)
+    report = await check(path)
+    assert [finding.kind for finding in report.findings] == [Kind.RECORD_DAMAGED]
+    await repair(path, report)
+    assert (await check(path)).ok
+    assert kept(path) == [before]
+
+
+async def test_an_unknown_layer_may_be_an_additional_stores(path: Path) -> None:
+    PODMAN_FAILS["unknown layer"].do(path, FIXTURE_ID)
+    report = await check(path)
+    assert "additional store" in report.findings[0].detail
+    assert (await repair(path, report)).ok
+    assert await check(path) == report
+
+
+async def test_layers_that_go_with_the_machine_are_known(path: Path) -> None:
+    layers = path.parent / "vfs-layers"
+    (layers / "layers.json").rename(layers / "volatile-layers.json")
+    assert (await check(path)).ok
+    (layers / "volatile-layers.json").unlink()
+    assert [finding.kind for finding in (await check(path)).findings] == [Kind.PODMAN_FAILS]
+    (layers / "layers.json").write_text("[")
+    assert (await check(path)).ok
+
+
+async def test_a_manifest_that_no_record_lists_is_kept_and_adopted(path: Path) -> None:
+    before = json.loads(index_of(path))
+    edit_index(path, lambda records: forget(records, prefix="manifest"))
+    async with ImageStore(path) as store:
+        assert (await store.collect_garbage()).ok
+    await repair(path, await check(path))
+    assert (await check(path)).ok
+    (record,) = json.loads(index_of(path))
+    assert record["big-data-digests"] == before[0]["big-data-digests"]
+    (path / FIXTURE_ID / "manifestold").touch()
+    async with ImageStore(path) as store:
+        assert len((await store.collect_garbage()).findings) == 1
+
+
+async def test_a_directory_is_only_adopted_if_podman_can_read_the_image(path: Path) -> None:
+    (path / OTHER).mkdir()
+    (path / OTHER / "manifest").write_bytes(ARTIFACT)
+    before = index_of(path)
+    done = await repair(path, await check(path))
+    assert "not adopted" in done.findings[-1].detail
+    assert index_of(path) == before
+    assert (path / OTHER / "manifest").exists()
+
+
+async def test_the_manifest_comes_back_that_the_image_has_the_digest_of(path: Path) -> None:
+    """Through an index the image was pulled, so it has two manifests."""
+    manifest = (path / FIXTURE_ID / "manifest").read_bytes()
+    async with ImageStore(path) as store:
+        await store.set_big_data(FIXTURE_ID, "manifest-0", INDEX)
+        await store.set_big_data(FIXTURE_ID, "manifest-1", manifest + b" ")
+    (path / FIXTURE_ID / "manifest").unlink()
+    await repair(path, await check(path))
+    assert (path / FIXTURE_ID / "manifest").read_bytes() == manifest
+
+
+# Refused, or done on request
+
+
+async def test_what_podman_cannot_read_is_not_created(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = index_of(path)
+    async with ImageStore(path) as store:
+        for items in ({}, {"manifest": ARTIFACT}, {"manifest": INDEX}, {"manifest": b"{"}):
+            with pytest.raises(PodmanFailsError, match="force=True") as caught:
+                await store.create(OTHER, big_data=items)
+            assert caught.value.id == OTHER
+            assert caught.value.path == str(path.parent / "vfs-layers")
+            assert len(caught.value.problems) == 1
+        assert index_of(path) == before
+        assert not (path / OTHER).exists()
+        assert not caplog.records
+        await store.create(OTHER, force=True)
+    assert f"podman images fails while image {OTHER}" in caplog.text
+    assert [finding.kind for finding in (await check(path)).findings] == [Kind.PODMAN_FAILS]
+
+
+async def test_a_new_image_may_get_its_manifest_in_the_same_transaction(path: Path) -> None:
+    async with ImageStore(path) as store:
+        items = {
+            key: await store.big_data(FIXTURE_ID, key)
+            for key in (await store.get(FIXTURE_ID)).big_data_names
+        }
+        async with store.transaction() as tx:
+            await tx.create(OTHER)
+            for key, data in items.items():
+                await tx.set_big_data(OTHER, key, data)
+        with pytest.raises(PodmanFailsError):
+            async with store.transaction() as tx:
+                await tx.create("f" * 64)
+                await tx.add_names(OTHER, ["localhost/never:1"])
+        assert (await store.get(OTHER)).names == ()
+        assert not await store.exists("f" * 64)
+    assert (await check(path)).ok
+
+
+async def test_the_layer_of_a_new_image_has_to_be_there(path: Path) -> None:
+    async with ImageStore(path) as store:
+        image = await store.get(FIXTURE_ID)
+        items = {key: await store.big_data(FIXTURE_ID, key) for key in image.big_data_names}
+        with pytest.raises(PodmanFailsError, match="layer unknown is unknown"):
+            await store.create(OTHER, top_layer="unknown", big_data=items)
+        await store.create(OTHER, top_layer=image.top_layer, big_data=items)
+
+
+async def test_a_change_that_podman_fails_for_is_made_with_a_warning(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ImageStore(path) as store:
+        await store.add_names(FIXTURE_ID, ["localhost/fine:1"])
+        await store.set_flag(FIXTURE_ID, "flag", 1)
+        assert not caplog.records
+        await store.add_names(FIXTURE_ID, ["A B"])
+        assert "'A B' is no reference" in caplog.text
+        caplog.clear()
+        await store.set_metadata(FIXTURE_ID, "text")
+        # Not what was there before.
+        assert [record.message.count(":") for record in caplog.records] == [1]
+        assert "metadata" in caplog.text
+        caplog.clear()
+        await store.delete(FIXTURE_ID)
+        assert not caplog.records
+
+
+async def test_one_that_is_refused_fails_alone(path: Path) -> None:
+    failed = []
+    async with ImageStore(path) as store, anyio.create_task_group() as tasks:
+
+        async def create(image_id: str) -> None:
+            try:
+                await store.create(image_id)
+            except PodmanFailsError as error:
+                failed.append(error.id)
+
+        async def tag(name: str) -> None:
+            await store.add_names(FIXTURE_ID, [name])
+
+        for number in range(5):
+            tasks.start_soon(create, str(number) * 64)
+            tasks.start_soon(tag, f"localhost/a:{number}")
+    assert sorted(failed) == [str(number) * 64 for number in range(5)]
+    async with ImageStore(path, read_only=True) as store:
+        assert len((await store.get(FIXTURE_ID)).names) == 7
+
+
+async def test_copies_are_refused_as_well(path: Path, tmp_path: Path) -> None:
+    async with ImageStore(tmp_path / "plain") as plain, ImageStore(path) as store:
+        await plain.create(OTHER, big_data={"manifest": ARTIFACT})
+        with pytest.raises(PodmanFailsError, match="artifact"):
+            await copy_images(plain, store)
+        assert not await store.exists(OTHER)
+        assert (await copy_images(plain, store, force=True)).images == 1
+        # Into a store of ones own everything may go.
+        assert (await copy_images(store, plain)).images == 1
+
+
+async def test_imports_of_artifacts_are_done_on_request(
+    path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    maker = Maker()
+    config = maker.document({}, "application/x")
+    media_type = "application/vnd.oci.image.manifest.v1+json"
+    manifest = {"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": []}
+    maker.enter(maker.document(manifest, media_type), "note:1")
+    layout = maker.write(tmp_path / "layout")
+    async with ImageStore(path) as store:
+        with pytest.raises(ValueError, match="force=True"):
+            await oci.import_layout(store, layout)
+        (imported,) = await oci.import_layout(store, layout, force=True)
+        assert await store.exists(imported.image.id)
+    assert "podman images fails" in caplog.text
+
+
+async def test_force_is_a_bool(path: Path, tmp_path: Path) -> None:
+    async with ImageStore(path) as store:
+        with pytest.raises(TypeError, match="force"):
+            await store.create(force="yes")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="force"):
+            await oci.import_layout(store, tmp_path, force="yes")  # type: ignore[arg-type]
