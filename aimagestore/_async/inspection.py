@@ -103,15 +103,20 @@ async def repair(
     that the data disproves and malformed digests are corrected. A lost or damaged index is rebuilt
     from what can be read of it and from the directories; the old one is kept beside it as
     ``images.json.old-1``. What no file says, such as the top layer of an image, stays lost. Files
-    are never removed:
-    :meth:`ImageStore.collect_garbage` does that.
+    are never removed: :meth:`ImageStore.collect_garbage` does that.
+
+    Where podman keeps layers beside the store, what it cannot read is put right, or taken out of
+    the index, so that ``podman images`` works again. Nothing is lost: the index as it was stays
+    beside the new one as ``images.json.old-1``, and directories of images that are taken out stay
+    under names like ``<id>.old-1``.
 
     Cancelled, it has changed nothing, or its last step is completed.
 
     :param where: the directory that holds images.json, or a location
     :param report: what :func:`check` found
-    :param drop: remove what cannot be repaired: damaged records, and items that are missing or
-        altered from the records that list them
+    :param drop: take out of the index what cannot be repaired: damaged records, and items that are
+        missing or altered from the records that list them; in podman's store also images whose top
+        layer it does not know, which an additional store may have
     :param lock_timeout: seconds to wait for the store's lock; ``None`` waits for ever
     :param progress: called with the bytes checked again, and with the total; what it raises ends
         the repair before the records change

@@ -15,6 +15,7 @@ from anyio import to_thread
 
 from .._async.copying import CopyResult, copy_images
 from .._async.store import ImageStore
+from .._core.references import DOCKER, full_name
 from ..errors import DigestMismatchError, SizeMismatchError
 from .addresses import (
     DIR,
@@ -384,8 +385,6 @@ async def _copy_across(
 
 def _full(name: str) -> str:
     """A name as skopeo gives it to an image."""
-    from ..oci._reference import DOCKER, full_name  # noqa: PLC0415 - as above
-
     full = full_name(name, DOCKER)
     if full is None:
         raise CommandError(f"{name!r} is not a name for an image", ExitCode.USAGE)
@@ -394,8 +393,6 @@ def _full(name: str) -> str:
 
 async def _known(store: ImageStore, ref: str) -> str:
     """The ref by which a store knows an image, which may have been given by a short name."""
-    from ..oci._reference import DOCKER, full_name  # noqa: PLC0415 - as above
-
     for candidate in (full_name(ref), full_name(ref, DOCKER)):
         if candidate is not None and not await store.exists(ref) and await store.exists(candidate):
             return candidate

@@ -1,8 +1,8 @@
 """What podman cannot read of an image: one such image makes ``podman images`` fail for all.
 
-The rules are those of podman 4.3, 5.4 and 5.8, which agree in all of them but two: an image
-without names and manifest does no harm before 5.8, and images with an unknown top layer make 4.3
-fail, and later ones list nothing.
+The rules are those of podman 4.3, 5.4 and 5.8, which agree on all of them but three. Before 5.8 an
+image without names and manifest does no harm, nor does an index without instances and layer. An
+unknown top layer makes 4.3 fail, and later ones list no image at all.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class FindingKind(StrEnum):
     PODMAN_FAILS = "podman-fails"
     """podman, which keeps layers beside the store, cannot read the image.
 
-    ``podman images`` fails then, or lists no image at all.
+    ``podman images`` fails then for all images, or lists none. The detail says what is wrong.
     """
     DIRECTORY_MISSING = "directory-missing"
     """The record lists items, but the image directory is missing."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ..support.layouts import files_of, hello
+from ..support.layouts import Maker, files_of, hello
 from .conftest import Cli, program
 from .test_program import start
 
@@ -81,6 +81,31 @@ def test_layers_that_podman_keeps_elsewhere(tmp_path: Path) -> None:
     (imported,) = json.loads(done.stdout)
     assert imported["is_new"]
     assert imported["layers_left_out"] == 1
+
+
+def test_what_podman_cannot_read_goes_into_its_store_by_force(tmp_path: Path) -> None:
+    (tmp_path / "graph" / "vfs-layers").mkdir(parents=True)
+    podmans, plain = Cli(tmp_path / "graph" / "vfs-images"), Cli(tmp_path / "plain")
+    maker = Maker()
+    config = maker.document({}, "application/x")
+    media_type = "application/vnd.oci.image.manifest.v1+json"
+    manifest = {"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": []}
+    maker.enter(maker.document(manifest, media_type), "note:1")
+    layout = maker.write(tmp_path / "layout")
+    (copied,) = plain("create", "--layer", "top").lines
+    for command in (
+        ("import", layout),
+        ("create", "--name", "localhost/bare:1"),
+        ("copy", plain.root, podmans.root),
+    ):
+        podmans(*command, code=1)
+        assert podmans("images", "--quiet").lines == []
+        podmans(*command, "--force")
+        (shown,) = podmans("images", "--quiet").lines
+        assert command[0] != "copy" or copied.startswith(shown)
+        layers = tmp_path / "graph" / "vfs-layers"
+        has_layers = f"layers stay in {layers}: podman rmi" in podmans("rm", shown).errors
+        assert has_layers == (command[0] == "copy")
 
 
 def test_a_signal_while_nobody_reads(cli: Cli, tmp_path: Path) -> None:
