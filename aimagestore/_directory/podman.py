@@ -78,7 +78,7 @@ class Podman:
         def read(key: str) -> bytes | None:
             return manifest if key == MANIFEST else self.read(image, key)
 
-        return all(part.field == "instances" for part in unreadable_items(read))
+        return not any(unreadable_items(read))
 
     def read(
         self, image: Image, key: str, *, files: Mapping[tuple[str, str], Content] = _NO_FILES
