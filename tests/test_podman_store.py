@@ -20,6 +20,7 @@ from aimagestore import (
     oci,
     repair,
 )
+from aimagestore._core.names import big_data_file
 from aimagestore._directory.commit import DirectoryWriter
 
 from .support.buildah import FIXTURE, FIXTURE_ID
@@ -338,3 +339,25 @@ async def test_a_repair_that_may_have_happened_keeps_what_it_has_taken_out(
     assert kept(path) == [before]
     assert (path / f"{OTHER}.old-1" / "manifest").exists()
     assert (await check(path)).ok
+
+
+async def test_an_adopted_image_gets_the_layer_that_its_config_names(path: Path) -> None:
+    (record,) = json.loads(index_of(path))
+    config = json.loads((path / FIXTURE_ID / big_data_file(f"sha256:{FIXTURE_ID}")).read_bytes())
+    (digest,) = config["rootfs"]["diff_ids"]
+    layers = [
+        {"id": "other", "diff-digest": "sha256:" + "0" * 64},
+        {"id": "deeper", "diff-digest": digest, "parent": "other"},
+        {"id": record["layer"], "diff-digest": digest},
+    ]
+    (path.parent / "vfs-layers" / "layers.json").write_text(json.dumps(layers))
+    edit_index(path, lambda records: records.clear())
+    done = await repair(path, await check(path))
+    assert record["layer"] in done.findings[-1].detail
+    async with ImageStore(path) as store:
+        assert (await store.get(FIXTURE_ID)).top_layer == record["layer"]
+    (path.parent / "vfs-layers" / "layers.json").write_text(json.dumps(layers[:2]))
+    edit_index(path, lambda records: records.clear())
+    await repair(path, await check(path))
+    async with ImageStore(path) as store:
+        assert (await store.get(FIXTURE_ID)).top_layer == ""

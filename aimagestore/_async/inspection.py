@@ -102,7 +102,7 @@ async def repair(
     where the annotations of a manifest give them and no other image has them), and recorded sizes
     that the data disproves and malformed digests are corrected. A lost or damaged index is rebuilt
     from what can be read of it and from the directories; the old one is kept beside it as
-    ``images.json.old-1``. What no file says, such as the top layer of an image, stays lost. Files
+    ``images.json.old-1``. What no file says, such as the flags of an image, stays lost. Files
     are never removed: :meth:`ImageStore.collect_garbage` does that.
 
     Where podman keeps layers beside the store, what it cannot read is put right, or taken out of

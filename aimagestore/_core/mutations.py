@@ -299,6 +299,11 @@ def reset_digest(image_id: str) -> Mutation:
     return _edit(image_id, lambda edited, _: edited.set("digest", ""))
 
 
+def set_top_layer(image_id: str, layer: str) -> Mutation:
+    """Record the top layer of an image."""
+    return _edit(image_id, lambda edited, _: edited.set("layer", layer))
+
+
 def drop_big_data(image_id: str, key: str) -> Mutation:
     """Remove an item from its image's record."""
 

@@ -135,6 +135,20 @@ def unreadable_items(read: ReadItem) -> Iterator[Part]:
             yield Part("config", digest, problem)
 
 
+def diff_ids(read: ReadItem) -> list[str]:
+    """Return the digests of an image's layers, the lowest first, where podman can read the image.
+
+    An index has none.
+    """
+    if any(unreadable_items(read)):
+        return []
+    manifest = msgspec.json.decode(read(MANIFEST) or b"", type=_Manifest)
+    if not manifest.kind or manifest.kind in _INDEXES or manifest.config is None:
+        return []
+    config = msgspec.json.decode(read(manifest.config.digest or "") or b"", type=_Config | None)
+    return (config and config.rootfs and config.rootfs.diff_ids) or []
+
+
 def is_podman_image(manifest: bytes) -> bool:
     """Return whether podman takes a manifest for that of an image or of several."""
     try:

@@ -15,7 +15,7 @@ from .._core.content import Content
 from .._core.digest import MANIFEST
 from .._core.image import Image
 from .._core.mutations import has_same_items
-from .._core.podman import Part, unreadable_items, unreadable_parts
+from .._core.podman import Part, diff_ids, unreadable_items, unreadable_parts
 from .._engine.items import MANIFEST_MAX
 from ..errors import StoreCorruptError
 from .containers import sibling
@@ -25,8 +25,10 @@ from .pending import open_current
 _INDEXES = ("layers.json", "volatile-layers.json")
 
 
-class _Layer(msgspec.Struct):
+class _Layer(msgspec.Struct, rename="kebab"):
     id: str = ""
+    parent: str = ""
+    diff_digest: str = ""
 
 
 _decode = msgspec.json.Decoder(list[_Layer]).decode
@@ -99,21 +101,32 @@ class Podman:
 
     def _knows(self, layer: str) -> bool:
         # Without a list that can be read, podman has other troubles.
-        return self._layer_ids is None or layer in self._layer_ids
+        return self._layers is None or layer in self._layers
+
+    def top_layer(self, image: Image) -> str:
+        """Return the ID of the top layer that an image has by its config, ``""`` if it has none."""
+        found = [""]
+        for digest in diff_ids(partial(self.read, image)):
+            found = [
+                layer.id
+                for layer in (self._layers or {}).values()
+                if layer.diff_digest == digest and layer.parent in found
+            ]
+        return min(found, default="")
 
     @cached_property
-    def _layer_ids(self) -> frozenset[str] | None:
-        found: set[str] = set()
+    def _layers(self) -> dict[str, _Layer] | None:
+        found: dict[str, _Layer] = {}
         for name in _INDEXES:
             try:
                 with open(os.path.join(self.layers, name), "rb") as file:
                     text = file.read()
-                found.update(layer.id for layer in (_decode(text) if text.strip() else ()))
+                found |= {layer.id: layer for layer in (_decode(text) if text.strip() else ())}
             except FileNotFoundError:
                 continue
             except msgspec.DecodeError:
                 return None
-        return frozenset(found)
+        return found
 
 
 def _looks_alike(one: Image, other: Image) -> bool:

@@ -52,7 +52,7 @@ class PodmanRepairs:
         """Have podman read an image, or take it out of the index, and say how."""
         if self._draft.record_of(image_id) is None:
             return None
-        said = [*self._put_right(image_id), *self._take_out(image_id)]
+        said = [*self._put_right(image_id), *self._take_out(image_id), *self._find_layer(image_id)]
         path = self._root.path_of(INDEX_FILE)
         detail = "; ".join(said)
         return Finding(FindingKind.PODMAN_FAILS, image_id, "", path, detail) if said else None
@@ -105,6 +105,15 @@ class PodmanRepairs:
                 found.append((key, InlineContent.of(text)))
         # There may be that of an index as well, through which the image was pulled.
         return min(found, key=lambda each: each[1].digest != image.digest, default=None)
+
+    def _find_layer(self, image_id: str) -> Iterator[str]:
+        """Give an image that was adopted its top layer again."""
+        record = self._draft.record_of(image_id)
+        if record is not None and self._draft.base.record_of(image_id) is None:
+            layer = self._podman.top_layer(record.image)
+            if layer:
+                self._apply(mutations.set_top_layer(image_id, layer))
+                yield f"its top layer is {layer}"
 
     def _take_out(self, image_id: str) -> Iterator[str]:
         left = self._unreadable_parts(image_id)

@@ -159,3 +159,20 @@ async def test_a_manifest_that_no_record_lists_is_not_collected_but_adopted(whol
     assert sorted(record.pop("big-data-names")) == sorted(before[0].pop("big-data-names"))
     assert [record] == before
     assert whole.tools.names() == {whole.image_id: [NAME]}
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_an_image_runs_again_after_the_index_was_lost(whole: Whole) -> None:
+    whole.restore()
+    (record,) = json.loads((whole.store / "images.json").read_bytes())
+    (whole.store / "images.json").unlink()
+    await repair(whole.store, await check(whole.store))
+    async with ImageStore(whole.store) as store:
+        image = await store.get(whole.image_id)
+        assert (image.top_layer, image.digest) == (record["layer"], record["digest"])
+        await store.set_names(image.id, [NAME])
+    assert (await check(whole.store)).ok
+    container = whole.tools.buildah("from", NAME)
+    mounted = Path(whole.tools.buildah("mount", container))
+    assert (mounted / "hello.txt").read_text() == "hello"
+    whole.tools.buildah("rm", container)
