@@ -21,10 +21,19 @@ from .._core.addresses import is_address
 
 # Either side notices a lost peer after this, not after two hours: a lost client may hold the lock.
 # The check interval has the server end a query, or a wait for the lock, whose client has left.
-_SERVER_OPTIONS = (
-    "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
-    " -c tcp_user_timeout=20000 -c client_connection_check_interval=2000"
-)
+# Calls have deadlines of their own, so the time limits that the role may have do not apply.
+SERVER_SETTINGS = {
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+    "client_connection_check_interval": "2000",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+}
+"""What every session asks the server for, when it is opened."""
+
 _DEFAULTS = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
@@ -74,7 +83,8 @@ class DatabaseAddress:
         given = _parse(records_url)
         host = given.get("host") or given.get("hostaddr") or given.get("service") or ""
         port = f":{given['port']}" if given.get("port") else ""
-        options = f"{_SERVER_OPTIONS} {given.get('options') or ''}".rstrip()
+        settings = (f"-c {setting}={value}" for setting, value in SERVER_SETTINGS.items())
+        options = " ".join([*settings, str(given.get("options") or "")]).rstrip()
         name = f"postgresql://{host}{port}/{given.get('dbname', '')}"
         parameters: dict[str, Any] = {**_DEFAULTS, **given, "options": options}
         return cls(make_conninfo("", **parameters), name)

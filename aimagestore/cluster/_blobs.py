@@ -32,6 +32,30 @@ _MARKER = "aimagestore.json"
 
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 
+# What an S3 server's codes mean for whoever has set it up.
+_NO_BUCKET = "NoSuchBucket"
+_EXPLANATIONS = {
+    _NO_BUCKET: "there is no such bucket",
+    "InvalidAccessKeyId": "the object store does not know this AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY is wrong",
+    "InvalidToken": "AWS_SESSION_TOKEN is wrong",
+    "ExpiredToken": "AWS_SESSION_TOKEN has expired",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong",
+    "AuthorizationHeaderMalformed": "AWS_REGION is not the region of the bucket",
+}
+_PERMISSIONS = {
+    "list": "s3:ListBucket",
+    "GET": "s3:GetObject",
+    "HEAD": "s3:GetObject",
+    "PUT": "s3:PutObject",
+    "DELETE": "s3:DeleteObject",
+    "POST": "s3:PutObject or s3:DeleteObject",
+}
+_REQUEST = re.compile(r"performing (list|[A-Z]+)")
+
+# Where the client looks for credentials when the environment has none.
+_METADATA = ("169.254.169.254", "169.254.170.2")
+
 
 class Blob(NamedTuple):
     """An object as the object store lists it."""
@@ -86,10 +110,15 @@ class Blobs:
         """Begin to read an object, without retries.
 
         :raises FileNotFoundError: when there is none
+        :raises StoreUnavailableError: when there is no bucket either
         """
         # An empty object has no range, not even an empty one.
         options: GetOptions = {"range": {"offset": offset}} if offset else {}
-        return obstore.get(self._reads, blob.hex, options=options)
+        try:
+            return obstore.get(self._reads, blob.hex, options=options)
+        except FileNotFoundError as error:
+            self._require_bucket(error)
+            raise
 
     def exists(self, blob: UUID) -> bool:
         """Return whether there is such an object.
@@ -137,7 +166,8 @@ class Blobs:
             found = obstore.get(self._store, _MARKER)
             meta = found.meta
             return Marker(bytes(found.bytes()), meta["e_tag"], meta["last_modified"])
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            self._require_bucket(error)
             return Marker()
         except BaseError as error:
             raise self.unavailable(error) from None
@@ -158,15 +188,39 @@ class Blobs:
             raise self.unavailable(error) from None
         return True
 
+    def _require_bucket(self, error: FileNotFoundError) -> None:
+        """Raise unless it is the object that is missing, and not the bucket."""
+        if _code_of(error) == _NO_BUCKET:
+            raise self.unavailable(error) from None
+
     def unavailable(self, error: Exception) -> StoreUnavailableError:
         """Return what to raise for an error of the object store, or of the connection to it.
 
         It has no cause, because the full text of the error may contain the access key.
         """
-        summary = str(error).partition("\n\nDebug source")[0].partition(": <?xml")[0]
-        code = _CODE.search(str(error))
-        detail = f" ({code[1]})" if code else ""
-        return StoreUnavailableError(f"{self.name}: {summary.strip()}{detail}")
+        return StoreUnavailableError(f"{self.name}: {_explain(error)}")
+
+
+def _explain(error: Exception) -> str:
+    """Return what is wrong, as far as the object store's answer tells it."""
+    summary = str(error).partition("\n\nDebug source")[0].partition(": <?xml")[0].strip()
+    code = _code_of(error)
+    if any(address in summary for address in _METADATA):
+        return "there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if "redirect without LOCATION" in summary:
+        return "the bucket is elsewhere: AWS_REGION or AWS_ENDPOINT_URL is wrong"
+    request = _REQUEST.search(summary)
+    if code in _EXPLANATIONS:
+        return f"{_EXPLANATIONS[code]} ({code})"
+    if request is not None and (code == "AccessDenied" or " 403 " in summary):
+        needed = _PERMISSIONS.get(request[1], request[1])
+        return f"the credentials do not permit {needed} ({code or 403})"
+    return summary + (f" ({code})" if code else "")
+
+
+def _code_of(error: Exception) -> str:
+    found = _CODE.search(str(error))
+    return found[1] if found else ""
 
 
 def _id_of(path: str) -> UUID | None:

@@ -129,7 +129,7 @@ class AdvisoryLock:
         asked = self._history.seen
         try:
             condition = b"WHERE pg_try_advisory_xact_lock(%d)" % self._key
-            answers = session.execute(b"BEGIN; " + _locked_head(asked, condition))
+            answers = session.execute(session.begin + _locked_head(asked, condition))
             head = _last_value(answers)
             if head is None:
                 session.execute("ROLLBACK")
@@ -203,13 +203,11 @@ class AdvisoryLock:
 
     def _wait_in(self, session: Session, asked: Commit) -> str | None:
         """Wait in a session for as long as the server says that it waits; return the head."""
-        connection = session.connection
-        pgconn = connection.pgconn
+        pgconn = session.connection.pgconn
         pause = self._sessions.deadline / 4
-        pgconn.send_query(
-            b"BEGIN; SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock(%d); " % self._key
-            + _locked_head(asked)
-        )
+        # Asked in this transaction: libpq knows the process of a pooler instead, if there is one.
+        backend = _last_value(session.execute(session.begin + b"SELECT pg_backend_pid()"))
+        pgconn.send_query(b"SELECT pg_advisory_xact_lock(%d); " % self._key + _locked_head(asked))
         results: list[pq.abc.PGresult] = []
         doubts = 0
         while True:
@@ -225,7 +223,7 @@ class AdvisoryLock:
                     if result is None:
                         return _head_in(results)
                     results.append(result)
-            elif self._still_waits(pgconn.backend_pid):
+            elif self._still_waits(backend):
                 doubts = 0
             else:
                 doubts += 1
@@ -233,7 +231,7 @@ class AdvisoryLock:
                     raise OverdueError("the session that waited for the lock does not answer")
 
     def _still_waits(self, backend: int) -> bool:
-        """Ask the server in another session whether that one still waits."""
+        """Ask the server in another session whether that process of it still waits."""
         until = time.monotonic() + self._sessions.deadline / 2
         rows = self._sessions.call(lambda s: s.execute(_IS_WAITING, [backend]).fetchall(), until)
         return bool(rows)
@@ -287,7 +285,8 @@ class AdvisoryLock:
                 # A little less than what remains, so that the server's answer comes in time.
                 milliseconds = max(1, int((until - time.monotonic()) * 900))
                 answers = session.execute(
-                    b"BEGIN; SET LOCAL lock_timeout = %d; SELECT pg_advisory_xact_lock(%d); "
+                    session.begin
+                    + b"SET LOCAL lock_timeout = %d; SELECT pg_advisory_xact_lock(%d); "
                     % (milliseconds, self._key)
                     + _locked_head(asked)
                 )
@@ -367,7 +366,7 @@ def _head_in(results: list[pq.abc.PGresult]) -> str:
     return value.decode()
 
 
-def _last_value(answers: Cursor) -> str | None:
+def _last_value(answers: Cursor) -> Any:
     """Return what the last of several statements gives, if it gives a row."""
     while answers.nextset():
         pass

@@ -33,10 +33,19 @@ _SESSIONS = 8
 # Seconds that a watchdog without work waits for more.
 _IDLE = 60.0
 
+_BEGIN = (
+    b"BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; "
+    b"SET LOCAL idle_in_transaction_session_timeout = 0; "
+)
+_BEGIN_17 = _BEGIN + b"SET LOCAL transaction_timeout = 0; "
+
 # Error codes of a server that stops or starts, has no session left, or has ended this transaction
 # because of another one (on a standby, because of what it replays).
 _PASSING = ("08", "40", "57P", "53300", "25P03")
 _PASSING_REFUSALS = ("starting up", "shutting down", "recovery", "too many", "connection slots")
+
+# What libpq itself says, without asking the server, and would say again.
+_LASTING = ("no password supplied", "SSL was required", "certificate", "authentication method")
 
 
 class OverdueError(psycopg.OperationalError):
@@ -51,6 +60,7 @@ def is_lost(error: psycopg.Error) -> bool:
         return error.sqlstate.startswith(_PASSING)
     text = str(error)
     is_refused = "FATAL:" in text and not any(words in text for words in _PASSING_REFUSALS)
+    is_refused |= any(words in text for words in _LASTING)
     return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not is_refused
 
 
@@ -160,6 +170,14 @@ class Session:
         """
         with self.limited() as connection:
             return connection.execute(statement, values)
+
+    @property
+    def begin(self) -> bytes:
+        """The statements that begin a transaction, which no time limit of the server ends.
+
+        Sessions ask for none when they are opened, but a pooler may have ignored that.
+        """
+        return _BEGIN_17 if self.connection.info.server_version >= 170_000 else _BEGIN
 
     @property
     def is_idle(self) -> bool:

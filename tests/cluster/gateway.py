@@ -1,0 +1,103 @@
+"""An S3 gateway in front of the object store, whose answers to some requests a test decides."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlsplit
+
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+
+
+class Answer(NamedTuple):
+    """What a client gets instead of the object store's answer."""
+
+    status: int
+    body: str = ""
+
+
+Rule = Callable[[str, str, str], Answer | None]
+"""Takes a request's method, path and query; returns ``None`` to let it through."""
+
+
+def error(status: int, code: str) -> Answer:
+    """An error as S3 spells it."""
+    return Answer(status, f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>")
+
+
+def lets_through(method: str, path: str, query: str) -> Answer | None:
+    return None
+
+
+class Gateway:
+    """Passes requests on, unless its rule has an answer; for the duration of a ``with`` block.
+
+    :ivar rule: decides
+    :ivar requests: what was asked: method, path and query
+    """
+
+    def __init__(self, target: int) -> None:
+        self.rule: Rule = lets_through
+        self.requests: list[tuple[str, str, str]] = []
+        self._target = target
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Its endpoint."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+        body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        address = urlsplit(handler.path)
+        self.requests.append((handler.command, address.path, address.query))
+        answer = self.rule(handler.command, address.path, address.query)
+        headers: list[tuple[str, str]] = []
+        if answer is not None:
+            status, data = answer.status, answer.body.encode()
+        else:
+            connection = HTTPConnection("127.0.0.1", self._target, timeout=20)
+            # With the headers as they are, the signature stays valid.
+            connection.request(handler.command, handler.path, body, dict(handler.headers.items()))
+            response = connection.getresponse()
+            status, data = response.status, response.read()
+            headers = [h for h in response.getheaders() if h[0].lower() not in _HOP_BY_HOP]
+            connection.close()
+        length = data if handler.command != "HEAD" else b""
+        handler.send_response_only(status)
+        for name, value in headers:
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", str(len(length)))
+        handler.end_headers()
+        handler.wfile.write(length)
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        gateway = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def _serve(self) -> None:
+                gateway._answer(self)
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        return Handler
