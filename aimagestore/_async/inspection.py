@@ -110,6 +110,10 @@ async def repair(
     beside the new one as ``images.json.old-1``, and directories of images that are taken out stay
     under names like ``<id>.old-1``.
 
+    On a cluster, the tables of names, digests and items and the counters are rebuilt from the
+    records of the images that were reported, in one transaction that holds the lock. An item whose
+    object is missing gets another object with its content, if the check has found one.
+
     Cancelled, it has changed nothing, or its last step is completed.
 
     :param where: the directory that holds images.json, or a location
@@ -122,6 +126,7 @@ async def repair(
         the repair before the records change
     :raises LockTimeoutError: when the lock was not free in time
     :raises StoreCorruptError: when images.json is not a regular file
+    :raises StoreUnavailableError: when a server of a cluster is unavailable, or refuses
     """
     location = location_of(where)
     check_type(report, Report, "report")

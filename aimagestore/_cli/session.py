@@ -52,23 +52,6 @@ class Session:
             )
         return place
 
-    async def path(self, *, writes: bool = False, makes: bool = False) -> str:
-        """The image store's directory.
-
-        :param makes: whether it is made where there is none
-        :raises CommandError: when there is none, when the store may not be written to, or none
-            can be meant
-        """
-        if self.root is not None and is_cluster(self.root):
-            raise CommandError("only a directory is repaired: give one as --root", ExitCode.USAGE)
-        path = await self.place(writes=writes)
-        if not makes and not await to_thread.run_sync(may_be_store, path):
-            raise CommandError(
-                f"there is no image store at {path}: create, import and copy make one"
-            )
-        logger.info("the store is %s", path)
-        return path
-
     async def home(self, *, writes: bool = False, makes: bool = False) -> str | Location:
         """What keeps the store: a directory, or a cluster.
 
@@ -78,7 +61,13 @@ class Session:
         """
         if self.root is not None and is_cluster(self.root):
             return given_cluster(self.root)
-        return await self.path(writes=writes, makes=makes)
+        path = await self.place(writes=writes)
+        if not makes and not await to_thread.run_sync(may_be_store, path):
+            raise CommandError(
+                f"there is no image store at {path}: create, import and copy make one"
+            )
+        logger.info("the store is %s", path)
+        return path
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[ImageStore]:

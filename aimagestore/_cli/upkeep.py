@@ -85,7 +85,7 @@ async def _checked(where: str | Location, *, verify: bool) -> Report:
 @command(
     """Check the store, undo what was found, and look again.
 
-    No file is removed. What is taken out of the index, because podman cannot read it or with
+    No file or object is removed. What is taken out of the index, because podman cannot read it or with
     --drop, stays beside it: images.json.old-1. Exits with 4 when something is left: leftovers are
     for gc, and what is beyond help for --drop.
     """
@@ -99,12 +99,12 @@ async def repair(
     json: Json = False,
 ) -> ExitCode:
     session = Session.of(context)
-    path = await session.path(writes=True)
-    found = await _checked(path, verify=not no_verify)
+    where = await session.home(writes=True)
+    found = await _checked(where, verify=not no_verify)
     done, left = Report(), found
     if not found.ok:
-        done = await _repaired(session, path, found, drop=drop)
-        left = await _checked(path, verify=not no_verify)
+        done = await _repaired(session, where, found, drop=drop)
+        left = await _checked(where, verify=not no_verify)
     if json:
         repaired = findings_json(done.findings)
         await write_json(
@@ -117,10 +117,12 @@ async def repair(
     return ExitCode.DONE if left.ok else ExitCode.DAMAGED
 
 
-async def _repaired(session: Session, path: str, found: Report, *, drop: bool) -> Report:
+async def _repaired(
+    session: Session, where: str | Location, found: Report, *, drop: bool
+) -> Report:
     timeout = session.lock_timeout
     with progress_bar("repair") as bar:
-        return await repair_store(path, found, drop=drop, lock_timeout=timeout, progress=bar.show)
+        return await repair_store(where, found, drop=drop, lock_timeout=timeout, progress=bar.show)
 
 
 @command("Remove what belongs to no image and to no living writer.")

@@ -25,7 +25,7 @@ from .digest import check_digest
 from .draft import Draft, Plan
 from .image import Image
 from .names import check_id, check_key, check_names, check_text, check_type
-from .record import Record, RecordDraft, without_names
+from .record import Record, RecordDraft, without_item, without_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,13 +307,10 @@ def set_top_layer(image_id: str, layer: str) -> Mutation:
 def drop_big_data(image_id: str, key: str) -> Mutation:
     """Remove an item from its image's record."""
 
-    def edit(edited: RecordDraft, record: Record) -> None:
-        keys = tuple(k for k in record.image.big_data_names if k != key)
-        edited.set("big-data-names", keys)
-        edited.set_entry("big-data-sizes", key, None)
-        edited.set_entry("big-data-digests", key, None)
+    def plan(draft: Draft) -> Plan:
+        return Plan(image_id, updated=(without_item(draft.find(image_id), key),))
 
-    return _edit(image_id, edit)
+    return Mutation(plan, (image_id,))
 
 
 def replace(

@@ -301,6 +301,15 @@ def without_names(record: Record, lost: Collection[str]) -> Record:
     return draft.finish()
 
 
+def without_item(record: Record, key: str) -> Record:
+    """Return the record without one of its items."""
+    draft = RecordDraft(record)
+    draft.set("big-data-names", tuple(k for k in record.image.big_data_names if k != key))
+    draft.set_entry("big-data-sizes", key, None)
+    draft.set_entry("big-data-digests", key, None)
+    return draft.finish()
+
+
 _STRINGS: Final = re.compile(
     rb'("(?:[^"\\]|\\.)*+")[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*+")', re.DOTALL
 )

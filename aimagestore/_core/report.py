@@ -44,11 +44,19 @@ class FindingKind(StrEnum):
     ITEM_ALTERED = "item-altered"
     """The file's digest differs from the recorded one."""
     ITEM_UNREADABLE = "item-unreadable"
-    """The item is not a regular file."""
+    """The item is not a regular file, or the object store does not permit to read it."""
     ITEM_UNLISTED = "item-unlisted"
-    """A file that the image's record does not list."""
+    """A file or an object that the image's record does not list."""
+    NAMES_DIFFER = "names-differ"
+    """A cluster's table of names is not as the image's record says."""
+    DIGESTS_DIFFER = "digests-differ"
+    """A cluster's table of digests is not as the image's record says."""
+    ITEMS_DIFFER = "items-differ"
+    """A cluster's table of items has another size than the image's record."""
+    COUNTERS_DIFFER = "counters-differ"
+    """A cluster counts its images, their places or its commits wrongly."""
     TEMPORARY_STALE = "temporary-stale"
-    """A temporary file of a writer that no longer runs."""
+    """A temporary file of a writer that no longer runs, or an object that no image has had."""
 
 
 @dataclass(frozen=True, slots=True)

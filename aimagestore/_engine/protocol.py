@@ -67,10 +67,7 @@ class Location(Protocol):
         ...
 
     def repairer(self) -> Repairer:
-        """Open the store for repair, without a look at its index.
-
-        :raises NotImplementedError: when this kind of store cannot be repaired
-        """
+        """Open the store for repair, without a look at its index."""
         ...
 
 

@@ -43,6 +43,7 @@ _EXPLANATIONS = {
     "RequestTimeTooSkewed": "the clock of this machine is wrong",
     "AuthorizationHeaderMalformed": "AWS_REGION is not the region of the bucket",
 }
+_NOT_PERMITTED = "the credentials do not permit"
 _PERMISSIONS = {
     "list": "s3:ListBucket",
     "GET": "s3:GetObject",
@@ -76,6 +77,10 @@ class Marker(NamedTuple):
     text: bytes = b""
     version: str | None = None
     written: datetime | None = None
+
+
+class NotPermittedError(StoreUnavailableError):
+    """The credentials do not permit a request."""
 
 
 class Blobs:
@@ -145,6 +150,11 @@ class Blobs:
         except BaseError as error:
             raise self.unavailable(error) from None
 
+    def id_in(self, path: str) -> UUID | None:
+        """Return which object has this name in messages; ``None`` when none of this store has."""
+        prefix, _, name = path.rpartition("/")
+        return _id_of(name) if prefix == self.name else None
+
     def pages(self) -> Iterator[Sequence[Blob]]:
         """Iterate over all objects, in pages.
 
@@ -198,7 +208,8 @@ class Blobs:
 
         It has no cause, because the full text of the error may contain the access key.
         """
-        return StoreUnavailableError(f"{self.name}: {_explain(error)}")
+        message = f"{self.name}: {_explain(error)}"
+        return (NotPermittedError if _NOT_PERMITTED in message else StoreUnavailableError)(message)
 
 
 def _explain(error: Exception) -> str:
@@ -214,7 +225,7 @@ def _explain(error: Exception) -> str:
         return f"{_EXPLANATIONS[code]} ({code})"
     if request is not None and (code == "AccessDenied" or " 403 " in summary):
         needed = _PERMISSIONS.get(request[1], request[1])
-        return f"the credentials do not permit {needed} ({code or 403})"
+        return f"{_NOT_PERMITTED} {needed} ({code or 403})"
     return summary + (f" ({code})" if code else "")
 
 

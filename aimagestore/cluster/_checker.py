@@ -1,17 +1,19 @@
-"""Checks a cluster's store for what is missing, altered or garbage."""
+"""Checks a cluster's store for what is missing, altered or garbage, and for damaged tables."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
-from .._core.digest import is_digest
+import psycopg
+
+from .._core.digest import digest_of, hasher, is_digest
 from .._core.image import Image
-from .._core.record import read
 from .._core.report import Finding, FindingKind, Report
 from .._engine.items import CHUNK, Source
 from .._engine.lock import AnyLine
@@ -20,12 +22,13 @@ from .._engine.workers import WorkerPool
 from ..errors import DigestMismatchError
 from ._addresses import BucketAddress, DatabaseAddress
 from ._blob_reader import BlobReader
-from ._blobs import Blobs
+from ._blobs import Blobs, NotPermittedError
 from ._garbage import orphans
 from ._identity import Identity
 from ._lookups import PAGE
 from ._schema import check_schema
 from ._sessions import Sessions
+from ._tables import Tables, readable
 
 _RECORDS = "SELECT place, id, record FROM images WHERE place > %s ORDER BY place LIMIT %s"
 
@@ -35,7 +38,18 @@ _OBJECTS = """
     SELECT image_id, key, blob FROM image_items WHERE removed IS NULL AND image_id = ANY(%s)
 """
 
+# They are not collected before the grace period is over.
+_WITHOUT_ITEM = """
+    SELECT blob, size FROM image_items
+    WHERE (removed > clock_timestamp() - (SELECT grace_period FROM image_store)
+        OR blob = ANY(%s)) AND image_id <> '' AND size = ANY(%s)
+"""
+
 _TOTAL = "SELECT coalesce(sum(size), 0)::bigint FROM image_items WHERE removed IS NULL"
+
+
+# With the digest, so that a repair knows whether the item is still to have this content.
+_FOUND = "it has no object, but this one, of no item, has its content: {}"
 
 
 class _Item(NamedTuple):
@@ -49,7 +63,9 @@ class _Item(NamedTuple):
 class ClusterChecker:
     """Checks a cluster's store; see :class:`aimagestore._engine.protocol.Checker`.
 
-    What looks damaged is checked again, because it may have been replaced meanwhile.
+    The tables are compared as they are at one moment. An item that looks damaged is checked again,
+    because it may have been replaced meanwhile. For one whose object is missing, an object with its
+    content is looked for among those that no image has.
     """
 
     def __init__(
@@ -65,6 +81,8 @@ class ClusterChecker:
         self._deadline = deadline
         self._verify = verify
         self._findings: list[Finding] = []
+        # Of missing items, by their size and digest: the places of their findings.
+        self._missing: dict[tuple[int, str], list[int]] = {}
         self._images = self._items = self._bytes = 0
 
     def join_lock(self) -> AnyLine | None:
@@ -87,18 +105,67 @@ class ClusterChecker:
                 self._sessions.call(partial(check_schema, name=self._database.name))
                 Identity(self._sessions, blobs).check(writes=False)
                 total = int(self._rows(_TOTAL)[0][0])
-                for item in self._all_items():
-                    for size in self._check_item(item, blobs, helpers):
-                        self._bytes += size
-                        yield self._bytes, max(self._bytes, total)
-                for page in orphans(self._sessions, blobs):
-                    for blob in page:
-                        path = blobs.path_of(blob)
-                        self._findings.append(Finding(FindingKind.TEMPORARY_STALE, path=path))
+                for size in self._read_everything(blobs, helpers):
+                    self._bytes += size
                     yield self._bytes, max(self._bytes, total)
         finally:
             helpers.shutdown()
         return self._report()
+
+    def _read_everything(self, blobs: Blobs, helpers: Executor) -> Iterator[int]:
+        """Check everything; iterate over numbers of bytes that were read."""
+        yield from self._compare_tables(blobs)
+        for item in self._all_items():
+            yield from self._check_item(item, blobs, helpers)
+        if self._missing:
+            unlisted = [f for f in self._findings if f.kind is FindingKind.ITEM_UNLISTED]
+            known = [blobs.id_in(finding.path) for finding in unlisted]
+            sizes = [size for size, _ in self._missing]
+            yield from self._match(dict(self._rows(_WITHOUT_ITEM, known, sizes)), blobs)
+        try:
+            for page in orphans(self._sessions, blobs):
+                for blob in page:
+                    path = blobs.path_of(blob)
+                    self._findings.append(Finding(FindingKind.TEMPORARY_STALE, path=path))
+                yield from self._match(page, blobs)
+        except NotPermittedError as error:
+            detail = f"orphan objects are not looked for: {error}"
+            self._findings.append(
+                Finding(FindingKind.ITEM_UNREADABLE, path=blobs.name, detail=detail)
+            )
+
+    def _compare_tables(self, blobs: Blobs) -> Iterator[int]:
+        session = None
+        try:
+            session = self._sessions.acquire(self._sessions.begin())
+            session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            for page in Tables(session, blobs.path_of, self._deadline).differences():
+                self._findings += [difference.finding for difference in page]
+                yield 0
+            session.execute("ROLLBACK")
+        except psycopg.Error as error:
+            raise self._sessions.unavailable(error) from error
+        finally:
+            if session is not None:
+                self._sessions.release(session)
+
+    def _match(self, candidates: Mapping[UUID, int], blobs: Blobs) -> Iterator[int]:
+        """Look for the contents of missing items in objects that no image has."""
+        sizes = {size for size, _ in self._missing}
+        for blob in [blob for blob, size in candidates.items() if size in sizes]:
+            state = hasher()
+            try:
+                with BlobReader(blobs, blob) as file:
+                    while piece := file.read(CHUNK):
+                        state.update(piece)
+                        yield len(piece)
+            except FileNotFoundError:
+                continue  # collected meanwhile
+            digest = digest_of(state)
+            if places := self._missing.get((candidates[blob], digest)):
+                place, path = places.pop(), blobs.path_of(blob)
+                detail = _FOUND.format(digest)
+                self._findings[place] = replace(self._findings[place], path=path, detail=detail)
 
     def _rows(self, statement: LiteralString, *values: object) -> Sequence[tuple[Any, ...]]:
         return self._sessions.call(lambda s: s.execute(statement, values).fetchall())
@@ -119,7 +186,7 @@ class ClusterChecker:
             for image_id, key, blob in self._rows(_OBJECTS, [image_id for image_id, _ in rows])
         }
         for image_id, text in rows:
-            record = read(text.encode())
+            record = readable(image_id, text)
             if record is None:
                 finding = Finding(FindingKind.RECORD_DAMAGED, image_id, detail=text[:100])
                 self._findings.append(finding)
@@ -135,8 +202,13 @@ class ClusterChecker:
         again = next((other for other in now if other.key == item.key), None)
         if again is not None and again.blob != item.blob:
             finding = yield from self._compare(again, blobs, helpers)
-        if again is not None and finding is not None:
-            self._findings.append(finding)
+        if again is None or finding is None:
+            return
+        if finding.kind is FindingKind.ITEM_MISSING:
+            image, key, _ = again
+            content = image.big_data_sizes.get(key, -1), image.big_data_digests.get(key, "")
+            self._missing.setdefault(content, []).append(len(self._findings))
+        self._findings.append(finding)
 
     def _compare(
         self, item: _Item, blobs: Blobs, helpers: Executor
@@ -150,6 +222,8 @@ class ClusterChecker:
             file = BlobReader(blobs, blob)
         except FileNotFoundError:
             return Finding(FindingKind.ITEM_MISSING, image.id, key, path)
+        except NotPermittedError as error:
+            return Finding(FindingKind.ITEM_UNREADABLE, image.id, key, path, str(error))
         digest = image.big_data_digests.get(key, "")
         expected = digest if self._verify and is_digest(digest) else None
         with Source(file, key, expected, helpers) as source:

@@ -52,10 +52,12 @@ class ClusterEngine:
         try:
             blobs = Blobs(bucket, deadline)
             identity = Identity(self._sessions, blobs)
-            self._sessions.call(lambda session: _check_server(session, database.name, read_only))
+            self._sessions.call(
+                lambda session: check_server(session, database.name, read_only=read_only)
+            )
             identity.open(read_only=read_only, grace_period=grace_period)
             history = History(database.name)
-            number, seen = self._sessions.call(lambda session: _begin(session, history))
+            number, seen = self._sessions.call(lambda session: begin_history(session, history))
             self._primitive = lock = AdvisoryLock(self._sessions, history, number)
         except BaseException:
             self.close()
@@ -131,14 +133,19 @@ class ClusterEngine:
             self._primitive.close()
 
 
-def _check_server(session: Session, name: str, read_only: bool) -> None:
+def check_server(session: Session, name: str, *, read_only: bool) -> None:
+    """Check that a store can be opened on the server.
+
+    :raises StoreSchemaError: when there are no tables, or this library works with another version
+    :raises StoreReadOnlyError: when it is a standby, and ``read_only`` is false
+    """
     check_schema(session, name)
     row = session.execute("SELECT pg_is_in_recovery()").fetchone()
     if not read_only and row is not None and row[0]:
         raise StoreReadOnlyError(f"{name} is a standby: open the store read_only", path=name)
 
 
-def _begin(session: Session, history: History) -> tuple[int, int]:
+def begin_history(session: Session, history: History) -> tuple[int, int]:
     """Note the last commit; return the number of the store's table, and that of the commit."""
     lookups = Lookups(session.execute, history)
     return lookups.table_number(), lookups.version

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from .._engine.protocol import Repairer
 from ._addresses import BucketAddress, DatabaseAddress
 from ._checker import ClusterChecker
 from ._engine import ClusterEngine
 from ._grace import check_grace_period
+from ._repairer import ClusterRepairer
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -102,14 +102,18 @@ class ClusterLocation:
             verify=verify,
         )
 
-    def repairer(self) -> Repairer:
+    def repairer(self) -> ClusterRepairer:
         """Open the store for repair; :func:`aimagestore.repair` calls this.
 
-        :raises NotImplementedError: always, for now
+        :raises StoreIdentityError: when the database and the bucket do not belong together
+        :raises StoreSchemaError: when the database has no tables, or those of another version
+        :raises StoreReadOnlyError: when it is a standby
+        :raises StoreUnavailableError: when a server is unavailable, or refuses
         """
-        raise NotImplementedError(
-            f"{self.name} cannot be repaired by this version: restore the database and the bucket "
-            "from one backup"
+        return ClusterRepairer(
+            DatabaseAddress.of(self.records_url),
+            BucketAddress.of(self.blobs_url),
+            deadline=self.deadline,
         )
 
 

@@ -134,11 +134,6 @@ def test_a_bad_option_of_a_location_is_refused(
         ClusterLocation("postgresql://host/db", "s3://bucket", **options)
 
 
-async def test_a_cluster_cannot_be_repaired_yet(place: Place) -> None:
-    with pytest.raises(NotImplementedError, match="cannot be repaired"):
-        place.location().repairer()
-
-
 async def test_a_server_that_refuses_is_told_at_once(servers: Servers, place: Place) -> None:
     where = place.records_url.replace("postgres@", "postgres:s3cret@")
     with pytest.raises(StoreUnavailableError, match="authentication failed") as caught:
