@@ -85,9 +85,9 @@ async def _checked(where: str | Location, *, verify: bool) -> Report:
 @command(
     """Check the store, undo what was found, and look again.
 
-    No file or object is removed. What is taken out of the index, because podman cannot read it or with
-    --drop, stays beside it: images.json.old-1. Exits with 4 when something is left: leftovers are
-    for gc, and what is beyond help for --drop.
+    No file or object is removed. What is taken out of the index, because podman cannot read it or
+    with --drop, stays beside it: images.json.old-1. Exits with 4 when something is left: leftovers
+    are for gc, and what is beyond help for --drop.
     """
 )
 async def repair(
