@@ -361,3 +361,20 @@ async def test_an_adopted_image_gets_the_layer_that_its_config_names(path: Path)
     await repair(path, await check(path))
     async with ImageStore(path) as store:
         assert (await store.get(FIXTURE_ID)).top_layer == ""
+
+
+async def test_an_image_without_its_layers_is_created_with_a_warning(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ImageStore(path) as store:
+        image = await store.get(FIXTURE_ID)
+        items = {key: await store.big_data(FIXTURE_ID, key) for key in image.big_data_names}
+        await store.create(OTHER, top_layer=image.top_layer, big_data=items)
+        assert not caplog.records
+        await store.create("f" * 64, big_data=items)
+        assert "podman lists image " + "f" * 64 in caplog.text
+        assert "nor load or pull it" in caplog.text
+        caplog.clear()
+        await store.set_metadata("f" * 64, "{}")
+        assert not caplog.records
+    assert (await check(path)).ok

@@ -217,6 +217,11 @@ class DirectoryWriter:
                     f"podman images fails while image {image_id} is in {self._root.path}: "
                     f"{'; '.join(problems)}"
                 )
+            elif image_id in created and podman.lacks_layers(record.image, draft.files):
+                warnings.append(
+                    f"podman lists image {image_id} in {self._root.path}, but can neither run it, "
+                    "nor load or pull it, before podman rmi has removed it: it has no layers there"
+                )
         return warnings
 
     def _place(self, draft: Draft, base: BlockCatalog, placement: _Placement) -> None:

@@ -74,6 +74,13 @@ class Podman:
         before = set() if old is None else set(self.unreadable_parts(old))
         return [part.problem for part in self.unreadable_parts(new, files) if part not in before]
 
+    def lacks_layers(self, image: Image, files: Mapping[tuple[str, str], Content]) -> bool:
+        """Return whether an image has layers by its config, and none in the store.
+
+        :param files: items that are about to get new content, by image ID and key
+        """
+        return not image.top_layer and bool(diff_ids(partial(self.read, image, files=files)))
+
     def can_use(self, image: Image, manifest: bytes) -> bool:
         """Return whether podman could read the items of an image if this were its manifest."""
 

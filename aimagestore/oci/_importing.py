@@ -178,9 +178,7 @@ async def _import(
     for imported in done:
         if imported.layers_left_out and not imported.image.top_layer:
             logger.warning(
-                "%s: left out %d layers of image %s, because podman keeps those of this store, in "
-                "%s: podman lists the image, but can neither run it, nor load or pull it, before "
-                "podman rmi has removed it",
+                "%s: left out %d layers of image %s, because those of this store are kept in %s",
                 source.place,
                 imported.layers_left_out,
                 imported.image.id,
