@@ -178,13 +178,17 @@ class Configuration:
             image_root=system.image_root,
             driver_options=system.driver_options,
         )
+        is_named = _NAMED_FILE in account.environ
         if account.has_own_storage:
-            is_named = _NAMED_FILE in account.environ
             options = self._for_user(system, is_named=is_named)
-            # podman makes a named file the system's, which leaves a user's graph root as it is.
-            own = os.path.join(account.configuration_home, "containers", _FILE)
-            path = own if not is_named and _exists(own) else None
-        if path is not None:
+            path = os.path.join(account.configuration_home, "containers", _FILE)
+        elif self.rules.reads_once:
+            files = [os.path.join(d, _FILE) for d in reversed(self.system_directories)]
+            path = next((file for file in files if _exists(file)), None)
+        if is_named and (account.has_own_storage or self.rules.reads_once):
+            # It has become the system's, which leaves a user's graph root as it is.
+            path = None
+        if path is not None and _exists(path):
             defaults, options = options, self._from_file(path)
             if account.has_own_storage:
                 graph_root = options.graph_root or self._rootless_path or defaults.graph_root

@@ -20,6 +20,8 @@ class Rules:
         none that was built with a later one
     :ivar merges_files: ``storage.conf`` has drop-in directories, the file in a user's home applies
         to root as well, and the system's settings apply to users; otherwise one file counts
+    :ivar reads_once: where one file counts: root's own file counts only if the system has none, and
+        a file that root names need not have a run root
     :ivar has_image_store: ``imagestore`` and ``driver_priority`` are known
     :ivar tries_overlay: a user's storage without a configured driver has the one that it has
         images of, or overlay, and not always vfs
@@ -31,6 +33,7 @@ class Rules:
     versions: str
     symbol: bytes
     merges_files: bool
+    reads_once: bool
     has_image_store: bool
     tries_overlay: bool
     counts_vfs: bool
@@ -43,6 +46,7 @@ RULES = (
         versions="1.63 and later",
         symbol=b"storage/types.LoadStoreOptions",
         merges_files=True,
+        reads_once=True,
         has_image_store=True,
         tries_overlay=True,
         counts_vfs=True,
@@ -53,6 +57,7 @@ RULES = (
         versions="1.47 to 1.62",
         symbol=b"storage/types.canUseRootlessOverlay",
         merges_files=False,
+        reads_once=True,
         has_image_store=True,
         tries_overlay=True,
         counts_vfs=True,
@@ -63,6 +68,7 @@ RULES = (
         versions="1.46 and earlier",
         symbol=b"storage/types.loadDefaultStoreOptions",
         merges_files=False,
+        reads_once=False,
         has_image_store=False,
         tries_overlay=False,
         counts_vfs=False,

@@ -139,11 +139,17 @@ CONFIGURATIONS = [
     ),
     Configuration(
         "a file in root's configuration directory",
-        B,
+        (B, A, B),
         {
             "etc/storage.conf": VFS,
             "home/xdg/containers/storage.conf": storage(driver="vfs", graphroot="{base}/srv/b"),
         },
+        {"XDG_CONFIG_HOME": "{base}/home/xdg"},
+    ),
+    Configuration(
+        "only a file in root's configuration directory",
+        B,
+        {"home/xdg/containers/storage.conf": storage(driver="vfs", graphroot="{base}/srv/b")},
         {"XDG_CONFIG_HOME": "{base}/home/xdg"},
     ),
     Configuration(
@@ -508,7 +514,7 @@ CONFIGURATIONS = [
     ),
     Configuration(
         "a named file without a run root",
-        (REFUSED, REFUSED, A),
+        (REFUSED, A, A),
         {"own.conf": '[storage]\ndriver = "vfs"\ngraphroot = "{base}/srv/a"\n'},
         {"CONTAINERS_STORAGE_CONF": "{base}/own.conf"},
     ),
