@@ -128,7 +128,7 @@ def test_the_core_does_no_io_and_knows_no_event_loop() -> None:
 
 # What is public
 
-PACKAGES = ["aimagestore", "aimagestore.oci", "aimagestore.cluster"]
+PACKAGES = ["aimagestore", "aimagestore.oci", "aimagestore.podman", "aimagestore.cluster"]
 
 
 def public_of(package: str) -> dict[str, object]:

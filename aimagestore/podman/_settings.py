@@ -96,6 +96,8 @@ _STRINGS = {
     "rootless_storage_path": "rootless_path",
 }
 
+_KINDS: dict[type[Any], str] = {str: "a string", list: "a list", dict: "a table"}
+
 
 def _parse(text: bytes, path: str) -> dict[str, Any]:
     try:
@@ -103,7 +105,7 @@ def _parse(text: bytes, path: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         line = text.count(b"\n", 0, error.start) + 1
         raise _error(path, line, "not UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         # Before Python 3.14, only the message says where.
         found = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", str(error))
         line = int(found[1]) if found and found[1] else text.count(b"\n") + 1
@@ -115,14 +117,12 @@ def _table(table: Mapping[str, Any], key: str, text: bytes, path: str) -> dict[s
     return _get(table, key, dict, text, path) or {}
 
 
-def _get(table: Mapping[str, Any], key: str, kind: type, text: bytes, path: str) -> Any:
+def _get(table: Mapping[str, Any], key: str, kind: type[Any], text: bytes, path: str) -> Any:
     """Return a value; upstream finds its key in any case, too."""
     spellings = [key, *(other for other in table if other.lower() == key)]
     value = next((table[spelling] for spelling in spellings if spelling in table), None)
     if value is not None and not isinstance(value, kind):
-        names: dict[type, str] = {str: "a string", list: "a list", dict: "a table"}
-        expected = names[kind]
-        raise _error(path, _line_of(key, text), f"{key} is not {expected}")
+        raise _error(path, _line_of(key, text), f"{key} is not {_KINDS[kind]}")
     return value
 
 
