@@ -9,6 +9,7 @@ import sqlite3
 import struct
 from pathlib import Path
 
+import anyio
 import pytest
 
 from aimagestore import ImageStoreError, StoreConfigurationError
@@ -415,3 +416,13 @@ async def test_the_environment_is_that_of_the_process(
     assert found.sources == (f"{tmp_path}/other",)
     with pytest.raises(StoreConfigurationError, match="No such file"):
         await locate(environ={"CONTAINERS_STORAGE_CONF": f"{tmp_path}/missing"})
+
+
+async def test_a_file_that_never_comes_holds_nobody(tmp_path: Path) -> None:
+    fifo = tmp_path / "own.conf"
+    os.mkfifo(fifo)
+    with anyio.move_on_after(0.1) as scope:
+        await locate(environ={"CONTAINERS_STORAGE_CONF": str(fifo)})
+    assert scope.cancelled_caught
+    # Let the thread end.
+    os.close(os.open(fifo, os.O_RDWR | os.O_NONBLOCK))
