@@ -56,6 +56,7 @@ class Configuration:
     rules: Rules
     system_directories: Sequence[str] = SYSTEM_DIRECTORIES
     sources: list[str] = field(default_factory=list)
+    _texts: dict[str, bytes] = field(default_factory=dict, init=False)
     _rootless_path: str = field(default="", init=False)
 
     def options(self) -> Options:
@@ -84,14 +85,15 @@ class Configuration:
 
     def _read(self, path: str, settings: Settings) -> Settings:
         """Return the settings after one more file."""
-        if path not in self.sources:
+        text = self._texts.get(path)
+        if text is None:
             self.sources.append(path)
-        try:
-            with open(path, "rb") as file:
-                text = file.read()
-        except OSError as error:
-            message = f"cannot read {path}: {error.strerror}"
-            raise StoreConfigurationError(message, path=path) from error
+            try:
+                with open(path, "rb") as file:
+                    text = self._texts[path] = file.read()
+            except OSError as error:
+                message = f"cannot read {path}: {error.strerror}"
+                raise StoreConfigurationError(message, path=path) from error
         return settings.updated(text, path)
 
     # Since 1.63: several files are merged.
