@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any
@@ -11,9 +12,9 @@ import typer
 from anyio import to_thread
 
 from .exits import CommandError, ExitCode, usage_errors
-from .output import write_json, write_lines
+from .output import write_json, write_lines, write_table
 from .parameters import Json, examples
-from .roots import cluster_module, given_addresses, is_cluster
+from .roots import cluster_module, given_addresses, given_cluster, is_cluster
 from .running import command
 from .session import Session
 
@@ -68,6 +69,30 @@ async def adopt(context: typer.Context, json: Json = False) -> None:
         await write_json({"identity": str(identity)})
     else:
         await write_lines([str(identity)])
+
+
+@group.command(
+    epilog=examples('--root "postgresql://db.example/images s3://bucket/images" cluster doctor')
+)
+@command(
+    """Look at the servers of --root, and print what is wrong with them or will be.
+
+    Run it as the programs run: it judges their role and their credentials. In the bucket, an object
+    is written and removed again. Exits with 1 when there is a warning or an error.
+    """
+)
+async def doctor(context: typer.Context, json: Json = False) -> ExitCode:
+    location = given_cluster(Session.of(context).root or "")
+    module = cluster_module()
+    with usage_errors():
+        found = await _wait(partial(module.doctor, location))
+    if json:
+        await write_json([asdict(diagnosis) for diagnosis in found])
+    else:
+        rows = [[d.severity, d.about, d.text, d.advice] for d in found]
+        await write_table(["SEVERITY", "ABOUT", "FOUND", "ADVICE"], rows)
+    is_fine = all(d.severity in {module.Severity.OK, module.Severity.NOTE} for d in found)
+    return ExitCode.DONE if is_fine else ExitCode.FAILED
 
 
 @group.command(epilog=examples("cluster grace-period 86400 postgresql://db.example/images"))

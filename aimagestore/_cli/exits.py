@@ -24,7 +24,7 @@ Exit codes:
 
 \b
   0    done
-  1    failed; standard error says why
+  1    failed; standard error says why; or the doctor has found something wrong
   2    wrong usage
   3    no such image, item or flag, or an ambiguous prefix
   4    the store is damaged, or a check has found something

@@ -29,9 +29,20 @@ def _require_clients() -> None:
 
 _require_clients()
 
-from ._grace import set_grace_period  # noqa: E402 (a clear error comes first)
+from ._diagnosis import Diagnosis, Severity  # noqa: E402 (a clear error comes first)
+from ._doctor import doctor  # noqa: E402
+from ._grace import set_grace_period  # noqa: E402
 from ._identity import adopt  # noqa: E402
 from ._location import ClusterLocation  # noqa: E402
 from ._schema import SCHEMA_VERSION, migrate  # noqa: E402
 
-__all__ = ["SCHEMA_VERSION", "ClusterLocation", "adopt", "migrate", "set_grace_period"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "ClusterLocation",
+    "Diagnosis",
+    "Severity",
+    "adopt",
+    "doctor",
+    "migrate",
+    "set_grace_period",
+]

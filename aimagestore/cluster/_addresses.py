@@ -232,6 +232,14 @@ def _check_environment() -> None:
             raise ValueError(f"{name} must be one line of ASCII characters, without a line end")
 
 
+def endpoint() -> SplitResult | None:
+    """Return the endpoint of the object store, if one is set.
+
+    :raises ValueError: when one is malformed, or has credentials, which messages would show
+    """
+    return next(iter(_endpoints()), None)
+
+
 def _endpoints() -> list[SplitResult]:
     """Return the endpoints that are set; the first one counts.
 
@@ -242,11 +250,11 @@ def _endpoints() -> list[SplitResult]:
 
 def _endpoint(name: str) -> SplitResult:
     with suppress(ValueError):  # raised below, without this error, which quotes the URL
-        endpoint = urlsplit(os.environ[name])
-        _ = endpoint.port
-        is_fine = endpoint.scheme in {"http", "https"} and bool(endpoint.hostname)
+        found = urlsplit(os.environ[name])
+        _ = found.port
+        is_fine = found.scheme in {"http", "https"} and bool(found.hostname)
         if is_fine and not set("@?# ") & set(os.environ[name]):
-            return endpoint
+            return found
     raise ValueError(
         f"{name} must be a URL such as https://host:port, without credentials: these come from "
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -255,10 +263,10 @@ def _endpoint(name: str) -> SplitResult:
 
 def _allows_http() -> bool:
     """Return whether the endpoint is used without TLS: on this machine, or where allowed."""
-    endpoint = next(iter(_endpoints()), None)
-    if endpoint is None or endpoint.scheme != "http":
+    found = endpoint()
+    if found is None or found.scheme != "http":
         return False
-    if _is_loopback(endpoint.hostname or "") or _is_true(os.environ.get("AWS_ALLOW_HTTP", "")):
+    if _is_loopback(found.hostname or "") or _is_true(os.environ.get("AWS_ALLOW_HTTP", "")):
         return True
     raise ValueError(
         "the endpoint of the object store is plain http: use https, or set AWS_ALLOW_HTTP=true "

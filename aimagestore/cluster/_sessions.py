@@ -27,8 +27,11 @@ T = TypeVar("T")
 Connection = psycopg.Connection[tuple[Any, ...]]
 Cursor = psycopg.Cursor[tuple[Any, ...]]
 
-# More would queue at the server's processors, and a server has a limited number of sessions.
-_SESSIONS = 8
+SESSIONS = 8
+"""Sessions of a store at most, besides one for each watch.
+
+More would queue at the server's processors, and a server has a limited number of sessions.
+"""
 
 # Seconds that a watchdog without work waits for more.
 _IDLE = 60.0
@@ -295,7 +298,7 @@ class Sessions:
         self.address = address
         self.deadline = deadline
         self.closing: threading.Event = threading.Event()
-        self._slots = threading.Semaphore(_SESSIONS)
+        self._slots = threading.Semaphore(SESSIONS)
         # Guards what follows.
         self._mutex = threading.Lock()
         self._idle: list[Session] = []
@@ -323,7 +326,7 @@ class Sessions:
         :raises OverdueError: when none is available in time
         """
         if not self._slots.acquire(timeout=max(0.0, until - time.monotonic())):
-            raise OverdueError(f"all {_SESSIONS} sessions were in use for {self.deadline:g} s")
+            raise OverdueError(f"all {SESSIONS} sessions were in use for {self.deadline:g} s")
         try:
             with self._mutex:
                 session = self._idle.pop() if self._idle else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from .gateway import Gateway
     from .proxy import Proxy
     from .servers import Place, Servers
 
@@ -42,3 +43,13 @@ def to_objects(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pr
     with Proxy(servers.objects.port) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
         yield proxy
+
+
+@pytest.fixture
+def gateway(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
+    """A gateway to SeaweedFS whose answers a test decides, and that this test's stores use."""
+    from .gateway import Gateway
+
+    with Gateway(servers.objects.port) as gateway:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", gateway.url)
+        yield gateway

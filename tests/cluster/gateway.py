@@ -17,6 +17,7 @@ class Answer(NamedTuple):
 
     status: int
     body: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 Rule = Callable[[str, str, str], Answer | None]
@@ -36,12 +37,10 @@ class Gateway:
     """Passes requests on, unless its rule has an answer; for the duration of a ``with`` block.
 
     :ivar rule: decides
-    :ivar requests: what was asked: method, path and query
     """
 
     def __init__(self, target: int) -> None:
         self.rule: Rule = lets_through
-        self.requests: list[tuple[str, str, str]] = []
         self._target = target
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -64,11 +63,9 @@ class Gateway:
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         address = urlsplit(handler.path)
-        self.requests.append((handler.command, address.path, address.query))
         answer = self.rule(handler.command, address.path, address.query)
-        headers: list[tuple[str, str]] = []
         if answer is not None:
-            status, data = answer.status, answer.body.encode()
+            status, data, headers = answer.status, answer.body.encode(), list(answer.headers)
         else:
             connection = HTTPConnection("127.0.0.1", self._target, timeout=20)
             # With the headers as they are, the signature stays valid.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,24 +10,17 @@ import pytest
 
 from aimagestore import ImageStore, StoreUnavailableError, check
 
-from .gateway import Answer, Gateway, error
+from .gateway import Answer, error
 
 if TYPE_CHECKING:
-    from .servers import Place, Servers
+    from .gateway import Gateway
+    from .servers import Place
 
 pytest.importorskip("psycopg")
 
 # Seconds: the deadline is longer, and retries until then would show.
 DEADLINE = 30.0
 SOON = 10.0
-
-
-@pytest.fixture
-def gateway(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
-    """A gateway that this test's stores use."""
-    with Gateway(servers.objects.port) as gateway:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", gateway.url)
-        yield gateway
 
 
 async def refused(place: Place, *, read_only: bool = False) -> str:

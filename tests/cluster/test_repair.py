@@ -20,11 +20,12 @@ from aimagestore import (
     repair,
 )
 
-from .gateway import Gateway, error
+from .gateway import error
 
 if TYPE_CHECKING:
     from aimagestore.cluster import ClusterLocation
 
+    from .gateway import Gateway
     from .servers import Place, Servers
 
 pytest.importorskip("psycopg")
@@ -455,7 +456,7 @@ async def test_a_check_is_of_one_moment(place: Place) -> None:
 
 
 async def test_what_may_not_be_read_is_reported(
-    servers: Servers, place: Place, execute: Execute, monkeypatch: pytest.MonkeyPatch
+    place: Place, execute: Execute, gateway: Gateway
 ) -> None:
     location = place.location()
     await fill(location)
@@ -465,10 +466,8 @@ async def test_what_may_not_be_read_is_reported(
         refuses = path.endswith(blob.hex) or "list-type" in query
         return error(403, "AccessDenied") if refuses else None
 
-    with Gateway(servers.objects.port) as gateway:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", gateway.url)
-        gateway.rule = rule
-        found = await check(location)
+    gateway.rule = rule
+    found = await check(location)
     assert kinds(found) == {("item-unreadable", "one", "key"), ("item-unreadable", "", "")}
     assert "s3:GetObject" in found.findings[0].detail
     assert "s3:ListBucket" in found.findings[1].detail

@@ -340,4 +340,4 @@ def is_idle(store: ImageStore) -> bool:
     engine = core_of(store).engine
     assert isinstance(engine, ClusterEngine)
     sessions = engine._sessions
-    return not sessions._acquired and sessions._slots._value == _sessions._SESSIONS
+    return not sessions._acquired and sessions._slots._value == _sessions.SESSIONS
