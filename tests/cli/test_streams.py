@@ -32,8 +32,13 @@ def call(*args):
         os.write(4, b"x")
         os.read(3, 1)
     return 3
-module = types.SimpleNamespace(migrate=call, adopt=call, set_grace_period=call)
+found = types.SimpleNamespace(severity="ok", about="it", text="is well", advice="")
+module = types.SimpleNamespace(
+    migrate=call, adopt=call, set_grace_period=call, doctor=lambda _: call() and [found],
+    Severity=types.SimpleNamespace(OK="ok", NOTE="note"),
+)
 clusters.cluster_module = lambda: module
+clusters.given_cluster = lambda _: None
 """
 
 # A real one has no end; what it follows has tests of its own.
@@ -52,13 +57,13 @@ ImageStore.watch = watch
 _GATE = """
 import os, anyio
 from aimagestore._cli.session import Session
-path = Session.path
+home = Session.home
 async def wait(self, **options):
-    Session.path = path
+    Session.home = home
     os.write(4, b"x")
     await anyio.to_thread.run_sync(os.read, 3, 1, abandon_on_cancel=True)
-    return await path(self, **options)
-Session.path = wait
+    return await home(self, **options)
+Session.home = wait
 """
 
 _SHORT = """
@@ -130,6 +135,9 @@ TABLE = {
     "cluster migrate": Row("cluster migrate postgresql://host/database", prepare=_CLUSTER),
     "cluster adopt": Row(
         "cluster adopt --root 'postgresql://host/database s3://bucket/prefix'", prepare=_CLUSTER
+    ),
+    "cluster doctor": Row(
+        "cluster doctor --root 'postgresql://host/database s3://bucket/prefix'", prepare=_CLUSTER
     ),
     "cluster grace-period": Row(
         "cluster grace-period 1 postgresql://host/database", prints=False, prepare=_CLUSTER
