@@ -74,7 +74,7 @@ async def test_one_of_several_stores(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_store_of_a_graph_root_is_used(tmp_path: Path) -> None:
     cli = Cli(tmp_path / "graph")
     (cli.root / "vfs-layers").mkdir(parents=True)
-    cli("create", "--id", "one")
+    cli("create", "--id", "one", "--force")
     assert sorted(os.listdir(cli.root)) == ["vfs-images", "vfs-layers"]
     assert cli("images", "-q").lines == ["one"]
     (cli.root / "vfs-layers").rmdir()
