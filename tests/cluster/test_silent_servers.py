@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 SHORT = 1.0
 """Seconds of a deadline that is waited for."""
 
-DEADLINE = 12.0
-AT_ONCE = DEADLINE / 4
+DEADLINE = 9.0
+AT_ONCE = DEADLINE / 3
 """Seconds within which a cancelled call ends: more than it takes, and far from the deadline."""
 
 BEFORE = 0.2
