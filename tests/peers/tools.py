@@ -68,7 +68,8 @@ class Tools:
         return self.graph / f"{self.driver}-images"
 
     @property
-    def _where(self) -> list[str]:
+    def where(self) -> list[str]:
+        """The options that tell podman and buildah about the store."""
         run_root = str(self.root / "run")
         return [
             *("--root", str(self.graph)),
@@ -83,11 +84,11 @@ class Tools:
 
     def podman(self, *arguments: str) -> str:
         """Run podman."""
-        return run("podman", *self._where, *arguments)
+        return run("podman", *self.where, *arguments)
 
     def buildah(self, *arguments: str) -> str:
         """Run buildah."""
-        return run("buildah", *self._where, *arguments)
+        return run("buildah", *self.where, *arguments)
 
     def containers_storage(self, *arguments: str) -> str:
         """Run containers-storage."""

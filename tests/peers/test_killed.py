@@ -1,0 +1,145 @@
+"""Programs of podman's that are killed in the middle of a change: what is left, podman can use."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from aimagestore import FindingKind as Kind, ImageStore, Report, check, repair
+
+from ..support.loops import EVERY_LOOP, NIGHTLY
+from . import generation
+from .tools import Tools, require, run
+
+pytestmark = [
+    pytest.mark.peers,
+    # What is tried is what other programs leave, whatever the loop.
+    pytest.mark.parametrize("anyio_backend", EVERY_LOOP[:1]),
+]
+
+MOMENTS = 200 if NIGHTLY else 6
+EVERY_RENAME = 1 if NIGHTLY else 8
+"""Of how many renames one is tried."""
+
+NAME = "localhost/new:1"
+KEPT = "localhost/kept:1"
+RENAMES = "rename,renameat,renameat2"
+
+LEFTOVERS = frozenset({Kind.DIRECTORY_ORPHANED, Kind.ITEM_UNLISTED, Kind.TEMPORARY_STALE})
+"""What is for garbage collection."""
+
+
+class Victim:
+    """A store, and a command that changes it until it is killed."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        require("podman", "buildah", "skopeo")
+        self.tools = Tools(root)
+        self.kept = self.tools.commit(KEPT, "kept")
+        source = Tools(root / "source")
+        (root / "source").mkdir()
+        source.commit(NAME, "new")
+        self._archive = root / "archive"
+        run(
+            "skopeo",
+            "copy",
+            "--quiet",
+            f"{source.reference}{NAME}",
+            f"oci-archive:{self._archive}:{NAME}",
+        )
+        self._container = self.tools.buildah("from", "scratch") if name == "commit" else ""
+        self._parts = self._commands()[name]()
+
+    def _commands(self) -> dict[str, Callable[[], Sequence[object]]]:
+        podman = ["podman", *self.tools.where]
+        return {
+            "load": lambda: [*podman, "load", "--quiet", "--input", self._archive],
+            "pull": lambda: [*podman, "pull", "--quiet", f"oci-archive:{self._archive}"],
+            "commit": lambda: [
+                *("buildah", *self.tools.where, "commit", "--quiet", self._container, NAME)
+            ],
+        }
+
+    def start(self, *before: object) -> subprocess.Popen[bytes]:
+        """Start the command."""
+        return subprocess.Popen(
+            [*map(str, before), *generation.command(*self._parts)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def killed_after(self, seconds: float) -> None:
+        """Kill it, and what it has started."""
+        with self.start() as process:
+            time.sleep(seconds)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def is_killed_at_rename(self, number: int) -> bool:
+        """Kill it as it makes this rename; return whether it comes to it."""
+        kill = f"inject={RENAMES}:signal=SIGKILL:when={number}"
+        with self.start(
+            "strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={RENAMES}", "-e", kill
+        ) as process:
+            return process.wait() != 0
+
+    async def check_left(self) -> None:
+        """What is left is named, goes, and leaves a store that podman lists and prunes."""
+        path = self.tools.image_store
+        report = await check(path)
+        if not report.ok:
+            await repair(path, report)
+            await self._drop_what_podman_cannot_use()
+        async with ImageStore(path) as store:
+            await store.collect_garbage()
+        assert (await check(path)).findings == ()
+        names = self.tools.names()
+        assert names[self.kept] == [KEPT]
+        for image_id in names.keys() - {self.kept}:
+            self.tools.podman("rmi", "--force", image_id)
+        self.tools.podman("image", "prune", "--force")
+        assert self.tools.names() == {self.kept: [KEPT]}
+
+    async def _drop_what_podman_cannot_use(self) -> None:
+        left: Report = await check(self.tools.image_store)
+        if any(finding.kind not in LEFTOVERS for finding in left.findings):
+            await repair(self.tools.image_store, left, drop=True)
+
+
+COMMANDS = ["load", "pull", "commit"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+async def test_killed_at_random_moments(short_path: Path, name: str) -> None:
+    victim = Victim(short_path, name)
+    start = time.monotonic()
+    assert victim.start().wait() == 0
+    whole = time.monotonic() - start
+    await victim.check_left()
+    chance = random.Random(name)
+    for _ in range(MOMENTS):
+        victim.killed_after(chance.uniform(0, whole))
+        await victim.check_left()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+async def test_killed_at_renames(short_path: Path, name: str) -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace: apt-get install strace")
+    victim = Victim(short_path, name)
+    number = 1
+    while victim.is_killed_at_rename(number):
+        await victim.check_left()
+        number += EVERY_RENAME
+    await victim.check_left()
+    assert number > 1, "it makes no rename"
