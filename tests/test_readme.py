@@ -60,6 +60,7 @@ async def run(code: str, names: dict[str, Any]) -> None:
 TOUR = blocks(section("Five minutes"), "python")
 RECIPES = blocks(section("Recipes"), "python")
 CLUSTER = blocks(section("Beyond one machine"), "python")
+PODMAN = blocks(section("Beside podman"), "python")
 
 
 @pytest.fixture
@@ -189,6 +190,20 @@ def test_the_recipe_for_more_processes(path: Path) -> None:
     assert subprocess.check_output(command, text=True) == "1 images\n"
 
 
+async def test_podmans_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = tmp_path / "graph"
+    configuration = f'driver = "vfs"\ngraphroot = "{graph}"\nrunroot = "{tmp_path}/run"\n'
+    (tmp_path / "storage.conf").write_text(f"[storage]\n{configuration}")
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(tmp_path / "storage.conf"))
+    (graph / "vfs-images").mkdir(parents=True)
+    async with ImageStore(graph / "vfs-images") as store:
+        await store.create("one")
+    names: dict[str, Any] = {}
+    (code,) = PODMAN
+    await run(code, names)
+    assert [image.id for image in names["images"]] == ["one"]
+
+
 @pytest.fixture
 def place(servers: Servers) -> Iterator[Place]:
     """A database and a part of a bucket, new."""
@@ -207,5 +222,7 @@ async def test_a_store_on_a_cluster(place: Place) -> None:
 
 
 def test_every_block_is_run_here() -> None:
-    assert len(blocks(README, "python")) == len(TOUR) + len(RECIPES) + len(CLUSTER) + 2
+    assert (
+        len(blocks(README, "python")) == len(TOUR) + len(RECIPES) + len(CLUSTER) + len(PODMAN) + 2
+    )
     assert len(blocks(README, "sh")) == 2, "those that .ci/run runs"

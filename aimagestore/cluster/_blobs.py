@@ -190,7 +190,8 @@ class Blobs:
         """
         mode: PutMode = "create" if old.version is None else {"e_tag": old.version}
         try:
-            obstore.put(self._store, _MARKER, text, mode=mode)
+            # The client does not repeat conditional writes: one attempt has the whole deadline.
+            obstore.put(self._uploads, _MARKER, text, mode=mode)
         except (AlreadyExistsError, PreconditionError):
             # An attempt whose answer was lost has written it.
             return self.read_marker().text == text

@@ -435,6 +435,7 @@ def test_an_address_that_was_given_for_an_image_is_not_repeated(
     tmp_path: Path, command: str
 ) -> None:
     key = ["k"] if command == "get" else []
+    run("--root", "x", "create", cwd=tmp_path)
     result = run("--root", "x", command, "postgresql://u:s3cr3tA @s3cr3tB@h/db", *key, cwd=tmp_path)
     assert result.returncode == 3
     assert "postgresql://…@h/db" in result.stderr

@@ -34,6 +34,7 @@ OUTSIDE = {
     "containers.py": "reads the list of containers, which is beside the store",
     "lock.py": "reads /proc",
     "mounts.py": "reads /proc",
+    "podman.py": "reads the list of podman's layers, which is beside the store",
 }
 """Which modules open files past the failpoints, and why."""
 
