@@ -18,7 +18,7 @@ from aimagestore import ImageStore, LockTimeoutError
 from .support.stores import is_locked, is_requested, library_threads, open_files, until
 
 PATIENCE = 60
-STORES = 40
+STORES = 12
 
 HOLD = """
 import sys, anyio

@@ -19,7 +19,7 @@ from .twins import Twins
 
 pytestmark = pytest.mark.peers
 
-LISTS = int(os.environ.get("AIMAGESTORE_LISTS", "200"))
+LISTS = int(os.environ.get("AIMAGESTORE_LISTS", "100"))
 """How many lists of operations are compared; 2000 and more take some minutes."""
 
 _numbers = count()
