@@ -289,8 +289,9 @@ class DatabaseDoctor:
     def _clock(self) -> Iterator[Diagnosis]:
         before = time.time()
         ((there,),) = self._ask("SELECT extract(epoch FROM clock_timestamp())::float")
-        self.ahead = there - (before + time.time()) / 2
-        yield compare_clocks("this machine", "the database", self.ahead)
+        ahead = there - (before + time.time()) / 2
+        self.ahead = ahead
+        yield compare_clocks("this machine", "the database", ahead)
 
 
 def compare_clocks(one: str, other: str, ahead: float) -> Diagnosis:

@@ -130,7 +130,8 @@ class Tables:
         self._session.execute(f"DECLARE page_rows NO SCROLL CURSOR FOR {query}")
         # The first of them may have to wait until the whole table is sorted.
         self._session.until = time.monotonic() + self._seconds
-        while rows := self._ask(f"FETCH {PAGE} FROM page_rows"):
+        fetch = b"FETCH %d FROM page_rows" % PAGE
+        while rows := self._session.execute(fetch).fetchall():
             yield rows
         self._session.execute("CLOSE page_rows")
 
