@@ -16,6 +16,7 @@ import pytest
 
 from aimagestore import ImageStore, check
 
+from ..support.podman import without_podman
 from .peer import Peer, Running, running
 from .reports import check_data, check_freshness, check_images
 from .tools import Tools, require
@@ -71,7 +72,8 @@ async def test_nothing_is_lost(program: Path, peer: Peer, short_path: Path) -> N
 
     def look() -> None:
         tools.containers_storage("images")
-        assert anyio.run(check, tools.image_store).findings == ()
+        # A manifest is there before its config is, for podman to stumble over.
+        assert without_podman(anyio.run(check, tools.image_store)).findings == ()
 
     await _work(program, peer, tools, "churn", look)
 
