@@ -102,10 +102,15 @@ class StagedItem:
         check_piece(chunk)
         self._writes += 1
         try:
-            write, interrupt = self._write_and_flush, self._content.interrupt
-            await self._core.threads.run(write, chunk, interrupt=interrupt)
+            write = self._write_and_flush
+            await self._core.threads.run(write, chunk, interrupt=self._interrupt)
         finally:
             self._writes -= 1
+
+    def _interrupt(self) -> None:
+        # With several writes under way, another task's may be the one that would fail.
+        if self._writes == 1:
+            self._content.interrupt()
 
     def _write_and_flush(self, chunk: Buffer) -> None:
         self._content.sink.write(chunk)

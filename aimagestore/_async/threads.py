@@ -97,8 +97,8 @@ class Threads:
     Created within the event loop that uses it. Each way to make a call says what an interruption
     of the awaiting task (by anyio, by trio, or by asyncio itself) does:
 
-    - :meth:`run`: a call that has not begun is not made; one that has begun is told, if it can be,
-      and waited for;
+    - :meth:`run`: a call that has not begun is not made; one that has begun is waited for, and made
+      to end soon where it can be interrupted;
     - :meth:`run_shielded`: the call is made, and waited for;
     - :meth:`run_deciding`: the task leaves at once, and the thread does nothing more;
     - :meth:`run_abandonable`: the task leaves at once, and the thread releases the result.

@@ -30,7 +30,7 @@ Exit codes:
   4    the store is damaged, or a check has found something
   5    the store's lock was not free in time
   130  interrupted (Ctrl-C); 143 terminated; 129 the terminal hung up
-  141  nobody reads the output any more
+  141  the reader of the output has gone, as in | head
 """
 
 _UNKNOWN = (ImageUnknownError, BigDataUnknownError)

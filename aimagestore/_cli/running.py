@@ -39,7 +39,7 @@ def command(text: str) -> Callable[[Command[P]], Callable[P, None]]:
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
                 code = anyio.run(_until_signal, functools.partial(function, *args, **kwargs))
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is told in one line
+            except Exception as error:  # noqa: BLE001 - any error becomes one line on standard error
                 code = exit_for(error)
             raise typer.Exit(code)
 

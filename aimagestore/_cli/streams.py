@@ -76,7 +76,7 @@ class RawOutput(io.RawIOBase):
             write_whole(self._fd, data)
         except BrokenPipeError as error:
             # Typer has an exit code of its own for what it was.
-            raise CommandError("nobody reads standard output", ExitCode.UNREAD) from error
+            raise CommandError("the reader of standard output has gone", ExitCode.UNREAD) from error
         return len(memoryview(data))
 
 

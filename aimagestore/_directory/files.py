@@ -308,7 +308,11 @@ class Directory:
         return size
 
     def _open_level(self, name: str, levels: int) -> Self:
-        """Open a directory of a tree, unless so many are open above it that it is no image's."""
+        """Open a directory, unless it is nested deeper than anything in an image's directory is.
+
+        :param levels: how many more levels are allowed
+        :raises OSError: when there are none left
+        """
         if not levels:
             problem = f"more than {_LEVELS_MAX} directories in each other: remove them by hand"
             raise OSError(errno.EMFILE, problem, self.path_of(name))

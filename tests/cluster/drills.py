@@ -118,7 +118,7 @@ class DrillLedger(Ledger):
                 ended.set()
 
     async def until_refused(self, number: int) -> None:
-        """Wait until so many tasks have ended."""
+        """Wait until a number of tasks have ended."""
         with anyio.fail_after(60):
             while len(self.refused) < number:
                 await anyio.sleep(0.01)
