@@ -292,3 +292,21 @@ async def test_a_change_that_was_cancelled_is_not_made_later(silence: Silence) -
             silence.end()
             await tx.create("second")
         assert [image.id for image in await store.images()] == ["second"]
+
+
+async def test_a_cancelled_write_fails_no_write_of_another_task(silence: Silence) -> None:
+    async with ImageStore(silence.location) as store, store.stage() as staged:
+        silence()
+
+        async def write_and_leave() -> None:
+            with anyio.move_on_after(BEFORE):
+                await staged.write(DATA)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(staged.write, DATA)
+            await anyio.sleep(BEFORE)
+            tasks.start_soon(write_and_leave)
+            await anyio.sleep(4 * BEFORE)
+            silence.end()
+        await staged.write(b"more")
+        assert staged.size in {len(DATA) + 4, 2 * len(DATA) + 4}
