@@ -250,6 +250,15 @@ class StoreUnderTest(ABC):
         """Return when nobody waits for the store's lock."""
         await until(lambda: not self.is_requested())
 
+    async def until_free(self) -> None:
+        """Return when nobody waits for the store's lock, or holds it.
+
+        A server may grant it before it learns that nobody wants it any more, and frees the lock
+        of a session that was closed a moment later.
+        """
+        await self.until_not_requested()
+        await until(lambda: not self.is_locked())
+
 
 class DirectoryStore(StoreUnderTest):
     """A directory."""

@@ -269,7 +269,7 @@ class Sweep:
                 else:
                     is_interrupted = await call()
         await until(lambda: self.where.in_use() <= before)
-        await until(lambda: not self.where.is_locked())
+        await self.where.until_free()
         await self._check(store, acknowledged)
         return is_interrupted
 
