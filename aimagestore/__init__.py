@@ -46,6 +46,7 @@ from ._core.events import ChangeEvent
 from ._core.image import Image
 from ._core.report import Finding, FindingKind, Report
 from ._core.snapshot import Snapshot
+from ._version import __version__
 from .errors import (
     AmbiguousImageError,
     BigDataMissingError,
@@ -122,6 +123,7 @@ __all__ = [
     "Transaction",
     "Watch",
     "WatchExpiredError",
+    "__version__",
     "check",
     "copy_images",
     "repair",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import logging
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .._version import __version__
 from . import clusters, items, layouts, records, upkeep
 from .completion import join_words_of_bash
 from .exits import EXIT_CODES, CommandError
@@ -125,7 +125,7 @@ for group in (records, items, layouts, upkeep, clusters):
 
 def _show_version(value: bool) -> None:
     if value:
-        typer.echo(f"aimagestore {importlib.metadata.version('aimagestore')}")
+        typer.echo(f"aimagestore {__version__}")
         raise typer.Exit
 
 

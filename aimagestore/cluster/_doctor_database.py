@@ -156,7 +156,7 @@ class DatabaseDoctor:
         ]
         if missing:
             text = f"the role lacks {', '.join(missing)}"
-            yield Diagnosis(Severity.ERROR, about, text, "grant it, as the README shows")
+            yield Diagnosis(Severity.ERROR, about, text, "grant it; see the page on clusters")
         elif not self.writes:
             text = "the role may only read: open stores with read_only=True"
             yield Diagnosis(Severity.NOTE, about, text)
@@ -164,7 +164,9 @@ class DatabaseDoctor:
             yield Diagnosis(Severity.OK, about, "the role may read and write the tables")
         if self._ask("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")[0][0]:
             text = "the role is a superuser"
-            advice = "give programs a role that may only use the tables, as the README shows"
+            advice = (
+                "give programs a role that may only use the tables, as the page on clusters shows"
+            )
             yield Diagnosis(Severity.NOTE, about, text, advice)
 
     def _pooler(self) -> Iterator[Diagnosis]:

@@ -1,4 +1,4 @@
-"""What the README tells operators, done as it stands there."""
+"""What the page on clusters tells operators, done as it stands there."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ import pytest
 
 from aimagestore import ImageStore, StoreReadOnlyError, StoreUnavailableError
 
-from ..test_readme import blocks, section
+from ..support.pages import blocks, page
 
 if TYPE_CHECKING:
     from .servers import Place, Servers
 
-SECTION = section("Beyond one machine")
-ROLES, GRANTS, WATCHED = blocks(SECTION, "sql")
+ROLES, GRANTS, WATCHED = blocks(page("cluster"), "sql")
 NAMES = ("images_owner", "images_writer", "images_reader")
 
 
 @pytest.fixture
 def owned(servers: Servers) -> Iterator[Place]:
-    """The database that the README has an administrator make, its tables made by their owner."""
+    """The database that the page has an administrator make, its tables made by their owner."""
     from aimagestore.cluster import migrate
 
     from .servers import Place

@@ -1,0 +1,286 @@
+"""The code in the README and the pages, run as it stands there; their links; what is generated."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import httpx
+import pytest
+import uvicorn
+from starlette.types import ASGIApp
+
+from aimagestore import DigestMismatchError, ImageStore
+
+from .apps.registry import registry
+from .support.buildah import FIXTURE
+from .support.pages import DOCS, MARK, ROOT, blocks, page, reference, section
+from .test_apps import LAYER, NAME, digest_of, fill, until
+
+if TYPE_CHECKING:
+    from .cluster.servers import Place, Servers
+
+
+async def run(code: str, names: dict[str, Any]) -> None:
+    """Run code as ``python -m asyncio`` would, on any event loop."""
+    compiled = compile(code, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    result = eval(compiled, names)
+    if inspect.iscoroutine(result):
+        await result
+
+
+README = page("README")
+GUIDE = page("guide")
+TOUR = blocks(section(GUIDE, "Five minutes"), "python")
+RECIPES = blocks(section(GUIDE, "Recipes"), "python")
+PULL, SERVE = blocks(page("http"), "python")
+
+
+def shell(text: str) -> list[str]:
+    """Run the commands in a text, and return what each printed."""
+    (console,) = blocks(text, "console")
+    printed = []
+    for line in console.splitlines():
+        program, *arguments = shlex.split(line.removeprefix("$ "))
+        assert program == "aimagestore"
+        command = [sys.executable, "-m", "aimagestore", *arguments]
+        printed.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return printed
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that looks like a clone's, to be in."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(FIXTURE.parent, tmp_path / "tests" / "data")
+    return tmp_path
+
+
+async def test_the_tour(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    printed = []
+    for code in TOUR:
+        await run(code, names)
+        printed.append(capsys.readouterr().out)
+    created, unknown, streamed, checked, watched, imported = printed
+    assert created.endswith("('localhost/note:1',) 5\n")
+    assert unknown == "no image is known by 'unknown'\n"
+    assert f"of 800000 bytes of {names['image'].big_data_digests['text']}" in streamed
+    assert checked == "{'by': 'me', 'score': 0.9}\n"
+    assert watched == "changed deleted\n"
+    assert imported.startswith("('localhost/hello:1',) ['manifest'")
+    assert (clone / "hello.tar").is_file()
+
+
+def test_the_tour_from_the_shell(clone: Path) -> None:
+    names: dict[str, Any] = {}
+    for code in (TOUR[0], TOUR[-1]):
+        anyio.run(run, code, names)
+    images, _, manifest, _ = shell(section(GUIDE, "Five minutes"))
+    assert "localhost/hello" in images
+    assert "localhost/note" in images
+    assert digest_of(manifest.encode()) == (
+        "sha256:f9192b232a5ff2f0e263db4f364dc4b95370354a3294c035e9c6b739d8c3a329"
+    )
+
+
+@pytest.mark.damage
+async def test_the_lines_on_damage(
+    clone: Path, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = blocks(page("recovery"), "python")
+    shutil.copytree(FIXTURE, path)
+    (path / "images.json").unlink()
+    await run(code, {"path": path})
+    assert "directory-orphaned" in capsys.readouterr().out
+    assert (await run_check(path)).ok
+
+
+async def run_check(path: Path) -> Any:
+    from aimagestore import check
+
+    return await check(path)
+
+
+@contextmanager
+def served(app: ASGIApp) -> Iterator[str]:
+    """The address of an application that runs in a thread of this process."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        until(lambda: server.started)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+async def test_the_recipe_for_pulling(store: ImageStore, tmp_path: Path) -> None:
+    names: dict[str, Any] = {}
+    await run(PULL, names)
+    await fill(tmp_path / "images")
+    await store.create("one")
+    digest = digest_of(LAYER)
+    with served(registry(tmp_path / "images")) as address:
+        url = f"{address}/v2/{NAME.partition(':')[0]}/blobs/{digest}"
+        with pytest.raises(DigestMismatchError):
+            await names["pull"](store, "one", url, digest_of(b"other"))
+        assert await store.big_data_names("one") == []
+        await names["pull"](store, "one", url, digest)
+    assert await store.big_data("one", digest) == LAYER
+
+
+async def test_the_recipe_for_many_images(store: ImageStore) -> None:
+    names: dict[str, Any] = {"ImageStore": ImageStore}
+    await run(RECIPES[0], names)
+    await names["import_all"](store, {"a": b"1", "b": b"2"})
+    assert [image.names for image in await store.images()] == [("a",), ("b",)]
+    assert await store.big_data("b", "content") == b"2"
+
+
+async def test_the_recipe_for_keeping_in_step(store: ImageStore) -> None:
+    names: dict[str, Any] = {"ImageStore": ImageStore}
+    await run(RECIPES[1], names)
+    await store.create("one", names=["a"])
+    follower = names["names_now"](store)
+    assert await anext(follower) == {"one": ("a",)}
+    await store.create("two", names=["b"])
+    assert await anext(follower) == {"one": ("a",), "two": ("b",)}
+    await store.delete("one")
+    assert await anext(follower) == {"two": ("b",)}
+    await follower.aclose()
+
+
+def test_the_recipe_for_more_processes(path: Path) -> None:
+    anyio.run(fill, path)
+    program = f"import anyio\nfrom aimagestore import ImageStore\n{RECIPES[2]}"
+    command = [sys.executable, "-c", f"{program}\nserve_one_more({str(path)!r})"]
+    assert subprocess.check_output(command, text=True) == "1 images\n"
+
+
+@pytest.fixture
+def graph_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A graph root that holds buildah's store, and is the configured one."""
+    graph = tmp_path / "graph"
+    configuration = f'driver = "vfs"\ngraphroot = "{graph}"\nrunroot = "{tmp_path}/run"\n'
+    (tmp_path / "storage.conf").write_text(f"[storage]\n{configuration}")
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(tmp_path / "storage.conf"))
+    shutil.copytree(FIXTURE, graph / "vfs-images")
+    return graph
+
+
+async def test_reading_podmans_store(graph_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    await run(blocks(section(README, "Read podman's store"), "python")[0], names)
+    assert "localhost/hello:1" in capsys.readouterr().out
+    assert digest_of(names["manifest"]) == names["image"].digest
+
+
+async def test_finding_podmans_store(graph_root: Path) -> None:
+    names: dict[str, Any] = {}
+    (code,) = blocks(page("podman"), "python")
+    await run(code, names)
+    assert ["localhost/hello:1" in image.names for image in names["images"]] == [True]
+
+
+def test_a_store_of_ones_own(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = section(README, "Keep a store of your own")
+    (code,) = blocks(text, "python")
+    anyio.run(run, code, {})
+    assert capsys.readouterr().out == "created b'hello'\n"
+    images, item = shell(text)
+    assert "localhost/note" in images
+    assert item == "hello"
+
+
+@pytest.fixture
+def place(servers: Servers) -> Iterator[Place]:
+    """A database and a part of a bucket, new."""
+    with servers.new_place() as place:
+        yield place
+
+
+def at(place: Place, code: str) -> str:
+    """Put the addresses of servers into code."""
+    code = code.replace("postgresql://db.example/images", place.records_url)
+    return code.replace("s3://bucket/prefix", place.blobs_url)
+
+
+async def test_a_store_on_a_cluster(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks(page("cluster"), "python")
+    await run(at(place, code), {})
+    async with ImageStore(place.location()) as store:
+        assert await store.images() == []
+    (code,) = blocks(section(README, "Serve a fleet"), "python")
+    await run(at(place, code), {})
+    assert capsys.readouterr().out == "False\n"
+
+
+def test_the_recipe_for_ranges(path: Path) -> None:
+    names: dict[str, Any] = {}
+    anyio.run(run, SERVE, names)
+    anyio.run(fill, path)
+    (image_id,) = (entry.name for entry in path.iterdir() if entry.is_dir())
+    app = names["serve"](str(path))
+    with served(app) as address, httpx.Client(base_url=address) as client:
+        url = f"/{image_id}/{digest_of(LAYER)}"
+        whole = client.get(url)
+        assert (whole.status_code, whole.content) == (200, LAYER)
+        part = client.get(url, headers={"Range": "bytes=10-19"})
+        assert (part.status_code, part.content) == (206, LAYER[10:20])
+        assert part.headers["Content-Range"] == f"bytes 10-19/{len(LAYER)}"
+        rest = client.get(url, headers={"Range": f"bytes={len(LAYER) - 5}-"})
+        assert (rest.status_code, rest.content) == (206, LAYER[-5:])
+        assert client.get(url, headers={"Range": f"bytes={len(LAYER)}-"}).status_code == 416
+        assert client.get(f"/{image_id}/unknown").status_code == 404
+        assert client.get("/unknown/manifest").status_code == 404
+
+
+# What holds for all pages
+
+PAGES = ["README", *sorted(file.stem for file in DOCS.glob("*.md"))]
+RUN = {"README": 3, "guide": 9, "http": 2, "recovery": 1, "podman": 1, "cluster": 1}
+
+
+def test_every_block_is_run_here() -> None:
+    for name in PAGES:
+        assert len(blocks(page(name), "python")) == RUN.get(name, 0), name
+    assert len(blocks(README, "sh")) == 2, "those that .ci/run runs"
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    base = ROOT if name == "README" else DOCS
+    for target in re.findall(r"\]\(([^)]+)\)", page(name)):
+        file, _, anchor = target.partition("#")
+        path = base / file if file else base / f"{name}.md"
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text()), target
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def test_the_reference_is_what_the_commands_say() -> None:
+    _, _, generated = page("command-line").partition(MARK)
+    # Versions of Typer differ in the white space.
+    assert generated.split() == reference().split(), "run: python -m tests.support.pages"
