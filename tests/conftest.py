@@ -16,7 +16,7 @@ from aimagestore import ImageStore
 
 from .support.faults import Faults, die_after_commit
 from .support.guard import guarded
-from .support.loops import USUAL_LOOPS
+from .support.loops import USUAL_LOOPS, second_runs
 from .support.stores import (
     ClusterStore,
     DirectoryStore,
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to thorough runs what runs on one more loop only."""
+    for item in second_runs(items):
+        item.add_marker("thorough")
 
 
 @pytest.fixture(params=USUAL_LOOPS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from typing import Any
 
 import pytest
@@ -22,3 +23,36 @@ ASYNCIO_LOOPS = EVERY_LOOP[:2]
 # uvloop is another asyncio: it matters where the library deals with the loop itself, which the
 # tests of cancellation try on all three.
 USUAL_LOOPS = EVERY_LOOP if NIGHTLY else [EVERY_LOOP[0], EVERY_LOOP[2]]
+
+
+def depends_on_the_loop(item: pytest.Function) -> bool:
+    """Return whether a test shows something on each loop that it does not show on another.
+
+    Only the async shell depends on the loop: tests of cancellation try it on all, and those of the
+    contract in a directory on the usual ones. All other tests are about the engine below it.
+    """
+    parts = item.path.parts
+    if "cancellation" in parts:
+        return True
+    return "contract" in parts and item.callspec.params.get("where") == "directory"
+
+
+def second_runs(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the tests that are there once more on another loop, where one loop is enough."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+            continue
+        if "anyio_backend" in item.callspec.params and not depends_on_the_loop(item):
+            name, _, parameters = item.nodeid.partition("[")
+            words = parameters.removesuffix("]").split("-")
+            loop = next((word for word in words if word in OPTIONS), None)
+            if loop is not None:
+                words.remove(loop)
+                groups.setdefault(f"{name} {words}", []).append(item)
+    found = []
+    for name, group in groups.items():
+        # Each test always on the same loop, half of them on each.
+        group.pop(zlib.crc32(name.encode()) % len(group))
+        found += group
+    return found
