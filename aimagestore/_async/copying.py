@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-
-from anyio import create_task_group
 
 from .._core import mutations
 from .._core.digest import is_digest
@@ -16,10 +14,9 @@ from .._core.names import check_names, check_type
 from .._core.record import Record
 from .._core.view import View
 from ..errors import BigDataUnknownError, ImageUnknownError
+from .parallel import for_each
 from .staging import Expectations, Progress, StagedItem
 from .store import ImageStore, core_of
-
-_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,32 +103,18 @@ class _Copying:
         self._done = 0
         # What is done of the items that are being copied.
         self._parts: dict[tuple[str, str], int] = {}
-        self._error: Exception | None = None
         self._images = self._present = self._bytes = 0
 
     async def run(self) -> CopyResult:
-        pending = iter(self._found.items())
-        async with create_task_group() as tasks:
-
-            async def copy_some() -> None:
-                try:
-                    await self._copy_all(pending)
-                except Exception as error:  # noqa: BLE001 (raised below, by itself)
-                    self._error = self._error or error
-                    tasks.cancel_scope.cancel()
-
-            for _ in range(min(_AT_ONCE, len(self._found))):
-                tasks.start_soon(copy_some)
-        if self._error is not None:
-            raise self._error
+        await for_each(self._found.items(), self._copy_until_done)
         return CopyResult(self._images, self._present, self._bytes)
 
-    async def _copy_all(self, pending: Iterator[tuple[str, int]]) -> None:
-        for image_id, size in pending:
-            while not await self._copy(image_id):
-                pass  # it was changed meanwhile, in either store
-            self._done += size
-            self._report()
+    async def _copy_until_done(self, found: tuple[str, int]) -> None:
+        image_id, size = found
+        while not await self._copy(image_id):
+            pass  # it was changed meanwhile, in either store
+        self._done += size
+        self._report()
 
     def _report(self) -> None:
         if self._progress is not None:

@@ -276,10 +276,14 @@ class ImageStore(ImageMethods):
         expectations = Expectations(expected_digest, expected_size)
         if data is None and not expectations.is_empty:
             raise ValueError("expected_digest and expected_size need data to check")
+        if isinstance(data, StagedItem):
+            raise TypeError("this data is staged already: use it as it is")
+        if data is not None:
+            async with core.contents({"": data}, expectations, progress) as contents:
+                yield StagedItem(core, contents[""])
+            return
         content = await core.stage()
         try:
-            if data is not None:
-                await core.fill(content, data, expectations, progress)
             yield StagedItem(core, content)
         finally:
             await core.release(content)

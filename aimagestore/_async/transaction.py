@@ -37,6 +37,12 @@ class Transaction(ImageMethods):
     Has the reading and changing methods of :class:`ImageStore`, with the same parameters and
     errors. Reads see the transaction's own changes. A method that raises changes nothing, and the
     transaction goes on; an exception that leaves the block discards all changes.
+
+    Other writers wait for the whole block, and so for all that is done in it. On a cluster, big
+    data that is given as bytes is uploaded while the lock is held, and big data is read so: stage
+    what is to be added, and read what is needed, before the transaction. What was staged with its
+    data, as in ``store.stage(data)``, is durable then, and the transaction waits for the database
+    only.
     """
 
     def __init__(self, core: StoreCore, draft: Draft) -> None:

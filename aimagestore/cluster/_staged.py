@@ -30,6 +30,10 @@ go on by themselves."""
 # removed it. This clock need not be right, because a commit that refers to one fails as well.
 _YOUNG = 60.0
 
+# Seconds after which the database need not know any more that a collection removed an object: half
+# of the time for which it keeps that.
+_OLD = 30 * 86400.0
+
 T = TypeVar("T")
 
 
@@ -170,11 +174,26 @@ class StagedBlob:
         with self._writing():
             if self._finished is None:
                 self._upload(self._writer.close)
-            elif self._finished <= time.time() < self._finished + _YOUNG:
+            elif self.is_young:
                 return
             elif not self._wait(lambda: self._blobs.exists(self.id)):
                 raise collected()
             self._finished = time.time()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the object is complete."""
+        return self._finished is not None
+
+    @property
+    def is_young(self) -> bool:
+        """Whether the object was there so lately that no collection can have taken it since."""
+        return self._finished is not None and 0 <= time.time() - self._finished < _YOUNG
+
+    @property
+    def is_old(self) -> bool:
+        """Whether only the object store can tell if the object is there still."""
+        return self._finished is not None and time.time() - self._finished > _OLD
 
     def interrupt(self) -> None:
         """Make a write that waits for the object store in another thread end within a moment."""

@@ -98,12 +98,20 @@ class ClusterWriter:
     def prepare(self, plan: Plan, draft: Draft) -> None:
         """Raise what would keep a plan from being committed.
 
+        The lock is held, so the object store is asked for nothing but the rest of what was staged
+        piece by piece. The database tells which objects a collection has taken.
+
         :raises ValueError: when it refers to staged data that is broken, or was collected
-        :raises StoreUnavailableError: when the object store is unavailable
+        :raises StoreUnavailableError: when a server is unavailable
         """
-        for content in plan.files.values():
-            if isinstance(content, StagedBlob):
+        staged = [content for content in plan.files.values() if isinstance(content, StagedBlob)]
+        for content in staged:
+            if not content.is_finished:
                 content.finish()
+        if any(content.is_old for content in staged):
+            raise collected()
+        if not all(content.is_young for content in staged):
+            _check_contents(staged, draft)
 
     def publish(self, grant: AnyGrant, draft: Draft) -> None:
         held: HeldLock = grant.held
@@ -118,7 +126,7 @@ class ClusterWriter:
                 )
             if checks_all:
                 current = LockedView(held.session.execute, self._history, held.version)
-                _check_contents(draft.files.values(), current)
+                _check_contents(draft.files.values(), Draft(current))
             return draft
 
         with self._stored(draft):
@@ -128,16 +136,16 @@ class ClusterWriter:
     def _stored(self, draft: Draft) -> Iterator[None]:
         """Store the contents that are in memory, and remove them again if they are not committed.
 
-        The lock is held meanwhile, because it is held from the transaction's beginning.
+        The lock is held meanwhile, because it is held from the transaction's beginning. Only bytes
+        that a transaction was given are in memory: what is staged is stored already.
         """
         inline = {item: c for item, c in draft.files.items() if isinstance(c, InlineContent)}
         stored = {item: self._items.stage() for item in inline}
         try:
-            if draft.files:
+            if stored:
                 draft.files |= stored
-                with ThreadPoolExecutor(min(len(draft.files), _UPLOADS)) as uploads:
+                with ThreadPoolExecutor(min(len(stored), _UPLOADS)) as uploads:
                     list(uploads.map(_store, stored.values(), inline.values()))
-                    list(uploads.map(_finish, draft.files.values()))
             yield
         finally:
             for content in stored.values():
@@ -242,9 +250,7 @@ def _apply(draft: Draft, mutation: Mutation, *, checks_all: bool) -> Outcome:
     try:
         plan = mutation(draft)
         if checks_all:
-            view = draft.base
-            assert isinstance(view, LockedView), "the draft is this engine's"
-            _check_contents(plan.files.values(), view)
+            _check_contents(plan.files.values(), draft)
     except psycopg.Error:
         raise
     except Exception as error:  # noqa: BLE001 (whoever asked for the mutation raises it)
@@ -253,11 +259,13 @@ def _apply(draft: Draft, mutation: Mutation, *, checks_all: bool) -> Outcome:
     return plan
 
 
-def _check_contents(contents: Iterable[Content], view: LockedView) -> None:
+def _check_contents(contents: Iterable[Content], draft: Draft) -> None:
     """Check that no collection of garbage has taken staged data.
 
     :raises ValueError: when one has
     """
+    view = draft.base
+    assert isinstance(view, LockedView), "the draft is this engine's"
     if view.condemned([content.id for content in contents if isinstance(content, StagedBlob)]):
         raise collected()
 
@@ -265,10 +273,6 @@ def _check_contents(contents: Iterable[Content], view: LockedView) -> None:
 def _store(staged: StagedBlob, content: InlineContent) -> None:
     staged.sink.write(content.data)
     staged.finish()
-
-
-def _finish(content: Any) -> None:
-    content.finish()
 
 
 def _explain(error: StoreIdentityError | StoreUnavailableError, attempt: _Attempt | None) -> None:

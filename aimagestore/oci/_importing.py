@@ -15,6 +15,7 @@ from typing import BinaryIO, TypeAlias
 
 from .._async.loop import EventLoop
 from .._async.methods import ImageMethods
+from .._async.parallel import for_each
 from .._async.staging import Progress, StagedItem
 from .._async.store import ImageStore
 from .._async.threads import Threads
@@ -234,8 +235,8 @@ class _Import:
         self._images = images
         self._threads = threads
         self._meter = meter
-        # Small content is kept in memory, and written with the commit of its group.
-        self._staged: dict[tuple[str, str], StagedItem | bytes] = {}
+        # All of it durable before the transaction begins, which then waits for nothing.
+        self._staged: dict[tuple[str, str], StagedItem] = {}
 
     async def run(self) -> tuple[ImportResult, ...]:
         """Stage what the store lacks, and publish it, one group of images after another."""
@@ -281,11 +282,16 @@ class _Import:
         new = {key: item for key, item in items.items() if (image.id, key) not in self._staged}
         small = {key: item for key, item in new.items() if item.size <= _SMALL}
         read = await self._threads.run(self._read_all, image, small)
-        for key, item in new.items():
-            self._staged[image.id, key] = (
-                read[key] if key in read else await self._stage(stack, image, item)
-            )
-            self._meter.end(item.size)
+
+        async def stage_small(key: str) -> None:
+            staged = self._store.stage(read[key])
+            self._staged[image.id, key] = await stack.enter_async_context(staged)
+            self._meter.end(new[key].size)
+
+        await for_each(read, stage_small)
+        for key in [key for key in new if key not in read]:
+            self._staged[image.id, key] = await self._stage(stack, image, new[key])
+            self._meter.end(new[key].size)
 
     def _read_all(self, image: PlannedImage, items: Mapping[str, Item]) -> dict[str, bytes]:
         """Read and verify small items. In a worker thread."""
@@ -339,7 +345,8 @@ class _Import:
         )
 
     async def _publish(self, tx: Transaction, planned: PlannedImage) -> ImportResult:
-        mine = {key: staged for (i, key), staged in self._staged.items() if i == planned.id}
+        items = ((key, self._staged.get((planned.id, key))) for key in planned.items)
+        mine = {key: staged for key, staged in items if staged is not None}
         image = await _find(tx, planned.id)
         is_new = image is None
         if image is None:

@@ -405,12 +405,37 @@ async def test_what_was_staged_long_ago_is_looked_for(
         monkeypatch.setattr(time, "time", lambda: present() + 60 * minutes)
         with pytest.raises(ValueError, match="stage it again"):
             await store.create("one", big_data={"gone": gone})
-        async with store.transaction() as transaction:
-            with pytest.raises(ValueError, match="stage it again"):
-                await transaction.create("one", big_data={"gone": gone})
-            await transaction.create("two", big_data={"there": there})
+        await store.create("two", big_data={"there": there})
     assert [image.id for image in await store.images()] == ["two"]
     assert await store.big_data("two", "there") == b"there"
+
+
+async def test_a_transaction_refuses_staged_data_that_was_collected(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database tells, for twice as long as the data can be used."""
+    present = time.time
+    async with (
+        open_store(place, grace_period=NOW) as store,
+        store.stage(b"gone") as gone,
+    ):
+        # The object store tells the time in seconds.
+        with anyio.fail_after(10):
+            while not (await store.collect_garbage()).findings:
+                await anyio.sleep(0.1)
+        async with store.stage(b"there") as there:
+            monkeypatch.setattr(time, "time", lambda: present() + 3600)
+            async with store.transaction() as transaction:
+                with pytest.raises(ValueError, match="stage it again"):
+                    await transaction.create("one", big_data={"gone": gone})
+                await transaction.create("two", big_data={"there": there})
+        async with store.stage(b"there") as there:
+            monkeypatch.setattr(time, "time", lambda: present() + 31 * 86400)
+            async with store.transaction() as transaction:
+                with pytest.raises(ValueError, match="stage it again"):
+                    await transaction.create("three", big_data={"there": there})
+    async with open_store(place) as store:
+        assert [image.id for image in await store.images()] == ["two"]
 
 
 async def test_a_missing_object_is_a_missing_file(place: Place, store: ImageStore) -> None:

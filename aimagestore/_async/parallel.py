@@ -1,0 +1,35 @@
+"""One call for each of many things, several at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+from anyio import create_task_group
+
+T = TypeVar("T")
+
+_AT_ONCE = 8
+
+
+async def for_each(things: Iterable[T], call: Callable[[T], Awaitable[object]]) -> None:
+    """Make a call for each thing, in a few tasks.
+
+    The first call that raises ends the others, and its error is raised by itself.
+    """
+    pending = iter(things)
+    first: list[Exception] = []
+    async with create_task_group() as tasks:
+
+        async def call_some() -> None:
+            try:
+                for thing in pending:
+                    await call(thing)
+            except Exception as error:  # noqa: BLE001 (raised below, by itself)
+                first.append(error)
+                tasks.cancel_scope.cancel()
+
+        for _ in range(_AT_ONCE):
+            tasks.start_soon(call_some)
+    if first:
+        raise first[0]
