@@ -57,6 +57,13 @@ class Victim:
             f"oci-archive:{self._archive}:{NAME}",
         )
         self._container = self.tools.buildah("from", "scratch") if name == "commit" else ""
+        self._context = root / "context"
+        self._context.mkdir()
+        for file in ("first", "second"):
+            (self._context / file).touch()
+        # Each step is an image; without RUN it needs no container that runs.
+        steps = "FROM scratch\nCOPY first /\nCOPY second /\n"
+        (self._context / "Containerfile").write_text(steps)
         self._parts = self._commands()[name]()
 
     def _commands(self) -> dict[str, Callable[[], Sequence[object]]]:
@@ -67,6 +74,7 @@ class Victim:
             "commit": lambda: [
                 *("buildah", *self.tools.where, "commit", "--quiet", self._container, NAME)
             ],
+            "build": lambda: [*podman, "build", "--quiet", "--tag", NAME, self._context],
         }
 
     def start(self, *before: object) -> subprocess.Popen[bytes]:
@@ -116,7 +124,7 @@ class Victim:
             await repair(self.tools.image_store, left, drop=True)
 
 
-COMMANDS = ["load", "pull", "commit"]
+COMMANDS = ["load", "pull", "commit", "build"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
