@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -27,12 +29,13 @@ pytestmark = [
 ]
 
 MOMENTS = 200 if NIGHTLY else 6
-EVERY_RENAME = 1 if NIGHTLY else 8
-"""Of how many renames one is tried."""
+"""How many are tried; there are fewer renames than are tried nightly."""
 
 NAME = "localhost/new:1"
 KEPT = "localhost/kept:1"
 RENAMES = "rename,renameat,renameat2"
+PAUSE = 5_000
+"""Microseconds before each rename, for the kill to come in time."""
 
 LEFTOVERS = frozenset({Kind.DIRECTORY_ORPHANED, Kind.ITEM_UNLISTED, Kind.TEMPORARY_STALE})
 """What is for garbage collection."""
@@ -77,12 +80,12 @@ class Victim:
             "build": lambda: [*podman, "build", "--quiet", "--tag", NAME, self._context],
         }
 
-    def start(self, *before: object) -> subprocess.Popen[bytes]:
+    def start(self, *before: object, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         """Start the command."""
         return subprocess.Popen(
             [*map(str, before), *generation.command(*self._parts)],
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=stderr,
             start_new_session=True,
         )
 
@@ -93,13 +96,21 @@ class Victim:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
-    def is_killed_at_rename(self, number: int) -> bool:
-        """Kill it as it makes this rename; return whether it comes to it."""
-        kill = f"inject={RENAMES}:signal=SIGKILL:when={number}"
-        with self.start(
-            "strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={RENAMES}", "-e", kill
-        ) as process:
-            return process.wait() != 0
+    def killed_at_rename(self, number: int | None) -> int:
+        """Kill it before it makes this rename, if it comes to it; return how many it has begun."""
+        # strace's own `when` counts the renames of each thread for itself.
+        pause = f"inject={RENAMES}:delay_enter={PAUSE}"
+        strace = ("strace", "-f", "-qq", "-e", f"trace={RENAMES}", "-e", pause)
+        seen, begun = b"", 0
+        with self.start(*strace, stderr=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            # A rename is printed before the pause, its result after it.
+            while part := os.read(process.stderr.fileno(), 65536):
+                seen += part
+                begun = len(re.findall(rb"rename\w*\(", seen))
+                if number is not None and begun >= number:
+                    os.killpg(process.pid, signal.SIGKILL)
+        return begun
 
     async def check_left(self) -> None:
         """What is left is named, goes, and leaves a store that podman lists and prunes."""
@@ -145,9 +156,9 @@ async def test_killed_at_renames(short_path: Path, name: str) -> None:
     if shutil.which("strace") is None:
         pytest.skip("needs strace: apt-get install strace")
     victim = Victim(short_path, name)
-    number = 1
-    while victim.is_killed_at_rename(number):
-        await victim.check_left()
-        number += EVERY_RENAME
+    renames = victim.killed_at_rename(None)
     await victim.check_left()
-    assert number > 1, "it makes no rename"
+    assert renames
+    for number in range(1, renames + 1, math.ceil(renames / MOMENTS)):
+        victim.killed_at_rename(number)
+        await victim.check_left()
