@@ -21,7 +21,7 @@ from aimagestore.oci._documents import (
     media_type_of,
     read_document,
 )
-from aimagestore.oci._index import LayoutIndex, with_entry
+from aimagestore.oci._index import LayoutIndex, with_entries
 
 from .support.layouts import INDEX, MANIFEST, REF_NAME, digest_of, encode
 
@@ -138,7 +138,7 @@ def test_any_index_is_added_to_or_refused(data: bytes) -> None:
     entry = Descriptor(media_type=MANIFEST, digest=digest_of(b"new"), size=3)
     with suppress(InvalidLayoutError):
         index = LayoutIndex(data, "place")
-        added = LayoutIndex(with_entry(data, entry, "place"), "place")
+        added = LayoutIndex(with_entries(data, [entry], "place"), "place")
         assert set(added.labels) == {*index.labels, entry.digest}
         assert entry in added.select(entry.digest)[0].entries
 

@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 from aimagestore import ImageStore, oci
-from aimagestore.oci import _target
+from aimagestore._directory.staged import StagedFile
 from aimagestore.oci._target import DirectoryTarget
 
 from .support.layouts import Maker, files_of, hello
@@ -167,16 +167,16 @@ async def test_a_new_directory_is_complete_or_never_there(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     (image_id,) = await import_all(store, hello(), tmp_path / "layout")
-    real = _target.replace_file
+    real = StagedFile.replace
     seen = []
 
-    def fail(directory: Any, file: str, staged: Any) -> None:
+    def fail(staged: StagedFile, directory: Any, file: str) -> None:
         seen.append((tmp_path / "out").exists())
         if file == name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(directory, file, staged)
+        real(staged, directory, file)
 
-    monkeypatch.setattr(_target, "replace_file", fail)
+    monkeypatch.setattr(StagedFile, "replace", fail)
     with pytest.raises(OSError, match="No space"):
         await oci.export_layout(store, image_id, tmp_path / "out")
     assert not any(seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError
 from time import monotonic
 from typing import Generic, TypeVar, TypeVarTuple
 
@@ -207,7 +208,8 @@ class Threads:
     ) -> T:
         """Make a call whose result needs no release. Interrupted, it is not made, or waited for.
 
-        :param interrupt: makes the call end soon; must not block
+        :param interrupt: makes the call end soon; must not block. One that returns ``False`` cannot
+            do that, and the call is left to its thread.
         """
         return await self._run(self.start(function, *args), interrupt)
 
@@ -225,9 +227,10 @@ class Threads:
             await call.ended.wait()
         except BaseException:
             if not call.cancel():
-                if interrupt is not None:
-                    interrupt()
-                await wait_through(call.ended)
+                if interrupt is not None and interrupt() is False:
+                    call.abandon()
+                else:
+                    await wait_through(call.ended)
             raise
         return call.result()
 
@@ -272,6 +275,28 @@ class Threads:
         :param dispose: releases the result when nobody takes it; called in a worker thread
         """
         return await self._wait(self.start(function, *args, dispose=dispose))
+
+    async def run_while_wanted(
+        self,
+        function: Callable[[Callable[[], None]], T],
+        *,
+        dispose: Callable[[T], object] | None = None,
+    ) -> T:
+        """Make a call as :meth:`run_abandonable` does. Interrupted, it can end before its time.
+
+        :param function: gets what raises when nobody waits for it any more
+        """
+        is_unwanted = threading.Event()
+
+        def check() -> None:
+            if is_unwanted.is_set():
+                raise CancelledError
+
+        try:
+            return await self.run_abandonable(function, check, dispose=dispose)
+        except BaseException:
+            is_unwanted.set()
+            raise
 
     async def _wait(self, call: Call[T]) -> T:
         try:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from .exits import CommandError, ExitCode
 
-STORAGE = "containers-storage"
-OCI, OCI_ARCHIVE, DOCKER_ARCHIVE, DIR = "oci", "oci-archive", "docker-archive", "dir"
+if TYPE_CHECKING:
+    from ..oci import Transport
 
-_LAYOUTS = frozenset({OCI, OCI_ARCHIVE, DOCKER_ARCHIVE, DIR})
+STORAGE = "containers-storage"
+DIR = "dir"
+
+_LAYOUTS = frozenset({"oci", "oci-archive", "docker-archive", DIR})
 _OTHERS = frozenset({"docker", "docker-daemon", "ostree", "sif", "tarball"})
 # [driver@graph root+run root:options]name@ID; the run root and the options say nothing here.
 _STORAGE_PLACE = re.compile(r"(?:\[(?:(?P<driver>\w+)@)?(?P<root>[^]+]*)[^]]*\])?(?P<ref>(?!\[).*)")
@@ -38,7 +42,7 @@ class LayoutAddress:
     :ivar name: what the image is called there; ``None`` where that is not said
     """
 
-    transport: str
+    transport: Transport
     path: str
     name: str | None
 
@@ -55,7 +59,7 @@ def parse_address(text: str) -> StoreAddress | LayoutAddress:
         path, _, name = (rest, "", "") if transport == DIR else rest.partition(":")
         if not path:
             raise CommandError(f"{text} has no path", ExitCode.USAGE)
-        return LayoutAddress(transport, path, name or None)
+        return LayoutAddress(cast("Transport", transport), path, name or None)
     if transport in _OTHERS and rest:
         raise CommandError(
             f"{transport}: is for skopeo: copy knows stores, {STORAGE}:, "

@@ -6,15 +6,18 @@ A pipe can keep a read or write waiting for ever: cancelled, it is left to its t
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from anyio import CancelScope, to_thread
 
-from .streams import STANDARD_INPUT, STANDARD_OUTPUT, read_some, write_whole
+from .._async.loop import EventLoop
+from .._async.threads import Threads
+from .._directory.output import Output, open_output
+from .._engine.workers import WorkerPool
+from .streams import STANDARD_INPUT, STANDARD_OUTPUT, RawOutput, read_some
 
 STANDARD = "-"
 CHUNK = 1024 * 1024
@@ -56,13 +59,14 @@ class Sink:
     :ivar is_terminal: whether it is a terminal
     """
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self.is_terminal = os.isatty(fd)
+    def __init__(self, output: Output, threads: Threads, *, is_terminal: bool) -> None:
+        self._output = output
+        self._threads = threads
+        self.is_terminal = is_terminal
 
     async def write(self, data: bytes) -> None:
         """Write all of it."""
-        await _wait(lambda: write_whole(self._fd, data))
+        await self._threads.run(self._output.write, data, interrupt=self._output.stop)
 
 
 @asynccontextmanager
@@ -85,17 +89,22 @@ async def writing(file: str) -> AsyncIterator[Sink]:
     It takes the place of what was there when the block ends, whole; nothing is left of it when
     the block fails. Devices and pipes are written to as they are.
     """
-    if file == STANDARD:
-        yield Sink(STANDARD_OUTPUT)
-    elif await to_thread.run_sync(_is_special, file):
-        fd = await _wait(lambda: os.open(file, os.O_WRONLY))
+    target: Any = RawOutput(STANDARD_OUTPUT) if file == STANDARD else file
+    threads = Threads(EventLoop())
+    helpers = WorkerPool(1, "aimagestore helper")
+    try:
+        output = await threads.run_while_wanted(
+            lambda check: open_output(target, helpers, check), dispose=lambda output: output.close()
+        )
         try:
-            yield Sink(fd)
+            yield Sink(output, threads, is_terminal=await is_terminal(file, writes=True))
+            await threads.run(output.finish, interrupt=output.stop)
+            await threads.run_shielded(output.commit)
         finally:
-            await _finish(lambda: os.close(fd))
-    else:
-        async with _replacing(file) as sink:
-            yield sink
+            await threads.run_shielded(output.close)
+    finally:
+        helpers.shutdown()
+        threads.when_idle(threads.shutdown)
 
 
 async def is_terminal(file: str, *, writes: bool) -> bool:
@@ -116,32 +125,3 @@ def _leads_to_terminal(file: str) -> bool:
         return os.isatty(fd)
     finally:
         os.close(fd)
-
-
-def _is_special(file: str) -> bool:
-    return os.path.exists(file) and not os.path.isfile(file)
-
-
-@asynccontextmanager
-async def _replacing(file: str) -> AsyncIterator[Sink]:
-    # A link stays, and what it leads to is replaced.
-    target = await to_thread.run_sync(os.path.realpath, file)
-    temporary = os.path.join(os.path.dirname(target), f".aimagestore-{secrets.token_hex(8)}")
-    fd = await _finish(lambda: _create(temporary, target))
-    try:
-        yield Sink(fd)
-        await to_thread.run_sync(os.fsync, fd)
-        await _finish(lambda: os.rename(temporary, target))
-    except BaseException:
-        await _finish(lambda: os.unlink(temporary))
-        raise
-    finally:
-        await _finish(lambda: os.close(fd))
-
-
-def _create(temporary: str, target: str) -> int:
-    """Make a file with the permissions of the one that it will replace."""
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    if os.path.exists(target):
-        os.fchmod(fd, stat.S_IMODE(os.stat(target).st_mode))
-    return fd

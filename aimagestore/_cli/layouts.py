@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from enum import StrEnum
-from typing import Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
 import typer
 from anyio import to_thread
@@ -17,25 +17,20 @@ from .._async.copying import CopyResult, copy_images
 from .._async.store import ImageStore
 from .._core.references import DOCKER, full_name
 from ..errors import DigestMismatchError, SizeMismatchError
-from .addresses import (
-    DIR,
-    DOCKER_ARCHIVE,
-    OCI,
-    OCI_ARCHIVE,
-    LayoutAddress,
-    StoreAddress,
-    parse_address,
-)
+from .addresses import DIR, LayoutAddress, StoreAddress, parse_address
 from .completion import complete_ref
 from .exits import CommandError, ExitCode, damage
 from .files import CHUNK, STANDARD, is_terminal, reading
 from .human import human_size
 from .output import image_json, write_json, write_lines
-from .parameters import Force, Json, Ref, examples
+from .parameters import Force, Json, Ref, Refs, examples
 from .progress import progress_bar
 from .running import command
 from .session import Session
 from .streams import STANDARD_INPUT, STANDARD_OUTPUT, RawOutput
+
+if TYPE_CHECKING:
+    from ..oci import Transport
 
 Layout = Annotated[
     str,
@@ -67,6 +62,11 @@ class Format(StrEnum):
     DOCKER_ARCHIVE = "docker-archive"
     OCI_DIR = "oci-dir"
 
+    @property
+    def transport(self) -> Transport:
+        """What skopeo calls it."""
+        return "oci" if self is Format.OCI_DIR else cast("Transport", self.value)
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
@@ -85,7 +85,8 @@ def register(app: typer.Typer) -> None:
     )(export_layout)
     app.command(
         epilog=examples(
-            "save -o hello.tar localhost/hello:1", "save localhost/hello:1 | podman load"
+            "save -o hello.tar localhost/hello:1",
+            "save localhost/hello:1 localhost/other:1 | podman load",
         )
     )(save)
     app.command(
@@ -94,6 +95,7 @@ def register(app: typer.Typer) -> None:
             "copy images backup localhost/hello:1",
             "copy containers-storage:localhost/hello:1 oci:layout:hello:1",
             "copy docker-archive:hello.tar containers-storage:[vfs@/srv/graph]localhost/hello:1",
+            "copy oci:layout oci-archive:hello.tar",
         )
     )(copy)
 
@@ -205,72 +207,90 @@ async def export_layout(
     context: typer.Context, ref: Ref, layout: Layout, name: NameThere = None
 ) -> None:
     async with Session.of(context).reading() as store:
-        await _export(store, ref, layout, name)
+        await _export(store, [ref], layout, name)
 
 
-@command("Put an image into a layout as export does, with the options of podman save.")
+@command(
+    """Put images into a layout as export does, with the options of podman save.
+
+    Several images go into one archive, or into one directory, all of them or none.
+    """
+)
 async def save(
     context: typer.Context,
-    ref: Ref,
-    layout: Annotated[
-        str | None, typer.Argument(metavar="LAYOUT", help="What to write; else standard output.")
-    ] = None,
+    refs: Refs,
     *,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="LAYOUT", help="The same.")
-    ] = None,
+        str,
+        typer.Option("--output", "-o", metavar="LAYOUT", help="What to write."),
+    ] = STANDARD,
     format: Annotated[
         Format | None,
         typer.Option("--format", help="Without it, a tar file that all of them read."),
     ] = None,
     name: NameThere = None,
+    multi_image_archive: Annotated[
+        bool,
+        typer.Option(
+            "--multi-image-archive", "-m", help="For podman's sake: several are always allowed."
+        ),
+    ] = False,
 ) -> None:
-    given = _one_of(layout, output, "--output") or STANDARD
+    del multi_image_archive
+    if name is not None and len(refs) > 1:
+        raise CommandError("--name is for one image", ExitCode.USAGE)
+    transport: Transport | None = None
+    if format is not None:
+        transport = format.transport
+    elif not await to_thread.run_sync(os.path.isdir, output):
+        transport = "oci-archive"
     async with Session.of(context).reading() as store:
-        if layout is not None and await store.exists(layout):
-            raise CommandError(
-                f"{layout} is an image, too: save takes one image, and -o says where to",
-                ExitCode.USAGE,
-            )
-        transport = None
-        if format is not None:
-            transport = OCI if format is Format.OCI_DIR else format.value
-        elif not await to_thread.run_sync(os.path.isdir, given):
-            transport = OCI_ARCHIVE
-        await _export(store, ref, given, name, transport)
+        await _export(store, refs, output, name, transport)
 
 
 async def _export(
-    store: ImageStore, ref: str, layout: str, name: str | None, transport: str | None = None
+    store: ImageStore,
+    refs: list[str],
+    layout: str,
+    name: str | None,
+    transport: Transport | None = None,
 ) -> int:
-    """Export an image, and return the number of bytes written.
+    """Export images, and return the number of bytes written.
 
+    :param name: what to call the only one
     :param transport: what to make; ``None`` where the layout's path says it
     """
     from .. import oci  # noqa: PLC0415 - what other commands need not load
 
-    if await is_terminal(layout, writes=True):
-        raise CommandError("a tar is not for a terminal", ExitCode.USAGE)
-    target: Any = layout
-    if layout == STANDARD:
-        if transport == OCI:
-            raise CommandError("a directory is not for standard output", ExitCode.USAGE)
-        target = RawOutput(STANDARD_OUTPUT)
+    target = await _writable(layout, transport)
     with damage(DigestMismatchError, SizeMismatchError), progress_bar("export") as bar:
+        if len(refs) > 1:
+            several = await oci.export_images(
+                store, refs, target, transport=transport, progress=bar.show
+            )
+            return sum(each.written for each in several)
         result = await oci.export_layout(
-            store,
-            ref,
-            target,
-            name=name,
-            archive=None if transport is None else transport != OCI,
-            docker=transport == DOCKER_ARCHIVE,
-            progress=bar.show,
+            store, refs[0], target, name=name, transport=transport, progress=bar.show
         )
     return result.written
 
 
+async def _writable(layout: str, transport: Transport | None) -> Any:
+    """Return what to export into; ``-`` is standard output.
+
+    :raises CommandError: when it is no place for that
+    """
+    if await is_terminal(layout, writes=True):
+        raise CommandError("a tar is not for a terminal", ExitCode.USAGE)
+    if layout != STANDARD:
+        return layout
+    if transport in {"oci", "dir"}:
+        raise CommandError("a directory is not for standard output", ExitCode.USAGE)
+    return RawOutput(STANDARD_OUTPUT)
+
+
 @command(
-    """Copy images from one store into another, or between a store and a layout.
+    """Copy images between stores and layouts.
 
     An address is as skopeo has it: containers-storage:[DRIVER@DIR]NAME, without the brackets for
     the store of --root or podman's own; oci:PATH:NAME, oci-archive:PATH:NAME,
@@ -304,12 +324,9 @@ async def copy(
         if refs:
             raise CommandError("of a layout, SRC names the image", ExitCode.USAGE)
         if isinstance(here, LayoutAddress):
-            raise CommandError(
-                "copy goes between stores, or between a store and a layout: one of SRC and DST is "
-                "a store",
-                ExitCode.USAGE,
-            )
-        copied = await _copy_in(there, session, here, force=force)
+            copied = await _copy_layout(there, here)
+        else:
+            copied = await _copy_in(there, session, here, force=force)
     else:
         if there.ref is not None:
             if refs:
@@ -348,20 +365,40 @@ async def _copy_in(
     return CopyResult(images=new, present=len(imported) - new, bytes=stored)
 
 
+async def _copy_layout(there: LayoutAddress, here: LayoutAddress) -> CopyResult:
+    from .. import oci  # noqa: PLC0415 - what other commands need not load
+
+    target = await _writable(here.path, here.transport)
+    async with _readable(there.path) as readable:
+        with progress_bar("copy") as bar:
+            copied = await oci.copy_layout(
+                readable,
+                target,
+                ref=there.name,
+                name=_name_there(here),
+                transport=here.transport,
+                progress=bar.show,
+            )
+    return CopyResult(images=len(copied), present=0, bytes=sum(each.written for each in copied))
+
+
 async def _copy_out(
     session: Session, there: StoreAddress, here: LayoutAddress, refs: list[str]
 ) -> CopyResult:
-    if here.transport == DIR:
-        raise CommandError("dir: is only read: copy to oci:, or use skopeo", ExitCode.USAGE)
-    is_one = len(refs) == 1
-    if not refs or (not is_one and (here.name is not None or here.transport != OCI)):
+    name = _name_there(here)
+    if not refs or (len(refs) > 1 and (name is not None or here.transport == DIR)):
         raise CommandError(f"name {'one image' if refs else 'an image'} to copy", ExitCode.USAGE)
     async with _session(session, there).reading() as store:
-        written = 0
-        for ref in refs:
-            known = await _known(store, ref)
-            written += await _export(store, known, here.path, here.name, here.transport)
+        known = [await _known(store, ref) for ref in refs]
+        written = await _export(store, known, here.path, name, here.transport)
     return CopyResult(images=len(refs), present=0, bytes=written)
+
+
+def _name_there(here: LayoutAddress) -> str | None:
+    """What an image will be called in a layout; in a docker-archive, its whole name."""
+    if here.name is None or here.transport != "docker-archive":
+        return here.name
+    return _full(here.name)
 
 
 async def _copy_across(

@@ -135,10 +135,27 @@ class Directory:
         """What the file system knows of this directory."""
         return self.stat_file("", self.fd)
 
-    def lock_file(self, name: str, fd: int) -> None:
-        """Lock an open file for its writer."""
+    def lock_file(self, name: str, fd: int, *, wait: bool = True) -> bool:
+        """Lock an open file or directory for its writer; ``False`` if another has it locked.
+
+        :param wait: whether to wait for the other instead
+        """
         with self._about(name):
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    def has(self, name: str, fd: int) -> bool:
+        """Return whether a name leads to this open file or directory."""
+        found = self.stat(name)
+        return found is not None and os.path.samestat(found, self.stat_file(name, fd))
+
+    def set_mode(self, name: str, fd: int, mode: int) -> None:
+        """Give an open file these permissions."""
+        with self._about(name):
+            os.fchmod(fd, mode)
 
     def open_directory(self, name: str) -> Self:
         """Open one of the directories in it.

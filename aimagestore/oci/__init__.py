@@ -1,4 +1,4 @@
-"""Imports images from OCI image layouts into a store, and exports them into layouts.
+"""Imports images from OCI image layouts into a store, exports them into layouts, and copies them.
 
 A layout is a directory, or a tar file, of ``oci-layout``, ``index.json`` and ``blobs/``, as
 ``skopeo copy … oci:``, ``buildah push … oci-archive:`` and others write and read it. Archives of
@@ -14,7 +14,23 @@ A layout is not trusted: every digest and size is verified, and nothing outside 
 whatever its links and names are.
 """
 
-from ._exporting import ExportResult, export_layout
+from ._exporting import (
+    ExportResult,
+    LayoutCopyResult,
+    Transport,
+    copy_layout,
+    export_images,
+    export_layout,
+)
 from ._importing import ImportResult, import_layout
 
-__all__ = ["ExportResult", "ImportResult", "export_layout", "import_layout"]
+__all__ = [
+    "ExportResult",
+    "ImportResult",
+    "LayoutCopyResult",
+    "Transport",
+    "copy_layout",
+    "export_images",
+    "export_layout",
+    "import_layout",
+]

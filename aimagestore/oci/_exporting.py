@@ -1,47 +1,47 @@
-"""Exports images from a store into a layout."""
+"""Exports images into a layout, from a store or from another layout."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import Executor
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, TypeVar, get_args
 
 from .._async.loop import EventLoop
 from .._async.staging import Expectations, Pouring, Progress
 from .._async.store import ImageStore
 from .._async.threads import Threads
-from .._core.digest import (
-    MANIFEST,
-    canonical_digest,
-    digest_of,
-    hasher,
-    is_canonical,
-    is_digest,
-)
+from .._core.digest import digest_of, hasher
 from .._core.image import Image
-from .._core.names import check_text
-from .._engine.items import CHUNK, MANIFEST_MAX
+from .._core.names import check_names, check_text
+from .._core.references import full_name
+from .._directory.output import open_output
+from .._engine.items import CHUNK
 from .._engine.workers import WorkerPool
-from ..errors import BigDataUnknownError, InvalidLayoutError
-from ._archive import open_archive
-from ._closure import Closure
-from ._documents import Descriptor, media_type_of
-from ._foreign import docker_manifest
+from ..errors import InvalidLayoutError
+from ._archive import ArchiveTarget
+from ._foreign import docker_manifest, open_layout
 from ._layout import LayoutFile
-from ._naming import REF_NAME
+from ._naming import name_of
+from ._plan import find_images
+from ._platform import Platform
 from ._progress import Meter
-from ._target import DirectoryTarget, Target
+from ._sources import Source, from_layout, from_store
+from ._steps import run_steps
+from ._target import Content, DirTarget, LayoutTarget, Target
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 T = TypeVar("T")
 
+Transport: TypeAlias = Literal["oci", "oci-archive", "docker-archive", "dir"]
+"""What to write, by skopeo's names."""
+
+_ARCHIVES = ("oci-archive", "docker-archive")
 _ARCHIVE_SUFFIX = ".tar"
 _HELPERS = 4
 # Read in one hop to a thread, which a cancellation waits for.
@@ -50,7 +50,7 @@ _PIECES = 16
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What an export did.
+    """What became of one image of a store.
 
     :ivar image: the image, as it was
     :ivar digest: the digest of its manifest or index, by which the layout lists it
@@ -62,12 +62,19 @@ class ExportResult:
     written: int
 
 
-class _Content(NamedTuple):
-    """One file of the layout: a document that is in memory, or an item of the image."""
+@dataclass(frozen=True, slots=True)
+class LayoutCopyResult:
+    """What became of one image of a layout.
 
+    :ivar name: what the destination calls it; ``""`` for nothing
+    :ivar digest: the digest of its manifest or index, by which the destination lists it
+    :ivar written: how many bytes of manifests and blobs were written; the destination had the
+        others
+    """
+
+    name: str
     digest: str
-    size: int
-    document: bytes | None
+    written: int
 
 
 async def export_layout(
@@ -76,8 +83,7 @@ async def export_layout(
     layout: str | PathLike[str] | BinaryIO,
     *,
     name: str | None = None,
-    archive: bool | None = None,
-    docker: bool = False,
+    transport: Transport | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export an image into an OCI image layout, as ``skopeo copy … oci:`` reads it.
@@ -87,47 +93,132 @@ async def export_layout(
     are left out.
 
     A directory that is a layout already gets one more image, or another one of that name; blobs
-    that it has are kept. A tar file is replaced; with an image for one platform it is an archive
-    of ``docker save`` as well, which every version of ``docker load`` and ``podman load`` reads.
+    that it has are kept. A ``dir:`` has one image, which is replaced. So is a tar file; with images
+    for one platform it is an archive of ``docker save`` as well, which every version of
+    ``docker load`` and ``podman load`` reads. A link stays, and what it leads to is written. A pipe
+    or a device is written to as it is, a pipe when a program reads from it.
 
-    Cancelled, or failed, nothing has happened, except that an open file has had some of the
-    archive written to it.
+    Cancelled, or failed, nothing has happened, except that an open file, a pipe or a device has had
+    some of the archive written to it. A killed export leaves at most hidden files, which the next
+    one to the same place removes.
+
+    A cancelled write to an open file, a pipe or a socket ends within a moment. A terminal, or an
+    object without a file descriptor, may make it wait for ever: this leaves it to its thread, which
+    may call ``write`` of the object until then, but not again.
 
     :param layout: a directory, new, empty or a layout; a tar file; or a file that is open for
-        writing in binary, for an archive
+        writing in binary, for an archive. Its ``write`` must return how many bytes it took, and may
+        take fewer than it is given.
     :param name: what the layout calls the image (``org.opencontainers.image.ref.name``);
         ``None`` for the first name that it has, ``""`` for nothing
-    :param archive: whether to make a tar file of a path; ``None`` if it ends in ``.tar``
-    :param docker: whether ``docker load`` has to be able to read the archive
+    :param transport: what to write: ``oci``, a layout in a directory; ``oci-archive``, one in a tar
+        file; ``docker-archive``, one that ``docker load`` reads, or an error; ``dir``, a directory
+        as skopeo's ``dir:``. ``None`` for an archive if the path ends in ``.tar``, and else for a
+        layout in a directory.
     :param progress: called with the bytes done and the bytes in all
     :raises ImageUnknownError: when there is no such image
     :raises BigDataUnknownError: when its manifest, or something that this refers to, is not among
         its items, as podman's layers are not
     :raises InvalidLayoutError: when its manifest is of no known kind; when the directory is not
-        empty, and no layout; when ``docker load`` could not read it and has to
+        empty, and not of that kind; when ``docker load`` could not read it and has to
     :raises DigestMismatchError: when an item is not what its digest says
     :raises SizeMismatchError: when one is longer or shorter than it should be
+    :raises TypeError: when ``write`` of the open file does not return a number of bytes
     """
-    threads = _ExportThreads(EventLoop())
-    helpers = WorkerPool(_HELPERS, "aimagestore helper")
-    try:
+    async with _exporting() as threads:
+        image = await store.get(ref)
+        if name is None:
+            name = next(iter(image.names), "")
+        names = [check_text(name, "name")] if name else []
+        sources = [await from_store(store, image, names, threads)]
+        (written,) = await _export(sources, layout, transport, threads, Meter(progress))
+    return ExportResult(image, sources[0].closure.root.digest, written)
 
-        def target(manifest: bytes | None) -> Target:
-            if docker and manifest is None:
-                raise InvalidLayoutError(
-                    "docker load cannot read this image from an archive: it has several "
-                    "platforms, is no image, or lacks layers"
+
+async def export_images(
+    store: ImageStore,
+    refs: Iterable[str],
+    layout: str | PathLike[str] | BinaryIO,
+    *,
+    transport: Transport | None = None,
+    progress: Progress | None = None,
+) -> tuple[ExportResult, ...]:
+    """Export several images as :func:`export_layout` does one, all of them or none.
+
+    An image that is given by one of its names is called that in the layout, by several of them all
+    of those; one that is given otherwise, by the first name that it has. The only transport that
+    takes no more than one image is ``dir``.
+
+    :raises ValueError: when no image is given, or several are and the transport takes one
+    """
+    async with _exporting() as threads:
+        images: dict[str, Image] = {}
+        names: dict[str, dict[str, None]] = {}
+        for ref in check_names(refs):
+            image = await store.get(ref)
+            images[image.id] = image
+            called = [name for name in (ref, full_name(ref)) if name in image.names]
+            names.setdefault(image.id, {}).update(dict.fromkeys(called[:1] or image.names[:1]))
+        sources = [
+            await from_store(store, image, list(names[image.id]), threads)
+            for image in images.values()
+        ]
+        written = await _export(sources, layout, transport, threads, Meter(progress))
+    return tuple(
+        ExportResult(image, source.closure.root.digest, size)
+        for image, source, size in zip(images.values(), sources, written, strict=True)
+    )
+
+
+async def copy_layout(
+    source: str | PathLike[str] | BinaryIO,
+    layout: str | PathLike[str] | BinaryIO,
+    *,
+    ref: str | None = None,
+    platform: str | None = None,
+    name: str | None = None,
+    transport: Transport | None = None,
+    progress: Progress | None = None,
+) -> tuple[LayoutCopyResult, ...]:
+    """Copy images from one layout into another, byte for byte, without a store.
+
+    The source is read as :func:`import_layout` does, and verified; the destination is written as
+    :func:`export_layout` does, all images or none. Entries of the index keep their annotations.
+
+    :param ref: copy only the image with this name, digest, or ``name@digest``; ``None`` for all
+    :param platform: copy only the image that suits ``os/architecture[/variant]`` best
+    :param name: what the destination calls the image; ``None`` for what the source calls it, ``""``
+        for nothing
+    :raises ImageUnknownError: when the source has no image of that ref or platform
+    :raises AmbiguousImageError: when a ref, or a name in the source, stands for several images
+    :raises InvalidLayoutError: when one of them is not a layout, or is damaged or hostile
+    :raises DigestMismatchError: when a manifest or blob has another digest
+    :raises SizeMismatchError: when one is longer or shorter than it should be
+    :raises ValueError: when several images are selected, and a name is given or the transport takes
+        one
+    """
+    if name is not None:
+        check_text(name, "name")
+    wanted = None if platform is None else Platform.parse(platform)
+    async with _exporting() as threads:
+        opened = await threads.run_while_wanted(
+            partial(open_layout, source), dispose=lambda opened: opened.close()
+        )
+        try:
+            found = await run_steps(find_images(opened, ref, wanted), threads)
+            if name is not None and len(found) > 1:
+                raise ValueError(
+                    f"{opened.place} has {len(found)} images, and a name is for one: give the ref "
+                    "of that as well"
                 )
-            return _open_target(layout, archive, helpers, manifest)
-
-        return await _export(store, ref, target, threads, Meter(progress), name=name)
-    finally:
-        threads.when_idle(partial(_end, threads, helpers))
-
-
-def _end(threads: Threads, helpers: Executor) -> None:
-    threads.shutdown()
-    helpers.shutdown()
+            sources = [from_layout(opened, each, name, threads) for each in found]
+            written = await _export(sources, layout, transport, threads, Meter(progress))
+        finally:
+            await threads.run_shielded(opened.close)
+    return tuple(
+        LayoutCopyResult(name_of(each.entries[0].annotations).text, each.closure.root.digest, size)
+        for each, size in zip(sources, written, strict=True)
+    )
 
 
 class _ExportThreads(Threads):
@@ -139,172 +230,117 @@ class _ExportThreads(Threads):
     target: Target | None = None
 
     def run_in_executor(self, executor: object, function: Callable[[], T]) -> Awaitable[T]:
-        return self.run_streaming(function, interrupt=self._stop)
+        return self.run_streaming(function, interrupt=self.stop)
 
-    def _stop(self) -> None:
-        if self.target is not None:
-            self.target.stop()
+    def stop(self) -> bool:
+        return self.target is None or self.target.stop()
+
+
+@asynccontextmanager
+async def _exporting() -> AsyncIterator[_ExportThreads]:
+    threads = _ExportThreads(EventLoop())
+    try:
+        yield threads
+    finally:
+        threads.when_idle(threads.shutdown)
 
 
 async def _export(
-    store: ImageStore,
-    ref: str,
-    open_target: Callable[[bytes | None], Target],
+    sources: Sequence[Source],
+    layout: str | PathLike[str] | BinaryIO,
+    transport: Transport | None,
     threads: _ExportThreads,
     meter: Meter,
-    *,
-    name: str | None,
-) -> ExportResult:
-    image = await store.get(ref)
-    closure = await _closure_of(store, image, threads)
-    if name is None:
-        name = next(iter(image.names), "")
-    entry = _entry(closure.root, check_text(name, "name"))
-    contents = _contents_of(store, image, closure)
-    docker = docker_manifest(closure, name)
-    target = await threads.run_abandonable(
-        open_target, docker, dispose=lambda target: target.close()
-    )
-    threads.target = target
+) -> list[int]:
+    """Export images, and return the number of bytes written for each."""
+    if not sources:
+        raise ValueError("no image to export was given")
+    helpers = WorkerPool(_HELPERS, "aimagestore helper")
     try:
-        written = await _Export(store, image, target, threads, meter).run(contents)
-        await threads.run(target.complete, entry, interrupt=target.stop)
-        await threads.run_shielded(target.commit, entry)
+        target = await threads.run_while_wanted(
+            partial(_open_target, layout, transport, sources, helpers),
+            dispose=lambda target: target.close(),
+        )
+        threads.target = target
+        try:
+            written = await _Export(target, threads, meter).run(sources)
+            entries = [entry for source in sources for entry in source.entries]
+            await threads.run(target.complete, entries, interrupt=target.stop)
+            await threads.run_shielded(target.commit, entries)
+        finally:
+            await threads.run_shielded(target.close)
     finally:
-        await threads.run_shielded(target.close)
-    return ExportResult(image, closure.root.digest, written)
+        helpers.shutdown()
+    return written
 
 
 def _open_target(
-    layout: Any, archive: bool | None, helpers: Executor, docker: bytes | None
+    layout: Any,
+    transport: Transport | None,
+    sources: Sequence[Source],
+    helpers: WorkerPool,
+    check: Callable[[], object],
 ) -> Target:
-    if not isinstance(layout, str | PathLike):
-        return open_archive(layout, helpers, docker)
-    path = os.fspath(layout)
-    if archive is None:
-        archive = path.endswith(_ARCHIVE_SUFFIX) and not os.path.isdir(path)
-    return open_archive(path, helpers, docker) if archive else DirectoryTarget(path, helpers)
-
-
-def _entry(root: Descriptor, name: str) -> Descriptor:
-    return Descriptor(
-        media_type=root.media_type,
-        digest=root.digest,
-        size=root.size,
-        annotations={REF_NAME: name} if name else None,
-    )
-
-
-# What is to be exported
-
-
-async def _closure_of(store: ImageStore, image: Image, threads: Threads) -> Closure:
-    """Read the image's manifest or index, and all manifests and indexes that it refers to."""
-    place = f"image {image.id}"
-    data = await _read_manifest(store, image, MANIFEST)
-    media_type = await threads.run(media_type_of, data, f"item {MANIFEST!r}", place)
-    digest = await threads.run(_digest_in, image, data)
-    root = Descriptor(media_type=media_type, digest=digest, size=len(data))
-    closure = Closure(root, place)
-    while (descriptor := closure.next()) is not None:
-        if descriptor.digest != digest:
-            key = f"{MANIFEST}-{descriptor.digest}"
-            # What an index lists beside its images may have been missing from the start.
-            if key not in image.big_data_names and descriptor.is_beside:
-                closure.skip()
-                continue
-            data = await _read_manifest(store, image, key)
-        await threads.run(closure.add, data)
-    return closure
-
-
-def _digest_in(image: Image, manifest: bytes) -> str:
-    """Return the digest by which the image knows its manifest, of whatever algorithm."""
-    canonical = canonical_digest(manifest)
-    if f"{MANIFEST}-{canonical}" in image.big_data_names:
-        return canonical
-    for key in image.big_data_names:
-        digest = key.removeprefix(f"{MANIFEST}-")
-        if digest != key and is_digest(digest) and not is_canonical(digest):
-            state = hasher(digest)
-            state.update(manifest)
-            if digest_of(state) == digest:
-                return digest
-    return canonical
-
-
-async def _read_manifest(store: ImageStore, image: Image, key: str) -> bytes:
-    if key not in image.big_data_names:
-        raise _lacking(store, image, [key])
-    async with store.open_big_data(image.id, key, verify=True) as reader:
-        if reader.size > MANIFEST_MAX:
+    file = os.fspath(layout) if isinstance(layout, str | PathLike) else layout
+    if transport is None:
+        is_archive = not isinstance(file, str) or (
+            file.endswith(_ARCHIVE_SUFFIX) and not os.path.isdir(file)
+        )
+        transport = "oci-archive" if is_archive else "oci"
+    if transport in _ARCHIVES:
+        docker = docker_manifest((source.closure, _names_of(source)) for source in sources)
+        if transport == "docker-archive" and docker is None:
             raise InvalidLayoutError(
-                f"item {key!r} of image {image.id} has {reader.size} bytes: manifests have at "
-                f"most {MANIFEST_MAX}",
-                id=image.id,
-                key=key,
+                "docker load cannot read this from an archive: an image has several platforms, is "
+                "no image, or lacks layers"
             )
-        return await reader.read()
+        return ArchiveTarget(open_output(file, helpers, check), helpers, docker)
+    if not isinstance(file, str):
+        raise TypeError(f"{transport}: is a directory, not {type(file).__name__}")
+    if transport == "oci":
+        return LayoutTarget(file, helpers)
+    if transport != "dir":
+        raise ValueError(f"{transport!r} is none of {get_args(Transport)}")
+    if len(sources) > 1:
+        raise ValueError(f"dir: takes one image, not {len(sources)}")
+    return DirTarget(file, helpers, sources[0].closure.root.digest)
 
 
-def _lacking(store: ImageStore, image: Image, keys: list[str]) -> Exception:
-    """Return the error that names what an image lacks."""
-    layers = store.layer_store
-    advice = "import it again"
-    if layers is not None:
-        advice = f"its layers are kept in {layers}: use skopeo copy containers-storage:… oci:…"
-    return BigDataUnknownError(
-        f"image {image.id} cannot be exported, because it lacks the items {', '.join(keys)}; "
-        f"{advice}",
-        id=image.id,
-        key=keys[0],
-    )
-
-
-def _contents_of(store: ImageStore, image: Image, closure: Closure) -> list[_Content]:
-    contents = [_Content(d, len(data), data) for d, data in closure.documents.items()]
-    missing: list[str] = []
-    for blob in closure.blobs.values():
-        if blob.digest in closure.documents:
-            continue  # listed both as a manifest and as a blob: one file
-        if blob.digest in image.big_data_names:
-            contents.append(_Content(blob.digest, blob.size, None))
-        elif not blob.is_optional:
-            missing.append(blob.digest)
-    if missing:
-        raise _lacking(store, image, missing)
-    return contents
+def _names_of(source: Source) -> list[str]:
+    return [name_of(entry.annotations).text for entry in source.entries]
 
 
 class _Export:
     """One export: what it copies, and what the target has already."""
 
-    def __init__(
-        self, store: ImageStore, image: Image, target: Target, threads: Threads, meter: Meter
-    ) -> None:
-        self._store = store
-        self._image = image
+    def __init__(self, target: Target, threads: Threads, meter: Meter) -> None:
         self._target = target
         self._threads = threads
         self._meter = meter
 
-    async def run(self, contents: list[_Content]) -> int:
-        """Write what the target lacks, and return the number of bytes written."""
-        written = 0
-        self._meter.total = sum(content.size for content in contents)
-        for content in contents:
-            if not await self._is_there(content):
-                async with self._open(content) as source:
-                    await self._copy(content, source)
-                written += content.size
-            self._meter.end(content.size)
+    async def run(self, sources: Sequence[Source]) -> list[int]:
+        """Write what the target lacks, and return the number of bytes written of each source."""
+        written = []
+        # Images share layers: each file is written once.
+        done: set[str] = set()
+        new: list[list[Content]] = []
+        for source in sources:
+            new.append([each for each in source.contents if each.digest not in done])
+            done |= {each.digest for each in source.contents}
+        self._meter.total = sum(content.size for contents in new for content in contents)
+        for source, contents in zip(sources, new, strict=True):
+            size = 0
+            for content in contents:
+                if not await self._is_there(content):
+                    await self._write(content, source)
+                    size += content.size
+                self._meter.end(content.size)
+            written.append(size)
         return written
 
-    async def _is_there(self, content: _Content) -> bool:
-        """Return whether the target has this blob; reads and verifies it."""
-        file = await self._threads.run_abandonable(
-            self._target.find, content.digest, content.size, dispose=_close
-        )
+    async def _is_there(self, content: Content) -> bool:
+        """Return whether the target has this file; reads and verifies it."""
+        file = await self._threads.run_abandonable(self._target.find, content, dispose=_close)
         if file is None:
             return False
         try:
@@ -315,22 +351,21 @@ class _Export:
         finally:
             await self._threads.run_shielded(file.close)
 
-    @asynccontextmanager
-    async def _open(self, content: _Content) -> AsyncIterator[Any]:
+    async def _write(self, content: Content, source: Source) -> None:
         if content.document is not None:
-            yield content.document
+            await self._copy(content, content.document)
             return
-        item = self._store.open_big_data(self._image.id, content.digest, verify=True)
-        async with item as reader:
-            yield reader
+        async with source.open(content.digest) as opened:
+            await self._copy(content, opened)
 
-    async def _copy(self, content: _Content, source: Any) -> None:
+    async def _copy(self, content: Content, source: Any) -> None:
         expectations = Expectations(content.digest, content.size)
-        staged = await self._threads.run(self._target.begin, content.digest, content.size)
+        stop = self._target.stop
+        staged = await self._threads.run(self._target.begin, content, interrupt=stop)
         pouring = Pouring(source, self._threads, expectations, self._meter.report)
         await pouring.into(staged)
         expectations.check(staged)
-        await self._threads.run(staged.finish, interrupt=staged.interrupt)
+        await self._threads.run(staged.finish, interrupt=stop)
 
 
 def _close(file: LayoutFile | None) -> None:

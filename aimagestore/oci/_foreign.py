@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -41,6 +41,7 @@ _LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 _LINKS_MAX = 8
 # What programs call the config after its digest.
 _NAMED_BY_DIGEST = re.compile(r"(?:.*/)?(?:sha256:)?([0-9a-f]{64})(?:\.json)?")
+VERSION_FILE, VERSION = "version", b"Directory Transport Version: 1.1\n"
 _VERSION = re.compile(rb"Directory Transport Version: 1\.\d+\n")
 
 
@@ -244,47 +245,71 @@ class DirTransport(_ForeignLayout):
 
     def __init__(self, files: Layout, manifest: bytes) -> None:
         super().__init__(files)
-        try:
-            version = read_whole(files, "version")
-        except FileNotFoundError:
-            pass
-        else:
-            if not _VERSION.fullmatch(version):
-                raise self._invalid(f"a dir: of version {version[:80]!r}; only 1 is understood")
+        check_version(files)
         media_type = media_type_of(manifest, MANIFEST_FILE, self.place)
         digest, size = self._make(manifest)
         self._make_index([{"mediaType": media_type, "digest": digest, "size": size}])
 
     def _open_blob(self, path: str) -> LayoutFile:
         _, algorithm, encoded = path.split("/")
-        name = encoded if algorithm == CANONICAL else f"{algorithm}-{encoded}"
+        digest = f"{algorithm}:{encoded}"
         try:
-            return self._files.open(name)
+            return self._files.open(name_in_dir(digest))
         except FileNotFoundError:
-            return self._files.open(f"{name}.{MANIFEST_FILE}")
+            return self._files.open(name_in_dir(digest, is_manifest=True))
 
 
-def docker_manifest(closure: Closure, name: str) -> bytes | None:
-    """Return the ``manifest.json`` with which ``docker load`` reads an archive with this image.
+def check_version(files: Layout) -> bool:
+    """Check the file that says what a ``dir:`` is; ``False`` if it is missing.
 
-    :returns: ``None`` when ``docker load`` cannot read it: it has several platforms, is not an
-        image, or lacks layers
-
-    :param name: what the archive calls the image
+    :raises InvalidLayoutError: when it is of a version that is not understood
     """
-    root = closure.root
-    config, *layers = closure.parts.get(root.digest, (root,))
-    is_docker = root.media_type == DOCKER_MANIFEST
-    is_image = root.is_manifest and (is_docker or config.is_image_config)
-    if not is_image or any(layer.is_foreign for layer in layers):
-        return None
-    full = full_name(name)
-    item = {
-        "Config": blob_path(config.digest),
-        "RepoTags": [full] if full is not None and "@" not in full else None,
-        "Layers": [blob_path(layer.digest) for layer in layers],
-    }
-    return msgspec.json.encode([item])
+    try:
+        version = read_whole(files, VERSION_FILE)
+    except FileNotFoundError:
+        return False
+    if not _VERSION.fullmatch(version):
+        raise InvalidLayoutError(
+            f"{files.place}: a dir: of version {version[:80]!r}; only 1 is understood",
+            path=files.place,
+        )
+    return True
+
+
+def name_in_dir(digest: str, *, is_manifest: bool = False) -> str:
+    """Return the name of a blob in a ``dir:``, or of a manifest other than the image's own."""
+    algorithm, _, encoded = digest.partition(":")
+    name = encoded if algorithm == CANONICAL else f"{algorithm}-{encoded}"
+    return f"{name}.{MANIFEST_FILE}" if is_manifest else name
+
+
+def docker_manifest(images: Iterable[tuple[Closure, Sequence[str]]]) -> bytes | None:
+    """Return the ``manifest.json`` with which ``docker load`` reads an archive with these images.
+
+    :param images: the images, and what the archive calls each
+    :returns: ``None`` when ``docker load`` cannot read one: it has several platforms, is not an
+        image, or lacks layers
+    """
+    items: dict[str, dict[str, Any]] = {}
+    for closure, names in images:
+        root = closure.root
+        config, *layers = closure.parts.get(root.digest, (root,))
+        is_docker = root.media_type == DOCKER_MANIFEST
+        is_image = root.is_manifest and (is_docker or config.is_image_config)
+        if not is_image or any(layer.is_foreign for layer in layers):
+            return None
+        item = items.setdefault(
+            root.digest,
+            {
+                "Config": blob_path(config.digest),
+                "RepoTags": None,
+                "Layers": [blob_path(layer.digest) for layer in layers],
+            },
+        )
+        full = [name for name in map(full_name, names) if name is not None and "@" not in name]
+        tags = dict.fromkeys([*(item["RepoTags"] or ()), *full])
+        item["RepoTags"] = list(tags) or None
+    return msgspec.json.encode(list(items.values()))
 
 
 def open_layout(layout: Any, check: Callable[[], object]) -> Layout:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
-from threading import Event
-from time import monotonic
 from typing import BinaryIO, TypeAlias
 
 from .._async.loop import EventLoop
@@ -23,7 +21,6 @@ from .._async.transaction import Transaction
 from .._core.digest import is_canonical
 from .._core.image import Image
 from .._core.names import check_names, check_type
-from .._engine.protocol import Steps
 from ..errors import ImageStoreError, ImageUnknownError, StoreReadOnlyError
 from ._closure import check_content
 from ._documents import Descriptor, blob_path
@@ -33,6 +30,7 @@ from ._layout import Layout, read_up_to
 from ._plan import Item, PlannedImage, plan
 from ._platform import Platform
 from ._progress import Meter
+from ._steps import run_steps
 
 logger = logging.getLogger("aimagestore")
 
@@ -40,7 +38,6 @@ _Group: TypeAlias = "list[tuple[PlannedImage, dict[str, Item]]]"
 
 _OPEN_FILES_MAX = 512
 _SMALL = 64 * 1024
-_STEP_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +159,7 @@ async def _import(
     source = await _open(layout, threads)
     try:
         steps = plan(source, ref, platform, with_layers=layers is None, force=force)
-        images: list[PlannedImage] | None = None
-        while images is None:
-            # Interrupted, this waits for the step that is under way: the layout is closed next.
-            images = await threads.run(_advance, steps)
+        images = await run_steps(steps, threads)
         if names is not None and len(images) > 1:
             raise ValueError(
                 f"{source.place} has {len(images)} images, and names are for one: give the ref of "
@@ -188,32 +182,10 @@ async def _import(
     return done
 
 
-def _advance(steps: Steps[list[PlannedImage]]) -> list[PlannedImage] | None:
-    """Plan for a moment, and return the plan when it is complete."""
-    end = monotonic() + _STEP_SECONDS
-    while monotonic() < end:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            planned: list[PlannedImage] = stop.value
-            return planned
-    return None
-
-
 async def _open(layout: str | PathLike[str] | BinaryIO, threads: Threads) -> Layout:
-    is_unwanted = Event()
-
-    def check() -> None:
-        if is_unwanted.is_set():
-            raise CancelledError
-
-    try:
-        return await threads.run_abandonable(
-            open_layout, layout, check, dispose=lambda opened: opened.close()
-        )
-    except BaseException:
-        is_unwanted.set()
-        raise
+    return await threads.run_while_wanted(
+        partial(open_layout, layout), dispose=lambda opened: opened.close()
+    )
 
 
 class _Import:

@@ -204,8 +204,8 @@ def _are_platforms(entries: Sequence[Entry]) -> bool:
     return len(entries) > 1 and None not in platforms and len(platforms) == len(entries)
 
 
-def with_entry(data: bytes | None, entry: Descriptor, place: str) -> bytes:
-    """Return the index with one more entry, in place of those with the same name.
+def with_entries(data: bytes | None, entries: Iterable[Descriptor], place: str) -> bytes:
+    """Return the index with more entries, in place of those with the same names.
 
     An entry without a name replaces one of the same digest without a name. What else the index
     says stays as it is spelled.
@@ -217,13 +217,13 @@ def with_entry(data: bytes | None, entry: Descriptor, place: str) -> bytes:
         data = _EMPTY
     spelled = _decode(data, place).manifests or []
     fields = decode(data, dict[str, msgspec.Raw], INDEX_FILE, place, INDEX_MAX)
-    new = Entry(entry, name_of(entry.annotations))
-    kept = [bytes(raw) for raw in spelled if not _is_replaced(_entry_of(raw), new)]
-    fields["manifests"] = msgspec.Raw(b"[" + b",".join([*kept, msgspec.json.encode(entry)]) + b"]")
+    new = {_identity(Entry(each, name_of(each.annotations))): each for each in entries}
+    kept = [bytes(raw) for raw in spelled if _identity(_entry_of(raw)) not in new]
+    added = [msgspec.json.encode(entry) for entry in new.values()]
+    fields["manifests"] = msgspec.Raw(b"[" + b",".join([*kept, *added]) + b"]")
     return msgspec.json.encode(fields)
 
 
-def _is_replaced(old: Entry, new: Entry) -> bool:
-    if new.name.key:
-        return old.name.key == new.name.key
-    return not old.name.key and old.descriptor.digest == new.descriptor.digest
+def _identity(entry: Entry) -> tuple[str, str]:
+    """Return what two entries have in common of which one replaces the other."""
+    return (entry.name.key, "") if entry.name.key else ("", entry.descriptor.digest)

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from .._core.digest import is_digest
 from .._core.names import NAME_ANNOTATIONS
 from .._core.references import DOCKER, full_name
+from ._documents import Descriptor
 
 _IMAGE_NAME, REF_NAME = NAME_ANNOTATIONS
 
@@ -65,3 +68,17 @@ def digest_in(ref: str) -> tuple[str, str]:
     if is_digest(digest):
         return name if at else "", digest
     return ref, ""
+
+
+def called(entry: Descriptor, name: str) -> Descriptor:
+    """Return an entry of an index with this name and no other; ``""`` for none."""
+    others = {k: v for k, v in (entry.annotations or {}).items() if k not in NAME_ANNOTATIONS}
+    annotations = others | ({REF_NAME: name} if name else {})
+    return msgspec.structs.replace(entry, annotations=annotations or None)
+
+
+def names_from(entry: Descriptor, other: Descriptor) -> Descriptor:
+    """Return an entry that is called what another one is."""
+    names = {k: v for k, v in (other.annotations or {}).items() if k in NAME_ANNOTATIONS}
+    annotations = (called(entry, "").annotations or {}) | names
+    return msgspec.structs.replace(entry, annotations=annotations or None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from ._closure import Closure
 from ._documents import Descriptor, is_image
 from ._index import Selected
 from ._layout import Layout
+from ._naming import names_from
 from ._platform import Platform, best_of
 from ._reader import Reader
 
@@ -67,6 +68,18 @@ class PlannedImage:
         )
 
 
+class FoundImage(NamedTuple):
+    """An image of a layout as it is there.
+
+    :ivar lacking: the digests of blobs that the layout has not, and need not have
+    :ivar entry: what its index lists, or would list if this image were all of it
+    """
+
+    closure: Closure
+    lacking: set[str]
+    entry: Descriptor
+
+
 def plan(
     layout: Layout,
     ref: str | None,
@@ -93,6 +106,14 @@ def plan(
     )
 
 
+def find_images(
+    layout: Layout, ref: str | None, platform: Platform | None
+) -> Steps[list[FoundImage]]:
+    """Find the images that are selected as :func:`plan` does, one for each entry, in steps."""
+    planner = _Planner(Reader(layout), platform, with_layers=True, force=True)
+    return (yield from planner.find(ref))
+
+
 class _Planner:
     def __init__(
         self, reader: Reader, platform: Platform | None, *, with_layers: bool, force: bool
@@ -106,25 +127,28 @@ class _Planner:
         self._names: dict[str, dict[str, None]] = {}
         self._other_platforms: set[str] = set()
 
+    def find(self, ref: str | None) -> Steps[list[FoundImage]]:
+        found: list[FoundImage] = []
+
+        def add(root: Descriptor, selected: Selected) -> None:
+            closure, lacking = self._whole(root, selected)
+            entry = closure.root
+            if entry not in selected.entries:
+                entry = names_from(entry, selected.entries[0])
+            found.append(FoundImage(closure, lacking, entry))
+
+        yield from self._each(ref, add)
+        if not found:
+            raise self._nothing()
+        return found
+
     def steps(self, ref: str | None) -> Steps[list[PlannedImage]]:
-        everything = self._reader.index.select(ref)
-        for done, selected in enumerate(everything, 1):
-            for root in self._roots(selected):
-                if root.is_index or root.is_manifest or ref is not None:
-                    self._add(root, selected)
-            yield done, len(everything)
+        yield from self._each(ref, self._add)
         planned = [
             replace(image, names=tuple(self._names[image.id])) for image in self._planned.values()
         ]
         if not planned:
-            raise ImageUnknownError(
-                f"{self._reader.place} lists no image"
-                if self._platform is None
-                else f"{self._reader.place}: no image for {self._platform}, but for "
-                f"{sorted(self._other_platforms)}",
-                ref=None if self._platform is None else str(self._platform),
-                path=self._reader.place,
-            )
+            raise self._nothing()
         images = [image for image in planned if not image.is_artifact]
         artifacts = ", ".join(image.label for image in planned if image.is_artifact)
         is_refused = not (self._with_layers or self._force)
@@ -137,6 +161,24 @@ class _Planner:
             return planned
         logger.warning("%s: left out what is not an image: %s", self._reader.place, artifacts)
         return images
+
+    def _each(self, ref: str | None, add: Callable[[Descriptor, Selected], object]) -> Steps[None]:
+        everything = self._reader.index.select(ref)
+        for done, selected in enumerate(everything, 1):
+            for root in self._roots(selected):
+                if root.is_index or root.is_manifest or ref is not None:
+                    add(root, selected)
+            yield done, len(everything)
+
+    def _nothing(self) -> ImageUnknownError:
+        return ImageUnknownError(
+            f"{self._reader.place} lists no image"
+            if self._platform is None
+            else f"{self._reader.place}: no image for {self._platform}, but for "
+            f"{sorted(self._other_platforms)}",
+            ref=None if self._platform is None else str(self._platform),
+            path=self._reader.place,
+        )
 
     def _roots(self, selected: Selected) -> list[Descriptor]:
         """Return the manifest or index that is meant, if there is one for the platform."""
@@ -221,6 +263,13 @@ class _Planner:
         self._names.setdefault(image.id, {}).update(dict.fromkeys(selected.names))
 
     def _image(self, root: Descriptor, selected: Selected) -> PlannedImage:
+        return self._planned_image(*self._whole(root, selected), selected)
+
+    def _whole(self, root: Descriptor, selected: Selected) -> tuple[Closure, set[str]]:
+        """Read an image, and return it with the digests of what it may lack and does.
+
+        Of an index, the only platform that is whole is the image.
+        """
         closure = self._reader.closure(root)
         lacking = {
             blob.digest
@@ -231,10 +280,10 @@ class _Planner:
         if root.is_index:
             whole = self._only_whole(closure, set(required), selected)
             if whole is not None:
-                return self._image(whole, selected)
+                return self._whole(whole, selected)
         elif required:
             raise self._reader.missing(required)
-        return self._planned_image(closure, lacking, selected)
+        return closure, lacking
 
     def _only_whole(
         self, closure: Closure, lacking: set[str], selected: Selected

@@ -76,7 +76,7 @@ def test_exists(image: Cli, tmp_path: Path) -> None:
 # load and save
 
 
-@pytest.mark.parametrize("arguments", [["-o", "{}"], ["--output={}"], ["{}"]])
+@pytest.mark.parametrize("arguments", [["-o", "{}"], ["--output={}"]])
 @pytest.mark.parametrize("name", ["new.tar", "new"])
 def test_save_and_load(image: Cli, tmp_path: Path, name: str, arguments: list[str]) -> None:
     """A file, whatever its name is, and load finds out what it is."""
@@ -112,13 +112,32 @@ def test_save_adds_to_a_directory(image: Cli, tmp_path: Path) -> None:
     assert names(tmp_path / "hello") == ["hello:1", "again:1"]
 
 
-def test_save_takes_one_image(image: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", [None, "oci-archive", "docker-archive", "oci-dir"])
+def test_several_images_are_saved_together(image: Cli, tmp_path: Path, form: str | None) -> None:
+    archive = DockerArchive()
+    other_id = archive.image(b"other", tags=["localhost/other:2"])
+    image("load", "-i", archive.write(tmp_path / "other.tar"))
     image("tag", "localhost/x:1", "localhost/y:1")
-    errors = image("save", "localhost/x:1", "localhost/y:1", code=2).errors
-    assert "one image" in errors
-    image("save", "localhost/x:1", "a.tar", "-o", "b.tar", code=2)
-    image("load", "a.tar", "-i", "b.tar", code=2)
+    refs = ["localhost/y:1", other_id[:12], "localhost/x:1"]
+    options = [] if form is None else ["--format", form]
+    image("save", "-m", "-o", tmp_path / "new", *refs, *options)
+    assert names(tmp_path / "new") == ["localhost/y:1", "localhost/x:1", "localhost/other:2"]
+    if form != "oci-dir":
+        items = json.loads(files_of(tmp_path / "new")["manifest.json"])
+        assert [item["RepoTags"] for item in items] == [
+            ["localhost/y:1", "localhost/x:1"],
+            ["localhost/other:2"],
+        ]
+    again = Cli(tmp_path / "again")
+    assert again("load", tmp_path / "new").lines == image("images", "-q", "--no-trunc").lines
+
+
+def test_what_save_does_not_do(image: Cli, tmp_path: Path) -> None:
+    image("save", "localhost/x:1", "localhost/gone:1", "-o", tmp_path / "new", code=3)
+    image("save", "localhost/x:1", "localhost/x:1", "--name", "y", "-o", tmp_path / "new", code=2)
     image("save", "localhost/x:1", "--format", "oci-dir", code=2)
+    image("load", "a.tar", "-i", "b.tar", code=2)
+    assert sorted(os.listdir(tmp_path)) == ["hello", "store"]
 
 
 def test_what_docker_cannot_load_is_no_docker_archive(cli: Cli, tmp_path: Path) -> None:
@@ -187,13 +206,12 @@ def test_archives_of_others(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["oci:{}/hello", "oci:{}/new"],
         ["oci:{}/hello", "{}/new", "x:1"],
         ["containers-storage:x:1", "{}/new", "x:1"],
-        ["containers-storage:x:1", "dir:{}/new"],
+        ["{}/store", "dir:{}/new", "x:1", "y:1"],
         ["docker://alpine", "{}/new"],
         ["{}/store", "oci:{}/new"],
-        ["{}/store", "oci-archive:{}/new", "x:1", "x:1"],
+        ["{}/store", "oci-archive:{}/new:y", "x:1", "x:1"],
         ["{}/store", "containers-storage:[{}/new]y:1"],
         ["oci:{}/hello", "containers-storage:UPPER"],
     ],

@@ -17,7 +17,6 @@ async def test_cancelled_it_leaves_what_was_there(tmp_path: Path) -> None:
     with anyio.CancelScope() as scope:
         async with writing(str(file)) as sink:
             await sink.write(b"after")
-            assert len(os.listdir(tmp_path)) == 2
             scope.cancel()
             await sink.write(b"never")
     assert os.listdir(tmp_path) == ["file"]

@@ -96,7 +96,9 @@ async def test_docker_loads_what_is_exported_and_what_it_saves_is_imported(
     saved.write(tmp_path / "in.tar")
     async with ImageStore(tmp_path / "store") as store:
         (imported,) = await oci.import_layout(store, tmp_path / "in.tar")
-        await oci.export_layout(store, imported.image.id, tmp_path / "out.tar", docker=True)
+        await oci.export_layout(
+            store, imported.image.id, tmp_path / "out.tar", transport="docker-archive"
+        )
         docker("load", "--input", tmp_path / "out.tar")
         assert docker.images() == {"hello:1": f"sha256:{imported.image.id}"}
         docker("tag", "hello:1", "quay.io/other:2")
