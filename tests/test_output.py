@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from aimagestore.oci._target import DirectoryTarget
 from .support.layouts import Maker, files_of, hello
 from .support.stores import until
 
-Writer = Callable[[Any], Awaitable[object]]
+Writer = Callable[[Any], Coroutine[Any, Any, object]]
 
 
 @pytest.fixture(params=["item", "archive"])

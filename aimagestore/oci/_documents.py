@@ -23,10 +23,10 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
-_CONFIG = "application/vnd.oci.image.config.v1+json"
+CONFIG = "application/vnd.oci.image.config.v1+json"
 _INDEXES = frozenset({INDEX, DOCKER_LIST})
 _MANIFESTS = frozenset({MANIFEST, DOCKER_MANIFEST})
-_IMAGE_CONFIGS = frozenset({"", _CONFIG, DOCKER_CONFIG})
+_IMAGE_CONFIGS = frozenset({"", CONFIG, DOCKER_CONFIG})
 _NOT_DISTRIBUTED = (
     "application/vnd.oci.image.layer.nondistributable.",
     "application/vnd.docker.image.rootfs.foreign.",

@@ -41,6 +41,7 @@ T = TypeVar("T")
 Transport: TypeAlias = Literal["oci", "oci-archive", "docker-archive", "dir"]
 """What to write, by skopeo's names."""
 
+_OCI = ("oci", "oci-archive")
 _ARCHIVES = ("oci-archive", "docker-archive")
 _ARCHIVE_SUFFIX = ".tar"
 _HELPERS = 4
@@ -202,7 +203,8 @@ async def copy_layout(
     wanted = None if platform is None else Platform.parse(platform)
     async with _exporting() as threads:
         opened = await threads.run_while_wanted(
-            partial(open_layout, source), dispose=lambda opened: opened.close()
+            partial(open_layout, source, prefers_oci=transport in {None, *_OCI}),
+            dispose=lambda opened: opened.close(),
         )
         try:
             found = await run_steps(find_images(opened, ref, wanted), threads)
@@ -283,10 +285,9 @@ def _open_target(
 ) -> Target:
     file = os.fspath(layout) if isinstance(layout, str | PathLike) else layout
     if transport is None:
-        is_archive = not isinstance(file, str) or (
-            file.endswith(_ARCHIVE_SUFFIX) and not os.path.isdir(file)
-        )
-        transport = "oci-archive" if is_archive else "oci"
+        is_path = isinstance(file, str)
+        is_directory = is_path and (not file.endswith(_ARCHIVE_SUFFIX) or os.path.isdir(file))
+        transport = "oci" if is_directory else "oci-archive"
     if transport in _ARCHIVES:
         docker = docker_manifest((source.closure, _names_of(source)) for source in sources)
         if transport == "docker-archive" and docker is None:

@@ -12,7 +12,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -22,11 +22,13 @@ from ..errors import DigestMismatchError, InvalidLayoutError
 from ._closure import Closure
 from ._compression import START, Decompressor, is_compressed
 from ._documents import (
+    CONFIG,
     DOCKER_CONFIG,
     DOCKER_MANIFEST,
     INDEX_FILE,
     INDEX_MAX,
     LAYOUT_FILE,
+    MANIFEST,
     MARKER,
     blob_path,
     decode,
@@ -37,7 +39,21 @@ from ._naming import REF_NAME
 
 MANIFEST_FILE = "manifest.json"
 
-_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+
+class _Types(NamedTuple):
+    """The media types of a manifest that is made, and of what it refers to."""
+
+    manifest: str
+    config: str
+    layer: str
+
+
+# Of layers without compression podman's manifests say that they have it.
+_DOCKER = _Types(
+    DOCKER_MANIFEST, DOCKER_CONFIG, "application/vnd.docker.image.rootfs.diff.tar.gzip"
+)
+_OCI = _Types(MANIFEST, CONFIG, "application/vnd.oci.image.layer.v1.tar")
+
 _LINKS_MAX = 8
 # What programs call the config after its digest.
 _NAMED_BY_DIGEST = re.compile(r"(?:.*/)?(?:sha256:)?([0-9a-f]{64})(?:\.json)?")
@@ -123,12 +139,16 @@ class DockerArchive(_ForeignLayout):
     It has no manifests. Each image gets the one that podman makes for it, so that it has the same
     digest: its layers are known by the digest that they have without compression.
 
+    :param types: the media types of the manifests
     :param check: called now and then while layers are read; what it raises ends that
     :raises InvalidLayoutError: when it is not what it should be
     """
 
-    def __init__(self, files: Layout, manifest: bytes, check: Callable[[], object]) -> None:
+    def __init__(
+        self, files: Layout, manifest: bytes, types: _Types, check: Callable[[], object]
+    ) -> None:
         super().__init__(files)
+        self._types = types
         self._check = check
         # The paths of layers and configs in the archive, by those in the layout.
         self._sources: dict[str, str] = {}
@@ -143,14 +163,14 @@ class DockerArchive(_ForeignLayout):
         entries: list[dict[str, Any]] = []
         for item in items:
             digest, size = self._make(self._manifest_of(item))
-            entry = {"mediaType": DOCKER_MANIFEST, "digest": digest, "size": size}
+            entry = {"mediaType": self._types.manifest, "digest": digest, "size": size}
             tags = [{"annotations": {REF_NAME: tag}} for tag in item.repo_tags or ()]
             entries += [entry | tag for tag in tags or [{}]]
         self._make_index(entries)
 
     def _manifest_of(self, item: _Item) -> bytes:
         path = self._resolve(item.config)
-        config: dict[str, Any] = {"mediaType": DOCKER_CONFIG, "size": 0, "digest": ""}
+        config: dict[str, Any] = {"mediaType": self._types.config, "size": 0, "digest": ""}
         named = _NAMED_BY_DIGEST.fullmatch(item.config)
         try:
             data = read_whole(self._files, path)
@@ -184,12 +204,11 @@ class DockerArchive(_ForeignLayout):
                 raise self._invalid(f"{what} has a layer of the invalid digest {digest!r}")
             path = self._sources.setdefault(blob_path(digest), self._resolve(layer))
             size = self._size_of(path) or 0
-            layers.append({"mediaType": _LAYER, "size": size, "digest": digest})
+            layers.append({"mediaType": self._types.layer, "size": size, "digest": digest})
         return layers
 
-    @staticmethod
-    def _encoded(config: dict[str, Any], layers: list[dict[str, Any]]) -> bytes:
-        manifest = {"schemaVersion": 2, "mediaType": DOCKER_MANIFEST}
+    def _encoded(self, config: dict[str, Any], layers: list[dict[str, Any]]) -> bytes:
+        manifest = {"schemaVersion": 2, "mediaType": self._types.manifest}
         return msgspec.json.encode(manifest | {"config": config, "layers": layers})
 
     def _resolve(self, path: str) -> str:
@@ -312,27 +331,25 @@ def docker_manifest(images: Iterable[tuple[Closure, Sequence[str]]]) -> bytes | 
     return msgspec.json.encode(list(items.values()))
 
 
-def open_layout(layout: Any, check: Callable[[], object]) -> Layout:
+def open_layout(layout: Any, check: Callable[[], object], *, prefers_oci: bool = False) -> Layout:
     """Open what is at a path, or a file that is open already, as an OCI layout.
 
     :param check: called now and then where that takes long; what it raises ends it
+    :param prefers_oci: whether manifests that have to be made are OCI's, and not those that podman
+        makes in its store: skopeo finds no others by their names in a layout
     :raises InvalidLayoutError: when it is something else, or damaged
     """
     files = open_files(layout, check)
     try:
-        return _as_layout(files, check)
+        if _has(files, LAYOUT_FILE) or not _has(files, MANIFEST_FILE):
+            return files
+        manifest = read_whole(files, MANIFEST_FILE, INDEX_MAX)
+        if manifest.lstrip(b" \t\r\n").startswith(b"["):
+            return DockerArchive(files, manifest, _OCI if prefers_oci else _DOCKER, check)
+        return DirTransport(files, manifest)
     except BaseException:
         files.close()
         raise
-
-
-def _as_layout(files: Layout, check: Callable[[], object]) -> Layout:
-    if _has(files, LAYOUT_FILE) or not _has(files, MANIFEST_FILE):
-        return files
-    manifest = read_whole(files, MANIFEST_FILE, INDEX_MAX)
-    if manifest.lstrip(b" \t\r\n").startswith(b"["):
-        return DockerArchive(files, manifest, check)
-    return DirTransport(files, manifest)
 
 
 def _has(files: Layout, path: str) -> bool:

@@ -179,6 +179,20 @@ def test_out_of_a_store_and_back(image: Cli, tmp_path: Path, transport: str) -> 
     assert other("copy", address, "containers-storage:localhost/z:1", "--json").json["present"] == 1
 
 
+@pytest.mark.parametrize("source", ["oci", "oci-archive", "docker-archive", "dir"])
+@pytest.mark.parametrize("transport", ["oci", "oci-archive", "docker-archive", "dir"])
+def test_from_layout_to_layout(image: Cli, tmp_path: Path, source: str, transport: str) -> None:
+    place, out = f"{source}:{tmp_path / 'in'}", f"{transport}:{tmp_path / 'out'}"
+    image("copy", "containers-storage:localhost/x:1", place)
+    name = "" if transport == "dir" else ":localhost/y:1"
+    assert image("copy", place, out + name, "--json").json["images"] == 1
+    if transport != "dir":
+        assert names(tmp_path / "out") == ["localhost/y:1"]
+    other = Cli(tmp_path / "other")
+    other("copy", out, "containers-storage:localhost/z:1")
+    assert other("images", "-q", "--no-trunc").lines == image("images", "-q", "--no-trunc").lines
+
+
 def test_stores_by_their_roots(image: Cli, tmp_path: Path) -> None:
     image("copy", image.root, f"oci:{tmp_path / 'new'}", "localhost/x:1")
     assert names(tmp_path / "new") == ["localhost/x:1"]

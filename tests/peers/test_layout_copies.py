@@ -1,0 +1,117 @@
+"""What is written from layout to layout, or for several images, is read by skopeo and podman."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aimagestore import ImageStore, oci
+from aimagestore.oci import Transport
+
+from ..support.layouts import Maker, encode, files_of
+from .test_oci import copied, layer, skopeos
+from .tools import Tools, require, run
+
+pytestmark = pytest.mark.peers
+
+NAME = "localhost/hello:1"
+OTHER = "quay.io/other/other:2"
+TRANSPORTS: list[Transport] = ["oci", "oci-archive", "docker-archive", "dir"]
+
+
+@pytest.fixture(params=["asyncio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """One loop is enough for what the tools are needed for."""
+    return str(request.param)
+
+
+@pytest.fixture
+def tools(short_path: Path) -> Tools:
+    """The tools, with two images of buildah's."""
+    require("podman", "buildah", "skopeo")
+    tools = Tools(short_path)
+    tools.commit(NAME, "hello")
+    tools.commit(OTHER, "other")
+    return tools
+
+
+def address(transport: str, path: Path, name: str = NAME) -> str:
+    return f"{transport}:{path}" if transport == "dir" else f"{transport}:{path}:{name}"
+
+
+@pytest.mark.parametrize("source", TRANSPORTS)
+async def test_skopeo_reads_a_copy_of_what_skopeo_has_written(
+    tools: Tools, tmp_path: Path, source: Transport
+) -> None:
+    theirs = tmp_path / "theirs"
+    run("skopeo", "copy", "--quiet", f"{tools.reference}{NAME}", address(source, theirs))
+    for transport in TRANSPORTS:
+        ours = tmp_path / transport
+        (result,) = await oci.copy_layout(theirs, ours, name=NAME, transport=transport)
+        assert result.name == NAME
+        inspected = json.loads(run("skopeo", "inspect", address(transport, ours)))
+        expected = json.loads(run("skopeo", "inspect", address(source, theirs)))
+        for field in ("Created", "Architecture", "Labels"):
+            assert inspected[field] == expected[field]
+        other = Tools(tools.root / transport)
+        run("skopeo", "copy", "--quiet", address(transport, ours), f"{other.reference}{NAME}")
+        assert other.inspect(NAME)["RootFS"] == tools.inspect(NAME)["RootFS"]
+        assert other.inspect(NAME)["Id"] == tools.inspect(NAME)["Id"]
+        if transport != "docker-archive":  # skopeo makes a manifest for that
+            assert inspected["Digest"] == result.digest
+    again = tmp_path / "again"
+    await oci.copy_layout(theirs, again, transport="dir")
+    assert files_of(again) == files_of(tmp_path / "dir")
+    if source == "dir":
+        assert files_of(again) == files_of(theirs)
+
+
+async def test_a_dir_of_all_platforms_is_as_skopeo_writes_it(tools: Tools, tmp_path: Path) -> None:
+    maker = Maker()
+    images = []
+    for name in ("amd64", "arm64"):
+        fields = {"os": "linux", "architecture": name}
+        images.append(maker.image(layer(encode(fields)), config=fields, platform=fields))
+    maker.enter(maker.index(*images), "all:1")
+    layout = maker.write(tmp_path / "layout")
+    await oci.copy_layout(layout, tmp_path / "ours", transport="dir")
+    assert files_of(tmp_path / "ours") == copied(f"oci:{layout}:all:1", tmp_path / "one", "--all")
+    assert copied(f"dir:{tmp_path / 'ours'}", tmp_path / "two", "--all") == files_of(
+        tmp_path / "ours"
+    )
+    # One image takes the other's place.
+    skopeos(tools, tmp_path / "single")
+    await oci.copy_layout(tmp_path / "single", tmp_path / "ours", transport="dir")
+    assert files_of(tmp_path / "ours") == copied(f"oci:{tmp_path / 'single'}", tmp_path / "three")
+
+
+@pytest.mark.parametrize("transport", ["oci", "oci-archive", "docker-archive"])
+async def test_several_images_in_one_layout(
+    tools: Tools, tmp_path: Path, transport: Transport
+) -> None:
+    for number, name in enumerate((NAME, OTHER)):
+        run(
+            "skopeo", "copy", "--quiet", f"{tools.reference}{name}", f"oci:{tmp_path / 'in'}:{name}"
+        )
+        assert len(json.loads((tmp_path / "in" / "index.json").read_bytes())["manifests"]) > number
+    out, copy = tmp_path / "out", tmp_path / "copy"
+    async with ImageStore(tmp_path / "store") as store:
+        await oci.import_layout(store, tmp_path / "in")
+        await store.add_names(NAME, ["localhost/again:3"])
+        names = [NAME, OTHER, "localhost/again:3"]
+        await oci.export_images(store, names, out, transport=transport)
+    await oci.copy_layout(out, copy, transport=transport)
+    for place in (out, copy):
+        for name in names:
+            original = NAME if "again" in name else name
+            other = Tools(tools.root / f"{place.name}{names.index(name)}")
+            run(
+                "skopeo", "copy", "--quiet", address(transport, place, name), other.reference + name
+            )
+            assert other.inspect(name)["Id"] == tools.inspect(original)["Id"]
+        if transport != "oci":  # podman takes them all from an archive of docker save
+            other = Tools(tools.root / f"loaded-{place.name}")
+            other.podman("load", "--quiet", "--input", str(place))
+            assert sorted(name for each in other.names().values() for name in each) == sorted(names)
