@@ -12,8 +12,8 @@ import msgspec
 from .._format import gojson
 
 
-class _ImageMeta(msgspec.StructMeta):
-    """The class of :class:`Image`: keeps what ``Struct`` adds out of ``help`` and completion."""
+class PlainMeta(msgspec.StructMeta):
+    """The class of public records: keeps what ``Struct`` adds out of ``help`` and completion."""
 
     def __dir__(cls) -> Iterable[str]:  # noqa: N805 (a metaclass)
         struct = {*dir(msgspec.Struct), *_HIDDEN}
@@ -26,7 +26,7 @@ _HIDDEN = frozenset(
 )
 
 
-class Image(msgspec.Struct, metaclass=_ImageMeta, frozen=True, eq=False, order=False, gc=False):
+class Image(msgspec.Struct, metaclass=PlainMeta, frozen=True, eq=False, order=False, gc=False):
     """One image's record, as it was when it was read. Immutable.
 
     Images come from a store; they are not made by hand. Two images are equal when all of their

@@ -51,7 +51,7 @@ from .._engine.protocol import Outcome, Removal, Steps
 from .._format import index
 from .._format.block_catalog import BlockCatalog, apply_draft
 from ..errors import ImageInUseError, PodmanFailsError, StoreCorruptError
-from .containers import containers_of
+from .beside import PodmanFiles
 from .files import Directory
 from .garbage import garbage, needed_manifest, remove
 from .index_file import IndexFile
@@ -84,13 +84,13 @@ class DirectoryWriter:
         index_file: IndexFile,
         recovery: Recovery,
         stage: Callable[[], StagedFile],
-        layers: str | None,
+        podman: PodmanFiles,
     ) -> None:
         self._root = root
         self._index = index_file
         self._recovery = recovery
         self._stage = stage
-        self._layers = layers
+        self._podman = podman
 
     def touch(self, grant: AnyGrant) -> None:
         self._index.check_root()
@@ -150,12 +150,13 @@ class DirectoryWriter:
                     raise directory.corrupt(name, "is a directory: move it away")
 
     def _check_unused(self, image_ids: Sequence[str]) -> None:
-        for image_id, containers in containers_of(self._root.path, image_ids).items():
+        for image_id, containers in self._podman.containers_of(image_ids).items():
+            names = tuple(container.name for container in containers)
             raise ImageInUseError(
-                f"image {image_id} is used by the containers {', '.join(containers)}: remove "
-                "them, or delete it with force=True",
+                f"image {image_id} is used by containers: remove them, or delete it with "
+                f"force=True: {', '.join(names)}",
                 id=image_id,
-                containers=containers,
+                containers=names,
             )
 
     def _publish(self, draft: Draft) -> None:
@@ -190,9 +191,10 @@ class DirectoryWriter:
 
     def _check_for_podman(self, draft: Draft) -> list[str]:
         """Check that podman can read what changes; return what to say where that was forced."""
-        if self._layers is None:
+        layers = self._podman.layer_store
+        if layers is None:
             return []
-        podman = Podman(self._root, self._layers)
+        podman = Podman(self._root, layers)
         created = {*draft.created, *(new.id for _, new in draft.recreated)}
         warnings = []
         for image_id, old, record, _ in draft.record_deltas():
@@ -208,7 +210,7 @@ class DirectoryWriter:
                         f"it is in this store, beside podman's layers: {'; '.join(problems)}; "
                         "create it with force=True, or in another store",
                         id=image_id,
-                        path=self._layers,
+                        path=layers,
                         problems=tuple(problems),
                     )
                 )
@@ -314,7 +316,7 @@ class DirectoryWriter:
                 self._recovery.recover(catalog, always=True)
                 self._index.make_durable()
             found = garbage(self._root, catalog)
-            if self._layers is not None:
+            if self._podman.layer_store is not None:
                 found = (finding for finding in found if not needed_manifest(catalog, finding))
             return (yield from remove(self._root, catalog, found, dry_run))
 

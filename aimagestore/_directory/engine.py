@@ -6,8 +6,8 @@ import logging
 import os
 
 from .._engine.protocol import ChangeUnderWayError
+from .beside import PodmanFiles
 from .commit import DirectoryWriter
-from .containers import sibling
 from .files import Directory, make_directories
 from .index_file import IndexFile
 from .items import DirectoryItems
@@ -26,13 +26,14 @@ class DirectoryEngine:
     - ``read_lock``: its line for the readers' lock;
     - ``writer``: the commit protocol;
     - ``items``: content, opened and staged;
+    - ``podman``: what podman keeps beside the directory;
     - recovery, which the writer calls before it commits.
     """
 
     def __init__(self, root: Directory, *, read_only: bool) -> None:
         self.name = root.path
-        # Looked up here, because the event loop reads it and must not wait for the disk.
-        self.layer_store = sibling(root.path, "layers")
+        self.podman = PodmanFiles(root.path)
+        self.layer_store = self.podman.layer_store
         self._root = root
         recovery = Recovery(root)
         self.reader = IndexFile(
@@ -41,9 +42,7 @@ class DirectoryEngine:
         recovery.attach(self.reader)
         self._recovery = recovery
         self.items = DirectoryItems(root, self.reader)
-        self.writer = DirectoryWriter(
-            root, self.reader, recovery, self.items.stage, self.layer_store
-        )
+        self.writer = DirectoryWriter(root, self.reader, recovery, self.items.stage, self.podman)
         self.lock = exclusive_line(root)
         try:
             self.read_lock = shared_line(root)
@@ -96,6 +95,7 @@ class DirectoryEngine:
 
     def close(self) -> None:
         self.items.close()
+        self.podman.close()
         self.reader.close()
         self.lock.leave()
         self.read_lock.leave()

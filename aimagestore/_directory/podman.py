@@ -18,7 +18,7 @@ from .._core.mutations import has_same_items
 from .._core.podman import Part, diff_ids, unreadable_items, unreadable_parts
 from .._engine.items import MANIFEST_MAX
 from ..errors import StoreCorruptError
-from .containers import sibling
+from .beside import layer_store_of
 from .files import Directory
 from .pending import open_current
 
@@ -50,7 +50,7 @@ class Podman:
     @classmethod
     def beside(cls, root: Directory) -> Podman | None:
         """Return it where it keeps layers beside a store."""
-        layers = sibling(root.path, "layers")
+        layers = layer_store_of(root.path)
         return None if layers is None else cls(root, layers)
 
     def unreadable_parts(

@@ -18,6 +18,7 @@ from .._core.content import Content
 from .._core.draft import Draft, Plan
 from .._core.events import ChangeEvent
 from .._core.image import Image
+from .._core.layers import PodmanRecords
 from .._core.mutations import Mutation
 from .._core.report import Report
 from .._core.view import View
@@ -115,8 +116,24 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def podman(self) -> PodmanReader | None:
+        """What reads the layers and containers that podman keeps beside the images, if it can."""
+        ...
+
     def close(self) -> None:
         """Release everything. No other call is running."""
+        ...
+
+
+class PodmanReader(Protocol):
+    """Reads what podman keeps beside a store. Takes no lock; never writes."""
+
+    def read(self) -> PodmanRecords:
+        """Return all layers and containers, the same object for as long as they are the same.
+
+        :raises StoreCorruptError: when a file of theirs is damaged
+        """
         ...
 
 

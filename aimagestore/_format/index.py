@@ -131,25 +131,54 @@ def parse(text: Text, known: BlockCatalog) -> tuple[dict[int, Block], tuple[byte
     :param known: its blocks are used again where they occur in the text
     :raises MalformedIndexError: the text is not one JSON array
     """
-    text.skip(_SPACE)
-    if not text.size or text.peek(1) == b"\0":
-        text.skip(_BLANK)
-        if not text.size:
-            return None
-        raise MalformedIndexError("NUL bytes before the array", text.offset)
-    if text.peek(1) != b"[":
-        raise MalformedIndexError("not an array", text.offset)
-    text.drop(1)
+    if not _begins_array(text):
+        return None
     blocks: dict[int, Block] = {}
     damaged: list[bytes] = []
     for block_id, block, bad in _blocks(text, known):
         damaged += bad
         if block.records:
             blocks[block_id] = block
+    _check_end(text)
+    return blocks, tuple(damaged)
+
+
+def elements(text: Text) -> Iterator[Sequence[Raw]]:
+    """Iterate over the elements of an array, many at a time.
+
+    :raises MalformedIndexError: the text is not one JSON array
+    """
+    if not _begins_array(text):
+        raise MalformedIndexError("blank", text.offset)
+    text.skip(_SPACE)
+    closes = text.peek(1) == b"]"
+    if closes:
+        text.drop(1)
+    while not closes:
+        yield _next_piece(text).elements
+        closes = text.peek(1) == b"]"
+        text.drop(1)
+    _check_end(text)
+
+
+def _begins_array(text: Text) -> bool:
+    """Move the position into the array; ``False`` when the text is blank."""
+    text.skip(_SPACE)
+    if not text.size or text.peek(1) == b"\0":
+        text.skip(_BLANK)
+        if not text.size:
+            return False
+        raise MalformedIndexError("NUL bytes before the array", text.offset)
+    if text.peek(1) != b"[":
+        raise MalformedIndexError("not an array", text.offset)
+    text.drop(1)
+    return True
+
+
+def _check_end(text: Text) -> None:
     text.skip(_SPACE)
     if text.size:
         raise MalformedIndexError("text after the array", text.offset)
-    return blocks, tuple(damaged)
 
 
 def _blocks(text: Text, known: BlockCatalog) -> Iterator[tuple[int, Block, Sequence[bytes]]]:

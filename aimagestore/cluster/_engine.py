@@ -123,6 +123,11 @@ class ClusterEngine:
         """``None``: layers are big data here."""
         return None
 
+    @property
+    def podman(self) -> None:
+        """``None``: podman cannot use a cluster."""
+        return None
+
     def close(self) -> None:
         """Release everything. Waits for no server."""
         self._sessions.close()

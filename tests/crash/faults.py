@@ -31,7 +31,6 @@ CALLS: dict[str, Any] = {
 """Each call that is a point, and the module whose function it is."""
 
 OUTSIDE = {
-    "containers.py": "reads the list of containers, which is beside the store",
     "lock.py": "reads /proc",
     "mounts.py": "reads /proc",
     "podman.py": "reads the list of podman's layers, which is beside the store",

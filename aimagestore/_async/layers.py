@@ -1,0 +1,35 @@
+"""The images of a store together with the layers and containers that podman keeps beside them."""
+
+from __future__ import annotations
+
+from .._core.catalog import Catalog
+from .._core.layers import PodmanRecords
+from .._engine.protocol import Engine
+from .core import StoreCore
+
+
+async def read_with_layers(core: StoreCore) -> tuple[Catalog, PodmanRecords]:
+    """Return all images, and all layers and containers, as they were at one moment.
+
+    There are no layers and containers where podman cannot use the store. Interrupted, this returns
+    at once.
+
+    :raises StoreCorruptError: when a file with layers or containers is damaged
+    """
+    core.check_open()
+    while True:
+        found = await core.read_whole(
+            lambda: core.threads.run_abandonable(_read_if_unchanged, core.engine)
+        )
+        if found is not None:
+            return found
+
+
+def _read_if_unchanged(engine: Engine) -> tuple[Catalog, PodmanRecords] | None:
+    """Return everything, or ``None`` when layers or containers changed while images were read."""
+    podman = engine.podman
+    if podman is None:
+        return engine.reader.snapshot(), PodmanRecords()
+    records = podman.read()
+    catalog = engine.reader.snapshot()
+    return (catalog, records) if podman.read() is records else None

@@ -1,0 +1,109 @@
+"""A file with records that another program writes: read, and known to be the same or not."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from msgspec import Raw
+
+from .._format import index
+from .files import Directory
+
+T = TypeVar("T")
+
+
+class Records(NamedTuple, Generic[T]):
+    """The records of one version of a file.
+
+    :ivar records: those that can be read, in order
+    :ivar damaged: the elements that cannot
+    """
+
+    records: tuple[T, ...] = ()
+    damaged: tuple[bytes, ...] = ()
+
+
+_NO_FILE: Final = (0, 0, 0)
+
+
+class RecordFile(Generic[T]):
+    """One JSON array of records.
+
+    containers/storage renames a new file over the old one, so each read gets one whole version
+    without a lock. The file that was read last stays open: its inode cannot become another file's.
+
+    :param decode: reads an element; ``None`` when it is damaged
+    """
+
+    def __init__(self, directory: str, name: str, decode: Callable[[Raw], T | None]) -> None:
+        self.path = os.path.join(directory, name)
+        self._directory = directory
+        self._name = name
+        self._decode = decode
+        self._mutex = threading.Lock()
+        self._fd = -1
+        self._version = _NO_FILE
+        self._records: Records[T] = Records()
+
+    def read(self) -> Records[T]:
+        """Return the records, the same object for as long as the file is the same.
+
+        :raises StoreCorruptError: when it is not a JSON array
+        """
+        with self._mutex:
+            try:
+                found = os.stat(self.path, follow_symlinks=False)
+                if _version_of(found) != self._version:
+                    self._load()
+            except FileNotFoundError:
+                if self._version != _NO_FILE:
+                    self._adopt(-1, _NO_FILE, Records())
+            return self._records
+
+    def _load(self) -> None:
+        with Directory.at(self._directory) as directory:
+            fd = directory.open_file(self._name)
+            try:
+                found = directory.stat_file(self._name, fd)
+                records = self._parse(directory, fd, found.st_size) if found.st_size else Records()
+            except BaseException:
+                os.close(fd)
+                raise
+        self._adopt(fd, _version_of(found), records)
+
+    def _parse(self, directory: Directory, fd: int, size: int) -> Records[T]:
+        text = index.Text(partial(directory.read_into, self._name, fd), size)
+        records: list[T] = []
+        damaged: list[bytes] = []
+        try:
+            for elements in index.elements(text):
+                for element in elements:
+                    record = self._decode(element)
+                    if record is None:
+                        damaged.append(bytes(element))
+                    else:
+                        records.append(record)
+        except index.MalformedIndexError as error:
+            problem = f"is damaged at byte {error.offset}: {error}"
+            raise directory.corrupt(self._name, problem) from error
+        return Records(tuple(records), tuple(damaged))
+
+    def _adopt(self, fd: int, version: tuple[int, int, int], records: Records[T]) -> None:
+        previous, self._fd = self._fd, fd
+        if previous >= 0:
+            os.close(previous)
+        self._version = version
+        self._records = records
+
+    def close(self) -> None:
+        """Forget what was read."""
+        with self._mutex:
+            self._adopt(-1, _NO_FILE, Records())
+
+
+def _version_of(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_dev, found.st_ino, found.st_ctime_ns

@@ -1,0 +1,328 @@
+"""The layers and containers that podman keeps beside a store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from aimagestore import (
+    ImageInUseError,
+    ImageStore,
+    ImageUnknownError,
+    StoreClosedError,
+    StoreCorruptError,
+    podman,
+)
+from aimagestore._directory.beside import PodmanFiles
+from aimagestore._directory.index_file import IndexFile
+
+from .support.beside import DIGEST, Beside, container, layer
+from .support.stores import descriptors, tree
+
+ONE, TWO = "1" * 64, "2" * 64
+
+
+@pytest.fixture
+def beside(tmp_path: Path) -> Beside:
+    """A store of podman's, still without images, layers and containers."""
+    return Beside(tmp_path / "store")
+
+
+@pytest.fixture
+async def store(beside: Beside) -> AsyncIterator[ImageStore]:
+    """It, opened: with two images that share a layer."""
+    beside.write_layers(layer("base", size=1), layer("a", "base", 20), layer("b", "base", 300))
+    async with ImageStore(beside.images) as store:
+        for image_id, top, name in ((ONE, "a", "one"), (TWO, "b", "two")):
+            data = {"text": b"four"}
+            await store.create(image_id, names=[name], top_layer=top, big_data=data, force=True)
+        yield store
+
+
+async def test_the_layers_of_an_image_come_from_the_lowest_up(store: ImageStore) -> None:
+    now = await podman.snapshot(store)
+    assert [found.id for found in now.layers_of("one")] == ["base", "a"]
+    assert [found.parent for found in now.layers_of("two")] == ["", "base"]
+    with pytest.raises(ImageUnknownError):
+        now.layers_of("nobody")
+    assert repr(now) == "<PodmanSnapshot of 2 images, 3 layers, 0 containers>"
+
+
+async def test_all_that_is_recorded_of_a_layer_is_known(store: ImageStore, beside: Beside) -> None:
+    compressed = {"compressed-diff-digest": DIGEST[:-1] + "e", "compressed-size": 5}
+    beside.write_layers(layer("a", "base", 20, **compressed), layer("base"))
+    found, _ = reversed((await podman.snapshot(store)).layers_of("one"))
+    assert (found.id, found.parent) == ("a", "base")
+    assert (found.diff_digest, found.diff_size) == (DIGEST, 20)
+    assert (found.compressed_digest, found.compressed_size) == (DIGEST[:-1] + "e", 5)
+
+
+async def test_images_that_share_a_layer_are_known(store: ImageStore) -> None:
+    now = await podman.snapshot(store)
+    assert now.images_with("base") == (ONE, TWO)
+    assert now.images_with("a") == (ONE,)
+    assert now.images_with("nothing") == ()
+
+
+async def test_the_size_of_an_image_is_that_of_layers_and_items(
+    store: ImageStore, beside: Beside
+) -> None:
+    now = await podman.snapshot(store)
+    assert [now.size_of(image.id) for image in now.images] == [1 + 20 + 4, 1 + 300 + 4]
+    # Versions of the top layer for other ID mappings count, and what is below them once.
+    beside.write_layers(layer("base", size=1), layer("a", "base", 20), layer("a2", "base", 20))
+    index = beside.images / "images.json"
+    records = json.loads(index.read_bytes())
+    records[0]["mapped-layers"] = ["a2"]
+    beside.write(beside.images, "images.json", json.dumps(records))
+    assert (await podman.snapshot(store)).size_of("one") == 1 + 20 + 20 + 4
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        layer("base", size=None),
+        layer("base", size=None) | {"diff-size": 5},
+        layer("base", size=-1),
+        layer("other"),
+    ],
+)
+async def test_a_size_that_is_not_known_is_none(
+    store: ImageStore, beside: Beside, unknown: dict[str, object]
+) -> None:
+    beside.write_layers(layer("a", "base"), layer("b"), unknown)
+    now = await podman.snapshot(store)
+    assert now.size_of("one") is None
+    assert now.size_of("two") == 10 + 4
+
+
+async def test_a_missing_layer_is_an_error_that_names_it(store: ImageStore, beside: Beside) -> None:
+    beside.write_layers(layer("a", "base"), layer("b"))
+    now = await podman.snapshot(store)
+    with pytest.raises(StoreCorruptError, match=r"layer base of image 1+ is missing") as caught:
+        now.layers_of("one")
+    assert caught.value.id == ONE
+    assert len(now.layers_of("two")) == 1
+
+
+async def test_layers_in_a_circle_end(store: ImageStore, beside: Beside) -> None:
+    beside.write_layers(layer("a", "base"), layer("base", "a"))
+    now = await podman.snapshot(store)
+    assert [found.id for found in now.layers_of("one")] == ["base", "a"]
+
+
+async def test_containers_of_an_image_are_known(store: ImageStore, beside: Beside) -> None:
+    beside.write_containers(container("c1", ONE, "web", "www"), container("c2", TWO))
+    beside.write_containers(container("c3", ONE), container("c4", ""), volatile=True)
+    now = await podman.snapshot(store)
+    assert [(found.id, found.name) for found in now.containers_of("one")] == [
+        ("c1", "web"),
+        ("c3", "c3"),
+    ]
+    assert [found.id for found in now.containers_of(TWO)] == ["c2"]
+    assert list(now.containers) == ["c1", "c2", "c3", "c4"]
+    with pytest.raises(ImageUnknownError):
+        now.containers_of("nobody")
+
+
+@pytest.mark.parametrize("is_volatile", [False, True])
+async def test_what_changes_is_seen_at_once(
+    store: ImageStore, beside: Beside, *, is_volatile: bool
+) -> None:
+    for size in (5, 6, 7, 8):
+        beside.write_layers(layer("new", size=size), volatile=is_volatile)
+        assert (await podman.snapshot(store)).layers["new"].diff_size == size
+    (beside.layers / f"{'volatile-' * is_volatile}layers.json").unlink()
+    assert "new" not in (await podman.snapshot(store)).layers
+
+
+async def test_a_file_that_has_not_changed_is_read_once(
+    store: ImageStore, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await podman.snapshot(store)
+    with monkeypatch.context() as patch:
+        patch.setattr("aimagestore._format.index.elements", None)
+        second = await podman.snapshot(store)
+    assert second.layers["a"] is first.layers["a"]
+
+
+async def test_of_two_layers_with_one_id_the_first_counts(
+    store: ImageStore, beside: Beside
+) -> None:
+    beside.write_layers(layer("x", size=1), layer("x", size=2))
+    beside.write_layers(layer("x", size=3), volatile=True)
+    assert (await podman.snapshot(store)).layers["x"].diff_size == 1
+
+
+@pytest.mark.parametrize("text", ["{}", "[", '[{"id":"a"},', "null", " \n", "\0\0"])
+@pytest.mark.parametrize("name", ["layers", "volatile-layers", "containers", "volatile-containers"])
+async def test_a_damaged_file_is_an_error_that_names_it(
+    store: ImageStore, beside: Beside, name: str, text: str
+) -> None:
+    directory = beside.layers if "layers" in name else beside.containers
+    beside.write(directory, f"{name}.json", text)
+    for _ in range(2):
+        with pytest.raises(StoreCorruptError, match=f"{name}.json is damaged") as caught:
+            await podman.snapshot(store)
+        assert caught.value.path == str(directory / f"{name}.json")
+    beside.write(directory, f"{name}.json", "")
+    await podman.snapshot(store)
+
+
+async def test_a_damaged_record_is_left_out(store: ImageStore, beside: Beside) -> None:
+    damaged = [5, None, {}, {"id": ""}, {"id": 5}, {"id": "x", "parent": 5}]
+    beside.write_layers(layer("a", "base"), *damaged, layer("base"))
+    beside.write_containers(*damaged[:5], {"id": "x", "names": "x"}, container("c", ONE))
+    now = await podman.snapshot(store)
+    assert list(now.layers) == ["a", "base"]
+    assert list(now.containers) == ["c"]
+
+
+async def test_a_link_is_not_followed(store: ImageStore, beside: Beside) -> None:
+    (beside.layers / "layers.json").rename(beside.layers / "other")
+    (beside.layers / "layers.json").symlink_to("other")
+    with pytest.raises(StoreCorruptError, match="not a regular file"):
+        await podman.snapshot(store)
+
+
+async def test_images_and_layers_are_of_one_moment(
+    store: ImageStore, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """podman removes an image, and then its layers, while both are being read."""
+    read = PodmanFiles.read
+    load = IndexFile.snapshot
+    steps: list[Callable[[], object]] = []
+
+    def remove_image() -> None:
+        records = json.loads((beside.images / "images.json").read_bytes())
+        beside.write(beside.images, "images.json", json.dumps(records[1:]))
+
+    def after(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            result = function(*args)
+            if steps:
+                steps.pop(0)()
+            return result
+
+        return call
+
+    monkeypatch.setattr(PodmanFiles, "read", after(read))
+    monkeypatch.setattr(IndexFile, "snapshot", after(load))
+
+    def remove_layer() -> None:
+        beside.write_layers(layer("base", size=1), layer("b", "base", 300))
+
+    def remove_both() -> None:
+        remove_image()
+        remove_layer()
+
+    def wait() -> None: ...
+
+    for order in (
+        [remove_image, remove_layer],
+        [wait, remove_image, remove_layer],
+        [wait, remove_both],
+        [remove_both],
+    ):
+        before = (beside.images / "images.json").read_text()
+        layers = (beside.layers / "layers.json").read_text()
+        steps[:] = order
+        now = await podman.snapshot(store)
+        steps.clear()
+        for image in now.images:
+            assert now.layers_of(image.id)
+        assert len(now.images) + 1 == len(now.layers)
+        beside.write(beside.layers, "layers.json", layers)
+        beside.write(beside.images, "images.json", before)
+
+
+async def test_nothing_is_written_and_nothing_locked(store: ImageStore, beside: Beside) -> None:
+    beside.write_containers(container("c", ONE))
+    before = tree(beside.images.parent)
+    await podman.snapshot(store)
+    with pytest.raises(ImageInUseError):
+        await store.delete(ONE)
+    assert tree(beside.images.parent) == before
+    assert not list(beside.images.parent.glob("*/*layers.lock"))
+
+
+async def test_what_was_read_is_closed_with_the_store(beside: Beside) -> None:
+    beside.write_layers(layer("a"))
+    async with ImageStore(beside.images) as store:
+        await podman.snapshot(store)
+        assert sum(descriptors("layers.json").values()) == 1
+        beside.write_layers(layer("b"))
+        await podman.snapshot(store)
+        assert sum(descriptors("layers.json").values()) == 1
+    assert not descriptors("layers.json")
+    with pytest.raises(StoreClosedError):
+        await podman.snapshot(store)
+
+
+async def test_a_directory_with_nothing_beside_it_has_no_layers(tmp_path: Path) -> None:
+    async with ImageStore(tmp_path / "plain") as store:
+        await store.create(ONE)
+        now = await podman.snapshot(store)
+    assert (len(now.images), dict(now.layers), dict(now.containers)) == (1, {}, {})
+    assert now.layers_of(ONE) == ()
+
+
+# Images that containers use
+
+
+@pytest.mark.parametrize("is_volatile", [False, True])
+async def test_an_image_that_a_container_uses_is_not_deleted(
+    store: ImageStore, beside: Beside, *, is_volatile: bool
+) -> None:
+    containers = (container("c1", ONE, "web"), container("c2", ONE), container("c3", "other"))
+    beside.write_containers(*containers, volatile=is_volatile)
+    with pytest.raises(ImageInUseError, match="force=True") as caught:
+        await store.delete("one")
+    assert caught.value.id == ONE
+    assert caught.value.containers == ("web", "c2")
+    await store.delete("two")
+    await store.delete("one", force=True)
+    assert await store.images() == []
+
+
+async def test_it_is_not_deleted_in_a_transaction_which_goes_on(
+    store: ImageStore, beside: Beside
+) -> None:
+    beside.write_containers(container("c1", ONE, "web"))
+    async with store.transaction() as tx:
+        with pytest.raises(ImageInUseError):
+            await tx.delete("one")
+        await tx.delete("two")
+    assert [image.id for image in await store.images()] == [ONE]
+    async with store.transaction() as tx:
+        await tx.delete("one", force=True)
+    assert await store.images() == []
+
+
+async def test_a_container_that_is_gone_uses_nothing(store: ImageStore, beside: Beside) -> None:
+    beside.write_containers(container("c1", ONE, "web"))
+    with pytest.raises(ImageInUseError):
+        await store.delete("one")
+    beside.write_containers()
+    await store.delete("one")
+
+
+@pytest.mark.parametrize("text", ["[", "[{}", "{}", '[{"id":5,"image":"' + ONE + '"}]'])
+async def test_nothing_is_deleted_while_its_containers_are_not_known(
+    store: ImageStore, beside: Beside, text: str
+) -> None:
+    beside.write(beside.containers, "containers.json", text)
+    with pytest.raises(StoreCorruptError, match="not known which images") as caught:
+        await store.delete("one")
+    assert caught.value.path == str(beside.containers / "containers.json")
+    await store.delete("one", force=True)
+
+
+async def test_damaged_layers_and_other_containers_do_not_matter(
+    store: ImageStore, beside: Beside
+) -> None:
+    beside.write_containers({"id": 5, "image": TWO})
+    await store.delete("one")
