@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from aimagestore import (
+    Finding,
+    FindingKind as Kind,
     ImageInUseError,
     ImageStore,
     ImageUnknownError,
     StoreClosedError,
     StoreCorruptError,
+    check,
     podman,
+    repair,
 )
 from aimagestore._directory.beside import PodmanFiles
 from aimagestore._directory.index_file import IndexFile
 
 from .support.beside import DIGEST, Beside, container, layer
+from .support.buildah import FIXTURE, FIXTURE_ID
 from .support.stores import descriptors, tree
 
 ONE, TWO = "1" * 64, "2" * 64
@@ -326,3 +332,82 @@ async def test_damaged_layers_and_other_containers_do_not_matter(
 ) -> None:
     beside.write_containers({"id": 5, "image": TWO})
     await store.delete("one")
+
+
+# Checked
+
+
+async def checked(beside: Beside) -> dict[Kind, list[Finding]]:
+    """Check the store, and return what has to do with layers and containers."""
+    found: dict[Kind, list[Finding]] = {}
+    for finding in (await check(beside.images)).findings:
+        # The images here have no manifests.
+        if finding.kind is not Kind.PODMAN_FAILS or "top layer" in finding.detail:
+            found.setdefault(finding.kind, []).append(finding)
+    return found
+
+
+async def test_a_whole_store_has_no_findings(store: ImageStore, beside: Beside) -> None:
+    beside.write_containers(container("c", ONE), container("d", ""))
+    assert await checked(beside) == {}
+
+
+async def test_missing_layers_are_found(store: ImageStore, beside: Beside) -> None:
+    beside.write_layers(layer("a", "base"))
+    found = await checked(beside)
+    (top,) = found.pop(Kind.PODMAN_FAILS)
+    assert top.id == TWO
+    (below,) = found.pop(Kind.LAYER_MISSING)
+    assert below.id == ONE
+    assert "its layer base" in below.detail
+    assert f"podman rmi --force {ONE[:12]}" in below.detail
+    assert not found
+
+
+async def test_containers_of_missing_images_are_found(store: ImageStore, beside: Beside) -> None:
+    beside.write_containers(container("c1", ONE))
+    beside.write_containers(container("c2", "3" * 64, "web"), volatile=True)
+    found = await checked(beside)
+    assert list(found) == [Kind.IMAGE_MISSING]
+    (finding,) = found[Kind.IMAGE_MISSING]
+    assert finding.id == "3" * 64
+    assert finding.path == str(beside.containers / "volatile-containers.json")
+    assert "podman rm --force web" in finding.detail
+
+
+@pytest.mark.parametrize("name", ["layers", "volatile-layers", "containers", "volatile-containers"])
+@pytest.mark.parametrize("text", ["[", '[{"id":5}]'])
+async def test_damaged_files_are_found_and_left_alone(
+    store: ImageStore, beside: Beside, name: str, text: str
+) -> None:
+    is_layers = "layers" in name
+    beside.write(beside.layers if is_layers else beside.containers, f"{name}.json", text)
+    kind = Kind.LAYERS_DAMAGED if is_layers else Kind.CONTAINERS_DAMAGED
+    (finding,) = (await checked(beside))[kind]
+    assert finding.path.endswith(f"/{name}.json")
+    assert "podman system reset" in finding.detail
+
+
+async def test_a_repair_leaves_layers_and_containers_alone(
+    store: ImageStore, beside: Beside
+) -> None:
+    beside.write_layers(layer("a", "base"), layer("b"), {"id": 5})
+    beside.write_containers(container("c", "3" * 64), 5)
+    await store.delete(ONE, force=True)
+    await store.delete(TWO, force=True)
+    shutil.copytree(FIXTURE / FIXTURE_ID, beside.images / FIXTURE_ID)
+    record = json.loads((FIXTURE / "images.json").read_bytes())[0] | {"layer": "a"}
+    beside.write(beside.images, "images.json", json.dumps([record]))
+    before = tree(beside.images.parent)
+    report = await check(beside.images)
+    kinds = {finding.kind for finding in report.findings}
+    assert kinds == {
+        Kind.LAYER_MISSING,
+        Kind.LAYERS_DAMAGED,
+        Kind.CONTAINERS_DAMAGED,
+        Kind.IMAGE_MISSING,
+    }
+    for drop in (False, True):
+        assert (await repair(beside.images, report, drop=drop)).ok
+    assert tree(beside.images.parent) == before
+    assert await check(beside.images) == report

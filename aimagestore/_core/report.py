@@ -31,6 +31,17 @@ class FindingKind(StrEnum):
 
     ``podman images`` fails then for all images, or lists none. The detail says what is wrong.
     """
+    LAYER_MISSING = "layer-missing"
+    """podman does not know a layer below the image's top layer.
+
+    ``podman images`` fails then, or leaves the image out.
+    """
+    LAYERS_DAMAGED = "layers-damaged"
+    """podman's list of layers, or a record in it, cannot be read: podman refuses the store."""
+    CONTAINERS_DAMAGED = "containers-damaged"
+    """podman's list of containers, or a record in it, cannot be read: podman refuses the store."""
+    IMAGE_MISSING = "image-missing"
+    """A container was made from this image, which the store does not have."""
     DIRECTORY_MISSING = "directory-missing"
     """The record lists items, but the image directory is missing."""
     DIRECTORY_ORPHANED = "directory-orphaned"

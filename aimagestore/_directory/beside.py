@@ -15,15 +15,12 @@ wait in another order, and nothing has to be awaited:
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Collection, Mapping
 
-from .._core.layers import Container, Layer, PodmanRecords
+from .._core.layers import Container, PodmanRecords
 from .._format.podman_records import container_of, layer_of
 from ..errors import StoreCorruptError
-from .record_file import RecordFile, Records
-
-T = TypeVar("T", Layer, Container)
+from .record_file import RecordFile, RecordFiles, Records
 
 _IMAGE_STORE = "-images"
 
@@ -55,37 +52,27 @@ class PodmanFiles:
 
     :param path: the image store
     :ivar layer_store: the directory with its layers, if there was one at first
+    :ivar layers: the files with layers
+    :ivar containers: the files with containers
     """
 
     def __init__(self, path: str) -> None:
         # Looked up once, because the event loop reads it and must not wait for the disk.
         self.layer_store = layer_store_of(path)
-        layers, containers = siblings(path, "layers"), siblings(path, "containers")
-        self.layer_files = [
-            RecordFile(layers, name, layer_of) for name in _LAYER_FILES if layers is not None
-        ]
-        self.container_files = [
-            RecordFile(containers, name, container_of)
-            for name in _CONTAINER_FILES
-            if containers is not None
-        ]
-        # One attribute, because several threads read: what the files had, and what was made of it.
-        self._last: tuple[Sequence[object], PodmanRecords] = ((), PodmanRecords())
+        self.layers = RecordFiles(siblings(path, "layers"), _LAYER_FILES, layer_of)
+        self.containers = RecordFiles(siblings(path, "containers"), _CONTAINER_FILES, container_of)
+        self._last = PodmanRecords()
 
     def read(self) -> PodmanRecords:
-        """Return all layers and containers, the same object while no file has changed.
+        """Return all layers and containers, the same object for as long as they are the same.
 
         Damaged records are left out.
 
         :raises StoreCorruptError: when a file is not a JSON array
         """
-        layers = [file.read() for file in self.layer_files]
-        containers = [file.read() for file in self.container_files]
-        parts = [*layers, *containers]
-        last_parts, last = self._last
-        if list(map(id, parts)) != list(map(id, last_parts)):
-            last = PodmanRecords(_by_id(layers), _by_id(containers))
-            self._last = parts, last
+        layers, containers, last = self.layers.read(), self.containers.read(), self._last
+        if last.layers is not layers or last.containers is not containers:
+            self._last = last = PodmanRecords(layers, containers)
         return last
 
     def containers_of(self, image_ids: Collection[str]) -> Mapping[str, tuple[Container, ...]]:
@@ -93,20 +80,17 @@ class PodmanFiles:
 
         :raises StoreCorruptError: when they are not known, because a file or a record is damaged
         """
-        parts = [(file, _read_containers(file)) for file in self.container_files]
-        for file, records in parts:
-            for element in records.damaged:
+        for file in self.containers:
+            for element in _read_containers(file).damaged:
                 if any(image_id.encode() in element for image_id in image_ids):
                     raise _unknown_containers(file.path, "has a damaged record of a container")
-        users = PodmanRecords(containers=_by_id(records for _, records in parts)).users
+        users = PodmanRecords(containers=self.containers.read()).users
         return {image_id: users[image_id] for image_id in image_ids if image_id in users}
 
     def close(self) -> None:
         """Release everything."""
-        for layer_file in self.layer_files:
-            layer_file.close()
-        for container_file in self.container_files:
-            container_file.close()
+        self.layers.close()
+        self.containers.close()
 
 
 def _read_containers(file: RecordFile[Container]) -> Records[Container]:
@@ -122,12 +106,3 @@ def _unknown_containers(path: str, problem: str) -> StoreCorruptError:
         "all the same",
         path=path,
     )
-
-
-def _by_id(parts: Iterable[Records[T]]) -> dict[str, T]:
-    """Index records by ID. Of two with one ID the first counts, as upstream."""
-    found: dict[str, T] = {}
-    for part in parts:
-        for record in part.records:
-            found.setdefault(record.id, record)
-    return found

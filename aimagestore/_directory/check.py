@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from functools import partial
 
 from .._core.digest import digest_of, hasher, is_digest, is_manifest_key, signed_payload
@@ -18,6 +19,8 @@ from .._engine.protocol import ChangeUnderWayError, Steps
 from .._format import index
 from .._format.block_catalog import EMPTY, BlockCatalog, build
 from ..errors import InvalidBigDataNameError, StoreCorruptError
+from .beside import PodmanFiles
+from .check_beside import check_beside
 from .contents import image_directories
 from .files import Directory
 from .garbage import garbage
@@ -78,7 +81,20 @@ class DirectoryChecker:
         snapshot = self._read_index(root)
         if snapshot is None:
             return
-        podman = Podman.beside(root)
+        with closing(PodmanFiles(root.path)) as files:
+            yield from self._check_records(root, snapshot, files, suspects)
+            if files.layer_store is not None:
+                self._findings += check_beside(files, snapshot)
+        self._findings += garbage(root, snapshot)
+
+    def _check_records(
+        self,
+        root: Directory,
+        snapshot: BlockCatalog,
+        files: PodmanFiles,
+        suspects: Iterable[str] | None,
+    ) -> Iterator[tuple[int, int]]:
+        podman = Podman.beside(root, files)
         records = list(snapshot.records())
         if suspects is not None:
             records = [record for record in records if record.id in suspects]
@@ -92,7 +108,6 @@ class DirectoryChecker:
                 yield done, max(done, total)
             if podman is not None:
                 self._check_for_podman(root, podman, record.image)
-        self._findings += garbage(root, snapshot)
 
     def _add(
         self, kind: FindingKind, path: str, detail: str = "", id: str = "", key: str = ""
@@ -189,6 +204,14 @@ class DirectoryChecker:
             self._add(
                 FindingKind.PODMAN_FAILS, root.path_of(INDEX_FILE), detail, image.id, part.key
             )
+
+        for layer_id in sorted(podman.missing_layers(image)):
+            detail = (
+                f"podman does not know its layer {layer_id}, unless an additional store has it: "
+                f"podman rmi --force {image.id[:12]} removes the image"
+            )
+            path = root.path_of(INDEX_FILE)
+            self._add(FindingKind.LAYER_MISSING, path, detail, image.id)
 
     def _check_item(
         self, root: Directory, directory: Directory, image: Image, key: str

@@ -191,10 +191,9 @@ class DirectoryWriter:
 
     def _check_for_podman(self, draft: Draft) -> list[str]:
         """Check that podman can read what changes; return what to say where that was forced."""
-        layers = self._podman.layer_store
-        if layers is None:
+        podman = Podman.beside(self._root, self._podman)
+        if podman is None:
             return []
-        podman = Podman(self._root, layers)
         created = {*draft.created, *(new.id for _, new in draft.recreated)}
         warnings = []
         for image_id, old, record, _ in draft.record_deltas():
@@ -210,7 +209,7 @@ class DirectoryWriter:
                         f"it is in this store, beside podman's layers: {'; '.join(problems)}; "
                         "create it with force=True, or in another store",
                         id=image_id,
-                        path=layers,
+                        path=self._podman.layer_store,
                         problems=tuple(problems),
                     )
                 )

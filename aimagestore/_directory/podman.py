@@ -9,30 +9,17 @@ from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Final
 
-import msgspec
-
 from .._core.content import Content
 from .._core.digest import MANIFEST
 from .._core.image import Image
+from .._core.layers import PodmanRecords
 from .._core.mutations import has_same_items
 from .._core.podman import Part, diff_ids, unreadable_items, unreadable_parts
 from .._engine.items import MANIFEST_MAX
 from ..errors import StoreCorruptError
-from .beside import layer_store_of
+from .beside import PodmanFiles
 from .files import Directory
 from .pending import open_current
-
-_INDEXES = ("layers.json", "volatile-layers.json")
-
-
-class _Layer(msgspec.Struct, rename="kebab"):
-    id: str = ""
-    parent: str = ""
-    diff_digest: str = ""
-
-
-_decode = msgspec.json.Decoder(list[_Layer]).decode
-
 
 _NO_FILES: Final[Mapping[tuple[str, str], Content]] = MappingProxyType({})
 
@@ -40,18 +27,17 @@ _NO_FILES: Final[Mapping[tuple[str, str], Content]] = MappingProxyType({})
 class Podman:
     """podman, as far as it reads the images of one store. What it knows of layers is kept.
 
-    :ivar layers: the directory where it keeps them
+    :param files: what it keeps beside the store
     """
 
-    def __init__(self, root: Directory, layers: str) -> None:
-        self.layers = layers
+    def __init__(self, root: Directory, files: PodmanFiles) -> None:
         self._root = root
+        self._files = files
 
     @classmethod
-    def beside(cls, root: Directory) -> Podman | None:
+    def beside(cls, root: Directory, files: PodmanFiles) -> Podman | None:
         """Return it where it keeps layers beside a store."""
-        layers = layer_store_of(root.path)
-        return None if layers is None else cls(root, layers)
+        return None if files.layer_store is None else cls(root, files)
 
     def unreadable_parts(
         self, image: Image, files: Mapping[tuple[str, str], Content] = _NO_FILES
@@ -108,32 +94,31 @@ class Podman:
 
     def _knows(self, layer: str) -> bool:
         # Without a list that can be read, podman has other troubles.
-        return self._layers is None or layer in self._layers
+        return self._records is None or layer in self._records.layers
+
+    def missing_layers(self, image: Image) -> set[str]:
+        """Return the IDs of an image's layers that podman does not know, but for the top one."""
+        return set() if self._records is None else self._records.missing(image) - {image.top_layer}
 
     def top_layer(self, image: Image) -> str:
         """Return the ID of the top layer that an image has by its config, ``""`` if it has none."""
+        layers = () if self._records is None else self._records.layers.values()
         found = [""]
         for digest in diff_ids(partial(self.read, image)):
             found = [
                 layer.id
-                for layer in (self._layers or {}).values()
+                for layer in layers
                 if layer.diff_digest == digest and layer.parent in found
             ]
         return min(found, default="")
 
     @cached_property
-    def _layers(self) -> dict[str, _Layer] | None:
-        found: dict[str, _Layer] = {}
-        for name in _INDEXES:
-            try:
-                with open(os.path.join(self.layers, name), "rb") as file:
-                    text = file.read()
-                found |= {layer.id: layer for layer in (_decode(text) if text.strip() else ())}
-            except FileNotFoundError:
-                continue
-            except msgspec.DecodeError:
-                return None
-        return found
+    def _records(self) -> PodmanRecords | None:
+        """The layers that podman knows; ``None`` when their list is damaged."""
+        try:
+            return PodmanRecords(self._files.layers.read())
+        except StoreCorruptError:
+            return None
 
 
 def _looks_alike(one: Image, other: Image) -> bool:

@@ -1,19 +1,20 @@
-"""A file with records that another program writes: read, and known to be the same or not."""
+"""Files with records that another program writes: read again when they have changed."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from msgspec import Raw
 
+from .._core.layers import Container, Layer
 from .._format import index
 from .files import Directory
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Layer | Container)
 
 
 class Records(NamedTuple, Generic[T]):
@@ -107,3 +108,43 @@ class RecordFile(Generic[T]):
 
 def _version_of(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
+class RecordFiles(Generic[T]):
+    """The files of one directory that have records of one kind.
+
+    :param directory: ``None`` where there are no such files
+    """
+
+    def __init__(
+        self, directory: str | None, names: Sequence[str], decode: Callable[[Raw], T | None]
+    ) -> None:
+        self._files = [RecordFile(directory, name, decode) for name in names if directory]
+        # One attribute, because several threads read: what the files had, and what was made of it.
+        self._last: tuple[list[Records[T]], Mapping[str, T]] = ([], {})
+
+    def __iter__(self) -> Iterator[RecordFile[T]]:
+        """Iterate over the files."""
+        return iter(self._files)
+
+    def read(self) -> Mapping[str, T]:
+        """Return all records by ID, the same object for as long as the files are the same.
+
+        Of two records with one ID the first counts, as upstream. Damaged ones are left out.
+
+        :raises StoreCorruptError: when a file is not a JSON array
+        """
+        versions = [file.read() for file in self._files]
+        last_versions, found = self._last
+        if list(map(id, versions)) != list(map(id, last_versions)):
+            by_id: dict[str, T] = {}
+            for version in versions:
+                for record in version.records:
+                    by_id.setdefault(record.id, record)
+            self._last = versions, (found := by_id)
+        return found
+
+    def close(self) -> None:
+        """Forget what was read."""
+        for file in self._files:
+            file.close()

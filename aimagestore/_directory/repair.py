@@ -27,7 +27,6 @@ from .._format.blocks import Block, new_block_id
 from ..errors import ImageStoreError, StoreCorruptError
 from .aside import Aside, unused_name
 from .check import DirectoryChecker
-from .commit import DirectoryWriter
 from .engine import DirectoryEngine
 from .files import Directory
 from .garbage import needed_manifest
@@ -72,7 +71,7 @@ class DirectoryRepairer:
             reported |= {(f.kind, f.id, f.key) for f in now.findings}
         aside = Aside(root)
         draft = self._engine.writer.draft(grant)
-        repairs = _Repairs(root, self._engine.writer, draft, aside.index, drop=drop)
+        repairs = _Repairs(root, self._engine, draft, aside.index, drop=drop)
         for repaired in repairs.repair_all(
             [f for f in now.findings if (f.kind, f.id, f.key) in reported]
         ):
@@ -108,14 +107,14 @@ class _Repairs:
     """
 
     def __init__(
-        self, root: Directory, writer: DirectoryWriter, draft: Draft, kept_as: str, *, drop: bool
+        self, root: Directory, engine: DirectoryEngine, draft: Draft, kept_as: str, *, drop: bool
     ) -> None:
         self._draft = draft
         self._kept_as = kept_as
         self._root = root
-        self._writer = writer
+        self._writer = engine.writer
         self._drop = drop
-        podman = Podman.beside(root)
+        podman = Podman.beside(root, engine.podman)
         self._podman = (
             None
             if podman is None
