@@ -54,8 +54,11 @@ def size_of(image: Image) -> int:
     return sum(image.big_data_sizes.values())
 
 
-def image_json(image: Image) -> dict[str, Any]:
-    """An image under the names that it has in the library, and its size."""
+def image_json(image: Image, layers_size: int | None = None) -> dict[str, Any]:
+    """An image under the names that it has in the library, and its sizes.
+
+    :param layers_size: the size of its layers in bytes; ``None`` where it is not known
+    """
     return {
         "id": image.id,
         "names": image.names,
@@ -64,6 +67,7 @@ def image_json(image: Image) -> dict[str, Any]:
         "digests": image.digests,
         "created": None if image.created is None else rfc3339(image.created),
         "size": size_of(image),
+        "layers_size": layers_size,
         "top_layer": image.top_layer,
         "mapped_top_layers": image.mapped_top_layers,
         "metadata": image.metadata,

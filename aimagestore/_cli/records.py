@@ -14,11 +14,12 @@ from .completion import complete_flag, complete_name
 from .exits import CommandError, ExitCode
 from .files import reading
 from .human import human_age, human_size, repositories_and_tags, short_id
-from .output import image_json, rfc3339, say, size_of, write_json, write_lines, write_table
+from .output import image_json, rfc3339, say, write_json, write_lines, write_table
 from .parameters import Force, Json, Ref, Refs, examples, json_or_text, pair
 from .progress import progress_bar
 from .running import command
 from .session import Session
+from .sizes import Sizes
 
 _HEADINGS = ("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE")
 
@@ -53,9 +54,11 @@ def register(app: typer.Typer) -> None:
 @command(
     """List the images.
 
-    The newest come first, and each name has a line. SIZE is what an image's own items take:
-    manifest, configuration, and whatever else is kept with it. The layers of podman's images are
-    not in this store, and not counted.
+    The newest come first, and each name has a line. SIZE is what podman images shows: an image's
+    items in this store (manifest, configuration, and whatever else is kept with it), and where
+    podman keeps layers beside the store, its layers as they are unpacked, each counted for every
+    image that has it. With > before it, the size of a layer is not recorded. inspect shows both
+    parts.
     """
 )
 async def images(
@@ -66,9 +69,10 @@ async def images(
 ) -> None:
     async with Session.of(context).reading() as store:
         found = await store.images()
+        sizes = await Sizes.of(store)
     found.sort(key=_age_key, reverse=True)
     if json:
-        await write_json([image_json(image) for image in found])
+        await write_json([image_json(image, sizes.of_layers(image)) for image in found])
     elif quiet:
         await write_lines(_shown_id(image, whole=no_trunc) for image in found)
     else:
@@ -81,7 +85,7 @@ async def images(
                     tag,
                     _shown_id(image, whole=no_trunc),
                     human_age(image.created, now),
-                    human_size(size_of(image)),
+                    sizes.shown(image),
                 )
                 for image in found
                 for repository, tag in repositories_and_tags(image.names)
@@ -102,24 +106,25 @@ def _shown_id(image: Image, *, whole: bool) -> str:
 async def inspect(context: typer.Context, refs: Refs, json: Json = False) -> None:
     async with Session.of(context).reading() as store:
         found = [await store.get(ref) for ref in refs]
+        sizes = await Sizes.of(store)
     if json:
-        await write_json([image_json(image) for image in found])
+        await write_json([image_json(image, sizes.of_layers(image)) for image in found])
         return
     for number, image in enumerate(found):
-        await write_lines([""] * (number > 0) + list(_described(image)))
+        await write_lines([""] * (number > 0) + list(_described(image, sizes)))
         if image.big_data_names:
             rows = [_item_row(image, key) for key in image.big_data_names]
             await write_table(("SIZE", "ITEM", "DIGEST"), rows, folded=2)
 
 
-def _described(image: Image) -> list[str]:
+def _described(image: Image, sizes: Sizes) -> list[str]:
     created = ""
     if image.created is not None:
         created = f"{rfc3339(image.created)} ({human_age(image.created, datetime.now(UTC))})"
     fields = [("ID", image.id)]
     fields += [("Name", name) for name in image.names]
     fields += [("Digest", digest) for digest in image.digests]
-    fields += [("Created", created), ("Size", human_size(size_of(image)))]
+    fields += [("Created", created), ("Size", sizes.described(image))]
     fields += [("Layer", image.top_layer), ("Metadata", image.metadata)]
     fields += [("Flag", f"{flag}={dumps(value)}") for flag, value in image.flags.items()]
     return [f"{name + ':':<10}{value}" for name, value in fields if value]

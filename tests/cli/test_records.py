@@ -49,6 +49,7 @@ def test_created_as_was_asked(cli: Cli, tmp_path: Path) -> None:
         "digests": [sha256(b"other"), sha256(b"{}")],
         "created": created["created"],
         "size": 2,
+        "layers_size": None,
         "top_layer": "top",
         "mapped_top_layers": [],
         "metadata": '{"x": 1}',
