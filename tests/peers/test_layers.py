@@ -1,0 +1,137 @@
+"""Layers and containers beside the real podman and buildah."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import anyio
+import pytest
+
+from aimagestore import FindingKind, ImageInUseError, ImageStore, check, podman
+
+from .tools import Tools, require
+
+pytestmark = [pytest.mark.peers, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
+
+
+def build(tools: Tools, name: str, base: str, *contents: str) -> str:
+    """Have podman build an image with one layer for each content, and return its ID."""
+    folder = tools.root / "context"
+    folder.mkdir(exist_ok=True)
+    lines = [f"FROM {base}"]
+    for content in contents:
+        (folder / content).write_text(content * 1000)
+        lines.append(f"COPY {content} /")
+    (folder / "Containerfile").write_text("\n".join(lines))
+    return tools.podman("build", "--layers", "--quiet", "--tag", name, str(folder)).split()[-1]
+
+
+@pytest.fixture
+def tools(short_path: Path) -> Tools:
+    """podman, with an image of two layers, another on top of it, and one by itself."""
+    require("podman", "buildah")
+    tools = Tools(short_path)
+    build(tools, "localhost/base:1", "scratch", "a", "b")
+    build(tools, "localhost/app:1", "localhost/base:1", "c")
+    tools.commit("localhost/other:1", "hello")
+    return tools
+
+
+async def test_layers_and_sizes_are_those_of_podman(tools: Tools) -> None:
+    listed = json.loads(tools.podman("images", "--all", "--format", "json"))
+    async with ImageStore(tools.image_store, read_only=True) as store:
+        now = await podman.snapshot(store)
+    assert len(listed) == len(now.images) == 4
+    for image in listed:
+        assert now.size_of(image["Id"]) == image["Size"]
+        found = tools.inspect(image["Id"])
+        assert found["Size"] == image["Size"]
+        layers = now.layers_of(image["Id"])
+        assert [layer.diff_digest for layer in layers] == found["RootFS"]["Layers"]
+    base, app = now.layers_of("localhost/base:1"), now.layers_of("localhost/app:1")
+    assert app[:2] == base
+    assert len(now.images_with(base[0].id)) == 3
+    assert now.images_with(app[2].id) == (now.images.lookup("localhost/app:1"),)
+
+
+async def test_images_that_containers_use_stay(tools: Tools) -> None:
+    tools.podman("create", "--name", "kept", "localhost/app:1", "/x")
+    tools.podman("create", "--name", "short-lived", "--rm", "localhost/base:1", "/x")
+    working = tools.buildah("from", "localhost/other:1")
+    async with ImageStore(tools.image_store) as store:
+        for name, user in (("app", "kept"), ("base", "short-lived"), ("other", working)):
+            ref = f"localhost/{name}:1"
+            now = await podman.snapshot(store)
+            assert [container.name for container in now.containers_of(ref)] == [user]
+            with pytest.raises(ImageInUseError) as caught:
+                await store.delete(ref)
+            assert caught.value.containers == (user,)
+        tools.buildah("rm", working)
+        await store.delete("localhost/other:1")
+        tools.podman("rm", "kept", "short-lived")
+        await store.delete("localhost/app:1")
+    assert len(tools.names()) == 1
+
+
+async def test_reading_beside_podman_finds_every_layer(tools: Tools) -> None:
+    """podman adds and removes images and their layers, while they are read again and again."""
+    done = threading.Event()
+
+    def work() -> None:
+        try:
+            for content in ("d", "e", "f"):
+                build(tools, "localhost/new:1", "localhost/base:1", content, f"{content}2")
+                tools.podman("rmi", "localhost/new:1")
+        finally:
+            done.set()
+
+    seen = set()
+    async with (
+        ImageStore(tools.image_store, read_only=True) as store,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(anyio.to_thread.run_sync, work)
+        while not done.is_set():
+            now = await podman.snapshot(store)
+            for image in now.images:
+                seen.add(image.id)
+                assert now.layers_of(image.id)
+            await anyio.sleep(0.001)
+    assert len(seen) > 4
+
+
+async def test_what_a_check_finds_is_put_right_by_what_it_says(tools: Tools) -> None:
+    assert (await check(tools.image_store)).ok
+    async with ImageStore(tools.image_store) as store:
+        app = await store.get("localhost/app:1")
+        lowest = (await podman.snapshot(store)).layers_of(app.id)[0].id
+    tools.podman("create", "--name", "left", "localhost/other:1", "/x")
+    async with ImageStore(tools.image_store) as store:
+        await store.delete("localhost/other:1", force=True)
+    (finding,) = (await check(tools.image_store)).findings
+    assert finding.kind is FindingKind.IMAGE_MISSING
+    assert "podman rm --force left removes" in finding.detail
+    tools.podman("rm", "--force", "left")
+    assert (await check(tools.image_store)).ok
+    forget_layer(tools, lowest)
+    async with ImageStore(tools.image_store) as store:
+        broken = [image.id for image in await store.images()]
+    found = (await check(tools.image_store)).findings
+    assert {f.id for f in found if f.kind is FindingKind.LAYER_MISSING} == {*broken} - {
+        f.id for f in found if f.kind is FindingKind.PODMAN_FAILS
+    }
+    for image_id in broken:
+        tools.podman("rmi", "--force", "--ignore", image_id)
+    assert (await check(tools.image_store)).ok
+    assert tools.names() == {}
+
+
+def forget_layer(tools: Tools, layer_id: str) -> None:
+    """Take a layer out of podman's list, and have podman read the list again."""
+    file = tools.graph / f"{tools.driver}-layers" / "layers.json"
+    records = [record for record in json.loads(file.read_bytes()) if record["id"] != layer_id]
+    file.write_text(json.dumps(records))
+    (file.parent / "layers.lock").write_bytes(os.urandom(64))
