@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import anyio
 import pytest
 
 from aimagestore import FindingKind, ImageInUseError, ImageStore, check, podman
+from aimagestore._directory.index_file import IndexFile
 
 from .tools import Tools, require
 
@@ -76,9 +78,18 @@ async def test_images_that_containers_use_stay(tools: Tools) -> None:
     assert len(tools.names()) == 1
 
 
-async def test_reading_beside_podman_finds_every_layer(tools: Tools) -> None:
+async def test_reading_beside_podman_finds_every_layer(
+    tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """podman adds and removes images and their layers, while they are read again and again."""
     done = threading.Event()
+    read_images = IndexFile.snapshot
+
+    def slowly(reader: IndexFile) -> object:
+        time.sleep(0.3)  # between layers and images, so that podman has the time for a change
+        return read_images(reader)
+
+    monkeypatch.setattr(IndexFile, "snapshot", slowly)
 
     def work() -> None:
         try:
@@ -99,7 +110,6 @@ async def test_reading_beside_podman_finds_every_layer(tools: Tools) -> None:
             for image in now.images:
                 seen.add(image.id)
                 assert now.layers_of(image.id)
-            await anyio.sleep(0.001)
     assert len(seen) > 4
 
 
