@@ -15,6 +15,7 @@ asyncio itself; its documentation says what that leaves behind.
 =========================== =====================================================================
 :class:`ImageStore`         the store: reads, changes, big data, ``stage``, ``transaction``,
                             ``snapshot``, ``watch``, ``collect_garbage``
+:class:`AdditionalStore`    a store that is read beside another one
 :class:`Image`              the record of one image
 :class:`Snapshot`           all images at one commit, to be read without ``await``
 :class:`Transaction`        several changes in one commit
@@ -36,6 +37,7 @@ what was recovered or repaired.
 
 from ._async.copying import CopyResult, copy_images
 from ._async.inspection import check, repair
+from ._async.locations import AdditionalStore
 from ._async.methods import JSONValue
 from ._async.staging import BigDataSource, StagedItem
 from ._async.store import ImageStore
@@ -80,6 +82,7 @@ from .errors import (
 )
 
 __all__ = [
+    "AdditionalStore",
     "AmbiguousImageError",
     "BigDataMissingError",
     "BigDataReader",

@@ -12,9 +12,11 @@ import math
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from enum import Enum, auto
+from functools import partial
 from itertools import count
 from typing import Final, TypeVar
 
@@ -26,12 +28,19 @@ from .._core.mutations import Mutation
 from .._core.view import View
 from .._engine.items import CHUNK, Source, discard_all, stage_all
 from .._engine.lock import AnyGrant, AnyLine, Grant, Request
-from .._engine.protocol import ChangeUnderWayError, Engine, Location, StagedContent
+from .._engine.protocol import (
+    ChangeUnderWayError,
+    Copying,
+    CopyNeededError,
+    Engine,
+    Location,
+    StagedContent,
+)
 from ..errors import LockTimeoutError, StoreClosedError, StoreReadOnlyError
 from .committer import GroupCommitter
 from .loop import EventLoop, wait_through
 from .staging import BigDataSource, Expectations, Pouring, Progress, StagedItem, is_buffer
-from .threads import Threads
+from .threads import Stepper, Threads
 
 T = TypeVar("T")
 
@@ -389,10 +398,9 @@ class StoreCore:
         """
         try:
             return await read()
-        except ChangeUnderWayError:
-            pass
+        except ChangeUnderWayError as error:
+            line = error.read_lock or self.engine.read_lock
         self.check_open()
-        line = self.engine.read_lock
         timeout = None if waits_for_ever else self._lock_timeout
         deadline = math.inf if timeout is None else current_time() + timeout
         self._holds += 1
@@ -408,13 +416,15 @@ class StoreCore:
                     before_waiting=self.check_open,
                 )
                 try:
-                    with suppress(ChangeUnderWayError):
-                        return await read()
+                    return await read()
+                except ChangeUnderWayError as error:
+                    next_line = error.read_lock or self.engine.read_lock
                 finally:
                     if grant is not None:
                         await self.threads.run_shielded(grant.release)
                 if rest <= 0:
                     raise await self._lock_timeout_error(line)
+                line = next_line
         finally:
             self.end_hold()
 
@@ -426,6 +436,56 @@ class StoreCore:
         :raises LockTimeoutError: when the lock was not free in time
         """
         self.check_writable()
+        return await self.with_copies(mutation, self._commit)
+
+    async def with_copies(
+        self,
+        mutation: Mutation,
+        make: Callable[[Mutation], Awaitable[T]],
+        *,
+        kept: list[Copying] | None = None,
+    ) -> T:
+        """Make a mutation; if it changes an image of an additional store, again with its items.
+
+        The items are copied before that, without the lock.
+
+        :param kept: gets the copies that the mutation has used, for the caller to release
+        """
+        try:
+            return await make(mutation)
+        except (CopyNeededError, ChangeUnderWayError) as error:
+            failure = error
+        copying: Copying | None = None
+        try:
+            while True:
+                if isinstance(failure, ChangeUnderWayError):
+                    await self.read_whole(
+                        lambda: self.threads.run_abandonable(self.engine.reader.refresh)
+                    )
+                else:
+                    if copying is not None:
+                        await self.release(copying)
+                    copying = failure.begin()
+                    self.own(copying, copying.close)
+                    await self.read_whole(partial(self._copy, copying))
+                    mutation = replace(mutation, copies=copying)
+                try:
+                    result = await make(mutation)
+                except (CopyNeededError, ChangeUnderWayError) as error:
+                    failure = error
+                else:
+                    if copying is not None and kept is not None:
+                        kept.append(copying)
+                        copying = None
+                    return result
+        finally:
+            if copying is not None:
+                await self.release(copying)
+
+    async def _copy(self, copying: Copying) -> None:
+        await Stepper(copying.steps(), self.threads).run()
+
+    async def _commit(self, mutation: Mutation) -> Image | None:
         entry = await self._committer.submit(mutation)
         if not entry.is_decided:
             raise await self._lock_timeout_error(self.engine.lock)

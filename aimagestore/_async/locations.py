@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from .._core.addresses import is_address
 from .._directory.location import DirectoryLocation
 from .._engine.protocol import Location
+from .._stacked.location import AdditionalLocation, StackedLocation
+
+
+@dataclass(frozen=True)
+class AdditionalStore:
+    """A store that is read beside another one; see :class:`ImageStore`.
+
+    :ivar where: the directory that holds its images.json, or its location
+    :ivar required: whether opening fails while it is not there; otherwise the other stores are
+        opened without it
+    """
+
+    where: str | os.PathLike[str] | Location
+    required: bool = True
 
 
 def location_of(where: str | os.PathLike[str] | Location) -> Location:
@@ -32,3 +48,28 @@ def location_of(where: str | os.PathLike[str] | Location) -> Location:
         kind: Any = type(where).__name__
         raise TypeError(f"a store is a directory's path or a location, not {kind}")
     return where
+
+
+def stacked_location(
+    where: str | os.PathLike[str] | Location,
+    additional: Iterable[str | os.PathLike[str] | Location | AdditionalStore],
+) -> Location:
+    """Return the location of a store with additional ones.
+
+    :raises TypeError: when one is neither a path nor a location
+    :raises ValueError: when one is the address of a server
+    """
+    own = location_of(where)
+    if isinstance(additional, str | bytes | os.PathLike) or not isinstance(additional, Iterable):
+        raise TypeError(
+            f"additional_stores must be an iterable of stores, not {type(additional).__name__}"
+        )
+    stores = [
+        store if isinstance(store, AdditionalStore) else AdditionalStore(store)
+        for store in additional
+    ]
+    if not stores:
+        return own
+    return StackedLocation(
+        own, [AdditionalLocation(location_of(store.where), store.required) for store in stores]
+    )

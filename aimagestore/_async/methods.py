@@ -379,6 +379,8 @@ class ImageMethods(ABC):
 
     async def _record(self, image: Image, key: str, measured: Measured) -> None:
         """Record what an item was found to be."""
+        if image.read_only:
+            return  # to read an image of an additional store does not copy it
         # Another writer may have changed or deleted the image: then there is nothing to record.
         with suppress(ImageUnknownError, BigDataUnknownError):
             await self._change(mutations.note_big_data(image.id, key, measured))

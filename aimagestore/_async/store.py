@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from functools import partial
@@ -21,7 +21,7 @@ from .._engine import items
 from .._engine.items import Measured
 from .._engine.protocol import Location
 from .core import StoreCore
-from .locations import location_of
+from .locations import AdditionalStore, stacked_location
 from .methods import ImageMethods
 from .staging import BigDataSource, Expectations, Progress, StagedItem
 from .streams import BigDataReader
@@ -57,6 +57,12 @@ class ImageStore(ImageMethods):
     :param read_only: write nothing, not even what opening would complete
     :param lock_timeout: seconds that a change waits for the store's lock, and a read for the end
         of another program's change; ``None`` waits for ever, 0 tries once
+    :param additional_stores: stores that are read beside this one, as podman's
+        ``additionalimagestores``; each a path, a location or an :class:`AdditionalStore`. Lookups
+        ask this store first, then each of them in order. An ID found earlier hides later ones, and
+        a name stands for the image of the first store that has it. Their images are
+        ``read_only``: a change copies the image into this store first, in the same commit, and
+        :meth:`delete` raises :exc:`StoreReadOnlyError`
     :raises TypeError: when ``where`` is neither a path nor a location
     :raises ValueError: when ``lock_timeout`` is negative
     """
@@ -67,6 +73,7 @@ class ImageStore(ImageMethods):
         *,
         read_only: bool = False,
         lock_timeout: float | None = None,
+        additional_stores: Iterable[str | os.PathLike[str] | Location | AdditionalStore] = (),
     ) -> None:
         check_type(read_only, bool, "read_only")
         is_number = isinstance(lock_timeout, int | float) and not isinstance(lock_timeout, bool)
@@ -77,7 +84,7 @@ class ImageStore(ImageMethods):
             )
         if lock_timeout is not None and not lock_timeout >= 0:
             raise ValueError(f"lock_timeout must be None or at least 0 seconds: {lock_timeout}")
-        location = location_of(where)
+        location = stacked_location(where, additional_stores)
         self._core = StoreCore(location, read_only=read_only, lock_timeout=lock_timeout)
 
     @property

@@ -18,7 +18,7 @@ from .._core.view import View
 from .._engine import items
 from .._engine.items import Measured
 from .._engine.lock import AnyGrant
-from .._engine.protocol import StagedContent
+from .._engine.protocol import Copying, StagedContent
 from ..errors import StoreClosedError
 from .core import StoreCore, transactions
 from .methods import ImageMethods
@@ -52,6 +52,7 @@ class Transaction(ImageMethods):
         self._mutex = threading.Lock()
         self._used: list[StagedItem] = []
         self._staged: list[StagedContent] = []
+        self._copies: list[Copying] = []
 
     def _is_open(self) -> bool:
         return self._draft is not None
@@ -95,6 +96,9 @@ class Transaction(ImageMethods):
         return self._draft
 
     async def _change(self, mutation: Mutation) -> Image | None:
+        return await self._core.with_copies(mutation, self._make, kept=self._copies)
+
+    async def _make(self, mutation: Mutation) -> Image | None:
         prepare = self._core.engine.writer.prepare
 
         def apply(is_wanted: Callable[[], bool]) -> Image | None:
@@ -109,7 +113,7 @@ class Transaction(ImageMethods):
             return plan.image
 
         view = self._view()
-        if view is not None:
+        if view is not None and mutation.copies is None:
             draft = self._open_draft()
             if self._mutex.acquire(blocking=False):
                 try:
@@ -203,7 +207,9 @@ class TransactionBlock:
             raise RuntimeError("a transaction is entered once: call transaction() again")
         grant = await core.acquire()
         try:
-            draft = await core.threads.run(grant.run, core.engine.writer.draft, grant)
+            draft = await core.read_whole(
+                lambda: core.threads.run(grant.run, core.engine.writer.draft, grant)
+            )
         except BaseException:
             await core.release_grant(grant)
             raise
@@ -237,7 +243,7 @@ class TransactionBlock:
             for item in transaction._used:
                 item.unuse()
             core.end_hold()
-            await core.release(*transaction._staged)
+            await core.release(*transaction._staged, *transaction._copies)
 
     def _discard(self) -> None:
         self._grant.release()

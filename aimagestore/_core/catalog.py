@@ -166,6 +166,9 @@ class Catalog(View):
     def record_of(self, image_id: str) -> Record | None:
         return self.indexes.by_id.get(image_id)
 
+    def known_ids(self, image_ids: Iterable[str]) -> set[str]:
+        return {image_id for image_id in image_ids if image_id in self.indexes.by_id}
+
     def owner_of(self, name: str) -> str | None:
         return self.indexes.by_name.get(name)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .digest import canonical_digest
+
+if TYPE_CHECKING:
+    from .record import Record
 
 Buffer = bytes | bytearray | memoryview
 
@@ -53,3 +57,14 @@ class InlineContent:
     def read(self) -> bytes:
         """Return all of it."""
         return self.data
+
+
+class Copies(Protocol):
+    """The items of an image of an additional store, staged for a change that copies the image."""
+
+    def contents_of(self, record: Record, keys: Sequence[str]) -> Mapping[str, Content] | None:
+        """Return the content of items; ``None`` where it is not that of this very record. Blocks.
+
+        :param record: the record of the image as it is now
+        """
+        ...

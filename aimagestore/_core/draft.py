@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from .catalog import Catalog
-from .content import Content
+from .content import Content, Copies
 from .image import Image
 from .record import Record
 from .view import View
@@ -20,6 +20,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     :ivar image_id: the image that the mutation returns; ``""`` when it returns none
     :ivar created: the record of a new image
+    :ivar is_copied: whether that is an image of an additional store, copied to be changed
     :ivar updated: records that replace those with the same IDs
     :ivar deleted: IDs of deleted images
     :ivar is_forced: whether they are deleted even if containers use them, and the new image is
@@ -31,6 +32,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     image_id: str = ""
     created: Record | None = None
+    is_copied: bool = False
     updated: tuple[Record, ...] = ()
     deleted: tuple[str, ...] = ()
     is_forced: bool = False
@@ -66,6 +68,7 @@ class Draft(View):
     :ivar files: big-data items that get new content, by image ID and key
     :ivar drops_unreadable: whether damaged and shadowed records are dropped
     :ivar forced: IDs of new images that are created even if podman cannot read them
+    :ivar copied: IDs of images that are copied from additional stores
     """
 
     __slots__ = (
@@ -75,6 +78,7 @@ class Draft(View):
         "_names",
         "_records",
         "base",
+        "copied",
         "drops_unreadable",
         "files",
         "forced",
@@ -84,18 +88,40 @@ class Draft(View):
     files: dict[tuple[str, str], Content]
     drops_unreadable: bool
     forced: set[str]
+    copied: set[str]
 
     def __init__(self, base: View) -> None:
         self.base = base
         self.files = {}
         self.drops_unreadable = False
         self.forced = set()
+        self.copied = set()
         self._records: dict[str, Record | None] = {}
         self._appended: dict[str, None] = {}
         self._adopted: set[str] = set()
         self._names: dict[str, str | None] = {}
         # For each digest, the images that have got it (True) or lost it (False).
         self._digests: dict[str, dict[str, bool]] = {}
+
+    # What a draft of a store with additional ones does otherwise
+
+    @property
+    def own(self) -> Draft:
+        """The part that is written: all of it, but for what additional stores have."""
+        return self
+
+    def record_to_copy(self, image_id: str) -> Record | None:
+        """Return the record of an image that an additional store alone has, as it is copied."""
+        return None
+
+    def completed(self, plan: Plan, copies: Copies | None) -> Plan:
+        """Return a plan with everything that it needs to be applied.
+
+        :param copies: the items of an image of an additional store, if they were staged
+        """
+        return plan
+
+    # Lookups
 
     def prefetch(self, refs: Iterable[str], names: Iterable[str]) -> None:
         self.base.prefetch(refs, names)
@@ -151,6 +177,8 @@ class Draft(View):
                 self._replace(new.id, new)
         if plan.created is not None and plan.is_forced:
             self.forced.add(plan.created.id)
+        if plan.created is not None and plan.is_copied:
+            self.copied.add(plan.created.id)
         if plan.adopted is not None:
             self._adopted.add(plan.adopted.id)
         self.drops_unreadable |= plan.drops_unreadable

@@ -20,7 +20,7 @@ from ..errors import (
     ImageUnknownError,
     StoreCorruptError,
 )
-from .content import Content, Described
+from .content import Content, Copies, Described
 from .digest import check_digest
 from .draft import Draft, Plan
 from .image import Image
@@ -35,15 +35,17 @@ class Mutation:
     :ivar plan: plans what is to be done to a draft
     :ivar refs: refs, and IDs that may be unknown, that it looks up
     :ivar names: names whose owners it looks up
+    :ivar copies: the items of an additional store's image that it changes, once they are staged
     """
 
     plan: Callable[[Draft], Plan]
     refs: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    copies: Copies | None = None
 
     def __call__(self, draft: Draft) -> Plan:
         """Plan what is to be done to the draft."""
-        return self.plan(draft)
+        return draft.completed(self.plan(draft), self.copies)
 
 
 def _check_ref(ref: object) -> str:
@@ -66,10 +68,12 @@ def create(
 ) -> Mutation:
     """Create an image with its items. The ID defaults to a random one, ``created`` to now.
 
-    With ``force`` even if podman, which keeps layers beside the store, cannot read it.
+    With ``force`` even if podman, which keeps layers beside the store, cannot read it. An image
+    of an additional store with this ID is copied, and gets what is given here.
     """
     check_type(force, bool, "force")
     image_id = secrets.token_hex(32) if image_id is None else image_id
+    is_now = created is None
     created = datetime.now(UTC) if created is None else created
     check_type(created, datetime, "created")
     check_type({} if flags is None else flags, Mapping, "flags")
@@ -90,10 +94,27 @@ def create(
     _describe(edited, items)
     record = edited.finish()
 
+    def merged(below: Record) -> Record:
+        # As containers/storage does it: flags, and a layer that is not given, stay behind.
+        edited = RecordDraft(below)
+        _set_names(edited, below, (*below.names, *names))
+        edited.set("layer", top_layer)
+        if metadata:
+            edited.set("metadata", metadata)
+        if not is_now:
+            edited.set("created", gojson.time(created))
+        if digest is not None:
+            edited.set("digest", digest)
+        edited.set("flags", "")
+        edited.set_entries("flags", given)
+        edited.set("big-data-names", tuple(dict.fromkeys((*below.image.big_data_names, *items))))
+        _describe(edited, items)
+        return edited.finish()
+
     def plan(draft: Draft) -> Plan:
-        _check_unused(draft, record.id)
+        _check_unused(draft.own, record.id)
         for name in names:
-            if (owner := draft.owner_of(name)) is not None:
+            if (owner := draft.own.owner_of(name)) is not None:
                 raise DuplicateNameError(
                     f"the name {name!r} belongs to image {owner}: create the image without it, "
                     "and move it with add_names",
@@ -101,7 +122,9 @@ def create(
                     id=owner,
                 )
         files = {(record.id, key): content for key, content in items.items()}
-        return Plan(record.id, created=record, is_forced=force, files=files)
+        below = draft.record_to_copy(record.id)
+        new = record if below is None else merged(below)
+        return Plan(record.id, created=new, is_forced=force, files=files)
 
     return Mutation(plan, (record.id,), names)
 
@@ -109,10 +132,14 @@ def create(
 def _check_unused(draft: Draft, image_id: str) -> None:
     if draft.record_of(image_id) is not None:
         raise DuplicateIDError(f"an image with the ID {image_id} exists already", id=image_id)
-    _check_undamaged(draft, image_id)
+    check_undamaged(draft, image_id)
 
 
-def _check_undamaged(draft: Draft, image_id: str) -> None:
+def check_undamaged(draft: Draft, image_id: str) -> None:
+    """Check that a new image may have an ID.
+
+    :raises StoreCorruptError: when a damaged record may have it
+    """
     # A new image's directory is cleared first, and this one may hold the damaged record's items.
     if draft.is_damaged(image_id):
         raise StoreCorruptError(
@@ -148,13 +175,9 @@ def _rename(
     _check_ref(ref)
 
     def plan(draft: Draft) -> Plan:
-        record = draft.find(ref)
-        names = tuple(dict.fromkeys(rename(record.names)))
+        record = _find(draft, ref)
         edited = RecordDraft(record)
-        edited.set("names", names)
-        # Each name in turn moves to the front of the history, so the last one ends up first.
-        history = dict.fromkeys((*reversed(names), *record.image.names_history))
-        edited.set("names-history", tuple(history))
+        names = _set_names(edited, record, rename(record.names))
         return Plan(
             record.id, updated=(*_without_moved_names(draft, record.id, names), edited.finish())
         )
@@ -162,15 +185,34 @@ def _rename(
     return Mutation(plan, (ref,), given)
 
 
+def _set_names(edited: RecordDraft, record: Record, names: Iterable[str]) -> tuple[str, ...]:
+    """Set the names of an image that is changed, and return them without repeats."""
+    names = tuple(dict.fromkeys(names))
+    edited.set("names", names)
+    # Each name in turn moves to the front of the history, so the last one ends up first.
+    history = dict.fromkeys((*reversed(names), *record.image.names_history))
+    edited.set("names-history", tuple(history))
+    return names
+
+
+def _find(draft: Draft, ref: str) -> Record:
+    """Return the record of an image that is to be changed."""
+    record = draft.find(ref)
+    return draft.record_to_copy(record.id) or record
+
+
 def _without_moved_names(draft: Draft, image_id: str, names: Iterable[str]) -> Iterator[Record]:
-    """Return the records of the names' previous owners, without these names."""
+    """Return the records of the names' previous owners, without these names.
+
+    An image of an additional store stays as it is: its name is hidden.
+    """
     previous_owners: dict[str, set[str]] = {}
     for name in names:
-        owner = draft.owner_of(name)
+        owner = draft.own.owner_of(name)
         if owner is not None and owner != image_id:
             previous_owners.setdefault(owner, set()).add(name)
     for owner, lost in previous_owners.items():
-        record = draft.record_of(owner)
+        record = draft.own.record_of(owner)
         assert record is not None, "the owner of a name is an image"
         yield without_names(record, lost)
 
@@ -179,7 +221,7 @@ def _edit(ref: str, edit: Callable[[RecordDraft, Record], object]) -> Mutation:
     _check_ref(ref)
 
     def plan(draft: Draft) -> Plan:
-        record = draft.find(ref)
+        record = _find(draft, ref)
         edited = RecordDraft(record)
         edit(edited, record)
         return Plan(record.id, updated=(edited.finish(),))
@@ -212,7 +254,7 @@ def set_big_data(ref: str, key: str, content: Content) -> Mutation:
     check_key(key)
 
     def plan(draft: Draft) -> Plan:
-        record = draft.find(ref)
+        record = _find(draft, ref)
         edited = RecordDraft(record)
         if key not in record.image.big_data_names:
             edited.set("big-data-names", (*record.image.big_data_names, key))
@@ -255,7 +297,9 @@ def delete(ref: str, *, force: bool = False) -> Mutation:
 def wipe() -> Mutation:
     """Delete all images; damaged records stay."""
     return Mutation(
-        lambda draft: Plan(deleted=tuple(record.id for record in draft.records()), is_forced=True)
+        lambda draft: Plan(
+            deleted=tuple(record.id for record in draft.own.records()), is_forced=True
+        )
     )
 
 
@@ -321,18 +365,20 @@ def replace(
     :param contents: its items; ``None`` to keep the present ones, which must be the same
     :param force: do it even if podman, which keeps layers beside the store, cannot read it
     """
+    record = record.as_own()
 
     def plan(draft: Draft) -> Plan:
         others = tuple(_without_moved_names(draft, record.id, record.names))
-        present = draft.record_of(record.id)
+        present = draft.own.record_of(record.id)
         if contents is None:
+            present = present or draft.record_to_copy(record.id)
             if present is None or not has_same_items(present.image, record.image):
                 raise ImageUnknownError(
                     f"image {record.id} was deleted or changed meanwhile", id=record.id
                 )
             return Plan(record.id, updated=(*others, record))
         if present is None:
-            _check_undamaged(draft, record.id)
+            check_undamaged(draft.own, record.id)
         deleted = () if present is None else (record.id,)
         files = {(record.id, key): content for key, content in contents.items()}
         return Plan(

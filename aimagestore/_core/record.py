@@ -87,6 +87,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
 
     :ivar raw: the element as it is spelled in images.json
     :ivar block_id: the ID of the block that holds it, or ``NO_BLOCK``
+    :ivar read_only: whether it is seen in an additional store
     """
 
     raw: RawJSON
@@ -95,6 +96,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
     names: tuple[str, ...]
     digests: tuple[str, ...]
     _image: Image | None = None
+    read_only: bool = False
 
     @property
     def image(self) -> Image:
@@ -116,6 +118,16 @@ class Record(msgspec.Struct, gc=False, eq=False):
         moved = Record(self.raw, block_id, self.id, self.names, self.digests)
         moved._image = self._image
         return moved
+
+    def as_read_only(self) -> Record:
+        """Return the same record as one that is seen in an additional store."""
+        return Record(self.raw, NO_BLOCK, self.id, self.names, self.digests, None, read_only=True)
+
+    def as_own(self) -> Record:
+        """Return the same record as one of the store itself."""
+        if not self.read_only:
+            return self
+        return Record(self.raw, NO_BLOCK, self.id, self.names, self.digests)
 
     @property
     def is_decoded(self) -> bool:
@@ -202,6 +214,7 @@ def _decode(record: Record) -> Image:
         MappingProxyType(digests),
         gojson.parse_time(fields.created) if fields.created is not None else None,
         MappingProxyType({k: bytes(raw) for k, raw in flags.items()}) if flags else _NO_FLAGS,
+        record.read_only,
     )
 
 

@@ -35,6 +35,10 @@ class View:
         """Return the record with this ID."""
         raise NotImplementedError
 
+    def known_ids(self, image_ids: Iterable[str]) -> set[str]:
+        """Return which of these are IDs of images."""
+        return {image_id for image_id in image_ids if self.record_of(image_id) is not None}
+
     def owner_of(self, name: str) -> str | None:
         """Return the ID of the image that has this name."""
         raise NotImplementedError

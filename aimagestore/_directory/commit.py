@@ -197,7 +197,7 @@ class DirectoryWriter:
         created = {*draft.created, *(new.id for _, new in draft.recreated)}
         warnings = []
         for image_id, old, record, _ in draft.record_deltas():
-            if record is None:
+            if record is None or image_id in draft.copied:  # podman lists the original already
                 continue
             problems = podman.new_problems(
                 None if old is None else old.image, record.image, draft.files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from concurrent.futures import Executor
 
 from .._core.image import Image
@@ -72,6 +73,10 @@ class DirectoryItems:
                     path=missing.filename,
                 ) from missing
             return image, file
+
+    def is_same(self, one: io.RawIOBase, other: io.RawIOBase) -> bool:
+        # Content is never written in place, and no other file gets the inode of an open one.
+        return os.path.sameopenfile(one.fileno(), other.fileno())
 
     def close(self) -> None:
         """End the helpers."""

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from .._core.catalog import Catalog
-from .._core.content import Content
+from .._core.content import Content, Copies
 from .._core.draft import Draft, Plan
 from .._core.events import ChangeEvent
 from .._core.image import Image
@@ -41,7 +41,35 @@ Removal = Callable[[AnyGrant], Steps[Report]]
 
 
 class ChangeUnderWayError(Exception):
-    """Another program is in the middle of a change: read again with the readers' lock held."""
+    """Another program is in the middle of a change: read again with the readers' lock held.
+
+    :ivar read_lock: the line for that lock, where it is not the engine's
+    """
+
+    read_lock: AnyLine | None = None
+
+
+class Copying(Copies, Protocol):
+    """The items of an additional store's image on their way into the store. Its maker closes it."""
+
+    def steps(self) -> Steps[None]:
+        """Copy them, durably, in bytes."""
+        ...
+
+    def close(self) -> None:
+        """Release everything, and remove what was not published. Idempotent; does not wait."""
+        ...
+
+
+class CopyNeededError(Exception):
+    """A mutation changes an image of an additional store: copy its items first, without the lock.
+
+    :ivar begin: prepares the copying; the mutation is made again with its result as ``copies``
+    """
+
+    def __init__(self, begin: Callable[[], Copying]) -> None:
+        super().__init__(begin)
+        self.begin = begin
 
 
 class Location(Protocol):
@@ -198,7 +226,8 @@ class Writer(Protocol):
     def commit(self, grant: AnyGrant, mutations: Sequence[Mutation]) -> list[Outcome]:
         """Apply mutations to the last commit, durable when this returns.
 
-        A mutation that cannot be made fails alone.
+        A mutation that cannot be made fails alone: with :exc:`CopyNeededError` if it needs a copy
+        of an additional store's image, and with :exc:`ChangeUnderWayError` if it cannot tell.
 
         :raises OSError: nothing happened; except where the message says that it may have
         """
@@ -284,6 +313,10 @@ class Items(Protocol):
         :raises ChangeUnderWayError: when another program may have replaced the content, and not
             yet the record
         """
+        ...
+
+    def is_same(self, one: io.RawIOBase, other: io.RawIOBase) -> bool:
+        """Return whether two open items are one content, not just equal ones. Never blocks."""
         ...
 
 

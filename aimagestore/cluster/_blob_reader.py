@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class BlobReader(io.RawIOBase):
     """Reads an object as a stream, and continues at the same position after a lost connection.
 
+    :ivar blob: the object
     :raises FileNotFoundError: when there is no such object
     :raises StoreUnavailableError: when the object store is unavailable, or sends nothing for the
         whole deadline
@@ -28,7 +29,7 @@ class BlobReader(io.RawIOBase):
 
     def __init__(self, blobs: Blobs, blob: UUID) -> None:
         self._blobs = blobs
-        self._blob = blob
+        self.blob = blob
         self._position = 0
         # The stream, the rest of its last chunk, and the position of that.
         self._chunks: BytesStream | None = None
@@ -43,12 +44,12 @@ class BlobReader(io.RawIOBase):
         """Request the object from the present position on, and return its size."""
         while True:
             try:
-                result = self._blobs.get(self._blob, self._position)
+                result = self._blobs.get(self.blob, self._position)
                 self._chunks = result.stream(min_chunk_size=CHUNK)
                 self._rest, self._next = memoryview(b""), self._position
                 return result.meta["size"]
             except FileNotFoundError:
-                path = self._blobs.path_of(self._blob)
+                path = self._blobs.path_of(self.blob)
                 raise FileNotFoundError(errno.ENOENT, "the object is missing", path) from None
             except BaseError as error:
                 if not backoff.wait():

@@ -84,6 +84,11 @@ class ClusterItems:
             path=path,
         ) from missing
 
+    def is_same(self, one: io.RawIOBase, other: io.RawIOBase) -> bool:
+        assert isinstance(one, BlobReader), "it was opened here"
+        assert isinstance(other, BlobReader), "it was opened here"
+        return one.blob == other.blob  # an object is written once
+
     def _find(self, ref: str, key: str) -> tuple[Record, UUID | None]:
         """Return a record and the object of its item, of one commit."""
         for _ in range(_TRIES):

@@ -27,6 +27,9 @@ class _TableView(View):
     def __init__(self, execute: Execute, history: History) -> None:
         self._lookups = Lookups(execute, history)
 
+    def known_ids(self, image_ids: Iterable[str]) -> set[str]:
+        return {record.id for record in self._lookups.with_ids(list(image_ids))}
+
     def freeze(self) -> Catalog:
         return Catalog.of(self.records())
 

@@ -1,0 +1,146 @@
+"""Copies the items of an additional store's image into the store, before the lock is held.
+
+What is copied must belong to the version of the image that the commit finds, not to one that looks
+like it. So each item stays open in the additional store until the commit, which opens it once more:
+if it is the same content still, it was that all the time in between.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from .._core.content import Content
+from .._core.digest import is_digest
+from .._core.record import Record
+from .._engine.items import CHUNK, Source
+from .._engine.protocol import Engine, Items, StagedContent, Steps
+from ..errors import BigDataMissingError, BigDataUnknownError, ImageUnknownError
+from .reading import reading
+from .views import as_read_only
+
+_CHANGED = (ImageUnknownError, BigDataUnknownError, BigDataMissingError)
+
+
+class _Item:
+    """One item on its way.
+
+    :ivar file: the item, open in the additional store
+    :ivar source: reads the file
+    :ivar staged: its copy
+    """
+
+    def __init__(self, file: io.RawIOBase, source: Source, staged: StagedContent) -> None:
+        self.file = file
+        self.source = source
+        self.staged = staged
+
+    def close(self) -> None:
+        self.staged.discard()
+        self.source.close()
+
+
+class ItemCopies:
+    """The copies of an image's items; see :class:`aimagestore._engine.protocol.Copying`.
+
+    :param engine: the additional store
+    :param record: the image's record there
+    :param keys: which of its items are copied
+    :param items: where they are copied to
+    """
+
+    def __init__(self, engine: Engine, record: Record, keys: Sequence[str], items: Items) -> None:
+        self._engine = engine
+        self._record = record
+        self._keys = keys
+        self._target = items
+        self._items: dict[str, _Item] = {}
+        # Held during a step. Who finds it held leaves the closing to the step.
+        self._mutex = threading.Lock()
+        self._is_closed = False
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        try:
+            with self._mutex:
+                if self._is_closed:
+                    raise ValueError("the copying has ended")
+                yield
+        finally:
+            if self._is_closed:
+                self._close()
+
+    def steps(self) -> Steps[None]:
+        """Copy the items, and compare them with their digests.
+
+        :raises BigDataMissingError: when the content of one is missing
+        :raises DigestMismatchError: when one is damaged
+        """
+        sizes = self._record.image.big_data_sizes
+        total = sum(sizes.get(key, 0) for key in self._keys)
+        done = 0
+        for key in self._keys:
+            if key in self._items:
+                continue  # copied before another program's change held up the next one
+            try:
+                with self._in_use(), reading(self._engine):
+                    self._open(key)
+            except (ImageUnknownError, BigDataUnknownError):
+                return  # changed since: the commit finds that it needs another copy
+            item = self._items[key]
+            while True:
+                with self._in_use():
+                    piece = item.source.read(CHUNK)
+                    item.staged.sink.write(piece)
+                done += len(piece)
+                yield done, max(done, total)
+                if not piece:
+                    break
+            with self._in_use():
+                item.staged.finish()
+
+    def _open(self, key: str) -> None:
+        items = self._engine.items
+        image, file = items.open(self._record.id, key)
+        try:
+            digest = image.big_data_digests.get(key, "")
+            source = Source(file, key, digest if is_digest(digest) else None, items.helpers)
+            self._items[key] = _Item(file, source, self._target.stage())
+        except BaseException:
+            file.close()
+            raise
+
+    def contents_of(self, record: Record, keys: Sequence[str]) -> Mapping[str, Content] | None:
+        if bytes(record.raw) != bytes(self._record.raw) or not self._items.keys() >= set(keys):
+            return None
+        with self._in_use():
+            is_same = all(self._is_current(record, key) for key in keys)
+        return {key: self._items[key].staged for key in keys} if is_same else None
+
+    def _is_current(self, record: Record, key: str) -> bool:
+        items = self._engine.items
+        try:
+            with reading(self._engine):
+                image, file = items.open(record.id, key)
+        except _CHANGED:
+            return False
+        with file:
+            is_same = items.is_same(self._items[key].file, file)
+            return is_same and as_read_only(image) == record.image
+
+    def close(self) -> None:
+        self._is_closed = True
+        for item in list(self._items.values()):
+            item.staged.interrupt()
+        self._close()
+
+    def _close(self) -> None:
+        """Close everything, unless a step is under way, which does it at its end."""
+        if self._mutex.acquire(blocking=False):
+            try:
+                while self._items:
+                    self._items.popitem()[1].close()
+            finally:
+                self._mutex.release()

@@ -1,0 +1,148 @@
+"""A draft that sees additional stores, and copies their images before it changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property, partial
+
+import msgspec
+
+from .._core.content import Copies
+from .._core.draft import Draft, Plan
+from .._core.mutations import check_undamaged
+from .._core.record import Record, RecordDraft, without_names
+from .._core.view import View
+from .._engine.protocol import CopyNeededError, Engine, Items
+from ..errors import StoreReadOnlyError
+from .copying import ItemCopies
+from .reading import reading
+from .views import EngineView, ReadOnlyCatalog, ReadOnlyView, Stack
+
+
+class Below:
+    """The additional stores, as one commit or one transaction sees them.
+
+    :param engines: the additional stores
+    :param items: where items are copied to
+    """
+
+    def __init__(self, engines: Sequence[Engine], items: Items) -> None:
+        self.engines = engines
+        self.items = items
+
+    @cached_property
+    def views(self) -> Sequence[View]:
+        """Their views, in order."""
+        return [self._view(engine) for engine in self.engines]
+
+    def reload(self) -> None:
+        """Have their present views. Blocks."""
+        self.views = [self._view(engine) for engine in self.engines]
+
+    @staticmethod
+    def _view(engine: Engine) -> View:
+        if not engine.reader.keeps_catalog:
+            return ReadOnlyView(EngineView(engine))
+        with reading(engine):
+            return ReadOnlyCatalog(engine.reader.snapshot())
+
+    def find(self, image_id: str) -> tuple[Engine, Record] | None:
+        """Return the first of these stores that has an image, and the record there."""
+        for engine, view in zip(self.engines, self.views, strict=True):
+            record = view.record_of(image_id)
+            if record is not None:
+                return engine, record
+        return None
+
+
+class StackedDraft(Stack, Draft):
+    """A draft of the writable store that looks up in the additional stores as well."""
+
+    __slots__ = ("_below", "_own")
+
+    def __init__(self, own: Draft, below: Below) -> None:
+        super().__init__(own.base)
+        self.files = own.files
+        self._own = own
+        self._below = below
+
+    @property
+    def views(self) -> Sequence[View]:
+        return [self._own, *self._below.views]
+
+    @property
+    def own(self) -> Draft:
+        return self._own
+
+    def record_of(self, image_id: str) -> Record | None:
+        # Most of what is changed is the store's own: then the others need not be read.
+        return self._own.record_of(image_id) or super().record_of(image_id)
+
+    def owner_of(self, name: str) -> str | None:
+        return self._own.owner_of(name) or super().owner_of(name)
+
+    def is_damaged(self, image_id: str) -> bool:
+        return self._own.is_damaged(image_id)
+
+    def prefetch(self, refs: Iterable[str], names: Iterable[str]) -> None:
+        self._own.prefetch(refs, names)
+
+    def apply(self, plan: Plan) -> None:
+        self._own.apply(plan)
+
+    def record_to_copy(self, image_id: str) -> Record | None:
+        if self._own.record_of(image_id) is not None:
+            return None
+        found = self._below.find(image_id)
+        if found is None:
+            return None
+        record = found[1]
+        # A copy has no right to a name that an earlier store, or another image here, has.
+        lost = {name for name in record.names if self.owner_of(name) != image_id}
+        edited = RecordDraft(without_names(record, lost) if lost else record)
+        edited.set("mapped-layers", ())  # they belong to the layers of the additional store
+        return edited.finish()
+
+    def completed(self, plan: Plan, copies: Copies | None) -> Plan:
+        for image_id in plan.deleted:
+            self._check_own(image_id)
+        copied = [r for r in plan.updated if self._own.record_of(r.id) is None]
+        for record in copied:
+            check_undamaged(self._own, record.id)
+            updated = tuple(other for other in plan.updated if other is not record)
+            plan = msgspec.structs.replace(plan, created=record, is_copied=True, updated=updated)
+        return self._with_items(plan, copies)
+
+    def _check_own(self, image_id: str) -> None:
+        if self._own.record_of(image_id) is not None:
+            return
+        found = self._below.find(image_id)
+        if found is not None:
+            name = found[0].name
+            raise StoreReadOnlyError(
+                f"image {image_id} is in the additional store {name}, which is only read: delete "
+                "it there",
+                id=image_id,
+                path=name,
+            )
+
+    def _with_items(self, plan: Plan, copies: Copies | None) -> Plan:
+        """Return a plan with the content of the items that its new record takes over."""
+        record = plan.created
+        if record is None:
+            return plan
+        keys = [key for key in record.image.big_data_names if (record.id, key) not in plan.files]
+        if not keys:
+            return plan
+        found = self._below.find(record.id)
+        assert found is not None, "what is not given comes from an additional store"
+        engine, original = found
+        contents = None
+        if copies is not None:
+            contents = copies.contents_of(original, keys)
+            if contents is None:
+                self._below.reload()
+        if contents is None:
+            raise CopyNeededError(partial(ItemCopies, engine, original, keys, self._below.items))
+        files = {(record.id, key): content for key, content in contents.items()}
+        return msgspec.structs.replace(plan, files={**plan.files, **files})

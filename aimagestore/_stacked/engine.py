@@ -1,0 +1,66 @@
+"""Several open stores as one engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .._engine.lock import AnyLine
+from .._engine.protocol import Engine
+from .items import StackedItems
+from .reader import StackedReader
+from .writer import StackedWriter
+
+
+class StackedEngine:
+    """A store with additional ones; see :class:`aimagestore._engine.protocol.Engine`.
+
+    :param own: the writable store
+    :param additional: the additional stores, in order
+    """
+
+    def __init__(self, own: Engine, additional: Sequence[Engine]) -> None:
+        self._own = own
+        self._engines = [own, *additional]
+        self._reader = StackedReader(self._engines)
+        self._writer = StackedWriter(own, additional)
+        self._items = StackedItems(self._engines, self._reader)
+
+    @property
+    def name(self) -> str:
+        """The name of the writable store."""
+        return self._own.name
+
+    @property
+    def reader(self) -> StackedReader:
+        """Reads all of them."""
+        return self._reader
+
+    @property
+    def lock(self) -> AnyLine:
+        """The line for the lock of the writable store."""
+        return self._own.lock
+
+    @property
+    def read_lock(self) -> AnyLine:
+        """The line for the readers' lock of the writable store; an error names that of others."""
+        return self._own.read_lock
+
+    @property
+    def writer(self) -> StackedWriter:
+        """Writes the writable store."""
+        return self._writer
+
+    @property
+    def items(self) -> StackedItems:
+        """The items of all of them."""
+        return self._items
+
+    @property
+    def layer_store(self) -> str | None:
+        """The directory of the layers of the writable store."""
+        return self._own.layer_store
+
+    def close(self) -> None:
+        """Release everything."""
+        for engine in reversed(self._engines):
+            engine.close()

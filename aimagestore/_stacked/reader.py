@@ -1,0 +1,153 @@
+"""Reads a store and the additional ones as one."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+from .._core.catalog import Catalog
+from .._core.image import Image
+from .._core.view import View
+from .._engine.protocol import Engine
+from .feed import StackedFeed
+from .reading import reading
+from .views import ReadOnlyCatalog, ReadOnlyView, StackedCatalog, StackedView, as_read_only
+
+T = TypeVar("T")
+
+_TRIES = 5
+"""Tries to read all stores at one moment, while others change them."""
+
+
+class _Last(NamedTuple):
+    """What was read last."""
+
+    catalogs: Sequence[Catalog]
+    additional: Sequence[ReadOnlyCatalog]
+    stacked: StackedCatalog
+
+
+class StackedReader:
+    """Reads several stores; see :class:`aimagestore._engine.protocol.Reader`.
+
+    :param engines: the writable store, and the additional ones
+    """
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._engines = engines
+        self._readers = [engine.reader for engine in engines]
+        self.keeps_catalog = all(reader.keeps_catalog for reader in self._readers)
+        self._last: _Last | None = None
+
+    def current(self) -> Catalog | None:
+        catalogs: list[Catalog] = []
+        for reader in self._readers:
+            catalog = reader.current()
+            if catalog is None:
+                return None
+            catalogs.append(catalog)
+        return self._stacked(catalogs) if self._are_current(catalogs[:-1]) else None
+
+    def _are_current(self, catalogs: Sequence[Catalog]) -> bool:
+        """Return whether these are still the last commits.
+
+        Then there was a moment at which all that were looked at were: an image that moves from one
+        store to another is seen in one of them.
+        """
+        pairs = zip(self._readers, catalogs, strict=False)
+        return all(reader.current() is catalog for reader, catalog in pairs)
+
+    def _stacked(self, catalogs: Sequence[Catalog]) -> StackedCatalog:
+        last = self._last
+        if last is not None and all(map(operator.is_, last.catalogs, catalogs)):
+            return last.stacked
+        # What an additional store has decoded is kept for as long as it does not change.
+        kept = {} if last is None else {id(seen.catalog): seen for seen in last.additional}
+        additional = [kept.get(id(each)) or ReadOnlyCatalog(each) for each in catalogs[1:]]
+        stacked = StackedCatalog([catalogs[0], *additional])
+        if self.keeps_catalog:
+            self._last = _Last(catalogs, additional, stacked)
+        return stacked
+
+    def read(self, look: Callable[[View], T]) -> T:
+        return look(self.snapshot()) if self.keeps_catalog else self._read(look, ())
+
+    def _read(self, look: Callable[[View], T], views: tuple[View, ...]) -> T:
+        """Call ``look`` with these views and those of the other stores."""
+        number = len(views)
+        if number == len(self._engines):
+            return look(StackedView(views))
+
+        def look_further(view: View) -> T:
+            return self._read(look, (*views, ReadOnlyView(view) if number else view))
+
+        with reading(self._engines[number]):
+            return self._readers[number].read(look_further)
+
+    def snapshot(self) -> Catalog:
+        for _ in range(_TRIES):
+            catalogs = self._catalogs()
+            if not self.keeps_catalog or self._are_current(catalogs):
+                break
+        return self._stacked(catalogs)
+
+    def _catalogs(self) -> Sequence[Catalog]:
+        catalogs: list[Catalog] = []
+        for engine in self._engines:
+            with reading(engine):
+                catalogs.append(engine.reader.snapshot())
+        return catalogs
+
+    def pages(self, size: int) -> Iterator[list[Image]]:
+        if self.keeps_catalog:
+            return _pages(self.snapshot(), size)
+        begun = []
+        for engine in self._engines:
+            with reading(engine):
+                begun.append(engine.reader.pages(size))
+        return self._pages(begun)
+
+    def _pages(self, begun: Sequence[Iterator[list[Image]]]) -> Iterator[list[Image]]:
+        # What an earlier store may lose, and a later one has, comes only once.
+        repeated: set[str] = set()
+        for number, pages in enumerate(begun):
+            for page in pages:
+                ids = [image.id for image in page]
+                hidden = repeated | self._known(ids, self._engines[:number])
+                repeated |= self._known(ids, self._engines[number + 1 :])
+                images = [image for image in page if image.id not in hidden]
+                if images:
+                    yield [as_read_only(image) for image in images] if number else images
+
+    @staticmethod
+    def _known(image_ids: Sequence[str], engines: Sequence[Engine]) -> set[str]:
+        known: set[str] = set()
+        for engine in engines:
+            with reading(engine):
+                known |= engine.reader.read(lambda view: view.known_ids(image_ids))
+        return known
+
+    def refresh(self) -> bool:
+        is_modified = False
+        for engine in self._engines:
+            with reading(engine):
+                is_modified |= engine.reader.refresh()
+        return is_modified
+
+    def modified(self) -> bool:
+        return any(reader.modified() for reader in self._readers)
+
+    def touched_since(self, when: datetime) -> bool:
+        return any(reader.touched_since(when) for reader in self._readers)
+
+    def watch(self) -> StackedFeed:
+        return StackedFeed(self._engines)
+
+
+def _pages(catalog: Catalog, size: int) -> Iterator[list[Image]]:
+    images = iter(catalog)
+    while page := list(islice(images, size)):
+        yield page

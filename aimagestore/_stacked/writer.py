@@ -1,0 +1,57 @@
+"""Writes the writable store of several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+from .._core.draft import Draft, Plan
+from .._core.mutations import Mutation
+from .._engine.lock import AnyGrant
+from .._engine.protocol import Engine, Outcome, Removal
+from .draft import Below, StackedDraft
+
+
+class StackedWriter:
+    """Writes a store that has additional ones; see :class:`aimagestore._engine.protocol.Writer`.
+
+    :param own: the writable store
+    :param additional: the additional stores
+    """
+
+    def __init__(self, own: Engine, additional: Sequence[Engine]) -> None:
+        self._writer = own.writer
+        self._items = own.items
+        self._additional = additional
+
+    def _below(self) -> Below:
+        return Below(self._additional, self._items)
+
+    def commit(self, grant: AnyGrant, mutations: Sequence[Mutation]) -> list[Outcome]:
+        below = self._below()
+        stacked = [
+            replace(mutation, plan=partial(_plan, mutation, below)) for mutation in mutations
+        ]
+        return self._writer.commit(grant, stacked)
+
+    def draft(self, grant: AnyGrant) -> Draft:
+        below = self._below()
+        _ = below.views  # read here, where that may block
+        return StackedDraft(self._writer.draft(grant), below)
+
+    def publish(self, grant: AnyGrant, draft: Draft) -> None:
+        self._writer.publish(grant, draft.own)
+
+    def prepare(self, plan: Plan, draft: Draft) -> None:
+        self._writer.prepare(plan, draft.own)
+
+    def touch(self, grant: AnyGrant) -> None:
+        self._writer.touch(grant)
+
+    def garbage(self, *, dry_run: bool) -> Iterator[Removal]:
+        return self._writer.garbage(dry_run=dry_run)
+
+
+def _plan(mutation: Mutation, below: Below, draft: Draft) -> Plan:
+    return mutation(StackedDraft(draft, below))
