@@ -1,4 +1,4 @@
-"""The limit of a cluster: the same bytes sent by the barest loops around its clients."""
+"""The floors of a cluster: the same bytes sent by the barest loops around its clients."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CREATE TABLE IF NOT EXISTS bare_names (name text PRIMARY KEY, id text);
 """
 
 
-class BarePeer(Peer):
+class ClusterFloors(Peer):
     """One connection and one client of the bucket, in the only thread there is."""
 
     _serial = 0
 
-    async def do_setup(self, root: str) -> Reply:
+    def __init__(self, root: str) -> None:
         """Connect; a version, records and names are kept in tables of its own."""
         place = Place.parse(root)
         self._connection = psycopg.connect(place.records_url)
@@ -39,7 +39,6 @@ class BarePeer(Peer):
         self._connection.execute(_TABLES)
         self._connection.execute("INSERT INTO bare_version VALUES (0)")
         self._connection.commit()
-        return {}
 
     async def do_open(self, root: str) -> Reply:
         """Connect, and look at something."""
@@ -115,8 +114,3 @@ def _chunks(size: int) -> Iterator[bytes]:
     chunk = os.urandom(min(size, CHUNK))
     for _ in range(size // len(chunk)):
         yield chunk
-
-
-def make(**_: Any) -> Peer:
-    """Make the peer."""
-    return BarePeer()

@@ -83,6 +83,8 @@ class Entrant:
     :ivar arguments: the request, made anew for each round
     :ivar prepare: what happens before each round; not measured
     :ivar turns: how many rounds it takes part in, without a warm-up; all if ``None``
+    :ivar floor: the request to its floor, which has its turn in the same process right afterwards;
+        ``None`` where it has none
     """
 
     label: str
@@ -92,6 +94,12 @@ class Entrant:
     prepare: Callable[[], object] = lambda: None
     setup: Callable[[Worker], object] = lambda worker: None
     turns: int | None = None
+    floor: Callable[[], dict[str, Any]] | None = None
+
+
+def floor_of(label: str) -> str:
+    """The label of a contender's floor."""
+    return f"{label} floor"
 
 
 def alternate(
@@ -119,3 +127,9 @@ def alternate(
                 elif number >= 0:
                     outcome.add(entrant.label, *reply["samples"])
                     note(entrant.label, reply)
+                if reply is not None and entrant.floor is not None:
+                    os.sync()
+                    reply = worker.ask("floor", of=entrant.task, **entrant.floor())
+                    if reply is not None and number >= 0:
+                        outcome.add(floor_of(entrant.label), *reply["samples"])
+                        note(floor_of(entrant.label), reply)

@@ -15,17 +15,15 @@ from . import golang
 from .peer import Reply
 
 OURS = "aimagestore"
-PEERS = (OURS, "raw", "go", "aiosqlite", "diskcache")
+PEERS = (OURS, "go", "aiosqlite", "diskcache")
 BACKENDS = ("asyncio", "uvloop", "trio")
 CLUSTER = "cluster"
-CLUSTER_PEERS = (CLUSTER, "directory", "bare")
+CLUSTER_PEERS = (CLUSTER, "directory")
 _OURS = (OURS, CLUSTER)
 _MODULES = {
     OURS: "ours",
     CLUSTER: "ours",
     "directory": "ours",
-    "bare": "bare",
-    "raw": "raw",
     "aiosqlite": "sqlite",
     "diskcache": "disk_cache",
 }
@@ -127,10 +125,13 @@ def find(
 
 
 def _add_go(found: list[Contender], scratch: Path) -> dict[str, str]:
-    if missing := golang.find_missing():
-        return {"go": missing}
-    try:
-        found.append(Contender("go", "go", (str(golang.build(scratch)),)))
-    except subprocess.CalledProcessError as error:
-        return {"go": f"go build failed: {error.stderr}"}
-    return {}
+    skipped: dict[str, str] = {}
+    for generation in golang.generations():
+        if missing := generation.find_missing():
+            skipped[generation.label] = missing
+            continue
+        try:
+            found.append(Contender(generation.label, "go", generation.build(scratch)))
+        except subprocess.CalledProcessError as error:
+            skipped[generation.label] = f"go build failed: {error.stderr}"
+    return skipped

@@ -12,17 +12,17 @@ from .bench import Bench
 from .contenders import Contender
 from .images import identity, sample
 from .peer import Reply
-from .results import Outcome, Target, absolute
+from .results import Outcome, Target, itself
 
 if TYPE_CHECKING:
     from .scenarios import Scenario
 
 SIZE = 1_000
 TARGETS = (
-    Target("x one alone, 4 processes", 1.5, absolute(" x4 slowdown")),
-    Target("least share 1 ÷ of a fair one, 4 processes", 2, absolute(" x4 unfairness")),
-    Target("x each alone, 2 and 2 Go", 1.5, absolute(" x2 go x2 slowdown")),
-    Target("least share 1 ÷ of a fair one, 2 and 2 Go", 2, absolute(" x2 go x2 unfairness")),
+    Target("x one alone, 4 processes", 1.5, itself(" x4 slowdown")),
+    Target("least share 1 ÷ of a fair one, 4 processes", 2, itself(" x4 unfairness")),
+    Target("x each alone, 2 and 2 Go", 1.5, itself(" x2 go x2 slowdown")),
+    Target("least share 1 ÷ of a fair one, 2 and 2 Go", 2, itself(" x2 go x2 unfairness")),
 )
 
 

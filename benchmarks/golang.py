@@ -1,38 +1,74 @@
-"""The Go peer's program, built where Go and Debian's containers/storage are installed."""
+"""The Go peer's program, built for each generation of containers/storage that is installed."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
-_GOPATH = Path("/usr/share/gocode")
-_TAGS = "exclude_graphdriver_btrfs exclude_graphdriver_devicemapper"
+_GOCODE = "usr/share/gocode"
+_IMPORTS = ("go.podman.io/storage", "github.com/containers/storage")
+"""Where the library is imported from; where it has moved, the old path is a link to the new."""
+
+_SOURCE = Path(__file__).parent / "go" / "main.go"
+_ROOTS = Path(__file__).parent.parent / "tests" / "peers" / "roots"
+_TAGS = " ".join(f"exclude_graphdriver_{name}" for name in ("btrfs", "devicemapper", "zfs"))
 
 
-def find_missing() -> str:
-    """What is not installed that the peer needs; ``""`` when all is there."""
-    if shutil.which("go") is None:
-        return "Go is not installed"
-    if not (_GOPATH / "src/github.com/containers/storage").is_dir():
-        return "golang-github-containers-storage-dev is not installed"
-    return ""
+@dataclass(frozen=True)
+class Generation:
+    """A containers/storage, and how commands run that use it.
 
-
-def build(directory: Path) -> Path:
-    """Build the program into a directory.
-
-    :raises subprocess.CalledProcessError: when Go does not like it
+    :ivar label: what the tables call it
+    :ivar root: where the library is installed
+    :ivar prefix: comes before a command
     """
-    program = directory / "go-peer"
-    environment = {
-        **os.environ,
-        "GO111MODULE": "off",
-        "GOPATH": str(_GOPATH),
-        "GOFLAGS": "",
-    }
-    source = Path(__file__).parent / "go" / "main.go"
-    command = ["go", "build", "-tags", _TAGS, "-o", str(program), str(source)]
-    subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
-    return program
+
+    label: str
+    root: Path
+    prefix: tuple[str, ...] = ()
+
+    def find_missing(self) -> str:
+        """What is not installed that the peer needs; ``""`` when all is there."""
+        if not (self.root / "usr/bin/go").exists():
+            return "Go is not installed"
+        if self._import() is None:
+            return "golang-github-containers-storage-dev is not installed"
+        return ""
+
+    def _import(self) -> str | None:
+        sources = self.root / _GOCODE / "src"
+        return next((path for path in _IMPORTS if (sources / path).is_dir()), None)
+
+    def build(self, directory: Path) -> tuple[str, ...]:
+        """Build the program into a directory, and return the command that runs it.
+
+        :raises subprocess.CalledProcessError: when Go does not like it
+        """
+        library = self._import()
+        assert library is not None, "it is known that nothing is missing"
+        source = directory / self.label.replace(" ", "-") / "main.go"
+        source.parent.mkdir()
+        source.write_text(_SOURCE.read_text().replace(f'"{_IMPORTS[-1]}"', f'"{library}"'))
+        program = source.parent / "peer"
+        environment = {
+            **os.environ,
+            "GO111MODULE": "off",
+            "GOPATH": f"/{_GOCODE}",
+            "GOFLAGS": "",
+            "TMPDIR": str(directory),
+        }
+        command = [*self.prefix, "go", "build", "-tags", _TAGS, "-o", str(program), str(source)]
+        subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+        return (*self.prefix, str(program))
+
+
+def generations() -> list[Generation]:
+    """Return this machine's own, and those of the roots that the tests beside other suites use."""
+    kept = Path(os.environ.get("AIMAGESTORE_ROOTS") or Path.home() / ".cache/aimagestore-roots")
+    found = [Generation("go", Path("/"))]
+    for root in sorted(kept.glob("*-[0-9]"), reverse=True):
+        suite = root.name.rpartition("-")[0]
+        found.append(Generation(f"go {suite}", root, (str(_ROOTS), "run", suite)))
+    return found

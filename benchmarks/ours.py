@@ -27,12 +27,21 @@ class OurPeer(Peer):
     """One open store, in the event loop that the worker was started with."""
 
     _store: ImageStore
+    _root = ""
+    _floors: Peer | None = None
     _serial = 0
 
     async def do_setup(self, root: str) -> Reply:
         """Open a store."""
+        self._root = root
         self._store = await new_store(root).__aenter__()
         return {}
+
+    async def do_floor(self, of: str, **arguments: Any) -> Reply:
+        """Do what a task's floor does."""
+        if self._floors is None:
+            self._floors = new_floors(self._root or arguments["root"])
+        return await self._floors.do(of, **arguments)
 
     # Changes
 
@@ -155,11 +164,15 @@ class OurPeer(Peer):
             opened = watch.stop()
         return seconds(opened)
 
-    async def do_open_watched(self, root: str) -> Reply:
-        """Open another store, and watch the event loop meanwhile."""
+    async def do_load_watched(self, root: str) -> Reply:
+        """Open another store and index it, and watch the event loop meanwhile."""
+        store = new_store(root)
         async with heartbeat() as heart:
-            reply = await self.do_open(root)
-        return {**reply, "stall": heart.largest_stall}
+            watch = Stopwatch()
+            async with store:
+                await store.snapshot()
+                loaded = watch.stop()
+        return {"samples": [loaded], "stall": heart.largest_stall}
 
     async def do_next_read(self, ref: str) -> Reply:
         """Read what another program has changed just now."""
@@ -172,13 +185,16 @@ class OurPeer(Peer):
     # Memory
 
     async def do_memory(self, root: str) -> Reply:
-        """What the open store takes, before and after every record was looked at."""
+        """What the open store takes, then with an index, and after a look at every record."""
         gc.collect()
         start = memory.proportional()
         await self.do_setup(root)
         opened = memory.proportional() - start
+        await self._store.snapshot()
+        indexed = memory.proportional() - start
         await self._store.images()
-        return {"opened": opened, "looked": memory.proportional() - start, "start": start}
+        looked = memory.proportional() - start
+        return {"opened": opened, "indexed": indexed, "looked": looked, "start": start}
 
     async def do_lookup_memory(self, root: str, refs: Sequence[str]) -> Reply:
         """What an open store takes, and more at most while images are looked up one by one."""
@@ -271,6 +287,17 @@ def new_store(root: str) -> ImageStore:
 
     place = Place.parse(root)
     return ImageStore(ClusterLocation(place.records_url, place.blobs_url))
+
+
+def new_floors(root: str) -> Peer:
+    """What is compared with a store of either kind, in this process."""
+    if root.startswith("postgresql:"):
+        from .bare import ClusterFloors
+
+        return ClusterFloors(root)
+    from .floors import Floors
+
+    return Floors(root)
 
 
 async def _chunks(size: int) -> AsyncIterator[bytes]:

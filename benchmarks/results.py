@@ -34,6 +34,10 @@ class Outcome:
         return statistics.median(samples) if samples else None
 
 
+Figure = Callable[[Outcome, str], float | None]
+"""Finds a figure of one of our labels."""
+
+
 @dataclass(frozen=True)
 class Target:
     """What one figure has to be at most.
@@ -45,7 +49,7 @@ class Target:
 
     text: str
     limit: float
-    figure: Callable[[Outcome, str], float | None]
+    figure: Figure
     sizes: tuple[int, ...] = ()
 
 
@@ -66,18 +70,51 @@ class Verdict:
         return self.reached <= self.limit
 
 
-def ratio_to(peer: str) -> Callable[[Outcome, str], float | None]:
-    """Our median by a peer's."""
+def to_floor(suffix: str = "") -> Figure:
+    """The median of the ratios of our samples to those of the floor that had its turn with them.
+
+    :param suffix: of what is compared: a stall, say, with the floor's
+    """
 
     def figure(outcome: Outcome, label: str) -> float | None:
-        ours, theirs = outcome.median(label), outcome.median(peer)
+        ours = outcome.samples.get(label + suffix, [])
+        floors = outcome.samples.get(f"{label} floor{suffix}", [])
+        ratios = [each / floor for each, floor in zip(ours, floors, strict=False) if floor]
+        return statistics.median(ratios) if ratios else None
+
+    return figure
+
+
+def to_peer(peer: str) -> Figure:
+    """Our median by that of a peer, and of its generations by that of the fastest."""
+
+    def figure(outcome: Outcome, label: str) -> float | None:
+        medians = [outcome.median(each) for each in outcome.samples if _is_of(each, peer)]
+        theirs = min((median for median in medians if median), default=None)
+        ours = outcome.median(label)
         return ours / theirs if ours is not None and theirs else None
 
     return figure
 
 
-def absolute(suffix: str = "") -> Callable[[Outcome, str], float | None]:
-    """Our median itself."""
+def to_other(suffix: str) -> Figure:
+    """Our median by that of another of our own series."""
+
+    def figure(outcome: Outcome, label: str) -> float | None:
+        ours, other = outcome.median(label), outcome.median(label + suffix)
+        return ours / other if ours is not None and other else None
+
+    return figure
+
+
+def _is_of(label: str, peer: str) -> bool:
+    """Whether a series is a peer's: ``go`` and ``go trixie``, but not ``go x4 slowdown``."""
+    rest = label.removeprefix(peer)
+    return rest == "" or (rest != label and rest.strip().isalpha())
+
+
+def itself(suffix: str = "") -> Figure:
+    """Our median itself, where that is a ratio or a size."""
     return lambda outcome, label: outcome.median(label + suffix)
 
 

@@ -13,12 +13,10 @@ from . import crowd, footprint, streams
 from .bench import Bench, Entrant, alternate
 from .contenders import OURS, Contender
 from .images import OtherWriter, identity, name, sample
-from .results import Outcome, Target, absolute, ratio_to
+from .results import Outcome, Target, to_floor, to_other, to_peer
 
 COMMITS = {100: 10, 1_000: 10, 10_000: 5}
 BURST = 256
-MILLISECOND = 1e-3
-MICROSECOND = 1e-6
 MIB = 1024 * 1024
 
 
@@ -60,7 +58,7 @@ def _on_stores(
     arguments: Callable[[int, Contender], dict[str, Any]],
     turns: Callable[[int, Contender], int | None] = _all_turns,
 ) -> Callable[[Bench, Scenario], Iterator[Outcome]]:
-    """Measure a task on stores that stay open, one for each contender."""
+    """Measure a task on stores that stay open, one for each contender, and our floors."""
 
     def entrant(size: int, contender: Contender, root: Path) -> Entrant:
         return Entrant(
@@ -70,6 +68,7 @@ def _on_stores(
             lambda: arguments(size, contender),
             setup=lambda worker: worker.ask("setup", root=str(root)),
             turns=turns(size, contender),
+            floor=(lambda: arguments(size, contender)) if contender.is_ours else None,
         )
 
     def run(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
@@ -105,8 +104,14 @@ def _opening(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
         with bench.store(size) as root:
             arguments = {"root": str(root)}
             entrants = [
-                Entrant(c.label, c, "open", partial(dict, arguments))
-                for c in bench.pick(OURS, "go", "raw")
+                Entrant(
+                    c.label,
+                    c,
+                    "open",
+                    partial(dict, arguments),
+                    floor=partial(dict, arguments) if c.is_ours else None,
+                )
+                for c in bench.pick(OURS, "go")
             ]
             alternate(bench, outcome, entrants)
         yield outcome
@@ -146,26 +151,22 @@ def _next_read(contender: Contender, root: Path, size: int) -> list[Entrant]:
         lambda: {"ref": refs[0]},
         prepare=change,
         setup=lambda worker: worker.ask("setup", root=str(root)),
+        floor=(lambda: {"ref": refs[0]}) if contender.is_ours else None,
     )
     if not contender.is_ours:
         return [entrant]
     load = Entrant(
-        f"{contender.label} full load", contender, "open_watched", lambda: {"root": str(root)}
+        f"{contender.label}{FULL_LOAD}",
+        contender,
+        "load_watched",
+        lambda: {"root": str(root)},
+        floor=lambda: {"root": str(root)},
     )
     return [entrant, load]
 
 
-def _burst_over_raw(outcome: Outcome, label: str) -> float | None:
-    """How long the burst took by the raw limit and 30 µs a task."""
-    ours, raw = outcome.median(label), outcome.median("raw")
-    return ours / (raw + BURST * 30 * MICROSECOND) if ours is not None and raw else None
-
-
-def _by_full_load(outcome: Outcome, label: str) -> float | None:
-    return ratio_to(f"{label} full load")(outcome, label)
-
-
-DURABLE = (OURS, "raw", "go", "aiosqlite", "diskcache")
+FULL_LOAD = " full load"
+DURABLE = (OURS, "go", "aiosqlite", "diskcache")
 LOOKUPS = (OURS, "go", "aiosqlite", "diskcache")
 
 SCENARIOS = (
@@ -174,9 +175,10 @@ SCENARIOS = (
         "one durable commit at a time",
         _on_stores(DURABLE, "commit", _commits),
         (
-            Target("x raw limit", 1.5, ratio_to("raw"), (1_000,)),
-            Target("x raw limit", 1.4, ratio_to("raw"), (10_000, 100_000)),
-            Target("x Go", 0.25, ratio_to("go"), (1_000, 10_000, 100_000)),
+            Target("x floor", 1.1, to_floor(), (100,)),
+            Target("x floor", 1.05, to_floor(), (1_000, 10_000, 100_000)),
+            Target("x Go", 0.8, to_peer("go"), (100,)),
+            Target("x Go", 0.5, to_peer("go"), (1_000, 10_000, 100_000)),
         ),
     ),
     Scenario(
@@ -184,9 +186,10 @@ SCENARIOS = (
         "256 tasks, each one durable commit",
         _on_stores(DURABLE, "burst", _burst, _burst_turns),
         (
-            Target("x (raw limit + 30 µs a task)", 1, _burst_over_raw, (1_000,)),
-            Target("x raw limit", 2.5, ratio_to("raw"), (10_000,)),
-            Target("x Go", 0.01, ratio_to("go"), (1_000, 10_000, 100_000)),
+            Target("x floor", 2, to_floor(), (100,)),
+            Target("x floor", 1.6, to_floor(), (1_000,)),
+            Target("x floor", 1.2, to_floor(), (10_000, 100_000)),
+            Target("x Go", 0.01, to_peer("go"), (1_000, 10_000, 100_000)),
         ),
     ),
     Scenario(
@@ -200,41 +203,50 @@ SCENARIOS = (
         "get-id",
         "get by ID",
         _on_stores(LOOKUPS, "get", _gets(identity)),
-        (Target("s", 2 * MICROSECOND, absolute()),),
+        (Target("x floor", 1.25, to_floor()),),
     ),
     Scenario(
         "get-name",
         "get by name",
         _on_stores(LOOKUPS, "get", _gets(name)),
-        (Target("s", 2 * MICROSECOND, absolute()),),
+        (Target("x floor", 1.25, to_floor()),),
     ),
     Scenario(
         "get-prefix",
         "get by a prefix of an ID",
         _on_stores((OURS, "go"), "get", _gets(lambda n: identity(n)[:12])),
-        (Target("s", 4 * MICROSECOND, absolute()),),
+        (Target("x floor", 2.5, to_floor()),),
     ),
     Scenario(
         "snapshot-get",
         "snapshot().get",
         _on_stores((OURS,), "snapshot_get", _gets(identity)),
-        (Target("s", 0.2 * MICROSECOND, absolute()),),
+        (Target("x floor", 2, to_floor()),),
     ),
     Scenario(
         "images",
         "images(), from the second call on",
         _on_stores((OURS, "go", "aiosqlite"), "images", lambda *_: {}),
-        (Target("s", 0.1 * MILLISECOND, absolute(), (10_000,)),),
+        (Target("x floor", 1.5, to_floor()),),
     ),
-    Scenario("open", "open", _opening, (Target("x Go", 1, ratio_to("go")),)),
+    Scenario(
+        "open",
+        "open",
+        _opening,
+        (
+            Target("x floor", 1, to_floor(), (10_000, 100_000)),
+            Target("x Go", 0.7, to_peer("go"), (10_000, 100_000)),
+        ),
+    ),
     Scenario(
         "next-read",
         "the next read after another process changed one record",
         _next_reads,
         (
-            Target("x full load", 1 / 3, _by_full_load, (10_000, 100_000)),
-            Target("s stall, next read", 15 * MILLISECOND, absolute(" stall")),
-            Target("s stall, full load", 15 * MILLISECOND, absolute(" full load stall")),
+            Target("x floor", 3, to_floor(), (10_000, 100_000)),
+            Target("x full load", 0.05, to_other(FULL_LOAD), (100_000,)),
+            Target("x floor, stall of the next read", 2, to_floor(" stall")),
+            Target("x floor, stall of a full load", 2, to_floor(f"{FULL_LOAD} stall")),
         ),
     ),
     Scenario("memory", "memory of an open store", footprint.run, footprint.TARGETS, is_drawn=False),
