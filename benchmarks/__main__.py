@@ -13,11 +13,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from . import svg, table
+from . import compare, svg, table
 from .bench import MIB, Bench
-from .contenders import BACKENDS, CLUSTER_PEERS, PEERS, find
+from .contenders import BACKENDS, CLUSTER_PEERS, PEERS, find, revisions
 from .results import Outcome, Verdict, judge
 from .scenarios import SCENARIOS, Scenario
+from .work import ROWS
 
 SIZES = {False: "100,1000,10000,100000", True: "1000,1000000"}
 QUICK_SIZES = {False: [100], True: [100, 1000]}
@@ -45,6 +46,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, help="work in this directory, on the disk to measure")
     parser.add_argument(
         "--quick", action="store_true", help="a smoke test, its figures mean little"
+    )
+    parser.add_argument(
+        "--compare",
+        metavar="REV",
+        help="count the work that is bound by the processor for a revision of the library and for "
+        "this one, and run the scenarios that are named with both in turns; 'release' is the last "
+        "release",
+    )
+    parser.add_argument(
+        "--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), help="what to count"
+    )
+    parser.add_argument(
+        "--fail-above", type=float, metavar="RATIO", help="exit with 1 if a count has grown by more"
     )
     return parser.parse_args()
 
@@ -114,9 +128,31 @@ def _save(path: Path, outcomes: list[Outcome], verdicts: list[Verdict]) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
+def _compare(options: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="aimagestore-bench-", dir=options.dir) as directory:
+        scratch = Path(directory)
+        other = compare.check_out(options.compare, scratch)
+        unit, counter = compare.find_counter(scratch)
+        print(f"{unit}: this revision's by those of {options.compare}")
+        ratios = compare.count(other, scratch, counter, options.rows)
+        if options.scenario:
+            backends = options.backend or list(QUICK_BACKENDS)
+            pair = revisions(other, options.compare, backends)
+            sizes = [int(size) for size in (options.sizes or SIZES[False]).split(",")]
+            bench = Bench(scratch, pair, sizes, options.rounds, options.item_size * MIB)
+            _run(bench, _scenarios(options))
+    limit = options.fail_above
+    grown = [each.row for each in ratios if limit is not None and each.ratio > limit]
+    for row in grown:
+        print(f"more than {limit} x: {row}")
+    return 1 if grown else 0
+
+
 def main() -> int:
-    """Run what the options say; 1 when a peer failed."""
+    """Run what the options say; 1 when a peer failed, or a count has grown too much."""
     options = _options()
+    if options.compare:
+        return _compare(options)
     chosen = _scenarios(options)
     with tempfile.TemporaryDirectory(prefix="aimagestore-bench-", dir=options.dir) as directory:
         bench = _bench(options, Path(directory))

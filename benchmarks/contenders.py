@@ -39,11 +39,13 @@ class Contender:
 
     :ivar label: what the table calls it
     :ivar command: starts its process
+    :ivar directory: where it starts, if that is not here
     """
 
     label: str
     peer: str
     command: tuple[str, ...]
+    directory: Path | None = None
 
     @property
     def is_ours(self) -> bool:
@@ -61,6 +63,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            cwd=contender.directory,
             env=_environment(scratch),
         )
 
@@ -122,6 +125,20 @@ def find(
                 worker = (sys.executable, "-m", "benchmarks.worker", _MODULES[peer], backend)
                 found.append(Contender(label, peer, worker))
     return found, skipped
+
+
+def revisions(other: Path, name: str, backends: list[str]) -> list[Contender]:
+    """Make contenders of this revision of the library and another one, on each backend."""
+    return [
+        Contender(
+            f"{label} {backend}",
+            OURS,
+            (sys.executable, "-m", "benchmarks.worker", _MODULES[OURS], backend),
+            directory,
+        )
+        for backend in backends
+        for label, directory in ((OURS, Path(__file__).parent.parent), (name, other))
+    ]
 
 
 def _add_go(found: list[Contender], scratch: Path) -> dict[str, str]:
