@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .._engine.lock import AnyLine
-from .._engine.protocol import Engine
+from .._engine.protocol import Engine, PodmanReader
 from .items import StackedItems
 from .reader import StackedReader
 from .writer import StackedWriter
@@ -59,6 +59,11 @@ class StackedEngine:
     def layer_store(self) -> str | None:
         """The directory of the layers of the writable store."""
         return self._own.layer_store
+
+    @property
+    def podman(self) -> PodmanReader | None:
+        """What reads the layers and containers beside the writable store."""
+        return self._own.podman
 
     def close(self) -> None:
         """Release everything."""
