@@ -20,6 +20,7 @@ from .support.loops import USUAL_LOOPS, second_runs
 from .support.stores import (
     ClusterStore,
     DirectoryStore,
+    StackedStore,
     StoreUnderTest,
     becomes_true,
     library_threads,
@@ -153,11 +154,13 @@ def cluster_store(servers: Servers) -> Iterator[ClusterStore]:
         store.close()
 
 
-@pytest.fixture(params=["directory", "cluster"])
+@pytest.fixture(params=["directory", "stacked", "cluster"])
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreUnderTest]:
-    """A place where there is no image yet, on either engine."""
+    """A place where there is no image yet, for each kind of store."""
     if request.param == "directory":
         found: StoreUnderTest = DirectoryStore(tmp_path)
+    elif request.param == "stacked":
+        found = StackedStore(tmp_path)
     else:
         cluster: ClusterStore = request.getfixturevalue("cluster_store")
         cluster.root = tmp_path

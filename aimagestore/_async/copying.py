@@ -6,13 +6,15 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from .._core import mutations
 from .._core.digest import is_digest
+from .._core.image import Image
 from .._core.mutations import has_same_items
 from .._core.names import check_names, check_type
 from .._core.record import Record
-from .._core.view import View
+from .._core.view import View, without_hidden_names
 from ..errors import BigDataUnknownError, ImageUnknownError
 from .parallel import for_each
 from .staging import Expectations, Progress, StagedItem
@@ -123,11 +125,11 @@ class _Copying:
 
     async def _copy(self, image_id: str) -> bool:
         """Copy an image as it is now; return whether that is done."""
-        look = partial(_record_of, image_id=image_id)
-        record = await self._read_source(look)
-        if record is None:
+        seen = await self._read_source(partial(_seen, image_id=image_id))
+        if seen is None:
             return True
-        present = await self._core.read(look)
+        record = seen.record
+        present = await self._core.read(partial(_record_of, image_id=image_id))
         if present is not None and bytes(present.raw) == bytes(record.raw):
             self._present += 1
             return True
@@ -138,14 +140,15 @@ class _Copying:
                 return False
             self._images += 1
             return True
-        return await self._copy_with_items(record)
+        return await self._copy_with_items(seen)
 
-    async def _copy_with_items(self, record: Record) -> bool:
+    async def _copy_with_items(self, seen: _Seen) -> bool:
+        record = seen.record
         try:
             async with AsyncExitStack() as stack:
                 staged: dict[str, StagedItem] = {}
                 for key in record.image.big_data_names:
-                    item = await self._stage(stack, record, key)
+                    item = await self._stage(stack, seen.image, key)
                     if item is None:
                         return False
                     staged[key] = item
@@ -160,18 +163,18 @@ class _Copying:
         self._bytes += sum(item.size for item in staged.values())
         return True
 
-    async def _stage(self, stack: AsyncExitStack, record: Record, key: str) -> StagedItem | None:
+    async def _stage(self, stack: AsyncExitStack, image: Image, key: str) -> StagedItem | None:
         """Stage an item in the destination; ``None`` when its image has changed since."""
 
         def report(done: int, total: int | None) -> None:
-            self._parts[record.id, key] = done
+            self._parts[image.id, key] = done
             self._report()
 
-        digest = record.image.big_data_digests.get(key, "")
-        item = self._source.open_big_data(record.id, key, verify=is_digest(digest))
+        digest = image.big_data_digests.get(key, "")
+        item = self._source.open_big_data(image.id, key, verify=is_digest(digest))
         try:
             async with item as reader:
-                if reader.image != record.image:
+                if reader.image != image:
                     return None
                 staged = self._destination.stage(reader, progress=report)
                 return await stack.enter_async_context(staged)
@@ -179,5 +182,24 @@ class _Copying:
             return None
 
 
+class _Seen(NamedTuple):
+    """An image in the source.
+
+    :ivar record: its record
+    :ivar image: the image as the source shows it, with names that stand for others
+    """
+
+    record: Record
+    image: Image
+
+
 def _record_of(view: View, image_id: str) -> Record | None:
     return view.record_of(image_id)
+
+
+def _seen(view: View, image_id: str) -> _Seen | None:
+    record = view.record_of(image_id)
+    if record is None:
+        return None
+    is_own = not record.read_only
+    return _Seen(record if is_own else without_hidden_names(view, record), record.image)

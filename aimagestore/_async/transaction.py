@@ -177,12 +177,14 @@ class Transaction(ImageMethods):
             content = draft.files.get((image.id, key))
             if content is not None:
                 return content.read()
-            return items.read_item(engine.items, image.id, key)
+            return items.read_item(engine.items_of(draft, image.id), image.id, key)
 
         return await self._with_draft(read)
 
     async def _measure(self, image: Image, key: str, progress: Progress | None) -> Measured:
-        steps = items.measure_item(self._core.engine.items, image.id, key)
+        engine = self._core.engine
+        kept = await self._with_draft(lambda draft: engine.items_of(draft, image.id))
+        steps = items.measure_item(kept, image.id, key)
         measured = await Stepper(steps, self._core.threads).run(progress)
         await self._record(image, key, measured)
         return measured

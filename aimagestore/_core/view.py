@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import AmbiguousImageError, ImageUnknownError
 from .digest import check_digest
 from .image import Image
-from .record import Record
+from .record import Record, without_names
 from .refs import id_in_ref, repository_and_digest, repository_of
 
 if TYPE_CHECKING:
@@ -188,3 +188,12 @@ def resolve_prefix(ref: str, candidates: Sequence[str]) -> str | None:
 def unknown(ref: str) -> ImageUnknownError:
     """Return the error for a ref that no image is known by."""
     return ImageUnknownError(f"no image is known by {ref!r}", ref=ref)
+
+
+def without_hidden_names(view: View, record: Record) -> Record:
+    """Return a record without the names that stand for other images.
+
+    Only an image of an additional store has such names.
+    """
+    lost = {name for name in record.names if view.owner_of(name) != record.id}
+    return without_names(record, lost) if lost else record

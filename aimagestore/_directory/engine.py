@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
+from .._core.draft import Draft
 from .._engine.protocol import ChangeUnderWayError
 from .beside import PodmanFiles
 from .commit import DirectoryWriter
@@ -92,6 +93,9 @@ class DirectoryEngine:
             logger.warning("could not complete what a crash left: %s", error)
         finally:
             grant.release()
+
+    def items_of(self, draft: Draft, image_id: str) -> DirectoryItems:
+        return self.items
 
     def close(self) -> None:
         self.items.close()

@@ -136,6 +136,10 @@ class Engine(Protocol):
         """What keeps the content of its big-data items."""
         ...
 
+    def items_of(self, draft: Draft, image_id: str) -> Items:
+        """Return what keeps the items of an image that a draft has not changed."""
+        ...
+
     @property
     def layer_store(self) -> str | None:
         """The directory where another program keeps the layers of these images, if one does.

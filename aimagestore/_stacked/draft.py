@@ -10,8 +10,8 @@ import msgspec
 from .._core.content import Copies
 from .._core.draft import Draft, Plan
 from .._core.mutations import check_undamaged
-from .._core.record import Record, RecordDraft, without_names
-from .._core.view import View
+from .._core.record import Record, RecordDraft
+from .._core.view import View, without_hidden_names
 from .._engine.protocol import CopyNeededError, Engine, Items
 from ..errors import StoreReadOnlyError
 from .copying import ItemCopies
@@ -90,16 +90,23 @@ class StackedDraft(Stack, Draft):
     def apply(self, plan: Plan) -> None:
         self._own.apply(plan)
 
+    def engine_of(self, image_id: str, own: Engine) -> Engine:
+        """Return the store in which an image is seen.
+
+        :param own: the writable store
+        """
+        if self._own.record_of(image_id) is not None:
+            return own
+        found = self._below.find(image_id)
+        return own if found is None else found[0]
+
     def record_to_copy(self, image_id: str) -> Record | None:
         if self._own.record_of(image_id) is not None:
             return None
         found = self._below.find(image_id)
         if found is None:
             return None
-        record = found[1]
-        # A copy has no right to a name that an earlier store, or another image here, has.
-        lost = {name for name in record.names if self.owner_of(name) != image_id}
-        edited = RecordDraft(without_names(record, lost) if lost else record)
+        edited = RecordDraft(without_hidden_names(self, found[1]))
         edited.set("mapped-layers", ())  # they belong to the layers of the additional store
         return edited.finish()
 
@@ -142,6 +149,7 @@ class StackedDraft(Stack, Draft):
             contents = copies.contents_of(original, keys)
             if contents is None:
                 self._below.reload()
+                engine, original = self._below.find(record.id) or found
         if contents is None:
             raise CopyNeededError(partial(ItemCopies, engine, original, keys, self._below.items))
         files = {(record.id, key): content for key, content in contents.items()}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .._core.draft import Draft
 from .._engine.lock import AnyLine
-from .._engine.protocol import Engine, PodmanReader
+from .._engine.protocol import Engine, Items, PodmanReader
+from .draft import StackedDraft
 from .items import StackedItems
 from .reader import StackedReader
 from .writer import StackedWriter
@@ -54,6 +56,11 @@ class StackedEngine:
     def items(self) -> StackedItems:
         """The items of all of them."""
         return self._items
+
+    def items_of(self, draft: Draft, image_id: str) -> Items:
+        """Return the items of the store in which a draft sees an image."""
+        assert isinstance(draft, StackedDraft), "it was made here"
+        return draft.engine_of(image_id, self._own).items
 
     @property
     def layer_store(self) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from .._core.draft import Draft
 from .._engine.lock import LockLine
 from .._engine.workers import WorkerPool
 from ..errors import StoreReadOnlyError
@@ -116,6 +117,10 @@ class ClusterEngine:
     @property
     def items(self) -> ClusterItems:
         """Keeps the content of big-data items."""
+        return self._items
+
+    def items_of(self, draft: Draft, image_id: str) -> ClusterItems:
+        """Return what keeps the content of big-data items."""
         return self._items
 
     @property

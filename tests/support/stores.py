@@ -22,8 +22,8 @@ import anyio
 import pytest
 
 from aimagestore import Finding, Image
-from aimagestore._async.locations import location_of
-from aimagestore._engine.protocol import Steps
+from aimagestore._async.locations import location_of, stacked_location
+from aimagestore._engine.protocol import Location, Steps
 
 if TYPE_CHECKING:
     import psycopg
@@ -166,7 +166,7 @@ class StoreUnderTest(ABC):
 
     @property
     @abstractmethod
-    def location(self) -> Path | ClusterLocation:
+    def location(self) -> Path | Location:
         """What opens the store."""
 
     @property
@@ -273,7 +273,7 @@ class DirectoryStore(StoreUnderTest):
         return self.root / f"store{self._number}"
 
     @property
-    def location(self) -> Path:
+    def location(self) -> Path | Location:
         return self.path
 
     @property
@@ -329,6 +329,28 @@ class DirectoryStore(StoreUnderTest):
     def restore(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         shutil.copytree(self.root / "saved", self.path)
+
+
+class StackedStore(DirectoryStore):
+    """A directory with additional stores, which have no images."""
+
+    @property
+    def additional(self) -> list[Path]:
+        """The additional stores: one with an index, and one that never had an image."""
+        return [Path(f"{self.path}-one"), Path(f"{self.path}-two")]
+
+    @property
+    def location(self) -> Location:
+        for path in self.additional:
+            path.mkdir(exist_ok=True)
+        (self.additional[0] / "images.json").write_text("[]")
+        return stacked_location(self.path, self.additional)
+
+    def check_intact(self) -> None:
+        super().check_intact()
+        if self.additional[0].exists():
+            assert contents(self.additional[0]) == {"images.json": b"[]"}
+            assert not os.listdir(self.additional[1])
 
 
 class ClusterStore(StoreUnderTest):
