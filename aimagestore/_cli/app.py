@@ -34,7 +34,7 @@ standard input or output.
 {examples("images", "--root images import hello.tar", "--root images inspect localhost/hello:1")}
 """
 
-_ANYWHERE = frozenset({"root", "write", "lock_timeout", "verbose"})
+_ANYWHERE = frozenset({"root", "additional_store", "write", "lock_timeout", "verbose"})
 """The options that stand before the command, or after it."""
 
 
@@ -84,7 +84,7 @@ def _late(option: Any) -> Any:
     late.hidden, late.expose_value, late.envvar = True, False, None
 
     def take(context: Any, parameter: Any, value: Any) -> None:
-        if value is not None and value is not False:
+        if value is not None and value is not False and value not in ([], ()):
             if option.callback is not None:
                 value = option.callback(context, parameter, value)
             context.find_root().params[option.name] = value
@@ -142,6 +142,7 @@ def _not_empty(value: str | None) -> str | None:
 
 @app.callback()
 def _begin(
+    *,
     root: Annotated[
         str | None,
         typer.Option(
@@ -151,6 +152,15 @@ def _begin(
             callback=_not_empty,
             help="An image store, or a graph root that has one; or a cluster's two addresses in "
             "one argument. create, import and copy make a store where there is none.",
+        ),
+    ] = None,
+    additional_store: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--additional-store",
+            metavar="DIR",
+            help="A store to read beside it, as a root is given; several times. Podman's own "
+            "store has those of storage.conf.",
         ),
     ] = None,
     write: Annotated[

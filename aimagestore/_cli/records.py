@@ -58,7 +58,7 @@ def register(app: typer.Typer) -> None:
     items in this store (manifest, configuration, and whatever else is kept with it), and where
     podman keeps layers beside the store, its layers as they are unpacked, each counted for every
     image that has it. With > before it, the size of a layer is not recorded. inspect shows both
-    parts.
+    parts. R/O says which images are in additional stores, if any is.
     """
 )
 async def images(
@@ -77,8 +77,9 @@ async def images(
         await write_lines(_shown_id(image, whole=no_trunc) for image in found)
     else:
         now = datetime.now(UTC)
+        is_mixed = any(image.read_only for image in found)
         await write_table(
-            _HEADINGS,
+            (*_HEADINGS, "R/O") if is_mixed else _HEADINGS,
             (
                 (
                     repository,
@@ -86,6 +87,7 @@ async def images(
                     _shown_id(image, whole=no_trunc),
                     human_age(image.created, now),
                     sizes.shown(image),
+                    *([str(image.read_only).lower()] if is_mixed else []),
                 )
                 for image in found
                 for repository, tag in repositories_and_tags(image.names)

@@ -11,7 +11,7 @@ from anyio import to_thread
 
 from .._core.addresses import is_address
 from .._engine.protocol import Location
-from ..podman import locate
+from ..podman import PodmanStorage, locate
 from .exits import CommandError, ExitCode, usage_errors
 
 _IMAGES = "-images"
@@ -93,16 +93,17 @@ def cluster_module() -> Any:
         raise CommandError(str(error)) from error
 
 
-async def podman_store() -> str:
-    """The image store of this user's podman.
+async def podman_storage() -> PodmanStorage:
+    """The storage of this user's podman.
 
-    :raises CommandError: when podman has none yet
+    :raises CommandError: when podman has no images yet
     :raises StoreConfigurationError: when it is not known where podman has it
     """
-    store = (await locate()).image_store
+    storage = await locate()
+    store = storage.image_store
     if not await to_thread.run_sync(os.path.isdir, store):
         raise CommandError(f"podman has no images yet in {store}: --root names another store")
-    return store
+    return storage
 
 
 def _directory_names(path: str) -> set[str]:

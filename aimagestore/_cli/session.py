@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import typer
 from anyio import to_thread
 
+from .._async.locations import AdditionalStore
 from .._async.store import ImageStore
 from .._engine.protocol import Location
+from ..podman._opening import additional_stores
 from .exits import CommandError, ExitCode
-from .roots import given_cluster, given_store, is_cluster, may_be_store, podman_store
+from .roots import given_cluster, given_store, is_cluster, may_be_store, podman_storage
 
 logger = logging.getLogger("aimagestore")
 
@@ -25,54 +27,76 @@ class Session:
     :ivar root: the directory or cluster that was given; ``None`` for podman's own store
     :ivar may_write: whether podman's own store may be changed
     :ivar lock_timeout: seconds that a change waits for the store's lock
+    :ivar additional: additional stores that were given
     """
 
     root: str | None
     may_write: bool = False
     lock_timeout: float | None = None
+    additional: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, context: typer.Context) -> Session:
         """What was given before the command."""
         parameters = context.find_root().params
-        return cls(parameters["root"], parameters["write"], parameters["lock_timeout"])
+        return cls(
+            parameters["root"],
+            parameters["write"],
+            parameters["lock_timeout"],
+            tuple(parameters["additional_store"] or ()),
+        )
 
     async def place(self, *, writes: bool = False) -> str:
         """The image store's directory, which need not exist yet if it was given.
 
         :raises CommandError: when the store may not be written to, or none can be meant
         """
+        path, _ = await self._place(writes=writes)
+        return path
+
+    async def _place(self, *, writes: bool) -> tuple[str, list[AdditionalStore]]:
+        """The image store's directory, and the additional stores that podman's own has."""
         if self.root is not None:
-            return await given_store(self.root)
-        place = await podman_store()
+            return await given_store(self.root), []
+        storage = await podman_storage()
         if writes and not self.may_write:
             raise CommandError(
-                f"{place} is podman's own store: give --write before the command to change it",
+                f"{storage.image_store} is podman's own store: give --write before the command to "
+                "change it",
                 ExitCode.USAGE,
             )
-        return place
+        return storage.image_store, additional_stores(storage)
 
     async def home(self, *, writes: bool = False, makes: bool = False) -> str | Location:
-        """What keeps the store: a directory, or a cluster.
+        """What keeps the store, without additional ones: a directory, or a cluster.
 
         :param makes: whether a directory is made where there is none
         :raises CommandError: when there is none, when the store may not be written to, or none
             can be meant
         """
+        home, _ = await self._home(writes=writes, makes=makes)
+        return home
+
+    async def _home(
+        self, *, writes: bool = False, makes: bool = False
+    ) -> tuple[str | Location, list[AdditionalStore]]:
+        """What keeps the store, and its additional stores."""
+        given = [AdditionalStore(await _given(root)) for root in self.additional]
         if self.root is not None and is_cluster(self.root):
-            return given_cluster(self.root)
-        path = await self.place(writes=writes)
+            return given_cluster(self.root), given
+        path, additional = await self._place(writes=writes)
         if not makes and not await to_thread.run_sync(may_be_store, path):
             raise CommandError(
                 f"there is no image store at {path}: create, import and copy make one"
             )
         logger.info("the store is %s", path)
-        return path
+        return path, [*given, *additional]
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[ImageStore]:
         """The store, to look at."""
-        async with ImageStore(await self.home(), read_only=True) as store:
+        home, additional = await self._home()
+        async with ImageStore(home, read_only=True, additional_stores=additional) as store:
             yield store
 
     @asynccontextmanager
@@ -81,6 +105,13 @@ class Session:
 
         :param makes: whether a directory is made where there is none
         """
-        engine = await self.home(writes=True, makes=makes)
-        async with ImageStore(engine, lock_timeout=self.lock_timeout) as store:
+        home, additional = await self._home(writes=True, makes=makes)
+        async with ImageStore(
+            home, lock_timeout=self.lock_timeout, additional_stores=additional
+        ) as store:
             yield store
+
+
+async def _given(root: str) -> str | Location:
+    """The store that is given by a root."""
+    return given_cluster(root) if is_cluster(root) else await given_store(root)

@@ -9,6 +9,7 @@ from .._engine.lock import AnyLine
 from .._engine.protocol import Engine, Items, PodmanReader
 from .draft import StackedDraft
 from .items import StackedItems
+from .podman import StackedPodman
 from .reader import StackedReader
 from .writer import StackedWriter
 
@@ -26,6 +27,8 @@ class StackedEngine:
         self._reader = StackedReader(self._engines)
         self._writer = StackedWriter(own, additional)
         self._items = StackedItems(self._engines, self._reader)
+        podman = [engine.podman for engine in additional if engine.podman is not None]
+        self._podman = StackedPodman(own.podman, podman) if podman else own.podman
 
     @property
     def name(self) -> str:
@@ -69,8 +72,8 @@ class StackedEngine:
 
     @property
     def podman(self) -> PodmanReader | None:
-        """What reads the layers and containers beside the writable store."""
-        return self._own.podman
+        """What reads the layers of all of them, and the containers of the writable store."""
+        return self._podman
 
     def close(self) -> None:
         """Release everything."""

@@ -1,12 +1,10 @@
-"""podman's own storage: where it is, and the layers and containers in it.
+"""podman's own storage: where it is, and the images, layers and containers in it.
 
 ::
 
-    from aimagestore import ImageStore
-    from aimagestore.podman import locate, snapshot
+    from aimagestore.podman import open_store, snapshot
 
-    storage = await locate()
-    async with ImageStore(storage.image_store, read_only=True) as store:
+    async with open_store() as store:
         now = await snapshot(store)
         for image in now.images:
             print(image.id, image.names, now.size_of(image.id), now.layers_of(image.id))
@@ -15,6 +13,15 @@
 from .._core.layers import Container, Layer
 from .._core.podman_snapshot import PodmanSnapshot
 from ._locating import PodmanStorage, locate
+from ._opening import open_store
 from ._snapshot import snapshot
 
-__all__ = ["Container", "Layer", "PodmanSnapshot", "PodmanStorage", "locate", "snapshot"]
+__all__ = [
+    "Container",
+    "Layer",
+    "PodmanSnapshot",
+    "PodmanStorage",
+    "locate",
+    "open_store",
+    "snapshot",
+]

@@ -1,0 +1,42 @@
+"""Opens podman's own store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from .._async.locations import AdditionalStore
+from .._async.store import ImageStore
+from ._locating import PodmanStorage, locate
+
+
+@asynccontextmanager
+async def open_store(
+    *,
+    read_only: bool = True,
+    lock_timeout: float | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> AsyncIterator[ImageStore]:
+    """Open the image store that :func:`locate` finds, with its additional stores, for a block.
+
+    An additional store that is not there is left out, as podman takes it for an empty one.
+
+    :param read_only: as for :class:`aimagestore.ImageStore`
+    :param lock_timeout: as for :class:`aimagestore.ImageStore`
+    :param environ: as for :func:`locate`
+    :raises StoreConfigurationError: as :func:`locate` does
+    :raises FileNotFoundError: when podman has no images yet, and ``read_only`` is true
+    """
+    storage = await locate(environ=environ)
+    async with ImageStore(
+        storage.image_store,
+        read_only=read_only,
+        lock_timeout=lock_timeout,
+        additional_stores=additional_stores(storage),
+    ) as store:
+        yield store
+
+
+def additional_stores(storage: PodmanStorage) -> list[AdditionalStore]:
+    """Return the additional stores of a podman, as :class:`ImageStore` takes them."""
+    return [AdditionalStore(path, required=False) for path in storage.additional_image_stores]
