@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from .servers import Place, Servers
 
 MIB = 1024 * 1024
-IMAGES = 200_000 if NIGHTLY else 20_000
+IMAGES = int(os.environ.get("AIMAGESTORE_IMAGES") or (200_000 if NIGHTLY else 20_000))
 
 # Records of 1.5 kB. All IDs begin with the same digit: even the IDs alone are more than 1 MiB.
 _FILL = f"""
