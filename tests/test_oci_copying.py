@@ -6,10 +6,13 @@ import errno
 import io
 import json
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from aimagestore import (
@@ -272,3 +275,23 @@ async def test_an_archive_lists_for_docker_all_of_its_images_or_none(
     with pytest.raises(InvalidLayoutError, match="docker load cannot read"):
         await oci.export_images(store, names, tmp_path / "b.tar", transport="docker-archive")
     assert INDEX in {entry["mediaType"] for entry in entries_of(tmp_path / "a.tar")}
+
+
+_COPY = """
+import resource, sys, anyio
+from aimagestore import oci
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+anyio.run(lambda: oci.copy_layout(sys.argv[1], sys.argv[2]))
+"""
+
+
+async def test_any_number_of_images_needs_few_open_files(tmp_path: Path) -> None:
+    maker = Maker()
+    for n in range(100):
+        maker.enter(maker.image(b"%d" % n, config={"n": n}), f"image:{n}")
+    layout = maker.write(tmp_path / "layout")
+    command = [sys.executable, "-c", _COPY, str(layout), str(tmp_path / "out")]
+    result = await anyio.to_thread.run_sync(lambda: subprocess.run(command, check=False))
+    assert result.returncode == 0
+    assert files_of(tmp_path / "out").keys() == files_of(layout).keys()

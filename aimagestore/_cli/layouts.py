@@ -336,6 +336,8 @@ async def copy(
             copied = await _copy_out(session, there, here, refs or [])
         else:
             copied = await _copy_across(session, there, here, refs or [], force=force)
+    if isinstance(here, LayoutAddress) and here.path == STANDARD:
+        return  # the archive is there
     if json:
         await write_json(asdict(copied))
     else:
@@ -355,10 +357,13 @@ async def _copy_in(
     from .. import oci  # noqa: PLC0415 - what other commands need not load
 
     names = None if here.ref is None else [_full(here.ref)]
-    async with _session(session, here).writing(makes=True) as store:
+    async with (
+        _session(session, here).writing(makes=True) as store,
+        _readable(there.path) as readable,
+    ):
         with progress_bar("copy") as bar:
             imported = await oci.import_layout(
-                store, there.path, names=names, ref=there.name, force=force, progress=bar.show
+                store, readable, names=names, ref=there.name, force=force, progress=bar.show
             )
     new = sum(each.is_new for each in imported)
     stored = sum(each.stored for each in imported)

@@ -192,12 +192,12 @@ class _SpecialFile(_OpenFile):
 def _open_special(path: str, check: Callable[[], object]) -> int:
     """Open a pipe or a device for writing; a pipe when a program reads from it."""
     while True:
+        check()  # right before it is opened: its reader would take the end of this for the data's
         try:
             return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         except OSError as error:
             if error.errno != errno.ENXIO or not stat.S_ISFIFO(os.stat(path).st_mode):
                 raise
-        check()
         time.sleep(_STOP_MILLISECONDS / 1000)
 
 

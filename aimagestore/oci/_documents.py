@@ -7,6 +7,7 @@ content is read must be right.
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -166,7 +167,7 @@ class Config(msgspec.Struct, frozen=True):
     def read(cls, data: bytes) -> Config:
         """Read a config as far as it can be: to the layout it is only a blob."""
         try:
-            raw = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+            raw = _decode_as_go(data, dict[str, msgspec.Raw])
         except (ValueError, RecursionError):
             return cls()
         fields = {name: _value(raw[name]) for name in raw.keys() & _CONFIG_FIELDS}
@@ -184,7 +185,7 @@ _CONFIG_FIELDS = {"created", "os", "architecture", "variant", "rootfs"}
 
 def _value(raw: msgspec.Raw) -> Any:
     try:
-        return msgspec.json.decode(raw)
+        return _decode_as_go(raw, Any)
     except (ValueError, RecursionError):
         return None
 
@@ -202,6 +203,26 @@ def is_image(manifest: Document, config: Config) -> bool:
     return manifest.config.is_image_config or config.has_layers
 
 
+# Escapes, of which a surrogate without its other half is none of a character.
+_ESCAPE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.",
+    re.DOTALL,
+)
+
+
+def _decode_as_go(data: bytes | msgspec.Raw, kind: type[T]) -> T:
+    """Decode JSON, with U+FFFD for what is no character, as Go has it."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError:
+        raise
+    except ValueError:
+        text = bytes(data).decode(errors="replace").encode()
+        text = _ESCAPE.sub(lambda found: rb"\ufffd" if found[1] else found[0], text)
+        return msgspec.json.decode(text, type=kind)
+
+
 def decode(data: bytes, kind: type[T], what: str, place: str, limit: int = MANIFEST_MAX) -> T:
     """Decode a JSON document.
 
@@ -212,7 +233,7 @@ def decode(data: bytes, kind: type[T], what: str, place: str, limit: int = MANIF
     if len(data) > limit:
         raise too_large(place, what, len(data), limit)
     try:
-        return msgspec.json.decode(data, type=kind)
+        return _decode_as_go(data, kind)
     except (ValueError, RecursionError) as error:
         raise InvalidLayoutError(f"{place}: {what} cannot be read: {error}", path=place) from error
 
@@ -230,7 +251,7 @@ def decode_descriptor(data: msgspec.Raw) -> Descriptor:
     :raises ValueError: when it cannot be decoded
     """
     try:
-        return msgspec.json.decode(data, type=_SpelledDescriptor).read()
+        return _decode_as_go(data, _SpelledDescriptor).read()
     except RecursionError as error:
         raise ValueError(str(error)) from error
 

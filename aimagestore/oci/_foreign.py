@@ -58,7 +58,7 @@ _LINKS_MAX = 8
 # What programs call the config after its digest.
 _NAMED_BY_DIGEST = re.compile(r"(?:.*/)?(?:sha256:)?([0-9a-f]{64})(?:\.json)?")
 VERSION_FILE, VERSION = "version", b"Directory Transport Version: 1.1\n"
-_VERSION = re.compile(rb"Directory Transport Version: 1\.\d+\n")
+_VERSION = re.compile(rb"Directory Transport Version: 1\.\d+\s*")
 
 
 class _Bytes(io.BytesIO):

@@ -10,10 +10,20 @@ import msgspec
 
 from .._core.digest import canonical_digest
 from ..errors import AmbiguousImageError, ImageUnknownError, InvalidLayoutError
-from ._documents import INDEX, INDEX_FILE, INDEX_MAX, Descriptor, decode, decode_descriptor
+from ._documents import (
+    DOCKER_LIST,
+    INDEX,
+    INDEX_FILE,
+    INDEX_MAX,
+    Descriptor,
+    decode,
+    decode_descriptor,
+)
 from ._naming import EntryName, digest_in, name_of
 
 _LISTED = 20
+# Some programs write the list of a Docker registry there as it is.
+_TYPES = frozenset({None, "", INDEX, DOCKER_LIST})
 _EMPTY = b'{"schemaVersion":2,"manifests":[]}'
 
 
@@ -77,7 +87,9 @@ class LayoutIndex:
     def __init__(self, data: bytes, place: str) -> None:
         self.data = data
         self._place = place
-        self._entries = _entries_of(_decode(data, place))
+        document = _decode(data, place)
+        self._media_type = document.media_type or INDEX
+        self._entries = _entries_of(document)
 
     @property
     def digest(self) -> str:
@@ -147,7 +159,7 @@ class LayoutIndex:
         is_whole = len(images) == sum(entry.may_be_image for entry in self._entries)
         if is_whole and len({entry.name.key for entry in images}) == 1 and _are_platforms(images):
             # The platforms of one image may be listed right here: all of this is the image.
-            whole = Descriptor(media_type=INDEX, digest=self.digest, size=len(self.data))
+            whole = Descriptor(media_type=self._media_type, digest=self.digest, size=len(self.data))
             return [_selected(images[0].label, images, whole)]
         return [_selected(label, group) for label, group in groups.items()]
 
@@ -165,7 +177,7 @@ def _decode(data: bytes, place: str) -> _Spelled:
     # skopeo takes an index.json that leaves the version out.
     if document.schema_version not in {None, 2}:
         problem = f"is of schema version {document.schema_version}; only 2 is understood"
-    elif document.media_type not in {None, "", INDEX}:
+    elif document.media_type not in _TYPES:
         problem = f"says that it is of type {document.media_type!r}, and not {INDEX!r}"
     elif document.config is not None or document.layers is not None:
         problem = "is an index that has what only manifests have"

@@ -67,11 +67,26 @@ class Target(Protocol):
         ...
 
 
+class _StagedBlob(StagedFile):
+    """A file that gets its name in a staging directory when it is complete, and is closed then."""
+
+    def __init__(self, folder: Directory, name: str, helpers: Executor) -> None:
+        super().__init__(folder, helpers, _EXPORTED_FILE)
+        self._folder = folder
+        self._name_there = name
+
+    def finish(self) -> None:
+        super().finish()
+        self.publish(self._folder, self._name_there)
+        self.discard()
+
+
 class DirectoryTarget:
     """A directory that is new, empty, or has images in it already.
 
-    A new directory gets its name when it is complete, so that an export which fails never removes
-    one that another export uses. What a killed export has left is removed by the next one.
+    Files are staged in a directory of their own. It becomes the new one when it is complete, so
+    that an export which fails never removes one that another export uses; or the files move from it
+    into the one that is there. What a killed export has left is removed by the next one.
 
     :raises InvalidLayoutError: when it is a directory of something else, or damaged
     """
@@ -79,17 +94,23 @@ class DirectoryTarget:
     def __init__(self, path: str, helpers: Executor) -> None:
         self._path = path
         self._helpers = helpers
-        # The files, by their paths in the directory.
-        self._staged: dict[str, StagedFile] = {}
         self._opened = ExitStack()
+        self._stage: LayoutDirectory | None = None
+        self._stage_name = ""
+        # Those in the staging directory, by their paths in it.
+        self._folders: dict[str, Directory] = {}
+        self._staged: list[str] = []
+        self._writing: StagedFile | None = None
         parent, self._name = os.path.split(os.path.realpath(path))
         try:
             self._parent = self._opened.enter_context(LayoutDirectory.at(parent))
             remove_dead(self._parent)
             self._root = self._open()
         except BaseException:
-            self.close()
+            self._opened.close()
             raise
+        # Where the staging directory is made.
+        self._base = self._parent if self._root is None else self._root
 
     def _open(self) -> LayoutDirectory | None:
         """Open the directory and check it; ``None`` when there is none."""
@@ -117,76 +138,72 @@ class DirectoryTarget:
         raise NotImplementedError
 
     def begin(self, content: Content) -> StagedContent:
-        directory = self._parent if self._root is None else self._root
-        staged = StagedFile(directory, self._helpers, _EXPORTED_FILE)
-        self._staged[self._place_of(content)] = staged
-        return staged
+        place = self._place_of(content)
+        folder, _, name = place.rpartition("/")
+        stage = self._staging()
+        if folder not in self._folders:
+            self._folders[folder] = _folder(stage, folder, self._opened)
+        self._writing = _StagedBlob(self._folders[folder], name, self._helpers)
+        self._staged.append(place)
+        return self._writing
+
+    def _staging(self) -> LayoutDirectory:
+        """Return the staging directory, which is locked as long as it is open."""
+        while self._stage is None:
+            name = staged_name()
+            self._base.make_directory(name, _EXPORTED_DIRECTORY)
+            self._stage_name = name
+            stage = self._opened.enter_context(self._base.open_directory(name))
+            self._base.lock_file(name, stage.fd)
+            if self._base.has(name, stage.fd):
+                self._stage = stage
+                self._folders[""] = stage
+            # Else it was taken for a dead export's before it was locked.
+        return self._stage
 
     def complete(self, entries: Sequence[Descriptor]) -> None:
         pass
 
     def commit(self, entries: Sequence[Descriptor]) -> None:
         if self._root is None:
-            self._commit_new(entries)
+            stage = self._staging()
+            self._fill(stage, entries)
+            if self._rename():
+                self._stage_name = ""
+            else:
+                # Another export has made it since: what is here goes there.
+                self._root = self._open()
+                self.commit(entries)
         else:
             with _locked(self._root):
                 self._fill(self._root, entries)
         self._parent.sync()
 
-    def _commit_new(self, entries: Sequence[Descriptor]) -> None:
-        """Make the directory, complete from the start."""
-        with ExitStack() as opened:
-            name, made = self._make(opened)
-            try:
-                self._fill(made, entries)
-                if not self._rename(name):
-                    # Another export has made it since: what is here goes there.
-                    self._root = self._open()
-                    self.commit(entries)
-                    self._parent.remove_tree(name)
-            except BaseException:
-                with suppress(OSError):
-                    self._parent.remove_tree(name)
-                raise
-
-    def _make(self, opened: ExitStack) -> tuple[str, LayoutDirectory]:
-        """Make a directory beside the place of the new one, locked as long as it is open."""
-        while True:
-            name = staged_name()
-            self._parent.make_directory(name, _EXPORTED_DIRECTORY)
-            made = opened.enter_context(self._parent.open_directory(name))
-            self._parent.lock_file(name, made.fd)
-            if self._parent.has(name, made.fd):
-                return name, made
-            # Taken for a dead export's before it was locked.
-
-    def _rename(self, name: str) -> bool:
+    def _rename(self) -> bool:
         """Give the new directory its name; ``False`` when there is something of that name."""
         try:
-            self._parent.rename(name, self._name)
+            self._parent.rename(self._stage_name, self._name)
         except OSError as error:
             if error.errno not in _ALREADY_THERE:
                 raise
             return False
         return True
 
-    def _publish(
-        self, root: LayoutDirectory, paths: Sequence[str], opened: ExitStack, undo: ExitStack
+    def _move(
+        self, root: LayoutDirectory, places: Sequence[str], opened: ExitStack, undo: ExitStack
     ) -> None:
-        """Give staged files their names, durably."""
-        folders: dict[str, Directory] = {"": root}
-        for path in paths:
-            folder, _, name = path.rpartition("/")
+        """Move staged files into the directory, durably, unless that is where they are staged."""
+        folders: dict[str, Directory] = {"": root} if root is not self._stage else self._folders
+        for place in places if root is not self._stage else ():
+            folder, _, name = place.rpartition("/")
             if folder not in folders:
                 folders[folder] = _folder(root, folder, opened, undo)
-            staged = self._staged[path]
-            if folders[folder].stat(name) is None:
+            # One that is there is damaged, or was committed by another export since: it is not
+            # this export's to remove.
+            is_new = folders[folder].stat(name) is None
+            self._folders[folder].rename(name, name, folders[folder])
+            if is_new:
                 undo.callback(folders[folder].unlink, name)
-                staged.publish(folders[folder], name)
-            else:
-                # Damaged, or committed by another export since: from here on it is not this
-                # export's to remove.
-                staged.replace(folders[folder], name)
         for directory in folders.values():
             directory.sync()
 
@@ -202,8 +219,11 @@ class DirectoryTarget:
         return True
 
     def close(self) -> None:
-        for staged in self._staged.values():
-            staged.discard()
+        if self._writing is not None:
+            self._writing.discard()
+        if self._stage_name:
+            with suppress(OSError):
+                self._base.remove_tree(self._stage_name)
         self._opened.close()
 
 
@@ -241,7 +261,7 @@ class LayoutTarget(DirectoryTarget):
             if root.stat(LAYOUT_FILE) is None:
                 self._write(root, LAYOUT_FILE, MARKER)
                 undo.callback(root.unlink, LAYOUT_FILE)
-            self._publish(root, list(self._staged), opened, undo)
+            self._move(root, self._staged, opened, undo)
             self._write(root, INDEX_FILE, index)
             undo.pop_all()
         root.sync()
@@ -285,9 +305,10 @@ class DirTarget(DirectoryTarget):
             if root.stat(VERSION_FILE) is None:
                 self._write(root, VERSION_FILE, VERSION)
                 undo.callback(root.unlink, VERSION_FILE)
-            parts = [path for path in self._staged if path != MANIFEST_FILE]
-            self._publish(root, parts, opened, undo)
-            self._staged[MANIFEST_FILE].replace(root, MANIFEST_FILE)
+            parts = [place for place in self._staged if place != MANIFEST_FILE]
+            self._move(root, parts, opened, undo)
+            if root is not self._stage:
+                self._folders[""].rename(MANIFEST_FILE, MANIFEST_FILE, root)
             undo.pop_all()
         root.sync()
         for name in filter(_IN_DIR.fullmatch, root.names()):
@@ -312,12 +333,15 @@ def _read_index(layout: DirectoryLayout) -> bytes | None:
         return None
 
 
-def _folder(root: Directory, path: str, opened: ExitStack, undo: ExitStack) -> Directory:
+def _folder(
+    root: Directory, path: str, opened: ExitStack, undo: ExitStack | None = None
+) -> Directory:
     """Open a directory below the layout, and make it if it is missing."""
     directory = root
     for name in path.split("/"):
         if directory.make_directory(name, _EXPORTED_DIRECTORY):
-            undo.callback(directory.remove_directory, name)
+            if undo is not None:
+                undo.callback(directory.remove_directory, name)
             directory.sync()
         directory = opened.enter_context(directory.open_directory(name))
     return directory
