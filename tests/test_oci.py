@@ -127,7 +127,7 @@ async def test_what_is_missing_or_cut_off_is_read_again(
         if file.read_bytes() == b"layer":
             file.write_bytes(b"lay")
     (again,) = await oci.import_layout(store, layout)
-    assert again.stored == image.big_data_sizes["manifest"] + len(b"layer")
+    assert again.stored == len(b"layer"), "the manifest is there under its other key"
     assert again.image == image
 
 

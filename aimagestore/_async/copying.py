@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+from anyio import Event
+
 from .._core import mutations
-from .._core.digest import is_digest
+from .._core.digest import is_canonical, is_digest
 from .._core.image import Image
 from .._core.mutations import has_same_items
 from .._core.names import check_names, check_type
@@ -27,7 +29,7 @@ class CopyResult:
 
     :ivar images: the number of images that were copied or brought up to date
     :ivar present: the number of images that the destination had already
-    :ivar bytes: the bytes of big data that were copied
+    :ivar bytes: the bytes of big data that were copied, without what the destination had
     """
 
     images: int = 0
@@ -48,7 +50,8 @@ async def copy_images(
     Records are copied as they are spelled, in no certain order, and items compared with their
     digests on the way. Each image is copied as a whole or not at all. One that the destination
     has already becomes what it is in the source, and names move to the copied images; other images
-    stay as they are. What changes in the source meanwhile may be copied or not.
+    stay as they are. What changes in the source meanwhile may be copied or not. Content that the
+    destination has, of any image, is neither read nor kept again.
 
     Cancelled, or interrupted in any other way, it has copied some of the images. Called again, it
     continues: what the destination has is not copied again.
@@ -105,6 +108,9 @@ class _Copying:
         self._done = 0
         # What is done of the items that are being copied.
         self._parts: dict[tuple[str, str], int] = {}
+        # The digests of what is copied now, so that no other task copies it too, and what was.
+        self._under_way: dict[str, Event] = {}
+        self._copied: set[str] = set()
         self._images = self._present = self._bytes = 0
 
     async def run(self) -> CopyResult:
@@ -143,11 +149,34 @@ class _Copying:
         return await self._copy_with_items(seen)
 
     async def _copy_with_items(self, seen: _Seen) -> bool:
+        digests = {digest for _, (digest, _) in _contents(seen.record.image)} - self._copied
+        while under_way := [e for digest in digests if (e := self._under_way.get(digest))]:
+            # What another task copies is in the destination afterwards.
+            await under_way[0].wait()
+            digests -= self._copied
+        event = Event()
+        self._under_way |= dict.fromkeys(digests, event)
+        try:
+            is_copied = await self._copy_items(seen)
+        finally:
+            for digest in digests:
+                del self._under_way[digest]
+            event.set()
+        if is_copied:
+            self._copied |= digests
+        return is_copied
+
+    async def _copy_items(self, seen: _Seen) -> bool:
         record = seen.record
         try:
             async with AsyncExitStack() as stack:
-                staged: dict[str, StagedItem] = {}
+                wanted = dict(_contents(record.image))
+                stored = await stack.enter_async_context(self._core.stored(wanted))
+                staged = dict(stored)
                 for key in record.image.big_data_names:
+                    if key in stored:
+                        self._parts[record.id, key] = stored[key].size
+                        continue
                     item = await self._stage(stack, seen.image, key)
                     if item is None:
                         return False
@@ -160,7 +189,7 @@ class _Copying:
             for key in record.image.big_data_names:
                 self._parts.pop((record.id, key), None)
         self._images += 1
-        self._bytes += sum(item.size for item in staged.values())
+        self._bytes += sum(item.size for key, item in staged.items() if key not in stored)
         return True
 
     async def _stage(self, stack: AsyncExitStack, image: Image, key: str) -> StagedItem | None:
@@ -191,6 +220,15 @@ class _Seen(NamedTuple):
 
     record: Record
     image: Image
+
+
+def _contents(image: Image) -> Iterator[tuple[str, tuple[str, int]]]:
+    """Iterate over the items whose content is known by a digest: keys, with digests and sizes."""
+    for key in image.big_data_names:
+        digest, size = image.big_data_digests.get(key, ""), image.big_data_sizes.get(key)
+        # The size as well: the digest of a signed manifest is that of a part of it.
+        if size is not None and is_digest(digest) and is_canonical(digest):
+            yield key, (digest, size)
 
 
 def _record_of(view: View, image_id: str) -> Record | None:

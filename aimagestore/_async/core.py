@@ -273,13 +273,62 @@ class StoreCore:
         else:
             await self.threads.finish(call)
 
-    async def stage(self) -> StagedContent:
-        """Begin new content, which the store owns. Interrupted, there is none."""
-        content = await self.threads.run_abandonable(
-            self.engine.items.stage, dispose=lambda content: content.discard()
-        )
+    async def stage(self, expectations: Expectations | None = None) -> StagedContent:
+        """Begin new content, which the store owns. Interrupted, there is none.
+
+        :param expectations: of the data, which is not needed if the store has it
+        """
+        is_unwanted = threading.Event()
+        known = None if expectations is None else expectations.content
+        try:
+            content = await self.threads.run_abandonable(
+                self._begin_content,
+                known,
+                lambda: not is_unwanted.is_set(),
+                dispose=lambda content: content.discard(),
+            )
+        except BaseException:
+            is_unwanted.set()
+            raise
         self.own(content, content.discard)
         return content
+
+    def _begin_content(
+        self, known: tuple[str, int | None] | None, is_wanted: Callable[[], bool]
+    ) -> StagedContent:
+        items = self.engine.items
+        stored = None if known is None else items.stage_stored(*known, is_wanted)
+        return items.stage() if stored is None else stored
+
+    @asynccontextmanager
+    async def stored(
+        self, wanted: Mapping[str, tuple[str, int]]
+    ) -> AsyncIterator[Mapping[str, StagedItem]]:
+        """Provide what the store has of some contents, to be used inside a block.
+
+        :param wanted: SHA-256 digests and sizes, by key
+        """
+        items = self.engine.items
+        is_unwanted = threading.Event()
+        found: dict[str, StagedContent] = {}
+
+        def find() -> None:
+            for key, (digest, size) in wanted.items():
+                if is_unwanted.is_set():
+                    return
+                content = items.stage_stored(digest, size, lambda: not is_unwanted.is_set())
+                if content is not None:
+                    found[key] = content
+
+        try:
+            try:
+                await self.threads.run(find, interrupt=is_unwanted.set)
+            finally:
+                for content in found.values():
+                    self.own(content, content.discard)
+            yield {key: StagedItem(self, content) for key, content in found.items()}
+        finally:
+            await self.release(*found.values())
 
     async def fill(
         self,
@@ -288,8 +337,15 @@ class StoreCore:
         expectations: Expectations,
         progress: Progress | None,
     ) -> None:
-        """Write data into new content, check it, and make it durable."""
-        await Pouring(data, self.threads, expectations, progress).into(content)
+        """Write data into new content, check it, and make it durable.
+
+        Content that the store has already needs no data: none is read then.
+        """
+        pouring = Pouring(data, self.threads, expectations, progress)
+        if content.is_stored:
+            pouring.skip(content)
+        else:
+            await pouring.into(content)
         expectations.check(content)
         await self.finish(content)
 
@@ -323,7 +379,7 @@ class StoreCore:
                 elif progress is None and expectations.is_empty and _is_small(source):
                     small[key] = bytes(source)  # type: ignore[arg-type]
                 else:
-                    contents[key] = await self.stage()
+                    contents[key] = await self.stage(expectations)
                     staged.append(contents[key])
                     await self.fill(contents[key], source, expectations, progress)
             if small:

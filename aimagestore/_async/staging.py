@@ -183,6 +183,12 @@ class Expectations:
         return self._digest is None and self.size is None
 
     @property
+    def content(self) -> tuple[str, int | None] | None:
+        """The digest and size by which the store knows such content; ``None`` for no digest."""
+        digest = self._digest
+        return None if digest is None or not is_canonical(digest) else (digest, self.size)
+
+    @property
     def hashes(self) -> bool:
         """Whether the data must be given to :meth:`add`."""
         return self._other is not None
@@ -247,6 +253,11 @@ class Pouring:
         self._progress = progress
         self._total = memoryview(data).nbytes if is_buffer(data) else expectations.size  # type: ignore[arg-type]
         self._pieces = _pieces_of(data, threads)
+
+    def skip(self, content: StagedContent) -> None:
+        """Read nothing, because the store has the content."""
+        self._total = content.size
+        self._report(content.size)
 
     async def into(self, content: StagedContent) -> None:
         """Write everything, small pieces joined until they are worth a hop to a thread."""

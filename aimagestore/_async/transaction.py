@@ -165,7 +165,7 @@ class Transaction(ImageMethods):
         if memoryview(data).nbytes <= _SMALL and expectations.is_empty:  # type: ignore[arg-type]
             return InlineContent.of(data)  # type: ignore[arg-type]
         # Large data goes to the store at once: neither memory nor the event loop has to hold it.
-        content = await self._core.stage()
+        content = await self._core.stage(expectations)
         self._staged.append(content)
         await self._core.fill(content, data, expectations, None)  # type: ignore[arg-type]
         return content

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from types import MappingProxyType
@@ -48,6 +48,13 @@ class _ImageFields(Fields, rename="kebab"):
     flags: dict[str, Raw] | None = None
 
 
+class _Items(msgspec.Struct, rename="kebab"):
+    """The sizes and digests of an image's items."""
+
+    big_data_sizes: dict[str, _Int64] | None = None
+    big_data_digests: dict[str, str] | None = None
+
+
 class _Sizes(msgspec.Struct, rename="kebab"):
     """The sizes of an image's items."""
 
@@ -58,6 +65,7 @@ _ORDER: Final = Fields.__struct_encode_fields__
 _decode_known: Final = msgspec.json.Decoder(_KnownFields).decode
 _decode_any: Final = msgspec.json.Decoder(Fields).decode
 _decode_image: Final = msgspec.json.Decoder(_ImageFields).decode
+_decode_items: Final = msgspec.json.Decoder(_Items).decode
 _decode_sizes: Final = msgspec.json.Decoder(_Sizes).decode
 _decode_members: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 
@@ -110,6 +118,19 @@ class Record(msgspec.Struct, gc=False, eq=False):
     def size(self) -> int:
         """The sum of its items' recorded sizes in bytes, found without decoding the image."""
         return sum((_decode_sizes(self.raw).big_data_sizes or {}).values())
+
+    def keys_with_digest(self, digest: str, size: int | None) -> Iterator[str]:
+        """Iterate over the items with a digest, found without decoding the image.
+
+        :param size: their size as well; ``None`` for any
+        """
+        if digest.encode() not in bytes(self.raw):
+            return
+        items = _decode_items(self.raw)
+        sizes = items.big_data_sizes or {}
+        for key, found in (items.big_data_digests or {}).items():
+            if found == digest and (size is None or sizes.get(key) == size):
+                yield key
 
     def in_block(self, block_id: int) -> Record:
         """Return the same record in another block."""

@@ -11,6 +11,8 @@ that, the next writer finds what the table says, and puts it right.
    the present index does not look; content that replaces an item is *pending* beside the index,
    under a name that only the next record leads to (``pending.py``). An image that takes the place
    of a deleted one with the same ID gets a *mark*. Sync these directories.
+   Content that the store has already is not placed again: its file gets one more name. Every later
+   step is about names, never about what is in a file.
    *Crash*: nothing has happened. What was placed is garbage: no record lists it.
 4. **Write** the next index as ``.new-images.json``, sync it, and write a new last-write token, so
    that podman reads the index again.
@@ -37,7 +39,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from .._core.content import InlineContent
@@ -45,7 +47,6 @@ from .._core.draft import Draft, Plan
 from .._core.mutations import Mutation
 from .._core.names import big_data_file
 from .._core.report import Report
-from .._core.view import View
 from .._engine.lock import AnyGrant
 from .._engine.protocol import Outcome, Removal, Steps
 from .._format import index
@@ -55,6 +56,7 @@ from .beside import PodmanFiles
 from .files import Directory
 from .garbage import garbage, needed_manifest, remove
 from .index_file import IndexFile
+from .items import DirectoryItems
 from .lock import write_token
 from .pending import NEW_INDEX, mark_name, pending_name, put_in_place, remove_unlisted
 from .podman import Podman
@@ -83,13 +85,13 @@ class DirectoryWriter:
         root: Directory,
         index_file: IndexFile,
         recovery: Recovery,
-        stage: Callable[[], StagedFile],
+        items: DirectoryItems,
         podman: PodmanFiles,
     ) -> None:
         self._root = root
         self._index = index_file
         self._recovery = recovery
-        self._stage = stage
+        self._items = items
         self._podman = podman
 
     def touch(self, grant: AnyGrant) -> None:
@@ -166,7 +168,7 @@ class DirectoryWriter:
         self._recovery.recover(base)
         warnings = self._check_for_podman(draft)
         catalog = apply_draft(base, draft)
-        placement = _Placement(self._root, base, self._stage)
+        placement = _Placement(self._root, base, self._items)
         try:
             self._place(draft, base, placement)
             if catalog is not base:
@@ -325,10 +327,12 @@ class DirectoryWriter:
 class _Placement:
     """The content of one commit: where it is before the commit, and where it belongs after it."""
 
-    def __init__(self, root: Directory, base: View, stage: Callable[[], StagedFile]) -> None:
+    def __init__(self, root: Directory, base: BlockCatalog, items: DirectoryItems) -> None:
         self._root = root
         self._base = base
-        self._stage = stage
+        self._items = items
+        # What was placed, by digest and size: content that is like it is not kept twice.
+        self._contents: dict[tuple[str, int], StagedFile] = {}
         self._inline: list[StagedFile] = []
         self._placed: list[tuple[StagedFile, str, str]] = []
         self._pending: list[tuple[str, str, str]] = []
@@ -340,13 +344,12 @@ class _Placement:
         images: dict[str, list[tuple[str, StagedFile]]] = {}
         for (image_id, key), content in draft.files.items():
             staged = self._staged(content)
-            staged.finish()
+            self._finish(staged)
             old, new = self._base.record_of(image_id), draft.record_of(image_id)
             assert new is not None, "content belongs to an image"
             if old is not None and key in old.image.big_data_names:
                 name = pending_name(new.image, key)
-                staged.publish(self._root, name)
-                self._placed.append((staged, "", name))
+                self._publish(staged, self._root, "", name)
                 self._pending.append((name, image_id, key))
             else:
                 images.setdefault(image_id, []).append((key, staged))
@@ -355,8 +358,7 @@ class _Placement:
                 self._made.append(image_id)
             with self._root.open_directory(image_id) as directory:
                 for key, staged in items:
-                    staged.publish(directory, big_data_file(key))
-                    self._placed.append((staged, image_id, big_data_file(key)))
+                    self._publish(staged, directory, image_id, big_data_file(key))
                 directory.sync()
         for old, new in draft.recreated:
             # Two equal records would not tell whether the commit has happened.
@@ -366,11 +368,25 @@ class _Placement:
         if self._made or self._pending or self._marks:
             self._root.sync()
 
+    def _finish(self, staged: StagedFile) -> None:
+        """Make content durable, unless another writer has stored it by now."""
+        staged.finish()
+        if not staged.is_stored:
+            stored = self._items.stored.find_verified(self._base, staged.digest, staged.size)
+            if stored is not None:
+                staged.use(stored)
+
+    def _publish(self, staged: StagedFile, directory: Directory, image_id: str, name: str) -> None:
+        content = staged.digest, staged.size
+        staged.publish(directory, name, self._contents.get(content))
+        self._placed.append((staged, image_id, name))
+        self._contents.setdefault(content, staged)
+
     def _staged(self, content: object) -> StagedFile:
         if isinstance(content, StagedFile):
             return content
         assert isinstance(content, InlineContent), "content is staged here or in memory"
-        staged = self._stage()
+        staged = self._items.stage()
         self._inline.append(staged)
         staged.sink.write(content.data)
         return staged

@@ -43,7 +43,7 @@ class DirectoryEngine:
         recovery.attach(self.reader)
         self._recovery = recovery
         self.items = DirectoryItems(root, self.reader)
-        self.writer = DirectoryWriter(root, self.reader, recovery, self.items.stage, self.podman)
+        self.writer = DirectoryWriter(root, self.reader, recovery, self.items, self.podman)
         self.lock = exclusive_line(root)
         try:
             self.read_lock = shared_line(root)

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -26,6 +27,19 @@ _LEVELS_MAX = 100
 
 PRIVATE_FILE = 0o600
 PRIVATE_DIRECTORY = 0o700
+
+
+class NamesRemoved:
+    """The names that would be removed, counted by file: without the last one the file is freed."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[int, int]] = Counter()
+
+    def freed_by(self, found: os.stat_result) -> int:
+        """Return how many bytes the removal of one more name of a file would free."""
+        file = found.st_dev, found.st_ino
+        self._counts[file] += 1
+        return found.st_size if self._counts[file] == found.st_nlink else 0
 
 
 class Directory:
@@ -186,7 +200,10 @@ class Directory:
                 raise
 
     def name_file(self, fd: int, name: str) -> None:
-        """Give a file without a name one, in place of whatever has it."""
+        """Give an open file a name, in place of whatever has it.
+
+        :raises OSError: for a file that had names and has lost all of them, among other reasons
+        """
         with self._about(name):
             source = f"/proc/self/fd/{fd}"
             try:
@@ -271,9 +288,9 @@ class Directory:
             os.rmdir(name, dir_fd=self.fd)
 
     def remove_tree(self, name: str) -> int:
-        """Remove a directory with everything in it, and return the bytes of its files.
+        """Remove a directory with everything in it, and return how many bytes that freed.
 
-        Links are removed, not followed.
+        Links are removed, not followed. A file with other names is not freed.
 
         :raises OSError: when something is mounted in it, and nothing was removed; or when something
             cannot be removed, and the rest may be gone
@@ -300,28 +317,29 @@ class Directory:
                 found = directory.stat(child)
                 if found is not None and stat.S_ISDIR(found.st_mode):
                     freed += directory._remove_tree(child, levels - 1)
-                elif directory.unlink(child) and found is not None:
+                elif directory.unlink(child) and found is not None and found.st_nlink == 1:
                     freed += found.st_size
         self.remove_directory(name)
         return freed
 
-    def tree_size(self, name: str) -> int:
-        """Return the bytes of the files that :meth:`remove_tree` would remove.
+    def tree_size(self, name: str, names: NamesRemoved) -> int:
+        """Return how many bytes :meth:`remove_tree` would free.
 
+        :param names: what would be removed before
         :raises OSError: when that would raise it, as far as can be known
         """
         self.check_no_mount_in([name])
-        return self._tree_size(name, _LEVELS_MAX)
+        return self._tree_size(name, names, _LEVELS_MAX)
 
-    def _tree_size(self, name: str, levels: int) -> int:
+    def _tree_size(self, name: str, names: NamesRemoved, levels: int) -> int:
         size = 0
         with self._open_level(name, levels) as directory:
             for child in directory.names():
                 found = directory.stat(child)
                 if found is not None and stat.S_ISDIR(found.st_mode):
-                    size += directory._tree_size(child, levels - 1)
+                    size += directory._tree_size(child, names, levels - 1)
                 elif found is not None:
-                    size += found.st_size
+                    size += names.freed_by(found)
         return size
 
     def _open_level(self, name: str, levels: int) -> Self:

@@ -13,7 +13,7 @@ from .._engine.protocol import Steps
 from .._format.block_catalog import BlockCatalog
 from ..errors import StoreCorruptError
 from .contents import is_dead_temporary, is_image_directory, unlisted_files
-from .files import Directory
+from .files import Directory, NamesRemoved
 
 
 def garbage(root: Directory, catalog: BlockCatalog) -> Iterator[Finding]:
@@ -57,16 +57,18 @@ def remove(
     found = list(findings)
     removed: list[Finding] = []
     freed = 0
+    # Whatever is removed only in a dry run.
+    names = NamesRemoved()
     for done, finding in enumerate(found, 1):
         name = os.path.basename(finding.path)
         try:
             if finding.kind is FindingKind.DIRECTORY_ORPHANED:
-                freed += root.tree_size(name) if dry_run else root.remove_tree(name)
+                freed += root.tree_size(name, names) if dry_run else root.remove_tree(name)
             elif finding.kind is FindingKind.ITEM_UNLISTED:
                 with root.open_directory(finding.id) as directory:
-                    freed += _remove_file(directory, name, dry_run)
+                    freed += _remove_file(directory, name, names, dry_run)
             else:
-                freed += _remove_file(root, name, dry_run)
+                freed += _remove_file(root, name, names, dry_run)
         except (OSError, StoreCorruptError) as error:
             if not removed and done == len(found):
                 raise
@@ -78,8 +80,11 @@ def remove(
     return Report(tuple(removed), images=len(catalog), bytes=freed)
 
 
-def _remove_file(directory: Directory, name: str, dry_run: bool) -> int:
+def _remove_file(directory: Directory, name: str, names: NamesRemoved, dry_run: bool) -> int:
     found = directory.stat(name)
-    if not dry_run:
-        directory.unlink(name)
-    return found.st_size if found is not None else 0
+    if found is None:
+        return 0
+    if dry_run:
+        return names.freed_by(found)
+    directory.unlink(name)
+    return found.st_size if found.st_nlink == 1 else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 from .._core.image import Image
@@ -14,17 +15,22 @@ from .files import Directory
 from .index_file import IndexFile
 from .pending import open_current
 from .staged import StagedFile
+from .stored import StoredFiles
 
 _HELPERS = 4
 
 
 class DirectoryItems:
-    """Opens and stages content; see :class:`aimagestore._engine.protocol.Items`."""
+    """Opens and stages content; see :class:`aimagestore._engine.protocol.Items`.
+
+    :ivar stored: finds content that the store has
+    """
 
     def __init__(self, root: Directory, index_file: IndexFile) -> None:
         self._root = root
         self._index = index_file
         self._helpers = WorkerPool(_HELPERS, "aimagestore helper")
+        self.stored = StoredFiles(root, index_file)
 
     @property
     def helpers(self) -> Executor:
@@ -33,7 +39,16 @@ class DirectoryItems:
 
     def stage(self) -> StagedFile:
         self._index.check_root()
-        return StagedFile(self._root, self._helpers)
+        return StagedFile(self._root, self._helpers, find=self.stored.find)
+
+    def stage_stored(
+        self, digest: str, size: int | None, is_wanted: Callable[[], bool]
+    ) -> StagedFile | None:
+        self._index.check_root()
+        stored = self.stored.find(digest, size, is_wanted)
+        if stored is None:
+            return None
+        return StagedFile(self._root, self._helpers, find=self.stored.find, stored=stored)
 
     def open(self, ref: str, key: str) -> tuple[Image, io.FileIO]:
         # The content belongs to the version of the index, not to values in a record, which may

@@ -96,6 +96,8 @@ def put_in_place(root: Directory, name: str, image_id: str, key: str) -> None:
         root.sync()
     with root.open_directory(image_id) as directory:
         root.rename(name, big_data_file(key), directory)
+        # Two names of one file, which have the same content, both stay after a rename.
+        root.unlink(name)
         directory.sync()
 
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
 import secrets
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager, suppress
+from typing import TypeAlias
 
 from .._core.content import Buffer
 from .._engine.digesting import Digester
 from .._engine.failure import copied
+from .._engine.items import CHUNK
 from ..errors import ImageStoreError
 from .files import PRIVATE_FILE, Directory
+from .stored import StoredFile, link_to, verified_files
+
+Find: TypeAlias = Callable[[str, int, Callable[[], bool]], StoredFile | None]
+"""Finds content that a store has; see :meth:`StoredFiles.find`."""
 
 STAGED_PREFIX = ".stage-"
 """Files that are staged under a name. Their writer holds a lock on them."""
@@ -84,21 +91,28 @@ class _Sink(io.BufferedIOBase):
 
     def write(self, data: Buffer) -> int:  # type: ignore[override]
         piece = memoryview(data).cast("B")
-        with self._content._in_use() as fd:
-            self.is_durable = False
-            if self._digests:
-                self.digester.add(piece)
+        with self._content._in_use():
+            fd = self._content.begin_write()
             try:
-                self._directory.write("", fd, [piece])
-                self.size += len(piece)
-                self._sync_early(fd, len(piece))
-            except OSError:
-                self.is_broken = True  # some of it may be in the file
-                raise
+                self.append(fd, piece)
             finally:
                 if not isinstance(data, bytes):
                     self.flush()  # the caller may change it from here on
         return len(piece)
+
+    def append(self, fd: int, piece: bytes | memoryview) -> None:
+        """Write a piece behind what was written. The file is in use."""
+        view = memoryview(piece)
+        self.is_durable = False
+        if self._digests:
+            self.digester.add(view)
+        try:
+            self._directory.write("", fd, [view])
+            self.size += len(view)
+            self._sync_early(fd, len(view))
+        except OSError:
+            self.is_broken = True  # some of it may be in the file
+            raise
 
     def _sync_early(self, fd: int, size: int) -> None:
         self._unsynced += size
@@ -125,11 +139,16 @@ class _Sink(io.BufferedIOBase):
 class StagedFile:
     """A file without a name, or, on file systems without those, one whose lock shows its use.
 
+    Where the store has the content already, that file gets one more name, and the staged one is
+    not used; there is none at all if the digest was known before anything was written.
+
     It may be used and discarded from several threads: a task that was cancelled leaves its thread
     in a write, and a commit may be publishing it. Discarding then leaves the descriptor to that
     thread, so that it is never closed, and its number never reused, under another's hands.
 
     :param digests: whether what is written is hashed
+    :param find: finds content that the store has by its digest and size
+    :param stored: the content, where the store has it
     """
 
     def __init__(
@@ -139,30 +158,45 @@ class StagedFile:
         mode: int = PRIVATE_FILE,
         *,
         digests: bool = True,
+        find: Find | None = None,
+        stored: StoredFile | None = None,
     ) -> None:
         self._directory = directory
+        self._mode = mode
+        self._find = find
+        self._stored = stored
         # Held while the descriptor is used; whoever releases it last closes the descriptor.
         self._mutex = threading.Lock()
         self._is_discarded = False
         self._is_published = False
+        self._is_linked = False
+        self._is_interrupted = False
         self._loss: Exception | None = None
         self._name = ""
-        fd = directory.open_unnamed(mode)
+        self._fd = -1
+        self._sink = _Sink(self, directory, helpers, digests=digests)
+        if stored is None:
+            self._create()
+
+    def _create(self) -> None:
+        directory = self._directory
+        fd = directory.open_unnamed(self._mode)
         while fd is None:
-            self._name = staged_name()
-            fd = directory.open_file(self._name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+            name = staged_name()
+            fd = directory.open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, self._mode)
             try:
-                directory.lock_file(self._name, fd)
+                directory.lock_file(name, fd)
             except OSError:
                 os.close(fd)
                 with suppress(OSError):
-                    directory.unlink(self._name)
+                    directory.unlink(name)
                 raise
-            if not directory.has(self._name, fd):
+            if directory.has(name, fd):
+                self._name = name
+            else:
                 os.close(fd)  # taken for a dead writer's before it was locked
                 fd = None
         self._fd = fd
-        self._sink = _Sink(self, directory, helpers, digests=digests)
 
     @contextmanager
     def _in_use(self) -> Iterator[int]:
@@ -176,6 +210,27 @@ class StagedFile:
         finally:
             self._close_if_discarded()
 
+    def begin_write(self) -> int:
+        """Return the descriptor to write to. Called while the file is in use."""
+        fd = self._own()
+        stored, self._stored = self._stored, None
+        if stored is not None:
+            stored.close()
+        return fd
+
+    def _own(self) -> int:
+        """Return the descriptor of a file that is no item's: a copy, where there was none."""
+        stored = self._stored
+        if self._fd < 0 and stored is not None:
+            self._create()
+            while piece := stored.read_at(CHUNK, self._sink.size):
+                self._sink.append(self._fd, piece)
+            self._sink.flush()
+            if self._sink.digester.digest != stored.digest:
+                self._sink.is_broken = True
+                raise OSError(errno.EIO, "the content was altered while it was staged")
+        return self._fd
+
     @property
     def sink(self) -> io.BufferedIOBase:
         """Where its bytes are written."""
@@ -184,11 +239,15 @@ class StagedFile:
     @property
     def size(self) -> int:
         """The number of bytes written."""
-        return self._sink.size
+        stored = self._stored
+        return self._sink.size if stored is None else stored.size
 
     @property
     def digest(self) -> str:
         """The digest of what was written."""
+        stored = self._stored
+        if stored is not None:
+            return stored.digest
         self._sink.flush()
         return self._sink.digester.digest
 
@@ -197,41 +256,71 @@ class StagedFile:
         """Whether it was neither published nor discarded."""
         return not self._is_discarded and not self._is_published
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether it is content that the store has already."""
+        return self._stored is not None
+
     def finish(self) -> None:
-        """Make what was written durable.
+        """Make what was written durable, or find it in the store.
 
         :raises ValueError: when a write has failed before
         """
-        with self._in_use() as fd:
+        with self._in_use():
             if self._sink.is_broken:
                 raise ValueError("a write to this staged data has failed: stage it again")
             self._sink.flush()
-            if not self._sink.is_durable:
-                self._sink.finish_sync()
-                self._directory.sync_file("", fd)
-                self._sink.is_durable = True
+            if self._stored is not None or self._sink.is_durable:
+                return
+            if self._find is not None:
+                self._stored = self._find(self.digest, self.size, lambda: not self._is_interrupted)
+                self._is_interrupted = False
+            if self._stored is None:
+                self._sync()
+
+    def _sync(self) -> None:
+        if not self._sink.is_durable:
+            self._sink.finish_sync()
+            self._directory.sync_file("", self._fd)
+            self._sink.is_durable = True
+
+    def use(self, stored: StoredFile) -> None:
+        """Use content that the store has; the caller has compared size and digest."""
+        with self._in_use():
+            self._stored = stored
 
     def interrupt(self) -> None:
-        """Do nothing: the kernel ends a write to a file by itself."""
+        """End the reading of what the store has; the kernel ends a write to a file by itself."""
+        self._is_interrupted = True
 
     def read(self) -> bytes:
         """Return what was written."""
         with self._in_use() as fd:
             pieces = []
             position = 0
-            while piece := self._directory.read_at(self._name, fd, 1 << 20, position):
+            while piece := self._read_at(fd, position):
                 pieces.append(piece)
                 position += len(piece)
             return b"".join(pieces)
 
-    def publish(self, directory: Directory, name: str) -> None:
-        """Give the file its name, in place of whatever has it."""
-        with self._in_use() as fd:
-            if self._name:
-                self._directory.rename(self._name, name, directory)
-                self._name = ""
-            else:
-                directory.name_file(fd, name)
+    def _read_at(self, fd: int, position: int) -> bytes:
+        if self._stored is not None:
+            return self._stored.read_at(CHUNK, position)
+        return self._directory.read_at(self._name, fd, CHUNK, position)
+
+    def publish(self, directory: Directory, name: str, like: StagedFile | None = None) -> None:
+        """Give the file its name, in place of whatever has it; or give that name to one like it.
+
+        :param like: has the same content, and was published
+        """
+        with self._in_use():
+            self._is_linked = (
+                self._stored.link_to(directory, name)
+                if self._stored is not None
+                else like is not None and like.link_to(directory, name)
+            )
+            if not self._is_linked:
+                self._publish(directory, name)
             self._is_published = True
 
     def replace(self, directory: Directory, name: str, mode: int | None = None) -> None:
@@ -252,14 +341,36 @@ class StagedFile:
             self._name = ""
             self._is_published = True
 
+    def _publish(self, directory: Directory, name: str) -> None:
+        fd = self._own()
+        self._sync()
+        if self._name:
+            self._directory.rename(self._name, name, directory)
+            self._name = ""
+        else:
+            directory.name_file(fd, name)
+        if self._find is not None:
+            with suppress(OSError):
+                verified_files.add(self.digest, directory.stat_file(name, fd))
+
+    def link_to(self, directory: Directory, name: str) -> bool:
+        """Give what was published one more name; ``False`` if impossible."""
+        with self._in_use() as fd:
+            if self._is_linked and self._stored is not None:
+                return self._stored.link_to(directory, name)
+            return link_to(directory, fd, name)
+
     def withdraw(self, directory: Directory, name: str) -> None:
         """Undo :meth:`publish`: the data is staged again, under a name of its own."""
         with self._in_use() as fd:
-            staged = staged_name()
-            directory.lock_file(name, fd)
-            directory.rename(name, staged, self._directory)
-            self._name = staged
-            self._is_published = False
+            if self._is_linked:
+                directory.unlink(name)
+            else:
+                staged = staged_name()
+                directory.lock_file(name, fd)
+                directory.rename(name, staged, self._directory)
+                self._name = staged
+            self._is_published = self._is_linked = False
 
     def lose(self, error: Exception) -> None:
         """Close the file, which could not be withdrawn: whoever uses the data raises the error."""
@@ -283,6 +394,8 @@ class StagedFile:
                 self._mutex.release()
 
     def _close(self) -> None:
+        if self._stored is not None:
+            self._stored.close()
         fd, self._fd = self._fd, -1
         name, self._name = self._name, ""
         if fd >= 0:

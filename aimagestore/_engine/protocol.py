@@ -276,8 +276,13 @@ class StagedContent(Content, Protocol):
         """Whether it was neither published nor discarded."""
         ...
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether it is content that the store has already."""
+        ...
+
     def finish(self) -> None:
-        """Make what was written durable."""
+        """Make what was written durable, or find that the store has it already."""
         ...
 
     def interrupt(self) -> None:
@@ -306,6 +311,19 @@ class Items(Protocol):
 
     def stage(self) -> StagedContent:
         """Begin new content."""
+        ...
+
+    def stage_stored(
+        self, digest: str, size: int | None, is_wanted: Callable[[], bool]
+    ) -> StagedContent | None:
+        """Return content that the store has, to be given to other items; ``None`` if it has none.
+
+        It is verified, if it was not since it was written.
+
+        :param digest: its SHA-256 digest
+        :param size: its length in bytes; ``None`` for any
+        :param is_wanted: asked now and then while that takes long
+        """
         ...
 
     def open(self, ref: str, key: str) -> tuple[Image, io.RawIOBase]:

@@ -13,6 +13,7 @@ from .pacing import yield_gil_every
 
 # Each takes about 2 ms.
 _BLOCKS_AT_ONCE = 8
+_SEARCHES_AT_ONCE = 16
 _IDS_AT_ONCE = 10_000
 
 K = TypeVar("K")
@@ -65,6 +66,19 @@ class BlockCatalog(Catalog):
         theirs = other.blocks
         changed = (block for i, block in self.blocks.items() if theirs.get(i) is not block)
         return (record for block in changed for record in self._current(block))
+
+    def items_with_digest(self, digest: str, size: int | None) -> Iterator[tuple[Record, str]]:
+        """Iterate over the items that have a SHA-256 digest, by record and key, the latest first.
+
+        :param size: their size as well; ``None`` for any
+        """
+        blocks = reversed(tuple(self.blocks.values()))
+        for block in yield_gil_every(blocks, _SEARCHES_AT_ONCE):
+            if not block.may_have(digest):
+                continue
+            for record in reversed(tuple(self._current(block))):
+                for key in record.keys_with_digest(digest, size):
+                    yield record, key
 
     def is_damaged(self, image_id: str) -> bool:
         return any(image_id in ids_in(element) for element in self.damaged)

@@ -3,26 +3,82 @@
 from __future__ import annotations
 
 import itertools
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final
 
+import msgspec
+
+from .._core.digest import is_canonical, is_digest
 from .._core.record import Record
 
 BLOCK_BYTES = 256 * 1024
 """Size of a block. A change encodes one block again; the others are written as they are."""
 
+# An index of a block takes as long to build as about so many searches of its text.
+_SEARCHES_MAX: Final = 32
+
 new_block_id = itertools.count().__next__
 """Return a number that no other block of this process has or had."""
 
 
-class Block(NamedTuple):
-    """A run of records and its text: a JSON array, whose inside is a part of images.json."""
+class _Items(msgspec.Struct, rename="kebab"):
+    """The digests of a record's items."""
 
-    text: bytes
-    records: tuple[Record, ...]
+    big_data_digests: dict[str, str] | None = None
+
+
+_decode_items: Final = msgspec.json.Decoder(list[_Items]).decode
+
+
+class Block:
+    """A run of records and its text: a JSON array, whose inside is a part of images.json.
+
+    :ivar text: the text
+    :ivar records: the records
+    """
+
+    __slots__ = ("_heads", "_searches", "records", "text")
+
+    def __init__(self, text: bytes, records: tuple[Record, ...]) -> None:
+        self.text = text
+        self.records = records
+        self._searches = 0
+        self._heads: array[int] | None = None
 
     @classmethod
     def of(cls, records: Iterable[Record], block_id: int) -> Block:
         """Encode records as the block with this ID."""
         placed = tuple(record.in_block(block_id) for record in records)
         return cls(b"".join((b"[", b",".join([r.raw for r in placed]), b"]")), placed)
+
+    def may_have(self, digest: str) -> bool:
+        """Return whether an item in it may have this SHA-256 digest.
+
+        The text is searched. A block that is searched often gets an index of the first 64 bits of
+        each digest, which takes 2 % of the block's memory.
+        """
+        if self._heads is None and self._searches >= _SEARCHES_MAX:
+            self._heads = _heads_of(self.text)
+        if self._heads is None:
+            self._searches += 1
+            return digest.encode() in self.text
+        head = _head(digest)
+        found = bisect_left(self._heads, head)
+        return found < len(self._heads) and self._heads[found] == head
+
+
+def _heads_of(text: bytes) -> array[int] | None:
+    """Index the digests in a text; ``None`` where it nests too deep to be decoded."""
+    try:
+        items = _decode_items(text)
+    except RecursionError:
+        return None
+    digests = {digest for each in items for digest in (each.big_data_digests or {}).values()}
+    return array("Q", sorted(_head(d) for d in digests if is_canonical(d) and is_digest(d)))
+
+
+def _head(digest: str) -> int:
+    """Return the first 64 bits of a digest."""
+    return int(digest.partition(":")[2][:16], 16)

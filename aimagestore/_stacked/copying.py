@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from .._core.content import Content
-from .._core.digest import is_digest
+from .._core.digest import is_canonical, is_digest
 from .._core.record import Record
 from .._engine.items import CHUNK, Source
 from .._engine.protocol import Engine, Items, StagedContent, Steps
@@ -73,7 +73,7 @@ class ItemCopies:
                 self._close()
 
     def steps(self) -> Steps[None]:
-        """Copy the items, and compare them with their digests.
+        """Copy the items, and compare them with their digests; except what the store has.
 
         :raises BigDataMissingError: when the content of one is missing
         :raises DigestMismatchError: when one is damaged
@@ -90,6 +90,10 @@ class ItemCopies:
             except (ImageUnknownError, BigDataUnknownError):
                 return  # changed since: the commit finds that it needs another copy
             item = self._items[key]
+            if item.staged.is_stored:
+                done += item.staged.size
+                yield done, max(done, total)
+                continue
             while True:
                 with self._in_use():
                     piece = item.source.read(CHUNK)
@@ -107,10 +111,17 @@ class ItemCopies:
         try:
             digest = image.big_data_digests.get(key, "")
             source = Source(file, key, digest if is_digest(digest) else None, items.helpers)
-            self._items[key] = _Item(file, source, self._target.stage())
+            staged = self._known(digest, image.big_data_sizes.get(key)) or self._target.stage()
+            self._items[key] = _Item(file, source, staged)
         except BaseException:
             file.close()
             raise
+
+    def _known(self, digest: str, size: int | None) -> StagedContent | None:
+        """Return the content of an item, if the store has it: then it is not read."""
+        if size is None or not (is_digest(digest) and is_canonical(digest)):
+            return None
+        return self._target.stage_stored(digest, size, lambda: not self._is_closed)
 
     def contents_of(self, record: Record, keys: Sequence[str]) -> Mapping[str, Content] | None:
         if bytes(record.raw) != bytes(self._record.raw) or not self._items.keys() >= set(keys):

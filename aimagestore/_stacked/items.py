@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 from .._core.image import Image
@@ -33,6 +33,11 @@ class StackedItems:
 
     def stage(self) -> StagedContent:
         return self._own.stage()
+
+    def stage_stored(
+        self, digest: str, size: int | None, is_wanted: Callable[[], bool]
+    ) -> StagedContent | None:
+        return self._own.stage_stored(digest, size, is_wanted)
 
     def open(self, ref: str, key: str) -> tuple[Image, io.RawIOBase]:
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 from uuid import UUID
@@ -61,6 +62,11 @@ class ClusterItems:
     def stage(self) -> StagedBlob:
         self._identity.check_marker()
         return StagedBlob(self._blobs, self._helpers, self._uploaders, self._removers)
+
+    def stage_stored(
+        self, digest: str, size: int | None, is_wanted: Callable[[], bool]
+    ) -> StagedBlob | None:
+        return None
 
     def open(self, ref: str, key: str) -> tuple[Image, io.RawIOBase]:
         missing: FileNotFoundError | None = None

@@ -164,6 +164,10 @@ class StagedBlob:
     def is_open(self) -> bool:
         return self._is_open
 
+    @property
+    def is_stored(self) -> bool:
+        return False
+
     def finish(self) -> None:
         """Complete the object, so that it is durable; if it was complete, check that it is there.
 

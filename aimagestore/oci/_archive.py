@@ -27,6 +27,7 @@ class _Blob(io.BufferedIOBase):
         self._digester = Digester(helpers, CANONICAL)
         self.size = 0
         self.is_open = True
+        self.is_stored = False
         output.write(_header(path, size))
 
     @property

@@ -15,7 +15,7 @@ from .._async.loop import EventLoop
 from .._async.methods import ImageMethods
 from .._async.parallel import for_each
 from .._async.staging import Progress, StagedItem
-from .._async.store import ImageStore
+from .._async.store import ImageStore, core_of
 from .._async.threads import Threads
 from .._async.transaction import Transaction
 from .._core.digest import is_canonical
@@ -79,8 +79,8 @@ async def import_layout(
     configs and layers under their digests, byte for byte as they are in the layout, each verified.
     A ``docker-archive`` has no manifests: its images get those that podman makes for them.
 
-    An image that is there already gets what it lacks, and the names; what it has is not read
-    again.
+    An image that is there already gets what it lacks, and the names. What the store has, of this
+    image or of another, is neither read nor kept again.
 
     Where podman keeps layers beside the store, layers stay out, and a warning in the log says so.
     podman lists such an image, but can neither run it, nor load or pull it, before it is removed.
@@ -209,6 +209,8 @@ class _Import:
         self._meter = meter
         # All of it durable before the transaction begins, which then waits for nothing.
         self._staged: dict[tuple[str, str], StagedItem] = {}
+        # Those of the staged items that the store has already, so that they are not written.
+        self._stored: set[tuple[str, str]] = set()
 
     async def run(self) -> tuple[ImportResult, ...]:
         """Stage what the store lacks, and publish it, one group of images after another."""
@@ -233,6 +235,7 @@ class _Import:
     async def _import_group(self, group: _Group) -> list[ImportResult]:
         images = [image for image, _ in group]
         self._staged = {}
+        self._stored = set()
         async with AsyncExitStack() as stack:
             for image, items in group:
                 await self._stage_all(stack, image, items)
@@ -252,6 +255,12 @@ class _Import:
         self, stack: AsyncExitStack, image: PlannedImage, items: Mapping[str, Item]
     ) -> None:
         new = {key: item for key, item in items.items() if (image.id, key) not in self._staged}
+        wanted = {k: (i.digest, i.size) for k, i in new.items() if is_canonical(i.digest)}
+        stored = await stack.enter_async_context(core_of(self._store).stored(wanted))
+        for key, content in stored.items():
+            self._staged[image.id, key] = content
+            self._stored.add((image.id, key))
+            self._meter.end(new.pop(key).size)
         small = {key: item for key, item in new.items() if item.size <= _SMALL}
         read = await self._threads.run(self._read_all, image, small)
 
@@ -330,21 +339,32 @@ class _Import:
                 image = await tx.set_big_data(planned.id, key, staged)
         if missing := [name for name in planned.names if name not in image.names]:
             image = await tx.add_names(planned.id, missing)
-        stored = sum(planned.items[key].size for key in mine)
+        written = [key for key in mine if (planned.id, key) not in self._stored]
+        stored = sum(planned.items[key].size for key in written)
         return ImportResult(image, is_new, stored, planned.layers_left_out)
 
 
 def _groups(lacking: Iterable[tuple[PlannedImage, dict[str, Item]]]) -> Iterator[_Group]:
-    """Divide images into groups that need few open files each."""
+    """Divide images into groups that need few open files each.
+
+    No two images of a group need the same large blob: with the first one's group the store gets
+    it, and the second one's finds it there.
+    """
     most = _open_files()
     group: _Group = []
     items = 0
+    large: set[str] = set()
+    stored: set[str] = set()
     for image, needed in lacking:
-        if group and items + len(needed) > most:
+        blobs = {item.source for item in needed.values() if item.size > _SMALL}
+        is_shared = not large.isdisjoint(blobs - stored)
+        if group and (is_shared or items + len(needed) > most):
             yield group
-            group, items = [], 0
+            stored |= large
+            group, items, large = [], 0, set()
         group.append((image, needed))
         items += len(needed)
+        large |= blobs
     if group:
         yield group
 

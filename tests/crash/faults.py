@@ -40,6 +40,7 @@ OUTSIDE = {
 NO_POINTS = {
     "close": "its descriptor is gone whatever it answers, and what matters is synced by then",
     "fspath": "no system call",
+    "geteuid": "cannot fail",
     "getpid": "cannot fail",
     "readlink": "reads /proc",
     "register_at_fork": "no system call",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from aimagestore._async.store import core_of
 from aimagestore._core import mutations
 from aimagestore._directory import files
 from aimagestore._directory.pending import pending_name
+from aimagestore._directory.stored import verified_files
 from aimagestore._engine.items import discard_all, stage_all
 from aimagestore._engine.protocol import Outcome
 
@@ -26,6 +30,7 @@ from .faults import Failpoints
 from .state import NEW, ONE, THREE, TWO, USER_DATA, apply_all
 
 THEN = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
+OLD = b"old content"
 BIG = b"x" * 1_100_000
 
 
@@ -38,6 +43,7 @@ class Operation:
     :ivar opens: whether the opening of the store belongs to it
     :ivar named: whether the file system has no files without names
     :ivar meanwhile: whether another writer dies in the middle when the store is open already
+    :ivar linkless: whether the file system has one name for each file
     """
 
     run: Callable[[ImageStore], Awaitable[object]]
@@ -45,6 +51,7 @@ class Operation:
     opens: bool = False
     named: bool = False
     meanwhile: bool = False
+    linkless: bool = False
 
 
 async def nothing(store: ImageStore) -> None:
@@ -67,6 +74,24 @@ async def create_from_staged(store: ImageStore) -> None:
 async def replace_from_staged(store: ImageStore) -> None:
     async with store.stage(b"staged content") as staged:
         await store.set_big_data(ONE, "manifest", staged)
+
+
+async def create_like_another(store: ImageStore) -> None:
+    await store.create(NEW, created=THEN, big_data={"same": OLD, "again": OLD, "other": b"{}"})
+
+
+async def set_what_is_there(store: ImageStore) -> None:
+    await store.set_big_data(TWO, "key", OLD, expected_digest=digest_of(OLD))
+
+
+async def replace_with_another_item(store: ImageStore) -> None:
+    await store.set_big_data(ONE, "sha256:config", OLD, expected_digest=digest_of(OLD))
+
+
+async def equal_contents(store: ImageStore) -> None:
+    async with store.transaction() as tx:
+        await tx.create(NEW, created=THEN, big_data={"one": b"equal", "two": b"equal"})
+        await tx.set_big_data(ONE, "manifest", b"equal")
 
 
 async def several(store: ImageStore) -> None:
@@ -143,6 +168,15 @@ OPERATIONS: dict[str, Operation] = {
     "set_big_data, streamed": Operation(lambda s: s.set_big_data(ONE, "manifest", chunks())),
     "set_big_data, staged": Operation(replace_from_staged),
     "set_big_data, while another died": Operation(replace, meanwhile=True),
+    "create like another": Operation(create_like_another),
+    "create like another, staged by name": Operation(create_like_another, named=True),
+    "create like another, without links": Operation(create_like_another, linkless=True),
+    "set_big_data, what is there": Operation(set_what_is_there),
+    "set_big_data, what is there, without links": Operation(set_what_is_there, linkless=True),
+    "set_big_data, replaced with another item": Operation(replace_with_another_item),
+    "transaction, equal contents": Operation(equal_contents),
+    "delete one of two alike": Operation(lambda s: s.delete(ONE), start="alike"),
+    "transaction, one of two alike anew": Operation(anew, start="alike"),
     "big_data_digest": Operation(lambda s: s.big_data_digest(THREE, "unmeasured")),
     "delete": Operation(lambda s: s.delete(ONE)),
     "delete a tree": Operation(lambda s: s.delete(ONE), start="trees"),
@@ -184,6 +218,8 @@ async def make(path: Path, start: str) -> None:
         await store.create(ONE, names=["a"], created=THEN, flags=flags, big_data=items)
         await store.create(TWO, names=["b"], created=THEN)
         await store.create(THREE, created=THEN, top_layer="layer")
+        if start == "alike":
+            await store.set_big_data(TWO, "manifest", OLD)
     (path / THREE).mkdir()
     (path / THREE / "unmeasured").write_bytes(b"by another program")
     _edit(path, THREE, {"big-data-names": ["unmeasured"]})
@@ -230,7 +266,7 @@ async def attempt(
     then: Callable[[ImageStore, BaseException | None], Awaitable[None]] | None = None,
 ) -> BaseException | None:
     """Run an operation with its failpoints; ``then`` gets the store, still open."""
-    with _naming(operation):
+    with _circumstances(operation):
         if operation.opens:
             return await _attempt_opening(operation, path, points)
         async with ImageStore(path) as store:
@@ -243,11 +279,32 @@ async def attempt(
 
 
 @contextmanager
-def _naming(operation: Operation) -> Iterator[None]:
+def _circumstances(operation: Operation) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
+        # Whether a file is read must not depend on what this process has read before.
+        patch.setattr(verified_files, "_known", OrderedDict())
         if operation.named:
             patch.setattr(files, "_TMPFILE", None)
+        if operation.linkless:
+            forbid_links(patch)
         yield
+
+
+def forbid_links(patch: pytest.MonkeyPatch) -> None:
+    """Let no file have more than one name."""
+    link = os.link
+
+    def first_name_only(source: str, *args: Any, **kwargs: Any) -> None:
+        if os.stat(source).st_nlink:
+            raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
+        link(source, *args, **kwargs)
+
+    patch.setattr(os, "link", first_name_only)
+
+
+def digest_of(data: bytes) -> str:
+    """Return the digest that a store records for the data."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 async def _attempt(

@@ -170,8 +170,10 @@ class Recorder:
     def _note_rename(
         self, _: None, old: str, new: str, *, src_dir_fd: int, dst_dir_fd: int
     ) -> None:
-        source = self._place(old, src_dir_fd)
-        self._name((source, None), (self._place(new, dst_dir_fd), self._entries[source]))
+        source, target = self._place(old, src_dir_fd), self._place(new, dst_dir_fd)
+        # Of two names of one file, neither is changed.
+        if self._entries.get(target) is not self._entries[source]:
+            self._name((source, None), (target, self._entries[source]))
 
     def _note_link(self, _: None, old: str, new: str, *, dst_dir_fd: int, **__: Any) -> None:
         node = self._open[int(old.removeprefix("/proc/self/fd/"))]

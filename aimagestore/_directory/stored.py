@@ -1,0 +1,276 @@
+"""Content that a store has already: found by its digest, verified, and given more names.
+
+Items of equal content are hard links to one file. Nothing writes to a file that has the name of an
+item: this library and containers/storage replace items by renaming, and remove them by unlinking.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from .._core.digest import CANONICAL, digest_of
+from .._engine.items import CHUNK
+from .._engine.protocol import ChangeUnderWayError
+from .._format.block_catalog import BlockCatalog
+from ..errors import ImageStoreError
+from .files import PRIVATE_FILE, Directory
+from .pending import open_current
+
+if TYPE_CHECKING:
+    from .index_file import IndexFile
+
+# Others than the first are needed only where that one is damaged, or not this user's.
+_CANDIDATES_MAX: Final = 8
+
+_VERIFIED_MAX: Final = 4096
+
+_MOMENT: Final = 0.05
+
+# What a file system answers that cannot give a file one more name; ENOENT for a file that has lost
+# all of its names meanwhile.
+_NOT_LINKABLE: Final = frozenset(
+    {
+        errno.EMLINK,
+        errno.EXDEV,
+        errno.EPERM,
+        errno.EOPNOTSUPP,
+        errno.ENOSYS,
+        errno.ENOENT,
+    }
+)
+
+
+def link_to(directory: Directory, fd: int, name: str) -> bool:
+    """Give an open file one more name, in place of whatever has it; ``False`` if impossible."""
+    try:
+        directory.name_file(fd, name)
+    except OSError as error:
+        if error.errno not in _NOT_LINKABLE:
+            raise
+        return False
+    return True
+
+
+class _Known(NamedTuple):
+    """A version of a file, and what the content of this version is.
+
+    :ivar links: the number of its names
+    """
+
+    digest: str
+    size: int
+    modified: int
+    changed: int
+    links: int
+
+    @classmethod
+    def of(cls, digest: str, found: os.stat_result) -> _Known:
+        return cls(digest, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_nlink)
+
+    def is_of(self, found: os.stat_result) -> bool:
+        """Return whether the file still has this content.
+
+        A name more or less changes the file's time of change, and not its content.
+        """
+        return (
+            found.st_size == self.size
+            and found.st_mtime_ns == self.modified
+            and (found.st_ctime_ns == self.changed or found.st_nlink != self.links)
+        )
+
+
+class VerifiedFiles:
+    """The files of this process's stores whose content is known: each is read once."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Condition()
+        self._known: OrderedDict[tuple[int, int], _Known] = OrderedDict()
+        self._under_way: set[tuple[int, int]] = set()
+
+    def add(self, digest: str, found: os.stat_result) -> None:
+        """Note the content that a file has in its present version."""
+        with self._mutex:
+            self._known[found.st_dev, found.st_ino] = _Known.of(digest, found)
+            self._known.move_to_end((found.st_dev, found.st_ino))
+            if len(self._known) > _VERIFIED_MAX:
+                self._known.popitem(last=False)
+
+    def has(self, digest: str) -> bool:
+        """Return whether a file with this content is known."""
+        with self._mutex:
+            return any(known.digest == digest for known in self._known.values())
+
+    def known(self, found: os.stat_result) -> str | None:
+        """Return the digest of a file; ``None`` if it is not known of its present version."""
+        with self._mutex:
+            known = self._known.get((found.st_dev, found.st_ino))
+        if known is None or not known.is_of(found):
+            return None
+        self.add(known.digest, found)
+        return known.digest
+
+    def digest(self, directory: Directory, fd: int, is_wanted: Callable[[], bool]) -> str | None:
+        """Return the digest of an open file, which is read if it is not known.
+
+        :returns: ``None`` when it is not wanted any more, or was changed meanwhile
+        """
+        found = directory.stat_file("", fd)
+        file = found.st_dev, found.st_ino
+        with self._mutex:
+            while file in self._under_way:
+                if not is_wanted():
+                    return None
+                self._mutex.wait(_MOMENT)
+            if (known := self.known(found)) is not None:
+                return known
+            self._under_way.add(file)
+        try:
+            return self._read(directory, fd, is_wanted)
+        finally:
+            with self._mutex:
+                self._under_way.discard(file)
+                self._mutex.notify_all()
+
+    def _read(self, directory: Directory, fd: int, is_wanted: Callable[[], bool]) -> str | None:
+        before = directory.stat_file("", fd)
+        state = hashlib.new(CANONICAL)
+        position = 0
+        while piece := directory.read_at("", fd, CHUNK, position):
+            if not is_wanted():
+                return None
+            state.update(piece)
+            position += len(piece)
+        # Whoever wrote it may not have made it durable.
+        directory.sync_file("", fd)
+        after = directory.stat_file("", fd)
+        digest = digest_of(state)
+        if position != after.st_size or not _Known.of(digest, before).is_of(after):
+            return None
+        self.add(digest, after)
+        return digest
+
+
+verified_files = VerifiedFiles()
+"""Those of all stores of this process."""
+
+
+class StoredFile:
+    """An open file of the store, whose content was verified. Whoever has it closes it.
+
+    :ivar digest: its digest
+    :ivar size: its length in bytes
+    """
+
+    def __init__(self, directory: Directory, fd: int, digest: str, found: os.stat_result) -> None:
+        self.digest = digest
+        self.size = found.st_size
+        self._directory = directory
+        self._fd = fd
+        self._known = _Known.of(digest, found)
+
+    def link_to(self, directory: Directory, name: str) -> bool:
+        """Give it one more name, in place of whatever has it; ``False`` if impossible."""
+        found = directory.stat_file(name, self._fd)
+        if not self._known.is_of(found) or not link_to(directory, self._fd, name):
+            return False
+        with suppress(OSError):
+            verified_files.add(self.digest, directory.stat_file(name, self._fd))
+        return True
+
+    def read_at(self, size: int, position: int) -> bytes:
+        """Read some bytes at a position; none at its end."""
+        return self._directory.read_at("", self._fd, size, position)
+
+    def close(self) -> None:
+        """Close it. Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class StoredFiles:
+    """Finds files of a store by the digest of their content."""
+
+    def __init__(self, root: Directory, index_file: IndexFile) -> None:
+        self._root = root
+        self._index = index_file
+
+    def find(
+        self, digest: str, size: int | None, is_wanted: Callable[[], bool]
+    ) -> StoredFile | None:
+        """Find an item by its content, and verify that.
+
+        Nothing depends on it: what cannot be read is not found.
+
+        :param digest: a SHA-256 digest
+        :param is_wanted: asked now and then while a file is read
+        """
+        try:
+            catalog = self._index.load()
+        except ChangeUnderWayError:
+            catalog = self._index.catalog
+        except (OSError, ImageStoreError):
+            return None
+        return self._find(catalog, digest, size, is_wanted)
+
+    def find_verified(self, catalog: BlockCatalog, digest: str, size: int) -> StoredFile | None:
+        """Find an item by its content, if that was verified before. Reads no file."""
+        return self._find(catalog, digest, size, None) if verified_files.has(digest) else None
+
+    def _find(
+        self,
+        catalog: BlockCatalog,
+        digest: str,
+        size: int | None,
+        is_wanted: Callable[[], bool] | None,
+    ) -> StoredFile | None:
+        items = catalog.items_with_digest(digest, size)
+        for record, key in islice(items, _CANDIDATES_MAX):
+            try:
+                fd = open_current(self._root, record.image, key)
+            except (OSError, ImageStoreError):
+                continue
+            try:
+                stored = self._verified(fd, digest, size, is_wanted)
+            except OSError:
+                stored = None
+            except BaseException:
+                os.close(fd)
+                raise
+            if stored is not None:
+                return stored
+            os.close(fd)
+        return None
+
+    def _verified(
+        self,
+        fd: int,
+        digest: str,
+        size: int | None,
+        is_wanted: Callable[[], bool] | None,
+    ) -> StoredFile | None:
+        found = self._root.stat_file("", fd)
+        if not _is_private(found) or (size is not None and found.st_size != size):
+            return None
+        actual = (
+            verified_files.known(found)
+            if is_wanted is None
+            else verified_files.digest(self._root, fd, is_wanted)
+        )
+        if actual != digest:
+            return None
+        return StoredFile(self._root, fd, digest, found)
+
+
+def _is_private(found: os.stat_result) -> bool:
+    """Return whether a file is as this library makes files: links share owner and permissions."""
+    return stat.S_IMODE(found.st_mode) == PRIVATE_FILE and found.st_uid == os.geteuid()
