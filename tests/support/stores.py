@@ -23,6 +23,7 @@ import pytest
 
 from aimagestore import Finding, Image
 from aimagestore._async.locations import location_of, stacked_location
+from aimagestore._core.names import big_data_file
 from aimagestore._engine.protocol import Location, Steps
 
 if TYPE_CHECKING:
@@ -186,6 +187,14 @@ class StoreUnderTest(ABC):
     def check_intact(self) -> None:
         """Check that records and big data are whole, and agree."""
 
+    @abstractmethod
+    def copies(self) -> int:
+        """Return how many files or objects hold the content of items."""
+
+    @abstractmethod
+    def damage(self, image_id: str, key: str) -> None:
+        """Spoil what holds the content of an item, so that it must not be used again."""
+
     def findings(self) -> tuple[Finding, ...]:
         """Return what the library's own check finds."""
         checker = location_of(self.location).checker(verify=True)
@@ -291,6 +300,15 @@ class DirectoryStore(StoreUnderTest):
     def check_intact(self) -> None:
         if self.path.exists():
             assert self.findings() == ()
+
+    def copies(self) -> int:
+        files = (path for path in self.path.glob("*/*") if path.is_file())
+        return len({path.stat().st_ino for path in files})
+
+    def damage(self, image_id: str, key: str) -> None:
+        path = self.path / image_id / big_data_file(key)
+        with path.open("r+b") as file:
+            file.write(b"altered")
 
     def open_handles(self) -> int:
         return len(open_files(str(self.path)))
@@ -410,6 +428,12 @@ class ClusterStore(StoreUnderTest):
 
         if paths := [blob.hex for blob in blobs]:
             obstore.delete(self._bucket, paths)
+
+    def copies(self) -> int:
+        return len(self.objects())
+
+    def damage(self, image_id: str, key: str) -> None:
+        self.remove_content(image_id, key)
 
     def contents(self) -> object:
         images = self._rows("SELECT id, place, record FROM images ORDER BY place")
