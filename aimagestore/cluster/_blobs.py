@@ -136,6 +136,18 @@ class Blobs:
             return False
         return True
 
+    def size_of(self, blob: UUID) -> int | None:
+        """Return the size of an object; ``None`` when there is none.
+
+        :raises StoreUnavailableError: when the object store is unavailable, or refuses
+        """
+        try:
+            return obstore.head(self._store, blob.hex)["size"]
+        except FileNotFoundError:
+            return None
+        except BaseError as error:
+            raise self.unavailable(error) from None
+
     def delete(self, blobs: Sequence[UUID]) -> None:
         """Remove objects; missing ones are ignored.
 

@@ -4,10 +4,11 @@ An object is removed in steps, so that the lock is never held while the object s
 and so that a collection can stop anywhere:
 
 1. Under the lock, an orphan object gets a row in ``image_items``, a *tombstone* without an image.
-   A commit that would refer to the object now fails, because the table has each object once.
-   Content that was replaced or deleted has a row already, which no commit makes current again.
+   The object of items that were all replaced or deleted gets one instead of theirs. A commit that
+   would refer to the object fails from now on, be it new or that of another item.
 2. Without the lock, the object is removed. A collection that stopped before is continued here.
-3. The row is removed; a tombstone only much later, when no store can have the data staged.
+3. The tombstone is removed; that of an orphan object only much later, when no store can have the
+   data staged.
 """
 
 from __future__ import annotations
@@ -37,11 +38,40 @@ _TOMBSTONES_KEPT = timedelta(days=60)
 
 _AT_ONCE = 200
 
+# Of several items with one object, the last that had it.
 _REMOVED = """
-    SELECT removed, blob, image_id, key, size FROM image_items
+    SELECT removed, blob, image_id, key, size FROM image_items i
     WHERE image_id <> '' AND (removed, blob) > (%s, %s)
         AND removed < clock_timestamp() - (SELECT grace_period FROM image_store)
+        AND NOT EXISTS (SELECT FROM image_items l WHERE l.blob = i.blob AND l.removed IS NULL)
+        AND NOT EXISTS (SELECT FROM image_items l WHERE l.blob = i.blob AND l.removed > i.removed)
+        AND NOT EXISTS (
+            SELECT FROM image_items l WHERE l.blob = i.blob AND l.removed = i.removed
+                AND (l.image_id, l.key) > (i.image_id, i.key)
+        )
     ORDER BY removed, blob LIMIT %s
+"""
+
+_CONDEMN_REMOVED = """
+    WITH removed AS (
+        DELETE FROM image_items i WHERE blob = ANY(%s) AND image_id <> ''
+            AND NOT EXISTS (SELECT FROM image_items l WHERE l.blob = i.blob AND l.removed IS NULL)
+            AND NOT EXISTS (
+                SELECT FROM image_items l WHERE l.blob = i.blob AND l.removed
+                    >= (SELECT clock_timestamp() - grace_period FROM image_store)
+            )
+        RETURNING blob, size
+    )
+    INSERT INTO image_items (blob, image_id, key, size, removed)
+    SELECT DISTINCT blob, '', 'replaced'::bytea, size, clock_timestamp() FROM removed
+    RETURNING blob
+"""
+
+# Of an object that other items have still.
+_FORGET_REMOVED = """
+    DELETE FROM image_items i
+    WHERE image_id <> '' AND removed < clock_timestamp() - (SELECT grace_period FROM image_store)
+        AND EXISTS (SELECT FROM image_items l WHERE l.blob = i.blob AND l.removed IS NULL)
 """
 
 _OLDEST = "SELECT coalesce(%s, clock_timestamp()) - grace_period FROM image_store"
@@ -51,22 +81,28 @@ _UNKNOWN = """
     WHERE NOT EXISTS (SELECT FROM image_items i WHERE i.blob = u.blob)
 """
 
-# The key tells whether the object of a tombstone was removed.
+# The key tells whose object a tombstone is for, and whether the object was removed.
 _ADD_TOMBSTONES = """
     INSERT INTO image_items (blob, image_id, key, size, removed)
     SELECT u.blob, '', 'pending', u.size, clock_timestamp()
     FROM unnest(%s::uuid[], %s::bigint[]) AS u (blob, size)
-    ON CONFLICT (blob) DO NOTHING RETURNING blob, size
+    WHERE NOT EXISTS (SELECT FROM image_items i WHERE i.blob = u.blob)
+    RETURNING blob, size
 """
 
 _PENDING = """
     SELECT blob FROM image_items
-    WHERE removed IS NOT NULL AND image_id = '' AND key = 'pending' LIMIT %s
+    WHERE removed IS NOT NULL AND image_id = '' AND key <> 'removed' LIMIT %s
 """
 
-_SET_REMOVED = "UPDATE image_items SET key = 'removed' WHERE image_id = '' AND blob = ANY(%s)"
+_SET_REMOVED = """
+    UPDATE image_items SET key = 'removed'
+    WHERE image_id = '' AND key = 'pending' AND blob = ANY(%s)
+"""
 
-_FORGET_ITEMS = "DELETE FROM image_items WHERE image_id <> '' AND blob = ANY(%s)"
+_FORGET_REPLACED = """
+    DELETE FROM image_items WHERE image_id = '' AND key = 'replaced' AND blob = ANY(%s)
+"""
 
 _FORGET_TOMBSTONES = """
     DELETE FROM image_items
@@ -142,15 +178,25 @@ class Garbage:
         after: tuple[object, UUID] = ("-infinity", _NO_BLOB)
         while rows := self._sessions.call(partial(_rows, _REMOVED, [*after, _AT_ONCE])):
             after = rows[-1][0], rows[-1][1]
-            report = Report(
-                tuple(self._item_finding(*row[1:4]) for row in rows),
-                bytes=sum(row[4] for row in rows),
-            )
-            yield partial(_done, report)
-            if not dry_run:
-                blobs = [row[1] for row in rows]
-                self._delete(blobs)
-                self._sessions.call(partial(_execute, _FORGET_ITEMS, [blobs]))
+            if dry_run:
+                yield partial(_done, self._items_report(rows))
+            else:
+                condemned: list[UUID] = []
+                yield partial(self._condemn_removed, rows, condemned)
+                self._remove(condemned)
+
+    def _condemn_removed(
+        self, rows: Sequence[tuple[Any, ...]], condemned: list[UUID], grant: AnyGrant
+    ) -> Steps[Report]:
+        """Put tombstones in place of items, unless another item has the object by now."""
+        blobs = [row[1] for row in rows]
+        condemned += (row[0] for row in self._execute_held(grant, _CONDEMN_REMOVED, [blobs]))
+        yield len(condemned), len(condemned)
+        return self._items_report([row for row in rows if row[1] in condemned])
+
+    def _items_report(self, rows: Sequence[tuple[Any, ...]]) -> Report:
+        findings = tuple(self._item_finding(*row[1:4]) for row in rows)
+        return Report(findings, bytes=sum(row[4] for row in rows))
 
     def _orphans(self, now: datetime | None, *, dry_run: bool) -> Iterator[Removal]:
         for page in orphans(self._sessions, self._blobs, now):
@@ -168,15 +214,23 @@ class Garbage:
         self, piece: Mapping[UUID, int], condemned: list[UUID], grant: AnyGrant
     ) -> Steps[Report]:
         """Add the tombstones of orphan objects, unless a commit refers to them by now."""
-        session: Session = grant.held.session
-        try:
-            rows = session.execute(_ADD_TOMBSTONES, [list(piece), list(piece.values())]).fetchall()
-            session.execute("COMMIT")
-        except psycopg.Error as error:
-            raise self._sessions.unavailable(error) from error
+        values = [list(piece), list(piece.values())]
+        rows = self._execute_held(grant, _ADD_TOMBSTONES, values)
         condemned += [row[0] for row in rows]
         yield len(rows), len(rows)
         return self._orphan_report(dict(rows))
+
+    def _execute_held(
+        self, grant: AnyGrant, statement: Any, values: Sequence[object]
+    ) -> list[tuple[Any, ...]]:
+        """Execute a statement under the lock, and commit it."""
+        session: Session = grant.held.session
+        try:
+            rows = _rows(statement, values, session)
+            session.execute("COMMIT")
+        except psycopg.Error as error:
+            raise self._sessions.unavailable(error) from error
+        return rows
 
     def _remove_pending(self) -> None:
         while rows := self._sessions.call(partial(_rows, _PENDING, [_AT_ONCE])):
@@ -185,7 +239,8 @@ class Garbage:
     def _remove(self, condemned: Sequence[UUID]) -> None:
         if condemned:
             self._delete(condemned)
-            self._sessions.call(partial(_execute, _SET_REMOVED, [list(condemned)]))
+            for statement in (_SET_REMOVED, _FORGET_REPLACED):
+                self._sessions.call(partial(_execute, statement, [list(condemned)]))
 
     def _delete(self, blobs: Sequence[UUID]) -> None:
         """Remove objects, if the prefix is still this store's, and the database did not go back."""
@@ -198,6 +253,7 @@ class Garbage:
         try:
             if not dry_run:
                 prune(session)
+                session.execute(_FORGET_REMOVED)
                 session.execute(_FORGET_TOMBSTONES, [_TOMBSTONES_KEPT])
             row = session.execute("SELECT images FROM image_store").fetchone()
             session.execute("COMMIT")
@@ -221,7 +277,7 @@ class Garbage:
 
 
 def _done(report: Report, grant: AnyGrant) -> Steps[Report]:
-    """Report what the next step removes. The lock is not needed, because these rows are final."""
+    """Report what would be removed, which needs no lock."""
     yield len(report.findings), len(report.findings)
     return report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from uuid import UUID
@@ -12,17 +12,19 @@ from .._core.image import Image
 from .._core.record import Record
 from .._core.view import View
 from .._engine.items import require_item
-from ..errors import BigDataMissingError, ImageUnknownError
+from ..errors import BigDataMissingError, ImageUnknownError, StoreUnavailableError
 from ._blob_reader import BlobReader
 from ._blobs import Blobs
 from ._history import History
 from ._identity import Identity
-from ._lookups import Lookups
+from ._lookups import Lookups, stored_blob
 from ._reader import ClusterReader
 from ._sessions import Session, Sessions
-from ._staged import StagedBlob
+from ._staged import Search, StagedBlob, StoredBlob
 
 _TRIES = 3
+
+_PRESENT_MAX = 10_000
 
 
 class ClusterItems:
@@ -53,6 +55,8 @@ class ClusterItems:
         self._helpers = helpers
         self._uploaders = uploaders
         self._removers = removers
+        # Objects that were looked for once, and were there.
+        self._present: set[UUID] = set()
 
     @property
     def helpers(self) -> Executor:
@@ -61,12 +65,51 @@ class ClusterItems:
 
     def stage(self) -> StagedBlob:
         self._identity.check_marker()
-        return StagedBlob(self._blobs, self._helpers, self._uploaders, self._removers)
+        return self._staged(None)
 
     def stage_stored(
         self, digest: str, size: int | None, is_wanted: Callable[[], bool]
     ) -> StagedBlob | None:
-        return None
+        self._identity.check_marker()
+        try:
+            found, _ = self._search(digest, size)
+        except StoreUnavailableError:
+            return None
+        return None if found is None else self._staged(found)
+
+    def _staged(self, stored: StoredBlob | None) -> StagedBlob:
+        return StagedBlob(
+            self._blobs,
+            self._helpers,
+            self._uploaders,
+            self._removers,
+            search=self._search,
+            stored=stored,
+        )
+
+    def _search(self, digest: str, size: int | None) -> Search:
+        """Look for an object with this content, and check that it is there.
+
+        Objects never change, and a digest was computed when its object was written.
+
+        :raises StoreUnavailableError: when one of the servers is unavailable
+        """
+        lost: list[UUID] = []
+        for _ in range(_TRIES):
+            row = self._sessions.call(partial(_stored, digest, size, lost))
+            if row is None:
+                return Search(None, is_certain=not lost)
+            blob, stored_size = row
+            if blob in self._present or self._blobs.size_of(blob) == stored_size:
+                self._note_present(blob)
+                return Search(StoredBlob(blob, stored_size, digest))
+            lost.append(blob)
+        return Search(None)
+
+    def _note_present(self, blob: UUID) -> None:
+        if len(self._present) >= _PRESENT_MAX:
+            self._present.clear()
+        self._present.add(blob)
 
     def open(self, ref: str, key: str) -> tuple[Image, io.RawIOBase]:
         missing: FileNotFoundError | None = None
@@ -107,6 +150,12 @@ class ClusterItems:
 
     def _item(self, ref: str, key: str, session: Session) -> tuple[Record, UUID | None] | None:
         return Lookups(session.execute, self._history).item(ref, key)
+
+
+def _stored(
+    digest: str, size: int | None, lost: Sequence[UUID], session: Session
+) -> tuple[UUID, int] | None:
+    return stored_blob(session.execute, digest, size, lost)
 
 
 def _id_of(ref: str, view: View) -> str:

@@ -95,7 +95,27 @@ _ITEM = f"""
     LEFT JOIN image_items b ON b.image_id = f.id AND b.key = %(key)s AND b.removed IS NULL
 """
 
-_CONDEMNED = "SELECT blob FROM image_items WHERE blob = ANY(%(blobs)s)"
+_CONDEMNED = """
+    SELECT u.blob FROM unnest(%(blobs)s::uuid[], %(are_stored)s::boolean[]) AS u (blob, is_stored)
+    WHERE u.is_stored <> EXISTS (
+        SELECT FROM image_items i WHERE i.blob = u.blob AND i.image_id <> ''
+    ) OR EXISTS (SELECT FROM image_items i WHERE i.blob = u.blob AND i.image_id = '')
+"""
+
+# One that no item has any more is used again only in the first half of the grace period: after that
+# a collection of garbage may take it before the commit.
+_STORED = """
+    (
+        SELECT blob, size FROM image_items
+        WHERE digest = %(digest)s AND (%(size)s::bigint IS NULL OR size = %(size)s)
+            AND blob <> ALL(%(lost)s) AND removed IS NULL LIMIT 1
+    ) UNION ALL (
+        SELECT blob, size FROM image_items
+        WHERE digest = %(digest)s AND (%(size)s::bigint IS NULL OR size = %(size)s)
+            AND blob <> ALL(%(lost)s) AND image_id <> ''
+            AND removed > clock_timestamp() - (SELECT grace_period / 2 FROM image_store) LIMIT 1
+    ) LIMIT 1
+"""
 
 _PAGE = f"""
     {_WITH_HEAD} SELECT h.head, p.place, p.id, p.record FROM h LEFT JOIN (
@@ -258,9 +278,26 @@ class Lookups:
         rows = self._rows(_ITEM, values)
         return (record_of(*rows[0][:2]), rows[0][2]) if rows else None
 
-    def condemned(self, blobs: Sequence[UUID]) -> set[UUID]:
-        """Return which of these new objects a collection of garbage has taken."""
-        return {row[0] for row in self._execute(_CONDEMNED, {"blobs": list(blobs)})}
+    def condemned(self, blobs: Mapping[UUID, bool]) -> set[UUID]:
+        """Return which of these objects a collection of garbage has taken.
+
+        :param blobs: whether an item has had the object before, by object
+        """
+        values = {"blobs": list(blobs), "are_stored": list(blobs.values())}
+        return {row[0] for row in self._execute(_CONDEMNED, values)}
+
+
+def stored_blob(
+    execute: Execute, digest: str, size: int | None, lost: Sequence[UUID]
+) -> tuple[UUID, int] | None:
+    """Return an object with a digest, and its size; ``None`` if there is none.
+
+    :param size: its size as well; ``None`` for any
+    :param lost: objects that are not wanted
+    """
+    values = {"digest": digest, "size": size, "lost": list(lost)}
+    row = execute(_STORED, values).fetchone()
+    return None if row is None else (row[0], row[1])
 
 
 def _changes(known: int, head: Head, ids: Sequence[str]) -> ChangesSince:

@@ -48,11 +48,16 @@ _UNLINK = """
 
 # An object that may be about to be collected stays what it is.
 _LINK = """
-    INSERT INTO image_items (blob, image_id, key, size) VALUES (%s, %s, %s, %s)
-    ON CONFLICT (blob) DO UPDATE
-    SET image_id = excluded.image_id, key = excluded.key, size = excluded.size, removed = NULL
-    WHERE image_items.image_id <> '' AND image_items.removed > clock_timestamp()
-        - (SELECT grace_period FROM image_store)
+    INSERT INTO image_items (blob, image_id, key, size, digest)
+    SELECT u.blob, u.image_id, u.key, u.size, u.digest FROM (VALUES
+        (%s::uuid, %s::text, %s::bytea, %s::bigint, %s::text)
+    ) AS u (blob, image_id, key, size, digest)
+    WHERE NOT EXISTS (SELECT FROM image_items i WHERE i.blob = u.blob) OR EXISTS (
+        SELECT FROM image_items i WHERE i.blob = u.blob AND i.image_id <> '' AND (
+            i.removed IS NULL
+            OR i.removed > clock_timestamp() - (SELECT grace_period FROM image_store)
+        )
+    )
     RETURNING blob
 """
 
@@ -155,8 +160,12 @@ class ClusterRepairer:
         ):
             return
         key = finding.key.encode()
+        size, digest = (
+            record.image.big_data_sizes[finding.key],
+            record.image.big_data_digests[finding.key],
+        )
         session.execute(_UNLINK, [finding.id, key])
-        if _ask(session, _LINK, blob, finding.id, key, record.image.big_data_sizes[finding.key]):
+        if _ask(session, _LINK, blob, finding.id, key, size, digest):
             yield replace(finding, detail="it has this object now")
 
     def _commit(self, session: Session) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import psycopg
 from psycopg.errors import UndefinedTable
 
+from .._core.digest import is_canonical, is_digest, is_manifest_key
+from .._core.record import read
 from ..errors import StoreSchemaError, StoreUnavailableError
 from ._addresses import DatabaseAddress
 from ._sessions import Connection, Session
@@ -98,7 +100,30 @@ _STEPS = (
         SELECT version, gen_random_uuid(), clock_timestamp() FROM image_store
         ON CONFLICT (version) DO NOTHING;
     """,
+    # One object for many items: found by its digest, which the records have.
+    """
+    ALTER TABLE image_items
+        DROP CONSTRAINT image_items_pkey,
+        ALTER COLUMN blob SET NOT NULL,
+        ADD COLUMN digest text COLLATE "C";
+    COMMENT ON COLUMN image_items.digest IS
+        'of the object, computed when it was written: items of equal content share it';
+    CREATE INDEX image_items_blob ON image_items (blob, removed);
+    CREATE UNIQUE INDEX image_items_tombstone ON image_items (blob) WHERE image_id = '';
+    CREATE INDEX image_items_digest ON image_items (digest, removed) WHERE digest IS NOT NULL;
+    """,
 )
+
+_WITH_DIGESTS = 3
+"""The version that has the digests of objects."""
+
+_RECORDS = "SELECT place, record FROM images WHERE place > %s ORDER BY place LIMIT 1000"
+
+_NOTE_DIGESTS = """
+    UPDATE image_items i SET digest = u.digest
+    FROM unnest(%s::text[], %s::bytea[], %s::text[]) AS u (image_id, key, digest)
+    WHERE i.image_id = u.image_id AND i.key = u.key AND i.removed IS NULL
+"""
 
 SCHEMA_VERSION = len(_STEPS)
 """The version that this library works with."""
@@ -151,7 +176,27 @@ def _migrate(connection: Connection, name: str) -> None:
     connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{_PATIENCE}s"])
     for step in _STEPS[present:]:
         connection.execute(step)
+    if 0 < present < _WITH_DIGESTS:
+        _note_digests(connection)
     connection.execute("UPDATE image_store SET schema_version = %s", [SCHEMA_VERSION])
+
+
+def _note_digests(connection: Connection) -> None:
+    """Note the digests of the objects that there are."""
+    place = -1
+    while rows := connection.execute(_RECORDS, [place]).fetchall():
+        place = rows[-1][0]
+        images = [record.image for _, text in rows if (record := read(text.encode())) is not None]
+        noted = [
+            (image.id, key.encode(), digest)
+            for image in images
+            for key, digest in image.big_data_digests.items()
+            # That of a manifest may be the digest of a part of it.
+            if is_canonical(digest) and is_digest(digest) and not is_manifest_key(key)
+        ]
+        if noted:
+            columns = [list(column) for column in zip(*noted, strict=True)]
+            connection.execute(_NOTE_DIGESTS, columns)
 
 
 def _present_version(connection: Connection, name: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, InvalidStateError, wait
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
 from .._core.content import Buffer
@@ -19,6 +19,9 @@ from .._engine.items import CHUNK
 from ..errors import StoreUnavailableError
 from ._blob_reader import BlobReader
 from ._blobs import FAILURES, PART, Blobs
+
+if TYPE_CHECKING:
+    from obstore import WritableFile
 
 logger = logging.getLogger("aimagestore")
 
@@ -37,10 +40,32 @@ _OLD = 30 * 86400.0
 T = TypeVar("T")
 
 
+class StoredBlob(NamedTuple):
+    """An object that an item has."""
+
+    id: UUID
+    size: int
+    digest: str
+
+
+class Search(NamedTuple):
+    """The result of a search for content that the store has.
+
+    :ivar found: the object
+    :ivar is_certain: whether the store had none, so that one that it has later is a new one
+    """
+
+    found: StoredBlob | None
+    is_certain: bool = False
+
+
 class _Sink(io.BufferedIOBase):
     """Passes on what is written, and digests it beside that."""
 
-    def __init__(self, append: Callable[[bytes], None], helpers: Executor) -> None:
+    def __init__(
+        self, begin: Callable[[], None], append: Callable[[bytes], None], helpers: Executor
+    ) -> None:
+        self._begin = begin
         self._append = append
         self.size = 0
         self.digester = Digester(helpers)
@@ -51,6 +76,7 @@ class _Sink(io.BufferedIOBase):
     def write(self, data: Buffer) -> int:  # type: ignore[override]
         # The writer keeps the data until it is sent; the caller may change it before that.
         piece = data if isinstance(data, bytes) else bytes(data)
+        self._begin()
         self.digester.add(piece)
         self._append(piece)
         self.size += len(piece)
@@ -63,25 +89,42 @@ class _Sink(io.BufferedIOBase):
 class StagedBlob:
     """An object that no record refers to yet; see :class:`aimagestore._engine.StagedContent`.
 
-    When its process dies, ``collect_garbage`` removes it.
+    Where the store has the content already, it is the object of another item. When its process
+    dies, ``collect_garbage`` removes what was written.
 
     :param uploaders: threads that wait for the object store
     :param removers: threads that remove what is discarded
+    :param search: looks for content that the store has, by its digest and size
+    :param stored: the content, where the store has it
     :ivar id: the object
+    :ivar is_stored: whether it is the object of an item
+    :ivar may_share: whether an item that has the content by now has got it since it was looked for
     """
 
     def __init__(
-        self, blobs: Blobs, helpers: Executor, uploaders: Executor, removers: Executor
+        self,
+        blobs: Blobs,
+        helpers: Executor,
+        uploaders: Executor,
+        removers: Executor,
+        *,
+        search: Callable[[str, int], Search],
+        stored: StoredBlob | None = None,
     ) -> None:
-        self.id: UUID = uuid4()
+        self.id: UUID = uuid4() if stored is None else stored.id
+        self.is_stored = stored is not None
+        self.may_share = False
+        # Where nothing was written: what the content is.
+        self._stored = stored
+        self._search = search
         self._blobs = blobs
         self._uploaders = uploaders
         self._removers = removers
         # Held while the writer is used: a cancelled write may still be in its thread.
         self._mutex = threading.Lock()
-        self._writer = blobs.writer(self.id)
-        self._sink = _Sink(self._append, helpers)
-        self._finished: float | None = None
+        self._writer = blobs.writer(self.id if stored is None else uuid4())
+        self._sink = _Sink(self._begin, self._append, helpers)
+        self._finished: float | None = None if stored is None else time.time()
         self._is_broken = False
         self._is_open = True
         self._is_in_doubt = False
@@ -90,10 +133,13 @@ class StagedBlob:
         # Done when the present write is to end soon.
         self._interruption: Future[None] = Future()
 
+    def _begin(self) -> None:
+        if self._finished is not None:
+            with self._writing():
+                self._begin_again()
+
     def _append(self, piece: bytes) -> None:
         with self._writing():
-            if self._finished is not None:
-                self._begin_again()
             self._upload(lambda: self._writer.write(piece))
 
     @contextmanager
@@ -144,8 +190,13 @@ class StagedBlob:
         with BlobReader(self._blobs, self.id) as reader:
             while piece := reader.read(CHUNK):
                 self._upload(partial(writer.write, piece))
-        self._blobs.delete([self.id])
+                if self._stored is not None:
+                    self._sink.digester.add(piece)
+                    self._sink.size += len(piece)
+        if not self.is_stored:
+            self._blobs.delete([self.id])
         self.id, self._writer, self._finished = longer, writer, None
+        self.is_stored, self._stored = False, None
 
     @property
     def sink(self) -> io.BufferedIOBase:
@@ -153,10 +204,14 @@ class StagedBlob:
 
     @property
     def size(self) -> int:
-        return self._sink.size
+        stored = self._stored
+        return self._sink.size if stored is None else stored.size
 
     @property
     def digest(self) -> str:
+        stored = self._stored
+        if stored is not None:
+            return stored.digest
         self._sink.flush()
         return self._sink.digester.digest
 
@@ -164,12 +219,10 @@ class StagedBlob:
     def is_open(self) -> bool:
         return self._is_open
 
-    @property
-    def is_stored(self) -> bool:
-        return False
-
     def finish(self) -> None:
         """Complete the object, so that it is durable; if it was complete, check that it is there.
+
+        Where the store has the content, that is used instead.
 
         :raises ValueError: when a write has failed before, or the object was collected
         :raises StoreUnavailableError: when it could not be stored
@@ -177,12 +230,26 @@ class StagedBlob:
         self._sink.flush()
         with self._writing():
             if self._finished is None:
-                self._upload(self._writer.close)
+                if not self._use_stored():
+                    self._upload(self._writer.close)
             elif self.is_young:
                 return
             elif not self._wait(lambda: self._blobs.exists(self.id)):
                 raise collected()
             self._finished = time.time()
+
+    def _use_stored(self) -> bool:
+        """Use an object of the store instead, and return whether it has one."""
+        try:
+            found, self.may_share = self._wait(partial(self._search, self.digest, self.size))
+        except StoreUnavailableError:
+            return False
+        if found is None:
+            return False
+        if self._sink.size >= PART:
+            self._remove_soon(self.id, self._writer)
+        self.id, self.is_stored = found.id, True
+        return True
 
     @property
     def is_finished(self) -> bool:
@@ -218,9 +285,14 @@ class StagedBlob:
         """Note that the commit was not made."""
         self._is_in_doubt = False
 
-    def mark_committed(self) -> None:
-        """Note that a commit refers to it: from now on the object belongs to the store."""
+    def mark_committed(self, *, is_needed: bool) -> None:
+        """Note that a commit was made: from now on the object belongs to the store.
+
+        :param is_needed: whether an item has it; otherwise the item has another with its content
+        """
         self._is_open = False
+        if not is_needed and not self.is_stored:
+            self._remove_soon(self.id, None)
 
     def discard(self) -> None:
         """Remove the object, unless a commit may refer to it.
@@ -228,12 +300,28 @@ class StagedBlob:
         Returns after a moment, even when the object store does not answer: the removal goes on in
         another thread, and what it leaves behind is garbage.
         """
-        is_mine, self._is_open = self._is_open and not self._is_in_doubt, False
+        is_mine = self._is_open and not self._is_in_doubt and not self.is_stored
+        self._is_open = False
         # What fits into one part is not sent before it is finished.
         if not is_mine or (self._finished is None and self._sink.size < PART):
             return
         with suppress(TimeoutError, RuntimeError):  # RuntimeError: the store has been closed
             self._removers.submit(self._remove).result(_MOMENT)
+
+    def _remove_soon(self, blob: UUID, writer: WritableFile | None) -> None:
+        """Remove an object that is not needed, completing its upload first."""
+
+        def remove() -> None:
+            try:
+                if writer is not None:
+                    with suppress(*FAILURES):
+                        writer.close()
+                self._blobs.delete([blob])
+            except StoreUnavailableError as error:
+                logger.warning("left to collect_garbage: %s", error)
+
+        with suppress(RuntimeError):  # the store has been closed
+            self._removers.submit(remove)
 
     def _remove(self) -> None:
         try:

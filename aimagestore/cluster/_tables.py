@@ -74,9 +74,12 @@ _ADD_DIGESTS = """
 _REMOVE_DIGESTS = "DELETE FROM image_digests WHERE digest = ANY(%s::text[]) AND image_id = %s"
 
 # The object stays until it is collected.
-_REMOVE_ITEM = "UPDATE image_items SET removed = clock_timestamp() WHERE blob = %s"
+_REMOVE_ITEM = """
+    UPDATE image_items SET removed = clock_timestamp()
+    WHERE image_id = %s AND key = %s AND removed IS NULL
+"""
 
-_SET_SIZE = "UPDATE image_items SET size = %s WHERE blob = %s"
+_SET_SIZE = "UPDATE image_items SET size = %s WHERE image_id = %s AND key = %s AND removed IS NULL"
 
 _SET_COUNTERS = """
     UPDATE image_store SET images = %s, last_place = greatest(last_place, %s),
@@ -188,11 +191,11 @@ class Tables:
                     "there is no such image" if record is None else "its record does not list it"
                 )
                 finding = Finding(FindingKind.ITEM_UNLISTED, image_id, key, path, detail)
-                yield Difference(finding, (_REMOVE_ITEM, [blob]))
+                yield Difference(finding, (_REMOVE_ITEM, [image_id, raw_key]))
             elif sizes.get(key, size) != size:
                 detail = f"the table has {size} bytes, and the record {sizes[key]}"
                 finding = Finding(FindingKind.ITEMS_DIFFER, image_id, key, path, detail)
-                yield Difference(finding, (_SET_SIZE, [sizes[key], blob]))
+                yield Difference(finding, (_SET_SIZE, [sizes[key], image_id, raw_key]))
 
     def _counters(self) -> Iterator[Difference]:
         self._session.until = time.monotonic() + self._seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from uuid import UUID
 
 from .._core.catalog import Catalog
@@ -170,8 +170,11 @@ class LockedView(_TableView):
     def with_digest(self, digest: str) -> Sequence[Record]:
         return list(self._lookups.with_ids(self._lookups.ids_with_digest(digest)))
 
-    def condemned(self, blobs: Sequence[UUID]) -> set[UUID]:
-        """Return which of these new objects a collection of garbage has taken."""
+    def condemned(self, blobs: Mapping[UUID, bool]) -> set[UUID]:
+        """Return which of these objects a collection of garbage has taken.
+
+        :param blobs: whether an item has had the object before, by object
+        """
         return self._lookups.condemned(blobs)
 
     def records(self) -> Iterator[Record]:

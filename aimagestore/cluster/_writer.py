@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, LiteralString, NamedTuple
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
-from psycopg.errors import UniqueViolation
+from psycopg.errors import NotNullViolation
 
 from .._core.content import Content, InlineContent
 from .._core.draft import Draft, Plan
@@ -29,7 +29,7 @@ from ._reader import ClusterReader
 from ._sessions import Cursor, OverdueError, Sessions, is_lost
 from ._staged import StagedBlob, collected
 from ._views import LockedView
-from ._writing import Change, NewCommit, changes_of, find_commit, write
+from ._writing import Change, NewCommit, changes_of, find_commit, used, write
 
 _UPLOADS = 8
 _TRIES = 5
@@ -140,12 +140,13 @@ class ClusterWriter:
         that a transaction was given are in memory: what is staged is stored already.
         """
         inline = {item: c for item, c in draft.files.items() if isinstance(c, InlineContent)}
-        stored = {item: self._items.stage() for item in inline}
+        contents = {content.digest: content for content in inline.values()}
+        stored = {digest: self._items.stage() for digest in contents}
         try:
             if stored:
-                draft.files |= stored
+                draft.files |= {item: stored[content.digest] for item, content in inline.items()}
                 with ThreadPoolExecutor(min(len(stored), _UPLOADS)) as uploads:
-                    list(uploads.map(_store, stored.values(), inline.values()))
+                    list(uploads.map(_store, stored.values(), contents.values()))
             yield
         finally:
             for content in stored.values():
@@ -167,7 +168,8 @@ class ClusterWriter:
                 if attempt is not None:
                     version = find_commit(held.session, first, token)
                     if version is not None:
-                        self._conclude(attempt, Commit(version, str(token)))
+                        stored = used(held.session, [c.id for c in attempt.contents])
+                        self._conclude(attempt, Commit(version, str(token)), stored)
                         return
                     attempt.mark_undone()
                     attempt = None
@@ -180,15 +182,15 @@ class ClusterWriter:
                     attempt = _Attempt(draft, changed, held.version)
                     attempt.mark_in_doubt()
                     commit = NewCommit(attempt.base, token, self._feeds.channel)
-                    version = write(held.session, draft, changed, commit)
-                    self._conclude(attempt, Commit(version, str(token)))
+                    version, stored = write(held.session, draft, changed, commit)
+                    self._conclude(attempt, Commit(version, str(token)), stored)
                 return
             except psycopg.Error as error:
                 is_decided = not is_lost(error) and not isinstance(error, OverdueError)
                 if attempt is not None and is_decided:
                     attempt.mark_undone()  # the server has answered, and undone it
                     attempt = None
-                is_collected = isinstance(error, UniqueViolation) and not checks_all
+                is_collected = isinstance(error, NotNullViolation) and not checks_all
                 checks_all |= is_collected
                 is_late = number == _TRIES or time.monotonic() > until
                 if is_late or not (is_lost(error) or is_collected):
@@ -201,10 +203,13 @@ class ClusterWriter:
                 _explain(error, attempt)
                 raise
 
-    def _conclude(self, attempt: _Attempt, commit: Commit) -> None:
-        """Note a commit that was made."""
+    def _conclude(self, attempt: _Attempt, commit: Commit, stored: set[UUID]) -> None:
+        """Note a commit that was made.
+
+        :param stored: the objects that its items have
+        """
         for content in attempt.contents:
-            content.mark_committed()
+            content.mark_committed(is_needed=content.id in stored)
         records = [(change.delta.id, change.delta.new) for change in attempt.changed]
         self._history.advance(commit)
         self._cache.advance(attempt.base, commit.version, records)
@@ -266,7 +271,7 @@ def _check_contents(contents: Iterable[Content], draft: Draft) -> None:
     """
     view = draft.base
     assert isinstance(view, LockedView), "the draft is this engine's"
-    if view.condemned([content.id for content in contents if isinstance(content, StagedBlob)]):
+    if view.condemned({c.id: c.is_stored for c in contents if isinstance(c, StagedBlob)}):
         raise collected()
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from .._core.content import Content
 from .._core.draft import Draft, RecordDelta
 from .._core.events import ChangeEvent, Kind
 from ._lookups import hash_of
-from ._sessions import Connection, Session
+from ._sessions import Connection, Cursor, Session
 from ._staged import StagedBlob
 
 _PRUNE_EVERY = 256
@@ -26,9 +27,26 @@ _REPLACE_ITEMS = """
     WHERE i.image_id = u.image_id AND i.key = u.key AND i.removed IS NULL
 """
 
+# Where another commit has stored the content since it was looked for, its object is used. An object
+# that a collection of garbage has taken, or may take, makes the statement fail: a blob is not null.
 _ADD_ITEMS = """
-    INSERT INTO image_items (image_id, key, blob, size)
-    SELECT * FROM unnest(%s::text[], %s::bytea[], %s::uuid[], %s::bigint[])
+    INSERT INTO image_items (image_id, key, blob, size, digest)
+    SELECT u.image_id, u.key, coalesce(
+        (
+            SELECT i.blob FROM image_items i
+            WHERE u.may_share AND i.digest = u.digest AND i.size = u.size AND i.removed IS NULL
+            LIMIT 1
+        ),
+        CASE WHEN u.is_stored = EXISTS (
+            SELECT FROM image_items i WHERE i.blob = u.blob AND i.image_id <> ''
+        ) AND NOT EXISTS (
+            SELECT FROM image_items i WHERE i.blob = u.blob AND i.image_id = ''
+        ) THEN u.blob END
+    ), u.size, u.digest
+    FROM unnest(
+        %s::text[], %s::bytea[], %s::uuid[], %s::bigint[], %s::text[], %s::boolean[], %s::boolean[]
+    ) AS u (image_id, key, blob, size, digest, is_stored, may_share)
+    RETURNING blob
 """
 
 _REMOVE_NAMES = "DELETE FROM image_names WHERE name = ANY(%s)"
@@ -132,15 +150,19 @@ def changes_of(draft: Draft) -> Sequence[Change]:
     return (*deleted, *others)
 
 
-def write(session: Session, draft: Draft, changed: Sequence[Change], commit: NewCommit) -> int:
-    """Write a draft, commit it, and return the number of the commit.
+def write(
+    session: Session, draft: Draft, changed: Sequence[Change], commit: NewCommit
+) -> tuple[int, set[UUID]]:
+    """Write a draft and commit it.
+
+    :returns: the number of the commit, and the objects of the new items
 
     All statements are sent before the first answer comes. So an error does not tell whether the
     commit was made, unless it is the server's.
     """
     deltas = [change.delta for change in changed]
     with session.limited() as connection, connection.pipeline():
-        _write_items(connection, draft, deltas)
+        added = _write_items(connection, draft, deltas)
         _write_indexes(connection, deltas)
         _write_images(connection, deltas)
         if commit.version % _PRUNE_EVERY == 0:
@@ -159,7 +181,7 @@ def write(session: Session, draft: Draft, changed: Sequence[Change], commit: New
         connection.execute("COMMIT")
     row = bumped.fetchone()
     assert row is not None, "the table has one row"
-    return int(row[0])
+    return int(row[0]), {row[0] for row in added.fetchall()} if added is not None else set()
 
 
 def prune(session: Session) -> None:
@@ -173,7 +195,9 @@ def _prune(connection: Connection) -> None:
         connection.execute(statement)
 
 
-def _write_items(connection: Connection, draft: Draft, deltas: Iterable[RecordDelta]) -> None:
+def _write_items(
+    connection: Connection, draft: Draft, deltas: Iterable[RecordDelta]
+) -> Cursor | None:
     removed = [d.id for d in deltas if d.old is not None and (d.new is None or d.is_recreated)]
     if removed:
         connection.execute(_REMOVE_ITEMS_OF, [removed])
@@ -181,14 +205,21 @@ def _write_items(connection: Connection, draft: Draft, deltas: Iterable[RecordDe
         ids = [image_id for image_id, _ in draft.files]
         keys = [key.encode() for _, key in draft.files]
         connection.execute(_REPLACE_ITEMS, [ids, keys])
-        blobs = [_blob_of(content) for content in draft.files.values()]
-        sizes = [content.size for content in draft.files.values()]
-        connection.execute(_ADD_ITEMS, [ids, keys, blobs, sizes])
+        contents = _columns(_content_row(content) for content in _alike(draft.files.values()))
+        return connection.execute(_ADD_ITEMS, [ids, keys, *contents])
+    return None
 
 
-def _blob_of(content: Any) -> UUID:
-    assert isinstance(content, StagedBlob), "contents are stored before they are referred to"
-    return content.id
+def _alike(contents: Iterable[Content]) -> Iterator[StagedBlob]:
+    """Iterate over contents, and instead of one that is like an earlier one over that."""
+    first: dict[tuple[str, int], StagedBlob] = {}
+    for content in contents:
+        assert isinstance(content, StagedBlob), "contents are stored before they are referred to"
+        yield first.setdefault((content.digest, content.size), content)
+
+
+def _content_row(content: StagedBlob) -> tuple[UUID, int, str, bool, bool]:
+    return content.id, content.size, content.digest, content.is_stored, content.may_share
 
 
 def _write_indexes(connection: Connection, deltas: Iterable[RecordDelta]) -> None:
@@ -233,6 +264,12 @@ def _write_images(connection: Connection, deltas: Iterable[RecordDelta]) -> None
 
 def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
+
+
+def used(session: Session, blobs: Sequence[UUID]) -> set[UUID]:
+    """Return which of these new objects items have."""
+    rows = session.execute("SELECT blob FROM image_items WHERE blob = ANY(%s)", [list(blobs)])
+    return {row[0] for row in rows}
 
 
 def find_commit(session: Session, since: int, token: UUID) -> int | None:

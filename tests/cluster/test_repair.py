@@ -65,6 +65,7 @@ def kinds(report: Report) -> set[tuple[str, str, str]]:
     return {(finding.kind.value, finding.id, finding.key) for finding in report.findings}
 
 
+ADD_ITEM = "INSERT INTO image_items (image_id, key, blob, size)"
 WRONG = "sha256:" + "0" * 64
 
 # What is done to the tables, and what the check finds.
@@ -106,11 +107,11 @@ DAMAGE: dict[str, tuple[str, set[tuple[str, str, str]]]] = {
         {("digests-differ", "nobody", "")},
     ),
     "an item that is not listed": (
-        "INSERT INTO image_items VALUES (gen_random_uuid(), 'one', 'more', 3)",
+        f"{ADD_ITEM} VALUES ('one', 'more', gen_random_uuid(), 3)",
         {("item-unlisted", "one", "more")},
     ),
     "an item of no image": (
-        "INSERT INTO image_items VALUES (gen_random_uuid(), 'nobody', 'more', 3)",
+        f"{ADD_ITEM} VALUES ('nobody', 'more', gen_random_uuid(), 3)",
         {("item-unlisted", "nobody", "more")},
     ),
     "the size of an item": (

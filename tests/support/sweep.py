@@ -43,6 +43,15 @@ async def stage_data(store: ImageStore, _: StoreUnderTest) -> None:
         await store.create("new", big_data={"key": staged})
 
 
+async def set_what_is_there(store: ImageStore, _: StoreUnderTest) -> None:
+    digest = f"sha256:{MANIFEST_DIGEST}"
+    await store.set_big_data("two", "key", [b"not read"], expected_digest=digest)
+
+
+async def create_like_another(store: ImageStore, _: StoreUnderTest) -> None:
+    await store.create("new", big_data={"large": MANIFEST, "small": b"content"})
+
+
 async def transact(store: ImageStore, _: StoreUnderTest) -> None:
     async with store.transaction() as tx:
         await tx.create("new", big_data={"key": b"content", "large": b"y" * 100_000})
@@ -140,6 +149,8 @@ OPERATIONS: dict[str, Operation] = {
     "set_big_data": lambda store, _: store.set_big_data("one", "manifest", b"new"),
     "set_big_data_from_chunks": lambda store, _: store.set_big_data("one", "manifest", chunks()),
     "set_big_data_from_iterable": lambda store, _: store.set_big_data("one", "k", [b"x"] * 10),
+    "set_big_data_that_is_there": set_what_is_there,
+    "create_like_another": create_like_another,
     "stage": stage,
     "stage_data": stage_data,
     "transaction": transact,
