@@ -19,6 +19,10 @@ Refs = Annotated[
     list[str],
     typer.Argument(metavar="REF", autocompletion=complete_ref, help=f"The images, each {_REF}"),
 ]
+OptionalRefs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="REF", autocompletion=complete_ref, help=f"The images, each {_REF}"),
+]
 Key = Annotated[
     str,
     typer.Argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from json import dumps
@@ -9,16 +10,18 @@ from typing import Annotated
 
 import typer
 
+from .._async.transaction import Transaction
 from .._core.image import Image
+from ..errors import AmbiguousImageError, ImageUnknownError
 from .completion import complete_flag, complete_name
 from .exits import CommandError, ExitCode
 from .files import reading
 from .human import human_age, human_size, repositories_and_tags, short_id
-from .output import image_json, rfc3339, say, write_json, write_lines, write_table
-from .parameters import Force, Json, Ref, Refs, examples, json_or_text, pair
+from .output import image_json, rfc3339, write_json, write_lines, write_table
+from .parameters import Force, Json, OptionalRefs, Ref, Refs, examples, json_or_text, pair
 from .progress import progress_bar
 from .running import command
-from .session import Session
+from .session import Session, say_layers_stay
 from .sizes import Sizes
 
 _HEADINGS = ("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE")
@@ -41,7 +44,9 @@ def register(app: typer.Typer) -> None:
     app.command(
         epilog=examples("untag localhost/hello:1 localhost/hello:latest", "untag 1f2e3d4c")
     )(untag)
-    app.command("rm", epilog=examples("rm localhost/hello:1", "rm --force 1f2e3d4c"))(remove)
+    app.command("rm", epilog=examples("rm localhost/hello:1", "rm --force 1f2e3d4c", "rm --all"))(
+        remove
+    )
     app.command(
         epilog=examples(
             "flag localhost/hello:1",
@@ -240,7 +245,7 @@ async def untag(
 
 
 @command(
-    """Delete images and their items.
+    """Delete images and their items, and print their IDs.
 
     All of them are deleted, or none if one is unknown or used by a container. The layers of
     podman's images stay, and standard error says so: podman rmi removes both.
@@ -248,23 +253,45 @@ async def untag(
 )
 async def remove(
     context: typer.Context,
-    refs: Refs,
+    refs: OptionalRefs = None,
+    *,
+    remove_all: Annotated[
+        bool,
+        typer.Option("--all", "-a", help="Delete all images, but for those of additional stores."),
+    ] = False,
+    ignore: Annotated[
+        bool, typer.Option("--ignore", "-i", help="Pass over images that do not exist.")
+    ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Delete images that containers use, too.")
+        bool, typer.Option("--force", "-f", help="Delete images that containers use, too.")
     ] = False,
 ) -> None:
+    if remove_all == bool(refs):
+        raise CommandError("give either a REF or --all", ExitCode.USAGE)
     async with Session.of(context).writing() as store:
         async with store.transaction() as tx:
-            images = {image.id: image for image in [await tx.get(ref) for ref in refs]}
+            if remove_all:
+                found = [image for image in await tx.images() if not image.read_only]
+            else:
+                found = await _found(tx, refs or (), ignore=ignore)
+            images = {image.id: image for image in found}
             for image_id in images:
                 await tx.delete(image_id, force=force)
-        if store.layer_store is not None and any(image.top_layer for image in images.values()):
-            say(
-                f"the layers stay in {store.layer_store}: podman rmi removes an image with its "
-                "layers. Those of an image that is gone are freed only by podman system check "
-                "--repair --max 0s and containers-storage check --repair --max 0s, which podman "
-                "4.3 does not have"
-            )
+        await write_lines(images)
+        if any(image.top_layer for image in images.values()):
+            say_layers_stay(store)
+
+
+async def _found(tx: Transaction, refs: Iterable[str], *, ignore: bool) -> list[Image]:
+    """Return the images of refs; with ``ignore`` those that exist."""
+    images = []
+    for ref in refs:
+        try:
+            images.append(await tx.get(ref))
+        except ImageUnknownError as error:
+            if not ignore or isinstance(error, AmbiguousImageError):
+                raise
+    return images
 
 
 @command(

@@ -15,6 +15,7 @@ from .._async.store import ImageStore
 from .._engine.protocol import Location
 from ..podman._opening import additional_stores
 from .exits import CommandError, ExitCode
+from .output import say
 from .roots import given_cluster, given_store, is_cluster, may_be_store, podman_storage
 
 logger = logging.getLogger("aimagestore")
@@ -115,3 +116,17 @@ class Session:
 async def _given(root: str) -> str | Location:
     """The store that is given by a root."""
     return given_cluster(root) if is_cluster(root) else await given_store(root)
+
+
+def say_layers_stay(store: ImageStore) -> None:
+    """Say on standard error what becomes of the layers of images that were deleted here.
+
+    Nothing is said where no other program keeps them.
+    """
+    if store.layer_store is not None:
+        say(
+            f"the layers stay in {store.layer_store}: podman rmi removes an image with its "
+            "layers. Those of an image that is gone are freed only by podman system check "
+            "--repair --max 0s and containers-storage check --repair --max 0s, which podman "
+            "4.3 does not have"
+        )

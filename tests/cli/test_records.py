@@ -116,8 +116,29 @@ def test_names_come_and_go(two: Cli) -> None:
 def test_images_are_removed_together_or_not_at_all(two: Cli) -> None:
     two("rm", "localhost/a:1", "nobody", code=3)
     assert len(two("images", "--quiet").lines) == 2
-    two("rm", "localhost/a:1", "localhost/a:2", "abab")
+    removed = two("rm", "localhost/a:1", "localhost/a:2", "abab")
+    assert removed.lines == ["a" * 64, "ab" * 32]
     assert two("images", "--quiet").lines == []
+
+
+def test_all_images_are_removed_at_once(two: Cli) -> None:
+    assert two("rm", "--all").lines == ["a" * 64, "ab" * 32]
+    assert two("images", "--quiet").lines == []
+    assert two("rm", "--all").lines == []
+
+
+def test_rm_takes_either_refs_or_all(two: Cli) -> None:
+    for arguments in ([], ["--ignore"], ["--all", "abab"]):
+        assert "either a REF or --all" in two("rm", *arguments, code=2).errors
+    assert len(two("images", "--quiet").lines) == 2
+
+
+def test_rm_ignores_unknown_images_when_told_to_and_no_ambiguous_ones(two: Cli) -> None:
+    assert two("rm", "--ignore", "nobody", "a" * 64).lines == ["a" * 64]
+    assert two("rm", "--ignore", "nobody").lines == []
+    two("create", "--id", "abc")
+    two("rm", "--ignore", "ab", code=3)
+    assert len(two("images", "--quiet").lines) == 2
 
 
 def test_an_ambiguous_prefix_names_what_it_fits(two: Cli) -> None:

@@ -114,7 +114,7 @@ TABLE = {
     "create": Row("create --id two"),
     "tag": Row("tag x:1 y:1", prints=False),
     "untag": Row("untag x:1 größe:1", prints=False),
-    "rm": Row("rm x:1", prints=False),
+    "rm": Row("rm x:1"),
     "put": Row("put x:1 key {}/layout.tar", prints=False),
     "put -": Row("put x:1 key -", prints=False, reads=True),
     "get": Row("get x:1 manifest"),
