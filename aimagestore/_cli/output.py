@@ -106,12 +106,17 @@ def findings_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
 
 
 async def write_table(
-    headings: Sequence[str], rows: Iterable[Sequence[str]], *, folded: int | None = None
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    folded: int | None = None,
+    is_headed: bool = True,
 ) -> None:
     """Write a table in columns, as podman has them. Nothing in it is ever cut off.
 
     :param folded: the column that is folded where the terminal is too narrow; of the others, the
         next command may need each as a whole
+    :param is_headed: whether the headings are written; the columns are as wide as with them
     """
     cells = [list(headings), *([printable(cell) for cell in row] for row in rows)]
     widths = _widths(cells, _NARROWEST_COLUMN)
@@ -124,7 +129,7 @@ async def write_table(
             if room >= _NARROWEST_COLUMN:
                 widths[folded] = room + gap
                 cells = [line for row in cells for line in _fold(row, folded, room)]
-    await write("".join(_line(row, widths) for row in cells))
+    await write("".join(_line(row, widths) for row in cells[not is_headed :]))
 
 
 def _widths(cells: Sequence[Sequence[str]], least: int) -> list[int]:

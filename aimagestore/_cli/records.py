@@ -14,22 +14,38 @@ from .._async.transaction import Transaction
 from .._core.image import Image
 from ..errors import AmbiguousImageError, ImageUnknownError
 from .completion import complete_flag, complete_name
-from .exits import CommandError, ExitCode
+from .exits import CommandError, ExitCode, usage_errors
 from .files import reading
-from .human import human_age, human_size, repositories_and_tags, short_id
+from .human import human_age, human_size, short_id
+from .listing import (
+    Sorting,
+    row_template,
+    rows_of,
+    sorted_rows,
+    usual_format,
+    write_podman_json,
+    write_rows,
+)
 from .output import image_json, rfc3339, write_json, write_lines, write_table
 from .parameters import Force, Json, OptionalRefs, Ref, Refs, examples, json_or_text, pair
 from .progress import progress_bar
 from .running import command
+from .selection import Filters, documents_of, parse_query, select
 from .session import Session, say_layers_stay
 from .sizes import Sizes
-
-_HEADINGS = ("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command(epilog=examples("images", "images --quiet --no-trunc", "images --json"))(images)
+    app.command(
+        epilog=examples(
+            "images",
+            "images --quiet --no-trunc",
+            "images --filter dangling=true --filter until=24h",
+            "images --sort size --format 'table {{.ID}} {{.Repository}} {{.Size}}'",
+            "images --json",
+        )
+    )(images)
     app.command(
         epilog=examples("inspect localhost/hello:1", "inspect --json localhost/hello:1 1f2e3d4c")
     )(inspect)
@@ -64,49 +80,60 @@ def register(app: typer.Typer) -> None:
     podman keeps layers beside the store, its layers as they are unpacked, each counted for every
     image that has it. With > before it, the size of a layer is not recorded. inspect shows both
     parts. R/O says which images are in additional stores, if any is.
+
+    Filters are those of podman images, which leaves out images that others were built on
+    unless it is given --all: --filter intermediate=false does that here. TEMPLATE is a
+    text with fields such as {{.ID}} and {{.Repository}}; after the word table, columns with
+    headings; or json, for what podman prints with it.
     """
 )
 async def images(
     context: typer.Context,
+    *,
+    filters: Filters = None,
+    sorting: Annotated[
+        Sorting, typer.Option("--sort", metavar="FIELD", help=f"By {', '.join(Sorting)}.")
+    ] = Sorting.CREATED,
+    template: Annotated[
+        str | None, typer.Option("--format", metavar="TEMPLATE", help="What to print of each.")
+    ] = None,
+    no_heading: Annotated[
+        bool, typer.Option("--noheading", "-n", help="Print no headings.")
+    ] = False,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print IDs alone.")] = False,
     no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Print whole IDs.")] = False,
 ) -> None:
+    query = parse_query(filters)
+    is_json = template == "json"
+    shown = None
+    if template is not None and not is_json:
+        with usage_errors():
+            shown = row_template(template, whole_ids=no_trunc)
     async with Session.of(context).reading() as store:
-        found = await store.images()
+        found = await select(store, query)
         sizes = await Sizes.of(store)
-    found.sort(key=_age_key, reverse=True)
+        with_labels = is_json or (shown is not None and "Labels" in shown.names)
+        documents = {i.id: await documents_of(store, i) for i in found} if with_labels else {}
+    rows = sorted_rows(
+        (
+            row
+            for image in found
+            for row in rows_of(image, query.shown_names(image), sizes, documents.get(image.id))
+        ),
+        sorting,
+    )
+    ids = {row.image.id: row.image for row in rows}
     if json:
-        await write_json([image_json(image, sizes.of_layers(image)) for image in found])
+        await write_json([image_json(i, sizes.of_layers(i)) for i in ids.values()])
+    elif is_json:
+        await write_podman_json(rows)
     elif quiet:
-        await write_lines(_shown_id(image, whole=no_trunc) for image in found)
+        await write_lines(ids if no_trunc else map(short_id, ids))
     else:
-        now = datetime.now(UTC)
-        is_mixed = any(image.read_only for image in found)
-        await write_table(
-            (*_HEADINGS, "R/O") if is_mixed else _HEADINGS,
-            (
-                (
-                    repository,
-                    tag,
-                    _shown_id(image, whole=no_trunc),
-                    human_age(image.created, now),
-                    sizes.shown(image),
-                    *([str(image.read_only).lower()] if is_mixed else []),
-                )
-                for image in found
-                for repository, tag in repositories_and_tags(image.names)
-            ),
-            folded=0,
-        )
-
-
-def _age_key(image: Image) -> datetime:
-    return image.created or datetime.min.replace(tzinfo=UTC)
-
-
-def _shown_id(image: Image, *, whole: bool) -> str:
-    return image.id if whole else short_id(image.id)
+        if shown is None:
+            shown = row_template(usual_format(rows), whole_ids=no_trunc)
+        await write_rows(rows, shown, heading=not no_heading)
 
 
 @command("Show all that is recorded of images.")

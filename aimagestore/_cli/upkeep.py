@@ -23,6 +23,7 @@ from .output import (
 from .parameters import Json, NoVerify, examples
 from .progress import progress_bar
 from .running import command
+from .selection import Filters, parse_query, passes, select
 from .session import Session
 
 logger = logging.getLogger("aimagestore")
@@ -30,7 +31,7 @@ logger = logging.getLogger("aimagestore")
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command(epilog=examples("watch", "watch --json"))(watch)
+    app.command(epilog=examples("watch", "watch --filter label=team", "watch --json"))(watch)
     app.command(epilog=examples("check", "check --no-verify --json"))(check)
     app.command(epilog=examples("repair", "repair --drop"))(repair)
     app.command("gc", epilog=examples("gc --dry-run", "gc"))(collect_garbage)
@@ -39,14 +40,24 @@ def register(app: typer.Typer) -> None:
 @command(
     """Print a line for each change, whoever makes it.
 
-    It says created, changed or deleted, the ID, and the names.
+    It says created, changed or deleted, the ID, and the names. With filters: the changes of images
+    that pass after it, or passed before it.
     """
 )
-async def watch(context: typer.Context, json: Json = False) -> None:
+async def watch(context: typer.Context, filters: Filters = None, json: Json = False) -> None:
+    query = parse_query(filters)
     async with Session.of(context).reading() as store, store.watch() as changes:
+        passing = {image.id for image in await select(store, query)} if query.filters else set()
         logger.info("watching")
         async for change in changes:
             image = change.image
+            if query.filters:
+                passed = change.id in passing
+                passing.discard(change.id)
+                if image is not None and await passes(store, query, image):
+                    passing.add(change.id)
+                if not passed and change.id not in passing:
+                    continue
             if json:
                 shown = None if image is None else image_json(image)
                 line = {"kind": change.kind, "id": change.id, "image": shown}

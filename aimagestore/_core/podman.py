@@ -93,7 +93,9 @@ class _Descriptor(msgspec.Struct, rename="camel"):
     digest: str | None = None
 
 
-class _Manifest(msgspec.Struct, rename="camel"):
+class Manifest(msgspec.Struct, rename="camel"):
+    """What podman reads of a manifest or an image index."""
+
     media_type: str | None = None
     schema_version: int | None = None
     config: _Descriptor | None = None
@@ -111,6 +113,11 @@ class _Manifest(msgspec.Struct, rename="camel"):
             return _DOCKER_MANIFEST
         return _OCI_INDEX if self.manifests else _OCI_MANIFEST
 
+    @property
+    def is_index(self) -> bool:
+        """Whether it is an image index, which names other manifests."""
+        return self.kind in _INDEXES
+
 
 def unreadable_items(read: ReadItem) -> Iterator[Part]:
     """Iterate over what podman cannot read of an image's items."""
@@ -119,13 +126,13 @@ def unreadable_items(read: ReadItem) -> Iterator[Part]:
         yield Part("manifest", MANIFEST, "it has no manifest")
         return
     try:
-        manifest = msgspec.json.decode(text, type=_Manifest)
+        manifest = msgspec.json.decode(text, type=Manifest)
     except (ValueError, RecursionError) as error:
         yield Part("manifest", MANIFEST, f"its manifest cannot be read: {error}")
         return
     if problem := _problem_of(manifest):
         yield Part("manifest", MANIFEST, problem)
-    elif manifest.kind in _INDEXES:
+    elif manifest.is_index:
         if read(INSTANCES) is None:
             yield Part("instances", INSTANCES, f"its image index has no item {INSTANCES!r}")
     elif manifest.kind:
@@ -142,8 +149,8 @@ def diff_ids(read: ReadItem) -> list[str]:
     """
     if any(unreadable_items(read)):
         return []
-    manifest = msgspec.json.decode(read(MANIFEST) or b"", type=_Manifest)
-    if not manifest.kind or manifest.kind in _INDEXES or manifest.config is None:
+    manifest = msgspec.json.decode(read(MANIFEST) or b"", type=Manifest)
+    if not manifest.kind or manifest.is_index or manifest.config is None:
         return []
     config = msgspec.json.decode(read(manifest.config.digest or "") or b"", type=_Config | None)
     return (config and config.rootfs and config.rootfs.diff_ids) or []
@@ -152,12 +159,12 @@ def diff_ids(read: ReadItem) -> list[str]:
 def is_podman_image(manifest: bytes) -> bool:
     """Return whether podman takes a manifest for that of an image or of several."""
     try:
-        return not _problem_of(msgspec.json.decode(manifest, type=_Manifest))
+        return not _problem_of(msgspec.json.decode(manifest, type=Manifest))
     except (ValueError, RecursionError):
         return False
 
 
-def _problem_of(manifest: _Manifest) -> str:
+def _problem_of(manifest: Manifest) -> str:
     if manifest.media_type not in _TYPES and manifest.schema_version not in {1, 2}:
         return f"its manifest has the unsupported schema version {manifest.schema_version}"
     if manifest.kind == _OCI_MANIFEST:

@@ -83,9 +83,43 @@ def test_images_are_listed_the_newest_first(two: Cli) -> None:
     assert [image["id"] for image in two("images", "--json").json] == ["ab" * 32, "a" * 64]
 
 
+def test_images_can_be_selected_sorted_and_shown_as_podman_does_it(two: Cli) -> None:
+    assert two("images", "-q", "--filter", "dangling=true").lines == ["ab" * 6]
+    assert two("images", "-q", "-f", "reference=a", "-f", "until=1h").lines == []
+    assert two("images", "-q", "--no-trunc", "--sort", "id").lines == ["a" * 64, "ab" * 32]
+    assert two("images", "-q", "--sort", "size").lines == ["a" * 12, "ab" * 6]
+    rows = two("images", "--noheading").lines
+    assert len(rows) == 3
+    assert rows[0].startswith("<none>       <none>")
+    template = "table {{.Repository}} {{.Tag}}"
+    assert two("images", "--format", template, "--sort", "tag").lines == [
+        "REPOSITORY   TAG",
+        "localhost/a  1",
+        "localhost/a  2",
+        "<none>       <none>",
+    ]
+    assert two("images", "--format", "{{.Tag}}\\t{{.ID}}").lines[1] == "1\t" + "a" * 12
+    (image,) = two("images", "--format", "json", "--filter", "reference=a").json
+    assert image["Names"] == ["localhost/a:1", "localhost/a:2"]
+
+
+def test_filters_and_formats_that_cannot_be_read_are_wrong_usage(two: Cli) -> None:
+    for option, value in [
+        ("--filter", "x=1"),
+        ("--filter", "until=soon"),
+        ("--format", "{{json .}}"),
+        ("--sort", "x"),
+    ]:
+        two("images", option, value, code=2)
+        if option == "--filter":
+            two("watch", option, value, code=2)
+    assert "'nobody'" in two("images", "--filter", "since=nobody", code=3).errors
+
+
 def test_a_hostile_name_cannot_break_the_table(cli: Cli) -> None:
     cli("create", "--name", "a\nb\x1b[31m[red]:1")
     assert cli("images").lines[1].startswith(r"a\nb\x1b[31m[red]  1  ")
+    assert cli("images", "--format", "{{.Names}}").lines == [r"[a\nb\x1b[31m[red]:1]"]
 
 
 def test_inspect_shows_everything(two: Cli) -> None:

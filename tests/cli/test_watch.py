@@ -45,3 +45,39 @@ def test_a_line_for_each_change(cli: Cli, path: Path, is_json: bool) -> None:
             f"changed {short} b:1 a:1\n",
             f"deleted {short}\n",
         ]
+
+
+def test_with_filters_only_the_changes_of_images_that_pass_or_passed_are_printed(
+    cli: Cli, path: Path
+) -> None:
+    cli("create", "--id", "old", "--name", "localhost/kept:1")
+    filters = ["--filter", "reference=localhost/kept", "--filter", "id!=no"]
+    command = [*PROGRAM, "--verbose", "--root", str(path), "watch", *filters]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as watch:
+        assert watch.stdout is not None
+        assert watch.stderr is not None
+        assert any("watching" in line for line in watch.stderr)
+        lines = []
+        cli("create", "--id", "other", "--name", "localhost/other:1")
+        cli("create", "--id", "no", "--name", "localhost/kept:0")
+        cli("create", "--id", "new", "--name", "localhost/kept:2")
+        lines.append(watch.stdout.readline())
+        cli("tag", "old", "localhost/more:1")
+        lines.append(watch.stdout.readline())
+        cli("untag", "old", "localhost/kept:1")
+        lines.append(watch.stdout.readline())
+        cli("tag", "old", "localhost/more:2")
+        cli("rm", "old", "other", "no")
+        cli("rm", "new")
+        lines.append(watch.stdout.readline())
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(30) == 130
+        assert watch.stdout.read() == ""
+    assert lines == [
+        "created new localhost/kept:2\n",
+        "changed old localhost/more:1 localhost/kept:1\n",
+        "changed old localhost/more:1\n",
+        "deleted new\n",
+    ]

@@ -1,0 +1,163 @@
+"""How images are listed: in podman's columns, in a template of one's own, or as podman's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from .._core.documents import Documents
+from .._core.image import Image
+from .._core.refs import repository_of
+from .human import human_age, repositories_and_tags, short_id
+from .output import rfc3339, write, write_json, write_table
+from .sizes import Sizes
+from .templates import Template
+
+_FORMAT = "table {{.Repository}} {{.Tag}} {{.ID}} {{.Created}} {{.Size}}"
+
+_HEADINGS = {"ID": "IMAGE ID", "ReadOnly": "R/O"}
+_OLDEST = datetime.min.replace(tzinfo=UTC)
+
+
+class Sorting(StrEnum):
+    """By what a list of images is sorted."""
+
+    CREATED = "created"
+    ID = "id"
+    REPOSITORY = "repository"
+    SIZE = "size"
+    TAG = "tag"
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image under one of its names.
+
+    :ivar names: all names under which it is listed
+    :ivar sizes: the sizes of all images
+    """
+
+    image: Image
+    names: tuple[str, ...]
+    repository: str
+    tag: str
+    sizes: Sizes
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def repository_digests(self) -> list[str]:
+        """Its digests, with each repository that it is in."""
+        repositories = {repository_of(name) for name in self.names}
+        return sorted({f"{name}@{d}" for name in repositories for d in self.image.digests})
+
+
+def rows_of(
+    image: Image, names: tuple[str, ...], sizes: Sizes, documents: Documents | None
+) -> list[Row]:
+    """The rows of an image.
+
+    :param documents: what its config says, where that is shown
+    """
+    labels = {} if documents is None else documents.labels
+    return [
+        Row(image, names, repository, tag, sizes, labels)
+        for repository, tag in repositories_and_tags(names)
+    ]
+
+
+def sorted_rows(rows: Iterable[Row], sorting: Sorting) -> list[Row]:
+    """Sort rows: the newest image first, or by something else upwards."""
+    if sorting is Sorting.CREATED:
+        return sorted(rows, key=lambda row: row.image.created or _OLDEST, reverse=True)
+    keys: dict[Sorting, Callable[[Row], Any]] = {
+        Sorting.ID: lambda row: row.image.id,
+        Sorting.REPOSITORY: lambda row: (row.repository, row.tag),
+        Sorting.SIZE: lambda row: row.sizes.of_all(row.image),
+        Sorting.TAG: lambda row: row.tag,
+    }
+    return sorted(rows, key=keys[sorting])
+
+
+def usual_format(rows: Iterable[Row]) -> str:
+    """Return podman's columns: one says which images are of additional stores, if any is."""
+    return _FORMAT + " {{.ReadOnly}}" * any(row.image.read_only for row in rows)
+
+
+def row_template(text: str, *, whole_ids: bool) -> Template[Row]:
+    """Return the template for rows.
+
+    :raises ValueError: when it has anything but fields that are known
+    """
+    now = datetime.now(UTC)
+
+    def age(row: Row) -> str:
+        return human_age(row.image.created, now)
+
+    def created_at(row: Row) -> str:
+        return f"{_whole_seconds(row.image):%Y-%m-%d %H:%M:%S} +0000 UTC"
+
+    fields: dict[str, Callable[[Row], object]] = {
+        "Created": age,
+        "CreatedAt": created_at,
+        "CreatedSince": age,
+        "CreatedTime": created_at,
+        "Digest": lambda row: row.image.digest,
+        "History": lambda row: ", ".join(row.image.names_history),
+        "ID": lambda row: row.image.id if whole_ids else short_id(row.image.id),
+        "Id": lambda row: row.image.id,
+        "Labels": lambda row: row.labels,
+        "Names": lambda row: row.names,
+        "ReadOnly": lambda row: row.image.read_only,
+        "RepoDigests": lambda row: row.repository_digests,
+        "Repository": lambda row: row.repository,
+        "RepoTags": lambda row: row.names,
+        "Size": lambda row: row.sizes.shown(row.image),
+        "Tag": lambda row: row.tag,
+        "VirtualSize": lambda row: row.sizes.of_all(row.image),
+    }
+    return Template(text, fields, _HEADINGS)
+
+
+def _whole_seconds(image: Image) -> datetime:
+    return (image.created or _OLDEST).replace(microsecond=0)
+
+
+async def write_rows(rows: Sequence[Row], template: Template[Row], *, heading: bool) -> None:
+    """Write rows as the template says."""
+    if template.is_table:
+        await write_table(
+            template.heading(), (template.cells(row) for row in rows), folded=0, is_headed=heading
+        )
+    else:
+        await write("".join(f"{template.cells(row)[0]}\n" for row in rows))
+
+
+async def write_podman_json(rows: Iterable[Row]) -> None:
+    """Write each image under the names that podman has for what is known of it here."""
+    images = {row.image.id: row for row in rows}
+    await write_json([_podman_json(row) for row in images.values()])
+
+
+def _podman_json(row: Row) -> dict[str, Any]:
+    image = row.image
+    found: dict[str, Any] = {
+        "Id": image.id,
+        "RepoDigests": row.repository_digests,
+        "Size": row.sizes.of_all(image),
+        "VirtualSize": row.sizes.of_all(image),
+        "Labels": dict(row.labels),
+        "Digest": image.digest,
+        "History": list(image.names_history),
+        "Names": list(row.names),
+        "ReadOnly": image.read_only,
+        "Created": int(_whole_seconds(image).timestamp()),
+        "CreatedAt": rfc3339(_whole_seconds(image)),
+    }
+    # What is empty podman leaves out.
+    return {key: value for key, value in found.items() if key not in _LEFT_OUT or value}
+
+
+_LEFT_OUT = frozenset({"Names", "History", "Digest", "ReadOnly"})

@@ -1,0 +1,245 @@
+"""Lists of images: the same filters select the same images as podman's, on the same store."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anyio
+import pytest
+
+from aimagestore import ImageStore
+
+from ..cli.conftest import Cli
+from ..support.built import config, create_built
+from . import generation
+from .tools import Tools, require
+
+pytestmark = pytest.mark.peers
+
+newer = pytest.mark.skipif(
+    generation.GENERATION == "bookworm", reason="podman 4.3 has other filters by ID and digest"
+)
+
+START = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
+
+
+class Both(NamedTuple):
+    """podman and this program, on one store.
+
+    :ivar ids: the images' IDs, by what they are called here
+    """
+
+    tools: Tools
+    cli: Cli
+    ids: dict[str, str]
+
+    def podmans(self, *options: str) -> list[str]:
+        """The lines that podman prints."""
+        return self.tools.podman("images", *options).splitlines()
+
+    def ours(self, *options: str) -> list[str]:
+        """The lines that this program prints."""
+        return self.cli("images", *options).lines
+
+
+async def _fill(path: Path) -> dict[str, str]:
+    ids: dict[str, str] = {}
+    async with ImageStore(path) as store:
+
+        async def add(called: str, *names: str, day: int, **about: Any) -> None:
+            created = START + timedelta(days=day)
+            image = await create_built(
+                store, config(number=len(ids), **about), names=names, created=created
+            )
+            ids[called] = image.id
+
+        await add("app", "localhost/app:1", "quay.io/team/app:2", day=0, steps=["a"])
+        await add("child", day=1, steps=["a", "b"], labels={"team": "x", "com.example/a": "1"})
+        await add("grandchild", day=2, steps=["a", "b", "c"], labels={"team": "y"})
+        await add("alone", day=3, steps=["z"], labels={"empty": ""})
+        await add("busy", "docker.io/library/busy:latest", day=4, steps=["z", "z"])
+        await add("port", "localhost:5000/ns/app:latest", day=5)
+        await add("instance", day=6, labels={"team": "x"})
+        digest = (await store.get(ids["port"])).digest
+        await store.add_names(ids["port"], [f"quay.io/other@{digest}"])
+    return ids
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    """A store with images of all kinds."""
+    require("podman")
+    tools = Tools(tmp_path_factory.mktemp("p"))
+    (tools.graph / "vfs-layers").mkdir(parents=True)
+    ids = anyio.run(_fill, tools.image_store)
+    built = tools.commit("localhost/built:1", "hello")
+    container = tools.buildah("from", built)
+    tools.buildah("config", "--label", "team=z", container)
+    ids["built"] = built
+    if generation.GENERATION != "bookworm":
+        # podman 4.3 fails where such an index is beside images without layers.
+        ids["all"] = tools.buildah("manifest", "create", "all")
+        tools.buildah("manifest", "add", "all", ids["instance"])
+    ids["rebuilt"] = tools.buildah("commit", "--quiet", container)
+    container = tools.buildah("from", ids["rebuilt"])
+    ids["twice"] = tools.buildah("commit", "--quiet", container, "localhost/twice:1")
+    return Both(tools, Cli(tools.image_store), ids)
+
+
+FILTERS = [
+    "dangling=true",
+    "dangling=false",
+    "dangling!=true",
+    "intermediate=true",
+    "manifest=true",
+    "readonly=true",
+    "label=team",
+    "label=team=x",
+    "label=empty",
+    "label!=team",
+    "label!=team=x",
+    "label=com*a",
+    "label=*ea*",
+    "reference=app",
+    "reference=app:1",
+    "reference=ns/app",
+    "reference=*/app",
+    "reference=localhost/app:1",
+    "reference=localhost/*",
+    "reference=busy",
+    "reference=library/busy",
+    "reference=*",
+    "reference=[ab]*",
+    "reference=[^ab]*",
+    "reference=[",
+    "reference!=app",
+    "reference!=localhost/*",
+    "since=localhost/app:1",
+    "after=busy",
+    "since=ns/app",
+    "before=busy",
+    "before=app",
+    "since!=busy",
+    "until=2024-05-08",
+    "until=2024-05-08T07:08",
+    "until=2024-05-08T07:08:10Z",
+    "until=2024-05-08T07:08:09Z",
+    "until=2024-05-08T09:08:10+02:00",
+    "until=1715152089",
+    "until=1715152089.5",
+    "until=10h",
+    "until!=2024-05-08",
+    pytest.param("digest=sha256:", marks=newer),
+    pytest.param("id=0", marks=newer),
+    pytest.param("id!=0", marks=newer),
+]
+
+
+@pytest.mark.parametrize("filter", FILTERS)
+def test_a_filter_selects_what_it_selects_for_podman(both: Both, filter: str) -> None:
+    _compare(both, filter)
+
+
+def _compare(both: Both, *filters: str) -> None:
+    options = [option for text in filters for option in ("--filter", text)]
+    alike = ["--quiet", "--no-trunc", *options]
+    podmans = {line.removeprefix("sha256:") for line in both.podmans("--all", *alike)}
+    called = {image_id: name for name, image_id in both.ids.items()}
+    ours = {called[line] for line in both.ours(*alike)}
+    assert ours == {called[line] for line in podmans}
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        ["label=team", "dangling=true"],
+        ["reference=busy", "reference=app"],
+        pytest.param(["reference=app", "reference!=localhost/app"], marks=newer),
+        ["reference=app", "since=app"],
+        pytest.param(["label=team", "label!=team=y"], marks=newer),
+        ["until=2024-05-10", "since=app:1"],
+    ],
+)
+def test_several_filters_select_what_they_select_for_podman(both: Both, filters: list[str]) -> None:
+    _compare(both, *filters)
+
+
+@newer
+def test_filters_by_id_and_digest_select_what_they_select_for_podman(both: Both) -> None:
+    for called in ("child", "built"):
+        image_id = both.ids[called]
+        (image,) = both.cli("inspect", "--json", image_id).json
+        _compare(both, f"id={image_id[:5]}")
+        _compare(both, f"before={image_id[:12]}")
+        _compare(both, f"digest={image['digest'][:12]}")
+    port = both.ids["port"]
+    (image,) = both.cli("inspect", "--json", port).json
+    for name in ("localhost:5000/ns/app", "quay.io/other", "other", "quay.io/other:9"):
+        _compare(both, f"reference={name}@{image['digest']}")
+    _compare(both, f"since=sha256:{port}")
+    _compare(both, f"reference={port[:12]}")
+
+
+@pytest.mark.parametrize(
+    "filter",
+    ["x", "x=1", "dangling=maybe", "digest=md5:0", "until=soon", "since=nobody", "before="],
+)
+def test_what_podman_refuses_is_refused(both: Both, filter: str) -> None:
+    command = generation.command("podman", *both.tools.where, "images", "--filter", filter)
+    import subprocess
+
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+    both.cli("images", "--filter", filter, code=3 if filter.startswith(("since", "before")) else 2)
+
+
+TEMPLATES = [
+    "{{.Repository}} {{.Tag}}",
+    "{{.ID}}\\t{{.Id}}",
+    "table {{.ID}} {{.Repository}} {{.Tag}}",
+    "table {{.Repository}}\\t{{ .Tag }}:{{.Digest}}",
+    "{{.Created}}|{{.CreatedSince}}|{{.CreatedAt}}|{{.CreatedTime}}",
+    "{{.Names}} {{.History}} {{.ReadOnly}}",
+    "{{.RepoDigests}}",
+    "{{.Labels}}",
+    "text\\n{{.Tag}}",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_prints_what_it_prints_for_podman(both: Both, template: str) -> None:
+    options = ["--filter", "until=2024-05-20", "--format", template]
+    assert both.ours(*options) == both.podmans("--all", *options)
+
+
+@pytest.mark.parametrize("option", ["--noheading", "--sort=repository", "--sort=id"])
+def test_other_options_print_what_they_print_for_podman(both: Both, option: str) -> None:
+    options = ["--filter", "until=2024-05-20", "--format", TEMPLATES[2], option]
+    assert both.ours(*options) == both.podmans("--all", *options)
+
+
+def test_podman_hides_intermediate_images(both: Both) -> None:
+    options = ["--quiet"]
+    assert both.ours("--filter", "intermediate=false", *options) == both.podmans(*options)
+
+
+def test_a_single_full_name_lists_an_image_by_this_name_as_today(both: Both) -> None:
+    options = ["--filter", "reference=localhost/app:1", "--format", "{{.Repository}}"]
+    assert both.ours(*options) == ["localhost/app"]
+    expected = ["localhost/app"]
+    if generation.GENERATION != "forky":
+        expected.append("quay.io/team/app")
+    assert both.podmans(*options) == expected
+
+
+def test_json_has_what_podmans_json_has(both: Both) -> None:
+    podmans = json.loads("\n".join(both.podmans("--all", "--format", "json")))
+    ours = both.cli("images", "--format", "json").json
+    assert [image["Id"] for image in ours] == list(dict.fromkeys(i["Id"] for i in podmans))
+    for image in ours:
+        theirs = next(each for each in podmans if each["Id"] == image["Id"])
+        for key in ("Size", "VirtualSize"):  # podman counts the layers
+            del image[key]
+        assert image == {key: theirs[key] or type(image[key])() for key in image}
