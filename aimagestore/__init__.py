@@ -14,7 +14,8 @@ asyncio itself; its documentation says what that leaves behind.
 
 =========================== =====================================================================
 :class:`ImageStore`         the store: reads, changes, big data, ``stage``, ``transaction``,
-                            ``snapshot``, ``watch``, ``collect_garbage``
+                            ``snapshot``, ``watch``, ``usage``, ``prune``,
+                            ``collect_garbage``
 :class:`AdditionalStore`    a store that is read beside another one
 :class:`Image`              the record of one image
 :class:`Snapshot`           all images at one commit, to be read without ``await``
@@ -24,6 +25,8 @@ asyncio itself; its documentation says what that leaves behind.
 :class:`Watch`              the changes of a store: one :class:`ChangeEvent` after another
 :func:`check`               finds damage and garbage in a store: a :class:`Report`
 :func:`repair`              repairs what a check has found
+:class:`Usage`              what a store takes, and each image: an :class:`ImageUsage`
+:class:`PrunePolicy`        which images pruning keeps; it gives a :class:`PruneResult`
 :func:`copy_images`         copies images from one store into another
 :mod:`aimagestore.oci`      imports and exports OCI image layouts
 :mod:`aimagestore.cluster`  stores on PostgreSQL and S3
@@ -46,8 +49,10 @@ from ._async.transaction import Transaction
 from ._async.watch import Watch
 from ._core.events import ChangeEvent
 from ._core.image import Image
+from ._core.pruning import PrunePolicy, PruneResult
 from ._core.report import Finding, FindingKind, Report
 from ._core.snapshot import Snapshot
+from ._core.usage import ImageUsage, Usage
 from ._version import __version__
 from .errors import (
     AmbiguousImageError,
@@ -103,6 +108,7 @@ __all__ = [
     "ImageStore",
     "ImageStoreError",
     "ImageUnknownError",
+    "ImageUsage",
     "InvalidBigDataNameError",
     "InvalidDigestError",
     "InvalidIDError",
@@ -110,6 +116,8 @@ __all__ = [
     "JSONValue",
     "LockTimeoutError",
     "PodmanFailsError",
+    "PrunePolicy",
+    "PruneResult",
     "Report",
     "SizeMismatchError",
     "SizeUnknownError",
@@ -124,6 +132,7 @@ __all__ = [
     "StoreSchemaError",
     "StoreUnavailableError",
     "Transaction",
+    "Usage",
     "Watch",
     "WatchExpiredError",
     "__version__",

@@ -14,8 +14,10 @@ from .._core.content import Content
 from .._core.image import Image
 from .._core.mutations import Mutation
 from .._core.names import check_key, check_type
+from .._core.pruning import PrunePolicy, PruneResult
 from .._core.report import Report
 from .._core.snapshot import Snapshot, snapshot_of
+from .._core.usage import Usage
 from .._core.view import View
 from .._engine import items
 from .._engine.items import Measured
@@ -23,6 +25,7 @@ from .._engine.protocol import Location
 from .core import StoreCore
 from .locations import AdditionalStore, stacked_location
 from .methods import ImageMethods
+from .pruning import Pruning, usage_of
 from .staging import BigDataSource, Expectations, Progress, StagedItem
 from .streams import BigDataReader
 from .threads import Stepper
@@ -403,6 +406,53 @@ class ImageStore(ImageMethods):
                 steps = Stepper(removal(grant), core.threads, grant)
                 report += await steps.run(_shifted(progress, before))
         return report
+
+    async def usage(self) -> Usage:
+        """Measure what each image takes, what only it has, and what the whole store takes.
+
+        Takes no lock. What others change meanwhile may be counted as it was, or as it is then.
+        The layers of podman's images are not in this store, nor are images of additional stores.
+
+        Cancelled, it stops at once.
+
+        :raises StoreCorruptError: when the store's index is damaged, or podman's list of layers or
+            containers beside it
+        """
+        self._core.check_open()
+        return await usage_of(self._core)
+
+    async def prune(
+        self,
+        policy: PrunePolicy,
+        *,
+        dry_run: bool = False,
+        progress: Progress | None = None,
+    ) -> PruneResult:
+        """Delete the images that a policy does not keep.
+
+        The images are deleted in several commits, between which others get the lock. Each is looked
+        at again under the lock: one that was changed meanwhile, by a name or a flag for instance,
+        is kept, and so is one that a container uses by then. If nothing changes in between,
+        ``dry_run`` says exactly what is then deleted and freed.
+
+        Cancelled, it has deleted some of the images, and returns when the present commit is
+        decided. Whatever ends it early, :meth:`PruneResult.of` returns what was deleted until then.
+
+        Layers are not touched, as in :meth:`delete`: where podman keeps layers beside the store,
+        those of the deleted images stay. ``podman image prune`` removes images with their layers.
+
+        :param policy: which images to keep
+        :param dry_run: only say what would be deleted; this works on a read-only store, too
+        :param progress: called with the number of images looked at again, and of those to delete
+        :raises StoreCorruptError: when the store's index is damaged, or podman's list of layers or
+            containers beside it
+        :raises LockTimeoutError: when the lock was not free in time
+        """
+        check_type(policy, PrunePolicy, "policy")
+        if dry_run:
+            return await Pruning(self._core).forecast(policy)
+        self._check_writable()
+        return await Pruning(self._core).run(policy, progress)
 
 
 def core_of(store: ImageStore) -> StoreCore:

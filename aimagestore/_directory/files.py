@@ -12,7 +12,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -341,6 +341,23 @@ class Directory:
                 elif found is not None:
                     size += names.freed_by(found)
         return size
+
+    def walk(self, name: str) -> Iterator[os.stat_result]:
+        """Iterate over what the file system knows of a file, or of a directory and all in it.
+
+        Links are not followed. What is mounted there, and what is removed meanwhile, is left out.
+        """
+        return self._walk(name, self.stat_self().st_dev, _LEVELS_MAX)
+
+    def _walk(self, name: str, device: int, levels: int) -> Iterator[os.stat_result]:
+        found = self.stat(name)
+        if found is None or found.st_dev != device:
+            return
+        yield found
+        if stat.S_ISDIR(found.st_mode):
+            with suppress(FileNotFoundError), self._open_level(name, levels) as directory:
+                for child in directory.names():
+                    yield from directory._walk(child, device, levels - 1)
 
     def _open_level(self, name: str, levels: int) -> Self:
         """Open a directory, unless it is nested deeper than anything in an image's directory is.

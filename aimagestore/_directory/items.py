@@ -8,7 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 from .._core.image import Image
+from .._core.usage import StoredContent
 from .._engine.items import require_item
+from .._engine.protocol import Steps
 from .._engine.workers import WorkerPool
 from ..errors import BigDataMissingError
 from .files import Directory
@@ -16,6 +18,7 @@ from .index_file import IndexFile
 from .pending import open_current
 from .staged import StagedFile
 from .stored import StoredFiles
+from .usage import stored_content
 
 _HELPERS = 4
 
@@ -92,6 +95,10 @@ class DirectoryItems:
     def is_same(self, one: io.RawIOBase, other: io.RawIOBase) -> bool:
         # Content is never written in place, and no other file gets the inode of an open one.
         return os.path.sameopenfile(one.fileno(), other.fileno())
+
+    def usage(self) -> Steps[StoredContent]:
+        catalog = self._index.load()
+        return (yield from stored_content(self._root, [record.id for record in catalog.records()]))
 
     def close(self) -> None:
         """End the helpers."""

@@ -21,6 +21,7 @@ from .._core.image import Image
 from .._core.layers import PodmanRecords
 from .._core.mutations import Mutation
 from .._core.report import Report
+from .._core.usage import StoredContent
 from .._core.view import View
 from .lock import AnyGrant, AnyLine
 
@@ -339,6 +340,13 @@ class Items(Protocol):
 
     def is_same(self, one: io.RawIOBase, other: io.RawIOBase) -> bool:
         """Return whether two open items are one content, not just equal ones. Never blocks."""
+        ...
+
+    def usage(self) -> Steps[StoredContent]:
+        """Find what is stored for each image, without the lock.
+
+        What changes meanwhile may be counted as it was, or as it is then.
+        """
         ...
 
 

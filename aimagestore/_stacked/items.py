@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 from .._core.image import Image
+from .._core.usage import StoredContent
 from .._core.view import View
-from .._engine.protocol import Engine, StagedContent
+from .._engine.protocol import Engine, StagedContent, Steps
 from ..errors import ImageUnknownError
 from .reader import StackedReader
 from .reading import reading
@@ -54,6 +55,9 @@ class StackedItems:
 
     def is_same(self, one: io.RawIOBase, other: io.RawIOBase) -> bool:
         raise NotImplementedError("items are copied from one additional store, not from a stack")
+
+    def usage(self) -> Steps[StoredContent]:
+        return self._own.usage()
 
 
 def _locate(view: View, ref: str) -> tuple[str, int]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from functools import partial
+from typing import Any, LiteralString
 from uuid import UUID
 
 from .._core.image import Image
 from .._core.record import Record
+from .._core.usage import StoredContent
 from .._core.view import View
 from .._engine.items import require_item
+from .._engine.protocol import Steps
 from ..errors import BigDataMissingError, ImageUnknownError, StoreUnavailableError
 from ._blob_reader import BlobReader
 from ._blobs import Blobs
 from ._history import History
 from ._identity import Identity
-from ._lookups import Lookups, stored_blob
+from ._lookups import PAGE, Lookups, stored_blob
 from ._reader import ClusterReader
 from ._sessions import Session, Sessions
 from ._staged import Search, StagedBlob, StoredBlob
@@ -25,6 +28,17 @@ from ._staged import Search, StagedBlob, StoredBlob
 _TRIES = 3
 
 _PRESENT_MAX = 10_000
+
+_ITEMS = """
+    SELECT image_id, key, blob, size FROM image_items
+    WHERE removed IS NULL AND (image_id, key) > (%s, %s) ORDER BY image_id, key LIMIT %s
+"""
+
+# Of orphan objects that were removed a row without an image is kept.
+_TOTAL = """
+    SELECT coalesce(sum(size), 0)
+    FROM (SELECT DISTINCT blob, size FROM image_items WHERE image_id <> '') items
+"""
 
 
 class ClusterItems:
@@ -138,6 +152,22 @@ class ClusterItems:
         assert isinstance(other, BlobReader), "it was opened here"
         return one.blob == other.blob  # an object is written once
 
+    def usage(self) -> Steps[StoredContent]:
+        ((total,),) = self._sessions.call(partial(_rows, _TOTAL, []))
+        images: dict[str, dict[Hashable, int]] = {}
+        # Images without items have no rows.
+        for page in self._reader.pages(PAGE):
+            images |= {image.id: {} for image in page}
+            yield len(images), len(images)
+        after: tuple[str, bytes] = ("", b"")
+        while rows := self._sessions.call(partial(_rows, _ITEMS, [*after, PAGE])):
+            for image_id, key, blob, size in rows:
+                after = image_id, key
+                if image_id in images:
+                    images[image_id][blob] = size
+            yield len(images), len(images)
+        return StoredContent(images, int(total))
+
     def _find(self, ref: str, key: str) -> tuple[Record, UUID | None]:
         """Return a record and the object of its item, of one commit."""
         for _ in range(_TRIES):
@@ -156,6 +186,10 @@ def _stored(
     digest: str, size: int | None, lost: Sequence[UUID], session: Session
 ) -> tuple[UUID, int] | None:
     return stored_blob(session.execute, digest, size, lost)
+
+
+def _rows(statement: LiteralString, values: Sequence[object], session: Session) -> list[Any]:
+    return session.execute(statement, values or None).fetchall()
 
 
 def _id_of(ref: str, view: View) -> str:

@@ -1,0 +1,166 @@
+"""Measuring what images take, and pruning them by a policy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from .._core.catalog import Catalog
+from .._core.digest import MANIFEST
+from .._core.documents import DOCUMENT_MAX, read_documents, read_manifest
+from .._core.image import Image
+from .._core.layers import PodmanRecords
+from .._core.podman import INSTANCES
+from .._core.pruning import (
+    Candidate,
+    PrunePolicy,
+    PruneResult,
+    attach_result,
+    plan_prune,
+    used_by,
+)
+from .._core.usage import Deletion, StoredContent, Usage
+from .._engine import items
+from .._engine.lock import AnyGrant
+from ..errors import BigDataMissingError, BigDataUnknownError, ImageInUseError, ImageUnknownError
+from .core import StoreCore
+from .layers import read_with_layers
+from .staging import Progress
+from .threads import Stepper
+
+logger = logging.getLogger("aimagestore")
+
+_AT_ONCE = 50
+"""Images that are deleted in one commit, while others wait for the lock."""
+
+
+async def measure(core: StoreCore) -> StoredContent:
+    """Find what is stored for each image. Interrupted, this stops at once."""
+    return await core.read_whole(lambda: Stepper(core.engine.items.usage(), core.threads).run())
+
+
+async def usage_of(core: StoreCore) -> Usage:
+    """Return what each image takes, and all of them."""
+    content = await measure(core)
+    catalog, records = await read_with_layers(core)
+    is_podmans = core.engine.podman is not None
+
+    def usage() -> Usage:
+        sizes = {i.id: records.layers_size(i) for i in catalog.images} if is_podmans else {}
+        return content.usage(sizes, _containers(records))
+
+    return await core.threads.run_abandonable(usage)
+
+
+def _containers(records: PodmanRecords) -> dict[str, tuple[str, ...]]:
+    """Return the containers of each image that has any, by its ID."""
+    users = records.users.items()
+    return {image_id: tuple(each.name for each in found) for image_id, found in users}
+
+
+class Pruning:
+    """One pruning of a store: what it has deleted so far, and why it has kept the others.
+
+    All of it is changed in worker threads, while the task waits: there may be many images.
+    """
+
+    def __init__(self, core: StoreCore) -> None:
+        self._core = core
+        self._deleted: list[Image] = []
+        self._deletion = Deletion(StoredContent({}, 0))
+        self._kept: dict[str, str] = {}
+
+    async def run(self, policy: PrunePolicy, progress: Progress | None) -> PruneResult:
+        """Delete what the policy says, in several commits.
+
+        What ends it early carries what was deleted until then.
+        """
+        try:
+            candidates = await self._plan(policy)
+            for start in range(0, len(candidates), _AT_ONCE):
+                await self._delete(candidates[start : start + _AT_ONCE])
+                if progress is not None:
+                    progress(min(start + _AT_ONCE, len(candidates)), len(candidates))
+        except BaseException as error:
+            attach_result(error, self._result())
+            logger.info("pruning ended early: %d images had been deleted", len(self._deleted))
+            raise
+        return self._result()
+
+    async def forecast(self, policy: PrunePolicy) -> PruneResult:
+        """Return what :meth:`run` would delete."""
+        candidates = await self._plan(policy)
+
+        def count() -> PruneResult:
+            for candidate in candidates:
+                self._note_deleted(candidate.image)
+            return self._result()
+
+        return await self._core.threads.run_abandonable(count)
+
+    def _note_deleted(self, image: Image) -> None:
+        self._deleted.append(image)
+        self._deletion.add(image.id)
+
+    def _result(self) -> PruneResult:
+        return PruneResult(tuple(self._deleted), self._deletion.freed, self._kept.copy())
+
+    async def _plan(self, policy: PrunePolicy) -> Sequence[Candidate]:
+        core = self._core
+        catalog, records = await read_with_layers(core)
+        content = await measure(core)
+        instances = await core.read_whole(
+            lambda: core.threads.run_abandonable(self._instances, catalog)
+        )
+
+        def plan() -> Sequence[Candidate]:
+            found = plan_prune(
+                catalog.images,
+                policy,
+                now=datetime.now(UTC),
+                containers=_containers(records),
+                instances=instances,
+            )
+            self._deletion = Deletion(content)
+            self._kept |= found.kept
+            return found.candidates
+
+        return await core.threads.run_abandonable(plan)
+
+    def _instances(self, catalog: Catalog) -> Mapping[str, str]:
+        """Return the IDs of image indexes, by the digests of the images that they name."""
+        found: dict[str, str] = {}
+        for image in catalog.images:
+            # An item that podman's image indexes alone have.
+            is_index = INSTANCES in image.big_data_names
+            if not is_index or image.big_data_sizes.get(MANIFEST, 0) > DOCUMENT_MAX:
+                continue
+            try:
+                text = items.read_item(self._core.engine.items, image.id, MANIFEST)
+            except (ImageUnknownError, BigDataUnknownError, BigDataMissingError):
+                continue  # it was deleted meanwhile, or is damaged: a check says so
+            found |= dict.fromkeys(read_documents(read_manifest(text), None).instances, image.id)
+        return found
+
+    async def _delete(self, candidates: Sequence[Candidate]) -> None:
+        """Delete images in one commit. Interrupted, this returns when that is decided."""
+        async with self._core.hold() as grant:
+            threads = self._core.threads
+            await threads.run_shielded(grant.run, self._commit, grant, candidates)
+
+    def _commit(self, grant: AnyGrant, candidates: Sequence[Candidate]) -> None:
+        mutations = [candidate.mutation() for candidate in candidates]
+        outcomes = self._core.engine.writer.commit(grant, mutations)
+        for candidate, outcome in zip(candidates, outcomes, strict=True):
+            image = candidate.image
+            if isinstance(outcome, ImageUnknownError):
+                continue
+            if isinstance(outcome, ImageInUseError):
+                self._kept[image.id] = used_by(outcome.containers)
+            elif isinstance(outcome, Exception):
+                self._kept[image.id] = f"it cannot be deleted: {outcome}"
+            elif outcome.deleted:
+                self._note_deleted(image)
+            else:
+                self._kept[image.id] = "it was changed meanwhile, or a newer image was"

@@ -1,0 +1,106 @@
+"""How much storage images take, and how much deleting some of them frees."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Set as AbstractSet
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True, slots=True)
+class ImageUsage:
+    """What one image takes, in bytes.
+
+    :ivar size: what is stored for it, shared content included
+    :ivar unique_size: what only this image has: deleting it frees so much
+    :ivar shared_size: what other images have, too
+    :ivar layers_size: the recorded size of its layers, which podman keeps beside the store, of each
+        for every image that has it; 0 where it keeps none, ``None`` where it has not recorded it
+    :ivar containers: the names or IDs of the containers that use it
+    """
+
+    size: int
+    unique_size: int
+    shared_size: int
+    layers_size: int | None = 0
+    containers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a store takes, in bytes. :meth:`ImageStore.usage` returns it.
+
+    In a directory these are the bytes that the file system has allocated, as ``du`` counts them:
+    for files and directories, and once for a file with several names. On a cluster they are the
+    sizes of objects.
+
+    :ivar images: what each image takes, by ID, in the order of images.json
+    :ivar total: what the whole store takes: every image's content once, and what belongs to no
+        image, such as the index and garbage
+    :ivar reclaimable: what deleting all images that no container uses frees
+    """
+
+    images: Mapping[str, ImageUsage]
+    total: int
+    reclaimable: int
+
+
+@dataclass(frozen=True)
+class StoredContent:
+    """What is stored for each image, as an engine has found it.
+
+    :ivar images: the pieces of content of each image, and the size of each in bytes
+    :ivar total: what the whole store takes in bytes
+    :ivar outside: pieces that something outside of the store has, too: no deletion here frees them
+    """
+
+    images: Mapping[str, Mapping[Hashable, int]]
+    total: int
+    outside: AbstractSet[Hashable] = frozenset()
+
+    @cached_property
+    def owners(self) -> Mapping[Hashable, int]:
+        """How many images have each piece; what is outside of the store counts as one more."""
+        owners: dict[Hashable, int] = {}
+        for pieces in self.images.values():
+            for piece in pieces:
+                owners[piece] = owners.get(piece, 0) + 1
+        return {piece: number + (piece in self.outside) for piece, number in owners.items()}
+
+    def usage(
+        self,
+        layers_sizes: Mapping[str, int | None],
+        containers: Mapping[str, tuple[str, ...]],
+    ) -> Usage:
+        """Return what each image takes, and all of them."""
+        images = {}
+        deletion = Deletion(self)
+        for image_id, pieces in self.images.items():
+            size = sum(pieces.values())
+            unique = sum(n for piece, n in pieces.items() if self.owners[piece] == 1)
+            users = containers.get(image_id, ())
+            images[image_id] = ImageUsage(
+                size, unique, size - unique, layers_sizes.get(image_id, 0), users
+            )
+            if not users:
+                deletion.add(image_id)
+        return Usage(images, self.total, deletion.freed)
+
+
+class Deletion:
+    """Counts what deleting one image after the other frees.
+
+    :ivar freed: how many bytes that is so far
+    """
+
+    def __init__(self, content: StoredContent) -> None:
+        self.freed = 0
+        self._images = content.images
+        self._owners = dict(content.owners)
+
+    def add(self, image_id: str) -> None:
+        """Count one image more."""
+        for piece, size in self._images.get(image_id, {}).items():
+            self._owners[piece] -= 1
+            if not self._owners[piece]:
+                self.freed += size

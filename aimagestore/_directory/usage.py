@@ -1,0 +1,37 @@
+"""What the images of a directory take of the file system."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Hashable, Iterable
+
+from .._core.usage import StoredContent
+from .._engine.protocol import Steps
+from .files import Directory
+
+_BLOCK = 512
+"""The unit of ``st_blocks``, whatever the file system's blocks are."""
+
+
+def stored_content(root: Directory, image_ids: Iterable[str]) -> Steps[StoredContent]:
+    """Look at every file of a store, as ``du`` does. A step is one image, or one other entry.
+
+    What others create or remove meanwhile counts or not. What another file system has that is
+    mounted in the directory does not count.
+    """
+    images: dict[str, dict[Hashable, int]] = {image_id: {} for image_id in image_ids}
+    sizes: dict[Hashable, int] = {}
+    # How many names each file has that are not in the store, as far as was looked.
+    elsewhere: dict[Hashable, int] = {}
+    names = [".", *root.names()]
+    for done, name in enumerate(names, 1):
+        for found in [root.stat_self()] if name == "." else root.walk(name):
+            piece = found.st_dev, found.st_ino
+            sizes[piece] = found.st_blocks * _BLOCK
+            if not stat.S_ISDIR(found.st_mode):
+                elsewhere[piece] = elsewhere.get(piece, found.st_nlink) - 1
+            if name in images:
+                images[name][piece] = sizes[piece]
+        yield done, len(names)
+    outside = frozenset(piece for piece, names_left in elsewhere.items() if names_left > 0)
+    return StoredContent(images, sum(sizes.values()), outside)
