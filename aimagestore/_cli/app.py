@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from .._version import __version__
-from . import clusters, items, layouts, records, upkeep
+from . import clusters, housekeeping, items, layouts, records, upkeep
 from .completion import join_words_of_bash
 from .exits import EXIT_CODES, CommandError
 from .human import without_secrets
@@ -119,7 +119,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for group in (records, items, layouts, upkeep, clusters):
+for group in (records, items, layouts, housekeeping, upkeep, clusters):
     group.register(app)
 
 

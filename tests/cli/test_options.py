@@ -39,10 +39,11 @@ READING = [
     "flag",
     "export",
     "save",
+    "df",
     "check",
     "watch",
 ]
-CHANGING = ["tag", "untag", "rm", "put", "repair", "gc"]
+CHANGING = ["tag", "untag", "rm", "put", "prune", "repair", "gc"]
 
 
 def arguments_of(name: str) -> list[str]:

@@ -17,7 +17,7 @@ from .test_records import sha256
 
 COMMANDS = (
     "images inspect exists create tag untag rm put get digest flag import load export save copy "
-    "watch check repair gc cluster"
+    "df prune watch check repair gc cluster"
 )
 
 

@@ -108,11 +108,18 @@ def test_podmans_own_store_is_only_looked_at(tmp_path: Path) -> None:
         ["flag", "one", "f", "1"],
         ["flag", "one", "f", "--clear"],
         ["repair"],
+        ["prune"],
         ["gc"],
     ):
         refused = program(*arguments, code=2, variables=variables).stderr.decode()
         assert "give --write" in refused
-    for arguments in (["inspect", "one"], ["flag", "one"], ["check"]):
+    for arguments in (
+        ["inspect", "one"],
+        ["flag", "one"],
+        ["check"],
+        ["df"],
+        ["prune", "--dry-run"],
+    ):
         program(*arguments, variables=variables)
     assert before == {f.name: f.stat().st_mtime_ns for f in (graph / "vfs-images").iterdir()}
     program("--write", "tag", "one", "a:1", variables=variables)

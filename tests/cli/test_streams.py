@@ -131,6 +131,8 @@ TABLE = {
     "watch": Row("watch", prepare=_WATCH),
     "check": Row("check"),
     "repair": Row("repair"),
+    "df": Row("df"),
+    "prune": Row("prune --all"),
     "gc": Row("gc"),
     "cluster migrate": Row("cluster migrate postgresql://host/database", prepare=_CLUSTER),
     "cluster adopt": Row(
