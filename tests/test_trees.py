@@ -277,3 +277,12 @@ async def test_an_image_whose_record_is_lost_comes_back_with_its_tree(
         assert {image.id for image in await store.images()} == {ONE, TWO}
         assert await store.big_data(ONE, "manifest") == MANIFEST
     assert tree(path / ONE) == before
+
+
+def test_a_directory_can_be_listed_by_two_threads_at_once(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).touch()
+    with files.Directory.at(str(tmp_path)) as directory, os.scandir(directory.fd) as other:
+        next(other)  # the other thread is in the middle of it
+        assert sorted(directory.names()) == ["a", "b", "c"]
+        assert len([*other]) == 2

@@ -381,7 +381,13 @@ class Directory:
     def names(self) -> list[str]:
         """The names of everything in it."""
         with self._about(""):
-            return os.listdir(self.fd)
+            # Opened anew: a descriptor has one position for all threads that list through it, and
+            # on btrfs it may list the directory as it was when it was opened.
+            fd = os.open(".", _DIRECTORY, dir_fd=self.fd)
+            try:
+                return os.listdir(fd)
+            finally:
+                os.close(fd)
 
     def is_directory(self, name: str) -> bool:
         """Whether it is a directory, and no link to one."""
