@@ -1,0 +1,312 @@
+"""What images take, and pruning them by a policy, on both engines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import pytest
+
+from aimagestore import (
+    Image,
+    ImageStore,
+    PrunePolicy,
+    PruneResult,
+    StoreReadOnlyError,
+)
+from aimagestore._async import pruning
+from aimagestore._async.store import core_of
+from aimagestore._core.pruning import Candidate
+
+from ..support.stores import StoreUnderTest
+
+NOW = datetime.now(UTC)
+DATA = b"d" * 10_000
+ALL = PrunePolicy(unnamed=False)
+
+
+@pytest.fixture
+async def filled(store: ImageStore) -> ImageStore:
+    """A store with images of several repositories and ages."""
+    for number in range(3):
+        await store.create(
+            f"app{number}",
+            names=[f"localhost/app:{number}"],
+            created=NOW - timedelta(days=10 - number),
+            big_data={"k": DATA},
+        )
+    await store.create("old", created=NOW - timedelta(days=30), big_data={"k": DATA, "l": b"x"})
+    await store.create("new", created=NOW, big_data={"k": b"new"})
+    return store
+
+
+def before_deletion(monkeypatch: pytest.MonkeyPatch, do: Any) -> None:
+    """Have something done between the plan and the first commit."""
+    delete = pruning.Pruning._delete
+    done: list[bool] = []
+
+    async def delete_after(self: pruning.Pruning, candidates: Sequence[Candidate]) -> None:
+        if not done:
+            done.append(True)
+            await do()
+        await delete(self, candidates)
+
+    monkeypatch.setattr(pruning.Pruning, "_delete", delete_after)
+
+
+async def pruned(store: ImageStore, policy: PrunePolicy) -> list[str]:
+    """Prune, after a forecast that must have been right, and return the IDs."""
+    forecast = await store.prune(policy, dry_run=True)
+    before = await store.images()
+    total = (await store.usage()).total
+    result = await store.prune(policy)
+    assert result == forecast
+    gone = [image for image in before if not await store.exists(image.id)]
+    assert list(result.images) == gone
+    assert result.kept.keys() == {image.id for image in before} - {image.id for image in gone}
+    assert (await store.usage()).total <= total
+    return [image.id for image in gone]
+
+
+async def test_usage_of_an_empty_store(store: ImageStore) -> None:
+    usage = await store.usage()
+    assert dict(usage.images) == {}
+    assert usage.reclaimable == 0
+
+
+async def test_usage_counts_each_image_and_the_whole_store(filled: ImageStore) -> None:
+    await filled.create("bare")
+    usage = await filled.usage()
+    assert list(usage.images) == [image.id for image in await filled.images()]
+    for image in await filled.images():
+        each = usage.images[image.id]
+        assert each.size == each.unique_size + each.shared_size
+        assert each.size >= image.size
+        assert each.containers == ()
+        assert each.layers_size == 0
+    assert usage.total >= usage.reclaimable >= sum(i.size for i in await filled.images())
+
+
+async def test_usage_is_measured_beside_writers(where: StoreUnderTest, filled: ImageStore) -> None:
+    async def write(tag: int) -> None:
+        for number in range(10):
+            await filled.create(f"{tag}-{number}", big_data={"k": DATA})
+            await filled.delete(f"{tag}-{number}")
+
+    async with ImageStore(where.location) as other, anyio.create_task_group() as tasks:
+        tasks.start_soon(write, 1)
+        for _ in range(10):
+            assert (await other.usage()).images["old"].size >= len(DATA)
+
+
+async def test_by_default_images_without_names_are_pruned(filled: ImageStore) -> None:
+    result = await filled.prune(PrunePolicy(), dry_run=True)
+    assert result.kept == dict.fromkeys(["app0", "app1", "app2"], "it has names")
+    assert await pruned(filled, PrunePolicy()) == ["old", "new"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (PrunePolicy(unnamed=False), ["app0", "app1", "app2", "old", "new"]),
+        (PrunePolicy(older_than=timedelta(days=1)), ["old"]),
+        (PrunePolicy(unnamed=False, older_than=timedelta(days=9, hours=1)), ["app0", "old"]),
+        (PrunePolicy(unnamed=False, keep_last=2), ["app0", "old", "new"]),
+        (PrunePolicy(unnamed=False, keep_names=["*:1", "other"]), ["app0", "app2", "old", "new"]),
+        (PrunePolicy(filter=lambda image: image.size > 10), ["old"]),
+        (PrunePolicy(unnamed=False, keep_last=1, keep_names=["*:0"], older_than=timedelta(1)),
+         ["app1", "old"]),
+    ],
+)  # fmt: skip
+async def test_an_image_is_pruned_when_every_condition_says_so(
+    filled: ImageStore, policy: PrunePolicy, expected: list[str]
+) -> None:
+    assert await pruned(filled, policy) == expected
+
+
+async def test_an_image_with_the_flag_is_kept_whatever_its_value(filled: ImageStore) -> None:
+    await filled.set_flag("old", "aimagestore.keep", False)
+    await filled.set_flag("new", "mine", 1)
+    result = await filled.prune(PrunePolicy(), dry_run=True)
+    assert result.kept["old"] == "it has the flag aimagestore.keep"
+    assert await pruned(filled, PrunePolicy(keep_flag="mine")) == ["old"]
+    assert await pruned(filled, PrunePolicy(keep_flag=None)) == ["new"]
+
+
+async def test_an_image_of_several_names_is_kept_by_one_of_them(filled: ImageStore) -> None:
+    await filled.add_names("app0", ["localhost/other:1"])
+    assert await pruned(filled, PrunePolicy(unnamed=False, keep_last=1)) == ["app1", "old", "new"]
+    assert await pruned(filled, PrunePolicy(unnamed=False, keep_names=["*other*"])) == ["app2"]
+
+
+async def test_an_instance_of_an_image_index_is_kept(filled: ImageStore) -> None:
+    image = await filled.set_big_data("old", "manifest", b"{}")
+    index = (
+        b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json",'
+        b'"manifests":[{"digest":"%s"}]}' % image.digest.encode()
+    )
+    items = {"manifest": index, "instances.json": b"{}"}
+    await filled.create("list", names=["localhost/list:1"], big_data=items)
+    result = await filled.prune(PrunePolicy(), dry_run=True)
+    assert result.kept["old"] == "the image index list names it"
+    assert await pruned(filled, PrunePolicy()) == ["new"]
+
+
+async def test_a_name_or_a_flag_given_meanwhile_keeps_an_image(
+    filled: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def change() -> None:
+        await filled.add_names("old", ["localhost/wanted:1"])
+        await filled.set_flag("new", "aimagestore.keep", True)
+
+    before_deletion(monkeypatch, change)
+    result = await filled.prune(PrunePolicy())
+    assert result.images == ()
+    assert result.freed == 0
+    assert "changed meanwhile" in result.kept["old"]
+    assert "changed meanwhile" in result.kept["new"]
+    assert len(await filled.images()) == 5
+
+
+async def test_an_image_deleted_meanwhile_is_neither_pruned_nor_kept(
+    filled: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_deletion(monkeypatch, lambda: filled.delete("old"))
+    result = await filled.prune(PrunePolicy())
+    assert [image.id for image in result.images] == ["new"]
+    assert "old" not in result.kept
+
+
+async def test_the_newest_of_a_repository_stay_even_if_others_delete_newer_ones_meanwhile(
+    filled: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_deletion(monkeypatch, lambda: filled.delete("app2"))
+    result = await filled.prune(PrunePolicy(unnamed=False, keep_last=1))
+    assert [image.id for image in result.images] == ["old", "new"]
+    assert {"app0", "app1"} <= result.kept.keys()
+
+
+async def test_the_newest_stay_even_if_their_names_move_meanwhile(
+    filled: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_deletion(monkeypatch, lambda: filled.set_names("app2", ["localhost/renamed:1"]))
+    result = await filled.prune(PrunePolicy(unnamed=False, keep_last=1))
+    assert [image.id for image in result.images] == ["old", "new"]
+
+
+async def test_others_get_the_lock_between_batches(
+    where: StoreUnderTest, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "_AT_ONCE", 1)
+    await store.create("kept", names=["localhost/kept:1"])
+    async with store.transaction() as tx:
+        for number in range(20):
+            await tx.create(f"image{number}")
+    left: list[int] = []
+
+    async def write(other: ImageStore) -> None:
+        while True:
+            await other.set_metadata("kept", "changed")
+            left.append(len(await other.images()))
+
+    async with ImageStore(where.location) as other, anyio.create_task_group() as tasks:
+        tasks.start_soon(write, other)
+        result = await store.prune(PrunePolicy())
+        tasks.cancel_scope.cancel()
+    assert len(result.images) == 20
+    assert len(set(left) - {1, 21}) >= 3
+
+
+async def test_progress_counts_images(filled: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruning, "_AT_ONCE", 2)
+    reported: list[tuple[int, int | None]] = []
+    await filled.prune(ALL, progress=lambda *figures: reported.append(figures))
+    assert reported == [(2, 5), (4, 5), (5, 5)]
+
+
+async def test_what_ends_pruning_early_says_what_was_pruned(
+    filled: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "_AT_ONCE", 2)
+    freed = (await filled.prune(ALL, dry_run=True)).freed
+
+    def stop(done: int, total: int | None) -> None:
+        raise KeyError("enough")
+
+    with pytest.raises(KeyError) as caught:
+        await filled.prune(ALL, progress=stop)
+    result = PruneResult.of(caught.value)
+    assert result is not None
+    assert [image.id for image in result.images] == ["app0", "app1"]
+    assert 0 < result.freed < freed
+    assert caught.value.__notes__ == ["2 images had been pruned before"]
+    assert [image.id for image in await filled.images()] == ["app2", "old", "new"]
+
+
+async def test_a_filter_that_fails_prunes_nothing(filled: ImageStore) -> None:
+    def fail(image: Image) -> bool:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        await filled.prune(PrunePolicy(filter=fail))
+    result = PruneResult.of(caught.value)
+    assert result is not None
+    assert result.images == ()
+    assert PruneResult.of(ValueError()) is None
+    assert len(await filled.images()) == 5
+
+
+async def test_a_cancelled_pruning_says_what_was_pruned(
+    filled: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "_AT_ONCE", 2)
+    found: list[PruneResult | None] = []
+    with anyio.CancelScope() as scope:
+        try:
+            await filled.prune(ALL, progress=lambda *_: scope.cancel())
+        except BaseException as error:
+            found.append(PruneResult.of(error))
+            raise
+    (result,) = found
+    assert result is not None
+    assert [image.id for image in result.images] == ["app0", "app1"]
+    assert [image.id for image in await filled.images()] == ["app2", "old", "new"]
+
+
+async def test_a_read_only_store_gives_a_forecast_only(
+    where: StoreUnderTest, filled: ImageStore
+) -> None:
+    async with ImageStore(where.location, read_only=True) as reading:
+        forecast = await reading.prune(PrunePolicy(), dry_run=True)
+        assert [image.id for image in forecast.images] == ["old", "new"]
+        assert (await reading.usage()).images["old"].size > 0
+        with pytest.raises(StoreReadOnlyError):
+            await reading.prune(PrunePolicy())
+
+
+async def test_a_transaction_cannot_be_pruned(filled: ImageStore) -> None:
+    async with filled.transaction():
+        assert len((await filled.prune(PrunePolicy(), dry_run=True)).images) == 2
+        with pytest.raises(RuntimeError, match="transaction"):
+            await filled.prune(PrunePolicy())
+    assert core_of(filled).is_open
+
+
+async def test_the_policy_is_checked(store: ImageStore) -> None:
+    with pytest.raises(TypeError, match="policy must be a PrunePolicy"):
+        await store.prune(None)  # type: ignore[arg-type]
+    for wrong in (
+        {"unnamed": 1},
+        {"older_than": 7},
+        {"keep_last": "1"},
+        {"keep_names": "a"},
+        {"keep_flag": 1},
+        {"filter": "x"},
+    ):
+        with pytest.raises(TypeError):
+            PrunePolicy(**wrong)
+    for odd in ({"older_than": timedelta(-1)}, {"keep_last": 0}):
+        with pytest.raises(ValueError, match="must"):
+            PrunePolicy(**odd)

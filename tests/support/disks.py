@@ -1,0 +1,46 @@
+"""File systems of a kind, on loop devices."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+SIZE = "320M"
+MAKE = {
+    "ext4": ["mkfs.ext4", "-q", "-F"],
+    "xfs": ["mkfs.xfs", "-q", "-f"],
+    "btrfs": ["mkfs.btrfs", "-q", "-f"],
+}
+
+
+@contextmanager
+def mounted_disk(kind: str, scratch: Path) -> Iterator[Path]:
+    """Mount a new file system of a kind in a block; skip the test where that is not possible."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting takes root")
+    make = MAKE[kind]
+    if shutil.which(make[0]) is None:
+        pytest.skip(f"there is no {make[0]}")
+    image, where = scratch / f"{kind}.img", scratch / kind
+    where.mkdir()
+    try:
+        _run("truncate", "-s", SIZE, image)
+        _run(*make, image)
+        _run("mount", "-o", "loop", image, where)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"cannot mount {kind}: {error.stderr}")
+    try:
+        yield where
+    finally:
+        _run("umount", where)
+        image.unlink()
+
+
+def _run(*command: str | Path) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)
