@@ -28,6 +28,10 @@ from aimagestore import (
 from aimagestore.oci import _compression
 
 from .support.layouts import (
+    CONFIG,
+    LAYER,
+    MANIFEST,
+    REF_NAME,
     DockerArchive,
     Maker,
     archive,
@@ -281,6 +285,61 @@ async def test_what_is_wrong_with_a_dir(store: ImageStore, tmp_path: Path) -> No
     with pytest.raises(ImageUnknownError, match=r"manifest\.v1"):
         await oci.import_layout(store, old)
     assert await store.images() == []
+
+
+async def test_a_version_without_a_line_feed(store: ImageStore, tmp_path: Path) -> None:
+    path = write_dir(tmp_path / "dir", hello(), version=b"Directory Transport Version: 1.1")
+    await oci.import_layout(store, path)
+    await oci.copy_layout(path, path, transport="dir")
+
+
+# What is no character, which Go reads as U+FFFD
+
+
+@pytest.mark.parametrize("odd", [b"M\xfcller", rb"\ud800", rb"\udc00\ud800", rb"a\ud800\\ud800"])
+async def test_text_that_is_none(store: ImageStore, tmp_path: Path, odd: bytes) -> None:
+    maker = hello()
+    layer = maker.blob(b"layer", LAYER)
+    config = b'{"os": "linux", "author": "%s", "created": "2024-05-06T07:08:09Z"}' % odd
+    manifest = encode(
+        {
+            "schemaVersion": 2,
+            "config": maker.blob(config, CONFIG),
+            "layers": [layer],
+            "annotations": {"author": "ODD"},
+        }
+    ).replace(b"ODD", odd)
+    entry = maker.blob(manifest, MANIFEST)
+    maker.enter(entry | {"annotations": {REF_NAME: "odd:1", "author": "ODD", "n\U0001f600": ""}})
+    layout = maker.write(tmp_path / "layout")
+    index = layout / "index.json"
+    index.write_bytes(index.read_bytes().replace(b"ODD", odd))
+    first, second = await oci.import_layout(store, layout)
+    assert (first.image.names, second.image.names) == (("localhost/hello:1",), ("localhost/odd:1",))
+    assert second.image.digest == entry["digest"]
+    assert second.image.created is not None
+    assert second.image.created.year == 2024
+    assert await store.big_data(second.image.id, "manifest") == manifest
+    await oci.copy_layout(layout, tmp_path / "out")
+    copied = json.loads(files_of(tmp_path / "out")["index.json"])["manifests"][1]
+    assert "\ufffd" in copied["annotations"]["author"]
+    assert "n\U0001f600" in copied["annotations"]
+
+
+async def test_an_index_of_dockers_type(store: ImageStore, tmp_path: Path) -> None:
+    """Programs write a registry's list as the index of a layout."""
+    docker_list = "application/vnd.docker.distribution.manifest.list.v2+json"
+    maker = Maker()
+    for name in ("amd64", "arm64"):
+        fields = {"os": "linux", "architecture": name}
+        maker.enter(maker.image(name.encode(), config=fields, platform=fields))
+    document = {"schemaVersion": 2, "mediaType": docker_list, "manifests": maker.entries}
+    maker.files["index.json"] = encode(document)
+    (imported,) = await oci.import_layout(store, maker.write(tmp_path / "layout"))
+    assert imported.image.digest == digest_of(maker.files["index.json"])
+    await oci.export_layout(store, imported.image.id, tmp_path / "out")
+    (entry,) = json.loads(files_of(tmp_path / "out")["index.json"])["manifests"]
+    assert entry["mediaType"] == docker_list
 
 
 # Compression

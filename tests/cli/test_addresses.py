@@ -193,6 +193,19 @@ def test_from_layout_to_layout(image: Cli, tmp_path: Path, source: str, transpor
     assert other("images", "-q", "--no-trunc").lines == image("images", "-q", "--no-trunc").lines
 
 
+def test_copy_through_standard_streams(image: Cli, tmp_path: Path) -> None:
+    """What is written is the archive alone."""
+    source = "containers-storage:localhost/x:1"
+    for there in (source, f"oci:{tmp_path / 'hello'}"):
+        saved = program("copy", there, "oci-archive:-:y:1", "--root", image.root).stdout
+        (tmp_path / "a.tar").write_bytes(saved)
+        assert names(tmp_path / "a.tar") == ["y:1"]
+        assert saved.endswith(bytes(1024))
+    arguments = ["copy", "oci-archive:-", "containers-storage:z:1", "--root", tmp_path / "other"]
+    program(*arguments, data=saved)
+    assert Cli(tmp_path / "other")("exists", "docker.io/library/z:1").output == ""
+
+
 def test_stores_by_their_roots(image: Cli, tmp_path: Path) -> None:
     image("copy", image.root, f"oci:{tmp_path / 'new'}", "localhost/x:1")
     assert names(tmp_path / "new") == ["localhost/x:1"]
