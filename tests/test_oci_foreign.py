@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import os
+import subprocess
 import sys
 import tempfile
 import zlib
@@ -291,6 +292,35 @@ async def test_a_version_without_a_line_feed(store: ImageStore, tmp_path: Path) 
     path = write_dir(tmp_path / "dir", hello(), version=b"Directory Transport Version: 1.1")
     await oci.import_layout(store, path)
     await oci.copy_layout(path, path, transport="dir")
+
+
+# Sparse files
+
+
+@pytest.mark.parametrize("form", ["gnu", "0.0", "0.1", "1.0"])
+@pytest.mark.parametrize("pieces", [0, 1, 3, 60])
+async def test_sparse_members(store: ImageStore, tmp_path: Path, form: str, pieces: int) -> None:
+    """They are read as they are: a hole is of zeros, also where a tar has no byte of it."""
+    layer = b"".join(os.urandom(4096) + bytes(65536) for _ in range(pieces)) + bytes(100_000)
+    maker = Maker()
+    maker.enter(maker.image(layer), "hello:1")
+    layout = maker.write(tmp_path / "layout")
+    with (layout / "blobs" / "sha256" / hex_of(layer)).open("wb") as file:
+        for start in range(0, len(layer), 4096):
+            if layer[start : start + 4096].strip(b"\0"):
+                file.seek(start)
+                file.write(layer[start : start + 4096])
+        file.truncate(len(layer))
+    options = ["--format=gnu"] if form == "gnu" else ["--format=posix", f"--sparse-version={form}"]
+    command = ["tar", "-C", str(layout), *options, "--sparse", "-cf", str(tmp_path / "a.tar"), "."]
+    subprocess.run(command, check=True)
+    if (tmp_path / "a.tar").stat().st_size > len(layer):
+        pytest.skip("needs a file system with holes")
+    (imported,) = await oci.import_layout(store, tmp_path / "a.tar")
+    key = digest_of(layer)
+    assert await store.big_data(imported.image.id, key) == layer
+    await oci.copy_layout(tmp_path / "a.tar", tmp_path / "out")
+    assert files_of(tmp_path / "out")[f"blobs/sha256/{hex_of(layer)}"] == layer
 
 
 # What is no character, which Go reads as U+FFFD

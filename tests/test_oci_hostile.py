@@ -442,6 +442,12 @@ def sparse(name: bytes, kept: bytes = b"x" * 512) -> bytes:
     return bytes(block) + bytes(512) + kept
 
 
+def mapped(records: list[tuple[str, str]]) -> Callable[[str], bytes]:
+    """Return what makes a sparse file of a POSIX header with these records."""
+    header = b"".join(record(f"GNU.sparse.{key}", value) for key, value in records)
+    return lambda name: extended(header) + member(name, size=3) + b"abc".ljust(512, b"\0")
+
+
 # Of no use to an image: passed over, unless something is to be read there.
 ODD: dict[str, tuple[Callable[[str], bytes], str]] = {
     "symbolic link": (lambda n: member(n, tarfile.SYMTYPE, linkname="oci-layout"), "symbolic link"),
@@ -460,6 +466,25 @@ ODD: dict[str, tuple[Callable[[str], bytes], str]] = {
         ),
         "sparse",
     ),
+    **{
+        f"sparse file with the map {records}": (mapped(records), "damaged map")
+        for records in (
+            [("size", "3"), ("map", "0,2")],
+            [("size", "3"), ("map", "0,4")],
+            [("size", "2"), ("map", "0,3")],
+            [("size", "9"), ("map", "3,1,0,2")],
+            [("size", "9"), ("map", "0,2,1,1")],
+            [("size", "9"), ("map", "0,3,4")],
+            [("size", "9"), ("map", "-1,3")],
+            [("size", "9"), ("map", "0,-3")],
+            [("size", "9"), ("map", "a,b")],
+            [("map", "0,3")],
+            [("size", "9"), ("offset", "0")],
+            [("size", "9"), ("offset", "0"), ("numbytes", "4")],
+            [("major", "1"), ("minor", "0"), ("realsize", "9")],
+            [("major", "1"), ("minor", "0")],
+        )
+    },
     "unknown kind": (lambda n: member(n, b"Z", size=3) + bytes(512), "unknown type"),
     "volume": (lambda n: member(n, b"V"), "unknown type"),
     "absolute name": (lambda n: member(f"/{n}", size=3) + bytes(512), "called '/"),

@@ -6,6 +6,7 @@ import io
 import os
 import stat
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from .._engine.items import MANIFEST_MAX
 from ..errors import InvalidLayoutError
 from ._compression import START, Decompressor, is_compressed
 from ._documents import too_large
-from ._tar import Archive, Link, Member, Unusable
+from ._tar import Archive, Link, Member, Sparse, Unusable
 
 
 class LayoutFile(Protocol):
@@ -112,6 +113,34 @@ class _OpenMember:
         pass
 
 
+class _OpenSparse:
+    """A sparse file of an archive: its pieces, and zeros between them."""
+
+    def __init__(self, fd: int, sparse: Sparse) -> None:
+        self._fd = fd
+        self._sparse = sparse
+        self.size = sparse.size
+        self._position = 0
+
+    def read(self, size: int = -1) -> bytes:
+        end = self.size if size < 0 else min(self._position + size, self.size)
+        data = bytearray(end - self._position)
+        pieces = self._sparse.pieces
+        first = bisect_right(pieces, self._position, key=lambda piece: piece.start)
+        for piece in pieces[max(first - 1, 0) :]:
+            start, stop = max(piece.start, self._position), min(piece.start + piece.size, end)
+            if piece.start >= end:
+                break
+            if start < stop:
+                found = os.pread(self._fd, stop - start, piece.offset + start - piece.start)
+                data[start - self._position : start - self._position + len(found)] = found
+        self._position = end
+        return bytes(data)
+
+    def close(self) -> None:
+        pass
+
+
 class TarLayout:
     """A layout in a tar file; closing it closes the descriptor."""
 
@@ -126,6 +155,8 @@ class TarLayout:
             raise FileNotFoundError(f"{self.place} has no member {path}")
         if isinstance(found, Member):
             return _OpenMember(self._fd, found)
+        if isinstance(found, Sparse):
+            return _OpenSparse(self._fd, found)
         problem = found.problem if isinstance(found, Unusable) else "a symbolic link"
         raise InvalidLayoutError(
             f"{self.place} has a member {path!r} that is {problem}", path=self.place

@@ -4,14 +4,16 @@ The standard library's ``tarfile`` is made for trusted archives: it takes time t
 square of a header's length, and in Python 3.11 it goes backwards where a size is negative. It also
 reads some archives in another way than the tar reader of Go, which podman and skopeo use. This
 module refuses every archive in which readers would find different members. Members that are of no
-use (links, devices, sparse files, odd names) are only refused when they are opened.
+use (links, devices, odd names) are only refused when they are opened.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import posixpath
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..errors import InvalidLayoutError
@@ -21,6 +23,8 @@ MEMBERS_MAX = 500_000
 """The most members that an archive may have."""
 
 _EXTENSION_MAX = 64 * 1024
+# The most bytes, and the most numbers, of the map of a sparse file.
+_MAP_MAX = 1024 * 1024
 _CHUNK = 1024 * 1024
 
 _REGULAR = (b"0", b"\0", b"7")
@@ -54,6 +58,25 @@ class Member(NamedTuple):
     size: int
 
 
+class Piece(NamedTuple):
+    """A part of a sparse file that is not all zeros.
+
+    :ivar start: where in the file it is
+    :ivar offset: where in the archive it is
+    """
+
+    start: int
+    size: int
+    offset: int
+
+
+class Sparse(NamedTuple):
+    """Where the data of a sparse file is: its pieces in their order, and zeros between them."""
+
+    size: int
+    pieces: tuple[Piece, ...]
+
+
 class Link(NamedTuple):
     """A symbolic link to another path in the archive, or to somewhere else."""
 
@@ -66,7 +89,9 @@ class Unusable(NamedTuple):
     problem: str
 
 
-Found = Member | Link | Unusable
+_DAMAGED = Unusable("a sparse file with a damaged map")
+
+Found = Member | Sparse | Link | Unusable
 
 
 class _Extension(NamedTuple):
@@ -75,8 +100,7 @@ class _Extension(NamedTuple):
     name: bytes | None = None
     size: int | None = None
     link: bytes | None = None
-    sparse_name: bytes | None = None
-    is_sparse: bool = False
+    sparse: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Archive:
@@ -157,16 +181,21 @@ class Archive:
         name = raw.decode(errors="surrogateescape")
         size = size if extension.size is None else extension.size
         self._check_kind(kind, name, size)
-        if kind == _SPARSE:
-            self._step_over_map(header)
+        numbers = self._read_map(header) if kind == _SPARSE else []
         self._step_over(size)
         is_directory = kind == _DIRECTORY or (kind in _REGULAR and name.endswith("/"))
         if not is_directory:
             link = header[157:257].partition(b"\0")[0] if extension.link is None else extension.link
-            found = self._found(kind, size, link, is_sparse=extension.is_sparse)
+            if kind == _SPARSE:
+                found = self._sparse(numbers, self._number(header[483:495]), size, 0)
+            elif extension.sparse:
+                found = self._posix_sparse(extension.sparse, size)
+            else:
+                found = self._found(kind, size, link)
             self._add_named(name, found)
-            if extension.sparse_name is not None:
-                self._add_named(extension.sparse_name.decode(errors="surrogateescape"), found)
+            for key, value in extension.sparse:
+                if key == b"GNU.sparse.name":
+                    self._add_named(value.decode(errors="surrogateescape"), found)
         return _Extension()
 
     def _check_kind(self, kind: bytes, name: str, size: int) -> None:
@@ -180,10 +209,8 @@ class Archive:
         if kind == _SOLARIS_PAX:
             raise self._invalid("has headers of Solaris, which programs read differently")
 
-    def _found(self, kind: bytes, size: int, link: bytes, *, is_sparse: bool) -> Found:
+    def _found(self, kind: bytes, size: int, link: bytes) -> Found:
         target = link.decode(errors="surrogateescape")
-        if is_sparse or kind == _SPARSE:
-            return Unusable("a sparse file: pack it without --sparse")
         if kind in _REGULAR:
             return Member(self._start_of(size), size)
         if kind == _SYMBOLIC_LINK:
@@ -224,13 +251,72 @@ class Archive:
         """Return where data began that was just stepped over."""
         return self._offset - size - -size % BLOCK
 
-    def _step_over_map(self, header: bytes) -> None:
-        """Go on behind the blocks that continue the map of a sparse file."""
+    # Sparse files
+
+    def _read_map(self, header: bytes) -> list[int]:
+        """Return the map of a sparse file of GNU's old format, and go on to its last block."""
+        numbers = self._map_in(header[386:482])
         is_continued = header[482] != 0
         while is_continued:
             self._step_over(0)
             block = os.pread(self._fd, BLOCK, self._offset)
-            is_continued = len(block) == BLOCK and block[504] != 0
+            if len(block) < BLOCK or len(numbers) > _MAP_MAX:
+                raise self._invalid("is cut off, or has a sparse file in too many pieces")
+            numbers += self._map_in(block[:504])
+            is_continued = block[504] != 0
+        return numbers
+
+    def _map_in(self, block: bytes) -> list[int]:
+        fields = [block[start : start + 12] for start in range(0, len(block), 12)]
+        used = itertools.takewhile(lambda field: field[0], fields)
+        return [self._number(field) for field in used]
+
+    def _posix_sparse(self, records: Sequence[tuple[bytes, bytes]], size: int) -> Found:
+        """Return a sparse file of one of the formats that POSIX headers have."""
+        values = dict(records)
+        try:
+            if values.get(b"GNU.sparse.major") == b"1":
+                numbers, skipped = self._map_before_data(size)
+                return self._sparse(numbers, int(values[b"GNU.sparse.realsize"]), size, skipped)
+            if b"GNU.sparse.map" in values:
+                numbers = [int(text) for text in values[b"GNU.sparse.map"].split(b",")]
+            else:
+                keys = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
+                numbers = [int(value) for key, value in records if key in keys]
+            return self._sparse(numbers, int(values[b"GNU.sparse.size"]), size, 0)
+        except (KeyError, ValueError):
+            return _DAMAGED
+
+    def _map_before_data(self, size: int) -> tuple[list[int], int]:
+        """Return the map that a member's data begins with, and how many bytes it takes.
+
+        :raises ValueError: when there is none
+        """
+        data = os.pread(self._fd, min(size, _MAP_MAX), self._start_of(size))
+        count, _, rest = data.partition(b"\n")
+        lines = rest.split(b"\n", 2 * int(count))
+        if int(count) < 0 or len(lines) <= 2 * int(count):
+            raise ValueError("the map is cut off")
+        length = len(data) - len(lines[-1])
+        return [int(line) for line in lines[:-1]], length + -length % BLOCK
+
+    def _sparse(self, numbers: Sequence[int], real_size: int, size: int, skipped: int) -> Found:
+        """Return a sparse file with this map, whose data was just stepped over.
+
+        :param numbers: where each piece is in the file, and how long it is
+        :param skipped: how many bytes of the data are not of the pieces
+        """
+        position = self._start_of(size) + skipped
+        pieces: list[Piece] = []
+        end = 0
+        for start, length in zip(numbers[::2], numbers[1::2], strict=False):
+            if start < end or length < 0 or start + length > real_size:
+                return _DAMAGED
+            pieces.append(Piece(start, length, position))
+            position += length
+            end = start + length
+        is_whole = len(numbers) % 2 == 0 and position == self._start_of(size) + size
+        return Sparse(real_size, tuple(pieces)) if is_whole else _DAMAGED
 
     def _read_extension(self, kind: bytes, size: int, extension: _Extension) -> _Extension:
         if size > _EXTENSION_MAX:
@@ -242,17 +328,17 @@ class Archive:
             return extension._replace(name=data.partition(b"\0")[0])
         if kind == _GNU_LONG_LINK:
             return extension._replace(link=data.partition(b"\0")[0])
-        records = dict(self._pax_records(data))
-        is_sparse = any(key.startswith(b"GNU.sparse.") for key in records)
+        pairs = self._pax_records(data)
+        records = dict(pairs)
+        sparse = tuple(pair for pair in pairs if pair[0].startswith(b"GNU.sparse."))
         if kind == _PAX_FOR_ALL:
-            if is_sparse or not records.keys().isdisjoint({b"path", b"linkpath", b"size"}):
+            if sparse or not records.keys().isdisjoint({b"path", b"linkpath", b"size"}):
                 raise self._invalid("has a name or a size for all of its members")
             return extension
         extension = extension._replace(
             name=records.get(b"path", extension.name),
             link=records.get(b"linkpath", extension.link),
-            is_sparse=is_sparse or extension.is_sparse,
-            sparse_name=records.get(b"GNU.sparse.name", extension.sparse_name),
+            sparse=extension.sparse + sparse,
         )
         if (text := records.get(b"size")) is not None:
             if not text.isdigit() or len(text) > 19:
