@@ -198,7 +198,7 @@ async def test_images_and_layers_are_of_one_moment(
     store: ImageStore, beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """podman removes an image, and then its layers, while both are being read."""
-    read = PodmanFiles.read
+    read = PodmanFiles.read_layers
     load = IndexFile.snapshot
     steps: list[Callable[[], object]] = []
 
@@ -215,7 +215,7 @@ async def test_images_and_layers_are_of_one_moment(
 
         return call
 
-    monkeypatch.setattr(PodmanFiles, "read", after(read))
+    monkeypatch.setattr(PodmanFiles, "read_layers", after(read))
     monkeypatch.setattr(IndexFile, "snapshot", after(load))
 
     def remove_layer() -> None:
@@ -274,6 +274,25 @@ async def test_a_directory_with_nothing_beside_it_has_no_layers(tmp_path: Path) 
         now = await podman.snapshot(store)
     assert (len(now.images), dict(now.layers), dict(now.containers)) == (1, {}, {})
     assert now.layers_of(ONE) == ()
+
+
+async def test_layers_of_additional_stores_are_found(beside: Beside, tmp_path: Path) -> None:
+    other = Beside(tmp_path / "other")
+    other.write_layers(layer("base", size=1), layer("a", "base", 20))
+    other.write_containers(container("elsewhere", ONE))
+    beside.write_layers(layer("b", "base", 300), layer("a", "base", 21))
+    async with ImageStore(other.images) as store:
+        await store.create(ONE, top_layer="base", force=True)
+    async with ImageStore(beside.images, additional_stores=[other.images]) as store:
+        await store.create(TWO, top_layer="b", force=True)
+        now = await podman.snapshot(store)
+        assert (now.size_of(ONE), now.size_of(TWO)) == (1, 301)
+        assert now.layers["a"].diff_size == 21
+        assert not now.containers
+        first = now
+        assert (await podman.snapshot(store)).layers == first.layers
+        other.write_layers(layer("base", size=2))
+        assert (await podman.snapshot(store)).size_of(TWO) == 302
 
 
 # Images that containers use

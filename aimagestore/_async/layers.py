@@ -30,6 +30,8 @@ def _read_if_unchanged(engine: Engine) -> tuple[Catalog, PodmanRecords] | None:
     podman = engine.podman
     if podman is None:
         return engine.reader.snapshot(), PodmanRecords()
-    records = podman.read()
+    layers, containers = podman.read_layers(), podman.read_containers()
     catalog = engine.reader.snapshot()
-    return (catalog, records) if podman.read() is records else None
+    if podman.read_layers() is layers and podman.read_containers() is containers:
+        return catalog, PodmanRecords(layers, containers)
+    return None

@@ -7,7 +7,7 @@ wait in another order, and nothing has to be awaited:
 - Each file is replaced by renaming, so it is whole whenever it is read.
 - A layer is recorded before the first image that has it, and removed after the last one. So
   images and layers are of one moment when the images are read between two looks at the layers
-  that find the same files (``PodmanFiles.read`` returns the same object then).
+  that find the same files (each read returns the same object then).
 - containers/storage holds ``images.lock`` while it records a container of an image of that store.
   So the containers of an image are known for certain under that lock.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 
-from .._core.layers import Container, PodmanRecords
+from .._core.layers import Container, Layer, PodmanRecords
 from .._format.podman_records import container_of, layer_of
 from ..errors import StoreCorruptError
 from .record_file import RecordFile, RecordFiles, Records
@@ -46,9 +46,7 @@ def layer_store_of(path: str) -> str | None:
 
 
 class PodmanFiles:
-    """The files with layers and containers beside one image store.
-
-    Each is read when it has changed since it was read last.
+    """The files beside one image store; see :class:`aimagestore._engine.protocol.PodmanReader`.
 
     :param path: the image store
     :ivar layer_store: the directory with its layers, if there was one at first
@@ -61,19 +59,12 @@ class PodmanFiles:
         self.layer_store = layer_store_of(path)
         self.layers = RecordFiles(siblings(path, "layers"), _LAYER_FILES, layer_of)
         self.containers = RecordFiles(siblings(path, "containers"), _CONTAINER_FILES, container_of)
-        self._last = PodmanRecords()
 
-    def read(self) -> PodmanRecords:
-        """Return all layers and containers, the same object for as long as they are the same.
+    def read_layers(self) -> Mapping[str, Layer]:
+        return self.layers.read()
 
-        Damaged records are left out.
-
-        :raises StoreCorruptError: when a file is not a JSON array
-        """
-        layers, containers, last = self.layers.read(), self.containers.read(), self._last
-        if last.layers is not layers or last.containers is not containers:
-            self._last = last = PodmanRecords(layers, containers)
-        return last
+    def read_containers(self) -> Mapping[str, Container]:
+        return self.containers.read()
 
     def containers_of(self, image_ids: Collection[str]) -> Mapping[str, tuple[Container, ...]]:
         """Return the containers of some images; images without any are left out.

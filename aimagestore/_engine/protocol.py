@@ -8,7 +8,7 @@ read, it has a lock, it is written under that lock, it keeps items, and it is cl
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import datetime
 from typing import Protocol, TypeVar
@@ -18,7 +18,7 @@ from .._core.content import Content, Copies
 from .._core.draft import Draft, Plan
 from .._core.events import ChangeEvent
 from .._core.image import Image
-from .._core.layers import PodmanRecords
+from .._core.layers import Container, Layer
 from .._core.mutations import Mutation
 from .._core.report import Report
 from .._core.usage import StoredContent
@@ -160,13 +160,18 @@ class Engine(Protocol):
 
 
 class PodmanReader(Protocol):
-    """Reads what podman keeps beside a store. Takes no lock; never writes."""
+    """Reads what podman keeps beside a store, by ID. Takes no lock; never writes.
 
-    def read(self) -> PodmanRecords:
-        """Return all layers and containers, the same object for as long as they are the same.
+    Each method returns the same object for as long as nothing has changed, leaves out damaged
+    records, and raises :exc:`StoreCorruptError` when a file is damaged.
+    """
 
-        :raises StoreCorruptError: when a file of theirs is damaged
-        """
+    def read_layers(self) -> Mapping[str, Layer]:
+        """Return all layers."""
+        ...
+
+    def read_containers(self) -> Mapping[str, Container]:
+        """Return all containers."""
         ...
 
 

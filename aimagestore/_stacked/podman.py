@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
 
-from .._core.layers import Layer, PodmanRecords
+from .._core.layers import Container, Layer
 from .._engine.protocol import PodmanReader
-
-_NONE: Final = PodmanRecords()
 
 
 class StackedPodman:
-    """Reads the layers of all stores; see :class:`aimagestore._engine.protocol.PodmanReader`.
+    """The layers of all stores, and the containers of the writable one.
 
-    :param own: what reads those of the writable store, and its containers; ``None`` for none
-    :param additional: what reads those of the additional stores
+    A layer may be on top of one that another store has; of two with one ID the first counts. See
+    :class:`aimagestore._engine.protocol.PodmanReader`.
+
+    :param own: what is beside the writable store
+    :param additional: what is beside the additional stores, in order
     """
 
     def __init__(self, own: PodmanReader | None, additional: Sequence[PodmanReader]) -> None:
         self._own = own
-        self._additional = additional
-        self._last: tuple[Sequence[PodmanRecords], PodmanRecords] = (), _NONE
+        self._readers = [*([] if own is None else [own]), *additional]
+        self._no_containers: Mapping[str, Container] = {}
+        # One attribute, because several threads read: what each has, and what was made of it.
+        self._last: tuple[Sequence[Mapping[str, Layer]], Mapping[str, Layer]] = ((), {})
 
-    def read(self) -> PodmanRecords:
-        own = _NONE if self._own is None else self._own.read()
-        found = [own, *(reader.read() for reader in self._additional)]
-        known, merged = self._last
-        if len(known) == len(found) and all(map(operator.is_, known, found)):
-            return merged
-        layers: dict[str, Layer] = {}
-        for records in reversed(found):
-            layers |= records.layers
-        merged = PodmanRecords(layers, own.containers)
-        self._last = found, merged
-        return merged
+    def read_layers(self) -> Mapping[str, Layer]:
+        parts = [reader.read_layers() for reader in self._readers]
+        last_parts, found = self._last
+        if list(map(id, parts)) != list(map(id, last_parts)):
+            found = {key: layer for part in reversed(parts) for key, layer in part.items()}
+            self._last = parts, found
+        return found
+
+    def read_containers(self) -> Mapping[str, Container]:
+        return self._no_containers if self._own is None else self._own.read_containers()
