@@ -103,7 +103,8 @@ def describe(error: Exception) -> str:
     if isinstance(error, AmbiguousImageError):
         return f"{error}: {', '.join(error.candidates)}"
     if isinstance(error, ImageStoreError | CommandError):
-        return str(error)
+        # What the library calls the option.
+        return str(error).replace("force=True", "--force")
     if isinstance(error, OSError) and error.strerror:
         about = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         return f"{about}{error.strerror}"

@@ -19,25 +19,13 @@ from .tools import Tools, require
 pytestmark = [pytest.mark.peers, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 
 
-def build(tools: Tools, name: str, base: str, *contents: str) -> str:
-    """Have podman build an image with one layer for each content, and return its ID."""
-    folder = tools.root / "context"
-    folder.mkdir(exist_ok=True)
-    lines = [f"FROM {base}"]
-    for content in contents:
-        (folder / content).write_text(content * 1000)
-        lines.append(f"COPY {content} /")
-    (folder / "Containerfile").write_text("\n".join(lines))
-    return tools.podman("build", "--layers", "--quiet", "--tag", name, str(folder)).split()[-1]
-
-
 @pytest.fixture
 def tools(short_path: Path) -> Tools:
     """podman, with an image of two layers, another on top of it, and one by itself."""
     require("podman", "buildah")
     tools = Tools(short_path)
-    build(tools, "localhost/base:1", "scratch", "a", "b")
-    build(tools, "localhost/app:1", "localhost/base:1", "c")
+    tools.build("localhost/base:1", "scratch", "a", "b")
+    tools.build("localhost/app:1", "localhost/base:1", "c")
     tools.commit("localhost/other:1", "hello")
     return tools
 
@@ -94,7 +82,7 @@ async def test_reading_beside_podman_finds_every_layer(
     def work() -> None:
         try:
             for content in ("d", "e", "f"):
-                build(tools, "localhost/new:1", "localhost/base:1", content, f"{content}2")
+                tools.build("localhost/new:1", "localhost/base:1", content, f"{content}2")
                 tools.podman("rmi", "localhost/new:1")
         finally:
             done.set()

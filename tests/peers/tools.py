@@ -106,6 +106,17 @@ class Tools:
         self.buildah("rm", container)
         return image_id
 
+    def build(self, name: str, base: str, *contents: str) -> str:
+        """Have podman build an image with one more layer for each content, and return its ID."""
+        folder = self.root / "context"
+        folder.mkdir(exist_ok=True)
+        lines = [f"FROM {base}"]
+        for content in contents:
+            (folder / content).write_text(content * 1000)
+            lines.append(f"COPY {content} /")
+        (folder / "Containerfile").write_text("\n".join(lines))
+        return self.podman("build", "--layers", "--quiet", "--tag", name, str(folder)).split()[-1]
+
     def names(self) -> dict[str, list[str]]:
         """The IDs of the images that podman lists, and their names."""
         found: dict[str, list[str]] = {}

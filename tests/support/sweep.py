@@ -13,7 +13,7 @@ from uuid import UUID
 
 import anyio
 
-from aimagestore import Image, ImageStore, Report, check, copy_images, oci, repair
+from aimagestore import Image, ImageStore, Report, check, copy_images, oci, podman, repair
 from aimagestore._async.store import core_of
 
 from .interruptions import Interruption
@@ -129,6 +129,7 @@ OPERATIONS: dict[str, Operation] = {
     "images": lambda store, _: store.images(),
     "by_digest": lambda store, _: store.by_digest(f"sha256:{MANIFEST_DIGEST}"),
     "snapshot": lambda store, _: store.snapshot(),
+    "podman_snapshot": lambda store, _: podman.snapshot(store),
     "iter_images": iterate,
     "refresh": lambda store, _: store.refresh(),
     "modified": lambda store, _: store.modified(),
@@ -174,7 +175,7 @@ CHANGES += ["set_big_data", "collect_garbage", "repair", "import_layout", "aclos
 
 READS = {"get", "lookup", "exists", "metadata", "images", "by_digest", "snapshot", "iter_images"}
 READS |= {"refresh", "modified", "touched_since", "big_data", "big_data_names", "big_data_size"}
-READS |= {"big_data_digest", "open_big_data_in_part"}
+READS |= {"big_data_digest", "open_big_data_in_part", "podman_snapshot"}
 """Operations that change nothing."""
 
 
