@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
 
+from aimagestore import ImageStore, oci
+
 from ..support.stores import tree
-from .tools import Tools, require
+from ..test_apps import serving
+from . import generation
+from .mounts import read_only_bind
+from .tools import Tools, require, run
 
 pytestmark = pytest.mark.peers
 
@@ -52,3 +59,104 @@ def test_a_scanner_prints_what_podman_has(tools: Tools) -> None:
     assert scanned_app["names"] == ["localhost/app:1"]
     assert scanned_app["containers"] == ["user"]
     assert [layer["shared"] for layer in scanned_app["layers"]] == [True, True, False]
+
+
+# A store in front of one that many hosts share
+
+
+class Node:
+    """A podman whose store is in front of a shared one.
+
+    :ivar own: its own store
+    :ivar shared: where the graph root of the shared one is mounted
+    """
+
+    def __init__(self, base: Path) -> None:
+        self.own = Tools(base / "own")
+        self.own.graph.mkdir(parents=True)
+        self.shared = base / "shared"
+        self._configuration = base / "storage.conf"
+        self._configuration.write_text(
+            f'[storage]\ndriver = "vfs"\ngraphroot = "{self.own.graph}"\n'
+            f'runroot = "{self.own.root / "run"}"\n'
+            f'[storage.options]\nadditionalimagestores = ["{self.shared}"]\n'
+        )
+
+    @property
+    def shared_images(self) -> Path:
+        """The image store of the shared one."""
+        return self.shared / "vfs-images"
+
+    def command(self, *arguments: str) -> list[str]:
+        """Return the command that runs podman there."""
+        variable = f"CONTAINERS_STORAGE_CONF={self._configuration}"
+        return generation.command("env", variable, "podman", *arguments)
+
+    def podman(self, *arguments: str) -> str:
+        """Run podman there."""
+        result = subprocess.run(self.command(*arguments), check=True, capture_output=True)
+        return result.stdout.decode().strip()
+
+
+@pytest.fixture
+def node(short_path: Path) -> Node:
+    """A node whose own store is still empty."""
+    require("podman")
+    return Node(short_path / "node")
+
+
+def test_a_job_finds_the_image_that_a_site_shares(tools: Tools, node: Node) -> None:
+    (tools.root / "context" / "Containerfile").write_text(
+        'FROM localhost/app:1\nENV GREETING=hello\nCMD ["/run", "it"]\n'
+    )
+    tools.podman("build", "--quiet", "--tag", "localhost/job:1", str(tools.root / "context"))
+    job = tools.inspect("localhost/job:1")
+    with read_only_bind(tools.graph, node.shared):
+        before = tree(tools.graph)
+        stores = (node.own.image_store, node.shared_images)
+        found = json.loads(run_app("hpc_job.py", *stores, "localhost/job:1"))
+        assert found["shared"] is True
+        assert found["id"] == job["Id"]
+        assert found["command"] == ["/run", "it"]
+        assert "GREETING=hello" in found["environment"]
+        assert found["size"] == job["Size"]
+        assert len(found["layers"]) == len(job["RootFS"]["Layers"])
+        alias = "localhost/mine:1"
+        named = json.loads(run_app("hpc_job.py", *stores, "localhost/job:1", "--alias", alias))
+        assert named == found | {"shared": False, "names": [alias, "localhost/job:1"]}
+        assert node.podman("image", "inspect", "--format", "{{.Id}} {{.Size}}", alias) == (
+            f"{job['Id']} {job['Size']}"
+        )
+        assert tree(tools.graph) == before
+
+
+def places(arguments: list[object]) -> list[str]:
+    """Run the CI runner's program, and return where it says that the images are."""
+    return [line.split(" ", 2)[2] for line in run_app("ci_runner.py", *arguments).splitlines()]
+
+
+def test_a_runner_pulls_only_what_is_nowhere(tools: Tools, node: Node, tmp_path: Path) -> None:
+    require("skopeo")
+    layout = tmp_path / "layout"
+    for name in ("base", "app"):
+        source = f"{tools.reference}localhost/{name}:1"
+        run("skopeo", "copy", "--quiet", source, f"oci:{layout}:localhost/{name}:1")
+
+    async def fill() -> None:
+        async with ImageStore(tmp_path / "images") as store:
+            await oci.import_layout(store, layout)
+
+    anyio.run(fill)
+    with serving("asyncio", tmp_path / "images") as server:
+        base, app = (f"{server.address}/localhost/{name}:1" for name in ("base", "app"))
+        tools.podman("tag", "localhost/base:1", base)
+        with read_only_bind(tools.graph, node.shared):
+            pull = shlex.join(node.command("pull", "--quiet", "--tls-verify=false"))
+            options = ["--own", node.own.image_store, "--cache", node.shared_images]
+            arguments: list[object] = [*options, "--pull", pull, base, app]
+            assert places(arguments) == ["in the cache", "pulled"]
+            assert places(arguments) == ["in the cache", "here"]
+            for name in (base, app):
+                node.podman("image", "exists", name)
+        # The cache is not mounted any more.
+        assert places(arguments) == ["pulled", "here"]
