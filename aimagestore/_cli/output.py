@@ -75,6 +75,7 @@ def image_json(image: Image, layers_size: int | None = None) -> dict[str, Any]:
         "big_data_names": image.big_data_names,
         "big_data_sizes": dict(image.big_data_sizes),
         "big_data_digests": dict(image.big_data_digests),
+        "read_only": image.read_only,
     }
 
 
