@@ -153,6 +153,20 @@ async def test_malformed_digests_are_computed_again(path: Path, image: Path, dig
         assert found.digest == "sha256:" + sha256((image / "manifest").read_bytes()).hexdigest()
 
 
+async def test_a_malformed_digest_of_a_manifest_that_is_not_listed_is_removed(
+    path: Path, image: Path
+) -> None:
+    before = json.loads((path / "images.json").read_bytes())
+    digests = {"manifest-1": "x", "other": "x"}
+    edit_index(path, lambda r: r[0]["big-data-digests"].update(digests))
+    report = await check(path)
+    assert [(f.kind, f.key) for f in report.findings] == [(Kind.DIGEST_MALFORMED, "manifest-1")]
+    await repair(path, report)
+    assert (await check(path)).ok
+    before[0]["big-data-digests"]["other"] = "x"
+    assert json.loads((path / "images.json").read_bytes()) == before
+
+
 async def test_a_malformed_digest_of_damaged_content_is_removed(path: Path, image: Path) -> None:
     edit_index(path, lambda r: r[0]["big-data-digests"].update({"manifest": "x"}))
     os.truncate(image / "manifest", 10)

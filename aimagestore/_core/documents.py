@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from .._format import gojson
+from . import podman
 from .podman import Manifest
 
 DOCUMENT_MAX = 4 << 20
@@ -77,14 +78,14 @@ _decode_config = msgspec.json.Decoder(_Config | None).decode
 def read_manifest(text: bytes) -> Manifest | None:
     """Read a manifest or an image index; ``None`` where podman could not read it."""
     try:
-        return msgspec.json.decode(text, type=Manifest)
-    except (ValueError, RecursionError):
+        return podman.read_manifest(text)
+    except ValueError:
         return None
 
 
 def config_digest(manifest: Manifest) -> str:
     """Return the digest of an image's config, which is the key of its item; ``""`` without one."""
-    return (manifest.config and manifest.config.digest) or ""
+    return manifest.config.get("digest") or ""
 
 
 def read_documents(manifest: Manifest | None, config: bytes | None) -> Documents:
@@ -93,7 +94,8 @@ def read_documents(manifest: Manifest | None, config: bytes | None) -> Documents
     :param config: the text of its config, where that was read
     """
     if manifest is not None and manifest.is_index:
-        digests = (each.digest for each in manifest.manifests or ())
+        instances = (each or {} for each in manifest.fields.get("manifests") or ())
+        digests = (each.get("digest") for each in instances)
         return Documents(is_index=True, instances=frozenset(d for d in digests if d))
     try:
         found = _decode_config(config or b"null")

@@ -8,7 +8,7 @@ is to be done. It changes nothing.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -346,6 +346,11 @@ def reset_digest(image_id: str) -> Mutation:
 def set_top_layer(image_id: str, layer: str) -> Mutation:
     """Record the top layer of an image."""
     return _edit(image_id, lambda edited, _: edited.set("layer", layer))
+
+
+def set_mapped_layers(image_id: str, layers: Sequence[str]) -> Mutation:
+    """Record the copies of its top layer that an image has for other users."""
+    return _edit(image_id, lambda edited, _: edited.set("mapped-layers", tuple(layers)))
 
 
 def drop_big_data(image_id: str, key: str) -> Mutation:

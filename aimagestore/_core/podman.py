@@ -11,9 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import msgspec
-
-from .._format import gojson
+from .._format import godecode as go
 from .digest import MANIFEST, digest_of, hasher, is_digest
 from .image import Image
 from .references import is_reference
@@ -36,6 +34,16 @@ _DOCKER = "application/vnd.docker."
 _DOCKER_LIST = _DOCKER + "distribution.manifest.list.v2+json"
 _DOCKER_MANIFEST = _DOCKER + "distribution.manifest.v2+json"
 _DOCKER_CONFIG = _DOCKER + "container.image.v1+json"
+_DOCKER_TYPES = frozenset(
+    {
+        *(_DOCKER_LIST, _DOCKER_MANIFEST, _DOCKER_CONFIG),
+        *(_DOCKER + "distribution.manifest.v1+" + form for form in ("json", "prettyjws")),
+        *(_DOCKER + "image.rootfs.diff.tar" + form for form in ("", ".gzip", ".zstd")),
+        *(_DOCKER + "image.rootfs.foreign.diff.tar" + form for form in ("", ".gzip")),
+    }
+)
+"""Of which some podman takes a Docker manifest and its layers to be."""
+
 _TYPES = frozenset({_OCI_INDEX, _OCI_MANIFEST, _DOCKER_LIST, _DOCKER_MANIFEST})
 _INDEXES = frozenset({_OCI_INDEX, _DOCKER_LIST})
 
@@ -43,8 +51,8 @@ _INDEXES = frozenset({_OCI_INDEX, _DOCKER_LIST})
 class Part(NamedTuple):
     """A part of a record that podman cannot read, and an item if it is about one.
 
-    :ivar field: ``id``, ``name``, ``metadata``, ``manifest``, ``config``, ``instances`` or
-        ``layer``
+    :ivar field: ``id``, ``name``, ``metadata``, ``manifest``, ``config``, ``instances``,
+        ``layer`` or ``mapped-layers``
     :ivar key: the item
     :ivar problem: what is wrong with it
     """
@@ -71,52 +79,232 @@ def unreadable_parts(
     yield from unreadable_items(read)
     if image.top_layer and not knows_layer(image.top_layer):
         yield Part("layer", "", f"its top layer {image.top_layer} is unknown")
+    for layer in image.mapped_top_layers:
+        if not knows_layer(layer):
+            yield Part("mapped-layers", "", f"its mapped layer {layer!r} is unknown")
 
 
-class _SignatureSizes(msgspec.Struct, rename="kebab"):
-    signature_sizes: list[int] | None = None
-    signatures_sizes: dict[str, list[int] | None] | None = None
+_metadata = go.struct_of(
+    {
+        "signature-sizes": go.array(go.integer),
+        "signatures-sizes": go.mapping(go.array(go.integer)),
+    }
+)
 
 
 def _is_metadata(text: str) -> bool:
     if not text:
         return True
     try:
-        msgspec.json.decode(text, type=_SignatureSizes | None)
-    except (ValueError, RecursionError):
+        go.decode(text.encode(errors="replace"), _metadata)
+    except ValueError:
         return False
     return True
 
 
-class _Descriptor(msgspec.Struct, rename="camel"):
-    media_type: str | None = None
-    digest: str | None = None
+# The types of Go that podman decodes into, each with the fields that any version has.
+
+_PLATFORM = {
+    "architecture": go.text,
+    "os": go.text,
+    "os.version": go.text,
+    "os.features": go.array(go.text),
+    "variant": go.text,
+}
+_descriptor = go.struct(
+    mediaType=go.text,
+    artifactType=go.text,
+    digest=go.text,
+    size=go.integer,
+    urls=go.array(go.text),
+    annotations=go.mapping(go.text),
+    data=go.data,
+    platform=go.struct_of(_PLATFORM),
+)
+_docker_descriptor = go.struct(
+    mediaType=go.text,
+    digest=go.text,
+    size=go.integer,
+    urls=go.array(go.text),
+    platform=go.struct_of(_PLATFORM | {"features": go.array(go.text)}),
+)
+_version = go.struct(mediaType=go.text, schemaVersion=go.integer, signatures=go.anything)
+_config_type = go.struct(config=go.struct(mediaType=go.text))
+_instances = go.struct(manifests=go.array(_descriptor))
+_essential = go.struct(
+    config=go.anything,
+    fsLayers=go.anything,
+    history=go.anything,
+    layers=go.anything,
+    manifests=go.anything,
+)
+_common = {"schemaVersion": go.integer, "mediaType": go.text}
+_oci = _common | {
+    "artifactType": go.text,
+    "subject": _descriptor,
+    "annotations": go.mapping(go.text),
+}
+_MANIFESTS = {
+    _OCI_MANIFEST: go.struct_of(
+        _oci | {"config": _descriptor, "layers": go.array(_descriptor)},
+    ),
+    _OCI_INDEX: go.struct_of(_oci | {"manifests": go.array(_descriptor)}),
+    _DOCKER_MANIFEST: go.struct_of(
+        _common | {"config": _docker_descriptor, "layers": go.array(_docker_descriptor)},
+    ),
+    _DOCKER_LIST: go.struct_of(_common | {"manifests": go.array(_docker_descriptor)}),
+    "": go.struct(
+        name=go.text,
+        tag=go.text,
+        architecture=go.text,
+        schemaVersion=go.integer,
+        fsLayers=go.array(go.struct(blobSum=go.text)),
+        history=go.array(go.struct(v1Compatibility=go.text)),
+    ),
+}
+_KINDS = {_OCI_CONFIG: _OCI_MANIFEST, _DOCKER_CONFIG: _DOCKER_MANIFEST}
+_ESSENTIAL_FIELDS = {
+    _OCI_MANIFEST: {"config", "layers"},
+    _OCI_INDEX: {"manifests"},
+    _DOCKER_MANIFEST: {"config", "layers"},
+    _DOCKER_LIST: {"manifests"},
+    "": {"fsLayers", "history"},
+}
+"""What may be in a manifest of the essential fields; others make it ambiguous."""
+
+_set = go.mapping(go.struct())
+_words = go.either(go.array(go.text), go.text)
+_docker_container = go.struct(
+    Hostname=go.text,
+    Domainname=go.text,
+    User=go.text,
+    AttachStdin=go.boolean,
+    AttachStdout=go.boolean,
+    AttachStderr=go.boolean,
+    ExposedPorts=_set,
+    Tty=go.boolean,
+    OpenStdin=go.boolean,
+    StdinOnce=go.boolean,
+    Env=go.array(go.text),
+    Cmd=_words,
+    Healthcheck=go.struct(
+        Test=go.array(go.text),
+        StartPeriod=go.integer,
+        StartInterval=go.integer,
+        Interval=go.integer,
+        Timeout=go.integer,
+        Retries=go.integer,
+    ),
+    ArgsEscaped=go.boolean,
+    Image=go.text,
+    Volumes=_set,
+    WorkingDir=go.text,
+    Entrypoint=_words,
+    NetworkDisabled=go.boolean,
+    MacAddress=go.text,
+    OnBuild=go.array(go.text),
+    Labels=go.mapping(go.text),
+    StopSignal=go.text,
+    StopTimeout=go.integer,
+    Shell=_words,
+)
+_docker_image = go.struct(
+    id=go.text,
+    parent=go.text,
+    comment=go.text,
+    created=go.time,
+    container=go.text,
+    container_config=_docker_container,
+    docker_version=go.text,
+    author=go.text,
+    config=_docker_container,
+    architecture=go.text,
+    variant=go.text,
+    os=go.text,
+    Size=go.integer,
+)
+_oci_image = go.struct_of(
+    _PLATFORM
+    | {
+        "created": go.time,
+        "author": go.text,
+        "config": go.struct(
+            User=go.text,
+            ExposedPorts=_set,
+            Env=go.array(go.text),
+            Entrypoint=go.array(go.text),
+            Cmd=go.array(go.text),
+            Volumes=_set,
+            WorkingDir=go.text,
+            Labels=go.mapping(go.text),
+            StopSignal=go.text,
+            ArgsEscaped=go.boolean,
+        ),
+        "rootfs": go.struct(type=go.text, diff_ids=go.array(go.text)),
+        "history": go.array(
+            go.struct(
+                created=go.time,
+                created_by=go.text,
+                author=go.text,
+                comment=go.text,
+                empty_layer=go.boolean,
+            )
+        ),
+    }
+)
 
 
-class Manifest(msgspec.Struct, rename="camel"):
-    """What podman reads of a manifest or an image index."""
+class Manifest(NamedTuple):
+    """A manifest as podman decodes it.
 
-    media_type: str | None = None
-    schema_version: int | None = None
-    config: _Descriptor | None = None
-    layers: list[_Descriptor] | None = None
-    manifests: list[_Descriptor] | None = None
+    :ivar kind: the media type that it is taken for; ``""`` for Docker's schema 1
+    """
+
+    kind: str
+    fields: dict[str, Any]
 
     @property
-    def kind(self) -> str:
-        """The media type that containers/image takes it for; ``""`` for Docker's schema 1."""
-        if self.media_type in _TYPES:
-            return self.media_type or ""
-        if self.schema_version == 1:
-            return ""
-        if self.config is not None and self.config.media_type == _DOCKER_CONFIG:
-            return _DOCKER_MANIFEST
-        return _OCI_INDEX if self.manifests else _OCI_MANIFEST
+    def config(self) -> dict[str, Any]:
+        """The descriptor of its config."""
+        return self.fields.get("config") or {}
 
     @property
     def is_index(self) -> bool:
         """Whether it is an image index, which names other manifests."""
         return self.kind in _INDEXES
+
+
+def read_manifest(text: bytes) -> Manifest:
+    """Decode a manifest.
+
+    :raises ValueError: podman does not
+    """
+    value = go.parse(text)
+    kind = _kind_of(value)
+    fields = go.convert(value, _MANIFESTS[kind]) or {}
+    if not kind and fields.get("schemaVersion") != 1:
+        version = fields.get("schemaVersion")
+        raise ValueError(f"it has the unsupported schema version {version}")
+    others = (go.convert(value, _essential) or {}).keys() - _ESSENTIAL_FIELDS[kind]
+    if others:
+        raise ValueError(f"it has what only others have: {', '.join(sorted(others))}")
+    return Manifest(kind, fields)
+
+
+def _kind_of(value: Any) -> str:
+    try:
+        version = go.convert(value, _version) or {}
+        if version.get("mediaType") in _TYPES:
+            return str(version["mediaType"])
+        if version.get("schemaVersion") != 2:
+            return ""
+        config = (go.convert(value, _config_type) or {}).get("config") or {}
+        kind = _KINDS.get(config.get("mediaType", ""))
+        if kind is None and (go.convert(value, _instances) or {}).get("manifests"):
+            return "" if config.get("mediaType") else _OCI_INDEX
+    except ValueError:
+        return ""
+    return kind or _OCI_MANIFEST
 
 
 def unreadable_items(read: ReadItem) -> Iterator[Part]:
@@ -126,20 +314,30 @@ def unreadable_items(read: ReadItem) -> Iterator[Part]:
         yield Part("manifest", MANIFEST, "it has no manifest")
         return
     try:
-        manifest = msgspec.json.decode(text, type=Manifest)
-    except (ValueError, RecursionError) as error:
+        manifest = read_manifest(text)
+    except ValueError as error:
         yield Part("manifest", MANIFEST, f"its manifest cannot be read: {error}")
         return
     if problem := _problem_of(manifest):
         yield Part("manifest", MANIFEST, problem)
     elif manifest.is_index:
-        if read(INSTANCES) is None:
-            yield Part("instances", INSTANCES, f"its image index has no item {INSTANCES!r}")
+        yield from _unreadable_instances(read)
     elif manifest.kind:
-        assert manifest.config is not None, "it was looked at above"
-        digest = manifest.config.digest or ""
-        if problem := _problem_of_config(digest, read(digest) if is_digest(digest) else None):
+        digest = manifest.config.get("digest", "")
+        config = read(digest) if is_digest(digest) else None
+        if problem := _problem_of_config(digest, config):
             yield Part("config", digest, problem)
+
+
+def _unreadable_instances(read: ReadItem) -> Iterator[Part]:
+    text = read(INSTANCES)
+    if text is None:
+        yield Part("instances", INSTANCES, f"its image index has no item {INSTANCES!r}")
+        return
+    try:
+        go.decode(text, go.mapping(go.text))
+    except ValueError as error:
+        yield Part("instances", INSTANCES, f"its item {INSTANCES!r} cannot be read: {error}")
 
 
 def diff_ids(read: ReadItem) -> list[str]:
@@ -149,58 +347,65 @@ def diff_ids(read: ReadItem) -> list[str]:
     """
     if any(unreadable_items(read)):
         return []
-    manifest = msgspec.json.decode(read(MANIFEST) or b"", type=Manifest)
-    if not manifest.kind or manifest.is_index or manifest.config is None:
+    manifest = read_manifest(read(MANIFEST) or b"")
+    if not manifest.kind or manifest.is_index:
         return []
-    config = msgspec.json.decode(read(manifest.config.digest or "") or b"", type=_Config | None)
-    return (config and config.rootfs and config.rootfs.diff_ids) or []
+    config = go.decode(read(manifest.config["digest"]) or b"", _oci_image) or {}
+    return [digest or "" for digest in (config.get("rootfs") or {}).get("diff_ids") or ()]
 
 
 def is_podman_image(manifest: bytes) -> bool:
     """Return whether podman takes a manifest for that of an image or of several."""
     try:
-        return not _problem_of(msgspec.json.decode(manifest, type=Manifest))
-    except (ValueError, RecursionError):
+        return not _problem_of(read_manifest(manifest))
+    except ValueError:
         return False
 
 
 def _problem_of(manifest: Manifest) -> str:
-    if manifest.media_type not in _TYPES and manifest.schema_version not in {1, 2}:
-        return f"its manifest has the unsupported schema version {manifest.schema_version}"
     if manifest.kind == _OCI_MANIFEST:
-        media_type = "" if manifest.config is None else manifest.config.media_type
+        media_type = manifest.config.get("mediaType")
         if media_type != _OCI_CONFIG:
             return f"it is no image, but an artifact of the type {media_type!r}"
-        if manifest.manifests is not None:
-            return "its manifest has what only an index has"
     if manifest.kind == _DOCKER_MANIFEST:
-        types = [manifest.media_type, *(layer.media_type for layer in manifest.layers or ())]
-        odd = next((kind for kind in types if not (kind or "").startswith(_DOCKER)), None)
-        if odd is not None or None in types:
-            return f"its Docker manifest has the unsupported type {odd or ''!r}"
-        if manifest.config is None:
-            return "its manifest has no config"
+        layers = manifest.fields.get("layers") or ()
+        types = [manifest.fields, *(layer or {} for layer in layers)]
+        for each in types:
+            if each.get("mediaType") not in _DOCKER_TYPES:
+                return f"its Docker manifest has the unsupported type {each.get('mediaType', '')!r}"
+    return "" if manifest.kind else _problem_of_schema1(manifest.fields)
+
+
+_layer_of_schema1 = go.struct(
+    id=go.text,
+    parent=go.text,
+    comment=go.text,
+    created=go.time,
+    container_config=go.struct(Cmd=go.array(go.text)),
+    author=go.text,
+    throwaway=go.boolean,
+)
+
+
+def _problem_of_schema1(fields: dict[str, Any]) -> str:
+    texts = [each and each.get("v1Compatibility", "") for each in fields.get("history") or ()]
+    if not texts or len(texts) != len(fields.get("fsLayers") or ()):
+        return "its manifest has not as many layers as it has history"
+    try:
+        layers = [go.decode((text or "").encode(), _layer_of_schema1) or {} for text in texts]
+        go.decode((texts[0] or "").encode(), _docker_image)
+    except ValueError as error:
+        return f"its history cannot be read: {error}"
+    # From the top to the base; the same layer may come several times in a row.
+    ids = [layer.get("id", "") for layer in layers]
+    lowest = [index for index, each in enumerate(ids) if ids[index + 1 : index + 2] != [each]]
+    rows = [layers[index] for index in lowest]
+    parents = [layer.get("parent", "") for layer in rows]
+    if not all(_ID.fullmatch(each) for each in ids) or len(rows) != len(set(ids)):
+        return "its history has layers whose IDs are no IDs, or come again"
+    if parents != [*(layer["id"] for layer in rows[1:]), ""]:
+        return "its history has a layer that is not on the one below it"
     return ""
-
-
-class _RootFS(msgspec.Struct):
-    type: str | None = None
-    diff_ids: list[str] | None = None
-
-
-class _History(msgspec.Struct):
-    created: str | None = None
-
-
-class _Config(msgspec.Struct):
-    created: str | None = None
-    author: str | None = None
-    architecture: str | None = None
-    os: str | None = None
-    variant: str | None = None
-    config: dict[str, Any] | None = None
-    rootfs: _RootFS | None = None
-    history: list[_History] | None = None
 
 
 def _problem_of_config(digest: str, config: bytes | None) -> str:
@@ -211,11 +416,9 @@ def _problem_of_config(digest: str, config: bytes | None) -> str:
     if digest_of(state) != digest:
         return f"its config {digest} has another digest"
     try:
-        decoded = msgspec.json.decode(config, type=_Config | None)
-        times = [decoded.created, *(h.created for h in decoded.history or ())] if decoded else []
-        for time in times:
-            if time is not None:
-                gojson.parse_time(time)
-    except (ValueError, RecursionError) as error:
+        value = go.parse(config)
+        for into in (_docker_image, _oci_image):
+            go.convert(value, into)
+    except ValueError as error:
         return f"its config {digest} cannot be read: {error}"
     return ""

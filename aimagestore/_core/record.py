@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Raw
 
 from .._format import gojson
+from .._format.godecode import fold
 from .digest import MANIFEST, is_digest
 from .image import Image
 from .names import is_id
@@ -68,9 +69,6 @@ _decode_image: Final = msgspec.json.Decoder(_ImageFields).decode
 _decode_items: Final = msgspec.json.Decoder(_Items).decode
 _decode_sizes: Final = msgspec.json.Decoder(_Sizes).decode
 _decode_members: Final = msgspec.json.Decoder(dict[str, Raw]).decode
-
-# Go matches a field's name without regard to case; these two fold to ASCII letters as well.
-_GO_FOLDS: Final = str.maketrans({"\u017f": "s", "\u212a": "k"})
 
 RawJSON = Raw | bytes
 
@@ -196,7 +194,7 @@ def _members(raw: RawJSON) -> dict[str, RawJSON]:
 
 
 def _shadows_known_field(name: str) -> bool:
-    return name not in _ORDER and name.translate(_GO_FOLDS).lower() in _ORDER
+    return name not in _ORDER and fold(name) in _ORDER
 
 
 def _digests(fields: Fields) -> tuple[str, ...]:
@@ -355,6 +353,6 @@ def ids_in(element: bytes) -> frozenset[str]:
     found: set[str] = set()
     for match in _STRINGS.finditer(element):
         with suppress(ValueError):
-            if _decode_text(match[1]).translate(_GO_FOLDS).lower() == "id":
+            if fold(_decode_text(match[1])) == "id":
                 found.add(_decode_text(match[2]))
     return frozenset(found)

@@ -189,10 +189,10 @@ class DirectoryChecker:
                 yield from self._check_item(root, directory, image, key, counted=counted)
 
     def _check_digests(self, path: str, image: Image) -> None:
-        digests = {key: image.big_data_digests.get(key) for key in image.big_data_names}
-        for key, digest in digests.items():
-            # An empty one is no harm, except to a manifest.
-            if digest is not None and not is_digest(digest) and (digest or is_manifest_key(key)):
+        for key, digest in image.big_data_digests.items():
+            # An empty one, or one of an item that is not listed, only matters to manifests.
+            matters = is_manifest_key(key) or (digest and key in image.big_data_names)
+            if matters and not is_digest(digest):
                 self._add(FindingKind.DIGEST_MALFORMED, path, repr(digest), image.id, key)
         if image.digest and not is_digest(image.digest):
             self._add(FindingKind.DIGEST_MALFORMED, path, repr(image.digest), image.id)

@@ -46,7 +46,7 @@ class Podman:
 
         :param files: items that are about to get new content, by image ID and key
         """
-        return list(unreadable_parts(image, partial(self.read, image, files=files), self._knows))
+        return list(unreadable_parts(image, partial(self.read, image, files=files), self.knows))
 
     def new_problems(
         self, old: Image | None, new: Image, files: Mapping[tuple[str, str], Content]
@@ -92,7 +92,8 @@ class Podman:
         with io.FileIO(fd, "rb") as file:
             return file.readall() if os.fstat(fd).st_size <= MANIFEST_MAX else b""
 
-    def _knows(self, layer: str) -> bool:
+    def knows(self, layer: str) -> bool:
+        """Return whether there is a layer with this ID."""
         # Without a list that can be read, podman has other troubles.
         return self._records is None or layer in self._records.layers
 

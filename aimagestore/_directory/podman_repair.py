@@ -77,7 +77,11 @@ class PodmanRepairs:
             return mutations.remove_names(image.id, names), self._removed()
         if part.field == "metadata":
             return mutations.set_metadata(image.id, ""), self._removed()
-        if part.field == "instances":
+        if part.field == "mapped-layers":
+            # podman makes another copy where it needs one.
+            layers = [layer for layer in image.mapped_top_layers if self._podman.knows(layer)]
+            return mutations.set_mapped_layers(image.id, layers), self._removed()
+        if part.field == "instances" and self._podman.read(image, INSTANCES) is None:
             content = InlineContent.of(NO_INSTANCES)
             return mutations.set_big_data(image.id, INSTANCES, content), "added"
         found = self._other_manifest(image) if part.field in {"manifest", "config"} else None

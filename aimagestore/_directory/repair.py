@@ -211,8 +211,9 @@ def _plan_digest(root: Directory, draft: Draft, finding: Finding) -> tuple[Mutat
     if not key:
         return mutations.reset_digest(image.id), f"{finding.detail}: that of its manifest instead"
     found = None
-    with suppress(OSError, StoreCorruptError):
-        found = _as_podman_measures(root, image.id, key)
+    if key in image.big_data_names:
+        with suppress(OSError, StoreCorruptError):
+            found = _as_podman_measures(root, image.id, key)
     if found is None or found.size != image.big_data_sizes.get(key, found.size):
         # A new digest would make damaged content look whole.
         return mutations.clear_big_data_digest(image.id, key), f"{finding.detail}: removed"

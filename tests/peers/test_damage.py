@@ -30,6 +30,9 @@ REFUSED: dict[str, Change] = {
     "the image's": lambda records: records[0].update({"digest": "sha256:x"}),
     "the image's, without algorithm": lambda records: records[0].update({"digest": "x"}),
     "a manifest's": lambda records: records[0]["big-data-digests"].update({"manifest": "sha256:x"}),
+    "that of a manifest which is not listed": lambda records: records[0]["big-data-digests"].update(
+        {"manifest-1": "x"}
+    ),
     "a manifest's, empty": lambda records: records[0]["big-data-digests"].update({"manifest": ""}),
 }
 """Malformed digests."""

@@ -125,6 +125,59 @@ def _all_garbled(store: Path, image_id: str) -> None:
         _garbled(manifest)
 
 
+def _set_item(store: Path, image_id: str, key: str, data: bytes) -> None:
+    """Give an image an item, with a record that is right about it."""
+    (store / image_id / big_data_file(key)).write_bytes(data)
+
+    def describe(records: list[dict[str, Any]]) -> None:
+        for field, found in items_of((key, data)).items():
+            if isinstance(found, dict):
+                records[0][field] |= found
+            elif key not in records[0][field]:
+                records[0][field] += found
+
+    edit_index(store, describe)
+
+
+def _manifest(change: Callable[[dict[str, Any]], object], *, more: str = "") -> Damage:
+    """Return the damage of a manifest that another program has written like this.
+
+    :param more: members that come after its others
+    """
+
+    def damage(store: Path, image_id: str) -> None:
+        manifest = json.loads((store / image_id / "manifest").read_bytes())
+        change(manifest)
+        text = json.dumps(manifest)[:-1] + more + "}"
+        _set_item(store, image_id, "manifest", text.encode())
+
+    return Damage(damage, "manifest")
+
+
+def _config_with(**fields: Any) -> Damage:
+    """Return the damage of a config with such fields, which every digest agrees with."""
+
+    def damage(store: Path, image_id: str) -> None:
+        config = json.dumps(json.loads(_config(store, image_id).read_bytes()) | fields).encode()
+        manifest = json.loads((store / image_id / "manifest").read_bytes())
+        manifest["config"] |= {"digest": _digest(config), "size": len(config)}
+        _set_item(store, image_id, _digest(config), config)
+        for path in _manifests(store, image_id):
+            path.unlink()
+        edit_index(store, lambda records: forget(records, prefix="manifest"))
+        _set_item(store, image_id, "manifest", json.dumps(manifest).encode())
+
+    return Damage(damage, "its config .* cannot be read", stays=False)
+
+
+def _docker(manifest: dict[str, Any]) -> None:
+    docker = "application/vnd.docker."
+    manifest["mediaType"] = docker + "distribution.manifest.v2+json"
+    manifest["config"]["mediaType"] = docker + "container.image.v1+json"
+    for layer in manifest["layers"]:
+        layer["mediaType"] = docker + "unknown"
+
+
 def _renamed(store: Path, image_id: str) -> None:
     (store / image_id).rename(store / "short")
     edit_index(store, lambda records: records[0].update(id="short"))
@@ -148,6 +201,8 @@ INDEX = json.dumps(
     }
 ).encode()
 """An image index whose platforms are elsewhere."""
+
+_OLD = json.dumps({"schemaVersion": 1, "fsLayers": [], "history": []}).encode()
 
 PODMAN_FAILS = {
     "no manifest": Damage(_added(names=["localhost/bare:1"]), "it has no manifest"),
@@ -174,6 +229,26 @@ PODMAN_FAILS = {
     ),
     "artifact": Damage(_with_items(("manifest", ARTIFACT)), "artifact of the type 'application/x'"),
     "index without instances": Damage(_with_items(("manifest", INDEX)), "no item 'instances.json'"),
+    "instances of another type": Damage(
+        _with_items(("manifest", INDEX), ("instances.json", b"[]")),
+        "'instances.json' cannot be read",
+    ),
+    "schema 1 without layers": Damage(_with_items(("manifest", _OLD)), "not as many layers"),
+    "size a string": _manifest(lambda manifest: manifest["config"].update(size="1")),
+    "size a fraction": _manifest(lambda manifest: manifest["layers"][0].update(size=1.5)),
+    "annotation a number": _manifest(lambda manifest: manifest.update(annotations={"a": 1})),
+    "URLs a string": _manifest(lambda manifest: manifest["layers"][0].update(urls="x")),
+    "subject a string": _manifest(lambda manifest: manifest.update(subject="x")),
+    "manifest of two kinds": _manifest(lambda manifest: manifest.update(fsLayers=[])),
+    "layers in upper case": _manifest(lambda manifest: None, more=',"LAYERS":5'),
+    "Docker layer of unknown type": _manifest(_docker),
+    "environment a string": _config_with(config={"Env": "x"}),
+    "volumes a list": _config_with(config={"Volumes": ["x"]}),
+    "health check of another type": _config_with(config={"Healthcheck": {"Interval": "1s"}}),
+    "label a number": _config_with(config={"Labels": {"a": 1}}),
+    "layer digests numbers": _config_with(rootfs={"type": "layers", "diff_ids": [1]}),
+    "empty layer a string": _config_with(history=[{"empty_layer": "x"}]),
+    "Docker's size a string": _config_with(Size="1"),
     "old schema": Damage(_with_items(("manifest", b"{}")), "schema version None"),
     "name with spaces": Damage(_fields(names=["A B"]), "the name 'A B'"),
     "name in upper case": Damage(_fields(names=["localhost/A:1"]), "the name 'localhost/A:1'"),
@@ -181,6 +256,11 @@ PODMAN_FAILS = {
     "name like an ID": Damage(_fields(names=["a" * 64]), "the name 'a+'"),
     "metadata not JSON": Damage(_fields(metadata="nonsense"), "metadata"),
     "metadata of another type": Damage(_fields(metadata='{"signature-sizes":5}'), "metadata"),
+    "metadata in upper case": Damage(_fields(metadata='{"SIGNATURE-SIZES":5}'), "metadata"),
+    "metadata too large": Damage(_fields(metadata='{"signature-sizes":[1e20]}'), "metadata"),
+    "unknown mapped layer": Damage(
+        _fields(**{"mapped-layers": ["0" * 64]}), "mapped layer '0+' is unknown"
+    ),
     "ID not hex": Damage(_renamed, "the ID 'short'", stays=False),
     "unknown layer": Damage(_fields(layer="0" * 64), "top layer 0+ is unknown", stays=False),
 }
