@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +144,19 @@ async def test_the_recipe_for_pulling(store: ImageStore, tmp_path: Path) -> None
     assert await store.big_data("one", digest) == LAYER
 
 
+async def test_keeping_house(store: ImageStore, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {"ImageStore": ImageStore}
+    (code,) = blocks(section(GUIDE, "Housekeeping"), "python")
+    await run(code, names)
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+    await store.create("old", names=["localhost/old:1"], created=long_ago)
+    await store.create("new", names=["localhost/new:1"])
+    await store.create("latest", names=["localhost/old:latest"], created=long_ago)
+    await names["keep_house"](store)
+    assert [image.id for image in await store.images()] == ["new", "latest"]
+    assert "would free" in capsys.readouterr().out
+
+
 async def test_the_recipe_for_many_images(store: ImageStore) -> None:
     names: dict[str, Any] = {"ImageStore": ImageStore}
     await run(RECIPES[0], names)
@@ -257,7 +271,7 @@ def test_the_recipe_for_ranges(path: Path) -> None:
 # What holds for all pages
 
 PAGES = ["README", *sorted(file.stem for file in DOCS.glob("*.md"))]
-RUN = {"README": 3, "guide": 9, "http": 2, "recovery": 1, "podman": 2, "cluster": 1}
+RUN = {"README": 3, "guide": 10, "http": 2, "recovery": 1, "podman": 2, "cluster": 1}
 
 
 def test_every_block_is_run_here() -> None:
