@@ -357,11 +357,15 @@ class StackedStore(DirectoryStore):
         """The additional stores: one with an index, and one that never had an image."""
         return [Path(f"{self.path}-one"), Path(f"{self.path}-two")]
 
-    @property
-    def location(self) -> Location:
+    def make_additional(self) -> None:
+        """Make the additional stores where they are not there yet."""
         for path in self.additional:
             path.mkdir(exist_ok=True)
         (self.additional[0] / "images.json").write_text("[]")
+
+    @property
+    def location(self) -> Location:
+        self.make_additional()
         return stacked_location(self.path, self.additional)
 
     def check_intact(self) -> None:
