@@ -430,3 +430,31 @@ async def test_a_repair_leaves_layers_and_containers_alone(
         assert (await repair(beside.images, report, drop=drop)).ok
     assert tree(beside.images.parent) == before
     assert await check(beside.images) == report
+
+
+# Containers that are elsewhere
+
+
+@pytest.mark.parametrize("is_transient", [False, True])
+async def test_containers_that_podman_keeps_elsewhere_are_known(
+    beside: Beside, tmp_path: Path, *, is_transient: bool
+) -> None:
+    """The images have a root of their own, or the containers go with the machine."""
+    other = Beside(tmp_path / "other")
+    run_root = Beside(tmp_path / "run")
+    used = run_root if is_transient else other
+    used.write_containers(container("c", ONE, "web"), volatile=is_transient)
+    configuration = tmp_path / "storage.conf"
+    configuration.write_text(
+        f'[storage]\ndriver = "vfs"\ngraphroot = "{other.images.parent}"\n'
+        f'imagestore = "{beside.images.parent}"\nrunroot = "{run_root.images.parent}"\n'
+    )
+    environ = {"CONTAINERS_STORAGE_CONF": str(configuration), "PATH": "", "HOME": str(tmp_path)}
+    async with podman.open_store(read_only=False, environ=environ) as store:
+        assert store.layer_store == str(beside.layers)
+        await store.create(ONE, force=True)
+        assert [c.name for c in (await podman.snapshot(store)).containers_of(ONE)] == ["web"]
+        with pytest.raises(ImageInUseError):
+            await store.delete(ONE)
+        used.write_containers(volatile=is_transient)
+        await store.delete(ONE)

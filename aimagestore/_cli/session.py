@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import typer
 from anyio import to_thread
 
-from .._async.locations import AdditionalStore
+from .._async.locations import AdditionalStore, location_of
 from .._async.store import ImageStore
 from .._engine.protocol import Location
-from ..podman._opening import additional_stores
+from ..podman._opening import additional_stores, storage_location
 from .exits import CommandError, ExitCode
 from .output import say
 from .roots import given_cluster, given_store, is_cluster, may_be_store, podman_storage
@@ -52,13 +52,13 @@ class Session:
 
         :raises CommandError: when the store may not be written to, or none can be meant
         """
-        path, _ = await self._place(writes=writes)
-        return path
+        place, _ = await self._place(writes=writes)
+        return place.name
 
-    async def _place(self, *, writes: bool) -> tuple[str, list[AdditionalStore]]:
+    async def _place(self, *, writes: bool) -> tuple[Location, list[AdditionalStore]]:
         """The image store's directory, and the additional stores that podman's own has."""
         if self.root is not None:
-            return await given_store(self.root), []
+            return location_of(await given_store(self.root)), []
         storage = await podman_storage()
         if writes and not self.may_write:
             raise CommandError(
@@ -66,9 +66,9 @@ class Session:
                 "change it",
                 ExitCode.USAGE,
             )
-        return storage.image_store, additional_stores(storage)
+        return storage_location(storage), additional_stores(storage)
 
-    async def home(self, *, writes: bool = False, makes: bool = False) -> str | Location:
+    async def home(self, *, writes: bool = False, makes: bool = False) -> Location:
         """What keeps the store, without additional ones: a directory, or a cluster.
 
         :param makes: whether a directory is made where there is none
@@ -80,18 +80,18 @@ class Session:
 
     async def _home(
         self, *, writes: bool = False, makes: bool = False
-    ) -> tuple[str | Location, list[AdditionalStore]]:
+    ) -> tuple[Location, list[AdditionalStore]]:
         """What keeps the store, and its additional stores."""
         given = [AdditionalStore(await _given(root)) for root in self.additional]
         if self.root is not None and is_cluster(self.root):
             return given_cluster(self.root), given
-        path, additional = await self._place(writes=writes)
-        if not makes and not await to_thread.run_sync(may_be_store, path):
+        place, additional = await self._place(writes=writes)
+        if not makes and not await to_thread.run_sync(may_be_store, place.name):
             raise CommandError(
-                f"there is no image store at {path}: create, import and copy make one"
+                f"there is no image store at {place.name}: create, import and copy make one"
             )
-        logger.info("the store is %s", path)
-        return path, [*given, *additional]
+        logger.info("the store is %s", place.name)
+        return place, [*given, *additional]
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[ImageStore]:

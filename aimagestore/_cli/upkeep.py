@@ -88,7 +88,7 @@ async def check(
     return ExitCode.DONE if report.ok else ExitCode.DAMAGED
 
 
-async def _checked(where: str | Location, *, verify: bool) -> Report:
+async def _checked(where: Location, *, verify: bool) -> Report:
     with progress_bar("check") as bar:
         return await check_store(where, verify=verify, progress=bar.show)
 
@@ -128,9 +128,7 @@ async def repair(
     return ExitCode.DONE if left.ok else ExitCode.DAMAGED
 
 
-async def _repaired(
-    session: Session, where: str | Location, found: Report, *, drop: bool
-) -> Report:
+async def _repaired(session: Session, where: Location, found: Report, *, drop: bool) -> Report:
     timeout = session.lock_timeout
     with progress_bar("repair") as bar:
         return await repair_store(where, found, drop=drop, lock_timeout=timeout, progress=bar.show)

@@ -15,7 +15,7 @@ wait in another order, and nothing has to be awaited:
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from .._core.layers import Container, Layer, PodmanRecords
 from .._format.podman_records import container_of, layer_of
@@ -28,7 +28,7 @@ _LAYER_FILES = ("layers.json", "volatile-layers.json")
 _CONTAINER_FILES = ("containers.json", "volatile-containers.json")
 
 
-def siblings(path: str, kind: str) -> str | None:
+def directory_beside(path: str, kind: str) -> str | None:
     """Return where the layers or containers of an image store's driver would be.
 
     :param path: the image store, ``…/<driver>-images`` as containers/storage lays it out
@@ -41,7 +41,7 @@ def siblings(path: str, kind: str) -> str | None:
 
 def layer_store_of(path: str) -> str | None:
     """Return the directory in which podman keeps the layers of an image store, if there is one."""
-    directory = siblings(path, "layers")
+    directory = directory_beside(path, "layers")
     return directory if directory is not None and os.path.isdir(directory) else None
 
 
@@ -49,16 +49,21 @@ class PodmanFiles:
     """The files beside one image store; see :class:`aimagestore._engine.protocol.PodmanReader`.
 
     :param path: the image store
+    :param container_stores: directories that may have containers of its images as well
     :ivar layer_store: the directory with its layers, if there was one at first
     :ivar layers: the files with layers
     :ivar containers: the files with containers
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, container_stores: Iterable[str] = ()) -> None:
         # Looked up once, because the event loop reads it and must not wait for the disk.
         self.layer_store = layer_store_of(path)
-        self.layers = RecordFiles(siblings(path, "layers"), _LAYER_FILES, layer_of)
-        self.containers = RecordFiles(siblings(path, "containers"), _CONTAINER_FILES, container_of)
+        layers, containers = directory_beside(path, "layers"), directory_beside(path, "containers")
+        self.layers = RecordFiles([] if layers is None else [layers], _LAYER_FILES, layer_of)
+        directories = [os.path.realpath(each) for each in container_stores]
+        if containers is not None:
+            directories.insert(0, containers)
+        self.containers = RecordFiles(dict.fromkeys(directories), _CONTAINER_FILES, container_of)
 
     def read_layers(self) -> Mapping[str, Layer]:
         return self.layers.read()

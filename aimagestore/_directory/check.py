@@ -37,10 +37,14 @@ class DirectoryChecker:
     What looks damaged is checked again under a readers' lock: a writer may have been at work.
 
     :param path: returns the path of the directory; may raise
+    :param container_stores: as for :class:`DirectoryLocation`
     """
 
-    def __init__(self, path: Callable[[], str], *, verify: bool) -> None:
+    def __init__(
+        self, path: Callable[[], str], *, verify: bool, container_stores: Iterable[str] = ()
+    ) -> None:
         self._path = path
+        self._container_stores = container_stores
         self._verify = verify
         self._findings: list[Finding] = []
         self._was_under_way = False
@@ -84,7 +88,7 @@ class DirectoryChecker:
         snapshot = self._read_index(root)
         if snapshot is None:
             return
-        with closing(PodmanFiles(root.path)) as files:
+        with closing(PodmanFiles(root.path, self._container_stores)) as files:
             yield from self._check_records(root, snapshot, files, suspects)
             if files.layer_store is not None:
                 self._findings += check_beside(files, snapshot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 
 from .._core.draft import Draft
 from .._engine.protocol import ChangeUnderWayError
@@ -31,9 +32,11 @@ class DirectoryEngine:
     - recovery, which the writer calls before it commits.
     """
 
-    def __init__(self, root: Directory, *, read_only: bool) -> None:
+    def __init__(
+        self, root: Directory, *, read_only: bool, container_stores: Iterable[str] = ()
+    ) -> None:
         self.name = root.path
-        self.podman = PodmanFiles(root.path)
+        self.podman = PodmanFiles(root.path, container_stores)
         self.layer_store = self.podman.layer_store
         self._root = root
         recovery = Recovery(root)
@@ -52,13 +55,15 @@ class DirectoryEngine:
             raise
 
     @classmethod
-    def opened(cls, path: str, *, read_only: bool) -> DirectoryEngine:
+    def opened(
+        cls, path: str, *, read_only: bool, container_stores: Iterable[str] = ()
+    ) -> DirectoryEngine:
         """Open a directory, create it unless ``read_only``, and complete what a crash left."""
         if not read_only:
             make_directories(path)
         root = Directory.at(path)
         try:
-            engine = cls(root, read_only=read_only)
+            engine = cls(root, read_only=read_only, container_stores=container_stores)
         except BaseException:
             root.close()
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from .._core.names import INDEX_FILE
 from ..errors import GraphRootError
@@ -14,24 +15,33 @@ _IMAGE_STORE = "-images"
 
 
 class DirectoryLocation:
-    """The path of a directory; see :class:`aimagestore._engine.protocol.Location`."""
+    """The path of a directory; see :class:`aimagestore._engine.protocol.Location`.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    :param container_stores: directories in which podman records containers of its images, if there
+        are others than the one beside it
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, container_stores: Iterable[str] = ()
+    ) -> None:
         name = os.fspath(path)
         if not isinstance(name, str):
             raise TypeError(f"a path must be a str or os.PathLike[str], not {type(path).__name__}")
         if not name:
             raise ValueError("a store needs the path of a directory, not an empty one")
         self.name = name
+        self._container_stores = tuple(container_stores)
 
     def __repr__(self) -> str:
         return f"DirectoryLocation({self.name!r})"
 
     def open(self, *, read_only: bool) -> DirectoryEngine:
-        return DirectoryEngine.opened(self._path(), read_only=read_only)
+        return DirectoryEngine.opened(
+            self._path(), read_only=read_only, container_stores=self._container_stores
+        )
 
     def checker(self, *, verify: bool) -> DirectoryChecker:
-        return DirectoryChecker(self._path, verify=verify)
+        return DirectoryChecker(self._path, verify=verify, container_stores=self._container_stores)
 
     def repairer(self) -> DirectoryRepairer:
         return DirectoryRepairer(self._path())

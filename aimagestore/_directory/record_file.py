@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, Generic, NamedTuple, TypeVar
 
@@ -111,15 +111,16 @@ def _version_of(found: os.stat_result) -> tuple[int, int, int]:
 
 
 class RecordFiles(Generic[T]):
-    """The files of one directory that have records of one kind.
+    """The files that have records of one kind.
 
-    :param directory: ``None`` where there are no such files
+    :param directories: where they may be
+    :param names: their names in each directory
     """
 
     def __init__(
-        self, directory: str | None, names: Sequence[str], decode: Callable[[Raw], T | None]
+        self, directories: Iterable[str], names: Sequence[str], decode: Callable[[Raw], T | None]
     ) -> None:
-        self._files = [RecordFile(directory, name, decode) for name in names if directory]
+        self._files = [RecordFile(each, name, decode) for each in directories for name in names]
         # One attribute, because several threads read: what the files had, and what was made of it.
         self._last: tuple[list[Records[T]], Mapping[str, T]] = ([], {})
 

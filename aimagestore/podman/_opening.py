@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from .._async.locations import AdditionalStore
 from .._async.store import ImageStore
+from .._directory.location import DirectoryLocation
+from .._engine.protocol import Location
 from ._locating import PodmanStorage, locate
 
 
@@ -29,12 +32,23 @@ async def open_store(
     """
     storage = await locate(environ=environ)
     async with ImageStore(
-        storage.image_store,
+        storage_location(storage),
         read_only=read_only,
         lock_timeout=lock_timeout,
         additional_stores=additional_stores(storage),
     ) as store:
         yield store
+
+
+def storage_location(storage: PodmanStorage) -> Location:
+    """Return where a podman keeps its images, and the containers that use them.
+
+    Those are elsewhere when images have a root of their own, or containers are transient.
+    """
+    transient = os.path.join(storage.run_root, f"{storage.driver}-containers")
+    return DirectoryLocation(
+        storage.image_store, container_stores=[storage.container_store, transient]
+    )
 
 
 def additional_stores(storage: PodmanStorage) -> list[AdditionalStore]:
