@@ -14,7 +14,8 @@ import pytest
 from aimagestore import FindingKind, ImageInUseError, ImageStore, check, podman
 from aimagestore._directory.index_file import IndexFile
 
-from .tools import Tools, require
+from .generation import BEHAVIOUR, ROOT
+from .tools import Tools, require, run
 
 pytestmark = [pytest.mark.peers, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 
@@ -133,3 +134,39 @@ def forget_layer(tools: Tools, layer_id: str) -> None:
     records = [record for record in json.loads(file.read_bytes()) if record["id"] != layer_id]
     file.write_text(json.dumps(records))
     (file.parent / "layers.lock").write_bytes(os.urandom(64))
+
+
+@pytest.mark.skipif(not BEHAVIOUR.keeps_trees, reason="this podman has neither")
+@pytest.mark.parametrize("option", ['imagestore = "{base}/images"', "transient_store = true"])
+async def test_containers_are_known_wherever_podman_keeps_them(
+    short_path: Path, option: str
+) -> None:
+    require("podman")
+    configuration = short_path / "storage.conf"
+    configuration.write_text(
+        f'[storage]\ndriver = "vfs"\ngraphroot = "{short_path}/graph"\n'
+        f'runroot = "{short_path}/run"\n{option.format(base=short_path)}\n'
+    )
+
+    def run_podman(*arguments: str) -> str:
+        return run(
+            "env", *(f"{key}={text}" for key, text in variables.items()), "podman", *arguments
+        )
+
+    (short_path / "Containerfile").write_text("FROM scratch\nCOPY Containerfile /\n")
+    run_podman("build", "--quiet", "--tag", "localhost/hello:1", str(short_path))
+    run_podman("create", "--name", "web", "localhost/hello:1", "/x")
+    programs = os.pathsep.join(f"{ROOT}/{part}" for part in ("usr/bin", "bin"))
+    environ = {"PATH": programs, "HOME": "/root", "CONTAINERS_STORAGE_CONF": str(configuration)}
+    async with podman.open_store(read_only=False, environ=environ) as store:
+        assert store.layer_store is not None
+        now = await podman.snapshot(store)
+        assert (
+            now.size_of("localhost/hello:1")
+            == json.loads(run_podman("image", "inspect", "localhost/hello:1"))[0]["Size"]
+        )
+        with pytest.raises(ImageInUseError) as caught:
+            await store.delete("localhost/hello:1")
+        assert caught.value.containers == ("web",)
+        run_podman("rm", "web")
+        await store.delete("localhost/hello:1")
