@@ -35,7 +35,7 @@ async def filled(store: ImageStore) -> ImageStore:
             f"app{number}",
             names=[f"localhost/app:{number}"],
             created=NOW - timedelta(days=10 - number),
-            big_data={"k": DATA},
+            big_data={"k": b"%d" % number + DATA},
         )
     await store.create("old", created=NOW - timedelta(days=30), big_data={"k": DATA, "l": b"x"})
     await store.create("new", created=NOW, big_data={"k": b"new"})
@@ -87,6 +87,23 @@ async def test_usage_counts_each_image_and_the_whole_store(filled: ImageStore) -
         assert each.containers == ()
         assert each.layers_size == 0
     assert usage.total >= usage.reclaimable >= sum(i.size for i in await filled.images())
+
+
+async def test_content_of_several_images_is_no_images_own(store: ImageStore) -> None:
+    shared = 10 * DATA
+    for name in ("one", "two", "three"):
+        await store.create(name, big_data={"shared": shared, "own": name.encode()})
+    before = await store.usage()
+    assert before.images["one"].shared_size >= len(shared)
+    assert before.images["one"].unique_size < len(shared)
+    assert before.total < 2 * len(shared) + 12 * 4096  # directories, and the files of each
+    policy = PrunePolicy(filter=lambda image: image.id != "three")
+    assert (await store.prune(policy, dry_run=True)).freed < len(shared)
+    result = await store.prune(policy)
+    assert result.freed == before.images["one"].unique_size + before.images["two"].unique_size
+    after = await store.usage()
+    assert after.images["three"].unique_size >= len(shared)
+    assert (await store.prune(PrunePolicy())).freed == after.images["three"].size
 
 
 async def test_usage_is_measured_beside_writers(where: StoreUnderTest, filled: ImageStore) -> None:
