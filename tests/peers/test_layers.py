@@ -149,9 +149,7 @@ async def test_containers_are_known_wherever_podman_keeps_them(
     )
 
     def run_podman(*arguments: str) -> str:
-        return run(
-            "env", *(f"{key}={text}" for key, text in variables.items()), "podman", *arguments
-        )
+        return run("env", f"CONTAINERS_STORAGE_CONF={configuration}", "podman", *arguments)
 
     (short_path / "Containerfile").write_text("FROM scratch\nCOPY Containerfile /\n")
     run_podman("build", "--quiet", "--tag", "localhost/hello:1", str(short_path))
