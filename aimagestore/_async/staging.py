@@ -53,6 +53,9 @@ class Readable(Protocol):
 
 _GATHER_SECONDS = 0.02
 
+_JOINED = 256 * 1024
+"""Bytes from small pieces that are worth a hop to a thread."""
+
 _NOT_USABLE = "staged data can be used once, inside the block that staged it"
 
 
@@ -268,12 +271,13 @@ class Pouring:
             async for piece in self._pieces:
                 view = memoryview(check_piece(piece)).cast("B")
                 self._expectations.check_growing(content.size + len(joined) + len(view))
-                if len(view) < CHUNK and len(joined) + len(view) < CHUNK:
+                if len(joined) + len(view) < _JOINED:
                     joined += view
                     continue
                 if joined:
-                    await self._write(file, bytes(joined))
-                    joined.clear()
+                    chunk = bytes(joined)
+                    joined.clear()  # before it waits, with many others
+                    await self._write(file, chunk)
                 for start in range(0, len(view), CHUNK):
                     # A copy: who gave it may change it while it is hashed beside the writing.
                     await self._write(file, bytes(view[start : start + CHUNK]))

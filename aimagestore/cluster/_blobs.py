@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 # S3 takes parts of 5 MiB and more, and 10,000 of them: this allows items of 78 GiB.
 PART = 8 * 1024 * 1024
-_PARTS_AT_ONCE = 2
 
 RETRIES = 0.6
 """The part of a deadline in which a request is sent again; the last attempt ends in the rest."""
@@ -106,10 +105,12 @@ class Blobs:
         return f"{self.name}/{blob.hex}"
 
     def writer(self, blob: UUID) -> WritableFile:
-        """Begin to write an object, which exists when the writer is closed."""
-        return obstore.open_writer(
-            self._uploads, blob.hex, buffer_size=PART, max_concurrency=_PARTS_AT_ONCE
-        )
+        """Begin to write an object, which exists when the writer is closed.
+
+        It sends parts of :data:`PART` bytes in the background. The first byte after a part is
+        written when that part is stored, so there is one part of an object in memory at most.
+        """
+        return obstore.open_writer(self._uploads, blob.hex, buffer_size=PART, max_concurrency=1)
 
     def get(self, blob: UUID, offset: int) -> GetResult:
         """Begin to read an object, without retries.

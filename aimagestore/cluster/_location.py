@@ -37,7 +37,8 @@ class ClusterLocation:
         for writing; from then on it is in the database, where :func:`set_grace_period` changes it
     :param deadline: seconds within which a server must answer a request. A commit gets a second
         more for every thousand images that it changes. An upload must store a part of 8 MiB in this
-        time: use more on slow links
+        time: use more on slow links. All uploads of a process have three parts in memory; the
+        others are in temporary files without names, in the directory that ``TMPDIR`` names
     :raises ValueError: when an address is malformed, ``cache_size`` is negative, ``grace_period``
         is not positive or longer than a hundred years, or ``deadline`` is not positive
     """

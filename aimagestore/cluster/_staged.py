@@ -7,27 +7,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, InvalidStateError, wait
+from concurrent.futures import Executor, Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from uuid import UUID, uuid4
+from typing import NamedTuple, TypeVar
+from uuid import UUID
 
 from .._core.content import Buffer
 from .._engine.digesting import Digester
 from .._engine.items import CHUNK
 from ..errors import StoreUnavailableError
 from ._blob_reader import BlobReader
-from ._blobs import FAILURES, PART, Blobs
-
-if TYPE_CHECKING:
-    from obstore import WritableFile
+from ._blobs import Blobs
+from ._upload import MOMENT, Interruption, Upload, wait_for
 
 logger = logging.getLogger("aimagestore")
-
-_MOMENT = 0.25
-"""Seconds that a discarded object's removal is waited for, and an interrupted upload. Longer, they
-go on by themselves."""
 
 # Seconds after which an object is not believed to be there still: a collection of garbage may have
 # removed it. This clock need not be right, because a commit that refers to one fails as well.
@@ -63,7 +57,7 @@ class _Sink(io.BufferedIOBase):
     """Passes on what is written, and digests it beside that."""
 
     def __init__(
-        self, begin: Callable[[], None], append: Callable[[bytes], None], helpers: Executor
+        self, begin: Callable[[], None], append: Callable[[memoryview], None], helpers: Executor
     ) -> None:
         self._begin = begin
         self._append = append
@@ -74,12 +68,15 @@ class _Sink(io.BufferedIOBase):
         return True
 
     def write(self, data: Buffer) -> int:  # type: ignore[override]
-        # The writer keeps the data until it is sent; the caller may change it before that.
-        piece = data if isinstance(data, bytes) else bytes(data)
+        piece = memoryview(data).cast("B")
         self._begin()
         self.digester.add(piece)
-        self._append(piece)
-        self.size += len(piece)
+        try:
+            self._append(piece)
+            self.size += len(piece)
+        finally:
+            if not isinstance(data, bytes):
+                self.flush()  # the caller may change it from here on
         return len(piece)
 
     def flush(self) -> None:
@@ -111,7 +108,8 @@ class StagedBlob:
         search: Callable[[str, int], Search],
         stored: StoredBlob | None = None,
     ) -> None:
-        self.id: UUID = uuid4() if stored is None else stored.id
+        self._upload = Upload(blobs, uploaders)
+        self.id: UUID = self._upload.id if stored is None else stored.id
         self.is_stored = stored is not None
         self.may_share = False
         # Where nothing was written: what the content is.
@@ -120,27 +118,24 @@ class StagedBlob:
         self._blobs = blobs
         self._uploaders = uploaders
         self._removers = removers
-        # Held while the writer is used: a cancelled write may still be in its thread.
+        # Held while the upload is used: a cancelled write may still be in its thread.
         self._mutex = threading.Lock()
-        self._writer = blobs.writer(self.id if stored is None else uuid4())
         self._sink = _Sink(self._begin, self._append, helpers)
         self._finished: float | None = None if stored is None else time.time()
         self._is_broken = False
         self._is_open = True
         self._is_in_doubt = False
-        # A call of the writer that did not end in time.
-        self._overdue: Future[Any] | None = None
         # Done when the present write is to end soon.
-        self._interruption: Future[None] = Future()
+        self._interruption: Interruption = Future()
 
     def _begin(self) -> None:
         if self._finished is not None:
             with self._writing():
                 self._begin_again()
 
-    def _append(self, piece: bytes) -> None:
-        with self._writing():
-            self._upload(lambda: self._writer.write(piece))
+    def _append(self, piece: memoryview) -> None:
+        with self._writing(), self._breaking():
+            self._upload.write(piece, self._interruption)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -152,51 +147,42 @@ class StagedBlob:
             finally:
                 self._interruption = Future()
 
-    def _upload(self, call: Callable[[], object]) -> None:
-        """Call the writer, with a deadline. It blocks while earlier parts are being sent.
-
-        :raises StoreUnavailableError: when the object store is unavailable; nothing more can be
-            written then
-        """
+    @contextmanager
+    def _breaking(self) -> Iterator[None]:
+        """Note that nothing more can be written when a write fails."""
         try:
-            self._wait(call)
-        except StoreUnavailableError:
+            yield
+        except BaseException:
             self._is_broken = True
             raise
 
     def _wait(self, call: Callable[[], T]) -> T:
-        """Wait for a call of the object store, until its deadline or :meth:`interrupt`.
+        """Wait for a call of a server, until its deadline or :meth:`interrupt`.
 
         :raises StoreUnavailableError: when the object store is unavailable
         """
-        interruption = self._interruption
-        future: Future[T] = self._uploaders.submit(call)
-        either: list[Future[Any]] = [future, interruption]
-        wait(either, self._blobs.deadline, FIRST_COMPLETED)
-        try:
-            return future.result(_MOMENT if interruption.done() else 0)
-        except TimeoutError:
-            self._overdue = future
-            raise StoreUnavailableError(
-                f"{self._blobs.name}: an upload made no progress for {self._blobs.deadline:g} s"
-            ) from None
-        except FAILURES as error:
-            raise self._blobs.unavailable(error) from None
+        until = time.monotonic() + self._blobs.deadline
+        return wait_for(self._uploaders.submit(call), until, self._interruption, self._blobs)
 
     def _begin_again(self) -> None:
         """Continue in another object that begins with the finished one: objects never change."""
-        longer = uuid4()
-        writer = self._blobs.writer(longer)
-        with BlobReader(self._blobs, self.id) as reader:
-            while piece := reader.read(CHUNK):
-                self._upload(partial(writer.write, piece))
-                if self._stored is not None:
-                    self._sink.digester.add(piece)
-                    self._sink.size += len(piece)
-        if not self.is_stored:
-            self._blobs.delete([self.id])
-        self.id, self._writer, self._finished = longer, writer, None
+        former, is_mine = self._upload, not self.is_stored
+        longer = Upload(self._blobs, self._uploaders)
+        try:
+            with BlobReader(self._blobs, self.id) as reader:
+                while piece := reader.read(CHUNK):
+                    longer.write(memoryview(piece), self._interruption)
+                    if self._stored is not None:
+                        self._sink.digester.add(piece)
+                        self._sink.size += len(piece)
+        except BaseException:
+            self._is_broken = True
+            self._remove_soon(longer)
+            raise
+        self._upload, self.id, self._finished = longer, longer.id, None
         self.is_stored, self._stored = False, None
+        if is_mine:
+            self._remove_soon(former)
 
     @property
     def sink(self) -> io.BufferedIOBase:
@@ -231,7 +217,8 @@ class StagedBlob:
         with self._writing():
             if self._finished is None:
                 if not self._use_stored():
-                    self._upload(self._writer.close)
+                    with self._breaking():
+                        self._upload.complete(self._interruption)
             elif self.is_young:
                 return
             elif not self._wait(lambda: self._blobs.exists(self.id)):
@@ -246,8 +233,7 @@ class StagedBlob:
             return False
         if found is None:
             return False
-        if self._sink.size >= PART:
-            self._remove_soon(self.id, self._writer)
+        self._remove_soon(self._upload)
         self.id, self.is_stored = found.id, True
         return True
 
@@ -292,7 +278,7 @@ class StagedBlob:
         """
         self._is_open = False
         if not is_needed and not self.is_stored:
-            self._remove_soon(self.id, None)
+            self._remove_soon(self._upload)
 
     def discard(self) -> None:
         """Remove the object, unless a commit may refer to it.
@@ -302,40 +288,34 @@ class StagedBlob:
         """
         is_mine = self._is_open and not self._is_in_doubt and not self.is_stored
         self._is_open = False
-        # What fits into one part is not sent before it is finished.
-        if not is_mine or (self._finished is None and self._sink.size < PART):
-            return
-        with suppress(TimeoutError, RuntimeError):  # RuntimeError: the store has been closed
-            self._removers.submit(self._remove).result(_MOMENT)
-
-    def _remove_soon(self, blob: UUID, writer: WritableFile | None) -> None:
-        """Remove an object that is not needed, completing its upload first."""
-
-        def remove() -> None:
+        # Not where a write is under way, which its task may have left to its thread.
+        if self._mutex.acquire(blocking=False):
             try:
-                if writer is not None:
-                    with suppress(*FAILURES):
-                        writer.close()
-                self._blobs.delete([blob])
-            except StoreUnavailableError as error:
-                logger.warning("left to collect_garbage: %s", error)
-
-        with suppress(RuntimeError):  # the store has been closed
-            self._removers.submit(remove)
+                self._upload.close()
+                is_mine &= self._upload.is_sent
+            finally:
+                self._mutex.release()
+        if is_mine:
+            with suppress(TimeoutError, RuntimeError):  # RuntimeError: the store has been closed
+                self._removers.submit(self._remove).result(MOMENT)
 
     def _remove(self) -> None:
-        try:
-            with self._mutex:
-                if self._overdue is not None:
-                    with suppress(*FAILURES):
-                        self._overdue.result()
-                if self._finished is None:
-                    # This client cannot abort an upload in parts: complete it, then remove it.
-                    with suppress(*FAILURES):
-                        self._writer.close()
-                self._blobs.delete([self.id])
-        except StoreUnavailableError as error:
-            logger.warning("left to collect_garbage: %s", error)
+        with self._mutex:
+            _remove(self._upload)
+
+    def _remove_soon(self, upload: Upload) -> None:
+        """Remove an object that is not needed."""
+        upload.close()
+        if upload.is_sent:
+            with suppress(RuntimeError):  # the store has been closed
+                self._removers.submit(_remove, upload)
+
+
+def _remove(upload: Upload) -> None:
+    try:
+        upload.remove()
+    except StoreUnavailableError as error:
+        logger.warning("left to collect_garbage: %s", error)
 
 
 def collected() -> ValueError:

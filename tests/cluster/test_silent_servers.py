@@ -17,6 +17,7 @@ from aimagestore.cluster import ClusterLocation
 from aimagestore.oci import export_layout, import_layout
 
 from ..support.layouts import hello
+from ..support.stores import library_threads, until
 
 if TYPE_CHECKING:
     from .proxy import Proxy
@@ -74,6 +75,8 @@ async def silence(
     silence = Silence(there.location(deadline=DEADLINE), tmp_path, to_postgres, to_objects)
     yield silence
     silence.end()
+    # The removal of what was sent goes on after a store was closed, and needs the proxies.
+    await until(lambda: not library_threads())
 
 
 Call = Callable[[ImageStore, Silence], Awaitable[object]]
@@ -303,10 +306,11 @@ async def test_a_cancelled_write_fails_no_write_of_another_task(silence: Silence
                 await staged.write(DATA)
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(staged.write, DATA)
+            # More than what is spooled while the part before it is sent.
+            tasks.start_soon(staged.write, 2 * DATA)
             await anyio.sleep(BEFORE)
             tasks.start_soon(write_and_leave)
             await anyio.sleep(4 * BEFORE)
             silence.end()
         await staged.write(b"more")
-        assert staged.size in {len(DATA) + 4, 2 * len(DATA) + 4}
+        assert staged.size in {2 * len(DATA) + 4, 3 * len(DATA) + 4}

@@ -1,0 +1,65 @@
+"""Memory for what is being sent to object stores: one budget for all stores of a process."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from ._blobs import PART
+
+
+class Budget:
+    """So many bytes may be on their way at once; whoever needs more waits.
+
+    What is on its way depends on object stores only, so everyone gets memory in the end.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget everyone who has memory, or waits for it."""
+        # Guards what follows; held for a few instructions only.
+        self._changed = threading.Condition()
+        self._used = 0
+        self._arrivals = 0
+
+    def acquire(self, size: int, deadline: float, is_wanted: Callable[[], bool]) -> None:
+        """Wait for memory; :meth:`release` must follow. What is larger than the budget goes alone.
+
+        :param deadline: seconds in which something must have arrived
+        :param is_wanted: asked again after each :meth:`wake`
+        :raises TimeoutError: when nothing has arrived for so long, or it is not wanted any more
+        """
+        with self._changed:
+            arrivals, until = self._arrivals, time.monotonic() + deadline
+            while self._used and self._used + size > self._total:
+                rest = until - time.monotonic()
+                if not is_wanted() or rest <= 0:
+                    raise TimeoutError
+                self._changed.wait(rest)
+                if self._arrivals != arrivals:
+                    arrivals, until = self._arrivals, time.monotonic() + deadline
+            self._used += size
+
+    def release(self, size: int, *, has_arrived: bool) -> None:
+        """Give memory back."""
+        with self._changed:
+            self._used -= size
+            self._arrivals += has_arrived
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Have everyone who waits ask again whether that is wanted."""
+        with self._changed:
+            self._changed.notify_all()
+
+
+budget = Budget(3 * (PART + 1))
+"""The one of this process."""
+
+# A forked child sends nothing of its parent's.
+os.register_at_fork(after_in_child=budget.begin_anew)
