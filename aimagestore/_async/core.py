@@ -100,6 +100,8 @@ class StoreCore:
         self._on_closing: set[Callable[[], object]] = set()
         self._requests: set[Request[object]] = set()
         self._holds = 0
+        # What tasks look for in the store, by digest; set when they have found it or not.
+        self._searches: dict[str, Event] = {}
 
     # Life
 
@@ -278,27 +280,47 @@ class StoreCore:
 
         :param expectations: of the data, which is not needed if the store has it
         """
-        is_unwanted = threading.Event()
         known = None if expectations is None else expectations.content
-        try:
+        content = None if known is None else await self._stage_stored(*known)
+        if content is None:
             content = await self.threads.run_abandonable(
-                self._begin_content,
-                known,
-                lambda: not is_unwanted.is_set(),
-                dispose=lambda content: content.discard(),
+                self.engine.items.stage, dispose=lambda content: content.discard()
             )
-        except BaseException:
-            is_unwanted.set()
-            raise
-        self.own(content, content.discard)
+            self.own(content, content.discard)
         return content
 
-    def _begin_content(
-        self, known: tuple[str, int | None] | None, is_wanted: Callable[[], bool]
-    ) -> StagedContent:
-        items = self.engine.items
-        stored = None if known is None else items.stage_stored(*known, is_wanted)
-        return items.stage() if stored is None else stored
+    async def _stage_stored(self, digest: str, size: int | None) -> StagedContent | None:
+        is_unwanted = threading.Event()
+        async with self._alone_with(digest):
+            try:
+                content = await self.threads.run_abandonable(
+                    self.engine.items.stage_stored,
+                    digest,
+                    size,
+                    lambda: not is_unwanted.is_set(),
+                    dispose=_discard,
+                )
+            except BaseException:
+                is_unwanted.set()
+                raise
+        if content is not None:
+            self.own(content, content.discard)
+        return content
+
+    @asynccontextmanager
+    async def _alone_with(self, digest: str) -> AsyncIterator[None]:
+        """Be the only task that looks for content with a digest, inside the block.
+
+        It may have to be verified. Others wait here: in worker threads they would keep those busy.
+        """
+        while (other := self._searches.get(digest)) is not None:
+            await other.wait()
+        self._searches[digest] = done = Event()
+        try:
+            yield
+        finally:
+            del self._searches[digest]
+            done.set()
 
     @asynccontextmanager
     async def stored(
@@ -308,24 +330,12 @@ class StoreCore:
 
         :param wanted: SHA-256 digests and sizes, by key
         """
-        items = self.engine.items
-        is_unwanted = threading.Event()
         found: dict[str, StagedContent] = {}
-
-        def find() -> None:
+        try:
             for key, (digest, size) in wanted.items():
-                if is_unwanted.is_set():
-                    return
-                content = items.stage_stored(digest, size, lambda: not is_unwanted.is_set())
+                content = await self._stage_stored(digest, size)
                 if content is not None:
                     found[key] = content
-
-        try:
-            try:
-                await self.threads.run(find, interrupt=is_unwanted.set)
-            finally:
-                for content in found.values():
-                    self.own(content, content.discard)
             yield {key: StagedItem(self, content) for key, content in found.items()}
         finally:
             await self.release(*found.values())
@@ -350,8 +360,9 @@ class StoreCore:
         await self.finish(content)
 
     async def finish(self, content: StagedContent) -> None:
-        """Make content durable."""
-        await self.threads.run(content.finish, interrupt=content.interrupt)
+        """Make content durable, or find that the store has it."""
+        async with self._alone_with(content.digest):
+            await self.threads.run(content.finish, interrupt=content.interrupt)
 
     @asynccontextmanager
     async def contents(
@@ -644,6 +655,11 @@ async def acquire(
 
 def _is_small(source: object) -> bool:
     return is_buffer(source) and memoryview(source).nbytes <= CHUNK  # type: ignore[arg-type]
+
+
+def _discard(content: StagedContent | None) -> None:
+    if content is not None:
+        content.discard()
 
 
 def _release(grant: Grant[object] | None) -> None:

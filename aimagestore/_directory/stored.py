@@ -6,7 +6,6 @@ item: this library and containers/storage replace items by renaming, and remove 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import stat
@@ -35,27 +34,16 @@ _VERIFIED_MAX: Final = 4096
 
 _MOMENT: Final = 0.05
 
-# What a file system answers that cannot give a file one more name; ENOENT for a file that has lost
-# all of its names meanwhile.
-_NOT_LINKABLE: Final = frozenset(
-    {
-        errno.EMLINK,
-        errno.EXDEV,
-        errno.EPERM,
-        errno.EOPNOTSUPP,
-        errno.ENOSYS,
-        errno.ENOENT,
-    }
-)
-
 
 def link_to(directory: Directory, fd: int, name: str) -> bool:
-    """Give an open file one more name, in place of whatever has it; ``False`` if impossible."""
+    """Give an open file one more name, in place of whatever has it; ``False`` if impossible.
+
+    File systems say so in many ways, and a file that has lost all of its names meanwhile gets none.
+    Whatever the reason is: a copy is as good, or fails for that reason as well.
+    """
     try:
         directory.name_file(fd, name)
-    except OSError as error:
-        if error.errno not in _NOT_LINKABLE:
-            raise
+    except OSError:
         return False
     return True
 
