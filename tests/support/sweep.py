@@ -13,7 +13,17 @@ from uuid import UUID
 
 import anyio
 
-from aimagestore import Image, ImageStore, Report, check, copy_images, oci, podman, repair
+from aimagestore import (
+    Image,
+    ImageStore,
+    PrunePolicy,
+    Report,
+    check,
+    copy_images,
+    oci,
+    podman,
+    repair,
+)
 from aimagestore._async.store import core_of
 
 from .interruptions import Interruption
@@ -22,6 +32,8 @@ from .stores import ClusterStore, StoreUnderTest, library_threads, until
 
 MANIFEST = b"m" * 1_200_000
 MANIFEST_DIGEST = hashlib.sha256(MANIFEST).hexdigest()
+
+_POLICY = PrunePolicy(filter=lambda image: image.id in {"two", "exported"})
 
 Operation = Callable[[ImageStore, StoreUnderTest], Awaitable[object]]
 
@@ -162,6 +174,8 @@ OPERATIONS: dict[str, Operation] = {
     "reopen": reopen,
     "aclose": close,
     "collect_garbage": lambda store, _: store.collect_garbage(),
+    "usage": lambda store, _: store.usage(),
+    "prune": lambda store, _: store.prune(_POLICY),
     "check": lambda _, where: check(where.location),
     "repair": lambda _, where: repair(where.location, Report()),
     "copy_images": copy,
@@ -170,12 +184,12 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 CHANGES = ["set_flag", "create", "transaction", "transaction_in_generator", "stage", "touch"]
-CHANGES += ["set_big_data", "collect_garbage", "repair", "import_layout", "aclose"]
+CHANGES += ["set_big_data", "collect_garbage", "prune", "repair", "import_layout", "aclose"]
 """Operations that acquire the store's lock, in each of the ways."""
 
 READS = {"get", "lookup", "exists", "metadata", "images", "by_digest", "snapshot", "iter_images"}
 READS |= {"refresh", "modified", "touched_since", "big_data", "big_data_names", "big_data_size"}
-READS |= {"big_data_digest", "open_big_data_in_part", "podman_snapshot"}
+READS |= {"usage", "big_data_digest", "open_big_data_in_part", "podman_snapshot"}
 """Operations that change nothing."""
 
 
