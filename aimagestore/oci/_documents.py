@@ -211,7 +211,7 @@ _ESCAPE = re.compile(
 )
 
 
-def _decode_as_go(data: bytes | msgspec.Raw, kind: type[T]) -> T:
+def _decode_as_go(data: bytes | msgspec.Raw, kind: Any) -> Any:
     """Decode JSON, with U+FFFD for what is no character, as Go has it."""
     try:
         return msgspec.json.decode(data, type=kind)
@@ -233,9 +233,10 @@ def decode(data: bytes, kind: type[T], what: str, place: str, limit: int = MANIF
     if len(data) > limit:
         raise too_large(place, what, len(data), limit)
     try:
-        return _decode_as_go(data, kind)
+        document: T = _decode_as_go(data, kind)
     except (ValueError, RecursionError) as error:
         raise InvalidLayoutError(f"{place}: {what} cannot be read: {error}", path=place) from error
+    return document
 
 
 def too_large(place: str, what: str, size: int, limit: int) -> InvalidLayoutError:
@@ -251,9 +252,10 @@ def decode_descriptor(data: msgspec.Raw) -> Descriptor:
     :raises ValueError: when it cannot be decoded
     """
     try:
-        return _decode_as_go(data, _SpelledDescriptor).read()
+        spelled: _SpelledDescriptor = _decode_as_go(data, _SpelledDescriptor)
     except RecursionError as error:
         raise ValueError(str(error)) from error
+    return spelled.read()
 
 
 def read_document(data: bytes, media_type: str, what: str, place: str) -> Document:
