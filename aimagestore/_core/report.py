@@ -4,70 +4,159 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 
 class FindingKind(StrEnum):
-    """Kinds of damage and garbage."""
+    """Kinds of damage and garbage.
 
-    INDEX_MISSING = "index-missing"
-    """images.json is missing, but there are image directories."""
-    INDEX_BLANK = "index-blank"
-    """images.json is blank, but there are image directories."""
-    INDEX_DAMAGED = "index-damaged"
-    """images.json is not one JSON array."""
-    RECORD_DAMAGED = "record-damaged"
-    """An element of images.json cannot be read as an image's record."""
-    DUPLICATE_ID = "duplicate-id"
-    """A later record with the same ID replaces this one."""
-    DUPLICATE_NAME = "duplicate-name"
-    """A later record has the same name, and keeps it."""
-    DIGEST_MALFORMED = "digest-malformed"
-    """The record has a malformed digest, of the image or of an item.
-
-    For one of the image or of a manifest containers/storage refuses the whole store.
+    Each has a ``meaning``, and a ``remedy``: who repairs it, and how.
     """
-    PODMAN_FAILS = "podman-fails"
-    """podman, which keeps layers beside the store, cannot read the image.
 
-    ``podman images`` fails then for all images, or lists none. The detail says what is wrong.
-    """
-    LAYER_MISSING = "layer-missing"
-    """podman does not know a layer below the image's top layer.
+    meaning: str
+    remedy: str
 
-    ``podman images`` fails then, or leaves the image out.
-    """
-    LAYERS_DAMAGED = "layers-damaged"
-    """podman's list of layers, or a record in it, cannot be read: podman refuses the store."""
-    CONTAINERS_DAMAGED = "containers-damaged"
-    """podman's list of containers, or a record in it, cannot be read: podman refuses the store."""
-    IMAGE_MISSING = "image-missing"
-    """A container was made from this image, which the store does not have."""
-    DIRECTORY_MISSING = "directory-missing"
-    """The record lists items, but the image directory is missing."""
-    DIRECTORY_ORPHANED = "directory-orphaned"
-    """An image directory without a record."""
-    ITEM_MISSING = "item-missing"
-    """The record lists the item, but its file is missing."""
-    ITEM_SHORT = "item-short"
-    """The file is shorter than its record says."""
-    ITEM_LONG = "item-long"
-    """The file is longer than its record says."""
-    ITEM_ALTERED = "item-altered"
-    """The file's digest differs from the recorded one."""
-    ITEM_UNREADABLE = "item-unreadable"
-    """The item is not a regular file, or the object store does not permit to read it."""
-    ITEM_UNLISTED = "item-unlisted"
-    """A file or an object that the image's record does not list."""
-    NAMES_DIFFER = "names-differ"
-    """A cluster's table of names is not as the image's record says."""
-    DIGESTS_DIFFER = "digests-differ"
-    """A cluster's table of digests is not as the image's record says."""
-    ITEMS_DIFFER = "items-differ"
-    """A cluster's table of items has another size than the image's record."""
-    COUNTERS_DIFFER = "counters-differ"
-    """A cluster counts its images, their places or its commits wrongly."""
-    TEMPORARY_STALE = "temporary-stale"
-    """A temporary file of a writer that no longer runs, or an object that no image has had."""
+    def __new__(cls, value: str, meaning: str, remedy: str) -> Self:
+        kind = str.__new__(cls, value)
+        kind._value_ = value
+        kind.meaning, kind.remedy = meaning, remedy
+        kind.__doc__ = f"{meaning}. {remedy}."
+        return kind
+
+    INDEX_MISSING = (
+        "index-missing",
+        "images.json is missing beside image directories",
+        "`repair` rebuilds it from them",
+    )
+    INDEX_BLANK = (
+        "index-blank",
+        "images.json is blank beside image directories",
+        "`repair` rebuilds it from them",
+    )
+    INDEX_DAMAGED = (
+        "index-damaged",
+        "images.json is not one JSON array",
+        "`repair` rebuilds it from its readable parts and the image directories",
+    )
+    RECORD_DAMAGED = (
+        "record-damaged",
+        "A record cannot be read; podman refuses the store or loses records",
+        "`repair` takes it out where podman uses the store, else with drop=True",
+    )
+    DUPLICATE_ID = (
+        "duplicate-id",
+        "A later record has the same ID and counts instead",
+        "`repair` takes it out with drop=True",
+    )
+    DUPLICATE_NAME = (
+        "duplicate-name",
+        "A later record has the same name and keeps it",
+        "`repair` removes it here; so does the next change",
+    )
+    DIGEST_MALFORMED = (
+        "digest-malformed",
+        "The record has a malformed digest; containers/storage may refuse the store",
+        "`repair` computes it, or removes it",
+    )
+    PODMAN_FAILS = (
+        "podman-fails",
+        "podman cannot read the image, and `podman images` fails for the store",
+        "`repair` completes the image or takes it out; the detail says what is wrong",
+    )
+    LAYER_MISSING = (
+        "layer-missing",
+        "podman does not know a layer of the image; `podman images` may fail",
+        "podman: `podman rmi`, or pull the image again",
+    )
+    LAYERS_DAMAGED = (
+        "layers-damaged",
+        "podman's list of layers cannot be read; podman refuses the store",
+        "podman, or a backup",
+    )
+    CONTAINERS_DAMAGED = (
+        "containers-damaged",
+        "podman's list of containers cannot be read; podman refuses the store",
+        "podman, or a backup",
+    )
+    IMAGE_MISSING = (
+        "image-missing",
+        "A container was made from an image that the store does not have",
+        "podman: `podman rm`",
+    )
+    DIRECTORY_MISSING = (
+        "directory-missing",
+        "The record lists items, but the image directory is missing",
+        "`repair` drops the items with drop=True",
+    )
+    DIRECTORY_ORPHANED = (
+        "directory-orphaned",
+        "An image directory has no record",
+        "`repair` makes a record if it has big data; else `collect_garbage` removes it",
+    )
+    ITEM_MISSING = (
+        "item-missing",
+        "The record lists the item, but its content is missing",
+        "`repair` drops it with drop=True; on a cluster it uses equal content first",
+    )
+    ITEM_SHORT = (
+        "item-short",
+        "The content is shorter than its record says",
+        "`repair` corrects the size if the digest is right, else drops the item with drop=True",
+    )
+    ITEM_LONG = (
+        "item-long",
+        "The content is longer than its record says",
+        "`repair` corrects the size if the digest is right, else drops the item with drop=True",
+    )
+    ITEM_ALTERED = (
+        "item-altered",
+        "The digest of the content differs from the recorded one",
+        "`repair` drops the item with drop=True",
+    )
+    ITEM_UNREADABLE = (
+        "item-unreadable",
+        "The item is not a regular file, or the object store does not permit reading it",
+        "`repair` drops it with drop=True; on a cluster, grant the permission",
+    )
+    ITEM_UNLISTED = (
+        "item-unlisted",
+        "A file or an object is not listed by the image's record",
+        "`repair` lists a manifest that is needed; `collect_garbage` removes others",
+    )
+    NAMES_DIFFER = (
+        "names-differ",
+        "A cluster's table of names differs from the image's record",
+        "`repair` corrects the table",
+    )
+    DIGESTS_DIFFER = (
+        "digests-differ",
+        "A cluster's table of digests differs from the image's record",
+        "`repair` corrects the table",
+    )
+    ITEMS_DIFFER = (
+        "items-differ",
+        "A cluster's table of items has another size than the image's record",
+        "`repair` corrects the table",
+    )
+    COUNTERS_DIFFER = (
+        "counters-differ",
+        "A cluster counts its images, their places or its commits wrongly",
+        "`repair` counts again",
+    )
+    TEMPORARY_STALE = (
+        "temporary-stale",
+        "A temporary file of a dead writer, or an object that no image has had",
+        "`collect_garbage` removes it",
+    )
+
+
+FindingKind.__doc__ = "\n".join(
+    [
+        *(FindingKind.__doc__ or "").rstrip().splitlines(),
+        "",
+        *(f"    {kind}: {kind.__doc__}" for kind in FindingKind),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
