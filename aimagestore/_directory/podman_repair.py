@@ -22,6 +22,10 @@ from .podman import Podman
 logger = logging.getLogger("aimagestore")
 
 
+_REPLACED = frozenset({"manifest", "config"})
+"""The fields of a :class:`Part` that another manifest puts right."""
+
+
 class PodmanRepairs:
     """Repairs in a draft of a store that podman keeps layers beside.
 
@@ -63,9 +67,12 @@ class PodmanRepairs:
     def _put_right(self, image_id: str) -> Iterator[str]:
         for part in self._unreadable_parts(image_id):
             try:
-                planned = self._plan(self._draft.get(image_id), part)
+                image = self._draft.get(image_id)
+                planned = self._plan(image, part)
                 if planned is not None:
                     change, said = planned
+                    if part.field in _REPLACED:
+                        self._keep_manifest(image)
                     self._apply(change)
                     yield f"{part.problem}: {said}"
             except (ImageStoreError, OSError) as error:
@@ -80,15 +87,24 @@ class PodmanRepairs:
         if part.field == "mapped-layers":
             # podman makes another copy where it needs one.
             layers = [layer for layer in image.mapped_top_layers if self._podman.knows(layer)]
-            return mutations.set_mapped_layers(image.id, layers), self._removed()
+            return mutations.set_mapped_layers(image.id, layers), "removed"
         if part.field == "instances" and self._podman.read(image, INSTANCES) is None:
             content = InlineContent.of(NO_INSTANCES)
             return mutations.set_big_data(image.id, INSTANCES, content), "added"
-        found = self._other_manifest(image) if part.field in {"manifest", "config"} else None
+        found = self._other_manifest(image) if part.field in _REPLACED else None
         if found is None:
             return None
         key, content = found
         return mutations.set_big_data(image.id, MANIFEST, content), f"that of {key!r} instead"
+
+    def _keep_manifest(self, image: Image) -> None:
+        """Keep the manifest that is about to be replaced as an item, unless it is damaged."""
+        text = self._podman.read(image, MANIFEST)
+        content = InlineContent.of(text or b"")
+        key = f"{MANIFEST}-{content.digest}"
+        is_whole = content.digest == image.big_data_digests.get(MANIFEST)
+        if is_whole and key not in image.big_data_names:
+            self._apply(mutations.set_big_data(image.id, key, content))
 
     def _removed(self) -> str:
         self.takes_out = True
