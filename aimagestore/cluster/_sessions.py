@@ -33,6 +33,10 @@ SESSIONS = 8
 More would queue at the server's processors, and a server has a limited number of sessions.
 """
 
+_KEPT = 1.0
+"""Seconds for which a session is kept for the next call. Those who wait for one do so for a whole
+deadline, so that the few sessions of a small pooler serve many stores."""
+
 # Seconds that a watchdog without work waits for more.
 _IDLE = 60.0
 
@@ -68,7 +72,7 @@ def is_lost(error: psycopg.Error) -> bool:
 
 
 class Watchdog:
-    """Shuts down the sessions whose statements are overdue.
+    """Shuts down the sessions whose statements are overdue, and closes those kept for too long.
 
     The process has one for all stores, so that opening and closing many leaves one thread. That is
     a daemon, starts on demand, and ends when it has had no work for a minute.
@@ -105,7 +109,7 @@ class Watchdog:
                 now = time.monotonic()
                 for session in [s for s, until in self._overdue_at.items() if until <= now]:
                     del self._overdue_at[session]
-                    session._shut_down()
+                    session._end()
                 self._wakes_at = min(self._overdue_at.values(), default=math.inf)
                 if self._overdue_at:
                     self.mutex.wait(self._wakes_at - now)
@@ -142,6 +146,7 @@ class Session:
         self._seconds = seconds
         self._is_shut_down = False
         self._is_closed = False
+        self._is_kept = False
 
     @contextmanager
     def limited(self) -> Iterator[Connection]:
@@ -207,6 +212,29 @@ class Session:
             self.until = time.monotonic() + seconds
             with suppress(psycopg.Error):
                 self.execute("ROLLBACK")
+
+    def keep(self) -> None:
+        """Have the session closed soon, unless :meth:`take` is called before.
+
+        :raises RuntimeError: when the process can have no more threads
+        """
+        self._is_kept = True
+        self._watchdog.watch(self, time.monotonic() + _KEPT)
+
+    def take(self) -> bool:
+        """Use the session again; ``False`` when it was closed."""
+        with self._watchdog.mutex:
+            self._watchdog._overdue_at.pop(self, None)
+            self._is_kept = False
+            return not self._is_closed
+
+    def _end(self) -> None:
+        """End what is overdue, with the watchdog's mutex held."""
+        if self._is_kept and not self._is_closed:
+            self._is_closed = True
+            self.free()
+        else:
+            self._shut_down()
 
     def shut_down(self) -> None:
         """Fail what the session is doing in any thread. Does not block."""
@@ -328,9 +356,7 @@ class Sessions:
         if not self._slots.acquire(timeout=max(0.0, until - time.monotonic())):
             raise OverdueError(f"all {SESSIONS} sessions were in use for {self.deadline:g} s")
         try:
-            with self._mutex:
-                session = self._idle.pop() if self._idle else None
-            session = session or self.connect(until)
+            session = self._take() or self.connect(until)
             session.until, session.renews = until, True
             with self._mutex:
                 self._acquired.add(session)
@@ -341,13 +367,28 @@ class Sessions:
             session.shut_down()
         return session
 
+    def _take(self) -> Session | None:
+        """Return a session that was kept, the one used last."""
+        while True:
+            with self._mutex:
+                if not self._idle:
+                    return None
+                session = self._idle.pop()
+            if session.take():
+                return session
+
     def release(self, session: Session) -> None:
         """Keep a session for the next call; close it when it is lost or in a transaction."""
         with self._mutex:
             self._acquired.discard(session)
             is_kept = session.is_idle and not self.closing.is_set()
             if is_kept:
-                self._idle.append(session)
+                try:
+                    session.keep()
+                except RuntimeError:  # nobody would close it
+                    is_kept = False
+                else:
+                    self._idle.append(session)
         if not is_kept:
             session.close()
         self._slots.release()

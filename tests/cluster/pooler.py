@@ -31,12 +31,14 @@ class Pooler:
 
     :param url: the database; the password is in the environment
     :param shares: whether clients have a session for the length of a transaction only
+    :param limit: how many sessions of the server there are; clients wait for one
     :ivar port: where it listens
     """
 
-    def __init__(self, url: str, *, shares: bool) -> None:
+    def __init__(self, url: str, *, shares: bool, limit: int = 1000) -> None:
         self._url = url
         self._shares = shares
+        self._free = threading.BoundedSemaphore(limit)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._mutex = threading.Lock()
@@ -152,7 +154,13 @@ class Pooler:
         with self._mutex:
             connection = self._in_use.get(number) or (self._idle.pop() if self._idle else None)
         if connection is None:
-            connection = psycopg.connect(self._url, autocommit=True)
+            if not self._free.acquire(timeout=60):
+                raise EOFError
+            try:
+                connection = psycopg.connect(self._url, autocommit=True)
+            except psycopg.Error:
+                self._free.release()
+                raise
         with self._mutex:
             self._in_use[number] = connection
         yield connection
@@ -168,6 +176,7 @@ class Pooler:
                 self._idle.append(connection)
         if connection is not None and is_over:
             connection.close()
+            self._free.release()
 
 
 def _message(kind: bytes, payload: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -17,8 +17,11 @@ pytest.importorskip("psycopg")
 
 from aimagestore.cluster._sessions import Session, Watchdog
 
+from ..support.stores import ClusterStore, until
+from .pooler import Pooler
+
 if TYPE_CHECKING:
-    from .servers import Place
+    from .servers import Place, Servers
 
 
 class Watched:
@@ -27,7 +30,7 @@ class Watched:
     def __init__(self) -> None:
         self.is_shut_down = threading.Event()
 
-    def _shut_down(self) -> None:
+    def _end(self) -> None:
         self.is_shut_down.set()
 
 
@@ -85,3 +88,33 @@ async def test_a_session_is_never_used_by_a_thread_whose_transaction_is_over(
                     raise ZeroDivisionError
             await store.set_metadata("one", "text")
     assert not shared
+
+
+async def test_many_stores_share_the_few_sessions_of_a_small_pooler(
+    servers: Servers, place: Place
+) -> None:
+    """A store that does nothing keeps no session."""
+    with Pooler(place.records_url, shares=False, limit=5) as pooler:
+        location = servers.by_way_of(place, pooler.port).location(deadline=30)
+        async with AsyncExitStack() as stack:
+            stores = [await stack.enter_async_context(ImageStore(location)) for _ in range(12)]
+            for _ in range(2):
+                async with anyio.create_task_group() as tasks:
+                    for store in stores:
+                        tasks.start_soon(store.create)
+            assert len(await stores[0].images()) == 24
+
+
+async def test_sessions_are_kept_for_a_while_only(place: Place) -> None:
+    seen = ClusterStore(place)
+    try:
+        async with ImageStore(place.location()) as store:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(20):
+                    tasks.start_soon(store.images)
+            assert seen.open_handles()
+            await until(lambda: not seen.open_handles())
+            assert await store.images() == []
+            assert seen.open_handles() == 1
+    finally:
+        seen.close()
