@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import signal
-import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
 
 import anyio
 import anyio.to_thread
@@ -25,41 +27,45 @@ _CHUNKS = 64
 _NAME = "registry.example.com/app:1"
 
 
+_ENDS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+
 @contextmanager
 def _timed(step: str) -> Iterator[None]:
+    print(f"{step} ...", end=" ", flush=True)
     start = time.perf_counter()
     yield
-    print(f"{time.perf_counter() - start:7.3f} s  {step}")
+    print(f"{time.perf_counter() - start:.3f} s", flush=True)
 
 
 async def demonstrate(local: LocalCluster, location: ClusterLocation) -> None:
     """Use one store from two places, as two machines would."""
     async with ImageStore(location) as here, ImageStore(location) as there:
-        with _timed("created an image with its manifest and config, in one commit"):
+        with _timed("create an image with its manifest and config, in one commit"):
             image = await here.create(names=[_NAME], big_data={"manifest": b"{}", "config": b"{}"})
-        with _timed("found it by its name, in the next call of another store"):
+        with _timed("find it by its name, in the next call of another store"):
             assert (await there.get(_NAME)).id == image.id
-        with _timed("found it by its digest there"):
+        with _timed("find it by its digest there"):
             assert [found.id for found in await there.by_digest(image.digest)] == [image.id]
-        with _timed(f"streamed {_CHUNKS} MiB in, from an async iterator"):
+        with _timed(f"stream {_CHUNKS} MiB in, from an async iterator"):
             await here.set_big_data(image.id, "layer", _chunks())
-        with _timed(f"streamed {_CHUNKS} MiB out there, and verified the digest"):
+        with _timed(f"stream {_CHUNKS} MiB out there, and verify the digest"):
             async with there.open_big_data(image.id, "layer", verify=True) as reader:
                 size = sum([len(chunk) async for chunk in reader])
             assert size == _CHUNKS * len(_CHUNK)
-        with _timed("created 200 images in 200 tasks, each durable when its call returned"):
+        with _timed("create 200 images in 200 tasks, each durable when its call returns"):
             async with anyio.create_task_group() as tasks:
                 for _ in range(200):
                     tasks.start_soon(here.create)
-        with _timed("moved a name to another image, in one commit"):
+        with _timed("move a name to another image, in one commit"):
             moved = await there.create()
             await there.add_names(moved.id, [_NAME])
             assert (await here.get(_NAME)).id == moved.id
-        with _timed("killed PostgreSQL and started it again"):
+        with _timed("kill PostgreSQL and start it again"):
             await anyio.to_thread.run_sync(_crash, local)
         with _timed("read all images in both: nothing is lost"):
             assert len(await here.images()) == len(await there.images()) == 202
-        with _timed("collected garbage"):
+        with _timed("collect garbage"):
             await here.collect_garbage()
 
 
@@ -73,33 +79,80 @@ def _crash(local: LocalCluster) -> None:
     local.postgres.start()
 
 
+class _Demo:
+    """Everything that the demo does, in a thread of its own.
+
+    The main thread does nothing but wait, for its end or for a signal, and then removes everything:
+    so it does not matter where a signal finds the other one.
+    """
+
+    def __init__(self, local: LocalCluster, backend: str, *, keep: bool) -> None:
+        self._local = local
+        self._backend = backend
+        self._keep = keep
+        self.is_kept = False
+        self.error: BaseException | None = None
+
+    def run(self, ended: Callable[[], object]) -> None:
+        """Run the demo; call ``ended`` unless the servers are to be kept."""
+        try:
+            self._run()
+        except BaseException as error:  # noqa: BLE001 (the main thread raises it)
+            self.error = error
+        if not self.is_kept:
+            ended()
+
+    def _run(self) -> None:
+        local = self._local
+        with _timed("start PostgreSQL and SeaweedFS on the loopback interface"):
+            local.__enter__()
+        os.environ.update(local.environment)
+        local.postgres.create_database("store")
+        records_url, blobs_url = local.postgres.url("store"), local.blobs_url("store")
+        with _timed("create the tables"):
+            migrate(records_url)
+        location = ClusterLocation(records_url, blobs_url)
+        anyio.run(demonstrate, local, location, backend=self._backend)
+        if self._keep:
+            _explain(local, records_url, blobs_url)
+            self.is_kept = True
+
+
 def main() -> None:
     """Run the demo; with ``--keep``, leave the servers running until interrupted."""
+    # A handler of signals may interrupt its put() with another one.
+    events: SimpleQueue[int] = SimpleQueue()
+    for end in _ENDS:
+        signal.signal(end, lambda number, _: events.put(number))
     parser = argparse.ArgumentParser(prog="python -m aimagestore.cluster", description=__doc__)
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
     parser.add_argument("--keep", action="store_true", help="keep the servers running until Ctrl-C")
     arguments = parser.parse_args()
-    # SIGTERM leaves the blocks, which end the servers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with ExitStack() as stack:
-        with _timed("started PostgreSQL and SeaweedFS on the loopback interface"):
-            try:
-                local = stack.enter_context(LocalCluster())
-            except ServersMissingError as missing:
-                parser.exit(1, f"{missing}\n")
-        os.environ.update(local.environment)
-        local.postgres.create_database("store")
-        records_url, blobs_url = local.postgres.url("store"), local.blobs_url("store")
-        with _timed("created the tables"):
-            migrate(records_url)
-        location = ClusterLocation(records_url, blobs_url)
-        anyio.run(demonstrate, local, location, backend=arguments.backend)
-        if arguments.keep:
-            _keep(local, records_url, blobs_url)
-    print("stopped the servers, and removed everything that they have written")
+    try:
+        local = LocalCluster()
+    except ServersMissingError as missing:
+        parser.exit(1, f"{missing}\n")
+    demo = _Demo(local, arguments.backend, keep=arguments.keep)
+    try:
+        threading.Thread(target=demo.run, args=[lambda: events.put(0)], daemon=True).start()
+        number = events.get()
+        is_complete = demo.is_kept or not number
+        if number:
+            # What fails now fails because the servers are gone.
+            logging.disable()
+    finally:
+        local.close()
+    if demo.error is not None and is_complete:
+        raise demo.error
+    # Whoever reads this may be gone, with a terminal for instance.
+    with suppress(OSError):
+        print("\n" * bool(number), end="")
+        print("stopped the servers, and removed everything that they have written", flush=True)
+    # The other thread may be in the middle of anything, printing for instance.
+    os._exit(0 if is_complete else 128 + number)
 
 
-def _keep(local: LocalCluster, records_url: str, blobs_url: str) -> None:
+def _explain(local: LocalCluster, records_url: str, blobs_url: str) -> None:
     # The credentials go into a file that only this user can read, and not to the screen.
     script = local.root / "environment"
     script.touch(0o600)
@@ -110,7 +163,3 @@ def _keep(local: LocalCluster, records_url: str, blobs_url: str) -> None:
         f"    ClusterLocation({records_url!r}, {blobs_url!r})\n\nCtrl-C stops the servers.",
         flush=True,
     )
-    ends = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
-    signal.sigwait(ends)
-    print()

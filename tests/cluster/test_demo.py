@@ -7,12 +7,16 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ..peers.peer import Running
+from ..support.stores import becomes_true
 
 if TYPE_CHECKING:
     from .servers import Servers
@@ -35,7 +39,7 @@ def test_the_demo(servers: Servers, backend: str) -> None:
     assert told.stderr == ""
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_servers_that_are_kept(servers: Servers, end: signal.Signals) -> None:
     """Another terminal finds the store with what it is told; the end leaves nothing."""
     kept = Running(*COMMAND, "--keep")
@@ -61,6 +65,57 @@ def test_servers_that_are_kept(servers: Servers, end: signal.Signals) -> None:
             assert stream is not None
             stream.close()
     assert not Path(script).exists()
+
+
+@pytest.mark.parametrize("pause", [0, 0.3, 1])
+@pytest.mark.parametrize(
+    ("end", "step"),
+    [
+        (signal.SIGINT, "start PostgreSQL"),
+        (signal.SIGTERM, "start PostgreSQL"),
+        (signal.SIGHUP, "start PostgreSQL"),
+        (signal.SIGINT, "create the tables"),
+        (signal.SIGHUP, "kill PostgreSQL"),
+    ],
+)
+def test_a_signal_ends_the_demo_at_any_moment(
+    servers: Servers, end: signal.Signals, step: str, pause: float
+) -> None:
+    """It leaves no process and no directory, and says nothing of errors."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o711)  # PostgreSQL may run as another user
+        demo = subprocess.Popen(
+            COMMAND,
+            env=os.environ | {"TMPDIR": directory},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert demo.stdout is not None
+        said = b""
+        while step.encode() not in said:
+            piece = os.read(demo.stdout.fileno(), 1000)
+            assert piece, "it ended before"
+            said += piece
+        time.sleep(pause)
+        # As a terminal does, which sends it to all processes of a session.
+        os.killpg(demo.pid, end)
+        rest, errors = demo.communicate(timeout=60)
+        assert errors == b""
+        assert demo.returncode == 128 + end
+        assert b"stopped the servers" in rest
+        assert os.listdir(directory) == []
+        assert becomes_true(lambda: not _processes_in(directory), 1)
+
+
+def _processes_in(directory: str) -> list[str]:
+    """Return the processes that work in a directory, which may be gone."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.readlink(process / "cwd").startswith(directory):
+                found.append(process.name)
+    return found
 
 
 OPEN = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,8 @@ class LocalCluster:
         self.root.chmod(0o711)
         self.postgres = Postgres(self.root / "postgres")
         self.objects = SeaweedFS(self.root / "seaweedfs")
+        # Held while files are written that another thread may want to remove.
+        self._starting = threading.Lock()
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -44,7 +47,7 @@ class LocalCluster:
 
     def __enter__(self) -> Self:
         try:
-            with ThreadPoolExecutor() as threads:
+            with self._starting, ThreadPoolExecutor() as threads:
                 creating = threads.submit(self.objects.create)
                 self.postgres.create()
                 self.postgres.start()
@@ -63,7 +66,11 @@ class LocalCluster:
         self.close()
 
     def close(self) -> None:
-        """Kill both servers, and remove everything that they have written. Idempotent."""
-        self.objects.kill()
-        self.postgres.kill()
-        shutil.rmtree(self.root, ignore_errors=True)
+        """Kill both servers, and remove everything that they have written. Idempotent.
+
+        Callable in any thread, also while another one starts the servers: that fails then.
+        """
+        self.objects.end()
+        self.postgres.end()
+        with self._starting:
+            shutil.rmtree(self.root, ignore_errors=True)

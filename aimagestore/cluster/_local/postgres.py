@@ -8,7 +8,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import subprocess
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -51,7 +50,7 @@ class Postgres(Server):
     """
 
     def __init__(self, root: Path, password: str | None = None) -> None:
-        self.root = root
+        super().__init__(root)
         self.password = password or secrets.token_urlsafe()
         (self.port,) = free_ports(1)
         self.options = {
@@ -177,11 +176,8 @@ class Postgres(Server):
             shutil.chown(path, self._user, self._group)
 
     def _run(self, program: str, *arguments: str) -> None:
-        subprocess.run(
+        self._run_command(
             [str(self._programs / program), *arguments],
-            check=True,
-            capture_output=True,
-            cwd=self.root,
             env=os.environ | {"PGPASSWORD": self.password},
             user=self._user,
             group=self._group,

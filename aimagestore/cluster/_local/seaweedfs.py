@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import sysconfig
 import time
 import urllib.error
@@ -47,7 +46,7 @@ class SeaweedFS(Server):
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        super().__init__(root)
         self.access_key = secrets.token_hex(10)
         self.secret_key = secrets.token_urlsafe()
         self._ports = free_ports(8)
@@ -107,7 +106,7 @@ class SeaweedFS(Server):
             return False
         return True
 
-    def bucket(self, prefix: str = "") -> S3Store:
+    def bucket(self, prefix: str = "", *, retries: int = 10) -> S3Store:
         """Return a client of the bucket."""
         return S3Store(
             BUCKET,
@@ -117,6 +116,7 @@ class SeaweedFS(Server):
             secret_access_key=self.secret_key,
             region=REGION,
             client_options={"allow_http": True},
+            retry_config={"max_retries": retries},
         )
 
     def _begin(self) -> None:
@@ -134,25 +134,22 @@ class SeaweedFS(Server):
 
     def _command(self, line: str) -> None:
         internal, _, _, _, port, *_ = self._ports
-        subprocess.run(
-            [find_program(), "shell", f"-master={HOST}:{port}.{internal}"],
-            input=line.encode(),
-            check=True,
-            capture_output=True,
-            cwd=self.root,
+        self._run_command(
+            [find_program(), "shell", f"-master={HOST}:{port}.{internal}"], line.encode()
         )
 
     def _wait_until_writable(self) -> None:
         # It answers before it can store anything.
         until = time.monotonic() + _TIMEOUT
+        bucket = self.bucket(retries=0)
         while True:
             try:
-                self.bucket().put("first", _FIRST)
+                bucket.put("first", _FIRST)
             except BaseError:
-                if time.monotonic() > until:
+                if self._process is None or time.monotonic() > until:
                     raise
             else:
-                self.bucket().delete("first")
+                bucket.delete("first")
                 return
 
     def _remove_sockets(self) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import SystemRandom
+from typing import Any
 
 HOST = "127.0.0.1"
 """The loopback interface: no other machine can connect."""
@@ -26,6 +29,10 @@ class ServersMissingError(RuntimeError):
 
     def __init__(self, program: str) -> None:
         super().__init__(f"{program} is not installed: install the extra: aimagestore[servers]")
+
+
+class ServerEndedError(RuntimeError):
+    """A server was ended for good while it was being prepared or started."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -48,9 +55,13 @@ class Server(ABC):
     :ivar root: its directory, with its data and its log
     """
 
-    root: Path
-
-    _process: subprocess.Popen[bytes] | None = None
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        # Guards what follows, so that nothing begins after :meth:`end`, in another thread.
+        self._mutex = threading.Lock()
+        self._is_over = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._commands: set[subprocess.Popen[bytes]] = set()
 
     @abstractmethod
     def start(self) -> None:
@@ -68,6 +79,14 @@ class Server(ABC):
     def is_ready(self) -> bool:
         """Return whether it serves."""
 
+    def end(self) -> None:
+        """Kill it and what prepares it, for good. Callable in any thread, at any time."""
+        with self._mutex:
+            self._is_over = True
+            for command in self._commands:
+                os.killpg(command.pid, signal.SIGTERM)
+        self.kill()
+
     @property
     def log(self) -> Path:
         """The file with its output."""
@@ -80,9 +99,8 @@ class Server(ABC):
         group: int | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        with self.log.open("ab") as log:
-            # In its own session, so that Ctrl-C does not reach it.
-            self._process = subprocess.Popen(
+        with self.log.open("ab") as log, self._mutex:
+            process = self._process = self._begin_process(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -92,20 +110,45 @@ class Server(ABC):
                 user=user,
                 group=group,
                 extra_groups=None if group is None else [],
-                start_new_session=True,
             )
         until = time.monotonic() + _TIMEOUT
         while not self.is_ready():
-            if self._process.poll() is not None or time.monotonic() > until:
+            if process.poll() is not None or time.monotonic() > until:
                 self.kill()
                 raise RuntimeError(f"{command[0]} does not serve:\n{self._end_of_log()}")
             time.sleep(_PAUSE)
 
+    def _begin_process(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Begin a process in a session of its own, which Ctrl-C does not reach. With the mutex."""
+        if self._is_over:
+            raise ServerEndedError
+        return subprocess.Popen(command, start_new_session=True, **options)
+
+    def _run_command(self, command: Sequence[str], data: bytes = b"", **options: Any) -> None:
+        """Run a program that prepares the server.
+
+        :raises subprocess.CalledProcessError: when it fails
+        """
+        pipe = subprocess.PIPE
+        with self._mutex:
+            process = self._begin_process(
+                command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=self.root, **options
+            )
+            self._commands.add(process)
+        try:
+            output, errors = process.communicate(data)
+        finally:
+            with self._mutex:
+                self._commands.discard(process)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command, output, errors)
+
     def _end(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send_signal(number)
-            self._process.wait(_TIMEOUT)
-            self._process = None
+        with self._mutex:
+            process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(number)
+            process.wait(_TIMEOUT)
 
     def _end_of_log(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
