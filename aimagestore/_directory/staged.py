@@ -186,12 +186,13 @@ class StagedFile:
             fd = directory.open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, self._mode)
             try:
                 directory.lock_file(name, fd)
+                is_ours = directory.has(name, fd)
             except OSError:
                 os.close(fd)
                 with suppress(OSError):
                     directory.unlink(name)
                 raise
-            if directory.has(name, fd):
+            if is_ours:
                 self._name = name
             else:
                 os.close(fd)  # taken for a dead writer's before it was locked

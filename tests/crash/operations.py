@@ -33,6 +33,9 @@ THEN = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 OLD = b"old content"
 BIG = b"x" * 1_100_000
 
+BESIDE = "b" * 64
+"""The image of the additional store."""
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -44,6 +47,7 @@ class Operation:
     :ivar named: whether the file system has no files without names
     :ivar meanwhile: whether another writer dies in the middle when the store is open already
     :ivar linkless: whether the file system has one name for each file
+    :ivar beside: whether the store has an additional one, in the directory ``beside``
     """
 
     run: Callable[[ImageStore], Awaitable[object]]
@@ -52,6 +56,7 @@ class Operation:
     named: bool = False
     meanwhile: bool = False
     linkless: bool = False
+    beside: bool = False
 
 
 async def nothing(store: ImageStore) -> None:
@@ -195,13 +200,29 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
+async def copy_and_change(store: ImageStore) -> None:
+    async with store.transaction() as tx:
+        await tx.set_metadata(BESIDE, "copied")
+        await tx.set_big_data(BESIDE, "manifest", b"new")
+        await tx.add_names(ONE, ["n"])
+
+
+COPYING: dict[str, Operation] = {
+    "copy an image": Operation(lambda s: s.set_metadata(BESIDE, "copied"), beside=True),
+    "copy an image, staged by name": Operation(
+        lambda s: s.set_big_data(BESIDE, "new", b"new"), beside=True, named=True
+    ),
+    "copy an image in a transaction": Operation(copy_and_change, beside=True),
+}
+"""Changes of an image that only the additional store has."""
+
 BATCH = "batch"
 """The name of the operation that is several commits."""
 
 
 def operation_named(name: str) -> Operation:
     """Return an operation, also the one that is several commits."""
-    return Operation(commit_batch) if name == BATCH else OPERATIONS[name]
+    return Operation(commit_batch) if name == BATCH else {**OPERATIONS, **COPYING}[name]
 
 
 async def make(path: Path, start: str) -> None:
@@ -269,7 +290,8 @@ async def attempt(
     with _circumstances(operation):
         if operation.opens:
             return await _attempt_opening(operation, path, points)
-        async with ImageStore(path) as store:
+        beside = [path.with_name("beside")] if operation.beside else []
+        async with ImageStore(path, additional_stores=beside) as store:
             if operation.meanwhile:
                 await leave_half_done(path)
             error = await _attempt(operation, store, points)

@@ -1,0 +1,110 @@
+"""Changes that copy an image of an additional store first, failing or killed at every call."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from aimagestore import ImageStore, check
+
+from ..support.stores import tree
+from .driver import Driver, driver
+from .faults import Failpoints, Failure, Point
+from .operations import BESIDE, BIG, COPYING, THEN, attempt, make
+from .state import LAST, State, read_again, read_state, strays
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Driver]:
+    with driver() as process:
+        yield process
+
+
+class Case:
+    """An operation, and what the store is before and after it."""
+
+    def __init__(self, name: str, scratch: Path) -> None:
+        self.name = name
+        self.operation = COPYING[name]
+        self.template, self.path = scratch / "template", scratch / "store"
+        self.beside = scratch / "beside"
+        self.points: list[Point] = []
+        self.before: State = {}
+        self.after: State = {}
+        self.additional: object = None
+
+    async def prepare(self) -> None:
+        """Run it undisturbed, for its points and for what it does."""
+        await make(self.template, "full")
+        async with ImageStore(self.beside) as store:
+            items = {"manifest": b"old content", "k": BIG, "empty": b""}
+            await store.create(BESIDE, names=["below"], created=THEN, big_data=items)
+        self.additional = tree(self.beside)
+        self.renew()
+        self.before = await read_again(self.path)
+        points = Failpoints(self.path)
+        assert await attempt(self.operation, self.path, points) is None
+        self.points = points.passed
+        self.after = await read_again(self.path)
+        assert self.after.keys() - self.before.keys() == {BESIDE}
+
+    def renew(self) -> None:
+        """Put the store back to where the operation begins."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        shutil.copytree(self.template, self.path)
+
+    async def check(self, *expected: State) -> None:
+        """Check that the store is in one of these states, and that nothing is left over."""
+        assert await read_again(self.path) in expected
+        async with ImageStore(self.path) as store:
+            await store.create(LAST)
+            await store.collect_garbage()
+            state = await read_state(store)
+            assert strays(self.path, state) == set()
+            del state[LAST]
+            assert state in expected
+        assert (await check(self.path, verify=True)).findings == ()
+        assert tree(self.beside) == self.additional
+
+
+@pytest.mark.parametrize("name", [name for name, each in COPYING.items() if not each.named])
+def test_killed_at_every_point(scratch: Path, name: str, killer: Driver) -> None:
+    async def run() -> int:
+        case = Case(name, scratch)
+        await case.prepare()
+        deaths = [at for at, point in enumerate(case.points, 1) if point.changes]
+        for at in deaths:
+            case.renew()
+            assert os.WIFSIGNALED(killer.kill_at(case.path, name, at))
+            await case.check(case.before, case.after)
+        case.renew()
+        assert killer.kill_at(case.path, name, len(case.points) + 1) == 0
+        return len(deaths)
+
+    assert anyio.run(run) >= 10
+
+
+@pytest.mark.parametrize("name", COPYING)
+def test_failing_at_every_point(scratch: Path, name: str) -> None:
+    async def run() -> None:
+        case = Case(name, scratch)
+        await case.prepare()
+        for at, point in enumerate(case.points, 1):
+            for code in (errno.EIO, errno.ENOSPC) if point.creates else (errno.EIO,):
+                case.renew()
+                points = Failpoints(case.path, Failure(at, code))
+                error = await attempt(case.operation, case.path, points)
+                assert points.hit, "the point was not reached"
+                is_certain = error is None or "may have happened" not in str(error)
+                if is_certain:
+                    await case.check(case.after if error is None else case.before)
+                else:
+                    await case.check(case.before, case.after)
+
+    anyio.run(run)
