@@ -260,7 +260,8 @@ async def test_what_is_small_is_not_read_again_either(
     maker.enter(maker.image(b"small", b"first"), "first:1")
     await import_layout(store, maker.write(tmp_path / "first"))
     maker = Maker()
-    maker.enter(maker.image(b"small", b"second"), "second:1")
+    config = {"created": "2024-01-01T00:00:00Z"}
+    maker.enter(maker.image(b"small", b"second", config=config), "second:1")
     layout = maker.write(tmp_path / "second")
     (layout / "blobs" / sha256(b"small").replace(":", "/")).write_bytes(b"wrong")
     (second,) = await import_layout(store, layout)
