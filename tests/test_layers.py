@@ -6,10 +6,12 @@ import json
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from aimagestore import (
+    AdditionalStore,
     Finding,
     FindingKind as Kind,
     ImageInUseError,
@@ -23,9 +25,11 @@ from aimagestore import (
 )
 from aimagestore._directory.beside import PodmanFiles
 from aimagestore._directory.index_file import IndexFile
+from aimagestore._stacked import others
 
 from .support.beside import DIGEST, Beside, container, layer
 from .support.buildah import FIXTURE, FIXTURE_ID
+from .support.foreign import foreign_writer
 from .support.stores import descriptors, tree
 
 ONE, TWO = "1" * 64, "2" * 64
@@ -458,3 +462,69 @@ async def test_containers_that_podman_keeps_elsewhere_are_known(
             await store.delete(ONE)
         used.write_containers(volatile=is_transient)
         await store.delete(ONE)
+
+
+# Checked with additional stores
+
+
+@pytest.fixture
+async def other(tmp_path: Path) -> Beside:
+    """An additional store, with an image."""
+    other = Beside(tmp_path / "other")
+    other.write_layers(layer("base"), layer("c", "base"))
+    async with ImageStore(other.images) as store:
+        await store.create("3" * 64, top_layer="c", force=True)
+    return other
+
+
+async def kinds(beside: Beside, *additional: AdditionalStore) -> set[Kind]:
+    """Check the store with additional ones, and return which kinds of findings it has."""
+    report = await check(beside.images, additional_stores=additional)
+    return {
+        finding.kind
+        for finding in report.findings
+        if finding.kind is not Kind.PODMAN_FAILS or "top layer" in finding.detail
+    }
+
+
+async def test_a_check_finds_layers_and_images_of_additional_stores(
+    store: ImageStore, beside: Beside, other: Beside
+) -> None:
+    await store.create("4" * 64, top_layer="c", force=True)
+    beside.write_layers(layer("a", "base"), layer("b", "base"))
+    beside.write_containers(container("x", "3" * 64))
+    assert await kinds(beside) == {Kind.PODMAN_FAILS, Kind.LAYER_MISSING, Kind.IMAGE_MISSING}
+    assert await kinds(beside, AdditionalStore(other.images)) == set()
+    other.write_layers(layer("base"))
+    assert await kinds(beside, AdditionalStore(other.images)) == {Kind.PODMAN_FAILS}
+
+
+async def test_an_additional_store_that_cannot_be_read_is_found(
+    store: ImageStore, beside: Beside, other: Beside
+) -> None:
+    missing = beside.images.parent / "nowhere"
+    assert await kinds(beside, AdditionalStore(missing)) == {Kind.STORE_UNREADABLE}
+    assert await kinds(beside, AdditionalStore(missing, required=False)) == set()
+    for file in (other.images / "images.json", other.layers / "layers.json"):
+        before = file.read_text()
+        file.write_text("[")
+        report = await check(beside.images, additional_stores=[other.images])
+        (found,) = (f for f in report.findings if f.kind is Kind.STORE_UNREADABLE)
+        assert found.path == str(other.images)
+        assert str(file) in found.detail
+        file.write_text(before)
+    assert await kinds(beside, AdditionalStore(other.images)) == set()
+
+
+async def test_a_check_waits_for_another_program_in_an_additional_store(
+    store: ImageStore, beside: Beside, other: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside.write_containers(container("x", "3" * 64))
+    records = json.loads((other.images / "images.json").read_bytes())
+    with foreign_writer(other.images) as writer:
+        writer.save(*records)
+        # The check waits, and the program is done meanwhile.
+        waiting = SimpleNamespace(sleep=lambda _: writer.release())
+        monkeypatch.setattr(others, "time", waiting)
+        assert await kinds(beside, AdditionalStore(other.images)) == set()
+        assert writer.is_over

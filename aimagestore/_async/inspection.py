@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from .._core.names import check_type
@@ -11,7 +11,7 @@ from .._core.report import Report
 from .._engine.lock import AnyGrant, AnyLine
 from .._engine.protocol import ChangeUnderWayError, Checker, Location
 from .core import acquire, lock_timeout_error
-from .locations import location_of
+from .locations import AdditionalStore, location_of, stacked_location
 from .loop import EventLoop
 from .staging import Progress
 from .threads import Stepper, Threads
@@ -20,6 +20,7 @@ from .threads import Stepper, Threads
 async def check(
     where: str | os.PathLike[str] | Location,
     *,
+    additional_stores: Iterable[str | os.PathLike[str] | Location | AdditionalStore] = (),
     verify: bool = True,
     progress: Progress | None = None,
 ) -> Report:
@@ -30,12 +31,14 @@ async def check(
     once.
 
     :param where: the directory that holds images.json, or a location, as for :class:`ImageStore`
+    :param additional_stores: as for :class:`ImageStore`: they are not checked, but may have layers
+        and images that the store needs, and one that cannot be read is a finding
     :param verify: read every item, and compare it with its recorded digest
     :param progress: called with the bytes read, and with the total
     :raises FileNotFoundError: when there is no such directory
     :raises GraphRootError: when it is podman's graph root, which holds image stores
     """
-    location = location_of(where)
+    location = stacked_location(where, additional_stores)
     threads = Threads(EventLoop())
     try:
         checker = location.checker(verify=verify)

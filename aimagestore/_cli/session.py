@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import typer
 from anyio import to_thread
 
-from .._async.locations import AdditionalStore, location_of
+from .._async.locations import AdditionalStore, location_of, stacked_location
 from .._async.store import ImageStore
 from .._engine.protocol import Location
 from ..podman._opening import additional_stores, storage_location
@@ -69,14 +69,13 @@ class Session:
         return storage_location(storage), additional_stores(storage)
 
     async def home(self, *, writes: bool = False, makes: bool = False) -> Location:
-        """What keeps the store, without additional ones: a directory, or a cluster.
+        """What keeps the store: a directory, or a cluster; additional ones only help a check.
 
         :param makes: whether a directory is made where there is none
         :raises CommandError: when there is none, when the store may not be written to, or none
             can be meant
         """
-        home, _ = await self._home(writes=writes, makes=makes)
-        return home
+        return stacked_location(*await self._home(writes=writes, makes=makes))
 
     async def _home(
         self, *, writes: bool = False, makes: bool = False

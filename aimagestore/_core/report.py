@@ -83,6 +83,11 @@ class FindingKind(StrEnum):
         "A container was made from an image that the store does not have",
         "podman: `podman rm`",
     )
+    STORE_UNREADABLE = (
+        "store-unreadable",
+        "An additional store cannot be read; the detail says why",
+        "its owner: check that store",
+    )
     DIRECTORY_MISSING = (
         "directory-missing",
         "The record lists items, but the image directory is missing",

@@ -15,12 +15,12 @@ from .._core.record import Record
 from .._core.report import Finding, FindingKind, Report
 from .._engine.items import CHUNK, MANIFEST_MAX
 from .._engine.lock import AnyLine
-from .._engine.protocol import ChangeUnderWayError, Steps
+from .._engine.protocol import ChangeUnderWayError, Elsewhere, OtherStores, Steps
 from .._format import index
 from .._format.block_catalog import EMPTY, BlockCatalog, build
 from ..errors import InvalidBigDataNameError, StoreCorruptError
 from .beside import PodmanFiles
-from .check_beside import check_beside
+from .check_beside import check_beside, images_of_containers
 from .contents import image_directories
 from .files import Directory
 from .garbage import garbage
@@ -38,11 +38,18 @@ class DirectoryChecker:
 
     :param path: returns the path of the directory; may raise
     :param container_stores: as for :class:`DirectoryLocation`
+    :param others: the additional stores
     """
 
     def __init__(
-        self, path: Callable[[], str], *, verify: bool, container_stores: Iterable[str] = ()
+        self,
+        path: Callable[[], str],
+        *,
+        verify: bool,
+        container_stores: Iterable[str] = (),
+        others: OtherStores | None = None,
     ) -> None:
+        self._others = others
         self._path = path
         self._container_stores = container_stores
         self._verify = verify
@@ -89,19 +96,23 @@ class DirectoryChecker:
         if snapshot is None:
             return
         with closing(PodmanFiles(root.path, self._container_stores)) as files:
-            yield from self._check_records(root, snapshot, files, suspects)
-            if files.layer_store is not None:
-                self._findings += check_beside(files, snapshot)
+            elsewhere = Elsewhere()
+            if self._others is not None:
+                elsewhere = yield from self._others.look(images_of_containers(files))
+            self._findings += elsewhere.findings
+            podman = Podman.beside(root, files, elsewhere.layers)
+            yield from self._check_records(root, snapshot, podman, suspects)
+            if podman is not None:
+                self._findings += check_beside(files, snapshot, elsewhere.images)
         self._findings += garbage(root, snapshot)
 
     def _check_records(
         self,
         root: Directory,
         snapshot: BlockCatalog,
-        files: PodmanFiles,
+        podman: Podman | None,
         suspects: Iterable[str] | None,
     ) -> Iterator[tuple[int, int]]:
-        podman = Podman.beside(root, files)
         records = list(snapshot.records())
         if suspects is not None:
             records = [record for record in records if record.id in suspects]

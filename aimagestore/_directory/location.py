@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 
 from .._core.names import INDEX_FILE
+from .._engine.protocol import OtherStores
 from ..errors import GraphRootError
 from .check import DirectoryChecker
 from .engine import DirectoryEngine
@@ -40,8 +41,10 @@ class DirectoryLocation:
             self._path(), read_only=read_only, container_stores=self._container_stores
         )
 
-    def checker(self, *, verify: bool) -> DirectoryChecker:
-        return DirectoryChecker(self._path, verify=verify, container_stores=self._container_stores)
+    def checker(self, *, verify: bool, others: OtherStores | None = None) -> DirectoryChecker:
+        return DirectoryChecker(
+            self._path, verify=verify, container_stores=self._container_stores, others=others
+        )
 
     def repairer(self) -> DirectoryRepairer:
         return DirectoryRepairer(self._path())

@@ -28,16 +28,22 @@ class Podman:
     """podman, as far as it reads the images of one store. What it knows of layers is kept.
 
     :param files: what it keeps beside the store
+    :param others: IDs of layers of additional stores
     """
 
-    def __init__(self, root: Directory, files: PodmanFiles) -> None:
+    def __init__(
+        self, root: Directory, files: PodmanFiles, others: frozenset[str] = frozenset()
+    ) -> None:
         self._root = root
         self._files = files
+        self._others = others
 
     @classmethod
-    def beside(cls, root: Directory, files: PodmanFiles) -> Podman | None:
+    def beside(
+        cls, root: Directory, files: PodmanFiles, others: frozenset[str] = frozenset()
+    ) -> Podman | None:
         """Return it where it keeps layers beside a store."""
-        return None if files.layer_store is None else cls(root, files)
+        return None if files.layer_store is None else cls(root, files, others)
 
     def unreadable_parts(
         self, image: Image, files: Mapping[tuple[str, str], Content] = _NO_FILES
@@ -95,11 +101,14 @@ class Podman:
     def knows(self, layer: str) -> bool:
         """Return whether there is a layer with this ID."""
         # Without a list that can be read, podman has other troubles.
-        return self._records is None or layer in self._records.layers
+        known = self._records is None or layer in self._records.layers
+        return known or layer in self._others
 
     def missing_layers(self, image: Image) -> set[str]:
         """Return the IDs of an image's layers that podman does not know, but for the top one."""
-        return set() if self._records is None else self._records.missing(image) - {image.top_layer}
+        if self._records is None:
+            return set()
+        return self._records.missing(image) - {image.top_layer} - self._others
 
     def top_layer(self, image: Image) -> str:
         """Return the ID of the top layer that an image has by its config, ``""`` if it has none."""

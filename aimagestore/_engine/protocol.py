@@ -8,10 +8,10 @@ read, it has a lock, it is written under that lock, it keeps items, and it is cl
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from .._core.catalog import Catalog
 from .._core.content import Content, Copies
@@ -20,7 +20,7 @@ from .._core.events import ChangeEvent
 from .._core.image import Image
 from .._core.layers import Container, Layer
 from .._core.mutations import Mutation
-from .._core.report import Report
+from .._core.report import Finding, Report
 from .._core.usage import StoredContent
 from .._core.view import View
 from .lock import AnyGrant, AnyLine
@@ -89,15 +89,37 @@ class Location(Protocol):
         """
         ...
 
-    def checker(self, *, verify: bool) -> Checker:
+    def checker(self, *, verify: bool, others: OtherStores | None = None) -> Checker:
         """Prepare a check, which works on stores that cannot be opened.
 
         :param verify: whether to read every item and compare its digest
+        :param others: the additional stores
         """
         ...
 
     def repairer(self) -> Repairer:
         """Open the store for repair, without a look at its index."""
+        ...
+
+
+class Elsewhere(NamedTuple):
+    """What additional stores have that a store may need.
+
+    :ivar layers: IDs of layers
+    :ivar images: IDs of images
+    :ivar findings: what kept one of them from being read
+    """
+
+    layers: frozenset[str] = frozenset()
+    images: frozenset[str] = frozenset()
+    findings: tuple[Finding, ...] = ()
+
+
+class OtherStores(Protocol):
+    """Additional stores, as a check needs them."""
+
+    def look(self, image_ids: Collection[str]) -> Steps[Elsewhere]:
+        """Return all their layers, and which of some images they have."""
         ...
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .._engine.protocol import Checker, Engine, Location, Repairer
+from .._engine.protocol import Checker, Engine, Location, OtherStores, Repairer
 from ..errors import StoreUnavailableError
 from .engine import StackedEngine
+from .others import AdditionalStores
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class AdditionalLocation:
 class StackedLocation:
     """A store and its additional stores; see :class:`aimagestore._engine.protocol.Location`.
 
-    What checks and repairs a store sees the writable one alone.
+    A check of it is one of the writable store, whose layers and images additional ones may have,
+    and of whether those can be read. What repairs it sees the writable one alone.
     """
 
     def __init__(self, own: Location, additional: Sequence[AdditionalLocation]) -> None:
@@ -69,8 +71,9 @@ class StackedLocation:
                 engine.close()
             raise
 
-    def checker(self, *, verify: bool) -> Checker:
-        return self._own.checker(verify=verify)
+    def checker(self, *, verify: bool, others: OtherStores | None = None) -> Checker:
+        others = AdditionalStores((each.location.name, each.open) for each in self._additional)
+        return self._own.checker(verify=verify, others=others)
 
     def repairer(self) -> Repairer:
         return self._own.repairer()

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from .._engine.protocol import OtherStores
 from ._addresses import BucketAddress, DatabaseAddress
 from ._checker import ClusterChecker
 from ._engine import ClusterEngine
@@ -94,8 +95,11 @@ class ClusterLocation:
             read_only=read_only,
         )
 
-    def checker(self, *, verify: bool) -> ClusterChecker:
-        """Prepare a check; :func:`aimagestore.check` calls this."""
+    def checker(self, *, verify: bool, others: OtherStores | None = None) -> ClusterChecker:
+        """Prepare a check; :func:`aimagestore.check` calls this.
+
+        A cluster's images need nothing of additional stores, so those are not looked at.
+        """
         return ClusterChecker(
             DatabaseAddress.of(self.records_url),
             BucketAddress.of(self.blobs_url),

@@ -1,0 +1,59 @@
+"""What additional stores have, for a check of the store in front of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
+
+from .._core.report import Finding, FindingKind
+from .._core.view import View
+from .._engine.protocol import ChangeUnderWayError, Elsewhere, Engine, Steps
+from ..errors import ImageStoreError
+
+_READ_AGAIN: Final = 0.05
+"""Seconds after which a store is read again that another program is changing."""
+
+
+class AdditionalStores:
+    """Additional stores; see :class:`aimagestore._engine.protocol.OtherStores`.
+
+    :param stores: the name of each, and what opens it, or returns ``None`` if it is not there and
+        need not be
+    """
+
+    def __init__(self, stores: Iterable[tuple[str, Callable[[], Engine | None]]]) -> None:
+        self._stores = tuple(stores)
+
+    def look(self, image_ids: Collection[str]) -> Steps[Elsewhere]:
+        layers: set[str] = set()
+        images: set[str] = set()
+        findings: list[Finding] = []
+        for name, open_store in self._stores:
+            while True:
+                try:
+                    engine = open_store()
+                    if engine is not None:
+                        _add(engine, image_ids, layers, images)
+                    break
+                except ChangeUnderWayError:
+                    time.sleep(_READ_AGAIN)
+                    yield 0, 0
+                except (ImageStoreError, OSError) as error:
+                    kind = FindingKind.STORE_UNREADABLE
+                    findings.append(Finding(kind, path=name, detail=str(error)))
+                    break
+        return Elsewhere(frozenset(layers), frozenset(images), tuple(findings))
+
+
+def _add(engine: Engine, image_ids: Collection[str], layers: set[str], images: set[str]) -> None:
+    def found(view: View) -> list[str]:
+        view.prefetch(image_ids, ())
+        return [image_id for image_id in image_ids if view.record_of(image_id) is not None]
+
+    try:
+        images.update(engine.reader.read(found))
+        if engine.podman is not None:
+            layers.update(engine.podman.read_layers())
+    finally:
+        engine.close()
