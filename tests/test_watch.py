@@ -112,7 +112,7 @@ async def test_without_inotify_it_looks(
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(directory_feed, "INotify", refuse)
+    monkeypatch.setattr("inotify_simple.INotify", refuse)
     monkeypatch.setattr(directory_feed, "_INTERVAL", 0.01)
     with caplog.at_level("INFO", "aimagestore"):
         async with store.watch() as changes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dis
 import inspect
 import sys
@@ -24,7 +23,9 @@ class EventLoop:
     def __init__(self) -> None:
         native: Any = current_token().native_token
         self._native = native
-        if isinstance(native, asyncio.AbstractEventLoop):
+        # trio alone needs no asyncio, which takes a quarter of the time of importing this library.
+        asyncio = sys.modules.get("asyncio")
+        if asyncio is not None and isinstance(native, asyncio.AbstractEventLoop):
             self._post: Callable[[Callable[[], object]], object] = native.call_soon_threadsafe
             self._running: Callable[[], object] = asyncio.get_running_loop
         else:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from aiofiles.threadpool import wrap
 from anyio import EndOfStream
 
 from .._core.content import Buffer
@@ -70,7 +69,7 @@ class StagedItem:
     def __init__(self, core: StoreCore, content: StagedContent) -> None:
         self._core = core
         self._content = content
-        self._file: Any = wrap(content.sink, loop=core.threads)
+        self._file: Any = core.threads.async_file(content.sink)
         self._is_used = False
         self._writes = 0
         # Kept here: the content's own would wait for a write that another task has under way.
@@ -264,7 +263,7 @@ class Pouring:
 
     async def into(self, content: StagedContent) -> None:
         """Write everything, small pieces joined until they are worth a hop to a thread."""
-        file: Any = wrap(content.sink, loop=self._threads)
+        file: Any = self._threads.async_file(content.sink)
         joined = bytearray()
         done = 0
         try:

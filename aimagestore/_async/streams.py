@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from aiofiles.threadpool import wrap
 from anyio import EndOfStream
 
 from .._core.image import Image
@@ -41,7 +40,7 @@ class BigDataReader:
     def __init__(self, core: StoreCore, image: Image, key: str, source: Source) -> None:
         self._core = core
         self._source = source
-        self._file: Any = wrap(source, loop=core.threads)
+        self._file: Any = core.threads.async_file(source)
         self._image = image
         self._key = key
 

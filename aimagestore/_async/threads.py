@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
 from time import monotonic
-from typing import Generic, TypeVar, TypeVarTuple
+from typing import Any, Generic, TypeVar, TypeVarTuple
 
 from anyio import Event
 
@@ -306,6 +307,12 @@ class Threads:
                 self.spawn(call.dispose)
             raise
         return call.result()
+
+    def async_file(self, file: io.RawIOBase | io.BufferedIOBase) -> Any:
+        """Return an asynchronous file that makes a file's calls in the few threads of big data."""
+        from aiofiles.threadpool import wrap  # noqa: PLC0415 (it imports all of asyncio)
+
+        return wrap(file, loop=self)
 
     def run_in_executor(self, executor: object, function: Callable[[], T]) -> Awaitable[T]:
         """Stand in for the event loop in aiofiles, which then works on every loop.

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Self
 
-from anyio import CancelScope, Event, move_on_after, wait_readable
+from anyio import CancelScope, Event, move_on_after
 
 from .._core.events import ChangeEvent
 from .._engine.protocol import Feed
@@ -82,6 +82,8 @@ class Watch(AsyncIterator[ChangeEvent]):
                 if descriptor is None:
                     await Event().wait()
                 else:
+                    from anyio import wait_readable  # noqa: PLC0415 (anyio imports ssl for it)
+
                     await wait_readable(descriptor)
                     while not self._feed.is_due():
                         await wait_readable(descriptor)

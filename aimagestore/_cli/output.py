@@ -10,7 +10,6 @@ from shutil import get_terminal_size
 from typing import Any
 
 from anyio import to_thread
-from rich.cells import cell_len, chop_cells
 
 from .._core.image import Image
 from .._core.report import Finding, Report
@@ -135,11 +134,22 @@ async def write_table(
 
 def _widths(cells: Sequence[Sequence[str]], least: int) -> list[int]:
     """The widths of the columns, with the gaps between them."""
-    longest = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    longest = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     return [*(max(width + _COLUMN_GAP, least) for width in longest[:-1]), longest[-1]]
 
 
+def _width(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len  # noqa: PLC0415 - names are nearly always ASCII
+
+    return cell_len(text)
+
+
 def _fold(row: list[str], place: int, width: int) -> Iterator[list[str]]:
+    from rich.cells import chop_cells  # noqa: PLC0415 - only narrow terminals need it
+
     first, *others = chop_cells(row[place], width) or [""]
     yield [*row[:place], first, *row[place + 1 :]]
     for other in others:
@@ -147,9 +157,7 @@ def _fold(row: list[str], place: int, width: int) -> Iterator[list[str]]:
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [
-        text + " " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True)
-    ]
+    padded = [text + " " * (width - _width(text)) for text, width in zip(row, widths, strict=True)]
     return "".join(padded).rstrip(" ") + "\n"
 
 

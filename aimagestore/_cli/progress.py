@@ -6,18 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from typing import TYPE_CHECKING
 
 from .human import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 DELAY = 0.5
 """Seconds before a bar shows: what is done by then needs none."""
@@ -56,6 +50,16 @@ def progress_bar(
     if beside_data or not sys.stderr.isatty():
         yield Bar(None, what, total)
         return
+    from rich.console import Console  # noqa: PLC0415 - it takes long, and commands are short
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
     progress = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

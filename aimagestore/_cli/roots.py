@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anyio import to_thread
 
 from .._core.addresses import is_address
 from .._engine.protocol import Location
-from ..podman import PodmanStorage, locate
 from .exits import CommandError, ExitCode, usage_errors
+
+if TYPE_CHECKING:
+    from ..podman import PodmanStorage
 
 _IMAGES = "-images"
 _LAYERS = "-layers"
@@ -99,6 +101,8 @@ async def podman_storage() -> PodmanStorage:
     :raises CommandError: when podman has no images yet
     :raises StoreConfigurationError: when it is not known where podman has it
     """
+    from ..podman import locate  # noqa: PLC0415 - what commands with --root need not load
+
     storage = await locate()
     store = storage.image_store
     if not await to_thread.run_sync(os.path.isdir, store):
@@ -121,6 +125,8 @@ async def _in_graph_root(root: str, names: set[str]) -> str:
         stores = [name.removesuffix(_LAYERS) + _IMAGES for name in layers]
     if len(stores) == 1:
         return os.path.join(root, stores[0])
+    from ..podman import locate  # noqa: PLC0415 - rarely needed
+
     configured = (await locate()).driver + _IMAGES
     if not stores:
         return os.path.join(root, configured)

@@ -16,8 +16,8 @@ from .._format.block_catalog import BlockCatalog
 from ..errors import WatchExpiredError
 from .files import Directory
 
-if TYPE_CHECKING or sys.platform == "linux":
-    from inotify_simple import INotify, flags
+if TYPE_CHECKING:
+    from inotify_simple import INotify
 
 logger = logging.getLogger("aimagestore")
 
@@ -104,6 +104,8 @@ def open_inotify(root: Directory) -> INotify | None:
     """Have the kernel notify of changes in a directory; ``None`` where it does not."""
     if sys.platform != "linux":
         return None
+    from inotify_simple import INotify, flags  # noqa: PLC0415 (it imports ctypes, and is on Linux)
+
     try:
         inotify = INotify(nonblocking=True)
         try:

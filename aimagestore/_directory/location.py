@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from .._core.names import INDEX_FILE
 from .._engine.protocol import OtherStores
 from ..errors import GraphRootError
-from .check import DirectoryChecker
 from .engine import DirectoryEngine
-from .repair import DirectoryRepairer
+
+if TYPE_CHECKING:
+    from .check import DirectoryChecker
+    from .repair import DirectoryRepairer
 
 _IMAGE_STORE = "-images"
 
@@ -42,11 +45,15 @@ class DirectoryLocation:
         )
 
     def checker(self, *, verify: bool, others: OtherStores | None = None) -> DirectoryChecker:
+        from .check import DirectoryChecker  # noqa: PLC0415 (rarely used)
+
         return DirectoryChecker(
             self._path, verify=verify, container_stores=self._container_stores, others=others
         )
 
     def repairer(self) -> DirectoryRepairer:
+        from .repair import DirectoryRepairer  # noqa: PLC0415 (rarely used)
+
         return DirectoryRepairer(self._path())
 
     def _path(self) -> str:

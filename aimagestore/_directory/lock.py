@@ -19,17 +19,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import count
-from typing import Final
-
-from filelock import BaseFileLock, FileLock, Timeout
+from typing import TYPE_CHECKING, Final
 
 from .._core.names import LOCK_FILE
 from .._engine.lock import AnyLine, Holder, LockLine
 from ..errors import ImageStoreError, StoreCorruptError
 from .files import Directory
+from .kernel_lock import BUSY, FLOCK, unlock, whole_file
 
-_BUSY: Final = frozenset({errno.EACCES, errno.EAGAIN})
-_FLOCK: Final = "hhqqi4x" if struct.calcsize("P") == 8 else "hhqqi"
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 _POLL: Final = 0.01
 _UNWRITABLE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -39,10 +39,6 @@ RECORD_LOCKS = sys.platform == "linux"
 _MARK: Final = "<QQI44s"
 _MARK_BYTES: Final = struct.calcsize(_MARK)
 _writes = count(1)
-
-
-def _whole_file(kind: int) -> bytes:
-    return struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
 
 
 def open_lock_file(root: Directory, flags: int = os.O_RDWR | os.O_CREAT) -> int:
@@ -89,66 +85,17 @@ def _close_noted(fd: int) -> None:
         os.close(fd)
 
 
-class RecordLock(BaseFileLock):
-    """The exclusive lock as a filelock, to be used with ``thread_local=False``.
-
-    :ivar open_file: opens images.lock for writing
-    """
-
-    open_file: Callable[[], int]
-    _granted: int | None = None
-
-    def _acquire(self) -> None:
-        fd, self._granted = self._granted, None
-        if fd is None:
-            fd = self.open_file()
-            try:
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))
-            except OSError as error:
-                os.close(fd)
-                if error.errno in _BUSY:
-                    return
-                raise
-        self._context.lock_file_fd = fd
-
-    def _release(self) -> None:
-        fd, self._context.lock_file_fd = self._context.lock_file_fd, None
-        if fd is not None:
-            unlock(fd)
-            # Not by _close_noted: a fork may hold its mutex, and wait for filelock's releases.
-            os.close(fd)
-
-    def adopt(self, fd: int) -> None:
-        """Be locked by a descriptor that has the lock already."""
-        self._granted = fd
-        try:
-            self.acquire(blocking=False)
-        except BaseException:
-            if self._granted is not None:
-                self._granted = None
-                unlock(fd)
-                os.close(fd)
-            raise
-
-
 def wait_for_lock(fd: int, kind: int) -> None:
     """Wait in the kernel's line for a lock, exclusive or shared. Closes the descriptor if it fails.
 
     Polling would starve beside programs that wait here. The wait is not made within
-    ``RecordLock.acquire``, where filelock would hold up every fork until its end.
+    :meth:`.record_lock.RecordLock.acquire`, where filelock would hold up every fork until its end.
     """
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _whole_file(kind))
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, whole_file(kind))
     except BaseException:
         _close_noted(fd)
         raise
-
-
-def unlock(fd: int) -> None:
-    """Release a lock."""
-    # Closing releases it as well, but not while a forked child has the descriptor too.
-    with suppress(OSError):
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_UNLCK))
 
 
 class ExclusiveLock:
@@ -161,10 +108,19 @@ class ExclusiveLock:
     def __init__(self, root: Directory) -> None:
         self._root = root
         self._process = os.getpid()
-        self._lock = self._make_lock()
+        self._made: BaseFileLock | None = None
+
+    @property
+    def _lock(self) -> BaseFileLock:
+        # Made when it is first needed: a program that only reads does not import filelock.
+        if self._made is None:
+            self._made = self._make_lock()
+        return self._made
 
     def _make_lock(self) -> BaseFileLock:
         if RECORD_LOCKS:
+            from .record_lock import RecordLock  # noqa: PLC0415 (see above)
+
             # filelock resolves its path, makes the directories above it and keeps locks apart by
             # it. The file is opened relative to the descriptor instead, so the path only names
             # the lock, in a directory that is always there.
@@ -173,10 +129,14 @@ class ExclusiveLock:
             lock = RecordLock(path, thread_local=False)
             lock.open_file = partial(open_lock_file, self._root)
             return lock
+        from filelock import FileLock  # noqa: PLC0415 (see above)
+
         # No podman to exclude: any lock serves that all stores here agree on.
         return FileLock(self._root.path_of(LOCK_FILE), thread_local=False)
 
     def try_acquire(self) -> bool | None:
+        from filelock import Timeout  # noqa: PLC0415 (see above)
+
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
@@ -189,6 +149,8 @@ class ExclusiveLock:
         return True
 
     def acquire(self) -> bool | None:
+        from .record_lock import RecordLock  # noqa: PLC0415 (see above)
+
         if isinstance(self._lock, RecordLock):
             fd = _open_noted(partial(open_lock_file, self._root))
             wait_for_lock(fd, fcntl.F_WRLCK)
@@ -222,10 +184,10 @@ class SharedLock:
         fd = self._open()
         if fd >= 0 and RECORD_LOCKS:
             try:
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_RDLCK))
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, whole_file(fcntl.F_RDLCK))
             except OSError as error:
                 _close_noted(fd)
-                if error.errno in _BUSY:
+                if error.errno in BUSY:
                     return None
                 raise
         return fd
@@ -379,12 +341,12 @@ def foreign_writer(root: Directory) -> int | None:
     except (FileNotFoundError, PermissionError, StoreCorruptError):
         return None
     try:
-        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_RDLCK))
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, whole_file(fcntl.F_RDLCK))
     except OSError:  # a file system without locks
         return None
     finally:
         os.close(fd)
-    kind, _, _, _, process = struct.unpack(_FLOCK, answer)
+    kind, _, _, _, process = struct.unpack(FLOCK, answer)
     return None if kind == fcntl.F_UNLCK or process < 0 else int(process)
 
 
@@ -420,8 +382,8 @@ def _holder(root: Directory) -> int | None:
     except (OSError, StoreCorruptError):
         return None
     try:
-        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
-        kind, _, _, _, pid = struct.unpack(_FLOCK, answer)
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, whole_file(fcntl.F_WRLCK))
+        kind, _, _, _, pid = struct.unpack(FLOCK, answer)
         if kind == fcntl.F_UNLCK:
             return None
         return pid if pid > 0 else _descriptor_holder(os.fstat(fd).st_ino)

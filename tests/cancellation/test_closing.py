@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from aimagestore import ImageStore, StoreClosedError, check, repair
-from aimagestore._directory import files, lock
+from aimagestore._directory import files, kernel_lock, lock
 from aimagestore._directory.commit import DirectoryWriter
 from aimagestore._directory.files import Directory
 from aimagestore._directory.location import DirectoryLocation
@@ -186,14 +186,14 @@ async def test_a_fork_while_the_lock_is_released_does_not_wait_for_it_in_vain(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate()
-    real = lock.unlock
+    real = kernel_lock.unlock
 
     def unlock_slowly(fd: int) -> None:
         gate()
         real(fd)
 
     async with ImageStore(path) as store:
-        monkeypatch.setattr(lock, "unlock", unlock_slowly)
+        monkeypatch.setattr("aimagestore._directory.record_lock.unlock", unlock_slowly)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(store.touch)
             await until(gate.reached.is_set)
