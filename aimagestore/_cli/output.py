@@ -134,8 +134,13 @@ async def write_table(
 
 def _widths(cells: Sequence[Sequence[str]], least: int) -> list[int]:
     """The widths of the columns, with the gaps between them."""
-    longest = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    longest = [_longest(column) for column in zip(*cells, strict=True)]
     return [*(max(width + _COLUMN_GAP, least) for width in longest[:-1]), longest[-1]]
+
+
+def _longest(column: Sequence[str]) -> int:
+    is_ascii = all(map(str.isascii, column))
+    return max(map(len if is_ascii else _width, column))
 
 
 def _width(text: str) -> int:
@@ -157,6 +162,8 @@ def _fold(row: list[str], place: int, width: int) -> Iterator[list[str]]:
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    if all(map(str.isascii, row)):
+        return "".join(map(str.ljust, row, widths)).rstrip(" ") + "\n"
     padded = [text + " " * (width - _width(text)) for text, width in zip(row, widths, strict=True)]
     return "".join(padded).rstrip(" ") + "\n"
 

@@ -49,6 +49,10 @@ class _ImageFields(Fields, rename="kebab"):
     flags: dict[str, Raw] | None = None
 
 
+class _KnownImageFields(_ImageFields, forbid_unknown_fields=True, rename="kebab"):
+    """The same without unknown fields."""
+
+
 class _Items(msgspec.Struct, rename="kebab"):
     """The sizes and digests of an image's items."""
 
@@ -67,6 +71,7 @@ _decode_known: Final = msgspec.json.Decoder(_KnownFields).decode
 _decode_any: Final = msgspec.json.Decoder(Fields).decode
 _decode_image: Final = msgspec.json.Decoder(_ImageFields).decode
 _decode_items: Final = msgspec.json.Decoder(_Items).decode
+_decode_known_image: Final = msgspec.json.Decoder(_KnownImageFields).decode
 _decode_sizes: Final = msgspec.json.Decoder(_Sizes).decode
 _decode_members: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 
@@ -177,6 +182,23 @@ def read(raw: RawJSON, block_id: int = NO_BLOCK) -> Record | None:
     return Record(raw, block_id, fields.id, tuple(fields.names or ()), _digests(fields))
 
 
+def read_image(raw: RawJSON) -> Image | None:
+    """Read an element of images.json as an image; ``None`` when it is damaged.
+
+    A usual record is decoded once only, which :func:`read` and then ``image`` do twice.
+    """
+    try:
+        fields: _ImageFields = _decode_known_image(raw)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        is_usual = fields.created is None or gojson.is_usual_time(fields.created)
+        if is_usual and not fields.flags and is_id(fields.id):
+            return _image(fields, tuple(fields.names or ()), _digests(fields))
+    record = read(raw)
+    return None if record is None else record.image
+
+
 def _read_unusual(raw: bytes) -> Fields | None:
     """Read a record that has unknown fields, or known ones of the wrong type."""
     try:
@@ -211,19 +233,27 @@ def _digests(fields: Fields) -> tuple[str, ...]:
 
 
 def _decode(record: Record) -> Image:
-    fields = _decode_image(record.raw)
+    return _image(_decode_image(record.raw), record.names, record.digests, record.read_only)
+
+
+def _image(
+    fields: _ImageFields,
+    names: tuple[str, ...],
+    found_by: tuple[str, ...],
+    read_only: bool = False,
+) -> Image:
     flags = fields.flags or {}
     # The decoder makes a new string of each, and most occur in a record three times.
-    share = {text: text for text in (*record.names, *record.digests)}.setdefault
-    digest = fields.digest or next(iter(record.digests), "")
+    share = {text: text for text in (*names, *found_by)}.setdefault
+    digest = fields.digest or next(iter(found_by), "")
     keys = [share(key, key) for key in fields.big_data_names or ()]
     sizes = {share(key, key): size for key, size in (fields.big_data_sizes or {}).items()}
     digests = {share(k, k): share(d, d) for k, d in (fields.big_data_digests or {}).items()}
     return Image(
-        record.id,
+        fields.id,
         share(digest, digest),
-        record.digests,
-        record.names,
+        found_by,
+        names,
         tuple([share(name, name) for name in fields.names_history or ()]),
         fields.layer or "",
         tuple(fields.mapped_layers or ()),
@@ -233,7 +263,7 @@ def _decode(record: Record) -> Image:
         MappingProxyType(digests),
         gojson.parse_time(fields.created) if fields.created is not None else None,
         MappingProxyType({k: bytes(raw) for k, raw in flags.items()}) if flags else _NO_FLAGS,
-        record.read_only,
+        read_only,
     )
 
 

@@ -78,7 +78,7 @@ class DirectoryEngine:
 
     def _load(self, *, read_only: bool) -> None:
         try:
-            self.reader.load()
+            self.reader.open()
         except ChangeUnderWayError:
             return  # the first read waits for its end, and the first commit recovers
         if not read_only:
@@ -87,7 +87,7 @@ class DirectoryEngine:
     def _recover(self) -> None:
         """Complete what a crash left, if the lock is free: otherwise the next commit does."""
         self._recovery.is_needed = any(self._recovery.pending())
-        if not (self._recovery.is_needed or self.reader.catalog.needs_save):
+        if not (self._recovery.is_needed or self.reader.needs_save):
             return
         grant = self.lock.try_acquire()
         if grant is None:

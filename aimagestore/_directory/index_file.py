@@ -17,6 +17,8 @@ from .._core.view import View
 from .._engine.protocol import ChangeUnderWayError
 from .._format import index
 from .._format.block_catalog import EMPTY, BlockCatalog
+from .._format.blocks import BLOCK_BYTES
+from .._format.scan import IndexNeededError, Scan
 from ..errors import DuplicateImageNamesError, ImageStoreError
 from .contents import image_directories
 from .feed import DirectoryFeed, open_inotify
@@ -24,6 +26,9 @@ from .files import Directory
 from .lock import foreign_writer, is_change_under_way
 
 T = TypeVar("T")
+
+_LARGE = 4 * BLOCK_BYTES
+"""Bytes of an index that is parsed and indexed only after a few lookups in it."""
 
 
 class _Version(NamedTuple):
@@ -34,6 +39,7 @@ class _Version(NamedTuple):
 
     :ivar fd: the open file; -1 where the store had no index
     :ivar is_array: whether the file holds an array, and is not missing or blank
+    :ivar scan: what answers the first lookups in a large index; the catalog is empty meanwhile
     """
 
     catalog: BlockCatalog
@@ -42,12 +48,19 @@ class _Version(NamedTuple):
     inode: int = 0
     changed: int = 0
     is_array: bool = False
+    scan: Scan | None = None
 
     @classmethod
     def of(
-        cls, catalog: BlockCatalog, fd: int, found: os.stat_result, *, is_array: bool = True
+        cls,
+        catalog: BlockCatalog,
+        fd: int,
+        found: os.stat_result,
+        *,
+        is_array: bool = True,
+        scan: Scan | None = None,
     ) -> _Version:
-        return cls(catalog, fd, found.st_dev, found.st_ino, found.st_ctime_ns, is_array)
+        return cls(catalog, fd, found.st_dev, found.st_ino, found.st_ctime_ns, is_array, scan)
 
     def is_file(self, found: os.stat_result) -> bool:
         """Return whether this is what the file system says of the file that was loaded."""
@@ -91,7 +104,13 @@ class IndexFile:
     @property
     def catalog(self) -> BlockCatalog:
         """The commit that was loaded last."""
-        return self._version.catalog
+        with self._mutex:
+            return self._indexed()
+
+    @property
+    def needs_save(self) -> bool:
+        """Whether a name conflict was resolved that images.json still has."""
+        return self._version.catalog.needs_save
 
     @property
     def is_array(self) -> bool:
@@ -102,6 +121,8 @@ class IndexFile:
         if not self.keeps_catalog:
             return None
         version = self._version
+        if version.scan is not None:
+            return None
         try:
             found = os.stat(self._path)
         except OSError:
@@ -116,10 +137,10 @@ class IndexFile:
             return found is None and version.fd < 0
         return version.is_file(found)
 
-    def is_still(self, catalog: BlockCatalog) -> bool:
-        """Return whether a catalog is the last commit at this moment, whoever commits."""
+    def is_still(self, version: object) -> bool:
+        """Return whether a version is the last commit at this moment, whoever commits."""
         with self._mutex:
-            return self._version.catalog is catalog and self._is_current()
+            return self._version is version and self._is_current()
 
     def check_replaced(self, image_id: str, key: str, fd: int) -> None:
         """Check that no other program is replacing an item that was opened.
@@ -146,10 +167,36 @@ class IndexFile:
         self.check_root()
         with self._mutex:
             self._load_if_outdated()
-            return self._version.catalog
+            return self._indexed()
+
+    def open(self) -> None:
+        """Read the last commit; a large one is indexed when that is needed.
+
+        :raises ChangeUnderWayError: when it is half of another program's change
+        """
+        self.check_root()
+        with self._mutex:
+            self._load_if_outdated()
 
     def read(self, look: Callable[[View], T]) -> T:
-        return look(self.load())
+        return self.read_version(look)[0]
+
+    def read_version(self, look: Callable[[View], T]) -> tuple[T, object]:
+        """Call ``look`` with a view of the last commit; return its result, and the version.
+
+        :raises ChangeUnderWayError: when that is half of another program's change
+        """
+        self.check_root()
+        with self._mutex:
+            self._load_if_outdated()
+            version = self._version
+        if version.scan is not None:
+            with suppress(IndexNeededError):
+                return look(version.scan), version
+        with self._mutex:
+            self._load_if_outdated()
+            catalog, version = self._indexed(), self._version
+        return look(catalog), version
 
     def snapshot(self) -> BlockCatalog:
         return self.load()
@@ -193,15 +240,31 @@ class IndexFile:
         if self._version.fd < 0 or not self._is_current():
             self._load()
 
+    def _indexed(self) -> BlockCatalog:
+        """Return the catalog of the version that was loaded, which may have been scanned so far."""
+        version = self._version
+        if version.scan is not None:
+            catalog = EMPTY.with_blocks(*index.parse_blocks(version.scan.texts))
+            self._version = version._replace(catalog=catalog, scan=None)
+        return self._version.catalog
+
     def _load(self) -> None:
-        previous = self._version.catalog
+        is_first = self._version.fd < 0
+        previous = self._indexed()
         fd = self._open_index()
         if fd is None:
             self._adopt(_Version(EMPTY, -1))
             return
         try:
             found = self._root.stat_file(INDEX_FILE, fd)
-            text = index.Text(partial(self._root.read_into, INDEX_FILE, fd), found.st_size)
+            if is_first and found.st_size >= _LARGE:
+                texts = index.split(self._text(fd, found))
+                if texts is not None:
+                    self.is_durable = False
+                    self._adopt(_Version.of(EMPTY, fd, found, scan=Scan(texts)))
+                    return
+                os.lseek(fd, 0, os.SEEK_SET)
+            text = self._text(fd, found)
             parsed = index.parse(text, previous)
             if parsed is None and (image_id := next(image_directories(self._root), None)):
                 raise self._lost_index("is blank", image_id)
@@ -223,6 +286,9 @@ class IndexFile:
         self.is_durable = False
         self._on_load(previous, catalog)
         self._adopt(_Version.of(catalog, fd, found, is_array=parsed is not None))
+
+    def _text(self, fd: int, found: os.stat_result) -> index.Text:
+        return index.Text(partial(self._root.read_into, INDEX_FILE, fd), found.st_size)
 
     def _open_index(self) -> int | None:
         """Open the index; ``None`` when the store has none yet.
@@ -300,7 +366,7 @@ class IndexFile:
             self.check_root()
             with self._mutex:
                 self._load_if_outdated()
-                feed = DirectoryFeed(inotify, self._version.catalog, self)
+                feed = DirectoryFeed(inotify, self._indexed(), self)
                 self._feeds.append(feed)
         except BaseException:
             if inotify is not None:

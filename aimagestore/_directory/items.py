@@ -59,8 +59,7 @@ class DirectoryItems:
         # the renames of one commit before it makes the next. So what was opened while the index
         # was, from before until after, the very file that was loaded, is that version's content.
         while True:
-            catalog = self._index.load()
-            image = catalog.get(ref)
+            image, version = self._index.read_version(lambda view: view.get(ref))
             require_item(image, key)
             fd = -1
             missing: FileNotFoundError | None = None
@@ -72,7 +71,7 @@ class DirectoryItems:
             try:
                 if file is not None:
                     self._index.check_replaced(image.id, key, fd)
-                is_of_version = self._index.is_still(catalog)
+                is_of_version = self._index.is_still(version)
             except BaseException:
                 if file is not None:
                     file.close()

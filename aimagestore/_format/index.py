@@ -7,9 +7,9 @@ Blocks that have not changed since the index was last parsed are not parsed agai
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -17,6 +17,7 @@ from msgspec import Raw
 from .._core.record import read
 from .block_catalog import BlockCatalog
 from .blocks import BLOCK_BYTES, Block, new_block_id
+from .pacing import yield_gil_every
 
 _SPACE: Final = b" \t\r\n"
 _BLANK: Final = _SPACE + b"\0"
@@ -27,11 +28,26 @@ _ID_BYTES: Final = 80
 # Reads are large because each one has to wait for the interpreter lock afterwards.
 _READ_BYTES: Final = 8 * BLOCK_BYTES
 _LEAST_READ_BYTES: Final = 4096
+# Each takes about 2 ms.
+_BLOCKS_AT_ONCE: Final = 4
+
+_NO_NAMES: Final = frozenset({b"[]", b"null"})
 
 _STRUCTURE: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{},]', re.DOTALL)
 
 _decode_elements: Final = msgspec.json.Decoder(list[Raw]).decode
+
 _decode_element: Final = msgspec.json.Decoder(Raw).decode
+
+
+class _Summary(msgspec.Struct, gc=False):
+    """What must not occur twice, as it is spelled."""
+
+    id: Raw
+    names: Raw = Raw(b"null")
+
+
+_summarize_elements: Final = msgspec.json.Decoder(list[_Summary]).decode
 
 
 class MalformedIndexError(ValueError):
@@ -155,7 +171,7 @@ def elements(text: Text) -> Iterator[Sequence[Raw]]:
     if closes:
         text.drop(1)
     while not closes:
-        yield _next_piece(text).elements
+        yield _next_piece(text, _piece).elements
         closes = text.peek(1) == b"]"
         text.drop(1)
     _check_end(text)
@@ -179,6 +195,73 @@ def _check_end(text: Text) -> None:
     text.skip(_SPACE)
     if text.size:
         raise MalformedIndexError("text after the array", text.offset)
+
+
+def split(text: Text) -> tuple[bytes, ...] | None:
+    """Split an index into the texts of blocks, for :class:`.scan.Scan`, without reading records.
+
+    ``None`` for anything but an array of objects of which no ID and no name occurs twice, or is
+    spelled in an unusual way: then :func:`parse` has to say what the index is.
+    """
+    text.skip(_SPACE)
+    if text.peek(1) != b"[":
+        return None
+    text.drop(1)
+    texts: list[bytes] = []
+    spelled: list[int] = []
+    closes = False
+    while not closes:
+        try:
+            piece = _next_piece(text, _summaries)
+        except (ValueError, RecursionError):
+            return None
+        found = _spelled(piece.elements)
+        if found is None:
+            return None
+        spelled += found
+        texts.append(piece.array)
+        closes = text.peek(1) == b"]"
+        text.drop(1)
+    text.skip(_SPACE)
+    return None if text.size or len(set(spelled)) < len(spelled) else tuple(texts)
+
+
+def _spelled(summaries: Sequence[_Summary]) -> list[int] | None:
+    """Return hashes of IDs and names as they are spelled; ``None`` if one is in an unusual way.
+
+    Two may have one hash, which is as if they were the same.
+    """
+    ids = [bytes(each.id) for each in summaries]
+    names = [bytes(each.names) for each in summaries]
+    all_ids, all_names = b"".join(ids), b"".join(names)
+    quotes = all_names.count(b'"')
+    if b"\\" in all_ids or b"\\" in all_names or all_ids.count(b'"') != 2 * len(ids):
+        return None
+    if not len(names) == all_names.count(b'["') == all_names.count(b'"]') == quotes / 2:
+        names = [name for names_of_one in names for name in _each(names_of_one)]
+    return None if b"" in names else [*map(hash, ids), *map(hash, names)]
+
+
+def _each(names: bytes) -> list[bytes]:
+    """Return arrays of one name each; an empty text where a spelling is unusual."""
+    if names in _NO_NAMES:
+        return []
+    each = names[2:-2].split(b'","')
+    if names.count(b'"') != 2 * len(each) or not names.startswith(b'["'):
+        return [b""]
+    return [b'["%b"]' % name for name in each]
+
+
+def parse_blocks(texts: Iterable[bytes]) -> tuple[dict[int, Block], tuple[bytes, ...]]:
+    """Parse blocks whose texts were split from an index, as :func:`parse` does."""
+    blocks: dict[int, Block] = {}
+    damaged: list[bytes] = []
+    for text in yield_gil_every(texts, _BLOCKS_AT_ONCE):
+        block_id, block, bad = _parse_block(_Piece(text, _decode_elements(text)))
+        damaged += bad
+        if block.records:
+            blocks[block_id] = block
+    return blocks, tuple(damaged)
 
 
 def _blocks(text: Text, known: BlockCatalog) -> Iterator[tuple[int, Block, Sequence[bytes]]]:
@@ -208,16 +291,19 @@ def _comes_next(text: Text, block: Block) -> bool:
     return text.peek(1, size) in {b",", b"]"} and text.begins(memoryview(block.text)[1:-1])
 
 
-class _Piece(NamedTuple):
+E = TypeVar("E")
+
+
+class _Piece(NamedTuple, Generic[E]):
     """Some elements, and the array that they were parsed from, whose memory they share."""
 
     array: bytes
-    elements: list[Raw]
+    elements: list[E]
 
 
 def _changed_piece(
     text: Text, expected: list[tuple[int, Block]]
-) -> tuple[_Piece, list[tuple[int, Block]]]:
+) -> tuple[_Piece[Raw], list[tuple[int, Block]]]:
     """Parse the elements up to the next known block, or about as many as one block holds."""
     window = BLOCK_BYTES
     for skipped in range(1, min(3, len(expected))):
@@ -232,10 +318,10 @@ def _changed_piece(
                 break
             text.drop(end)
             return piece, expected[skipped:]
-    return _next_piece(text), expected
+    return _next_piece(text, _piece), expected
 
 
-def _next_piece(text: Text) -> _Piece:
+def _next_piece(text: Text, piece_of: Callable[[Text, int], _Piece[E]]) -> _Piece[E]:
     size = BLOCK_BYTES
     while True:
         text.fill(size)
@@ -248,7 +334,7 @@ def _next_piece(text: Text) -> _Piece:
                 raise MalformedIndexError("the array is not closed", text.offset + text.size)
         if end > 0:
             try:
-                piece = _piece(text, end)
+                piece = piece_of(text, end)
             except ValueError as error:
                 if is_rest:
                     raise MalformedIndexError(str(error), text.offset + _offset(error)) from error
@@ -266,7 +352,7 @@ def _offset(error: ValueError) -> int:
     return max(int(match[1]) - 1, 0) if match else 0
 
 
-def _piece(text: Text, size: int) -> _Piece:
+def _piece(text: Text, size: int) -> _Piece[Raw]:
     """Split the next bytes of the text into elements.
 
     :raises ValueError: the bytes are not elements with commas between them
@@ -279,6 +365,11 @@ def _piece(text: Text, size: int) -> _Piece:
     if not elements:
         raise ValueError("an element is missing (byte 1)")
     return _Piece(array, elements)
+
+
+def _summaries(text: Text, size: int) -> _Piece[_Summary]:
+    array = text.array(size)
+    return _Piece(array, _summarize_elements(array))
 
 
 def _split(array: bytes) -> Iterator[bytes]:
@@ -307,7 +398,7 @@ def _element(text: bytes) -> Raw:
     return Raw(text)
 
 
-def _parse_block(piece: _Piece) -> tuple[int, Block, Sequence[bytes]]:
+def _parse_block(piece: _Piece[Raw]) -> tuple[int, Block, Sequence[bytes]]:
     block_id = new_block_id()
     records = [read(raw, block_id) for raw in piece.elements]
     kept = tuple(record for record in records if record is not None)

@@ -1,0 +1,235 @@
+"""A large index is scanned for the first lookups, and indexed when it is looked at more."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aimagestore import (
+    AmbiguousImageError,
+    BigDataUnknownError,
+    DuplicateImageNamesError,
+    ImageStore,
+    ImageUnknownError,
+    StoreCorruptError,
+    check,
+)
+from aimagestore._directory.engine import DirectoryEngine
+from aimagestore._format import scan
+from aimagestore._format.index import Text, split
+
+pytestmark = pytest.mark.anyio
+
+NUMBER = 1_500
+"""Records that together are above what is indexed at once."""
+
+
+def image_id(number: int) -> str:
+    """The ID of an image: with numbers apart, no six characters begin two of them."""
+    return f"{number * 7919 % 0xFFFFFF:06x}" + f"{number:058x}"
+
+
+def record(number: int, **more: Any) -> dict[str, Any]:
+    """A record of about a kilobyte."""
+    return {
+        "id": image_id(number),
+        "digest": f"sha256:{number:064x}",
+        "names": [f"localhost/image-{number}:1"],
+        "metadata": "x" * 700,
+        "created": "2024-05-01T08:15:00Z",
+        **more,
+    }
+
+
+def write(path: Path, records: list[Any], **options: Any) -> None:
+    """Write an index, as another program does."""
+    path.mkdir(exist_ok=True)
+    text = json.dumps(records, separators=(",", ":"), **options)
+    (path / ".new").write_text(text)
+    os.rename(path / ".new", path / "images.json")
+
+
+def is_scanned(store: ImageStore) -> bool:
+    """Whether lookups scan the text."""
+    engine = store._core.engine
+    assert isinstance(engine, DirectoryEngine)
+    return engine.reader._version.scan is not None
+
+
+@pytest.fixture
+def records() -> list[dict[str, Any]]:
+    """The records of a large index."""
+    return [record(number) for number in range(NUMBER)]
+
+
+async def test_lookups_find_the_same_as_in_an_indexed_store(
+    path: Path, records: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "_SEARCHES", 1_000)
+    records[7]["names"] = ["localhost/ä:1", "localhost/b,c:1"]
+    records[8]["names"] = None
+    records[9]["names-history"] = ["localhost/image-10:1"]
+    write(path, records, ensure_ascii=False)
+    refs = [
+        image_id(0),
+        image_id(NUMBER - 1),
+        image_id(700)[:12],
+        f"sha256:{image_id(700)}",
+        "localhost/image-10:1",
+        "localhost/ä:1",
+        "localhost/b,c:1",
+        "localhost/image-8:1",
+        "localhost/image-7:1",
+        "localhost/image-1",
+        f"localhost/image-5@sha256:{5:064x}",
+        image_id(3) + "0",
+        "localhost/no\u200bsuch:1",
+        'quote"\\',
+    ]
+
+    async def look_up(store: ImageStore, ref: str) -> Any:
+        try:
+            return await store.get(ref)
+        except (ImageUnknownError, AmbiguousImageError) as error:
+            return str(error)
+
+    async with ImageStore(path, read_only=True) as indexed:
+        await indexed.snapshot()
+        assert not is_scanned(indexed)
+        for ref in refs:
+            async with ImageStore(path, read_only=True) as store:
+                assert is_scanned(store)
+                assert await look_up(store, ref) == await look_up(indexed, ref), ref
+        async with ImageStore(path, read_only=True) as store:
+            assert await store.images() == await indexed.images()
+            assert is_scanned(store)
+            with pytest.raises(BigDataUnknownError):
+                await store.big_data(image_id(4), "key")
+
+
+async def test_after_a_few_lookups_the_store_is_indexed(
+    path: Path, records: list[dict[str, Any]]
+) -> None:
+    write(path, records)
+    async with ImageStore(path) as store:
+        for number in range(scan._SEARCHES):
+            await store.get(image_id(number))
+        assert is_scanned(store)
+        await store.get(image_id(scan._SEARCHES))
+        assert not is_scanned(store)
+
+
+@pytest.mark.damage
+async def test_a_damaged_record_is_found_by_no_scan(
+    path: Path, records: list[dict[str, Any]]
+) -> None:
+    records[3]["layer"] = 5
+    write(path, records)
+    async with ImageStore(path) as store:
+        with pytest.raises(ImageUnknownError):
+            await store.get(image_id(3))
+        with pytest.raises(ImageUnknownError):
+            await store.get("localhost/image-3:1")
+        assert len(await store.images()) == NUMBER - 1
+        assert is_scanned(store)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda records: records[5].update(id=image_id(6)),
+        lambda records: records[5].update(names=["localhost/image-6:1", "localhost/x:1"]),
+        lambda records: records[5].update(id="caf\u00e9"),
+        lambda records: records[5].update(names=["localhost/<x>:1", "localhost/caf\u00e9:1"]),
+        lambda records: records[5].update(id=5),
+        lambda records: records[5].update(names="localhost/x:1"),
+        lambda records: records[5].update(names=[5]),
+        lambda records: records[5].pop("id"),
+        lambda records: records.insert(5, "no object"),
+    ],
+    ids=["id", "name", "escaped-id", "escaped-name", "no-id", "no-list", "no-name", "none", "str"],
+)
+def test_an_index_with_anything_unusual_is_not_scanned(
+    records: list[dict[str, Any]], spoil: Callable[[list[Any]], object]
+) -> None:
+    spoil(records)
+    assert split(text_of(json.dumps(records, separators=(",", ":")))) is None
+
+
+def text_of(text: str) -> Text:
+    """The text of a file."""
+    rest = [text.encode()]
+
+    def read(buffer: memoryview) -> int:
+        piece, rest[0] = rest[0][: len(buffer)], rest[0][len(buffer) :]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    return Text(read, len(text))
+
+
+def test_what_is_split_is_the_whole_text(records: list[dict[str, Any]]) -> None:
+    text = json.dumps(records, separators=(",", ":"))
+    texts = split(text_of(text))
+    assert texts is not None
+    assert len(texts) > 2
+    assert b",".join(each[1:-1] for each in texts) == text[1:-1].encode()
+    assert split(text_of(text[:-1])) is None
+    assert split(text_of(text + "x")) is None
+    assert split(text_of("[]")) is None
+
+
+async def test_two_images_of_one_name_are_noticed_on_opening(
+    path: Path, records: list[dict[str, Any]]
+) -> None:
+    records[5]["names"] = ["localhost/x:1", "localhost/image-6:1"]
+    write(path, records)
+    with pytest.raises(DuplicateImageNamesError):
+        async with ImageStore(path, read_only=True):
+            pass
+    async with ImageStore(path) as store:
+        assert (await store.get(image_id(5))).names == ("localhost/x:1",)
+    assert json.loads((path / "images.json").read_text())[5]["names"] == ["localhost/x:1"]
+
+
+@pytest.mark.damage
+async def test_an_index_that_is_cut_short_is_noticed_on_opening(
+    path: Path, records: list[dict[str, Any]]
+) -> None:
+    write(path, records)
+    text = (path / "images.json").read_bytes()
+    (path / "images.json").write_bytes(text[:-100])
+    with pytest.raises(StoreCorruptError):
+        async with ImageStore(path):
+            pass
+
+
+async def test_the_commit_of_another_program_is_seen_between_scans(
+    path: Path, records: list[dict[str, Any]]
+) -> None:
+    write(path, records)
+    async with ImageStore(path) as store:
+        assert (await store.get(image_id(1))).names == ("localhost/image-1:1",)
+        records[1]["names"] = ["localhost/changed:1"]
+        write(path, records)
+        assert (await store.get(image_id(1))).names == ("localhost/changed:1",)
+
+
+async def test_a_change_of_a_store_that_was_only_scanned_keeps_everything(
+    path: Path, records: list[dict[str, Any]]
+) -> None:
+    write(path, records)
+    async with ImageStore(path) as store, ImageStore(path) as other:
+        async with store.watch() as watch:
+            await other.add_names(image_id(2), ["localhost/new:1"])
+            assert (await anext(watch)).id == image_id(2)
+        assert len(await store.images()) == NUMBER
+    records[2]["names"] = ["localhost/new:1", "localhost/image-2:1"]
+    found = json.loads((path / "images.json").read_text())
+    assert [each["names"] for each in found] == [each["names"] for each in records]
+    assert (await check(path)).ok
