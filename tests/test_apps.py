@@ -21,7 +21,7 @@ import pytest
 
 from aimagestore import ImageStore
 
-from .apps.registry import span
+from .apps.registry import ItemResponse, span
 
 ROOT = Path(__file__).parent.parent
 NAME = "localhost/big:1"
@@ -41,6 +41,33 @@ def test_the_first_look(tmp_path: Path, backend: str) -> None:
     assert output[-2].endswith("1409 bytes of big data  localhost/hello:1, localhost/hello:latest")
     assert output[-1].endswith("914 bytes of big data  localhost/copy:1")
     assert len(list(tmp_path.glob("demo-*/vfs-images/images.json"))) == 1
+
+
+async def test_a_server_that_sends_files_itself_gets_a_path(path: Path) -> None:
+    sent: list[dict[str, Any]] = []
+    has_all = anyio.Event()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if message["type"] == "http.response.pathsend":
+            await store.delete(image.id)
+            sent.append({"content": await anyio.Path(message["path"]).read_bytes()})
+            has_all.set()
+
+    async def receive() -> dict[str, Any]:
+        await has_all.wait()
+        return {"type": "http.disconnect"}
+
+    async with ImageStore(path) as store:
+        image = await store.create(big_data={"layer": LAYER})
+        scope = {"type": "http", "method": "GET", "extensions": {"http.response.pathsend": {}}}
+        with anyio.fail_after(30):
+            await ItemResponse(store, image, "layer", None)(scope, receive, send)
+    assert [each.get("type") for each in sent[:2]] == [
+        "http.response.start",
+        "http.response.pathsend",
+    ]
+    assert sent[2:] == [{"content": LAYER}]
 
 
 def digest_of(data: bytes) -> str:

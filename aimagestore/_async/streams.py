@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +59,34 @@ class BigDataReader:
         return self._image
 
     @property
+    def path(self) -> str | None:
+        """A path for servers that send a file without reading it through Python.
+
+        ASGI's ``http.response.pathsend`` takes it, and so does ``os.open``: ``os.sendfile`` takes
+        that descriptor. It leads to the content that was opened, also when the item is replaced or
+        its image deleted, but only in this process, and only until the reader is closed: keep the
+        ``open_big_data`` block open until the server has sent it. It is the whole item, whatever
+        part the reader reads, and its position is not the reader's.
+
+        ``None`` where the content is no local file, as on a cluster, where the system has no
+        ``/proc``, and with ``verify``, because nothing would compare what is sent.
+
+        :raises StoreClosedError: when the reader or its store was closed
+        """
+        self._check_open()
+        if self._source.is_verified or sys.platform != "linux":
+            return None
+        return self._source.path
+
+    @property
     def digest(self) -> str:
         """The digest that the record gives, or ``""``."""
         return self._image.big_data_digests.get(self._key, "")
+
+    def _check_open(self) -> None:
+        self._core.check_open()
+        if self._source.closed:
+            raise StoreClosedError("the reader is closed: open the item again")
 
     async def read(self, n: int = -1) -> bytes:
         """Return up to ``n`` bytes from the current position, all of the rest if negative.
@@ -70,9 +96,7 @@ class BigDataReader:
         :raises DigestMismatchError: with ``verify``, at the end of the data
         :raises StoreClosedError: when the reader or its store was closed
         """
-        self._core.check_open()
-        if self._source.closed:
-            raise StoreClosedError("the reader is closed: open the item again")
+        self._check_open()
         data: bytes = await self._file.read(n)
         return data
 

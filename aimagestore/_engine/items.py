@@ -173,6 +173,15 @@ class Source(io.BufferedIOBase):
         return self._digester is not None
 
     @property
+    def path(self) -> str | None:
+        """The path of its open file in this process; ``None`` where it is no file, or closed."""
+        # Without the mutex, which a read in another thread holds.
+        try:
+            return f"/proc/self/fd/{self._file.fileno()}"
+        except (OSError, ValueError):
+            return None
+
+    @property
     def closed(self) -> bool:
         """Whether it was closed."""
         return self._is_over

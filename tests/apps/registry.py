@@ -77,6 +77,12 @@ class ItemResponse(Response):
             tasks.start_soon(end_with_client)
             start = {"type": "http.response.start", "status": self.status_code}
             await send(start | {"headers": self.raw_headers})
+            is_whole = len(self._span) == reader.size
+            if is_whole and reader.path and "http.response.pathsend" in scope.get("extensions", {}):
+                await send({"type": "http.response.pathsend", "path": reader.path})
+                # The path leads there for as long as the reader is open: until the server says
+                # that the client has everything, or is gone.
+                return
             await reader.seek(self._span.start)
             left = len(self._span)
             while left and (chunk := await reader.read(min(left, 1024 * 1024))):

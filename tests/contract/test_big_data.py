@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -24,7 +25,7 @@ from aimagestore import (
 )
 
 from ..support.sources import CONTENT, DIGEST, SOURCES, chunks
-from ..support.stores import StoreUnderTest
+from ..support.stores import ClusterStore, StoreUnderTest
 
 
 @pytest.fixture
@@ -128,6 +129,33 @@ async def test_unknown_images_and_items(store: ImageStore, image: str) -> None:
             await store.set_big_data(image, key, b"")
         with pytest.raises(InvalidBigDataNameError):
             await store.big_data(image, key)
+
+
+async def test_a_path_for_servers_leads_to_the_content_that_was_opened(
+    store: ImageStore, image: str, where: StoreUnderTest
+) -> None:
+    await store.set_big_data(image, "key", b"old")
+    async with store.open_big_data(image, "key", start=1) as reader:
+        if isinstance(where, ClusterStore):
+            assert reader.path is None
+            return
+        assert reader.path is not None
+        await store.set_big_data(image, "key", b"new")
+        await store.delete(image)
+        descriptor = os.open(reader.path, os.O_RDONLY)
+        try:
+            assert os.read(descriptor, 10) == b"old"
+        finally:
+            os.close(descriptor)
+        assert await reader.read() == b"ld"
+    with pytest.raises(StoreClosedError):
+        _ = reader.path
+
+
+async def test_data_that_is_verified_has_no_path(store: ImageStore, image: str) -> None:
+    await store.set_big_data(image, "key", b"data")
+    async with store.open_big_data(image, "key", verify=True) as reader:
+        assert reader.path is None
 
 
 async def test_an_image_deleted_while_data_streams(store: ImageStore, image: str) -> None:
