@@ -21,7 +21,7 @@ _ALL_CHUNKS = 8 * CHUNK
 
 
 def _chunk_size(readers: int, *, verify: bool) -> int:
-    """Return how many bytes to read at a time, with so many readers open.
+    """Return how many bytes to read at a time, with this number of readers open.
 
     Large chunks, because a hop to a worker thread takes longer than to read 1 MiB; no larger than
     hashing makes worthwhile, and smaller the more readers share the memory.

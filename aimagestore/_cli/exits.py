@@ -30,7 +30,7 @@ Exit codes:
   4    the store is damaged, or a check has found something
   5    the store's lock was not free in time
   130  interrupted (Ctrl-C); 143 terminated; 129 the terminal hung up
-  141  the reader of the output has gone, as in | head
+  141  the reader of the output has closed it, as in | head
 """
 
 _UNKNOWN = (ImageUnknownError, BigDataUnknownError)
@@ -99,7 +99,7 @@ def exit_code(error: Exception) -> ExitCode:
 
 
 def describe(error: Exception) -> str:
-    """What people are told of an error, in one line."""
+    """Return the message of an error, in one line."""
     if isinstance(error, AmbiguousImageError):
         return f"{error}: {', '.join(error.candidates)}"
     if isinstance(error, ImageStoreError | CommandError):

@@ -87,7 +87,7 @@ def _heeded() -> list[signal.Signals]:
 def _leave(code: int) -> None:
     """Exit though a thread may still wait for input that never comes.
 
-    The store is closed and everything staged is gone by now; an orderly exit would wait for the
+    The store is closed and everything staged is removed by now; an orderly exit would wait for the
     thread.
     """
     say(_SIGNALS[signal.Signals(code - 128)])
@@ -97,7 +97,7 @@ def _leave(code: int) -> None:
 def exit_for(error: Exception) -> ExitCode:
     """Say on standard error why a command failed, and return what to exit with."""
     code = exit_code(error)
-    if code is not ExitCode.UNREAD:  # who stopped reading need not be told
+    if code is not ExitCode.UNREAD:  # a reader that has closed the pipe needs no message
         logger.debug("the command failed", exc_info=error)
         say(describe(error))
     return code

@@ -125,7 +125,7 @@ def say_layers_stay(store: ImageStore) -> None:
     if store.layer_store is not None:
         say(
             f"the layers stay in {store.layer_store}: podman rmi removes an image with its "
-            "layers. Those of an image that is gone are freed only by podman system check "
+            "layers. Those of a deleted image are freed only by podman system check "
             "--repair --max 0s and containers-storage check --repair --max 0s, which podman "
             "4.3 does not have"
         )

@@ -1,7 +1,7 @@
 """The standard streams: what is written to them is written whole, or is an error.
 
-They have no buffer that fails when nobody can be told any more, and their numbers are never left
-for a file of the store.
+They have no buffer that fails when no message can be written any more, and their numbers are never
+left for a file of the store.
 """
 
 from __future__ import annotations
@@ -76,12 +76,14 @@ class RawOutput(io.RawIOBase):
             write_whole(self._fd, data)
         except BrokenPipeError as error:
             # Typer has an exit code of its own for what it was.
-            raise CommandError("the reader of standard output has gone", ExitCode.UNREAD) from error
+            raise CommandError(
+                "the reader of standard output has closed it", ExitCode.UNREAD
+            ) from error
         return len(memoryview(data))
 
 
 class _Messages(RawOutput):
-    """Where messages go. They are lost where they cannot be written: nobody can be told."""
+    """Where messages go. They are lost where they cannot be written."""
 
     def write(self, data: ReadableBuffer) -> int:
         try:

@@ -68,7 +68,7 @@ async def watch(context: typer.Context, filters: Filters = None, json: Json = Fa
 
 
 @command(
-    """Look the store through for damage and leftovers.
+    """Check the store for damage and garbage.
 
     Nothing is changed. Works on stores that nothing else can open, too. Exits with 4 when
     anything was found.
@@ -97,8 +97,8 @@ async def _checked(where: Location, *, verify: bool) -> Report:
     """Check the store, undo what was found, and look again.
 
     No file or object is removed. What is taken out of the index, because podman cannot read it or
-    with --drop, stays beside it: images.json.old-1. Exits with 4 when something is left: leftovers
-    are for gc, and what is beyond help for --drop.
+    with --drop, stays beside it: images.json.old-1. Exits with 4 when something is left:
+    gc removes garbage, and --drop gives up what cannot be repaired.
     """
 )
 async def repair(

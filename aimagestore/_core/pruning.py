@@ -33,7 +33,7 @@ class PrunePolicy:
     :ivar unnamed: consider only images without names; otherwise all, and an image with names is
         pruned only if none of them is kept
     :ivar older_than: prune only images that were created longer ago
-    :ivar keep_last: keep the newest images of each repository, so many
+    :ivar keep_last: how many of the newest images of each repository are kept
     :ivar keep_names: keep images with a name that one of these patterns matches, as
         :func:`fnmatch.fnmatchcase` has them
     :ivar keep_flag: keep images with this flag, whatever its value; ``None`` for no flag

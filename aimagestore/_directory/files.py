@@ -293,7 +293,7 @@ class Directory:
         Links are removed, not followed. A file with other names is not freed.
 
         :raises OSError: when something is mounted in it, and nothing was removed; or when something
-            cannot be removed, and the rest may be gone
+            cannot be removed, and the rest may be removed
         """
         self.check_no_mount_in([name])
         return self._remove_tree(name, _LEVELS_MAX)

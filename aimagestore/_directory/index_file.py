@@ -91,7 +91,7 @@ class IndexFile:
         self._read_only = read_only
         self._path = root.path_of(INDEX_FILE)
         self.keeps_catalog = is_local
-        # Told of the catalogs before and after, when another program's commit is loaded.
+        # Called with the catalogs before and after, when another program's commit is loaded.
         self._on_load = on_load
         self._version = _Version(EMPTY, -1)
         # Held while one version replaces another, so that everybody sees them in one order.

@@ -320,7 +320,7 @@ def is_change_under_way(root: Directory) -> bool:
 
     containers/storage creates an image under one hold of its lock, but saves it several times. It
     writes the last-write token before each save: who holds the lock and wrote that token has saved.
-    (It may have done so under an earlier hold: that cannot be told.)
+    (It may have done so under an earlier hold: that is not known.)
     """
     process = foreign_writer(root)
     if process is None:

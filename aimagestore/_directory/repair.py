@@ -240,7 +240,7 @@ def _open(directory: Directory, name: str) -> io.FileIO:
     return io.FileIO(directory.open_file(name), "rb")
 
 
-# A directory whose record is gone
+# A directory whose record is lost
 
 
 def _adopt(root: Directory, image_id: str) -> Mutation:

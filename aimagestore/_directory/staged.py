@@ -379,7 +379,7 @@ class StagedFile:
         self.discard()
 
     def discard(self) -> None:
-        """Close the file; it is gone then, unless it was published. Idempotent.
+        """Close the file; it is lost then, unless it was published. Idempotent.
 
         One whose name cannot be removed is garbage from then on: nobody holds its lock.
         """

@@ -190,7 +190,7 @@ class Source(io.BufferedIOBase):
         return True
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read up to so many bytes, all of the rest if negative.
+        """Read up to this number of bytes, all of the rest if negative.
 
         :raises DigestMismatchError: at the end of the data, when it is not what was expected
         """

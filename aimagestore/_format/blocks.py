@@ -16,7 +16,7 @@ from .._core.record import Record
 BLOCK_BYTES = 256 * 1024
 """Size of a block. A change encodes one block again; the others are written as they are."""
 
-# An index of a block takes as long to build as about so many searches of its text.
+# An index of a block takes as long to build as about this number of searches of its text.
 _SEARCHES_MAX: Final = 32
 
 new_block_id = itertools.count().__next__

@@ -178,7 +178,7 @@ _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 
 
 def nests_deeper(text: bytes, levels: int) -> bool:
-    """Return whether more than so many arrays and objects of a JSON text enclose each other."""
+    """Return whether the arrays and objects of a JSON text are nested deeper than this."""
     if text.count(b"[") + text.count(b"{") <= levels:
         return False
     depth = 0

@@ -88,7 +88,7 @@ class Text:
         return self._end - self._start
 
     def fill(self, size: int) -> None:
-        """Read until the buffer has at least so many bytes, or the rest of the text."""
+        """Read until the buffer has at least this number of bytes, or the rest of the text."""
         while self.size < size and not self.is_whole:
             self._make_room()
             with memoryview(self._buffer) as buffer:
@@ -104,7 +104,7 @@ class Text:
             self._buffer += bytes(max(0, self._end + self._step - len(self._buffer)))
 
     def drop(self, size: int) -> None:
-        """Move the position past so many bytes."""
+        """Move the position forward by this number of bytes."""
         self._start += size
         self.offset += size
 

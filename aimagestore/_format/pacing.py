@@ -13,7 +13,7 @@ _PAUSE = 0.0001
 
 
 def yield_gil_every(items: Iterable[T], number: int) -> Iterator[T]:
-    """Iterate over the items, and sleep for a moment after every so many.
+    """Iterate over the items, and sleep for a moment after each run of this length.
 
     A computing thread releases the interpreter lock only after another thread has waited 5 ms
     for it, and an event loop takes the lock several times per iteration.

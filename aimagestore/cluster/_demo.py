@@ -138,13 +138,13 @@ def main() -> None:
         number = events.get()
         is_complete = demo.is_kept or not number
         if number:
-            # What fails now fails because the servers are gone.
+            # What fails now fails because the servers have stopped.
             logging.disable()
     finally:
         local.close()
     if demo.error is not None and is_complete:
         raise demo.error
-    # Whoever reads this may be gone, with a terminal for instance.
+    # The reader may be closed, with a terminal for instance.
     with suppress(OSError):
         print("\n" * bool(number), end="")
         print("stopped the servers, and removed everything that they have written", flush=True)

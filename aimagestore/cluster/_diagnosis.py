@@ -12,7 +12,7 @@ class Severity(StrEnum):
     OK = "ok"
     """It is as it should be."""
     NOTE = "note"
-    """Worth knowing; or it cannot be told, and the text says why."""
+    """Worth knowing; or it is not known, and the text says why."""
     WARNING = "warning"
     """It works, and will do harm one day."""
     ERROR = "error"

@@ -126,7 +126,7 @@ class BucketDoctor:
         try:
             settings = read_settings(self._bucket.bucket, about, self._deadline)
         except SettingsError as error:
-            text = f"this cannot be told: {error}"
+            text = f"this is not known: {error}"
             advice = f"see yourself, or permit {_PERMISSIONS[about]}"
             yield Diagnosis(Severity.NOTE, about, text, advice)
         else:

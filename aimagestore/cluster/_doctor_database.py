@@ -116,7 +116,7 @@ class DatabaseDoctor:
                 yield from look()
             except (psycopg.Error, ImageStoreError) as error:
                 text = str(error).strip().partition("\n")[0]
-                yield Diagnosis(Severity.NOTE, about, f"this cannot be told: {text}")
+                yield Diagnosis(Severity.NOTE, about, f"this is not known: {text}")
 
     def _ask(self, statement: LiteralString, *values: object) -> list[tuple[Any, ...]]:
         def ask(session: Session) -> list[tuple[Any, ...]]:

@@ -11,7 +11,7 @@ from ._blobs import PART
 
 
 class Budget:
-    """So many bytes may be on their way at once; whoever needs more waits.
+    """A limit on the bytes that are on their way at once; a call that needs more waits.
 
     What is on its way depends on object stores only, so everyone gets memory in the end.
     """

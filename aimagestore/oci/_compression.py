@@ -1,4 +1,4 @@
-"""Compressed archives and layers, told by how they begin; blocking."""
+"""Compressed archives and layers, recognized by their first bytes; blocking."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ async def import_layout(
 ) -> tuple[ImportResult, ...]:
     """Import images from an OCI image layout, or from what other programs write.
 
-    These are read, told by their content and not by their names: a layout in a directory (skopeo's
+    The content tells which format it is, not the name: a layout in a directory (skopeo's
     ``oci:``) or a tar file (``oci-archive:``), what ``docker save`` writes (of Docker's old and new
     format), podman's ``docker-archive:``, and skopeo's ``dir:``. Tar files may be compressed with
     gzip, bzip2, xz or zstd; before Python 3.14 the last needs the extra ``aimagestore[zstd]``.
@@ -241,11 +241,11 @@ class _Import:
                 await self._stage_all(stack, image, items)
             while True:
                 async with self._store.transaction() as tx:
-                    gone = [image for image in images if await self._lacks(tx, image)]
-                    if not gone:
+                    lacking = [image for image in images if await self._lacks(tx, image)]
+                    if not lacking:
                         return [await self._publish(tx, image) for image in images]
                 # What was there has been deleted since.
-                for image in gone:
+                for image in lacking:
                     items = await self._lacking(image)
                     self._meter.total += sum(item.size for item in items.values())
                     await self._stage_all(stack, image, items)

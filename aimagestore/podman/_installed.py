@@ -13,7 +13,7 @@ _PIECE = 1 << 20
 
 
 def installed_rules(environ: Mapping[str, str]) -> Rules | None:
-    """Return the rules of the podman in ``PATH``; ``None`` when it cannot be told. Blocking.
+    """Return the rules of the podman in ``PATH``; ``None`` when they are not known. Blocking.
 
     The program is not run, which could start processes in a user's namespace: it is searched for
     the names of functions, which every Go program contains.

@@ -61,7 +61,7 @@ def test_nothing_is_wrong_with_servers_that_are_well(servers: Servers, opened: P
     found = examine(opened)
     assert [d for d in found if d.severity in {WARNING, ERROR}] == []
     assert Bucket(servers, opened).read() == before
-    assert not [d for d in found if "cannot be told" in d.text]
+    assert not [d for d in found if "is not known" in d.text]
     assert {d.about for d in found if d.severity == OK} >= {
         "database",
         "tables",
@@ -415,9 +415,9 @@ def test_a_rule_that_ends_incomplete_uploads_is_told(opened: Place, gateway: Gat
         (Answer(200, "<V xmlns='http://s3'><Status>Enabled</Status></V>"), OK, "keeps versions"),
         (Answer(200, "<V><Status>Suspended</Status></V>"), NOTE, "keeps no versions"),
         (Answer(200, "<V/>"), NOTE, "keeps no versions"),
-        (error(403, "AccessDenied"), NOTE, "cannot be told: the server answers AccessDenied"),
-        (Answer(501), NOTE, "cannot be told: the server answers 501"),
-        (Answer(200, "not XML"), NOTE, "cannot be told: the server's answer is not XML"),
+        (error(403, "AccessDenied"), NOTE, "is not known: the server answers AccessDenied"),
+        (Answer(501), NOTE, "is not known: the server answers 501"),
+        (Answer(200, "not XML"), NOTE, "is not known: the server's answer is not XML"),
     ],
 )
 def test_whether_the_bucket_keeps_versions_is_told_or_that_it_is_not_known(

@@ -1,0 +1,49 @@
+"""Idioms that readers have to decode stay out of the package and its pages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from .support.pages import DOCS, README, ROOT
+
+IDIOMS = re.compile(
+    r"\bto be had\b|\bso many\b|\bsettle[sd]?\b|\btold\b|\bgone\b|\bpatient(ly)?\b"
+    r"|\blook(s|ed)? (\w+ ){0,2}through\b|\bto be looked through\b"
+    r"|\bleaves? (\w+ )?to itself\b|\bleft to itself\b"
+    r"|\b(strays?|leftovers?|losers?|mend(s|ed)?|cured?)\b"
+    r"|, for (it|they|he|she|we|you|that|this|these|those) (is|are|was|has|have|does|do|would)\b",
+    re.IGNORECASE,
+)
+
+
+def texts() -> list[Path]:
+    """All modules of the package, and all pages."""
+    return [README, *sorted(DOCS.glob("*.md")), *sorted(DOCS.parent.rglob("*.py"))]
+
+
+def idioms_in(text: str) -> list[str]:
+    """Return the idioms in a text, each with its line."""
+    return [
+        f"{number}: {found[0]}"
+        for number, line in enumerate(text.splitlines(), 1)
+        for found in IDIOMS.finditer(line)
+    ]
+
+
+@pytest.mark.parametrize("file", texts(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_there_is_no_idiom(file: Path) -> None:
+    assert idioms_in(file.read_text()) == []
+
+
+def test_idioms_are_found() -> None:
+    text = "It is to be had.\nNobody was told, for it is gone.\nThey look it through."
+    assert idioms_in(text) == [
+        "1: to be had",
+        "2: told",
+        "2: , for it is",
+        "2: gone",
+        "3: look it through",
+    ]
