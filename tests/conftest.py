@@ -121,17 +121,16 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """PostgreSQL and SeaweedFS, their credentials in the environment; each worker has its own."""
     for package in ("psycopg", "obstore"):
         pytest.importorskip(package, reason="needs the clients: pip install 'aimagestore[cluster]'")
-    from aimagestore.cluster._local.cluster import LocalCluster
     from aimagestore.cluster._local.server import ServersMissingError
 
-    from .cluster.servers import Servers
+    from .cluster.servers import Servers, make_cluster
 
     # One worker at a time looks for free ports and takes them.
     starting = FileLock(tmp_path_factory.getbasetemp().parent / "servers.lock")
     with pytest.MonkeyPatch.context() as patch:
         starting.acquire()
         try:
-            local = LocalCluster()
+            local = make_cluster()
             running = local.__enter__()
         except ServersMissingError as missing:
             pytest.skip(str(missing))

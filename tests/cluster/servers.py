@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,8 +15,22 @@ from anyio.to_thread import run_sync
 
 from aimagestore.cluster import ClusterLocation, migrate
 from aimagestore.cluster._local.cluster import LocalCluster
+from aimagestore.cluster._local.seaweedfs import SeaweedFS
+
+from .moto import Moto
 
 _TEMPLATE = "template_of_stores"
+
+USES_MOTO = os.environ.get("AIMAGESTORE_TEST_OBJECTS") == "moto"
+"""Whether the object store is moto's, and not SeaweedFS."""
+
+POSTGRES = os.environ.get("AIMAGESTORE_TEST_POSTGRES")
+"""The directory of the programs of another PostgreSQL than the one that is found."""
+
+
+def make_cluster() -> LocalCluster:
+    """Prepare the servers that the environment asks for."""
+    return LocalCluster(Path(POSTGRES) if POSTGRES else None, Moto if USES_MOTO else SeaweedFS)
 
 
 @dataclass(frozen=True)

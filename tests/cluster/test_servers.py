@@ -113,7 +113,7 @@ def test_nothing_is_left(servers: Servers) -> None:
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, servers: Servers) -> None:
-    second = Postgres(servers.postgres.root)
+    second = Postgres(servers.postgres.root, servers.postgres.programs)
     with pytest.raises(RuntimeError, match="lock file"):
         second.start()
     assert servers.postgres.is_ready()

@@ -5,19 +5,22 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from .objects import BUCKET, ObjectServer
 from .postgres import Postgres, find_programs
-from .seaweedfs import BUCKET, SeaweedFS, find_program
+from .seaweedfs import SeaweedFS
 
 
 class LocalCluster:
-    """Runs a PostgreSQL and a SeaweedFS for the duration of a ``with`` block, then removes them.
+    """Runs PostgreSQL and an object store for the duration of a ``with`` block, then removes them.
 
+    :param programs: the directory of PostgreSQL's programs; ``None`` to look for one
+    :param objects: the object store to run
     :ivar root: the directory of everything that they write
     :ivar postgres: has the records
     :ivar objects: has the big data
@@ -25,14 +28,21 @@ class LocalCluster:
     :raises ServersMissingError: when one of them is not installed
     """
 
-    def __init__(self) -> None:
-        find_programs()
-        find_program()
+    def __init__(
+        self,
+        programs: Path | None = None,
+        objects: Callable[[Path], ObjectServer] = SeaweedFS,
+    ) -> None:
+        programs = programs or find_programs()
         # In a directory that every user may enter, because PostgreSQL may run as another user.
         self.root = Path(tempfile.mkdtemp(prefix="aimagestore-"))
         self.root.chmod(0o711)
-        self.postgres = Postgres(self.root / "postgres")
-        self.objects = SeaweedFS(self.root / "seaweedfs")
+        try:
+            self.postgres = Postgres(self.root / "postgres", programs)
+            self.objects = objects(self.root / "objects")
+        except BaseException:
+            shutil.rmtree(self.root)
+            raise
         # Held while files are written that another thread may want to remove.
         self._starting = threading.Lock()
 

@@ -44,13 +44,17 @@ class Postgres(Server):
 
     Its commits are durable. PostgreSQL refuses to run as root, so for root it runs as ``nobody``.
 
+    :ivar programs: the directory of its programs; by default, what :func:`find_programs` finds
     :ivar port: the port on which it listens
     :ivar password: the password of the superuser, ``postgres``
     :ivar options: its settings, applied by :meth:`start`
     """
 
-    def __init__(self, root: Path, password: str | None = None) -> None:
+    def __init__(
+        self, root: Path, programs: Path | None = None, *, password: str | None = None
+    ) -> None:
         super().__init__(root)
+        self.programs: Path = programs or find_programs()
         self.password = password or secrets.token_urlsafe()
         (self.port,) = free_ports(1)
         self.options = {
@@ -81,7 +85,7 @@ class Postgres(Server):
 
     def create_standby(self, root: Path) -> Postgres:
         """Create a standby that replicates this server and answers queries. It is not started."""
-        standby = Postgres(root, self.password)
+        standby = Postgres(root, self.programs, password=self.password)
         standby.options["wal_retrieve_retry_interval"] = "100ms"
         standby._make_root()
         standby._run(
@@ -157,7 +161,7 @@ class Postgres(Server):
 
     @cached_property
     def _programs(self) -> Path:
-        found = find_programs()
+        found = self.programs
         if self._user is None or _is_open_to_all(found):
             return found
         # Only root can read them: use a copy, with the libraries that they expect beside them.

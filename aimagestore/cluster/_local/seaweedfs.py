@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import signal
 import sysconfig
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
 
 from obstore.exceptions import BaseError
-from obstore.store import S3Store
 
-from .server import HOST, Server, ServersMissingError, free_ports
-
-BUCKET = "images"
-REGION = "us-east-1"
+from .objects import BUCKET, ObjectServer
+from .server import HOST, ServersMissingError, free_ports
 
 _TIMEOUT = 60
 _FIRST = b"x" * 10_000
@@ -37,35 +30,13 @@ def find_program() -> str:
     return found
 
 
-class SeaweedFS(Server):
-    """A SeaweedFS on the loopback interface, with one bucket and random keys.
-
-    :ivar port: the port of the S3 protocol
-    :ivar access_key: the access key ID
-    :ivar secret_key: the secret access key
-    """
+class SeaweedFS(ObjectServer):
+    """A SeaweedFS on the loopback interface."""
 
     def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.access_key = secrets.token_hex(10)
-        self.secret_key = secrets.token_urlsafe()
+        find_program()
         self._ports = free_ports(8)
-        self.port = self._ports[-1]
-
-    @property
-    def endpoint(self) -> str:
-        """The URL of the S3 protocol."""
-        return f"http://{HOST}:{self.port}"
-
-    @property
-    def environment(self) -> Mapping[str, str]:
-        """The endpoint and the keys, as environment variables for clients."""
-        return {
-            "AWS_ACCESS_KEY_ID": self.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_REGION": REGION,
-        }
+        super().__init__(root, self._ports[-1])
 
     def create(self) -> None:
         """Create the directory of a new server, start it, and create its bucket, with fsync."""
@@ -94,30 +65,6 @@ class SeaweedFS(Server):
         """Kill it at once. Idempotent."""
         self._end(signal.SIGKILL)
         self._remove_sockets()
-
-    def is_ready(self) -> bool:
-        """Return whether it answers, if only that it requires credentials."""
-        try:
-            urllib.request.urlopen(self.endpoint, timeout=5).close()
-        except urllib.error.HTTPError as answer:
-            answer.close()
-            return answer.code < 500
-        except OSError:
-            return False
-        return True
-
-    def bucket(self, prefix: str = "", *, retries: int = 10) -> S3Store:
-        """Return a client of the bucket."""
-        return S3Store(
-            BUCKET,
-            prefix=prefix or None,
-            endpoint=self.endpoint,
-            access_key_id=self.access_key,
-            secret_access_key=self.secret_key,
-            region=REGION,
-            client_options={"allow_http": True},
-            retry_config={"max_retries": retries},
-        )
 
     def _begin(self) -> None:
         names = ("master", "volume", "filer", "s3")
