@@ -32,6 +32,7 @@ from aimagestore import (
     check,
     copy_images,
 )
+from aimagestore._async.store import core_of
 from aimagestore._stacked.copying import ItemCopies
 
 from .support.foreign import foreign_writer
@@ -547,27 +548,32 @@ async def test_what_changes_in_several_stores_between_two_polls_is_worked_out(
         assert images["i"].metadata == "new"
 
 
-async def test_an_image_that_moves_between_stores_is_always_seen(moving: Stack) -> None:
-    async with moving.open() as store, ImageStore(moving.first) as first:
-        await store.create("i")
-        is_over = False
+async def test_an_image_that_moves_between_stores_is_always_seen(
+    moving: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ImageStore(moving.first) as first:
+        await first.create("i")
+    async with ImageStore(moving.own):
+        pass
+    record = (moving.first / "images.json").read_text()
 
-        async def move() -> None:
-            nonlocal is_over
-            for _ in range(40):
-                await first.create("i")
-                await store.delete("i")
-                await store.set_metadata("i", "own")
-                await first.delete("i")
-            is_over = True
+    def move() -> None:
+        (moving.own / "images.json").write_text(record)
+        (moving.first / "images.json").write_text("[]")
 
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(move)
-            async with moving.open(read_only=True) as reader:
-                while not is_over:
-                    assert await reader.exists("i")
-                    assert len(await reader.images()) == 1
-                    await anyio.lowlevel.checkpoint()
+    async with moving.open() as store, ImageStore(moving.own) as own:
+        await own.create("new")  # so that the store has something to load
+        reader = core_of(store).engine._engines[1].reader  # type: ignore[attr-defined]
+        real = reader.snapshot
+
+        def snapshot() -> object:
+            monkeypatch.undo()
+            move()  # the store has been read, and the additional one has not
+            return real()
+
+        monkeypatch.setattr(reader, "snapshot", snapshot)
+        assert await store.exists("i")
+        assert len(await store.images()) == 1
 
 
 async def test_a_read_waits_for_a_change_of_another_program_in_an_additional_store(
@@ -659,6 +665,19 @@ def replace_item(path: Path, data: bytes, *, is_recorded: bool = True) -> None:
             records[0]["big-data-digests"] = {"k": digest(data)}
 
     edit_index(path, change)
+
+
+async def test_a_transaction_copies_the_version_that_it_finds(moving: Stack) -> None:
+    async with ImageStore(moving.first) as first:
+        await first.create("i", big_data={"k": OLD})
+    async with moving.open() as store:
+        async with store.transaction() as tx:
+            await tx.get("i")
+            replace_item(moving.first, NEW)
+            await tx.set_metadata("i", "copied")
+        assert (await store.get("i")).big_data_digests == {"k": digest(NEW)}
+        assert await store.big_data("i", "k") == NEW
+    assert (await check(moving.own, verify=True)).findings == ()
 
 
 @pytest.mark.parametrize("is_in_transaction", [False, True])
