@@ -12,6 +12,7 @@ import msgspec
 
 from .._core.digest import is_canonical, is_digest
 from .._core.record import Record
+from .pacing import yield_gil
 
 BLOCK_BYTES = 256 * 1024
 """Size of a block. A change encodes one block again; the others are written as they are."""
@@ -61,6 +62,7 @@ class Block:
         """
         if self._heads is None and self._searches >= _SEARCHES_MAX:
             self._heads = _heads_of(self.text)
+            yield_gil()  # it takes about 2 ms, and the other blocks get theirs next
         if self._heads is None:
             self._searches += 1
             return digest.encode() in self.text

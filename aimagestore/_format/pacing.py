@@ -21,4 +21,9 @@ def yield_gil_every(items: Iterable[T], number: int) -> Iterator[T]:
     for count, item in enumerate(items, 1):
         yield item
         if count % number == 0:
-            time.sleep(_PAUSE)
+            yield_gil()
+
+
+def yield_gil() -> None:
+    """Sleep for a moment, so that another thread can take the interpreter lock."""
+    time.sleep(_PAUSE)
