@@ -62,7 +62,10 @@ class PodmanSnapshot:
         return None if layers_size is None else layers_size + image.size
 
     def images_with(self, layer_id: str) -> tuple[str, ...]:
-        """Return the IDs of the images that have a layer, in the order of images.json."""
+        """Return the IDs of the images that have a layer, in the order of images.json.
+
+        The first call decodes all images, which takes about a second for 100,000 of them.
+        """
         return tuple(self._images_by_layer.get(layer_id, ()))
 
     @cached_property

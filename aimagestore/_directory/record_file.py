@@ -12,6 +12,7 @@ from msgspec import Raw
 
 from .._core.layers import Container, Layer
 from .._format import index
+from .._format.pacing import yield_gil_every
 from .files import Directory
 
 T = TypeVar("T", bound=Layer | Container)
@@ -27,6 +28,8 @@ class Records(NamedTuple, Generic[T]):
     records: tuple[T, ...] = ()
     damaged: tuple[bytes, ...] = ()
 
+
+_FREED_AT_ONCE: Final = 2000
 
 _NO_FILE: Final = (0, 0, 0)
 
@@ -136,16 +139,24 @@ class RecordFiles(Generic[T]):
         :raises StoreCorruptError: when a file is not a JSON array
         """
         versions = [file.read() for file in self._files]
-        last_versions, found = self._last
-        if list(map(id, versions)) != list(map(id, last_versions)):
+        if list(map(id, versions)) != list(map(id, self._last[0])):
             by_id: dict[str, T] = {}
             for version in versions:
                 for record in version.records:
                     by_id.setdefault(record.id, record)
-            self._last = versions, (found := by_id)
-        return found
+            self._replace(versions, by_id)
+            return by_id
+        return self._last[1]
+
+    def _replace(self, versions: list[Records[T]], by_id: Mapping[str, T]) -> None:
+        old = list(self._last[1].values())
+        self._last = versions, by_id
+        # Freed in one go, many records would hold up every other thread.
+        for _ in yield_gil_every(range(len(old)), _FREED_AT_ONCE):
+            old.pop()
 
     def close(self) -> None:
         """Forget what was read."""
         for file in self._files:
             file.close()
+        self._replace([], {})
