@@ -18,8 +18,8 @@ from .views import ReadOnlyCatalog, ReadOnlyView, StackedCatalog, StackedView, a
 
 T = TypeVar("T")
 
-_TRIES = 5
-"""Tries to read all stores at one moment, while others change them."""
+_RETRIES = 5
+"""Times that all stores are read again because one changed while the others were read."""
 
 
 class _Last(NamedTuple):
@@ -88,10 +88,11 @@ class StackedReader:
             return self._readers[number].read(look_further)
 
     def snapshot(self) -> Catalog:
-        for _ in range(_TRIES):
-            catalogs = self._catalogs()
+        catalogs = self._catalogs()
+        for _ in range(_RETRIES):
             if not self.keeps_catalog or self._are_current(catalogs):
                 break
+            catalogs = self._catalogs()
         return self._stacked(catalogs)
 
     def _catalogs(self) -> Sequence[Catalog]:
