@@ -130,6 +130,14 @@ async def test_images_without_documents_have_no_labels(store: ImageStore) -> Non
     assert await select(store, query("label!=a", "dangling=true")) == [bare, odd, large]
 
 
+async def test_a_label_matches_whole_or_by_a_pattern(store: ImageStore) -> None:
+    image = await create_built(store, config({"com.example/team": "x"}))
+    for label in ("com.example/team", "com.example/team=x", "exam*te", "*/team=x"):
+        assert await select(store, query(f"label={label}")) == [image]
+    for label in ("com.example|team", "team", "com.example/team=y", "exam?le"):
+        assert await select(store, query(f"label={label}")) == []
+
+
 async def test_an_unknown_image_in_a_filter_is_named(store: ImageStore) -> None:
     with pytest.raises(ImageUnknownError, match=r"'nobody'.*filter since"):
         await select(store, query("since=nobody"))

@@ -414,12 +414,11 @@ def _set_of(pattern: str, place: int) -> tuple[str, int]:
 def _has_label(labels: Mapping[str, str], wanted: str) -> bool:
     """Return whether there is a label, with the value if one is given."""
     key, _, value = wanted.partition("=")
-    matches: Callable[[str], bool] = key.__eq__
-    if "*" in key:
-        # A pattern matches anywhere, also across slashes.
-        match_pattern = _path_matcher(f"*{key}*".replace("/", "|"))
+    is_pattern = "*" in key
+    # It matches anywhere, also across slashes.
+    match_pattern = _path_matcher(f"*{key}*".replace("/", "|"))
 
-        def matches(label: str) -> bool:
-            return label == key or match_pattern(label.replace("/", "|"))
+    def matches(label: str) -> bool:
+        return label == key or (is_pattern and match_pattern(label.replace("/", "|")))
 
     return any(matches(label) and value in ("", labels[label]) for label in labels)

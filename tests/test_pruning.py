@@ -1,0 +1,57 @@
+"""What a policy says of images, and why."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+
+from aimagestore import Image, ImageStore, PrunePolicy
+from aimagestore._core.pruning import plan_prune
+
+NOW = datetime(2024, 5, 6, tzinfo=UTC)
+
+
+def reasons(images: list[Image], policy: PrunePolicy) -> dict[str, str]:
+    """Why each image is kept; ``""`` where it is pruned."""
+    plan = plan_prune(images, policy, now=NOW, containers={}, instances={})
+    assert len(plan.candidates) + len(plan.kept) == len(images)
+    return {candidate.image.id: "" for candidate in plan.candidates} | dict(plan.kept)
+
+
+@pytest.fixture
+async def image(store: ImageStore) -> Image:
+    """An image without names."""
+    return await store.create("one", created=NOW - timedelta(days=2))
+
+
+async def test_an_image_of_unknown_age_is_kept_where_its_age_matters(image: Image) -> None:
+    undated = msgspec.structs.replace(image, created=None)
+    assert reasons([undated], PrunePolicy()) == {"one": ""}
+    for policy in (PrunePolicy(older_than=timedelta()), PrunePolicy(keep_last=1)):
+        assert reasons([undated], policy) == {"one": "its creation time is not known"}
+
+
+async def test_an_image_of_exactly_the_age_is_kept(image: Image) -> None:
+    kept = reasons([image], PrunePolicy(older_than=timedelta(days=2)))
+    assert kept == {"one": "it is not older than 2 days, 0:00:00"}
+    assert reasons([image], PrunePolicy(older_than=timedelta(days=2, microseconds=-1))) == {
+        "one": ""
+    }
+
+
+async def test_of_images_of_one_time_the_later_one_counts_as_newer(image: Image) -> None:
+    images = [
+        msgspec.structs.replace(image, id=image_id, names=(f"localhost:5000/app:{image_id}",))
+        for image_id in ("one", "two", "three")
+    ]
+    found = reasons(images, PrunePolicy(unnamed=False, keep_last=2))
+    newest = "it is one of the newest of localhost:5000/app"
+    assert found == {"one": "", "two": newest, "three": newest}
+
+
+async def test_a_name_says_which_pattern_keeps_it(image: Image) -> None:
+    named = msgspec.structs.replace(image, names=("localhost/A:1", "localhost/b:1"))
+    found = reasons([named], PrunePolicy(unnamed=False, keep_names=["localhost/a:*", "*/b:?"]))
+    assert found == {"one": "its name localhost/b:1 matches */b:?"}
