@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Final
+
+import msgspec
 
 from .draft import Draft, Plan
 from .image import Image
@@ -20,6 +23,8 @@ KEEP_FLAG: Final = "aimagestore.keep"
 """The flag of images that no policy prunes, unless it names another flag."""
 
 _RESULT = "_aimagestore_prune_result"
+
+_NONE: Final[Mapping[str, Sequence[str]]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +112,7 @@ def attach_result(error: BaseException, result: PruneResult) -> None:
     error.add_note(f"{number} image{'' if number == 1 else 's'} had been pruned before")
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An image that is to be pruned.
 
     :ivar image: the image as it was judged
@@ -189,7 +193,7 @@ def plan_prune(
         else:
             repositories = {repository_of(name) for name in image.names}
             newer = {name: newest[name] for name in sorted(repositories) if name in newest}
-            candidates.append(Candidate(image, newer))
+            candidates.append(Candidate(image, newer or _NONE))
     return PrunePlan(candidates, kept)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Set as AbstractSet
+from collections.abc import Mapping, Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class ImageUsage:
+from .image import PlainMeta
+
+
+class ImageUsage(msgspec.Struct, metaclass=PlainMeta, frozen=True, gc=False):
     """What one image takes, in bytes.
 
     :ivar size: what is stored for it, shared content included
@@ -49,19 +52,22 @@ class Usage:
 class StoredContent:
     """What is stored for each image, as an engine has found it.
 
+    A piece of content is known by a number: Python's garbage collector has nothing to look at in
+    dictionaries of numbers, which may be very many.
+
     :ivar images: the pieces of content of each image, and the size of each in bytes
     :ivar total: what the whole store takes in bytes
     :ivar outside: pieces that something outside of the store has, too: no deletion here frees them
     """
 
-    images: Mapping[str, Mapping[Hashable, int]]
+    images: Mapping[str, Mapping[int, int]]
     total: int
-    outside: AbstractSet[Hashable] = frozenset()
+    outside: AbstractSet[int] = frozenset()
 
     @cached_property
-    def owners(self) -> Mapping[Hashable, int]:
+    def owners(self) -> Mapping[int, int]:
         """How many images have each piece; what is outside of the store counts as one more."""
-        owners: dict[Hashable, int] = {}
+        owners: dict[int, int] = {}
         for pieces in self.images.values():
             for piece in pieces:
                 owners[piece] = owners.get(piece, 0) + 1

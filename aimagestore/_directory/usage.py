@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 
 from .._core.usage import StoredContent
 from .._engine.protocol import Steps
@@ -12,6 +12,8 @@ from .files import Directory
 _BLOCK = 512
 """The unit of ``st_blocks``, whatever the file system's blocks are."""
 
+_INODE_BITS = 64
+
 
 def stored_content(root: Directory, image_ids: Iterable[str]) -> Steps[StoredContent]:
     """Look at every file of a store, as ``du`` does. A step is one image, or one other entry.
@@ -19,14 +21,14 @@ def stored_content(root: Directory, image_ids: Iterable[str]) -> Steps[StoredCon
     What others create or remove meanwhile counts or not. What another file system has that is
     mounted in the directory does not count.
     """
-    images: dict[str, dict[Hashable, int]] = {image_id: {} for image_id in image_ids}
-    sizes: dict[Hashable, int] = {}
+    images: dict[str, dict[int, int]] = {image_id: {} for image_id in image_ids}
+    sizes: dict[int, int] = {}
     # How many names each file has that are not in the store, as far as was looked.
-    elsewhere: dict[Hashable, int] = {}
+    elsewhere: dict[int, int] = {}
     names = [".", *root.names()]
     for done, name in enumerate(names, 1):
         for found in [root.stat_self()] if name == "." else root.walk(name):
-            piece = found.st_dev, found.st_ino
+            piece = (found.st_dev << _INODE_BITS) + found.st_ino
             sizes[piece] = found.st_blocks * _BLOCK
             if not stat.S_ISDIR(found.st_mode):
                 elsewhere[piece] = elsewhere.get(piece, found.st_nlink) - 1

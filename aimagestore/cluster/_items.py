@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any, LiteralString
@@ -154,7 +154,7 @@ class ClusterItems:
 
     def usage(self) -> Steps[StoredContent]:
         ((total,),) = self._sessions.call(partial(_rows, _TOTAL, []))
-        images: dict[str, dict[Hashable, int]] = {}
+        images: dict[str, dict[int, int]] = {}
         # Images without items have no rows.
         for page in self._reader.pages(PAGE):
             images |= {image.id: {} for image in page}
@@ -164,7 +164,7 @@ class ClusterItems:
             for image_id, key, blob, size in rows:
                 after = image_id, key
                 if image_id in images:
-                    images[image_id][blob] = size
+                    images[image_id][blob.int] = size
             yield len(images), len(images)
         return StoredContent(images, int(total))
 
