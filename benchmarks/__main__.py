@@ -41,7 +41,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
     parser.add_argument("--item-size", type=int, default=1024, help="MiB of the large item")
     parser.add_argument("--json", type=Path, help="write all samples to this file")
-    parser.add_argument("--svg", type=Path, help="draw the picture into this file")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="DIR",
+        help="write the page and its picture into this directory",
+    )
     parser.add_argument("--markdown", type=Path, help="write the table of targets to this file")
     parser.add_argument("--dir", type=Path, help="work in this directory, on the disk to measure")
     parser.add_argument(
@@ -128,6 +133,46 @@ def _save(path: Path, outcomes: list[Outcome], verdicts: list[Verdict]) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
+def _write_page(
+    options: argparse.Namespace,
+    chosen: Sequence[Scenario],
+    outcomes: Sequence[Outcome],
+    verdicts: Sequence[Verdict],
+) -> None:
+    drawn = {s.name: s.title for s in chosen if s.is_drawn}
+    titles = {s.name: s.title for s in chosen}
+    page, picture = ("CLUSTER.md", "cluster.svg") if options.cluster else ("README.md", "costs.svg")
+    (options.page / picture).write_text(svg.draw(drawn, outcomes))
+    rows = [
+        "# Costs of a cluster" if options.cluster else "# Costs",
+        "",
+        f"Written by `python -m benchmarks {' '.join(_shown(sys.argv[1:]))}`:",
+        f"CPython {platform.python_version()}, Linux {platform.release()},",
+        f"{os.cpu_count()} processors.",
+        "[NOTES.md](NOTES.md) says how it is measured, what the floors are, and what was tried.",
+        "",
+        f"![Each cost against the number of images, on logarithmic scales]({picture})",
+        "",
+        "How a cost grows with the number of images, as an exponent: 0 is a cost that does not",
+        "depend on it, 1 one that is proportional.",
+        "",
+        *table.growth(outcomes, drawn),
+        "",
+        "Ratios to floors and to Go; of several sizes the one that is furthest off, in bold type",
+        "where the target is missed:",
+        "",
+        *table.markdown(verdicts, titles),
+    ]
+    (options.page / page).write_text("\n".join(rows) + "\n")
+
+
+def _shown(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments, without where it worked."""
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        if "--dir" not in {before, argument}:
+            yield argument
+
+
 def _compare(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="aimagestore-bench-", dir=options.dir) as directory:
         scratch = Path(directory)
@@ -164,9 +209,8 @@ def main() -> int:
     if options.markdown:
         rows = table.markdown(verdicts, {s.name: s.title for s in chosen})
         options.markdown.write_text("\n".join(rows) + "\n")
-    if options.svg:
-        titles = {s.name: s.title for s in chosen if s.is_drawn}
-        options.svg.write_text(svg.draw(titles, outcomes))
+    if options.page:
+        _write_page(options, chosen, outcomes, verdicts)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from .results import Outcome
@@ -12,9 +13,19 @@ from .table import show
 _WIDTH, _HEIGHT = 420, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 28, 36, 46
 _COLUMNS = 2
-_LEGEND = 46
+_LEGEND_LINE = 18
 _LABELS_IN_A_ROW = 4
-_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#000000", "#d55e00", "#cc79a7", "#e69f00", "#999999")
+_COLOURS = ("#0072b2", "#d55e00", "#000000", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#777777")
+_DASHES = ("", "7 3", "2 3", "9 3 2 3", "14 4", "1 4")
+_MARKS = (
+    "M-3.5 -3.5h7v7h-7z",
+    "M0 -4.5L4.5 4h-9z",
+    "M-4 0L0 -4.5L4 0L0 4.5z",
+    "M-4 -4L4 4M-4 4L4 -4",
+    "M0 -5V5M-5 0H5",
+    "M-4 -3.5h8L0 4.5z",
+    "M-4 -2h8v4h-8z",
+)
 
 _OPENING = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
@@ -24,13 +35,39 @@ _OPENING = (
 Line = Sequence[tuple[float, float]]
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a contender's line is told from the others, in black and white too."""
+
+    colour: str
+    dashes: str
+    mark: str
+
+    @classmethod
+    def of(cls, number: int) -> Look:
+        """The look of the line with this number."""
+        return cls(
+            _COLOURS[number % len(_COLOURS)],
+            _DASHES[number % len(_DASHES)],
+            _MARKS[number % len(_MARKS)],
+        )
+
+    def line(self, points: Sequence[tuple[float, float]]) -> Iterator[str]:
+        """A line through these points, and a mark at each."""
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        style = f'fill="none" stroke="{self.colour}" stroke-width="2"'
+        yield f'<polyline points="{path}" {style} stroke-dasharray="{self.dashes}"/>'
+        for x, y in points:
+            yield f'<path d="{self.mark}" transform="translate({x:.1f} {y:.1f})" {style}/>'
+
+
 class Panel:
     """One scenario: log-log axes and a line for each contender."""
 
-    def __init__(self, title: str, lines: dict[str, Line], colours: dict[str, str]) -> None:
+    def __init__(self, title: str, lines: dict[str, Line], looks: dict[str, Look]) -> None:
         self._title = title
         self._lines = lines
-        self._colours = colours
+        self._looks = looks
         points = [point for line in lines.values() for point in line]
         self._x = _decades([x for x, _ in points])
         self._y = _decades([y for _, y in points])
@@ -61,14 +98,7 @@ class Panel:
             14, (_TOP + _HEIGHT - _BOTTOM) / 2, "time (median)", anchor="middle", more=turned
         )
         for label, line in self._lines.items():
-            yield from self._draw_line(line, self._colours[label])
-
-    def _draw_line(self, line: Line, colour: str) -> Iterator[str]:
-        places = [self._at(x, y) for x, y in line]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
-        for x, y in places:
-            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
+            yield from self._looks[label].line([self._at(x, y) for x, y in line])
 
 
 def _decades(values: Sequence[float]) -> tuple[int, int]:
@@ -101,17 +131,17 @@ def _lines(outcomes: Sequence[Outcome]) -> dict[str, Line]:
     for outcome in outcomes:
         for label in outcome.samples:
             median = outcome.median(label)
-            if median and not label.endswith((" stall", " full load")):
+            if median and not label.endswith((" stall", " full load", " load floor")):
                 lines.setdefault(label, []).append((outcome.size, median))
     return {label: sorted(line) for label, line in lines.items()}
 
 
-def _legend(colours: dict[str, str], width: int) -> Iterator[str]:
-    for number, (label, colour) in enumerate(colours.items()):
+def _legend(looks: dict[str, Look], width: int) -> Iterator[str]:
+    for number, (label, look) in enumerate(looks.items()):
         x = 20 + number % _LABELS_IN_A_ROW * width / _LABELS_IN_A_ROW
-        y = 14 + number // _LABELS_IN_A_ROW * 18
-        yield f'<path d="M{x:.1f} {y}h18" stroke="{colour}" stroke-width="3"/>'
-        yield _text(x + 23, y + 4, label)
+        y = 14 + number // _LABELS_IN_A_ROW * _LEGEND_LINE
+        yield from look.line([(x, y), (x + 32, y)])
+        yield _text(x + 40, y + 4, label)
 
 
 def draw(titles: dict[str, str], outcomes: Sequence[Outcome]) -> str:
@@ -120,17 +150,25 @@ def draw(titles: dict[str, str], outcomes: Sequence[Outcome]) -> str:
         title: _lines([o for o in outcomes if o.scenario == n]) for n, title in titles.items()
     }
     grouped = {title: lines for title, lines in grouped.items() if lines}
-    labels = dict.fromkeys(label for lines in grouped.values() for label in lines)
-    colours = {label: _COLOURS[n % len(_COLOURS)] for n, label in enumerate(labels)}
+    labels = list(dict.fromkeys(label for lines in grouped.values() for label in lines))
+    floors = [label for label in labels if label.endswith(" floor")]
+    # The floors on several event loops are one line in the picture.
+    looks = {
+        label: Look.of(n)
+        for n, label in enumerate(each for each in labels if each not in floors[1:])
+    }
+    legend = 10 + _LEGEND_LINE * math.ceil(len(looks) / _LABELS_IN_A_ROW)
     width = _WIDTH * _COLUMNS
-    height = _LEGEND + _HEIGHT * math.ceil(len(grouped) / _COLUMNS)
+    height = legend + _HEIGHT * math.ceil(len(grouped) / _COLUMNS)
     parts = [
         _OPENING.format(width=width, height=height),
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
-        *_legend(colours, width),
+        *_legend(looks, width),
     ]
     for number, (title, lines) in enumerate(grouped.items()):
-        x, y = number % _COLUMNS * _WIDTH, _LEGEND + number // _COLUMNS * _HEIGHT
-        panel = Panel(title, lines, colours)
+        x, y = number % _COLUMNS * _WIDTH, legend + number // _COLUMNS * _HEIGHT
+        panel = Panel(
+            title, {label: line for label, line in lines.items() if label in looks}, looks
+        )
         parts += [f'<g transform="translate({x} {y})">', *panel.draw(), "</g>"]
     return "\n".join([*parts, "</svg>", ""])

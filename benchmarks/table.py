@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
 from .results import Outcome, Verdict
@@ -65,6 +67,36 @@ def markdown(found: Iterable[Verdict], titles: dict[str, str]) -> Iterator[str]:
             cells.append(figure if worst.is_met else f"**{figure}**")
         shown = "" if sizes[-1] > MOST_IMAGES else images
         yield "| " + " | ".join([what, shown, _figure(limit, text), *cells]) + " |"
+
+
+def growth(outcomes: Sequence[Outcome], titles: dict[str, str]) -> Iterator[str]:
+    """How each cost grows, as a table for a page: with the number of images to which power.
+
+    0 is a cost that does not depend on them, 1 one that is proportional.
+    """
+    series: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for outcome in outcomes:
+        for label in outcome.samples:
+            median = outcome.median(label)
+            if (
+                outcome.scenario in titles
+                and median
+                and not label.endswith((" stall", " load floor"))
+            ):
+                points = series.setdefault(titles[outcome.scenario], {}).setdefault(label, [])
+                points.append((math.log(outcome.size), math.log(median)))
+    labels = list(dict.fromkeys(label for row in series.values() for label in row))
+    yield "| " + " | ".join(["exponent of growth", *labels]) + " |"
+    yield "| --- " * (1 + len(labels)) + "|"
+    for title, row in series.items():
+        cells = [_slope(row.get(label, [])) for label in labels]
+        yield "| " + " | ".join([title, *cells]) + " |"
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> str:
+    if len({x for x, _ in points}) < 2:
+        return ""
+    return f"{statistics.linear_regression(*zip(*points, strict=True)).slope:.2f}"
 
 
 def verdicts(found: Iterable[Verdict]) -> Iterator[str]:
