@@ -122,7 +122,10 @@ class Server(ABC):
         """Begin a process in a session of its own, which Ctrl-C does not reach. With the mutex."""
         if self._is_over:
             raise ServerEndedError
-        return subprocess.Popen(command, start_new_session=True, **options)
+        # The options are of any type, so type checkers cannot tell that its pipes are binary.
+        popen: Any = subprocess.Popen
+        process: subprocess.Popen[bytes] = popen(command, start_new_session=True, **options)
+        return process
 
     def _run_command(self, command: Sequence[str], data: bytes = b"", **options: Any) -> None:
         """Run a program that prepares the server.
