@@ -290,6 +290,7 @@ class ImageStore(ImageMethods):
             raise TypeError("this data is staged already: use it as it is")
         if data is not None:
             async with core.contents({"": data}, expectations, progress) as contents:
+                core.check_open()  # it may have been closed meanwhile
                 yield StagedItem(core, contents[""])
             return
         content = await core.stage()

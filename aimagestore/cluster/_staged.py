@@ -139,13 +139,25 @@ class StagedBlob:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        with self._mutex:
-            if self._is_broken:
-                raise _broken()
+        try:
+            with self._mutex:
+                if self._is_broken:
+                    raise _broken()
+                try:
+                    yield
+                finally:
+                    self._interruption = Future()
+        finally:
+            self._close_if_discarded()
+
+    def _close_if_discarded(self) -> None:
+        # Called by each of both sides after its own step, so that the later one closes it. Not
+        # where a write is under way, which its task may have left to its thread.
+        if not self._is_open and self._mutex.acquire(blocking=False):
             try:
-                yield
+                self._upload.close()
             finally:
-                self._interruption = Future()
+                self._mutex.release()
 
     @contextmanager
     def _breaking(self) -> Iterator[None]:
@@ -288,13 +300,12 @@ class StagedBlob:
         """
         is_mine = self._is_open and not self._is_in_doubt and not self.is_stored
         self._is_open = False
-        # Not where a write is under way, which its task may have left to its thread.
-        if self._mutex.acquire(blocking=False):
+        if self._mutex.acquire(blocking=False):  # no write is under way
             try:
-                self._upload.close()
                 is_mine &= self._upload.is_sent
             finally:
                 self._mutex.release()
+        self._close_if_discarded()
         if is_mine:
             with suppress(TimeoutError, RuntimeError):  # RuntimeError: the store has been closed
                 self._removers.submit(self._remove).result(MOMENT)

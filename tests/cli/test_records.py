@@ -50,6 +50,7 @@ def test_created_as_was_asked(cli: Cli, tmp_path: Path) -> None:
         "created": created["created"],
         "size": 2,
         "layers_size": None,
+        "read_only": False,
         "top_layer": "top",
         "mapped_top_layers": [],
         "metadata": '{"x": 1}',

@@ -57,13 +57,13 @@ ImageStore.watch = watch
 _GATE = """
 import os, anyio
 from aimagestore._cli.session import Session
-home = Session.home
+home = Session._home
 async def wait(self, **options):
-    Session.home = home
+    Session._home = home
     os.write(4, b"x")
     await anyio.to_thread.run_sync(os.read, 3, 1, abandon_on_cancel=True)
     return await home(self, **options)
-Session.home = wait
+Session._home = wait
 """
 
 _SHORT = """

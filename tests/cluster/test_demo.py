@@ -102,7 +102,8 @@ def test_a_signal_ends_the_demo_at_any_moment(
         os.killpg(demo.pid, end)
         rest, errors = demo.communicate(timeout=60)
         assert errors == b""
-        assert demo.returncode == 128 + end
+        # By then it may have ended by itself.
+        assert demo.returncode in {128 + end, 0 if step == "kill PostgreSQL" else 128 + end}
         assert b"stopped the servers" in rest
         assert os.listdir(directory) == []
         assert becomes_true(lambda: not _processes_in(directory), 1)

@@ -19,6 +19,7 @@ import pytest
 from aimagestore import ImageStore
 
 from ..support.heartbeat import Heartbeat, never_waits
+from ..support.stores import library_threads, until
 from .ledger import fails, frozen
 
 if TYPE_CHECKING:
@@ -56,9 +57,13 @@ class SlowServers:
 
 
 @pytest.fixture
-def slow(servers: Servers, place: Place, to_postgres: Proxy, to_objects: Proxy) -> SlowServers:
+async def slow(
+    servers: Servers, place: Place, to_postgres: Proxy, to_objects: Proxy
+) -> AsyncIterator[SlowServers]:
     """The servers, slowed down."""
-    return SlowServers(servers.by_way_of(place, to_postgres.port), (to_postgres, to_objects))
+    yield SlowServers(servers.by_way_of(place, to_postgres.port), (to_postgres, to_objects))
+    # The removal of what was sent goes on after a store was closed, and needs the proxies.
+    await until(lambda: not library_threads())
 
 
 def hash_in_one_go() -> float:

@@ -33,17 +33,23 @@ CALLS: dict[str, Any] = {
 OUTSIDE = {
     "lock.py": "reads /proc",
     "mounts.py": "reads /proc",
+    "output.py": "writes to what a caller has opened, which is outside the store",
     "podman.py": "reads the list of podman's layers, which is beside the store",
 }
 """Which modules open files past the failpoints, and why."""
 
 NO_POINTS = {
-    "close": "its descriptor is gone whatever it answers, and what matters is synced by then",
+    "close": "its descriptor is closed whatever it answers, and what matters is synced by then",
     "fspath": "no system call",
     "geteuid": "cannot fail",
+    "fchmod": "about a file of a caller, outside the store",
     "getpid": "cannot fail",
+    "isatty": "about a file of a caller, outside the store",
+    "lseek": "to the start of a file that is open",
     "readlink": "reads /proc",
     "register_at_fork": "no system call",
+    "set_blocking": "about a file of a caller, outside the store",
+    "strerror": "no system call",
     "urandom": "cannot fail",
 }
 """What else the engine calls, and why that is no point."""

@@ -7,6 +7,8 @@ import dataclasses
 import json
 import os
 import sys
+import threading
+from contextlib import suppress
 
 import anyio
 
@@ -18,6 +20,10 @@ _CLONE_NEWUSER = 0x10000000
 
 def main(user: int, namespace: bool) -> None:
     """Print it. The user need not be able to read this program."""
+    with suppress(StoreConfigurationError):  # imports what is imported late
+        anyio.run(aimagestore.podman.locate)
+    while threading.active_count() > 1:  # only a process of one thread can leave its namespace
+        threading.enumerate()[-1].join()
     if user:
         os.setgroups([])
         os.setresgid(user, user, user)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,10 +72,11 @@ async def _fill(path: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
+def both() -> Iterator[Both]:
     """A store with images of all kinds."""
     require("podman")
-    tools = Tools(tmp_path_factory.mktemp("p"))
+    base = Path(tempfile.mkdtemp(prefix="peers-"))  # short: podman refuses long run roots
+    tools = Tools(base)
     (tools.graph / "vfs-layers").mkdir(parents=True)
     ids = anyio.run(_fill, tools.image_store)
     built = tools.commit("localhost/built:1", "hello")
@@ -86,7 +90,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     ids["rebuilt"] = tools.buildah("commit", "--quiet", container)
     container = tools.buildah("from", ids["rebuilt"])
     ids["twice"] = tools.buildah("commit", "--quiet", container, "localhost/twice:1")
-    return Both(tools, Cli(tools.image_store), ids)
+    yield Both(tools, Cli(tools.image_store), ids)
+    shutil.rmtree(base)
 
 
 FILTERS = [

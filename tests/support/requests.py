@@ -16,6 +16,7 @@ from aimagestore.cluster import _lock
 from aimagestore.cluster._blobs import Blobs
 from aimagestore.cluster._sessions import Session, Sessions
 from aimagestore.cluster._staged import StagedBlob
+from aimagestore.cluster._upload import Upload
 
 _ROUNDS = 4
 """Rounds of the event loop in which an interrupted task gets as far as it can."""
@@ -39,7 +40,9 @@ class Requests:
             (Sessions, "connect"),
             (Blobs, "get"),
             (Blobs, "delete"),
-            (StagedBlob, "_upload"),
+            (StagedBlob, "_wait"),
+            (Upload, "write"),
+            (Upload, "complete"),
             (_lock, "_readable"),
         ):
             monkeypatch.setattr(owner, name, self._stepping(getattr(owner, name)))

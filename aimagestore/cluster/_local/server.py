@@ -133,10 +133,11 @@ class Server(ABC):
         :raises subprocess.CalledProcessError: when it fails
         """
         pipe = subprocess.PIPE
+        # Some write logs there, and leave them when they are killed.
+        environment = os.environ | {"TMPDIR": str(self.root)}
+        options = {"cwd": self.root, "env": environment, **options}
         with self._mutex:
-            process = self._begin_process(
-                command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=self.root, **options
-            )
+            process = self._begin_process(command, stdin=pipe, stdout=pipe, stderr=pipe, **options)
             self._commands.add(process)
         try:
             output, errors = process.communicate(data)
