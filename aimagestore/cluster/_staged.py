@@ -110,8 +110,8 @@ class StagedBlob:
     ) -> None:
         self._upload = Upload(blobs, uploaders)
         self.id: UUID = self._upload.id if stored is None else stored.id
-        self.is_stored = stored is not None
-        self.may_share = False
+        self.is_stored: bool = stored is not None
+        self.may_share: bool = False
         # Where nothing was written: what the content is.
         self._stored = stored
         self._search = search
