@@ -259,6 +259,13 @@ class StoreUnderTest(ABC):
         """Return when nobody waits for the store's lock."""
         await until(lambda: not self.is_requested())
 
+    async def until_no_garbage(self) -> None:
+        """Return when nothing is there that belongs to no image.
+
+        What is removed from an object store may go a moment after the call that gave it up.
+        """
+        await until(lambda: not self.garbage())
+
     async def until_free(self) -> None:
         """Return when nobody waits for the store's lock, or holds it.
 
