@@ -290,19 +290,10 @@ class StoreCore:
         return content
 
     async def _stage_stored(self, digest: str, size: int | None) -> StagedContent | None:
-        is_unwanted = threading.Event()
         async with self._alone_with(digest):
-            try:
-                content = await self.threads.run_abandonable(
-                    self.engine.items.stage_stored,
-                    digest,
-                    size,
-                    lambda: not is_unwanted.is_set(),
-                    dispose=_discard,
-                )
-            except BaseException:
-                is_unwanted.set()
-                raise
+            content = await self.threads.run_while_wanted(
+                partial(self.engine.items.stage_stored, digest, size), dispose=_discard
+            )
         if content is not None:
             self.own(content, content.discard)
         return content

@@ -45,10 +45,10 @@ class DirectoryItems:
         return StagedFile(self._root, self._helpers, find=self.stored.find)
 
     def stage_stored(
-        self, digest: str, size: int | None, is_wanted: Callable[[], bool]
+        self, digest: str, size: int | None, check: Callable[[], object]
     ) -> StagedFile | None:
         self._index.check_root()
-        stored = self.stored.find(digest, size, is_wanted)
+        stored = self.stored.find(digest, size, check)
         if stored is None:
             return None
         return StagedFile(self._root, self._helpers, find=self.stored.find, stored=stored)

@@ -10,7 +10,7 @@ import secrets
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor, Future
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeAlias
 
@@ -22,7 +22,7 @@ from ..errors import ImageStoreError
 from .files import PRIVATE_FILE, Directory
 from .stored import StoredFile, link_to, verified_files
 
-Find: TypeAlias = Callable[[str, int, Callable[[], bool]], StoredFile | None]
+Find: TypeAlias = Callable[[str, int, Callable[[], object]], StoredFile | None]
 """Finds content that a store has; see :meth:`StoredFiles.find`."""
 
 STAGED_PREFIX = ".stage-"
@@ -274,10 +274,15 @@ class StagedFile:
             if self._stored is not None or self._sink.is_durable:
                 return
             if self._find is not None:
-                self._stored = self._find(self.digest, self.size, lambda: not self._is_interrupted)
+                with suppress(CancelledError):  # then what was written is used
+                    self._stored = self._find(self.digest, self.size, self._check_uninterrupted)
                 self._is_interrupted = False
             if self._stored is None:
                 self._sync()
+
+    def _check_uninterrupted(self) -> None:
+        if self._is_interrupted:
+            raise CancelledError
 
     def _sync(self) -> None:
         if not self._sink.is_durable:
@@ -286,9 +291,13 @@ class StagedFile:
             self._sink.is_durable = True
 
     def use(self, stored: StoredFile) -> None:
-        """Use content that the store has; the caller has compared size and digest."""
-        with self._in_use():
-            self._stored = stored
+        """Use content that the store has, and own it; the caller has compared size and digest."""
+        try:
+            with self._in_use():
+                self._stored = stored
+        except BaseException:
+            stored.close()
+            raise
 
     def interrupt(self) -> None:
         """End the reading of what the store has; the kernel ends a write to a file by itself."""

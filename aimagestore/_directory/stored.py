@@ -106,35 +106,34 @@ class VerifiedFiles:
         self.add(known.digest, found)
         return known.digest
 
-    def digest(self, directory: Directory, fd: int, is_wanted: Callable[[], bool]) -> str | None:
+    def digest(self, directory: Directory, fd: int, check: Callable[[], object]) -> str | None:
         """Return the digest of an open file, which is read if it is not known.
 
-        :returns: ``None`` when it is not wanted any more, or was changed meanwhile
+        :param check: called now and then; what it raises ends this
+        :returns: ``None`` when the file was changed meanwhile
         """
         found = directory.stat_file("", fd)
         file = found.st_dev, found.st_ino
         with self._mutex:
             while file in self._under_way:
-                if not is_wanted():
-                    return None
+                check()
                 self._mutex.wait(_MOMENT)
             if (known := self.known(found)) is not None:
                 return known
             self._under_way.add(file)
         try:
-            return self._read(directory, fd, is_wanted)
+            return self._read(directory, fd, check)
         finally:
             with self._mutex:
                 self._under_way.discard(file)
                 self._mutex.notify_all()
 
-    def _read(self, directory: Directory, fd: int, is_wanted: Callable[[], bool]) -> str | None:
+    def _read(self, directory: Directory, fd: int, check: Callable[[], object]) -> str | None:
         before = directory.stat_file("", fd)
         state = hashlib.new(CANONICAL)
         position = 0
         while piece := directory.read_at("", fd, CHUNK, position):
-            if not is_wanted():
-                return None
+            check()
             state.update(piece)
             position += len(piece)
         # Whoever wrote it may not have made it durable.
@@ -192,15 +191,13 @@ class StoredFiles:
         self._root = root
         self._index = index_file
 
-    def find(
-        self, digest: str, size: int | None, is_wanted: Callable[[], bool]
-    ) -> StoredFile | None:
+    def find(self, digest: str, size: int | None, check: Callable[[], object]) -> StoredFile | None:
         """Find an item by its content, and verify that.
 
         Nothing depends on it: what cannot be read is not found.
 
         :param digest: a SHA-256 digest
-        :param is_wanted: asked now and then while a file is read
+        :param check: called now and then while a file is read; what it raises ends that
         """
         try:
             catalog = self._index.load()
@@ -208,7 +205,7 @@ class StoredFiles:
             catalog = self._index.catalog
         except (OSError, ImageStoreError):
             return None
-        return self._find(catalog, digest, size, is_wanted)
+        return self._find(catalog, digest, size, check)
 
     def find_verified(self, catalog: BlockCatalog, digest: str, size: int) -> StoredFile | None:
         """Find an item by its content, if that was verified before. Reads no file."""
@@ -219,7 +216,7 @@ class StoredFiles:
         catalog: BlockCatalog,
         digest: str,
         size: int | None,
-        is_wanted: Callable[[], bool] | None,
+        check: Callable[[], object] | None,
     ) -> StoredFile | None:
         items = catalog.items_with_digest(digest, size)
         for record, key in islice(items, _CANDIDATES_MAX):
@@ -228,7 +225,7 @@ class StoredFiles:
             except (OSError, ImageStoreError):
                 continue
             try:
-                stored = self._verified(fd, digest, size, is_wanted)
+                stored = self._verified(fd, digest, size, check)
             except OSError:
                 stored = None
             except BaseException:
@@ -244,15 +241,15 @@ class StoredFiles:
         fd: int,
         digest: str,
         size: int | None,
-        is_wanted: Callable[[], bool] | None,
+        check: Callable[[], object] | None,
     ) -> StoredFile | None:
         found = self._root.stat_file("", fd)
         if not _is_private(found) or (size is not None and found.st_size != size):
             return None
         actual = (
             verified_files.known(found)
-            if is_wanted is None
-            else verified_files.digest(self._root, fd, is_wanted)
+            if check is None
+            else verified_files.digest(self._root, fd, check)
         )
         if actual != digest:
             return None

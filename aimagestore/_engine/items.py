@@ -199,14 +199,13 @@ class Source(io.BufferedIOBase):
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
-        with self._mutex:
-            try:
+        try:
+            with self._mutex:
                 if self._is_over:
                     raise ValueError("the item is closed")
                 yield
-            finally:
-                if self._is_over:
-                    self._close()
+        finally:
+            self._close_if_over()
 
     def _read(self, wanted: int) -> bytes:
         rest = max(0, self._end - self._position)
@@ -260,7 +259,11 @@ class Source(io.BufferedIOBase):
     def close(self) -> None:
         """Close it; a read that is under way in another thread completes, and closes it then."""
         self._is_over = True
-        if self._mutex.acquire(blocking=False):
+        self._close_if_over()
+
+    def _close_if_over(self) -> None:
+        # Called after the mutex was released, too: a close in between has found it held.
+        if self._is_over and self._mutex.acquire(blocking=False):
             try:
                 self._close()
             finally:

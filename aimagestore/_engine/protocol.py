@@ -342,7 +342,7 @@ class Items(Protocol):
         ...
 
     def stage_stored(
-        self, digest: str, size: int | None, is_wanted: Callable[[], bool]
+        self, digest: str, size: int | None, check: Callable[[], object]
     ) -> StagedContent | None:
         """Return content that the store has, to be given to other items; ``None`` if it has none.
 
@@ -350,7 +350,7 @@ class Items(Protocol):
 
         :param digest: its SHA-256 digest
         :param size: its length in bytes; ``None`` for any
-        :param is_wanted: asked now and then while that takes long
+        :param check: called now and then while that takes long; what it raises ends that
         """
         ...
 

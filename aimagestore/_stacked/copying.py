@@ -65,12 +65,15 @@ class ItemCopies:
     def _in_use(self) -> Iterator[None]:
         try:
             with self._mutex:
-                if self._is_closed:
-                    raise ValueError("the copying has ended")
+                self._check_open()
                 yield
         finally:
             if self._is_closed:
                 self._close()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ValueError("the copying has ended")
 
     def steps(self) -> Steps[None]:
         """Copy the items, and compare them with their digests; except what the store has.
@@ -121,7 +124,7 @@ class ItemCopies:
         """Return the content of an item, if the store has it: then it is not read."""
         if size is None or not (is_digest(digest) and is_canonical(digest)):
             return None
-        return self._target.stage_stored(digest, size, lambda: not self._is_closed)
+        return self._target.stage_stored(digest, size, self._check_open)
 
     def contents_of(self, record: Record, keys: Sequence[str]) -> Mapping[str, Content] | None:
         if bytes(record.raw) != bytes(self._record.raw) or not self._items.keys() >= set(keys):

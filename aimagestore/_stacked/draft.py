@@ -142,7 +142,7 @@ class StackedDraft(Stack, Draft):
         if not keys:
             return plan
         found = self._below.find(record.id)
-        assert found is not None, "what is not given comes from an additional store"
+        assert found is not None, "an item without given content is one of an additional store"
         engine, original = found
         contents = None
         if copies is not None:

@@ -36,9 +36,9 @@ class StackedItems:
         return self._own.stage()
 
     def stage_stored(
-        self, digest: str, size: int | None, is_wanted: Callable[[], bool]
+        self, digest: str, size: int | None, check: Callable[[], object]
     ) -> StagedContent | None:
-        return self._own.stage_stored(digest, size, is_wanted)
+        return self._own.stage_stored(digest, size, check)
 
     def open(self, ref: str, key: str) -> tuple[Image, io.RawIOBase]:
         while True:

@@ -82,7 +82,7 @@ class ClusterItems:
         return self._staged(None)
 
     def stage_stored(
-        self, digest: str, size: int | None, is_wanted: Callable[[], bool]
+        self, digest: str, size: int | None, check: Callable[[], object]
     ) -> StagedBlob | None:
         self._identity.check_marker()
         try:

@@ -16,6 +16,7 @@ from psycopg.errors import NotNullViolation
 from .._core.content import Content, InlineContent
 from .._core.draft import Draft, Plan
 from .._core.mutations import Mutation
+from .._core.view import View
 from .._engine.lock import AnyGrant
 from .._engine.protocol import Outcome, Removal
 from ..errors import StoreIdentityError, StoreUnavailableError
@@ -111,7 +112,7 @@ class ClusterWriter:
         if any(content.is_old for content in staged):
             raise collected()
         if not all(content.is_young for content in staged):
-            _check_contents(staged, draft)
+            _check_contents(staged, draft.base)
 
     def publish(self, grant: AnyGrant, draft: Draft) -> None:
         held: HeldLock = grant.held
@@ -126,7 +127,7 @@ class ClusterWriter:
                 )
             if checks_all:
                 current = LockedView(held.session.execute, self._history, held.version)
-                _check_contents(draft.files.values(), Draft(current))
+                _check_contents(draft.files.values(), current)
             return draft
 
         with self._stored(draft):
@@ -255,7 +256,7 @@ def _apply(draft: Draft, mutation: Mutation, *, checks_all: bool) -> Outcome:
     try:
         plan = mutation(draft)
         if checks_all:
-            _check_contents(plan.files.values(), draft)
+            _check_contents(plan.files.values(), draft.base)
     except psycopg.Error:
         raise
     except Exception as error:  # noqa: BLE001 (whoever asked for the mutation raises it)
@@ -264,12 +265,11 @@ def _apply(draft: Draft, mutation: Mutation, *, checks_all: bool) -> Outcome:
     return plan
 
 
-def _check_contents(contents: Iterable[Content], draft: Draft) -> None:
+def _check_contents(contents: Iterable[Content], view: View) -> None:
     """Check that no collection of garbage has taken staged data.
 
     :raises ValueError: when one has
     """
-    view = draft.base
     assert isinstance(view, LockedView), "the draft is this engine's"
     if view.condemned({c.id: c.is_stored for c in contents if isinstance(c, StagedBlob)}):
         raise collected()
