@@ -30,7 +30,7 @@ class Generation:
     prefix: tuple[str, ...] = ()
 
     def find_missing(self) -> str:
-        """What is not installed that the peer needs; ``""`` when all is there."""
+        """The missing packages that the peer needs; ``""`` if none is missing."""
         if not (self.root / "usr/bin/go").exists():
             return "Go is not installed"
         if self._import() is None:

@@ -76,7 +76,7 @@ def _documents(layers: Sequence[dict[str, Any]], number: int) -> tuple[bytes, by
 
 
 async def make(graph: Path, images: int) -> None:
-    """Make a graph root with so many images of three layers, two of which all of them share."""
+    """Make a graph root with this number of images. Each has three layers, two of them shared."""
     layers = [_layer(0, "")]
     layers.append(_layer(1, layers[0]["id"]))
     shared = tuple(layers)

@@ -37,7 +37,7 @@ Line = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Look:
-    """How a contender's line is told from the others, in black and white too."""
+    """How a contender's line differs from the others, also in black and white."""
 
     colour: str
     dashes: str

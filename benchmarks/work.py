@@ -1,6 +1,6 @@
 """Work that is bound by the processor, to be counted: ``python -m benchmarks.work ROW TIMES DIR``.
 
-The count of a row is what so many times take, less what no times take in another process.
+The count of a row is that of TIMES repetitions, less that of none in another process.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ ROWS = {
 
 
 def main(row: str, times: str, root: str) -> None:
-    """Do a row's work so many times in a store."""
+    """Repeat a row's work in a store."""
     ROWS[row].run(str(image_store(Path(root))), int(times))
 
 

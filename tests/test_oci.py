@@ -33,6 +33,7 @@ from aimagestore import (
 from aimagestore.oci import _importing
 from aimagestore.oci._target import DirectoryTarget
 
+from .support.faults import Faults
 from .support.layouts import (
     CONFIG,
     LAYER,
@@ -689,27 +690,16 @@ def tree(path: Path) -> dict[str, bytes | None]:
 @pytest.mark.parametrize("target", ["layout", "new", "new.tar"])
 @pytest.mark.parametrize("call", ["rename", "fsync", "link", "mkdir"])
 async def test_a_failed_export_leaves_everything_as_it_was(
-    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, target: str
+    store: ImageStore, tmp_path: Path, faults: Faults, call: str, target: str
 ) -> None:
     other = Maker()
     other.enter(other.image(b"other", config={"n": 1}), "other:1")
     image = await import_one(store, hello().write(tmp_path / "in"))
-    real = getattr(os, call)
     for when in range(1, 20):
         place = tmp_path / f"place{when}"
         other.write(place / "layout")
         before = tree(place)
-        left = when
-
-        def fail(*args: Any, **kwargs: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                raise OSError(errno.EIO, "broken")
-            return real(*args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, call, fail)
+        with faults.fail(call, errno.EIO, when.__eq__) as calls:
             try:
                 await oci.export_layout(store, image.id, place / target)
             except OSError:
@@ -719,7 +709,7 @@ async def test_a_failed_export_leaves_everything_as_it_was(
                     continue
             assert await import_one(store, place / target, ref="localhost/hello:1") == image
             assert not [name for name in tree(place) if Path(name).name.startswith(".")]
-            if left > 0:
+            if len(calls) < when:
                 return
     raise AssertionError("it never succeeded")
 

@@ -25,6 +25,7 @@ from aimagestore import (
 )
 from aimagestore.oci import Transport
 
+from .support.faults import Faults
 from .support.layouts import INDEX, MANIFEST, DockerArchive, Maker, files_of, hello, hex_of
 from .test_oci import tree
 from .test_oci_foreign import write_dir
@@ -182,29 +183,17 @@ async def test_an_image_in_a_dir_is_replaced(store: ImageStore, tmp_path: Path) 
 
 @pytest.mark.parametrize("call", ["rename", "fsync", "link", "unlink"])
 async def test_a_dir_stays_readable_when_an_export_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    tmp_path: Path, faults: Faults, call: str
 ) -> None:
     other = Maker()
     other.enter(other.image(b"other", config={"n": 1}))
-    real = getattr(os, call)
     layout = hello().write(tmp_path / "layout")
     for when in range(1, 30):
         out = write_dir(tmp_path / f"out{when}", other)
-        left = when
-
-        def fail(*args: Any, **kwargs: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                raise OSError(errno.EIO, "broken")
-            return real(*args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, call, fail)
-            with suppress(OSError):
-                await oci.copy_layout(layout, out, transport="dir")
+        with faults.fail(call, errno.EIO, when.__eq__) as calls, suppress(OSError):
+            await oci.copy_layout(layout, out, transport="dir")
         (found,) = await oci.copy_layout(out, tmp_path / f"found{when}")
-        if left > 0:
+        if len(calls) < when:
             assert found.digest == hello().entries[0]["digest"]
             return
         assert found.digest in {hello().entries[0]["digest"], other.entries[0]["digest"]}

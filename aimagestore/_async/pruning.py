@@ -60,9 +60,9 @@ def _containers(records: PodmanRecords) -> dict[str, tuple[str, ...]]:
 
 
 class Pruning:
-    """One pruning of a store: what it has deleted so far, and why it has kept the others.
+    """One pruning of a store: the images deleted so far, and why the others are kept.
 
-    All of it is changed in worker threads, while the task waits: there may be many images.
+    Worker threads change it while the task waits, because there may be many images.
     """
 
     def __init__(self, core: StoreCore) -> None:

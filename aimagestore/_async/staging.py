@@ -275,7 +275,7 @@ class Pouring:
                     continue
                 if joined:
                     chunk = bytes(joined)
-                    joined.clear()  # before it waits, with many others
+                    joined.clear()  # frees the memory before a wait
                     await self._write(file, chunk)
                 for start in range(0, len(view), CHUNK):
                     # A copy: who gave it may change it while it is hashed beside the writing.

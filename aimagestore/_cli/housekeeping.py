@@ -11,7 +11,7 @@ import typer
 
 from .._core.image import Image
 from .._core.moments import parse_duration
-from .._core.pruning import KEEP_FLAG, PrunePolicy, PruneResult
+from .._core.pruning import PrunePolicy, PruneResult
 from .exits import CommandError, ExitCode, usage_errors
 from .human import NONE, human_age, human_size, short_id
 from .output import say, write_json, write_lines, write_table
@@ -39,10 +39,10 @@ def register(app: typer.Typer) -> None:
 @command(
     """Show what each image takes of the store, and the whole store.
 
-    OWN is what deleting the image frees; the rest of SIZE other images have, too. Containers keep
-    an image from being deleted. The last line is about the whole store: what it takes, and what
-    deleting all images that no container uses would free. The layers of podman's images are not
-    in this store.
+    OWN is what deleting the image frees. Other images share the rest of SIZE. An image that a
+    container uses cannot be deleted. The last line is about the whole store: what it takes, and
+    what deleting all images that no container uses would free. The layers of podman's images are
+    not in this store.
     """
 )
 async def disk_usage(context: typer.Context, json: Json = False) -> None:
@@ -99,8 +99,8 @@ def _age(text: str | None) -> timedelta | None:
 @command(
     """Delete images that nobody needs: those without names, or what the options say.
 
-    An image is deleted if every option given says so. Kept in any case are images that a container
-    uses, that an image index names, and that have the flag aimagestore.keep, whatever its value.
+    An image is deleted if it meets every given option. Never deleted are images that a container
+    uses, that an image index names, or that have the flag aimagestore.keep, whatever its value.
     The layers of podman's images stay: podman image prune removes images with their layers.
     """
 )
@@ -147,7 +147,6 @@ async def prune(
                 older_than=age,
                 keep_last=keep_last,
                 keep_names=keep or (),
-                keep_flag=KEEP_FLAG,
                 filter=lambda image: selected.get(image.id) == image,
             )
         try:

@@ -29,7 +29,7 @@ _NONE: Final[Mapping[str, Sequence[str]]] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrunePolicy:
-    """Which images :meth:`ImageStore.prune` deletes: those that every condition given says so of.
+    """Which images :meth:`ImageStore.prune` deletes: those that meet every given condition.
 
     Never pruned are images that a container uses, that have the flag ``keep_flag``, that an image
     index in the store names, that come from an additional store, and, where their age matters,

@@ -14,11 +14,12 @@ from .image import PlainMeta
 class ImageUsage(msgspec.Struct, metaclass=PlainMeta, frozen=True, gc=False):
     """What one image takes, in bytes.
 
-    :ivar size: what is stored for it, shared content included
-    :ivar unique_size: what only this image has: deleting it frees so much
-    :ivar shared_size: what other images have, too
-    :ivar layers_size: the recorded size of its layers, which podman keeps beside the store, of each
-        for every image that has it; 0 where it keeps none, ``None`` where it has not recorded it
+    :ivar size: all that is stored for it, with shared content
+    :ivar unique_size: the part that only this image has; deleting the image frees it
+    :ivar shared_size: the part that other images have as well
+    :ivar layers_size: the recorded size of its layers, which podman keeps beside the store; a
+        shared layer counts for each of its images. 0 if there are none, ``None`` if podman has not
+        recorded it
     :ivar containers: the names or IDs of the containers that use it
     """
 

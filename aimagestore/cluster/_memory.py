@@ -32,7 +32,7 @@ class Budget:
 
         :param deadline: seconds in which something must have arrived
         :param is_wanted: asked again after each :meth:`wake`
-        :raises TimeoutError: when nothing has arrived for so long, or it is not wanted any more
+        :raises TimeoutError: when nothing has arrived in that time, or it is not wanted any more
         """
         with self._changed:
             arrivals, until = self._arrivals, time.monotonic() + deadline

@@ -23,7 +23,7 @@ MOMENT = 0.25
 T = TypeVar("T")
 
 Interruption = Future[None]
-"""Done when whoever waits is to wait no longer."""
+"""Done when the caller is to wait no longer."""
 
 
 class Upload:
@@ -41,7 +41,7 @@ class Upload:
         self._blobs = blobs
         self._uploaders = uploaders
         self._writer = blobs.writer(self.id)
-        # What is not sent yet, if there is anything.
+        # Data that is not sent yet, if there is any.
         self._spool: IO[bytes] | None = None
         # The writer takes one byte more to tell that a part is stored.
         self._room = PART + 1
