@@ -9,12 +9,12 @@ import errno
 import os
 import select
 import stat
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import BinaryIO, Protocol
 
+from .._engine.closing import LastUse
 from .files import Directory
 from .staged import StagedFile, remove_dead
 
@@ -165,28 +165,15 @@ class _SpecialFile(_OpenFile):
         fd = _open_special(path, check)
         os.set_blocking(fd, True)
         self._opened = open(fd, "wb", buffering=0)  # noqa: SIM115 (closed by close)
-        # Held while the file is used. A write may be left to its thread, which then closes it.
-        self._mutex = threading.Lock()
-        self._is_closed = False
+        self._last_use = LastUse()
         super().__init__(self._opened)
 
     def write(self, data: bytes) -> None:
-        try:
-            with self._mutex:
-                super().write(data)
-        finally:
-            self._close_unless_in_use()
+        with self._last_use.in_use(self._opened.close):
+            super().write(data)
 
     def close(self) -> None:
-        self._is_closed = True
-        self._close_unless_in_use()
-
-    def _close_unless_in_use(self) -> None:
-        if self._is_closed and self._mutex.acquire(blocking=False):
-            try:
-                self._opened.close()
-            finally:
-                self._mutex.release()
+        self._last_use.end(self._opened.close)
 
 
 def _open_special(path: str, check: Callable[[], object]) -> int:

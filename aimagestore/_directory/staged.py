@@ -8,13 +8,13 @@ import os
 import re
 import secrets
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeAlias
 
 from .._core.content import Buffer
+from .._engine.closing import LastUse
 from .._engine.digesting import Digester
 from .._engine.failure import copied
 from .._engine.items import CHUNK
@@ -144,7 +144,7 @@ class StagedFile:
 
     It may be used and discarded from several threads: a task that was cancelled leaves its thread
     in a write, and a commit may be publishing it. Discarding then leaves the descriptor to that
-    thread, so that it is never closed, and its number never reused, under another's hands.
+    thread.
 
     :param digests: whether what is written is hashed
     :param find: finds content that the store has by its digest and size
@@ -165,9 +165,7 @@ class StagedFile:
         self._mode = mode
         self._find = find
         self._stored = stored
-        # Held while the descriptor is used; whoever releases it last closes the descriptor.
-        self._mutex = threading.Lock()
-        self._is_discarded = False
+        self._last_use = LastUse()
         self._is_published = False
         self._is_linked = False
         self._is_interrupted = False
@@ -201,15 +199,12 @@ class StagedFile:
 
     @contextmanager
     def _in_use(self) -> Iterator[int]:
-        try:
-            with self._mutex:
-                if self._loss is not None:
-                    raise copied(self._loss)
-                if self._is_discarded:
-                    raise ValueError("this staged data was discarded: stage it again")
-                yield self._fd
-        finally:
-            self._close_if_discarded()
+        with self._last_use.in_use(self._close):
+            if self._loss is not None:
+                raise copied(self._loss)
+            if self._last_use.is_over:
+                raise ValueError("this staged data was discarded: stage it again")
+            yield self._fd
 
     def begin_write(self) -> int:
         """Return the descriptor to write to. Called while the file is in use."""
@@ -255,7 +250,7 @@ class StagedFile:
     @property
     def is_open(self) -> bool:
         """Whether it was neither published nor discarded."""
-        return not self._is_discarded and not self._is_published
+        return not self._last_use.is_over and not self._is_published
 
     @property
     def is_stored(self) -> bool:
@@ -392,16 +387,7 @@ class StagedFile:
 
         One whose name cannot be removed is garbage from then on: nobody holds its lock.
         """
-        self._is_discarded = True
-        self._close_if_discarded()
-
-    def _close_if_discarded(self) -> None:
-        # Whoever uses it meanwhile does this when it is released.
-        if self._is_discarded and self._mutex.acquire(blocking=False):
-            try:
-                self._close()
-            finally:
-                self._mutex.release()
+        self._last_use.end(self._close)
 
     def _close(self) -> None:
         if self._stored is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from .._core.digest import (
 from .._core.image import Image
 from .._core.names import check_key
 from ..errors import BigDataUnknownError, DigestMismatchError, DigestUnknownError
+from .closing import LastUse
 from .digesting import Digester
 from .protocol import Items, StagedContent, Steps
 
@@ -160,9 +160,7 @@ class Source(io.BufferedIOBase):
         self.size: int = file.seek(0, io.SEEK_END)
         self._end = self.size if end is None else min(end, self.size)
         self._position = file.seek(min(start, self._end))
-        # Held while the file is used; whoever releases it last closes the file.
-        self._mutex = threading.Lock()
-        self._is_over = False
+        self._last_use = LastUse()
         # The digest of a signed manifest is not that of its file: keep the file to verify it.
         keeps = expected is not None and is_manifest_key(key) and self.size <= MANIFEST_MAX
         self._kept: bytearray | None = bytearray() if keeps else None
@@ -175,7 +173,7 @@ class Source(io.BufferedIOBase):
     @property
     def path(self) -> str | None:
         """The path of its open file in this process; ``None`` where it is no file, or closed."""
-        # Without the mutex, which a read in another thread holds.
+        # Not as a use of it, which would wait for a read in another thread.
         try:
             return f"/proc/self/fd/{self._file.fileno()}"
         except (OSError, ValueError):
@@ -184,7 +182,7 @@ class Source(io.BufferedIOBase):
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
-        return self._is_over
+        return self._last_use.is_over
 
     def readable(self) -> bool:
         return True
@@ -199,13 +197,10 @@ class Source(io.BufferedIOBase):
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
-        try:
-            with self._mutex:
-                if self._is_over:
-                    raise ValueError("the item is closed")
-                yield
-        finally:
-            self._close_if_over()
+        with self._last_use.in_use(self._close):
+            if self.closed:
+                raise ValueError("the item is closed")
+            yield
 
     def _read(self, wanted: int) -> bytes:
         rest = max(0, self._end - self._position)
@@ -258,16 +253,7 @@ class Source(io.BufferedIOBase):
 
     def close(self) -> None:
         """Close it; a read that is under way in another thread completes, and closes it then."""
-        self._is_over = True
-        self._close_if_over()
-
-    def _close_if_over(self) -> None:
-        # Called after the mutex was released, too: a close in between has found it held.
-        if self._is_over and self._mutex.acquire(blocking=False):
-            try:
-                self._close()
-            finally:
-                self._mutex.release()
+        self._last_use.end(self._close)
 
     def _close(self) -> None:
         if self._digester is not None:

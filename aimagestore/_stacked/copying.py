@@ -8,13 +8,13 @@ if it is the same content still, it was that all the time in between.
 from __future__ import annotations
 
 import io
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from .._core.content import Content
 from .._core.digest import is_canonical, is_digest
 from .._core.record import Record
+from .._engine.closing import LastUse
 from .._engine.items import CHUNK, Source
 from .._engine.protocol import Engine, Items, StagedContent, Steps
 from ..errors import BigDataMissingError, BigDataUnknownError, ImageUnknownError
@@ -57,22 +57,16 @@ class ItemCopies:
         self._keys = keys
         self._target = items
         self._items: dict[str, _Item] = {}
-        # Held during a step. Who finds it held leaves the closing to the step.
-        self._mutex = threading.Lock()
-        self._is_closed = False
+        self._last_use = LastUse()
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
-        try:
-            with self._mutex:
-                self._check_open()
-                yield
-        finally:
-            if self._is_closed:
-                self._close()
+        with self._last_use.in_use(self._close):
+            self._check_open()
+            yield
 
     def _check_open(self) -> None:
-        if self._is_closed:
+        if self._last_use.is_over:
             raise ValueError("the copying has ended")
 
     def steps(self) -> Steps[None]:
@@ -145,16 +139,11 @@ class ItemCopies:
             return is_same and as_read_only(image) == record.image
 
     def close(self) -> None:
-        self._is_closed = True
+        self._last_use.is_over = True
         for item in list(self._items.values()):
             item.staged.interrupt()
-        self._close()
+        self._last_use.end(self._close)
 
     def _close(self) -> None:
-        """Close everything, unless a step is under way, which does it at its end."""
-        if self._mutex.acquire(blocking=False):
-            try:
-                while self._items:
-                    self._items.popitem()[1].close()
-            finally:
-                self._mutex.release()
+        while self._items:
+            self._items.popitem()[1].close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, InvalidStateError
@@ -14,6 +13,7 @@ from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 from .._core.content import Buffer
+from .._engine.closing import LastUse
 from .._engine.digesting import Digester
 from .._engine.items import CHUNK
 from ..errors import StoreUnavailableError
@@ -118,8 +118,7 @@ class StagedBlob:
         self._blobs = blobs
         self._uploaders = uploaders
         self._removers = removers
-        # Held while the upload is used: a cancelled write may still be in its thread.
-        self._mutex = threading.Lock()
+        self._last_use = LastUse()
         self._sink = _Sink(self._begin, self._append, helpers)
         self._finished: float | None = None if stored is None else time.time()
         self._is_broken = False
@@ -139,25 +138,16 @@ class StagedBlob:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        try:
-            with self._mutex:
-                if self._is_broken:
-                    raise _broken()
-                try:
-                    yield
-                finally:
-                    self._interruption = Future()
-        finally:
-            self._close_if_discarded()
-
-    def _close_if_discarded(self) -> None:
-        # Called by each of both sides after its own step, so that the later one closes it. Not
-        # where a write is under way, which its task may have left to its thread.
-        if not self._is_open and self._mutex.acquire(blocking=False):
+        with self._last_use.in_use(self._close):
+            if self._is_broken:
+                raise _broken()
             try:
-                self._upload.close()
+                yield
             finally:
-                self._mutex.release()
+                self._interruption = Future()
+
+    def _close(self) -> None:
+        self._upload.close()
 
     @contextmanager
     def _breaking(self) -> Iterator[None]:
@@ -300,18 +290,15 @@ class StagedBlob:
         """
         is_mine = self._is_open and not self._is_in_doubt and not self.is_stored
         self._is_open = False
-        if self._mutex.acquire(blocking=False):  # no write is under way
-            try:
-                is_mine &= self._upload.is_sent
-            finally:
-                self._mutex.release()
-        self._close_if_discarded()
+        # A write that is under way in a thread that its task has left may still send something.
+        is_mine &= not self._last_use.is_unused() or self._upload.is_sent
+        self._last_use.end(self._close)
         if is_mine:
             with suppress(TimeoutError, RuntimeError):  # RuntimeError: the store has been closed
                 self._removers.submit(self._remove).result(MOMENT)
 
     def _remove(self) -> None:
-        with self._mutex:
+        with self._last_use.in_use(self._close):
             _remove(self._upload)
 
     def _remove_soon(self, upload: Upload) -> None:

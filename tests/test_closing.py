@@ -1,0 +1,92 @@
+"""What is closed while a call still uses it is closed by the later of both, in every order."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from aimagestore._engine.closing import LastUse
+
+
+@pytest.fixture
+def last_use() -> LastUse:
+    """The uses of a resource that is open."""
+    return LastUse()
+
+
+def test_a_resource_that_nobody_uses_is_closed_at_once(last_use: LastUse) -> None:
+    closed: list[str] = []
+    with last_use.in_use(lambda: closed.append("by its use")):
+        assert not last_use.is_unused()
+    assert last_use.is_unused()
+    assert closed == []
+    last_use.end(lambda: closed.append("by its owner"))
+    assert closed == ["by its owner"]
+
+
+def test_a_call_closes_what_was_closed_during_it(last_use: LastUse) -> None:
+    closed: list[str] = []
+    with last_use.in_use(lambda: closed.append("by its use")):
+        last_use.end(lambda: closed.append("by its owner"))
+        assert closed == []
+    assert closed == ["by its use"]
+
+
+def test_a_call_that_fails_closes_it_too(last_use: LastUse) -> None:
+    closed: list[str] = []
+    with pytest.raises(OSError, match="broken"), last_use.in_use(lambda: closed.append("")):
+        last_use.end(lambda: None)
+        raise OSError("broken")
+    assert closed == [""]
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["before the release", "after the release"])
+def test_it_is_closed_by_either_when_the_call_is_about_to_end(
+    last_use: LastUse, is_late: bool
+) -> None:
+    closed: list[str] = []
+
+    class Gated:
+        """A mutex whose last step lets the owner close."""
+
+        def __init__(self) -> None:
+            self.real = threading.Lock()
+
+        def __enter__(self) -> None:
+            self.real.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            if is_late:
+                self.real.release()
+                last_use.end(lambda: closed.append("by its owner"))
+            else:
+                last_use.end(lambda: closed.append("by its owner"))
+                self.real.release()
+
+        def acquire(self, blocking: bool = True) -> bool:
+            return self.real.acquire(blocking)
+
+        def release(self) -> None:
+            self.real.release()
+
+    last_use._mutex = Gated()  # type: ignore[assignment]
+    with last_use.in_use(lambda: closed.append("by its use")):
+        pass
+    # It may be closed twice, and never not at all.
+    assert closed == (["by its owner", "by its use"] if is_late else ["by its use"])
+
+
+def test_only_one_call_uses_it_at_a_time(last_use: LastUse) -> None:
+    entered = threading.Event()
+
+    def use() -> None:
+        with last_use.in_use(lambda: None):
+            entered.set()
+
+    with last_use.in_use(lambda: None):
+        thread = threading.Thread(target=use)
+        thread.start()
+        assert not entered.wait(0.05)
+    assert entered.wait(10)
+    thread.join()
