@@ -82,9 +82,10 @@ async def test_there_and_back(tools: Tools, tmp_path: Path, write: Any, name: st
     other = Tools(tools.root / "other")
     if name.endswith(".tar"):
         other.podman("load", "--quiet", "--input", str(tmp_path / name))
-        assert other.names() == {image.id: [NAME]}
     else:
-        other.podman("pull", "--quiet", exported)
+        # podman 4.3 makes a name of the path that it pulls from, in which capitals are errors.
+        run("skopeo", "copy", "--quiet", exported, f"{other.reference}{NAME}")
+    assert other.names() == {image.id: [NAME]}
     assert other.inspect(image.id)["RootFS"] == tools.inspect(NAME)["RootFS"]
     container = other.buildah("from", image.id)
     root = Path(other.buildah("mount", container))
