@@ -12,6 +12,7 @@ import pytest
 from aimagestore import ImageStore
 
 from ..support.interruptions import ASYNCIO, by_scope, by_task_cancel, by_two_cancels
+from ..support.loops import EXTENTS
 from ..support.stores import ClusterStore
 from ..support.sweep import CHANGES, OPERATIONS, ClusterSweep, fill
 
@@ -49,33 +50,33 @@ def requests(where: ClusterStore, monkeypatch: pytest.MonkeyPatch) -> Requests:
     return Requests(monkeypatch)
 
 
+@pytest.mark.parametrize("whole", EXTENTS)
 @pytest.mark.parametrize("operation", EACH)
 async def test_an_interruption_leaves_nothing_behind(
-    where: ClusterStore, requests: Requests, operation: str, anyio_backend: str
+    where: ClusterStore, requests: Requests, operation: str, whole: bool, anyio_backend: str
 ) -> None:
     sweep = ClusterSweep(where, operation)
     async with sweep.opened():
         if anyio_backend == "trio":
-            await sweep.run(by_scope, is_sample=True)
-            await sweep.run(requests.by_scope, is_sample=True)
+            ways = [by_scope, requests.by_scope]
         else:
-            await sweep.run(by_task_cancel)
-            for way in ("scope", "two_cancels", "timeout"):
-                await sweep.run(ASYNCIO[way], is_sample=True)
-            await sweep.run(requests.by_task_cancel, is_sample=True)
+            ways = [by_task_cancel, requests.by_task_cancel]
+            ways += [ASYNCIO[way] for way in ("scope", "two_cancels", "timeout")]
+        await sweep.run_ways(ways, whole=whole)
 
 
+@pytest.mark.parametrize("whole", EXTENTS)
 @pytest.mark.parametrize("operation", [each for each in CHANGES if each in EACH])
 async def test_an_interruption_while_another_program_has_the_lock_leaves_nothing_behind(
-    where: ClusterStore, requests: Requests, operation: str, anyio_backend: str
+    where: ClusterStore, requests: Requests, operation: str, whole: bool, anyio_backend: str
 ) -> None:
     sweep = ClusterSweep(where, operation, is_held=True)
     async with sweep.opened():
         if anyio_backend == "trio":
-            await sweep.run(requests.by_scope, is_sample=True)
+            ways = [by_scope, requests.by_scope]
         else:
-            await sweep.run(by_two_cancels, is_sample=True)
-            await sweep.run(requests.by_task_cancel, is_sample=True)
+            ways = [by_two_cancels, requests.by_task_cancel]
+        await sweep.run_ways(ways, whole=whole)
 
 
 async def test_a_wait_for_the_lock_that_is_cancelled_ends_at_the_server_too(

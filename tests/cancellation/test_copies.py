@@ -12,8 +12,7 @@ import pytest
 
 from aimagestore import ImageStore
 
-from ..support import interruptions
-from ..support.loops import OPTIONS
+from ..support.loops import EXTENTS
 from ..support.stores import StackedStore, StoreUnderTest, tree
 from ..support.sweep import Operation, Sweep, fill
 
@@ -78,14 +77,10 @@ def where() -> Iterator[FilledStore]:
         yield where
 
 
+@pytest.mark.parametrize("whole", EXTENTS)
 @pytest.mark.parametrize("is_held", [False, True])
 @pytest.mark.parametrize("operation", COPYING)
 async def test_an_interrupted_copy_leaves_nothing_behind(
-    where: FilledStore, operation: str, is_held: bool, anyio_backend: Any
+    where: FilledStore, operation: str, is_held: bool, whole: bool, anyio_backend: Any
 ) -> None:
-    ways = ["task_cancel", "scope", "two_cancels"]
-    if anyio_backend != OPTIONS["asyncio"]:
-        ways = ["scope"] if anyio_backend == OPTIONS["trio"] else ["task_cancel"]
-    for way in ways[:1] if is_held else ways:
-        sweep = CopyingSweep(where, operation, is_held=is_held)
-        await sweep.run(interruptions.ASYNCIO[way])
+    await CopyingSweep(where, operation, is_held=is_held).run_on(anyio_backend, whole=whole)

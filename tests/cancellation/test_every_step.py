@@ -1,4 +1,9 @@
-"""Every coroutine and context manager of a store, interrupted at every step, in every way."""
+"""Every coroutine and context manager of a store, interrupted at every step, in every way.
+
+A usual run interrupts each step by ``Task.cancel`` and by a scope on asyncio, and by a scope on
+trio. The other ways take turns, and so do all of them while the lock is held or the disk is slow:
+each step has one of them. uvloop has every third step. A thorough run tries each way at each step.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,7 @@ import pytest
 from aimagestore._directory import files
 
 from ..support import interruptions
-from ..support.loops import ASYNCIO_LOOPS, OPTIONS
+from ..support.loops import ASYNCIO_LOOPS, EXTENTS, OPTIONS
 from ..support.stores import DirectoryStore
 from ..support.sweep import CHANGES, OPERATIONS, READS, Sweep, fill
 
@@ -33,51 +38,53 @@ def where() -> Iterator[DirectoryStore]:
         yield where
 
 
+each_extent = pytest.mark.parametrize("whole", EXTENTS)
+
+
+@each_extent
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_a_cancelled_scope_leaves_nothing_behind(
-    where: DirectoryStore, operation: str
+    where: DirectoryStore, operation: str, whole: bool, anyio_backend: Any
 ) -> None:
-    await Sweep(where, operation).run(interruptions.by_scope)
+    is_uvloop = anyio_backend == OPTIONS["uvloop"]
+    every = 3 if is_uvloop and not whole else 1
+    await Sweep(where, operation).run(interruptions.by_scope, every=every)
 
 
 NATIVE = {name: each for name, each in interruptions.ASYNCIO.items() if name != "scope"}
 
 
+@each_extent
 @pytest.mark.parametrize("anyio_backend", ASYNCIO_LOOPS)
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_an_interruption_by_asyncio_leaves_nothing_behind(
-    where: DirectoryStore, operation: str, anyio_backend: Any
+    where: DirectoryStore, operation: str, whole: bool, anyio_backend: Any
 ) -> None:
+    sweep = Sweep(where, operation)
+    if anyio_backend == OPTIONS["uvloop"] and not whole:
+        await sweep.run(NATIVE["task_cancel"], every=3)
+        return
+    await sweep.run(NATIVE["task_cancel"])
     # A call that only reads has no state to keep right: one way stands for all.
-    ways = (
-        NATIVE
-        if anyio_backend == OPTIONS["asyncio"] and operation not in READS
-        else ["task_cancel"]
-    )
-    for way in ways:
-        await Sweep(where, operation).run(NATIVE[way])
+    if operation not in READS or whole:
+        others = [each for name, each in NATIVE.items() if name != "task_cancel"]
+        await sweep.run_ways(others, whole=whole)
 
 
-def ways_on(backend: object) -> list[str]:
-    """Return some ways to interrupt: what differs between them is tried by the tests above."""
-    if backend == OPTIONS["asyncio"]:
-        return ["scope", "task_cancel", "two_cancels"]
-    return ["task_cancel"] if backend == OPTIONS["uvloop"] else ["scope"]
-
-
+@each_extent
 @pytest.mark.parametrize("operation", CHANGES)
 async def test_an_interruption_while_another_program_has_the_lock_leaves_nothing_behind(
-    where: DirectoryStore, operation: str, anyio_backend: Any
+    where: DirectoryStore, operation: str, whole: bool, anyio_backend: Any
 ) -> None:
-    for way in ways_on(anyio_backend):
-        sweep = Sweep(where, operation, is_held=True)
-        await sweep.run(interruptions.ASYNCIO[way])
+    await Sweep(where, operation, is_held=True).run_on(anyio_backend, whole=whole)
 
 
+@each_extent
 @pytest.mark.parametrize("operation", CHANGES)
 async def test_an_interruption_while_the_disk_is_slow_leaves_nothing_behind(
     where: DirectoryStore,
     operation: str,
+    whole: bool,
     anyio_backend: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -88,16 +95,16 @@ async def test_an_interruption_while_the_disk_is_slow_leaves_nothing_behind(
         real(self, name, fd)
 
     monkeypatch.setattr(files.Directory, "sync_file", sync_slowly)
-    for way in ways_on(anyio_backend):
-        await Sweep(where, operation).run(interruptions.ASYNCIO[way])
+    await Sweep(where, operation).run_on(anyio_backend, whole=whole)
 
 
+@each_extent
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_ctrl_c_leaves_nothing_behind(where: DirectoryStore, operation: str) -> None:
+def test_ctrl_c_leaves_nothing_behind(where: DirectoryStore, operation: str, whole: bool) -> None:
     before = signal.getsignal(signal.SIGINT)
     sweep = Sweep(where, operation)
     # Each in a loop of its own: the second Ctrl-C in one would be a KeyboardInterrupt at once.
-    for step in range(1, 300):
+    for step in range(1, 300, 1 if whole else 2):
         if not asyncio.run(sweep.at(step, interruptions.by_ctrl_c)):
             break
     assert signal.getsignal(signal.SIGINT) is before

@@ -24,7 +24,7 @@ from ..support.stores import ClusterStore, is_locked, until
 if TYPE_CHECKING:
     from ..cluster.servers import Servers
 
-SECONDS = float(os.environ.get("AIMAGESTORE_STORM_SECONDS", "5"))
+SECONDS = float(os.environ.get("AIMAGESTORE_STORM_SECONDS", "2"))
 """How long each storm lasts. CI runs them for 30."""
 
 CLIENTS = 16

@@ -24,6 +24,9 @@ ASYNCIO_LOOPS = EVERY_LOOP[:2]
 # tests of cancellation try on all three.
 USUAL_LOOPS = EVERY_LOOP if NIGHTLY else [EVERY_LOOP[0], EVERY_LOOP[2]]
 
+EXTENTS = [pytest.param(False, id="part"), pytest.param(True, id="all", marks=pytest.mark.thorough)]
+"""Whether a test tries all that it can, which a usual run does not."""
+
 
 def depends_on_the_loop(item: pytest.Function) -> bool:
     """Return whether a test shows something on each loop that it does not show on another.

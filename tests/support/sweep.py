@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,8 +26,9 @@ from aimagestore import (
 )
 from aimagestore._async.store import core_of
 
-from .interruptions import Interruption
+from .interruptions import ASYNCIO, Interruption
 from .layouts import CONFIG, Maker, encode
+from .loops import OPTIONS
 from .stores import ClusterStore, StoreUnderTest, library_threads, until
 
 MANIFEST = b"m" * 1_200_000
@@ -248,12 +249,33 @@ class Sweep:
         self._operation = OPERATIONS[operation]
         self._is_held = is_held
 
-    async def run(self, interrupt: Interruption, *, is_sample: bool = False) -> None:
-        """Interrupt the operation at each of its steps; in a sample, later ones are sparser."""
-        step = 1
+    async def run(self, interrupt: Interruption, *, first: int = 1, every: int = 1) -> None:
+        """Interrupt the operation at each of its steps, or at some, until it ends before one."""
+        step = first
         while await self.at(step, interrupt):
-            step += 1 + (step // 3 if is_sample else 0)
+            step += every
             assert step < 300, "it never completed"
+
+    async def run_ways(self, interruptions: Sequence[Interruption], *, whole: bool) -> None:
+        """Interrupt the operation at each step: in all of these ways, or in one by turns."""
+        for number, interrupt in enumerate(interruptions):
+            if whole:
+                await self.run(interrupt)
+            else:
+                await self.run(interrupt, first=number + 1, every=len(interruptions))
+
+    async def run_on(self, backend: object, *, whole: bool) -> None:
+        """Interrupt it on a loop, each step in one of its ways by turns, or in each of them.
+
+        On uvloop, which is asyncio in this, only every third step.
+        """
+        if backend == OPTIONS["asyncio"]:
+            ways = [ASYNCIO[name] for name in ("scope", "task_cancel", "two_cancels")]
+            await self.run_ways(ways, whole=whole)
+        elif backend == OPTIONS["trio"]:
+            await self.run(ASYNCIO["scope"])
+        else:
+            await self.run(ASYNCIO["task_cancel"], every=1 if whole else 3)
 
     async def at(self, step: int, interrupt: Interruption) -> bool:
         """Interrupt the operation at one step, and return whether it got that far."""
