@@ -12,7 +12,7 @@ from aimagestore._cli.listing import row_template
 from aimagestore._cli.selection import select
 from aimagestore._cli.templates import shown
 from aimagestore._core.filters import FILTERS, ImageQuery, _path_matcher, parse_filter
-from aimagestore._core.moments import parse_moment
+from aimagestore._core.moments import parse_duration, parse_moment
 
 from .support.built import config, create_built
 
@@ -46,11 +46,17 @@ def test_a_time_is_read_as_podman_reads_it(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "soon", "1d", "1h30", "2024-13-01", "2024-05-06T25", "9" * 30]
+    "text", ["", "soon", "1d", "1h30", "2024-13-01", "2024-05-06T25", "9" * 30, "9" * 30 + "h"]
 )
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no time"):
         parse_moment(text, NOW)
+
+
+@pytest.mark.parametrize("text", ["2562048h", "9" * 20 + "h", "9" * 400 + "s"])
+def test_a_duration_is_no_longer_than_gos(text: str) -> None:
+    assert parse_duration("2562047h") == timedelta(hours=2562047)
+    assert parse_duration(text) is None
 
 
 @pytest.mark.parametrize(

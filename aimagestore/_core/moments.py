@@ -6,7 +6,10 @@ import re
 from datetime import UTC, datetime, timedelta, timezone
 
 _UNITS = {"ns": 1e-3, "us": 1.0, "µs": 1.0, "μs": 1.0, "ms": 1e3, "s": 1e6, "m": 6e7, "h": 3.6e9}
-"""Microseconds."""
+"""The units of Go's durations, in microseconds."""
+
+_LONGEST = 2**63 / 1000
+"""The longest duration of Go, an int64 of nanoseconds, in microseconds."""
 
 _PART = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h)"
 _DURATION = re.compile(rf"(?P<sign>[-+]?)(?P<parts>0|(?:{_PART})+)", re.ASCII)
@@ -21,7 +24,7 @@ _SECONDS = re.compile(r"(?P<seconds>-?\d+)(?:\.(?P<fraction>\d+))?", re.ASCII)
 
 
 def parse_moment(text: str, now: datetime) -> datetime:
-    """Parse a time: a duration before now as Go writes it, RFC 3339 or its beginning, or seconds.
+    """Parse a time: a duration before now, RFC 3339 or the beginning of it, or Unix seconds.
 
     :param now: an aware datetime, whose time zone is that of times without one
     :raises ValueError: when it is none of these
@@ -36,9 +39,9 @@ def parse_moment(text: str, now: datetime) -> datetime:
 
 
 def _parse(text: str, now: datetime) -> datetime:
-    # Go takes 0 for a time, not for a duration.
+    # podman takes 0 for Unix seconds, not for a duration.
     if text != "0" and (duration := parse_duration(text)) is not None:
-        # Whole seconds, as podman counts them.
+        # podman compares with whole seconds.
         return (now - duration).astimezone(UTC).replace(microsecond=0)
     if found := _DATE.fullmatch(text):
         zone = found["zone"]
@@ -67,10 +70,16 @@ def _offset(zone: str) -> timedelta:
 
 
 def parse_duration(text: str) -> timedelta | None:
-    """Parse a duration as Go writes it, such as ``1h30m``; ``None`` when it is none."""
+    """Parse a duration as Go writes it, such as ``1h30m``.
+
+    ``None`` when the text is none, or longer than Go's durations: about 292 years.
+    """
     found = _DURATION.fullmatch(text)
     if found is None:
         return None
     parts = _PARTS.findall(found["parts"])
-    duration = timedelta(microseconds=sum(float(n) * _UNITS[unit] for n, unit in parts))
+    microseconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if microseconds > _LONGEST:
+        return None
+    duration = timedelta(microseconds=microseconds)
     return -duration if found["sign"] == "-" else duration

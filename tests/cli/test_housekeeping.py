@@ -70,6 +70,8 @@ def test_options_that_cannot_be_read_are_wrong_usage(images: Cli) -> None:
     for option, value in [
         ("--older-than", "soon"),
         ("--older-than", "-1h"),
+        ("--older-than", "9" * 20 + "h"),
+        ("--older-than", "9" * 20 + "d"),
         ("--keep-last", "0"),
         ("--filter", "x"),
     ]:
