@@ -219,6 +219,16 @@ async def test_what_podman_cannot_read_is_not_created(
     assert [finding.kind for finding in (await check(path)).findings] == [Kind.PODMAN_FAILS]
 
 
+async def test_force_is_for_one_image_not_for_the_next_one_with_its_id(path: Path) -> None:
+    async with ImageStore(path) as store:
+        with pytest.raises(PodmanFailsError):
+            async with store.transaction() as tx:
+                await tx.create(OTHER, force=True)
+                await tx.delete(OTHER)
+                await tx.create(OTHER)
+        assert not await store.exists(OTHER)
+
+
 async def test_a_new_image_may_get_its_manifest_in_the_same_transaction(path: Path) -> None:
     async with ImageStore(path) as store:
         items = {

@@ -16,14 +16,14 @@ from .view import View
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What one mutation does to a draft: decided, but not done.
+    """What one mutation will do to a draft.
 
-    :ivar image_id: the image that the mutation returns; ``""`` when it returns none
+    :ivar image_id: the ID of the image that the mutation returns; ``""`` when it returns none
     :ivar created: the record of a new image
     :ivar is_copied: whether that is an image of an additional store, copied to be changed
     :ivar updated: records that replace those with the same IDs
     :ivar deleted: IDs of deleted images
-    :ivar is_forced: whether they are deleted even if containers use them, and the new image is
+    :ivar is_forced: whether images are deleted even if containers use them, and a new image is
         created even if podman cannot read it
     :ivar adopted: a record for an image whose directory exists already
     :ivar drops_unreadable: whether damaged and shadowed records are dropped
@@ -62,7 +62,7 @@ class RecordDelta(NamedTuple):
 
 
 class Draft(View):
-    """A view with mutations on top, with the same lookups as the commit that is made of it.
+    """A view with mutations on top. Lookups find what they will find once it is committed.
 
     :ivar base: the view below
     :ivar files: big-data items that get new content, by image ID and key
@@ -100,24 +100,27 @@ class Draft(View):
         self._appended: dict[str, None] = {}
         self._adopted: set[str] = set()
         self._names: dict[str, str | None] = {}
-        # For each digest, the images that have got it (True) or lost it (False).
+        # For each digest, the images that have gained it (True) or lost it (False).
         self._digests: dict[str, dict[str, bool]] = {}
 
-    # What a draft of a store with additional ones does otherwise
+    # Overridden by the draft of a store with additional stores
 
     @property
     def own(self) -> Draft:
-        """The part that is written: all of it, but for what additional stores have."""
+        """The draft of the writable store, without the images of additional stores."""
         return self
 
     def record_to_copy(self, image_id: str) -> Record | None:
-        """Return the record of an image that an additional store alone has, as it is copied."""
+        """Return the record that the copy of an image will have.
+
+        ``None`` unless the image is in an additional store only.
+        """
         return None
 
     def completed(self, plan: Plan, copies: Copies | None) -> Plan:
-        """Return a plan with everything that it needs to be applied.
+        """Return a plan with what copying an image of an additional store adds to it.
 
-        :param copies: the items of an image of an additional store, if they were staged
+        :param copies: the items of that image, if they were staged
         """
         return plan
 
@@ -135,8 +138,10 @@ class Draft(View):
         return self._names[name] if name in self._names else self.base.owner_of(name)
 
     def ids_with_prefix(self, prefix: str, limit: int) -> Sequence[str]:
-        changed = {i: r for i, r in self._records.items() if i.startswith(prefix)} if prefix else {}
-        # As many more as may have been deleted.
+        if not prefix:
+            return []
+        changed = {i: r for i, r in self._records.items() if i.startswith(prefix)}
+        # Ask for that many more, because these are taken out of what the base returns.
         found = set(self.base.ids_with_prefix(prefix, limit + len(changed))).difference(changed)
         found.update(i for i, record in changed.items() if record is not None)
         return sorted(found)[:limit]
@@ -160,13 +165,16 @@ class Draft(View):
         return Catalog.of(self.records())
 
     def apply(self, plan: Plan) -> None:
-        """Apply a plan. It was made with this very draft, so nothing can fail here."""
+        """Apply a plan that was made with this draft as it is now. Cannot fail."""
         for image_id in plan.deleted:
             record = self.record_of(image_id)
             if record is not None and self.files:
                 for key in record.image.big_data_names:
                     self.files.pop((image_id, key), None)
             self._replace(image_id, None)
+            # Another image with this ID is judged by itself.
+            self.forced.discard(image_id)
+            self.copied.discard(image_id)
         # A name that moves first leaves its previous owner, then goes to the new one.
         for record in plan.updated:
             self._replace(record.id, record)
@@ -196,10 +204,10 @@ class Draft(View):
         for digest in (*(old.digests if old else ()), *digests):
             self._digests.setdefault(digest, {})[image_id] = digest in digests
 
-    # What the draft changes, for whoever writes it
+    # What a commit of the draft writes
 
     def record_deltas(self) -> Iterator[RecordDelta]:
-        """Iterate over the records that were changed; the new ones come last, in their order."""
+        """Iterate over the changes of records; those of new records come last, in their order."""
         changed = (i for i in self._records if i not in self._appended)
         for image_id in (*changed, *self._appended):
             old, new = self.base.record_of(image_id), self._records[image_id]
@@ -207,22 +215,22 @@ class Draft(View):
             yield RecordDelta(image_id, old, new, is_recreated)
 
     def new_records(self) -> Iterator[Record]:
-        """Iterate over the records that come after all others, in their order."""
+        """Iterate over the new records, which come after all others, in their order."""
         return (r for i in self._appended if (r := self._records[i]) is not None)
 
     @property
     def name_deltas(self) -> Mapping[str, str | None]:
-        """The names that were changed, and the IDs of their owners, ``None`` for no owner."""
+        """The names whose owner may have changed: the owner's ID, or ``None``."""
         return self._names
 
     @property
     def changed_digests(self) -> Iterable[str]:
-        """The digests that images may have got or lost."""
+        """The digests that images may have gained or lost."""
         return self._digests
 
     @property
     def deleted(self) -> Iterator[str]:
-        """IDs whose old files are removed: of images deleted, whether recreated or not."""
+        """The IDs of images of the base that were deleted, recreated ones included."""
         for delta in self.record_deltas():
             if delta.old is not None and (delta.new is None or delta.is_recreated):
                 yield delta.id
@@ -236,6 +244,6 @@ class Draft(View):
 
     @property
     def created(self) -> Iterator[str]:
-        """IDs of new images that have no record in the base."""
+        """The IDs of new images that have no record in the base, except adopted ones."""
         new = self._appended.keys() - self._adopted
         return (i for i in new if self._records[i] and not self.base.record_of(i))
