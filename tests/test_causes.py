@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from aimagestore import ImageStore, StoreCorruptError, StoreLostError
+from aimagestore._engine.failure import copied
 from aimagestore._format.index import MalformedIndexError
 
 from .support.faults import Faults
@@ -30,6 +31,15 @@ async def test_a_damaged_index_is_caused_by_what_is_malformed(
             await call
         assert isinstance(caught.value.__cause__, MalformedIndexError)
         assert caught.value.path == str(path / "images.json")
+
+
+def test_a_copied_error_has_notes_of_its_own() -> None:
+    error = ValueError("about all")
+    error.add_note("of all")
+    copies = copied(error), copied(error)
+    copies[0].add_note("of one")
+    assert copies[0].__notes__ == ["of all", "of one"]
+    assert copies[1].__notes__ == error.__notes__ == ["of all"]
 
 
 async def test_a_full_disk_is_the_cause_of_the_advice(

@@ -17,4 +17,6 @@ def copied(error: E) -> E:
     copied.__cause__, copied.__suppress_context__ = error.__cause__, error.__suppress_context__
     copied.__context__ = error.__context__
     copied.__traceback__ = error.__traceback__
+    if hasattr(error, "__notes__"):
+        copied.__notes__ = list(error.__notes__)
     return copied
