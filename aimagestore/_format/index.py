@@ -21,11 +21,11 @@ from .pacing import yield_gil_every
 
 _SPACE: Final = b" \t\r\n"
 _BLANK: Final = _SPACE + b"\0"
-# In a string the quotes would be escaped, so this is found only where a record begins, or an
-# object in the flags of a record that begins with an ID: then the text before does not parse.
+# No string has this, because its quotes would be escaped. An object in the flags of a record may
+# begin like a record: then the text before it does not parse.
 _NEXT_RECORD: Final = b'},{"id":"'
 _ID_BYTES: Final = 80
-# Reads are large because each one has to wait for the interpreter lock afterwards.
+# Reads are large, because after each one the thread waits for the interpreter lock.
 _READ_BYTES: Final = 8 * BLOCK_BYTES
 _LEAST_READ_BYTES: Final = 4096
 # Each takes about 2 ms.
@@ -36,12 +36,11 @@ _NO_NAMES: Final = frozenset({b"[]", b"null"})
 _STRUCTURE: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{},]', re.DOTALL)
 
 _decode_elements: Final = msgspec.json.Decoder(list[Raw]).decode
-
 _decode_element: Final = msgspec.json.Decoder(Raw).decode
 
 
 class _Summary(msgspec.Struct, gc=False):
-    """What must not occur twice, as it is spelled."""
+    """The spelling of what must not occur twice."""
 
     id: Raw
     names: Raw = Raw(b"null")
@@ -53,7 +52,7 @@ _summarize_elements: Final = msgspec.json.Decoder(list[_Summary]).decode
 class MalformedIndexError(ValueError):
     """The text is not one JSON array.
 
-    :ivar offset: where, in bytes from the start
+    :ivar offset: where the problem is, in bytes from the start
     """
 
     def __init__(self, problem: str, offset: int) -> None:
@@ -71,6 +70,7 @@ class Text:
     :param read: fills a buffer with the next bytes and returns their number; 0 at the end
     :param size: roughly the number of bytes in all
     :ivar offset: the current position, in bytes from the start
+    :ivar is_whole: whether the buffer has the rest of the text
     """
 
     def __init__(self, read: Callable[[memoryview], int], size: int) -> None:
@@ -117,12 +117,12 @@ class Text:
             self.fill(1)
 
     def peek(self, size: int, offset: int = 0) -> bytes:
-        """Return the next bytes, as far as the buffer has them."""
+        """Return the next bytes after an offset, as far as the buffer has them."""
         start = self._start + offset
         return bytes(self._buffer[start : min(start + size, self._end)])
 
     def begins(self, text: memoryview) -> bool:
-        """Return whether the text comes next."""
+        """Return whether these bytes come next in the buffer."""
         return self._buffer.startswith(text, self._start, self._end)
 
     def find(self, text: bytes, size: int) -> int:
@@ -136,15 +136,15 @@ class Text:
         return found - self._start if found >= 0 else -1
 
     def array(self, size: int) -> bytes:
-        """Return the next bytes in the brackets of an array."""
+        """Return the next bytes, enclosed in the brackets of an array."""
         with memoryview(self._buffer) as buffer:
             return b"".join((b"[", buffer[self._start : self._start + size], b"]"))
 
 
 def parse(text: Text, known: BlockCatalog) -> tuple[dict[int, Block], tuple[bytes, ...]] | None:
-    """Parse an index into blocks and damaged elements; ``None`` when it is blank.
+    """Parse an index into blocks by ID and damaged elements; ``None`` when it is blank.
 
-    :param known: its blocks are used again where they occur in the text
+    :param known: a catalog whose blocks are used again where they occur in the text
     :raises MalformedIndexError: the text is not one JSON array
     """
     if not _begins_array(text):
@@ -165,7 +165,7 @@ def elements(text: Text) -> Iterator[Sequence[Raw]]:
     :raises MalformedIndexError: the text is not one JSON array
     """
     if not _begins_array(text):
-        raise MalformedIndexError("blank", text.offset)
+        raise MalformedIndexError("the text is blank", text.offset)
     text.skip(_SPACE)
     closes = text.peek(1) == b"]"
     if closes:
@@ -200,8 +200,8 @@ def _check_end(text: Text) -> None:
 def split(text: Text) -> tuple[bytes, ...] | None:
     """Split an index into the texts of blocks, for :class:`.scan.Scan`, without reading records.
 
-    ``None`` for anything but an array of objects of which no ID and no name occurs twice, or is
-    spelled in an unusual way: then :func:`parse` has to say what the index is.
+    ``None`` unless the index is one array of objects whose IDs and names all differ and are spelled
+    as usual: use :func:`parse` then.
     """
     text.skip(_SPACE)
     if text.peek(1) != b"[":
@@ -227,9 +227,9 @@ def split(text: Text) -> tuple[bytes, ...] | None:
 
 
 def _spelled(summaries: Sequence[_Summary]) -> list[int] | None:
-    """Return hashes of IDs and names as they are spelled; ``None`` if one is in an unusual way.
+    """Return hashes of the spellings of IDs and names; ``None`` if a spelling is unusual.
 
-    Two may have one hash, which is as if they were the same.
+    Two that happen to have one hash count as equal.
     """
     ids = [bytes(each.id) for each in summaries]
     names = [bytes(each.names) for each in summaries]
@@ -243,7 +243,7 @@ def _spelled(summaries: Sequence[_Summary]) -> list[int] | None:
 
 
 def _each(names: bytes) -> list[bytes]:
-    """Return arrays of one name each; an empty text where a spelling is unusual."""
+    """Split an array of names into arrays of one name; one empty text if a spelling is unusual."""
     if names in _NO_NAMES:
         return []
     each = names[2:-2].split(b'","')
@@ -253,7 +253,7 @@ def _each(names: bytes) -> list[bytes]:
 
 
 def parse_blocks(texts: Iterable[bytes]) -> tuple[dict[int, Block], tuple[bytes, ...]]:
-    """Parse blocks whose texts were split from an index, as :func:`parse` does."""
+    """Parse texts that :func:`split` returned into blocks by ID and damaged elements."""
     blocks: dict[int, Block] = {}
     damaged: list[bytes] = []
     for text in yield_gil_every(texts, _BLOCKS_AT_ONCE):
@@ -265,7 +265,10 @@ def parse_blocks(texts: Iterable[bytes]) -> tuple[dict[int, Block], tuple[bytes,
 
 
 def _blocks(text: Text, known: BlockCatalog) -> Iterator[tuple[int, Block, Sequence[bytes]]]:
-    """Parse up to the closing bracket, and move the position past it."""
+    """Iterate over blocks with their IDs, and damaged elements beside them, up to the array's end.
+
+    Moves the position past the closing bracket.
+    """
     text.skip(_SPACE)
     if text.peek(1) == b"]":
         text.drop(1)
@@ -295,7 +298,7 @@ E = TypeVar("E")
 
 
 class _Piece(NamedTuple, Generic[E]):
-    """Some elements, and the array that they were parsed from, whose memory they share."""
+    """Some elements, and the array that they were parsed from. They share its memory."""
 
     array: bytes
     elements: list[E]
@@ -322,11 +325,15 @@ def _changed_piece(
 
 
 def _next_piece(text: Text, piece_of: Callable[[Text, int], _Piece[E]]) -> _Piece[E]:
+    """Parse about as many elements as one block holds, and move the position past them.
+
+    :raises MalformedIndexError: the text goes on with something else than elements
+    """
     size = BLOCK_BYTES
     while True:
         text.fill(size)
         end = text.rfind(_NEXT_RECORD, size) + 1
-        is_rest = (end <= 0 and text.is_whole) or (text.is_whole and text.size <= size)
+        is_rest = text.is_whole and (end <= 0 or text.size <= size)
         if is_rest:
             stripped = text.peek(text.size).rstrip(_SPACE)
             end = len(stripped) - 1
@@ -337,7 +344,7 @@ def _next_piece(text: Text, piece_of: Callable[[Text, int], _Piece[E]]) -> _Piec
                 piece = piece_of(text, end)
             except ValueError as error:
                 if is_rest:
-                    raise MalformedIndexError(str(error), text.offset + _offset(error)) from error
+                    raise _malformed(error, text.offset) from error
             else:
                 text.drop(end)
                 return piece
@@ -346,14 +353,18 @@ def _next_piece(text: Text, piece_of: Callable[[Text, int], _Piece[E]]) -> _Piec
         size *= 2
 
 
-def _offset(error: ValueError) -> int:
-    """Return the offset that msgspec reports, without the opening bracket of the array."""
-    match = re.search(r"\(byte (\d+)\)", str(error))
-    return max(int(match[1]) - 1, 0) if match else 0
+def _malformed(error: ValueError, start: int) -> MalformedIndexError:
+    """Return an error of msgspec as one of the whole text.
+
+    :param start: the offset in bytes of what was parsed, with an opening bracket before it
+    """
+    match = re.fullmatch(r"(.*) \(byte (\d+)\)", str(error))
+    problem, offset = (match[1], int(match[2])) if match else (str(error), 0)
+    return MalformedIndexError(problem, start + max(offset - 1, 0))
 
 
 def _piece(text: Text, size: int) -> _Piece[Raw]:
-    """Split the next bytes of the text into elements.
+    """Parse the next bytes of the text as elements, which are not decoded.
 
     :raises ValueError: the bytes are not elements with commas between them
     """
@@ -368,12 +379,17 @@ def _piece(text: Text, size: int) -> _Piece[Raw]:
 
 
 def _summaries(text: Text, size: int) -> _Piece[_Summary]:
+    """Parse the next bytes of the text as records, of which only IDs and names are kept.
+
+    :raises ValueError: the bytes are not objects with IDs, with commas between them
+    :raises RecursionError: an element nests too deep
+    """
     array = text.array(size)
     return _Piece(array, _summarize_elements(array))
 
 
 def _split(array: bytes) -> Iterator[bytes]:
-    """Split an array by counting brackets, because an element nests too deep to be decoded.
+    """Split an array by counting brackets, where an element nests too deep to be decoded.
 
     :raises ValueError: the brackets do not match
     """
@@ -403,18 +419,14 @@ def _parse_block(piece: _Piece[Raw]) -> tuple[int, Block, Sequence[bytes]]:
     records = [read(raw, block_id) for raw in piece.elements]
     kept = tuple(record for record in records if record is not None)
     damaged = [bytes(r) for r, record in zip(piece.elements, records, strict=True) if not record]
-    is_compact = len(piece.array) == sum(map(_length, piece.elements)) + len(records) + 1
+    is_compact = len(piece.array) == sum(map(len, piece.elements)) + len(records) + 1
     if damaged or not is_compact:
         return block_id, Block.of(kept, block_id), damaged
     return block_id, Block(piece.array, kept), ()
 
 
-def _length(raw: Raw) -> int:
-    return memoryview(raw).nbytes
-
-
 def compose(catalog: BlockCatalog) -> Iterator[memoryview]:
-    """Return the text of an index in pieces, damaged elements last: Go stops reading at one."""
+    """Return the text of an index in pieces. Damaged elements come last: Go stops at the first."""
     separator = b"["
     for block in catalog.blocks.values():
         yield memoryview(separator)
