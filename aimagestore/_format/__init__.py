@@ -1,4 +1,4 @@
 """The text of images.json: JSON as Go spells it, blocks of records, parsing and composing.
 
-Nothing here does I/O. Parsing sleeps for a moment now and then, so that other threads can run.
+Nothing here does I/O. Long loops pause now and then, so that other threads can run.
 """

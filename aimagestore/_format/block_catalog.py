@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from .._core.catalog import Catalog, Indexes, Prefixes
@@ -21,11 +21,11 @@ V = TypeVar("V")
 
 
 class BlockCatalog(Catalog):
-    """A catalog that knows the blocks of its records, and what images.json holds besides them.
+    """A catalog with the blocks of its records, and what else images.json holds.
 
     :ivar blocks: the blocks by ID, in the order of images.json
     :ivar damaged: the elements that cannot be read, byte for byte
-    :ivar shadowed: records that a later record with the same ID replaces
+    :ivar shadowed: by ID, the records that do not count, because a later one has the same ID
     :ivar needs_save: whether a name conflict was resolved that images.json still has
     """
 
@@ -56,7 +56,7 @@ class BlockCatalog(Catalog):
         return (r for block in self.blocks.values() for r in self._current(block))
 
     def _current(self, block: Block) -> Iterator[Record]:
-        """Iterate over a block's records, without shadowed ones."""
+        """Iterate over a block's records, except shadowed ones."""
         by_id = self.indexes.by_id
         return (record for record in block.records if by_id.get(record.id) is record)
 
@@ -68,9 +68,9 @@ class BlockCatalog(Catalog):
         return (record for block in changed for record in self._current(block))
 
     def items_with_digest(self, digest: str, size: int | None) -> Iterator[tuple[Record, str]]:
-        """Iterate over the items that have a SHA-256 digest, by record and key, the latest first.
+        """Iterate over the items that have a SHA-256 digest, as record and key, the latest first.
 
-        :param size: their size as well; ``None`` for any
+        :param size: their recorded size in bytes; ``None`` for any
         """
         blocks = reversed(tuple(self.blocks.values()))
         for block in yield_gil_every(blocks, _SEARCHES_AT_ONCE):
@@ -86,8 +86,8 @@ class BlockCatalog(Catalog):
     def with_blocks(self, blocks: Mapping[int, Block], damaged: tuple[bytes, ...]) -> BlockCatalog:
         """Return the catalog of other blocks, some of which may be this one's.
 
-        Blocks of this catalog are not indexed again; except when records share an ID or a name,
-        because then the order of all records decides.
+        Blocks of this catalog are not indexed again, unless records share an ID or a name: then the
+        order of all records decides.
         """
         if self.shadowed or self.needs_save or not self.blocks:
             return build(blocks, damaged)
@@ -109,10 +109,10 @@ class BlockCatalog(Catalog):
 
 
 def build(blocks: Mapping[int, Block], damaged: tuple[bytes, ...]) -> BlockCatalog:
-    """Index blocks, and decide which of several records with one ID or name counts.
+    """Index blocks. Of records with one ID or one name, the latest has it.
 
-    Of two records with one ID, the later counts. The earlier stays where it is: moved behind the
-    other one, it would count. Of two records with one name, the later keeps the name.
+    The earlier of two records with one ID is shadowed. It stays where it is, because it would count
+    if it were moved behind the other one.
     """
     by_id: dict[str, Record] = {}
     shadowed: dict[str, tuple[Record, ...]] = {}
@@ -145,12 +145,10 @@ def _resolve_name_conflicts(
     """Return the blocks without the names that records have lost, and update the index."""
     resolved = dict(blocks)
     for image_id, lost in previous_owners.items():
-        record = indexes.by_id[image_id]
-        block_id = record.block_id
-        without = without_names(record, lost).in_block(block_id)
-        records = (without if r is record else r for r in resolved[block_id].records)
-        resolved[block_id] = Block.of(records, block_id)
-        indexes.by_id[image_id] = without
+        old = indexes.by_id[image_id]
+        new = indexes.by_id[image_id] = without_names(old, lost)
+        records = (new if record is old else record for record in resolved[old.block_id].records)
+        resolved[old.block_id] = Block.of(records, old.block_id)
     return resolved
 
 
@@ -164,24 +162,23 @@ def apply_draft(base: BlockCatalog, draft: Draft) -> BlockCatalog:
     :param base: the base of the draft
     """
     replaced: dict[Record, Record | None] = {}
-    for image_id, old, record, is_recreated in draft.record_deltas():
+    for image_id, old, new, is_recreated in draft.record_deltas():
         if old is None:
             continue
-        if record is None or is_recreated:
+        if new is None or is_recreated:
             # A shadowed record with the same ID would count once this one is removed.
             replaced |= dict.fromkeys((old, *base.shadowed.get(image_id, ())))
-        elif bytes(record.raw) != bytes(old.raw):
-            replaced[old] = record.in_block(old.block_id)
-    new = list(draft.new_records())
+        elif bytes(new.raw) != bytes(old.raw):
+            replaced[old] = new.in_block(old.block_id)
     damaged = base.damaged
     if draft.drops_unreadable:
         damaged = ()
         for shadows in base.shadowed.values():
             replaced |= dict.fromkeys(shadows)
-    is_same = not replaced and not new and damaged == base.damaged
+    blocks, appended = _append(_replace(base.blocks, replaced), draft.new_records())
+    is_same = not replaced and not appended and damaged == base.damaged
     if is_same and not base.needs_save:
         return base
-    blocks, appended = _append(_replace(base.blocks, replaced), new)
     indexes = base.indexes.copy()
     _overlay(indexes.by_name, draft.name_deltas)
     for digest in draft.changed_digests:
@@ -196,7 +193,11 @@ def apply_draft(base: BlockCatalog, draft: Draft) -> BlockCatalog:
         indexes,
         base.prefixes.changed(added, removed) if added or removed else base.prefixes,
         damaged,
-        {i: s for i, s in base.shadowed.items() if s[0] not in replaced},
+        {
+            image_id: shadows
+            for image_id, shadows in base.shadowed.items()
+            if shadows[0] not in replaced
+        },
     )
 
 
@@ -214,27 +215,26 @@ def _replace(
     return changed
 
 
-def _append(blocks: dict[int, Block], new: list[Record]) -> tuple[dict[int, Block], list[Record]]:
+def _append(
+    blocks: dict[int, Block], new: Iterable[Record]
+) -> tuple[dict[int, Block], list[Record]]:
     """Return the blocks with new records at the end, and these records in their blocks."""
-    appended: list[Record] = []
-    pending = iter(new)
     last = next(reversed(blocks), None)
-    while (record := next(pending, None)) is not None:
-        if last is None or len(blocks[last].text) >= BLOCK_BYTES:
-            last = new_block_id()
-        present = blocks[last].records if last in blocks else ()
-        room = BLOCK_BYTES - (len(blocks[last].text) if present else 0)
-        fresh = []
-        while record is not None:
-            fresh.append(record.in_block(last))
-            room -= len(record.raw)
-            record = next(pending, None) if room > 0 else None
-        blocks[last] = Block.of((*present, *fresh), last)
-        appended += fresh
-    return blocks, appended
+    room = 0 if last is None else BLOCK_BYTES - len(blocks[last].text)
+    added: dict[int, list[Record]] = {}
+    for record in new:
+        if last is None or room <= 0:
+            last, room = new_block_id(), BLOCK_BYTES
+        added.setdefault(last, []).append(record.in_block(last))
+        room -= len(record.raw)
+    for block_id, records in added.items():
+        present = blocks[block_id].records if block_id in blocks else ()
+        blocks[block_id] = Block.of((*present, *records), block_id)
+    return blocks, [record for records in added.values() for record in records]
 
 
 def _overlay(target: dict[K, V], changes: Mapping[K, V | None]) -> None:
+    """Set the changed values in a dict, and remove those that are ``None``."""
     for key, value in changes.items():
         if value is None:
             target.pop(key, None)

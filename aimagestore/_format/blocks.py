@@ -15,13 +15,13 @@ from .._core.record import Record
 from .pacing import yield_gil
 
 BLOCK_BYTES = 256 * 1024
-"""Size of a block. A change encodes one block again; the others are written as they are."""
+"""The size of a block. A change encodes one block again; the others are written as they are."""
 
-# An index of a block takes as long to build as about this number of searches of its text.
+# Building an index of a block takes as long as about this number of searches in its text.
 _SEARCHES_MAX: Final = 32
 
 new_block_id = itertools.count().__next__
-"""Return a number that no other block of this process has or had."""
+"""Return a number that no other block of this process has or had. A changed block keeps its own."""
 
 
 class _Items(msgspec.Struct, rename="kebab"):
@@ -55,14 +55,14 @@ class Block:
         return cls(b"".join((b"[", b",".join([r.raw for r in placed]), b"]")), placed)
 
     def may_have(self, digest: str) -> bool:
-        """Return whether an item in it may have this SHA-256 digest.
+        """Return whether an item of its records may have this SHA-256 digest.
 
         The text is searched. A block that is searched often gets an index of the first 64 bits of
         each digest, which takes 2 % of the block's memory.
         """
         if self._heads is None and self._searches >= _SEARCHES_MAX:
             self._heads = _heads_of(self.text)
-            yield_gil()  # it takes about 2 ms, and the other blocks get theirs next
+            yield_gil()  # indexing takes about 2 ms, and the other blocks come next
         if self._heads is None:
             self._searches += 1
             return digest.encode() in self.text
@@ -72,7 +72,7 @@ class Block:
 
 
 def _heads_of(text: bytes) -> array[int] | None:
-    """Index the digests in a text; ``None`` where it nests too deep to be decoded."""
+    """Return the sorted heads of the digests in a text; ``None`` if it nests too deep to decode."""
     try:
         items = _decode_items(text)
     except RecursionError:

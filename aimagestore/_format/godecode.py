@@ -1,8 +1,8 @@
-"""JSON as Go decodes it into its types: what it makes of a text, or that it refuses it.
+"""JSON as Go decodes it into its types.
 
 A type is a function that returns what Go makes of a value, and raises :class:`ValueError` where Go
-refuses it. Go takes names of fields in any case, decodes each of several fields of one name, and
-leaves a variable as it is for ``null``: a field without a value is missing here.
+refuses the value. Go takes names of fields in any case, decodes each of several fields of one name,
+and leaves a variable as it is for ``null``: a field without a value is missing here.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _INT64 = range(-(1 << 63), 1 << 63)
 
 
 class _Number(str):
-    """The spelling of a number, by which Go tells integers."""
+    """The spelling of a number, by which Go tells integers from others."""
 
     __slots__ = ()
 
 
 class _Object(list[tuple[str, Any]]):
-    """The pairs of an object, all of them, in order."""
+    """All pairs of an object in order, with repeated keys."""
 
     __slots__ = ()
 
@@ -47,12 +47,12 @@ _parse = json.JSONDecoder(
 
 
 def parse(data: bytes) -> Any:
-    """Return a text parsed, for types to convert.
+    """Parse a text into a value that types can convert.
 
-    :raises ValueError: it is no JSON, or nests too deep to be read here
+    :raises ValueError: it is not JSON, or nests too deep to be read here
     """
     try:
-        # Go puts U+FFFD in the place of bytes that are no UTF-8, too.
+        # Like Go, this puts U+FFFD in place of bytes that are not UTF-8.
         return _parse(data.decode(errors="replace"))
     except RecursionError:
         raise ValueError("it nests too deep") from None
@@ -87,7 +87,7 @@ def boolean(value: Any) -> bool:
 def integer(value: Any) -> int:
     """An int or an int64, which Go reads from digits alone."""
     spelling = _expect(value, _Number)
-    # The length is looked at first: a long row of digits takes long to convert.
+    # The length is checked first, because a long row of digits takes long to convert.
     if not _INTEGER.fullmatch(spelling) or len(spelling) > 20 or int(spelling) not in _INT64:
         raise ValueError(f"{spelling[:40]} where a 64-bit integer is expected")
     return int(spelling)
@@ -107,16 +107,16 @@ def data(value: Any) -> bytes:
 
 def anything(value: Any) -> Any:
     """An interface, which takes every value with numbers that a float64 can have."""
-    waiting = [value]
-    while waiting:
-        current = waiting.pop()
-        if type(current) is _Number:
-            if math.isinf(float(current)):
-                raise ValueError(f"{current[:40]} where a 64-bit float is expected")
-        elif type(current) is _Object:
-            waiting += [part for _, part in current]
-        elif type(current) is list:
-            waiting += current
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        if type(part) is _Number:
+            if math.isinf(float(part)):
+                raise ValueError(f"{part[:40]} where a 64-bit float is expected")
+        elif type(part) is _Object:
+            parts += [each for _, each in part]
+        elif type(part) is list:
+            parts += part
     return value
 
 
@@ -131,7 +131,7 @@ def mapping(to: Type) -> Type:
 
 
 def either(*types: Type) -> Type:
-    """What tries several types in turn."""
+    """The first of several types that Go does not refuse."""
 
     def into(value: Any) -> Any:
         for one in types[:-1]:
@@ -145,12 +145,12 @@ def either(*types: Type) -> Type:
 
 
 def struct(**fields: Type) -> Type:
-    """A struct; see :func:`struct_of`."""
+    """A struct with these fields; see :func:`struct_of`."""
     return struct_of(fields)
 
 
 def struct_of(fields: dict[str, Type]) -> Type:
-    """A struct with some fields, whose values are found by these spellings of their names."""
+    """A struct with these fields, as a dict of those that have a value, with these names."""
     known = {fold(name): (name, into) for name, into in fields.items()}
 
     def into(value: Any) -> dict[str, Any]:
@@ -159,11 +159,11 @@ def struct_of(fields: dict[str, Type]) -> Type:
             name, type_of = known.get(fold(key), ("", anything))
             if not name or part is None:
                 continue
-            new = type_of(part)
-            # Go decodes into what is there already.
-            before = found.get(name)
-            is_merged = isinstance(before, dict) and isinstance(new, dict)
-            found[name] = {**before, **new} if is_merged and before else new
+            new, before = type_of(part), found.get(name)
+            # Go decodes into the struct or map that it has already.
+            if isinstance(new, dict) and isinstance(before, dict):
+                new = before | new
+            found[name] = new
         return found
 
     return into
@@ -174,7 +174,7 @@ _FOLDS = str.maketrans({"\u017f": "s", "\u212a": "k"})
 
 
 def fold(name: str) -> str:
-    """Return what the names have in common that Go takes for the same, if they are ASCII."""
+    """Return the one form of all names that Go takes for the same, if one of them is ASCII."""
     return name.translate(_FOLDS).lower()
 
 

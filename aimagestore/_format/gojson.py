@@ -27,7 +27,6 @@ _ESCAPES: dict[int, str] = {
 _ESCAPES |= {ord(char): "\\" + char for char in '"\\'}
 _ESCAPES |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
 
-
 _RARE = re.compile("[\x00-\x1f<>&\u2028\u2029]")
 
 
@@ -35,14 +34,14 @@ def string(text: str) -> str:
     """Spell a string; ``<``, ``>``, ``&`` and the line separators are escaped."""
     if _RARE.search(text):
         return f'"{text.translate(_ESCAPES)}"'
-    # Enough for nearly all texts, and faster: translating looks up every character.
+    # Faster than translating, which looks up every character, and enough for nearly all texts.
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def number(value: float) -> str:
-    """Spell a number as Go spells a float64; integers keep every digit.
+    """Spell a float as Go spells a float64, and an integer with every digit.
 
-    :raises ValueError: the number is not finite, or an integer beyond a float64's range
+    :raises ValueError: the number is not finite, or an integer beyond the range of a float64
     """
     try:
         as_float = float(value)
@@ -122,7 +121,7 @@ def _container(item: object) -> tuple[Iterator[tuple[str, Any]], str, str]:
 ZERO_TIME = "0001-01-01T00:00:00Z"
 """Go's zero time, which stands for an unknown time."""
 
-# The hour is checked here because datetime accepts 24:00:00 since Python 3.14, and Go does not.
+# Checks the hour, because datetime accepts 24:00:00 since Python 3.14, and Go does not.
 _TIME = re.compile(
     r"(\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):\d\d:\d\d)(\.\d+)?(?:Z|([+-]\d\d:[0-5]\d))",
     re.ASCII,
@@ -145,7 +144,7 @@ def time(moment: datetime) -> str:
     return f"{seconds}{fraction}Z"
 
 
-# UTC times on days that every month has: valid without a look at the calendar.
+# Matches times in UTC on days that every month has, which are valid in any year.
 is_usual_time = re.compile(
     r"(?!00)\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])"
     r"T(?:[01]\d|2[0-3])(?::[0-5]\d){2}(?:\.\d+)?Z",
@@ -170,8 +169,8 @@ def parse_time(text: str) -> datetime | None:
     try:
         moment = moment.astimezone(UTC)
     except OverflowError:
-        return None  # within a day of Go's zero time, or of the end of the year 9999
-    return None if text == ZERO_TIME or moment == datetime.min.replace(tzinfo=UTC) else moment
+        return None  # in UTC before the year 1, near Go's zero time, or after the year 9999
+    return None if moment == datetime.min.replace(tzinfo=UTC) else moment
 
 
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
@@ -192,16 +191,16 @@ def nests_deeper(text: bytes, levels: int) -> bool:
 
 def fits_go(item: object) -> bool:
     """Return whether every integer in a value fits the float64 that Go reads it as."""
-    waiting = [item]
-    while waiting:
-        current = waiting.pop()
-        if isinstance(current, dict):
-            waiting += current.values()
-        elif isinstance(current, list):
-            waiting += current
-        elif isinstance(current, int):
+    parts = [item]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
+        elif isinstance(part, int):
             try:
-                float(current)
+                float(part)
             except OverflowError:
                 return False
     return True

@@ -57,7 +57,10 @@ def layer_of(element: Raw) -> Layer | None:
 
 
 def _size(size: int | None, digest: str) -> int | None:
-    """Return a recorded size; ``None`` without a digest: then it was never set, or only assumed."""
+    """Return the size that is recorded with a digest; ``None`` when it is not known.
+
+    Without a digest no archive was measured. Go leaves a size of 0 out.
+    """
     return None if not digest or (size or 0) < 0 else size or 0
 
 

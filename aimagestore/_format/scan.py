@@ -17,10 +17,10 @@ from .pacing import yield_gil_every
 _decode_elements: Final = msgspec.json.Decoder(list[Raw]).decode
 
 _SHORTEST: Final = 6
-"""Characters of a ref from which on few other strings begin with it."""
+"""The length of the shortest ref that is searched for: many strings begin with a shorter one."""
 
 _SEARCHES: Final = 8
-"""Searches that together take as long as indexing."""
+"""The number of searches that together take as long as indexing."""
 
 # Each takes about 2 ms.
 _BLOCKS_AT_ONCE: Final = 4
@@ -35,10 +35,13 @@ class IndexNeededError(Exception):
 class Scan(View):
     """The records of a large index, found by a search in its text.
 
-    For programs that look up a few images, or list all of them once: parsing every record, and
-    indexing it, takes ten times as long as splitting the text into blocks, and half as much memory
-    again. Only for an index that :func:`.index.split` has split, so that no ID and no name has two
-    spellings or two records.
+    For programs that look up a few images, or list all of them once: parsing and indexing every
+    record takes ten times as long as splitting the text into blocks, and half as much memory again.
+
+    Lookups raise :exc:`IndexNeededError` where a search cannot answer, and after ``_SEARCHES``.
+
+    :param texts: what :func:`.index.split` returned, so that no ID and no name has two spellings or
+        two records
     """
 
     __slots__ = ("_last", "_searches", "texts")
@@ -49,13 +52,13 @@ class Scan(View):
         self._last: tuple[str, list[Record]] = "", []
 
     def record_of(self, image_id: str) -> Record | None:
-        return self._only(image_id, lambda record: record.id == image_id)
+        return self._first(image_id, lambda record: record.id == image_id)
 
     def known_ids(self, image_ids: Iterable[str]) -> set[str]:
         raise IndexNeededError
 
     def owner_of(self, name: str) -> str | None:
-        record = self._only(name, lambda record: name in record.names)
+        record = self._first(name, lambda record: name in record.names)
         return None if record is None else record.id
 
     def ids_with_prefix(self, prefix: str, limit: int) -> Sequence[str]:
@@ -73,7 +76,7 @@ class Scan(View):
 
     @property
     def images(self) -> tuple[Image, ...]:
-        # Whoever lists them again wants to have them kept.
+        # A program that lists them again is better served by a catalog, which keeps them.
         if self._searches >= _SEARCHES:
             raise IndexNeededError
         self._searches = _SEARCHES
@@ -85,11 +88,11 @@ class Scan(View):
     def freeze(self) -> Catalog:
         raise IndexNeededError
 
-    def _only(self, ref: str, is_it: Callable[[Record], bool]) -> Record | None:
-        return next(filter(is_it, self._with(ref)), None)
+    def _first(self, ref: str, matches: Callable[[Record], bool]) -> Record | None:
+        return next(filter(matches, self._with(ref)), None)
 
     def _with(self, start: str) -> list[Record]:
-        """Return the records in which a string begins so."""
+        """Return the records in which a string begins with this text."""
         last, records = self._last
         if last != start:
             if len(start) < _SHORTEST or not _is_plain(start) or self._searches >= _SEARCHES:
@@ -108,5 +111,5 @@ class Scan(View):
 
 
 def _is_plain(text: str) -> bool:
-    """Return whether JSON can only spell a text as it is, unless it uses escapes without need."""
+    """Return whether JSON spells a text as it is, except where it uses escapes without need."""
     return text.isprintable() and _ESCAPED.isdisjoint(text)
