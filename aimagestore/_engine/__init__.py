@@ -1,1 +1,1 @@
-"""What the store needs of the place where it keeps its images; nothing here names a path."""
+"""The engine interface, and what all engines share: items, the line for a lock, worker threads."""

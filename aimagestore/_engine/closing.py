@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 
 class LastUse:
-    """Tells who closes a resource: whoever closes it, or the call that still uses it then.
+    """Decides who closes a resource: the call that ends its use, or a call that still uses it then.
 
-    A task that was cancelled leaves its thread in a call. If the resource was closed during the
-    call, the number of its descriptor could be reused under the call's hands.
+    A task that was cancelled leaves its thread in a call. If the resource were closed meanwhile,
+    the call could go on with another file that has the same descriptor.
 
-    :ivar is_over: whether it was asked for that the resource be closed
+    :ivar is_over: whether the resource was closed, or will be at the end of the present use
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,9 @@ class LastUse:
 
     @contextmanager
     def in_use(self, close: Callable[[], object]) -> Iterator[None]:
-        """Use the resource in a block, alone; at its end, close it if that was asked for.
+        """Use the resource in a block, alone. If :meth:`end` was called, close it after the block.
+
+        Waits for another block to end.
 
         :param close: closes the resource; may be called again
         """

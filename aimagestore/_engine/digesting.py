@@ -1,4 +1,4 @@
-"""Digests a stream beside the thread that moves it."""
+"""Digests of streams, computed in another thread than the one that moves the data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from .._core.digest import CANONICAL, digest_of, hasher
 
 WORTH_HELP = 64 * 1024
-"""Bytes that take longer to digest or read than to have a helper do it."""
+"""The number of bytes from which on a helper thread saves time."""
 
 
 class Digester:
@@ -23,21 +23,21 @@ class Digester:
         self._pending: Future[None] | None = None
 
     def add(self, piece: bytes | memoryview) -> None:
-        """Go on with a piece, which nobody changes before the next :meth:`finish`."""
+        """Add a piece, which must not change before the next :meth:`add` or :meth:`finish`."""
         self.finish()
         if len(piece) >= WORTH_HELP:
-            with suppress(RuntimeError):  # the store was closed under an open stream
+            with suppress(RuntimeError):  # the helpers were shut down, or no thread can start
                 self._pending = self._helpers.submit(self._hash.update, piece)
                 return
         self._hash.update(piece)
 
     def finish(self) -> None:
-        """Return when everything that was added is digested."""
+        """Wait until everything that was added is digested."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     @property
     def digest(self) -> str:
-        """The digest of what was added before the last :meth:`finish`."""
+        """The digest of everything that was added. Call :meth:`finish` first."""
         return digest_of(self._hash)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
@@ -10,7 +9,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from .._core.digest import (
-    CANONICAL,
     check_digest,
     digest_of,
     hasher,
@@ -25,10 +23,10 @@ from .digesting import Digester
 from .protocol import Items, StagedContent, Steps
 
 CHUNK = 1024 * 1024
-"""Bytes moved in one go."""
+"""The number of bytes that are read or written at a time."""
 
 MANIFEST_MAX = 4 * 1024 * 1024
-"""The largest manifest that registries accept."""
+"""The size in bytes of the largest manifest that registries accept."""
 
 
 def require_item(image: Image, key: str) -> None:
@@ -58,8 +56,12 @@ def open_source(
 ) -> tuple[Image, Source]:
     """Open an item to be streamed, and return it with the record that describes it.
 
-    :raises DigestUnknownError: when it cannot be verified, because no digest is recorded
-    :raises InvalidDigestError: when it cannot be verified, because what is recorded is no digest
+    Raises also as :meth:`Items.open` does.
+
+    :param start: the offset in bytes to begin at
+    :param end: the offset in bytes to end before; ``None`` for the end of the item
+    :raises DigestUnknownError: when it is to be verified, but no digest is recorded
+    :raises InvalidDigestError: when it is to be verified, but the recorded digest is malformed
     """
     image, file = items.open(ref, key)
     try:
@@ -78,7 +80,7 @@ def open_source(
 
 
 def stage_all(items: Items, data: Mapping[str, bytes]) -> dict[str, StagedContent]:
-    """Write some small items, durably."""
+    """Stage some small items, durably. The caller discards them; after an error there are none."""
     staged: dict[str, StagedContent] = {}
     try:
         for key, content in data.items():
@@ -98,34 +100,34 @@ def discard_all(contents: Mapping[str, StagedContent]) -> None:
 
 
 class Measured(NamedTuple):
-    """What the content of an item was found to be."""
+    """The size and digest that the content of an item was found to have."""
 
     size: int
     digest: str
 
 
 def measure_item(items: Items, ref: str, key: str) -> Steps[Measured]:
-    """Read an item for its size and digest, in steps."""
+    """Read an item, and return its size and digest. In steps of bytes."""
     _, file = items.open(ref, key)
     with file:
         return (yield from measure_file(file))
 
 
 def measure_file(file: io.RawIOBase) -> Steps[Measured]:
-    """Read a file for its size and digest, in steps."""
+    """Read a file, and return its size and digest. In steps of bytes."""
     total = file.seek(0, io.SEEK_END)
     file.seek(0)
-    digest = hashlib.new(CANONICAL)
+    state = hasher()
     size = 0
     while piece := file.read(CHUNK):
-        digest.update(piece)
+        state.update(piece)
         size += len(piece)
         yield size, max(size, total)
-    return Measured(size, digest_of(digest))
+    return Measured(size, digest_of(state))
 
 
 def run(steps: Steps[Measured]) -> Measured:
-    """Run steps in this thread to their end."""
+    """Run all steps in this thread, and return their result."""
     while True:
         try:
             next(steps)
@@ -135,12 +137,15 @@ def run(steps: Steps[Measured]) -> Measured:
 
 
 class Source(io.BufferedIOBase):
-    """An open item to read from, hashed beside that where it is to be verified.
+    """An open item, which is read and, with an expected digest, verified.
 
     Reads and the close may come from several threads: a task that was cancelled leaves its thread
     in a read, and closing then leaves the file to that thread.
 
-    :ivar size: the size of the item in bytes
+    :param expected: the digest to compare with; ``None`` not to verify
+    :param start: the offset in bytes to begin at
+    :param end: the offset in bytes to end before; ``None`` for the end of the item
+    :ivar size: the size of the whole item in bytes
     """
 
     def __init__(
@@ -161,7 +166,7 @@ class Source(io.BufferedIOBase):
         self._end = self.size if end is None else min(end, self.size)
         self._position = file.seek(min(start, self._end))
         self._last_use = LastUse()
-        # The digest of a signed manifest is not that of its file: keep the file to verify it.
+        # The digest of a signed manifest is that of a part of it, which is found at the end.
         keeps = expected is not None and is_manifest_key(key) and self.size <= MANIFEST_MAX
         self._kept: bytearray | None = bytearray() if keeps else None
 
@@ -172,8 +177,8 @@ class Source(io.BufferedIOBase):
 
     @property
     def path(self) -> str | None:
-        """The path of its open file in this process; ``None`` where it is no file, or closed."""
-        # Not as a use of it, which would wait for a read in another thread.
+        """A path to its open file in this process; ``None`` where it is no file, or closed."""
+        # Not within _in_use(), which would wait for a read in another thread.
         try:
             return f"/proc/self/fd/{self._file.fileno()}"
         except (OSError, ValueError):
@@ -181,16 +186,17 @@ class Source(io.BufferedIOBase):
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether it was closed, or will be when a read in another thread ends."""
         return self._last_use.is_over
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read up to this number of bytes, all of the rest if negative.
+        """Read up to this number of bytes; all of the rest if it is negative or ``None``.
 
-        :raises DigestMismatchError: at the end of the data, when it is not what was expected
+        :raises DigestMismatchError: at the end of the data, when its digest is not the expected one
+        :raises ValueError: when the item is closed
         """
         with self._in_use():
             return self._read(-1 if size is None else size)
@@ -240,9 +246,10 @@ class Source(io.BufferedIOBase):
         )
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position.
+        """Set the position, and return it.
 
         :raises ValueError: when the data is verified, which takes all of it in order
+        :raises ValueError: when the item is closed
         """
         if self._digester is not None:
             raise ValueError("data that is verified is read in order: open it without verify")
@@ -252,7 +259,7 @@ class Source(io.BufferedIOBase):
             return self._position
 
     def close(self) -> None:
-        """Close it; a read that is under way in another thread completes, and closes it then."""
+        """Close it. A read that is under way in another thread completes, then closes it."""
         self._last_use.end(self._close)
 
     def _close(self) -> None:

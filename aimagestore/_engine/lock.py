@@ -1,12 +1,12 @@
-"""The line for a store's lock: who waits, who holds it, and that it is never held by nobody.
+"""The line for a store's lock: who waits for it, and who holds it.
 
 A *request* stands in the line; a *grant* is the lock, held. A grant has one owner at every
 moment, and changes hands in one step under the line's mutex:
 
-- the line owns it from the moment when the kernel or the server gives the lock until the first
-  request in line gets it, in the same step; nobody in line any more: the line releases it;
-- a request owns it from then on, until its maker takes it (``take``);
-- whoever cancels a request learns in the same step whether it holds a grant to be released.
+- when the kernel or the server gives the lock, the first request in line gets the grant; if no
+  request is left, the line releases it;
+- the request owns it until its maker takes it (``take``);
+- whoever cancels a request learns in the same step whether it has a grant to be released.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Holder(NamedTuple):
     """Who holds a store's lock, as far as that is known.
 
     :ivar lock: the name of the lock, for messages
-    :ivar description: the holder and the last writer, as a phrase
-    :ivar process: the process that holds it, if it runs on this machine
-    :ivar last_writer: the process that wrote last, if it runs on this machine
+    :ivar description: the holder and the last writer, as a phrase for messages
+    :ivar process: the ID of the process that holds it, if it runs on this machine
+    :ivar last_writer: the ID of the process that wrote last, if it runs on this machine
     """
 
     lock: str
@@ -43,7 +43,7 @@ class LockPrimitive(Protocol[H]):
     """The lock itself, as the kernel or a server has it. A *held* value stands for one hold."""
 
     def try_acquire(self) -> H | None:
-        """Acquire the lock if it is free. Never waits for its holder."""
+        """Acquire the lock if it is free; ``None`` if it is not. Never waits for its holder."""
         ...
 
     def acquire(self) -> H | None:
@@ -73,14 +73,14 @@ class Grant(Generic[H]):
         self._line = line
         self.held = held
         self._is_released = False
-        # Held while something is done under the lock. What releases it may not wait for a task
-        # that is being closed, and so may come while that task's thread is still at work.
+        # Held while something is done under the lock: a task that is closed cannot wait for its
+        # thread, so the release may come while that is still at work.
         self._uses = threading.RLock()
 
     def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Call a function before the end of which the lock is not released.
+        """Call a function under the lock, which is not released before its end.
 
-        :raises StoreClosedError: when the lock was released before
+        :raises StoreClosedError: when the lock was released before this call
         """
         with self._uses:
             if self._is_released:
@@ -88,9 +88,9 @@ class Grant(Generic[H]):
             return function(*args)
 
     def release(self) -> None:
-        """Release the lock, when nothing is done under it any more. Idempotent.
+        """Release the lock. Idempotent.
 
-        Blocks for that, and for a system call or a round trip.
+        Blocks until no call of :meth:`run` is left, and for a system call or a round trip.
         """
         with self._uses:
             self._line._release(self)
@@ -108,14 +108,15 @@ class Request(Generic[H]):
     def cancel(self) -> bool:
         """Leave the line. Does not block.
 
-        :returns: ``False`` when the request was decided already: :meth:`take` then gives the
+        :returns: ``False`` when the request was decided already: :meth:`take` then returns the
             grant, which the caller must release, or raises
         """
         return self._line._cancel(self)
 
     def take(self) -> Grant[H]:
-        """Return the grant, once the request is decided.
+        """Return the grant, once the request is decided. Called once.
 
+        :raises StoreClosedError: when the request was cancelled
         :raises BaseException: what kept the lock from being acquired
         """
         if self._error is not None:
@@ -128,14 +129,13 @@ class Request(Generic[H]):
 class LockLine(Generic[H]):
     """All requests of this process for one lock, first come first served.
 
-    One thread at most waits in the kernel or at the server, whatever the number of requests and
-    of those that were cancelled. It is a daemon, because a wait in the kernel cannot always be
-    interrupted; the thread of a wait that nobody wants any more releases the lock when it gets
-    it.
+    At most one thread waits in the kernel or at the server, however many requests there are or were
+    cancelled. It is a daemon thread, because a wait in the kernel cannot always be interrupted. If
+    all requests are cancelled meanwhile, it releases the lock as soon as it gets it.
 
     :param name: the name of that thread
-    :param when_unused: called once, in any thread, when no store uses the line any more and no
-        thread waits for it
+    :param when_unused: called in any thread when no store uses the line any more and no thread
+        waits; :attr:`is_unused` tells whether that is still so
     """
 
     def __init__(
@@ -170,12 +170,15 @@ class LockLine(Generic[H]):
 
     @property
     def is_unused(self) -> bool:
-        """Whether no store uses the line, and no thread waits for it."""
+        """Whether no store uses the line, and no thread waits for the lock."""
         with self._mutex:
             return not self._users and not self._has_waiter
 
     def try_acquire(self) -> Grant[H] | None:
-        """Acquire the lock if it is free and nobody waits in line. Blocks for a system call."""
+        """Acquire the lock if it is free and nobody waits in line; ``None`` otherwise.
+
+        Blocks for a system call or a round trip.
+        """
         with self._mutex:
             if self._holder is not None or self._line or self._is_trying or self._has_waiter:
                 return None
@@ -195,13 +198,14 @@ class LockLine(Generic[H]):
     def request(self, notify: Callable[[], object]) -> Request[H]:
         """Join the line. Does not block.
 
-        :param notify: called once, in any thread, when the request is granted or has failed
-        :raises RuntimeError: when no thread can be started that waits
+        :param notify: called once, in any thread, when the request is granted or has failed; not
+            called when the request was cancelled
+        :raises RuntimeError: when no thread can be started to wait
         """
         request = Request(self, notify)
         with self._mutex:
             self._line.append(request)
-            # With others in line a thread waits, or the lock is held: only this one can fail.
+            # While others are in line, a thread waits or the lock is held: so only this can fail.
             failed = self._ensure_waiter()
         if failed:
             request.take()
@@ -222,17 +226,15 @@ class LockLine(Generic[H]):
         return self.primitive.describe_holder()
 
     def fail(self, requests: set[Request[H]], error: Callable[[], BaseException]) -> None:
-        """Decide these requests by an error, those that are granted already excepted."""
+        """Let requests fail with an error, except those that are decided already."""
         failed = [request for request in requests if self._cancel(request, error())]
         _notify_all(failed)
 
-    # The mutex is held in what follows, where nothing else is said.
-
     def _ensure_waiter(self) -> list[Request[H]]:
-        """Have a thread wait if anybody is in line.
+        """Have a thread wait if a request is in line. The mutex is held.
 
-        :returns: those that were in line, when it cannot be started: to be notified of the error
-            when the mutex is released
+        :returns: the requests that failed because no thread can be started: to be notified when the
+            mutex is released
         """
         failed: list[Request[H]] = []
         is_free = self._holder is None and not self._is_trying
@@ -246,6 +248,7 @@ class LockLine(Generic[H]):
         return failed
 
     def _fail_line(self, error: BaseException) -> list[Request[H]]:
+        """Let all requests in line fail, and return them. The mutex is held."""
         failed = list(self._line)
         self._line.clear()
         for request in failed:
@@ -253,12 +256,12 @@ class LockLine(Generic[H]):
         return failed
 
     def _wait(self) -> None:
-        """Wait for the lock on behalf of the line. In a thread of its own, without the mutex."""
+        """Wait for the lock on behalf of the line. Runs in a thread of its own."""
         held: H | None = None
         error: BaseException | None = None
         try:
             held = self.primitive.acquire()
-        except BaseException as failure:  # noqa: BLE001 (whoever is in line raises it)
+        except BaseException as failure:  # noqa: BLE001 (the requests in line raise it)
             error = failure
         decided: list[Request[H]] = []
         unwanted: Grant[H] | None = None
@@ -275,7 +278,7 @@ class LockLine(Generic[H]):
                 else:
                     unwanted = grant
             else:
-                decided = self._ensure_waiter()  # interrupted, but somebody has joined since
+                decided = self._ensure_waiter()  # interrupted, but a request may have come since
             is_unused = not self._users and not self._has_waiter
         if unwanted is not None:
             unwanted.release()

@@ -1,8 +1,8 @@
-"""The seam between the async shell and what keeps a store: by role, as small as two engines allow.
+"""The engine interface: what the async shell needs of an engine, by role.
 
-Everything here may block and is called in worker threads, several at a time, except where a
-method says that it never blocks. An engine is opened from a location, and has five roles: it is
-read, it has a lock, it is written under that lock, it keeps items, and it is closed.
+Every method may block and is called in worker threads, several at a time, except where it says that
+it never blocks. An engine is opened from a location. It is read, it has a lock, it is written under
+that lock, it keeps items, and it is closed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .lock import AnyGrant, AnyLine
 T = TypeVar("T")
 
 Outcome = Plan | Exception
-"""The result of one mutation of a batch: what it did, or why it could not be made."""
+"""The outcome of one mutation of a batch: what it did, or why it failed."""
 
 Steps = Generator[tuple[int, int], None, T]
 """Blocking work in steps. Each yields how much is done, and how much there is in all.
@@ -36,9 +36,8 @@ Steps = Generator[tuple[int, int], None, T]
 Closing the generator between two steps stops the work there.
 """
 
-
 Removal = Callable[[AnyGrant], Steps[Report]]
-"""Looks again at one piece of what may be garbage, and removes what is. The lock is held."""
+"""Checks again, with the lock held, a part of what may be garbage; removes and reports what is."""
 
 
 class ChangeUnderWayError(Exception):
@@ -51,21 +50,21 @@ class ChangeUnderWayError(Exception):
 
 
 class Copying(Copies, Protocol):
-    """The items of an additional store's image on their way into the store. Its maker closes it."""
+    """Copies the items of an additional store's image into the store. Its maker closes it."""
 
     def steps(self) -> Steps[None]:
-        """Copy them, durably, in bytes."""
+        """Copy the items, durably. Counts bytes."""
         ...
 
     def close(self) -> None:
-        """Release everything, and remove what was not published. Idempotent; does not wait."""
+        """Release everything, and remove what was not published. Idempotent. Never waits."""
         ...
 
 
 class CopyNeededError(Exception):
     """A mutation changes an image of an additional store: copy its items first, without the lock.
 
-    :ivar begin: prepares the copying; the mutation is made again with its result as ``copies``
+    :ivar begin: begins the copying; plan the mutation again with its result as ``copies``
     """
 
     def __init__(self, begin: Callable[[], Copying]) -> None:
@@ -82,32 +81,32 @@ class Location(Protocol):
         ...
 
     def open(self, *, read_only: bool) -> Engine:
-        """Open the store.
+        """Open the store. After an error nothing stays open.
 
-        Creates it where that is possible, and completes what a crash interrupted, unless
-        ``read_only``. Whatever is raised, nothing stays open.
+        Unless it is ``read_only``, this also creates a store that does not exist, where that is
+        possible, and completes what a crash interrupted.
         """
         ...
 
     def checker(self, *, verify: bool, others: OtherStores | None = None) -> Checker:
-        """Prepare a check, which works on stores that cannot be opened.
+        """Prepare a check, which works even on a store that cannot be opened.
 
         :param verify: whether to read every item and compare its digest
-        :param others: the additional stores
+        :param others: its additional stores
         """
         ...
 
     def repairer(self) -> Repairer:
-        """Open the store for repair, without a look at its index."""
+        """Open the store for repair, without reading its index."""
         ...
 
 
 class Elsewhere(NamedTuple):
-    """What additional stores have that a store may need.
+    """What additional stores have.
 
-    :ivar layers: IDs of layers
-    :ivar images: IDs of images
-    :ivar findings: what kept one of them from being read
+    :ivar layers: the IDs of all their layers
+    :ivar images: the IDs of those images that were asked for
+    :ivar findings: why a store could not be read
     """
 
     layers: frozenset[str] = frozenset()
@@ -119,7 +118,7 @@ class OtherStores(Protocol):
     """Additional stores, as a check needs them."""
 
     def look(self, image_ids: Collection[str]) -> Steps[Elsewhere]:
-        """Return all their layers, and which of some images they have."""
+        """Find out which layers they have, and which of these images."""
         ...
 
 
@@ -143,9 +142,9 @@ class Engine(Protocol):
 
     @property
     def read_lock(self) -> AnyLine:
-        """The line for the lock that keeps other programs from changing the store.
+        """The line for a lock that keeps other programs from changing the store.
 
-        Only for reading where :exc:`ChangeUnderWayError` was raised.
+        Only for reading after :exc:`ChangeUnderWayError` was raised.
         """
         ...
 
@@ -160,12 +159,12 @@ class Engine(Protocol):
         ...
 
     def items_of(self, draft: Draft, image_id: str) -> Items:
-        """Return what keeps the items of an image that a draft has not changed."""
+        """Return what keeps the items of an image whose items a draft has not changed."""
         ...
 
     @property
     def layer_store(self) -> str | None:
-        """The directory where another program keeps the layers of these images, if one does.
+        """The directory where another program keeps the layers of these images; ``None`` if none.
 
         Never blocks: the engine looked for it when it was opened.
         """
@@ -173,7 +172,7 @@ class Engine(Protocol):
 
     @property
     def podman(self) -> PodmanReader | None:
-        """What reads the layers and containers that podman keeps beside the images, if it can."""
+        """What reads podman's layers and containers; ``None`` if podman cannot use the store."""
         ...
 
     def close(self) -> None:
@@ -184,8 +183,8 @@ class Engine(Protocol):
 class PodmanReader(Protocol):
     """Reads what podman keeps beside a store, by ID. Takes no lock; never writes.
 
-    Each method returns the same object for as long as nothing has changed, leaves out damaged
-    records, and raises :exc:`StoreCorruptError` when a file is damaged.
+    Each method returns the same object as long as nothing has changed, leaves out damaged records,
+    and raises :exc:`StoreCorruptError` when a file is damaged.
     """
 
     def read_layers(self) -> Mapping[str, Layer]:
@@ -198,10 +197,10 @@ class PodmanReader(Protocol):
 
 
 class Reader(Protocol):
-    """Reads records; takes no lock that a writer of this library could hold.
+    """Reads records. Takes no lock that a writer of this library could hold.
 
-    Methods that return records raise :exc:`ChangeUnderWayError` where what they would read is half
-    of another program's change.
+    Methods that return records raise :exc:`ChangeUnderWayError` if they would read half of another
+    program's change.
     """
 
     @property
@@ -210,17 +209,16 @@ class Reader(Protocol):
         ...
 
     def current(self) -> Catalog | None:
-        """Return the catalog in memory if it is certain, at once, that it is the last commit.
+        """Return the catalog in memory if it is certainly that of the last commit, else ``None``.
 
-        Never blocks for longer than a stat of a local file. ``None`` where the store has changed,
-        or where no catalog is kept.
+        Never blocks for longer than a stat of a local file.
         """
         ...
 
     def read(self, look: Callable[[View], T]) -> T:
         """Call ``look`` with a view of the last commit, and return its result.
 
-        ``look`` may be called more than once. The view is valid during the call only.
+        ``look`` may be called more than once. The view is valid only during the call.
         """
         ...
 
@@ -231,7 +229,9 @@ class Reader(Protocol):
     def pages(self, size: int) -> Iterator[list[Image]]:
         """Iterate over all images in the order of images.json, one page in memory at a time.
 
-        Every page is of some commit; no image comes twice.
+        Each page is of one commit, not always of the same one. No image comes twice.
+
+        :param size: the most images in a page
         """
         ...
 
@@ -244,7 +244,7 @@ class Reader(Protocol):
         ...
 
     def touched_since(self, when: datetime) -> bool:
-        """Return whether a writer has touched the store after that time."""
+        """Return whether a writer has touched the store after this time."""
         ...
 
     def watch(self) -> Feed:
@@ -256,12 +256,13 @@ class Writer(Protocol):
     """Writes the store. Every method needs a grant of the lock."""
 
     def commit(self, grant: AnyGrant, mutations: Sequence[Mutation]) -> list[Outcome]:
-        """Apply mutations to the last commit, durable when this returns.
+        """Apply mutations to the last commit, durably, and return their outcomes in order.
 
-        A mutation that cannot be made fails alone: with :exc:`CopyNeededError` if it needs a copy
-        of an additional store's image, and with :exc:`ChangeUnderWayError` if it cannot tell.
+        A mutation that fails, fails alone: with :exc:`CopyNeededError` if it needs a copy of an
+        additional store's image, and with :exc:`ChangeUnderWayError` if another program is changing
+        such a store.
 
-        :raises OSError: nothing happened; except where the message says that it may have
+        :raises OSError: nothing happened, unless the message says that it may have
         """
         ...
 
@@ -270,11 +271,14 @@ class Writer(Protocol):
         ...
 
     def publish(self, grant: AnyGrant, draft: Draft) -> None:
-        """Commit a draft. Raises as :meth:`commit` does; then nothing of it happened."""
+        """Commit a draft. Raises as :meth:`commit` does."""
         ...
 
     def prepare(self, plan: Plan, draft: Draft) -> None:
-        """Raise what would keep a plan from being committed, so that it fails alone."""
+        """Check that a plan can be committed, so that one that cannot fails alone.
+
+        Raises the error that its commit would raise.
+        """
         ...
 
     def touch(self, grant: AnyGrant) -> None:
@@ -284,39 +288,39 @@ class Writer(Protocol):
     def garbage(self, *, dry_run: bool) -> Iterator[Removal]:
         """Find what may belong to no image and no living writer, without the lock.
 
-        It comes in pieces, so that no removal holds the lock for long.
+        Yields removals of parts of it, so that none holds the lock for long.
 
-        :param dry_run: only report it
+        :param dry_run: the removals only report it
         """
         ...
 
 
 class StagedContent(Content, Protocol):
-    """Content in the store that belongs to no image yet. Its owner discards it."""
+    """Content in the store that belongs to no image yet. Its owner has to discard it."""
 
     @property
     def sink(self) -> io.BufferedIOBase:
-        """Where its bytes are written; flushing it completes the digest."""
+        """The file to write its bytes to. Flush it to complete the digest."""
         ...
 
     @property
     def is_open(self) -> bool:
-        """Whether it was neither published nor discarded."""
+        """Whether it was neither published nor discarded yet."""
         ...
 
     @property
     def is_stored(self) -> bool:
-        """Whether it is content that the store has already."""
+        """Whether the store had this content already."""
         ...
 
     def finish(self) -> None:
-        """Make what was written durable, or find that the store has it already."""
+        """Make what was written durable, unless the store has that content already."""
         ...
 
     def interrupt(self) -> None:
-        """Make a write that waits in another thread end within a moment. Does not block.
+        """Make a write that waits in another thread end within a moment. Never blocks.
 
-        It may fail then, and no other succeeds after it. Without a write, nothing happens.
+        That write may fail then, and all later ones fail. Without such a write, nothing happens.
         """
         ...
 
@@ -338,66 +342,66 @@ class Items(Protocol):
         ...
 
     def stage(self) -> StagedContent:
-        """Begin new content."""
+        """Begin new content, to be written to its ``sink``."""
         ...
 
     def stage_stored(
         self, digest: str, size: int | None, check: Callable[[], object]
     ) -> StagedContent | None:
-        """Return content that the store has, to be given to other items; ``None`` if it has none.
+        """Return content that the store has, for use in other items; ``None`` if it has none.
 
-        It is verified, if it was not since it was written.
+        The content is verified first, unless it was since it was written.
 
         :param digest: its SHA-256 digest
         :param size: its length in bytes; ``None`` for any
-        :param check: called now and then while that takes long; what it raises ends that
+        :param check: called now and then while that goes on; an error that it raises ends it
         """
         ...
 
     def open(self, ref: str, key: str) -> tuple[Image, io.RawIOBase]:
-        """Open an item, and return it with the record of the same commit.
+        """Open an item, and return the image's record of the same commit with it.
 
         :raises ImageUnknownError: when there is no such image
         :raises BigDataUnknownError: when the record does not list the item
         :raises BigDataMissingError: when the record lists it, but its content is missing
-        :raises ChangeUnderWayError: when another program may have replaced the content, and not
-            yet the record
+        :raises ChangeUnderWayError: when another program may have replaced the content, but not yet
+            the record
         """
         ...
 
     def is_same(self, one: io.RawIOBase, other: io.RawIOBase) -> bool:
-        """Return whether two open items are one content, not just equal ones. Never blocks."""
+        """Return whether two open items are the same stored content. Never blocks."""
         ...
 
     def usage(self) -> Steps[StoredContent]:
         """Find what is stored for each image, without the lock.
 
-        What changes meanwhile may be counted as it was, or as it is then.
+        What changes meanwhile may be counted as it was or as it is.
         """
         ...
 
 
 class Feed(Protocol):
-    """Collects what changes in a store, by whomever, from a moment on."""
+    """Collects the changes of a store, by any program, from a moment on."""
 
     @property
     def interval(self) -> float:
-        """Seconds after which to poll even without a notification."""
+        """The seconds after which to poll even if the descriptor is not readable."""
         ...
 
     @property
     def descriptor(self) -> int | None:
-        """A descriptor that becomes readable when something may have changed."""
+        """A descriptor that becomes readable when something may have changed; ``None`` without."""
         ...
 
     def is_due(self) -> bool:
-        """Return whether what made the descriptor readable is a change. Never blocks."""
+        """Return whether the descriptor is readable because of a change. Never blocks."""
         ...
 
     def poll(self) -> Sequence[ChangeEvent]:
         """Return the changes since the last poll, in order.
 
-        :raises ChangeUnderWayError: when there is none but the half of another program's
+        :raises ChangeUnderWayError: when the only one is half of another program's change
         """
         ...
 
@@ -417,15 +421,16 @@ class Checker(Protocol):
         ...
 
     def join_lock(self) -> AnyLine | None:
-        """Join the line for the lock that keeps writers out, if a change was under way.
+        """Join the line for the lock that keeps writers out, if that is needed; else ``None``.
 
-        So it is if that was raised, or may be if something looked damaged; :meth:`recheck` is
-        needed then. ``None`` otherwise, or where no such lock is needed.
+        It is needed when :meth:`steps` raised :exc:`ChangeUnderWayError`, and for :meth:`recheck`
+        when it found something that looks damaged, because a change may have been under way. The
+        caller leaves the line.
         """
         ...
 
     def recheck(self) -> Steps[Report]:
-        """Check again, with that lock held, what looked damaged; return the final report."""
+        """Check again, with that lock held, what looked damaged, and return the final report."""
         ...
 
 
@@ -438,7 +443,7 @@ class Repairer(Protocol):
         ...
 
     def steps(self, grant: AnyGrant, report: Report, *, drop: bool) -> Steps[Report]:
-        """Repair what was reported, where it is still so; return what was done.
+        """Repair what was reported, where it is still so, and return what was done.
 
         Closing the generator before its last step leaves the records as they were.
         """

@@ -17,21 +17,23 @@ _Work = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 class WorkerPool(Executor):
     """An executor of daemon threads, started on demand.
 
-    :class:`concurrent.futures.ThreadPoolExecutor` and anyio's worker threads are joined when the
-    interpreter exits, so one call that hangs, on a network file system for instance, would keep
-    the program from ending. Every write of this library survives being cut off at any moment, so
-    its threads may end with the program.
+    The interpreter waits at its exit for :class:`concurrent.futures.ThreadPoolExecutor` and anyio's
+    worker threads, so one call that hangs, on a network file system for instance, would keep the
+    program from ending. Every write of this library survives being cut off at any moment, so its
+    threads may end with the program.
 
-    :param limit: the number of threads at most
+    :param limit: the most threads to start
+    :param name: the name of each thread
     """
 
     def __init__(self, limit: int, name: str) -> None:
         self._limit = limit
         self._name = name
-        # Guards the numbers below; held for a few instructions, or while a thread is started.
-        self._mutex = threading.Lock()
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
+        # Guards what follows; held for a few instructions, or while a thread is started.
+        self._mutex = threading.Lock()
         self._threads = 0
+        # Idle threads, less the calls that are queued for the next ones.
         self._spare = 0
         self._is_shut_down = False
 
@@ -49,12 +51,12 @@ class WorkerPool(Executor):
             if self._is_shut_down:
                 raise RuntimeError("the worker threads were shut down")
             if self._spare > 0 or self._threads == self._limit or not self._start_thread():
-                # The next thread that becomes free takes it: count it as promised.
+                # An idle thread takes the call, or the next one that becomes idle.
                 self._spare -= 1
             self._queue.put(work)
 
     def _start_thread(self) -> bool:
-        """Start one more thread; ``False`` when that fails, and there are others."""
+        """Start one more thread, or return ``False`` when that fails and there are others."""
         try:
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
         except RuntimeError:  # the process may have no more threads
@@ -75,8 +77,8 @@ class WorkerPool(Executor):
                     result = function(*args, **kwargs)
                 except BaseException as error:  # noqa: BLE001 (whoever waits raises it)
                     failure = error
-            # Spare before anybody learns of the end: who makes one call after another would
-            # otherwise find no spare thread, and start one for each call up to the limit.
+            # Before the result is known: a caller that makes one call after another would
+            # otherwise find no idle thread, and start one for each call up to the limit.
             with self._mutex:
                 self._spare += 1
             if failure is not None:
@@ -86,10 +88,10 @@ class WorkerPool(Executor):
             del work, future, function, args, kwargs, result, failure
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; the threads end when those that are queued are done.
+        """Take no more calls. The threads end when those that are queued are done.
 
-        :param wait: ignored: nothing waits for a thread that may hang
-        :param cancel_futures: ignored: a queued call may release something
+        :param wait: ignored, because a thread may hang
+        :param cancel_futures: ignored, because a queued call may release something
         """
         del wait, cancel_futures
         with self._mutex:
