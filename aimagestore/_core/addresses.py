@@ -1,17 +1,17 @@
-"""Tells the address of a server, however it is misspelled, from the path of a directory."""
+"""Tells the address of a server, misspelled or not, from the path of a directory."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-# Nobody means a directory by these, not even without the slashes that belong to them.
+# An address even where its slashes were forgotten: no directory is called this.
 _CLUSTER: Final = re.compile(r"\s*(?:postgres|s3)[\w+.-]*:", re.IGNORECASE)
 
-# pathlib makes one slash of two. A drive's letter is no scheme.
+# One slash is enough, because pathlib collapses two. A single letter is a drive, not a scheme.
 _URL: Final = re.compile(r"\s*[a-z][a-z0-9+.-]+:/|.*://", re.IGNORECASE | re.DOTALL)
 
-# What a connection string of libpq begins with, and what makes any text a secret.
+# How a connection string of libpq begins; and a password, wherever it is in the text.
 _PARAMETER: Final = re.compile(
     r"\s*(?:host|hostaddr|port|dbname|user|passfile|service|servicefile|options|sslmode)\s*="
     r"|.*password\s*=",
@@ -22,7 +22,7 @@ _PATHS: Final = ("/", "./", "../")
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text is meant as the address of a server, well-formed or not.
+    """Return whether a text is meant as the address of a server, even a malformed one.
 
     A text that begins with ``/``, ``./`` or ``../`` is a path, whatever follows.
     """

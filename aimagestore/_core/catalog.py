@@ -12,7 +12,7 @@ from .view import View
 
 
 class Prefixes:
-    """An index of IDs by prefix: sorted lists, by the first characters of the IDs."""
+    """An index of IDs by prefix: sorted lists by the first characters of the IDs. Immutable."""
 
     _HEAD = 2
 
@@ -23,7 +23,7 @@ class Prefixes:
 
     @classmethod
     def of(cls, ids: Iterable[str]) -> Prefixes:
-        """Index the IDs, sorted in short lists because a sort does not release the GIL."""
+        """Index the IDs, in short lists because sorting one does not release the GIL."""
         buckets: dict[str, list[str]] = {}
         for image_id in ids:
             buckets.setdefault(image_id[: cls._HEAD], []).append(image_id)
@@ -35,20 +35,17 @@ class Prefixes:
         """Return an index with some IDs added and others removed."""
         buckets = self._buckets.copy()
         removed = frozenset(removed)
-        added = list(added)
-        heads: dict[str, list[str]] = {}
-        for image_id in (*added, *removed):
-            heads.setdefault(image_id[: self._HEAD], [])
+        added_by_head: dict[str, list[str]] = {image_id[: self._HEAD]: [] for image_id in removed}
         for image_id in added:
-            heads[image_id[: self._HEAD]].append(image_id)
-        for head, more in heads.items():
+            added_by_head.setdefault(image_id[: self._HEAD], []).append(image_id)
+        for head, new in added_by_head.items():
             kept = [i for i in buckets.pop(head, ()) if i not in removed]
-            if bucket := sorted(kept + more):
+            if bucket := sorted(kept + new):
                 buckets[head] = bucket
         return Prefixes(buckets)
 
     def find(self, prefix: str) -> list[str]:
-        """Return the IDs that begin with the prefix, sorted."""
+        """Return the IDs that begin with the prefix, sorted; none for the empty prefix."""
         if not prefix:
             return []
         head = prefix[: self._HEAD]
@@ -63,11 +60,11 @@ class Prefixes:
 
 
 class Indexes(NamedTuple):
-    """Records by ID, name and digest. Catalogs share them, so they never change once in one.
+    """Records by ID, name and digest. Those of a catalog never change: copies share parts of them.
 
     :ivar by_id: the records; those added last come last
-    :ivar by_name: IDs
-    :ivar by_digest: IDs, in order; not in a dict when there is only one, as nearly always
+    :ivar by_name: the ID of the image with a name
+    :ivar by_digest: the ID of the image with a digest; a dict of IDs where several have it
     :ivar own: the digests whose dict is not shared with another catalog
     """
 
@@ -111,7 +108,7 @@ class Indexes(NamedTuple):
                 del self.by_digest[digest]
 
     def _own_ids(self, digest: str) -> dict[str, None]:
-        """Return the images that have this digest, to be changed. Copied once, not each time."""
+        """Return the IDs with this digest in a dict that may be changed: a shared one is copied."""
         ids = self.by_digest.get(digest, {})
         if digest not in self.own or isinstance(ids, str):
             ids = {ids: None} if isinstance(ids, str) else ids.copy()
@@ -158,6 +155,7 @@ class Catalog(View):
         return Catalog(indexes, Prefixes.of(indexes.by_id))
 
     def get(self, ref: str) -> Image:
+        # The most frequent call of all, so it avoids further calls where the ref is a whole ID.
         record = self.indexes.by_id.get(ref)
         if record is None:
             record = self.find(ref)
@@ -182,7 +180,7 @@ class Catalog(View):
         return iter(self.indexes.by_id.values())
 
     def records_not_in(self, other: Catalog) -> Iterator[Record]:
-        """Iterate over the records that may differ from the other catalog's, in order."""
+        """Iterate over the records that the other catalog may not have, in order."""
         return (r for r in self.records() if other.record_of(r.id) is not r)
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Described(Protocol):
-    """What a record says of the content of an item."""
+    """The size and digest of an item's content, which its image's record lists."""
 
     @property
     def size(self) -> int:
@@ -29,7 +29,7 @@ class Described(Protocol):
 
 
 class Content(Described, Protocol):
-    """A big-data item's content, wherever it is kept until it is published."""
+    """The content of a big-data item, wherever it is kept until it is published."""
 
     def read(self) -> bytes:
         """Return all of it."""
@@ -38,7 +38,7 @@ class Content(Described, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class InlineContent:
-    """A big-data item's content that is in memory."""
+    """The content of a big-data item, in memory."""
 
     data: bytes
     digest: str
@@ -63,7 +63,9 @@ class Copies(Protocol):
     """The items of an image of an additional store, staged for a change that copies the image."""
 
     def contents_of(self, record: Record, keys: Sequence[str]) -> Mapping[str, Content] | None:
-        """Return the content of items; ``None`` where it is not that of this very record. Blocks.
+        """Return the content of items by key; ``None`` if they or the record have changed since.
+
+        Blocks.
 
         :param record: the record of the image as it is now
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from base64 import urlsafe_b64decode
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 CANONICAL = "sha256"
 
 MANIFEST = "manifest"
-"""The key of a manifest is this or begins with it."""
+"""The key of the manifest; the keys of further manifests begin with it."""
 
 _PATTERN = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}", re.ASCII)
 
 
 def is_digest(text: str) -> bool:
-    """Return whether go-digest accepts it. podman refuses a store with one that it does not."""
+    """Return whether go-digest accepts the text. podman refuses a store with any other digest."""
     return _PATTERN.fullmatch(text) is not None
 
 
 def check_digest(digest: object) -> str:
     """Check a digest, and return it.
 
+    :raises TypeError: the digest is not a ``str``
     :raises InvalidDigestError: the digest is malformed
     """
     if not isinstance(digest, str):
@@ -44,7 +45,7 @@ def check_digest(digest: object) -> str:
 
 
 def is_canonical(digest: str) -> bool:
-    """Return whether it is a SHA-256 digest, which stores record."""
+    """Return whether a digest is of SHA-256, the algorithm that stores use."""
     return digest.startswith(CANONICAL + ":")
 
 
@@ -99,6 +100,6 @@ def _base64url(text: str) -> bytes:
     return urlsafe_b64decode(text.encode() + b"=" * (-len(text) % 4))
 
 
-def is_manifest_key(key: Any) -> bool:
-    """Return whether an item with this key is a manifest, whose digest finds the image."""
-    return isinstance(key, str) and key.startswith(MANIFEST)
+def is_manifest_key(key: str | None) -> bool:
+    """Return whether an item with this key is a manifest, by whose digest the image is found."""
+    return key is not None and key.startswith(MANIFEST)

@@ -1,8 +1,8 @@
-"""What the manifest and the config of an image say, as far as lists of images show it."""
+"""What the manifest and the config of an image say, as far as filters and pruning need it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 
@@ -25,30 +25,30 @@ class History(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What makes two steps the same."""
+        """What is equal in two equal steps."""
         texts = (self.created_by or "", self.author or "", self.comment or "")
         return _moment(self.created), texts, bool(self.empty_layer)
 
 
 def _moment(text: str | None) -> object:
-    """Return what makes two times the same, however they are spelled."""
+    """Return what is equal for two equal times, however they are spelled."""
     if text is None:
         return None
     try:
-        # Go's zero time is a time, too.
+        # Go's zero time differs from a time that is missing.
         return gojson.parse_time(text) or ""
     except ValueError:
         return text
 
 
 class Documents(msgspec.Struct, frozen=True):
-    """What an image's documents say; nothing where they are missing or cannot be read.
+    """What an image's documents say; empty where they are missing or cannot be read.
 
     :ivar labels: the labels of its config
     :ivar diff_ids: the digests of its layers, the lowest first
     :ivar history: how it was built
     :ivar is_index: whether it is an image index, which names other images
-    :ivar instances: the digests of those
+    :ivar instances: the digests of the images that an index names
     """
 
     labels: Mapping[str, str] = {}
@@ -91,7 +91,8 @@ def config_digest(manifest: Manifest) -> str:
 def read_documents(manifest: Manifest | None, config: bytes | None) -> Documents:
     """Return what an image's documents say.
 
-    :param config: the text of its config, where that was read
+    :param manifest: its manifest; ``None`` if that could not be read
+    :param config: the text of its config; ``None`` if that was not read
     """
     if manifest is not None and manifest.is_index:
         instances = (each or {} for each in manifest.fields.get("manifests") or ())
@@ -112,17 +113,13 @@ def read_documents(manifest: Manifest | None, config: bytes | None) -> Documents
 
 
 def is_parent(parent: Documents, child: Documents, *, has_layers: bool) -> bool:
-    """Return whether an image was built on another, in one step more.
+    """Return whether ``child`` was built from ``parent`` in one more step.
 
-    :param has_layers: whether both have layers in the store: a step adds one of them at most
+    :param has_layers: whether both have layers in the store: a step adds at most one
     """
     added = len(child.diff_ids) - len(parent.diff_ids)
     if len(child.history) != len(parent.history) + 1 or added < 0 or (has_layers and added > 1):
         return False
-    return _begins_with(child.diff_ids, parent.diff_ids) and all(
+    return child.diff_ids[: len(parent.diff_ids)] == parent.diff_ids and all(
         mine.key == theirs.key for mine, theirs in zip(parent.history, child.history, strict=False)
     )
-
-
-def _begins_with(longer: Sequence[str], shorter: Sequence[str]) -> bool:
-    return longer[: len(shorter)] == shorter

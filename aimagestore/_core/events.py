@@ -26,7 +26,7 @@ class ChangeEvent:
 
 
 def changes_between(before: Catalog, after: Catalog) -> list[ChangeEvent]:
-    """List the changes that turn one catalog into another.
+    """Return the changes that turn one catalog into another.
 
     Deletions come first, then the other changes in the order of images.json. A record that is
     only spelled differently has not changed.

@@ -1,10 +1,10 @@
-"""podman's filters of images (``podman images --filter``), for images of any store. Pure.
+"""podman's filters of images (``podman images --filter``), for images of any store.
 
 A filter is ``key=value``, or ``key!=value`` for the images that do not match. An image is selected
 when it passes all filters; of several ``reference=`` filters, when it passes one of them.
 
-Most filters need no more than the records. Labels, the parents of images and the instances of image
-indexes are in the images' items: an :class:`ImageQuery` says of which images it needs these.
+Most filters need only the records. Labels, the history of images and the instances of image indexes
+are in the images' items: an :class:`ImageQuery` says of which images it needs these.
 """
 
 from __future__ import annotations
@@ -25,8 +25,17 @@ from .references import DOCKER, full_name
 from .refs import id_in_ref, repository_and_digest, repository_of
 
 FILTERS: Final = (
-    *("before", "dangling", "digest", "id", "intermediate", "label"),
-    *("manifest", "readonly", "reference", "since", "until"),
+    "before",
+    "dangling",
+    "digest",
+    "id",
+    "intermediate",
+    "label",
+    "manifest",
+    "readonly",
+    "reference",
+    "since",
+    "until",
 )
 """The keys of filters. ``after`` is another word for ``since``."""
 
@@ -50,14 +59,14 @@ class Filter:
 
     @property
     def wants(self) -> bool:
-        """The value of a filter that is true or false."""
+        """The value of a filter that is true or false, as a ``bool``."""
         return self.value in _TRUE
 
 
 def parse_filter(text: str) -> Filter:
     """Parse ``key=value`` or ``key!=value``.
 
-    :raises ValueError: when it is neither, the key is unknown, or it cannot have the value
+    :raises ValueError: when it is neither, the key is unknown, or the value does not fit it
     """
     key, separator, value = text.partition("!=")
     is_negated = bool(separator)
@@ -67,11 +76,13 @@ def parse_filter(text: str) -> Filter:
         raise ValueError(f"{text!r} is no filter: write KEY=VALUE or KEY!=VALUE")
     key = "since" if key == "after" else key
     if key not in FILTERS:
-        raise ValueError(f"{key!r} is no filter: there are {', '.join(FILTERS)}")
+        raise ValueError(f"{key!r} is no filter: use one of {', '.join(FILTERS)}")
     if key in _BOOLEANS and value not in _TRUE | _FALSE:
-        raise ValueError(f"the filter {key} is true or false, not {value!r}")
+        raise ValueError(f"the filter {key} takes true or false, not {value!r}")
     if key == "digest" and not value.startswith("sha256:"):
-        raise ValueError(f"the filter digest is the beginning of one, sha256:…, not {value!r}")
+        raise ValueError(
+            f"the filter digest takes the beginning of a digest, sha256:…, not {value!r}"
+        )
     return Filter(key, value, is_negated)
 
 
@@ -148,7 +159,7 @@ class ImageQuery:
         return lambda image: (image.created or _NEVER) < moment
 
     def _moment(self, each: Filter, finder: _Finder) -> datetime:
-        """Return the time that a filter is about: a given one, or when an image was created."""
+        """Return the time that a filter compares with: a given one, or an image's creation."""
         if each.key == "until":
             return self._times[each.value]
         image = finder.find(each.value)
@@ -194,11 +205,11 @@ class ImageQuery:
         found: Sequence[Image],
         documents: Mapping[str, Documents],
     ) -> list[Image]:
-        """Return the images that pass the filters that need documents, too.
+        """Return the images that also pass the filters that need documents.
 
         :param images: all images of the store
         :param found: those that :meth:`by_record` has found
-        :param documents: what :meth:`needs_documents` has asked for, by ID
+        :param documents: the documents of those that :meth:`needs_documents` has returned, by ID
         """
         filters = [each for each in self.filters if each.key in _FROM_ITEMS]
         if not filters:
@@ -231,23 +242,23 @@ def _negated(test: Callable[[Image], bool]) -> Callable[[Image], bool]:
 
 
 class _Family:
-    """Which images are the children of others, and which are instances of an image index."""
+    """Tells which images were built from which, and which are instances of an image index."""
 
     def __init__(self, images: Sequence[Image], documents: Mapping[str, Documents]) -> None:
         self._documents = documents
-        # Children by the length of the history that they share with a parent.
-        self._by_history: dict[int, list[Image]] = defaultdict(list)
+        # Images by the number of steps that a parent of theirs has.
+        self._children: dict[int, list[Image]] = defaultdict(list)
         self._instances: set[str] = set()
         for image in images:
             known = documents.get(image.id)
             if known is None:
                 continue
             if known.is_index:
-                # podman looks for instances in the indexes that it can change.
+                # podman looks for instances only in the indexes that it can change.
                 if not image.top_layer and INSTANCES in image.big_data_names:
                     self._instances |= known.instances
             elif known.history:
-                self._by_history[len(known.history) - 1].append(image)
+                self._children[len(known.history) - 1].append(image)
 
     def has_children(self, image: Image) -> bool:
         known = self._documents[image.id]
@@ -255,7 +266,7 @@ class _Family:
             child.id != image.id
             and bool(child.top_layer) is bool(image.top_layer)
             and is_parent(known, self._documents[child.id], has_layers=bool(image.top_layer))
-            for child in self._by_history[len(known.history)]
+            for child in self._children[len(known.history)]
         )
 
     def is_intermediate(self, image: Image) -> bool:
@@ -280,7 +291,7 @@ class _Finder:
     def find(self, ref: str) -> Image | None:
         name, at, digest = ref.partition("@")
         if at:
-            # The digest counts, not the tag.
+            # Beside a digest the tag does not count.
             ref = f"{repository_of(name)}@{digest}"
         image_id = id_in_ref(ref)
         if image_id is not None:
@@ -314,7 +325,7 @@ class _Finder:
     def _find_short(self, ref: str) -> Image | None:
         """Find an image by the end of its name, whatever its registry is."""
         full = full_name(ref)
-        if full is None or full == full_name(ref, DOCKER):  # it names its registry
+        if full is None or full == full_name(ref, DOCKER):  # not a name, or it names its registry
             return None
         ending = full.removeprefix("localhost/")
         repository, digest = repository_and_digest(ending) or ("", "")
@@ -340,7 +351,7 @@ def _reference_test(pattern: str, named: Image | None) -> Callable[[Image], bool
 
 
 def _forms_of(name: str) -> tuple[str, ...]:
-    """The forms of a name that a pattern may match: each part of it may be left out."""
+    """Return the forms of a name that a pattern may match: each part of it may be left out."""
     repository = repository_of(name)
     ending = name[len(repository) :]
     path = repository.partition("/")[2] or repository
@@ -349,7 +360,7 @@ def _forms_of(name: str) -> tuple[str, ...]:
 
 
 def _path_matcher(pattern: str) -> Callable[[str], bool]:
-    """Return what matches as Go's ``path.Match`` does; a malformed pattern matches nothing."""
+    """Return a match function like Go's ``path.Match``; a malformed pattern matches nothing."""
     expression = _expression_of(pattern)
     if expression is None:
         return lambda text: False
@@ -363,19 +374,20 @@ _SET_CHAR = re.compile(r"\\(.)|([^\\\]-])", re.DOTALL)
 
 
 def _expression_of(pattern: str) -> re.Pattern[str] | None:
+    """Translate a pattern into a regular expression; ``None`` when it is malformed."""
     parts: list[str] = []
-    place = 0
-    while place < len(pattern):
-        found = _ITEM.match(pattern, place)
+    position = 0
+    while position < len(pattern):
+        found = _ITEM.match(pattern, position)
         if found is None:
             return None
-        place = found.end()
+        position = found.end()
         if found["many"]:
             parts.append("[^/]*")
         elif found["one"]:
             parts.append("[^/]")
         elif found["set"]:
-            characters, place = _set_of(pattern, place)
+            characters, position = _set_of(pattern, position)
             if not characters:
                 return None
             parts.append(characters)
@@ -384,38 +396,42 @@ def _expression_of(pattern: str) -> re.Pattern[str] | None:
     return re.compile("".join(parts), re.DOTALL)
 
 
-def _set_of(pattern: str, place: int) -> tuple[str, int]:
-    """Translate a set of characters, and return it with its end; ``""`` when it is malformed."""
-    negation = "^" if pattern.startswith("^", place) else ""
-    place += len(negation)
+def _set_of(pattern: str, position: int) -> tuple[str, int]:
+    """Translate a set of characters into a regular expression; ``""`` when it is malformed.
+
+    :param position: the position after its opening bracket
+    :returns: the expression, and the position after the set
+    """
+    negation = "^" if pattern.startswith("^", position) else ""
+    position += len(negation)
     ranges: list[str] = []
-    while place < len(pattern) and not (pattern[place] == "]" and ranges):
-        first = _SET_CHAR.match(pattern, place)
+    while position < len(pattern) and not (pattern[position] == "]" and ranges):
+        first = _SET_CHAR.match(pattern, position)
         if first is None:
-            return "", place
+            return "", position
         low = high = first[1] or first[2]
-        place = first.end()
-        if pattern.startswith("-", place):
-            last = _SET_CHAR.match(pattern, place + 1)
+        position = first.end()
+        if pattern.startswith("-", position):
+            last = _SET_CHAR.match(pattern, position + 1)
             if last is None:
-                return "", place
+                return "", position
             high = last[1] or last[2]
-            place = last.end()
+            position = last.end()
         # Nothing is in a range that ends before it begins.
         ranges.append(f"{re.escape(low)}-{re.escape(high)}" if low <= high else "")
-    if place >= len(pattern):
-        return "", place
+    if position >= len(pattern):
+        return "", position
     characters = "".join(ranges)
     if not characters:
-        return "(?s:.)" if negation else "(?!)", place + 1
-    return f"[{negation}{characters}]", place + 1
+        return "(?s:.)" if negation else "(?!)", position + 1
+    return f"[{negation}{characters}]", position + 1
 
 
 def _has_label(labels: Mapping[str, str], wanted: str) -> bool:
-    """Return whether there is a label, with the value if one is given."""
+    """Return whether there is a label ``KEY`` or ``KEY=VALUE``; the key may be a pattern."""
     key, _, value = wanted.partition("=")
     is_pattern = "*" in key
-    # It matches anywhere, also across slashes.
+    # A pattern may match any part of the key, across slashes too.
     match_pattern = _path_matcher(f"*{key}*".replace("/", "|"))
 
     def matches(label: str) -> bool:

@@ -13,7 +13,7 @@ from .._format import gojson
 
 
 class PlainMeta(msgspec.StructMeta):
-    """The class of public records: keeps what ``Struct`` adds out of ``help`` and completion."""
+    """Metaclass of public records. Hides what ``Struct`` adds from ``help`` and completion."""
 
     def __dir__(cls) -> Iterable[str]:  # noqa: N805 (a metaclass)
         struct = {*dir(msgspec.Struct), *_HIDDEN}
@@ -111,7 +111,7 @@ class Image(msgspec.Struct, metaclass=PlainMeta, frozen=True, eq=False, order=Fa
         return is_same and (my_flags == other_flags or self.flags == other.flags)
 
     def __ne__(self, other: object) -> bool:
-        # The base class defines one as well, which would not use the method above.
+        # The one of the base class does not use the method above.
         return not self == other
 
     def __hash__(self) -> int:
@@ -123,6 +123,6 @@ class Image(msgspec.Struct, metaclass=PlainMeta, frozen=True, eq=False, order=Fa
 
 
 def _rebuild(*fields: Any) -> Image:
-    """Make an image of pickled fields; pickle does not take mapping proxies."""
+    """Make an image from its pickled fields. Mapping proxies, which pickle refuses, were dicts."""
     values: list[Any] = [MappingProxyType(f) if isinstance(f, dict) else f for f in fields]
     return Image(*values)

@@ -34,7 +34,7 @@ class Layer(msgspec.Struct, metaclass=PlainMeta, frozen=True, gc=False):
 
 
 class Container(msgspec.Struct, metaclass=PlainMeta, frozen=True, gc=False):
-    """One container, of podman's, buildah's or CRI-O's. Immutable.
+    """One container of podman, buildah or CRI-O. Immutable.
 
     :ivar id: the ID
     :ivar names: its names
@@ -69,7 +69,7 @@ class PodmanRecords:
         self.containers = containers
 
     def chain(self, layer_id: str) -> Iterator[str]:
-        """Iterate over the IDs of a layer and those below it, also of the first one missing."""
+        """Iterate over the IDs of a layer and those below it, up to and including a missing one."""
         seen = set()
         while layer_id and layer_id not in seen:
             yield layer_id
@@ -80,8 +80,7 @@ class PodmanRecords:
     def layer_ids(self, image: Image) -> set[str]:
         """Return the IDs of all layers of an image, also of missing ones.
 
-        Those are the layers below its top layer, and below the versions of that for other ID
-        mappings.
+        These are its top layer, the versions of that for other ID mappings, and all layers below.
         """
         tops = (image.top_layer, *image.mapped_top_layers)
         return {layer_id for top in tops for layer_id in self.chain(top)}
@@ -105,7 +104,7 @@ class PodmanRecords:
 
     @cached_property
     def users(self) -> Mapping[str, tuple[Container, ...]]:
-        """The containers of each image that has any, by its ID."""
+        """The containers by the ID of their image; by ``""`` those without an image."""
         users: defaultdict[str, list[Container]] = defaultdict(list)
         for container in self.containers.values():
             users[container.image].append(container)

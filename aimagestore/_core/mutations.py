@@ -1,8 +1,8 @@
 """Mutations: all changes that a store can be asked for, as functions from a draft to a plan.
 
 Each function here checks its arguments before anything is queued, and returns a mutation. Called
-with a draft, a mutation finds the image, raises the domain's errors, and returns a plan of what
-is to be done. It changes nothing.
+with a draft, a mutation finds the image, raises the errors of the public API, and returns a plan of
+what is to be done. It changes nothing.
 """
 
 from __future__ import annotations
@@ -66,10 +66,13 @@ def create(
     big_data: Mapping[str, Content] | None = None,
     force: bool = False,
 ) -> Mutation:
-    """Create an image with its items. The ID defaults to a random one, ``created`` to now.
+    """Create an image with its items.
 
-    With ``force`` even if podman, which keeps layers beside the store, cannot read it. An image
-    of an additional store with this ID is copied, and gets what is given here.
+    An image of an additional store with this ID is copied, and gets what is given here.
+
+    :param image_id: its ID; ``None`` for a random one
+    :param created: when it was created; ``None`` for now
+    :param force: create it even if podman, which keeps layers beside the store, cannot read it
     """
     check_type(force, bool, "force")
     image_id = secrets.token_hex(32) if image_id is None else image_id
@@ -95,7 +98,7 @@ def create(
     record = edited.finish()
 
     def merged(below: Record) -> Record:
-        # As containers/storage does it: flags, and a layer that is not given, stay behind.
+        # As in containers/storage, flags are not copied, nor is a top layer.
         edited = RecordDraft(below)
         _set_names(edited, below, (*below.names, *names))
         edited.set("layer", top_layer)
@@ -136,11 +139,11 @@ def _check_unused(draft: Draft, image_id: str) -> None:
 
 
 def check_undamaged(draft: Draft, image_id: str) -> None:
-    """Check that a new image may have an ID.
+    """Check that no damaged record may have the ID of a new image.
 
-    :raises StoreCorruptError: when a damaged record may have it
+    :raises StoreCorruptError: when one may
     """
-    # A new image's directory is cleared first, and this one may hold the damaged record's items.
+    # The directory of a new image is cleared, and this one may hold the damaged record's items.
     if draft.is_damaged(image_id):
         raise StoreCorruptError(
             f"the ID {image_id} belongs to a damaged record, which the store keeps as it is: "
@@ -186,17 +189,17 @@ def _rename(
 
 
 def _set_names(edited: RecordDraft, record: Record, names: Iterable[str]) -> tuple[str, ...]:
-    """Set the names of an image that is changed, and return them without repeats."""
+    """Set the names of an image and add them to its history; return them without repeats."""
     names = tuple(dict.fromkeys(names))
     edited.set("names", names)
-    # Each name in turn moves to the front of the history, so the last one ends up first.
+    # Each name in turn moves to the front of the history, so the last name ends up first.
     history = dict.fromkeys((*reversed(names), *record.image.names_history))
     edited.set("names-history", tuple(history))
     return names
 
 
 def _find(draft: Draft, ref: str) -> Record:
-    """Return the record of an image that is to be changed."""
+    """Return the record of an image to change: of its copy, if an additional store has it."""
     record = draft.find(ref)
     return draft.record_to_copy(record.id) or record
 
@@ -204,7 +207,7 @@ def _find(draft: Draft, ref: str) -> Record:
 def _without_moved_names(draft: Draft, image_id: str, names: Iterable[str]) -> Iterator[Record]:
     """Return the records of the names' previous owners, without these names.
 
-    An image of an additional store stays as it is: its name is hidden.
+    An image of an additional store keeps its record: the name there is hidden by the new one.
     """
     previous_owners: dict[str, set[str]] = {}
     for name in names:
@@ -236,7 +239,7 @@ def set_metadata(ref: str, metadata: str) -> Mutation:
 
 
 def set_flag(ref: str, flag: str, value: object) -> Mutation:
-    """Set a flag; the others keep their spelling."""
+    """Set a flag. Other flags keep their spelling."""
     check_text(flag, "a flag's name")
     encoded = gojson.value(value)
     return _edit(ref, lambda edited, _: edited.set_entry("flags", flag, encoded))
@@ -249,7 +252,7 @@ def clear_flag(ref: str, flag: str) -> Mutation:
 
 
 def set_big_data(ref: str, key: str, content: Content) -> Mutation:
-    """Give the image an item, new or in place of the one that it has."""
+    """Add an item to the image, or replace the one with this key."""
     _check_ref(ref)
     check_key(key)
 
@@ -266,7 +269,7 @@ def set_big_data(ref: str, key: str, content: Content) -> Mutation:
 
 
 def note_big_data(image_id: str, key: str, found: Described) -> Mutation:
-    """Record the size and digest that an item was found to have, where they are not recorded."""
+    """Record the size and digest that an item was found to have, where none are recorded."""
 
     def edit(edited: RecordDraft, record: Record) -> None:
         image = record.image
@@ -306,7 +309,8 @@ def wipe() -> Mutation:
 def adopt(
     image_id: str, contents: Mapping[str, Described], names: Iterable[str], created: datetime
 ) -> Mutation:
-    """Create a record for an image directory without one, with the names that no image has."""
+    """Create a record for an image directory without one, with those names that no image has."""
+    names = check_names(names)
     edited = RecordDraft()
     edited.set("id", check_id(image_id))
     edited.set("created", gojson.time(created))
@@ -315,15 +319,14 @@ def adopt(
 
     def plan(draft: Draft) -> Plan:
         _check_unused(draft, image_id)
-        free = (name for name in check_names(names) if draft.owner_of(name) is None)
-        edited.set("names", tuple(free))
+        edited.set("names", tuple(name for name in names if draft.owner_of(name) is None))
         return Plan(image_id, adopted=edited.finish())
 
     return Mutation(plan)
 
 
 def describe_big_data(image_id: str, key: str, found: Described) -> Mutation:
-    """Replace the recorded size and digest of an item, and list it if it is not listed."""
+    """Replace the recorded size and digest of an item, and list the item if it is not listed."""
 
     def edit(edited: RecordDraft, record: Record) -> None:
         if key not in record.image.big_data_names:
@@ -339,7 +342,7 @@ def clear_big_data_digest(image_id: str, key: str) -> Mutation:
 
 
 def reset_digest(image_id: str) -> Mutation:
-    """Replace an image's digest with that of its first manifest, or with none."""
+    """Replace an image's digest with that of its first manifest, if it has one."""
     return _edit(image_id, lambda edited, _: edited.set("digest", ""))
 
 
@@ -349,7 +352,7 @@ def set_top_layer(image_id: str, layer: str) -> Mutation:
 
 
 def set_mapped_layers(image_id: str, layers: Sequence[str]) -> Mutation:
-    """Record the copies of its top layer that an image has for other users."""
+    """Record the versions of an image's top layer for other ID mappings."""
     return _edit(image_id, lambda edited, _: edited.set("mapped-layers", tuple(layers)))
 
 
@@ -365,10 +368,10 @@ def drop_big_data(image_id: str, key: str) -> Mutation:
 def replace(
     record: Record, contents: Mapping[str, Content] | None, *, force: bool = False
 ) -> Mutation:
-    """Put an image of another store in the place of the one with its ID. Its names move to it.
+    """Copy an image of another store, in place of one with its ID. Its names move to the copy.
 
     :param contents: its items; ``None`` to keep the present ones, which must be the same
-    :param force: do it even if podman, which keeps layers beside the store, cannot read it
+    :param force: copy it even if podman, which keeps layers beside the store, cannot read it
     """
     record = record.as_own()
 
@@ -399,7 +402,7 @@ def replace(
 
 
 def has_same_items(one: Image, other: Image) -> bool:
-    """Return whether two images have the same items according to their records."""
+    """Return whether the records of two images say that their items are the same."""
     return (
         one.big_data_names == other.big_data_names
         and one.big_data_sizes == other.big_data_sizes

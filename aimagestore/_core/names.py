@@ -35,7 +35,11 @@ def check_text(text: object, what: str) -> str:
 
 
 def check_names(names: object) -> tuple[str, ...]:
-    """Check names, and return them in their order without repeats."""
+    """Check names, and return them in their order without repeats.
+
+    :raises TypeError: they are not an iterable of ``str``
+    :raises ValueError: one of them has lone surrogates
+    """
     if isinstance(names, str | bytes) or not isinstance(names, Iterable):
         raise TypeError(f"names must be an iterable of str, not {type(names).__name__}")
     return tuple(dict.fromkeys(check_text(name, "a name") for name in names))
@@ -70,6 +74,7 @@ def check_type(value: object, kind: type, name: str) -> None:
 def check_id(image_id: object) -> str:
     """Check an ID, and return it.
 
+    :raises TypeError: the ID is not a ``str``
     :raises InvalidIDError: the ID cannot be the name of an image's directory
     """
     if not isinstance(image_id, str):
@@ -87,6 +92,7 @@ def check_id(image_id: object) -> str:
 def check_key(key: object) -> str:
     """Check a key, and return it.
 
+    :raises TypeError: the key is not a ``str``
     :raises InvalidBigDataNameError: the key cannot be the name of a file
     """
     if not isinstance(key, str):
@@ -110,7 +116,7 @@ def check_key(key: object) -> str:
 
 
 def is_key(key: str) -> bool:
-    """Return whether the key can be the name of a file."""
+    """Return whether an item can have this key."""
     try:
         check_key(key)
     except InvalidBigDataNameError:
@@ -121,8 +127,8 @@ def is_key(key: str) -> bool:
 def big_data_file(key: str) -> str:
     """Return the name of an item's file (upstream: ``makeBigDataBaseName``).
 
-    Upstream overlooks a character that needs encoding at the very end of the key. This does the
-    same, because it would not find files that podman wrote otherwise.
+    Upstream overlooks a character that needs encoding at the very end of the key. The same is done
+    here, to find the files that podman wrote.
     """
     if _PLAIN_KEY.fullmatch(key[:-1]):
         return key
@@ -130,7 +136,7 @@ def big_data_file(key: str) -> str:
 
 
 def big_data_key(name: str) -> str | None:
-    """Return the key that has this file name, or ``None``."""
+    """Return the key whose item has a file of this name; ``None`` if there is none."""
     key = name
     try:
         if name.startswith("=") and len(name) > 1:
@@ -141,5 +147,5 @@ def big_data_key(name: str) -> str | None:
 
 
 def is_big_data_file(name: str) -> bool:
-    """Return whether a key has this file name."""
+    """Return whether a file of an item can have this name."""
     return big_data_key(name) is not None

@@ -1,8 +1,8 @@
 """What podman cannot read of an image: one such image makes ``podman images`` fail for all.
 
-The rules are those of podman 4.3, 5.4 and 5.8, which agree on all of them but three. Before 5.8 an
-image without names and manifest does no harm, nor does an index without instances and layer. An
-unknown top layer makes 4.3 fail, and later ones list no image at all.
+The rules are those of podman 4.3, 5.4 and 5.8, which differ in three: before 5.8 an image without
+names and manifest does no harm, nor does an index without instances and layer; with an unknown top
+layer 4.3 fails, while later versions list no image at all.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .image import Image
 from .references import is_reference
 
 ReadItem = Callable[[str], bytes | None]
-"""Returns the content of an item whether its record lists it or not; ``None`` if it has none."""
+"""Returns the content of an item, listed by the image's record or not; ``None`` without any."""
 
 INSTANCES = "instances.json"
 """The item that makes an image index one of podman's manifest lists."""
 
 NO_INSTANCES = b"{}"
-"""Its content where podman has recorded nothing about the instances."""
+"""The content of that item where podman has recorded nothing about the instances."""
 
 _ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
@@ -42,18 +42,18 @@ _DOCKER_TYPES = frozenset(
         *(_DOCKER + "image.rootfs.foreign.diff.tar" + form for form in ("", ".gzip")),
     }
 )
-"""Of which some podman takes a Docker manifest and its layers to be."""
+"""The media types that some version of podman accepts for a Docker manifest and its layers."""
 
 _TYPES = frozenset({_OCI_INDEX, _OCI_MANIFEST, _DOCKER_LIST, _DOCKER_MANIFEST})
 _INDEXES = frozenset({_OCI_INDEX, _DOCKER_LIST})
 
 
 class Part(NamedTuple):
-    """A part of a record that podman cannot read, and an item if it is about one.
+    """A part of an image that podman cannot read.
 
     :ivar field: ``id``, ``name``, ``metadata``, ``manifest``, ``config``, ``instances``,
         ``layer`` or ``mapped-layers``
-    :ivar key: the item
+    :ivar key: the key of the item that the part is in; ``""`` if it is in the record
     :ivar problem: what is wrong with it
     """
 
@@ -67,10 +67,10 @@ def unreadable_parts(
 ) -> Iterator[Part]:
     """Iterate over what podman cannot read of an image.
 
-    :param knows_layer: whether there is a layer with this ID
+    :param knows_layer: returns whether podman has a layer with this ID
     """
     if _ID.fullmatch(image.id) is None:
-        yield Part("id", "", f"the ID {image.id!r} is not 64 hex digits")
+        yield Part("id", "", f"the ID {image.id!r} is not 64 lower-case hex digits")
     for name in image.names:
         if not is_reference(name):
             yield Part("name", "", f"the name {name!r} is no reference")
@@ -102,7 +102,7 @@ def _is_metadata(text: str) -> bool:
     return True
 
 
-# The types of Go that podman decodes into, each with the fields that any version has.
+# The types of Go that podman decodes into, each with the fields that it has in any version.
 
 _PLATFORM = {
     "architecture": go.text,
@@ -170,7 +170,7 @@ _ESSENTIAL_FIELDS = {
     _DOCKER_LIST: {"manifests"},
     "": {"fsLayers", "history"},
 }
-"""What may be in a manifest of the essential fields; others make it ambiguous."""
+"""The essential fields that a manifest of each type may have; another one makes it ambiguous."""
 
 _set = go.mapping(go.struct())
 _words = go.either(go.array(go.text), go.text)
@@ -257,7 +257,8 @@ _oci_image = go.struct_of(
 class Manifest(NamedTuple):
     """A manifest as podman decodes it.
 
-    :ivar kind: the media type that it is taken for; ``""`` for Docker's schema 1
+    :ivar kind: its media type, as podman finds it; ``""`` for Docker's schema 1
+    :ivar fields: its fields; one without a value is missing
     """
 
     kind: str
@@ -265,7 +266,7 @@ class Manifest(NamedTuple):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The descriptor of its config."""
+        """The descriptor of its config; empty without one."""
         return self.fields.get("config") or {}
 
     @property
@@ -277,7 +278,7 @@ class Manifest(NamedTuple):
 def read_manifest(text: bytes) -> Manifest:
     """Decode a manifest.
 
-    :raises ValueError: podman does not
+    :raises ValueError: when podman cannot decode it
     """
     value = go.parse(text)
     kind = _kind_of(value)
@@ -287,7 +288,7 @@ def read_manifest(text: bytes) -> Manifest:
         raise ValueError(f"it has the unsupported schema version {version}")
     others = (go.convert(value, _essential) or {}).keys() - _ESSENTIAL_FIELDS[kind]
     if others:
-        raise ValueError(f"it has what only others have: {', '.join(sorted(others))}")
+        raise ValueError(f"it has fields of other manifests: {', '.join(sorted(others))}")
     return Manifest(kind, fields)
 
 
@@ -341,9 +342,9 @@ def _unreadable_instances(read: ReadItem) -> Iterator[Part]:
 
 
 def diff_ids(read: ReadItem) -> list[str]:
-    """Return the digests of an image's layers, the lowest first, where podman can read the image.
+    """Return the digests of an image's layers, uncompressed, the lowest first.
 
-    An index has none.
+    Empty for an index, for Docker's schema 1, and where podman cannot read the image.
     """
     if any(unreadable_items(read)):
         return []
@@ -355,7 +356,7 @@ def diff_ids(read: ReadItem) -> list[str]:
 
 
 def is_podman_image(manifest: bytes) -> bool:
-    """Return whether podman takes a manifest for that of an image or of several."""
+    """Return whether podman takes a manifest for that of an image, or for an image index."""
     try:
         return not _problem_of(read_manifest(manifest))
     except ValueError:
@@ -390,21 +391,21 @@ _layer_of_schema1 = go.struct(
 def _problem_of_schema1(fields: dict[str, Any]) -> str:
     texts = [each and each.get("v1Compatibility", "") for each in fields.get("history") or ()]
     if not texts or len(texts) != len(fields.get("fsLayers") or ()):
-        return "its manifest has not as many layers as it has history"
+        return "its manifest has not as many layers as entries of history"
     try:
         layers = [go.decode((text or "").encode(), _layer_of_schema1) or {} for text in texts]
         go.decode((texts[0] or "").encode(), _docker_image)
     except ValueError as error:
         return f"its history cannot be read: {error}"
-    # From the top to the base; the same layer may come several times in a row.
+    # From the top to the base. A layer may come several times in a row: the last entry counts.
     ids = [layer.get("id", "") for layer in layers]
-    lowest = [index for index, each in enumerate(ids) if ids[index + 1 : index + 2] != [each]]
-    rows = [layers[index] for index in lowest]
-    parents = [layer.get("parent", "") for layer in rows]
-    if not all(_ID.fullmatch(each) for each in ids) or len(rows) != len(set(ids)):
-        return "its history has layers whose IDs are no IDs, or come again"
-    if parents != [*(layer["id"] for layer in rows[1:]), ""]:
-        return "its history has a layer that is not on the one below it"
+    last = [index for index, each in enumerate(ids) if ids[index + 1 : index + 2] != [each]]
+    chain = [layers[index] for index in last]
+    parents = [layer.get("parent", "") for layer in chain]
+    if not all(_ID.fullmatch(each) for each in ids) or len(chain) != len(set(ids)):
+        return "its history has a layer with an invalid ID, or the same layer twice"
+    if parents != [*(layer["id"] for layer in chain[1:]), ""]:
+        return "its history has a layer whose parent is not the layer below it"
     return ""
 
 

@@ -52,8 +52,8 @@ class PodmanSnapshot:
     def size_of(self, ref: str) -> int | None:
         """Return the size that ``podman images`` shows: of all layers and items, in bytes.
 
-        ``None`` when a layer of the image is missing, or has no recorded size: podman measures the
-        files of a layer then.
+        ``None`` when a layer of the image is missing, or has no recorded size: podman then measures
+        the layer's files.
 
         :raises ImageUnknownError: when there is no such image
         """
@@ -62,7 +62,7 @@ class PodmanSnapshot:
         return None if layers_size is None else layers_size + image.size
 
     def images_with(self, layer_id: str) -> tuple[str, ...]:
-        """Return the IDs of the images that have a layer, in the order of images.json.
+        """Return the IDs of the images that have this layer, in the order of images.json.
 
         The first call decodes all images, which takes about a second for 100,000 of them.
         """

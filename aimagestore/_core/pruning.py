@@ -1,4 +1,4 @@
-"""Which images a policy prunes, and why it keeps each of the others. Pure."""
+"""Which images a policy prunes, and why it keeps each of the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEEP_FLAG: Final = "aimagestore.keep"
 
 _RESULT = "_aimagestore_prune_result"
 
-_NONE: Final[Mapping[str, Sequence[str]]] = MappingProxyType({})
+_NO_REPOSITORIES: Final[Mapping[str, Sequence[str]]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class PrunePolicy:
     :ivar keep_names: keep images with a name that one of these patterns matches, as
         :func:`fnmatch.fnmatchcase` has them
     :ivar keep_flag: keep images with this flag, whatever its value; ``None`` for no flag
-    :ivar filter: prune only images for which this returns true. It is called in a worker thread
+    :ivar filter: prune only images for which this returns true; called in a worker thread
     :raises ValueError: when ``older_than`` is negative, or ``keep_last`` is not positive
     """
 
@@ -76,11 +76,11 @@ class PrunePolicy:
 
 @dataclass(frozen=True, slots=True)
 class PruneResult:
-    """What :meth:`ImageStore.prune` has deleted, or would delete.
+    """What :meth:`ImageStore.prune` has deleted, or would delete with ``dry_run``.
 
     :ivar images: the deleted images, as they were
     :ivar freed: how many bytes that freed, as :class:`Usage` counts them. On a cluster a garbage
-        collection frees them, when the grace period has passed
+        collection frees them, after the grace period
     :ivar kept: why each other image was kept, by ID
     """
 
@@ -90,9 +90,10 @@ class PruneResult:
 
     @staticmethod
     def of(error: BaseException) -> PruneResult | None:
-        """Return what was pruned before an exception ended it; ``None`` if it ended no pruning.
+        """Return what :meth:`ImageStore.prune` had done when it raised this exception.
 
-        That of a cancelled pruning is caught inside of the cancel scope, and raised again::
+        ``None`` for an exception that is not from there. A cancellation has to be caught inside
+        the cancel scope, and raised again::
 
             try:
                 await store.prune(policy)
@@ -116,18 +117,17 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An image that is to be pruned.
 
     :ivar image: the image as it was judged
-    :ivar newer: for each repository of its, the newer images that it is not kept beside
+    :ivar newer: the IDs of the newer images that are kept instead, by repository
     """
 
     image: Image
     newer: Mapping[str, Sequence[str]]
 
     def mutation(self) -> Mutation:
-        """Delete the image, if it and the newer ones of its repositories are as they were.
+        """Return a mutation that deletes the image, if it is as it was judged.
 
-        Otherwise it changes nothing.
-
-        :raises ImageUnknownError: when the image was deleted meanwhile
+        If it was changed, or a newer image has left its repository, the mutation changes nothing.
+        If it was deleted, the mutation raises :exc:`ImageUnknownError`.
         """
         others = tuple(image_id for ids in self.newer.values() for image_id in ids)
         return Mutation(self._plan, (self.image.id, *others))
@@ -174,7 +174,7 @@ def plan_prune(
     """Judge all images of a store.
 
     :param now: an aware datetime
-    :param containers: the containers that use an image, by its ID
+    :param containers: the names or IDs of the containers that use an image, by its ID
     :param instances: the IDs of image indexes, by the digests of the images that they name
     """
     newest = {} if policy.keep_last is None else _newest(images, policy.keep_last)
@@ -193,18 +193,18 @@ def plan_prune(
         else:
             repositories = {repository_of(name) for name in image.names}
             newer = {name: newest[name] for name in sorted(repositories) if name in newest}
-            candidates.append(Candidate(image, newer or _NONE))
+            candidates.append(Candidate(image, newer or _NO_REPOSITORIES))
     return PrunePlan(candidates, kept)
 
 
 def _newest(images: Iterable[Image], number: int) -> dict[str, list[str]]:
-    """Return the IDs of the newest images of each repository."""
+    """Return the IDs of this number of newest images of each repository."""
     dated: defaultdict[str, list[tuple[datetime, str]]] = defaultdict(list)
     for image in images:
         if image.created is not None:
             for repository in {repository_of(name) for name in image.names}:
                 dated[repository].append((image.created, image.id))
-    # Of images of one time the later one in images.json counts as newer.
+    # Of images created at one time, the later one in images.json counts as newer.
     return {
         repository: [image_id for _, image_id in sorted(each, key=lambda e: e[0])[-number:]]
         for repository, each in dated.items()
@@ -228,7 +228,7 @@ def _reason_for_any_policy(
 
 
 def used_by(containers: Sequence[str]) -> str:
-    """Why an image is kept that containers use."""
+    """Return the reason to keep an image that containers use."""
     return f"containers use it: {', '.join(containers)}"
 
 

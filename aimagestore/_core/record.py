@@ -1,4 +1,4 @@
-"""A record: one element of images.json, as the bytes that were written and what they mean."""
+"""A record: one element of images.json, with its spelling."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _KnownFields(Fields, forbid_unknown_fields=True, rename="kebab"):
 
 
 class _ImageFields(Fields, rename="kebab"):
-    """The same fields, with the flags as they are spelled: decoding rounds large numbers."""
+    """The same fields, with the spelling of flags, because decoding rounds large numbers."""
 
     flags: dict[str, Raw] | None = None
 
@@ -78,10 +78,10 @@ _decode_members: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 RawJSON = Raw | bytes
 
 NO_BLOCK: Final = -1
-"""The ``block_id`` of a record that is in no block."""
+"""The ``block_id`` of a record that is not in a block."""
 
 MAX_DEPTH: Final = 9_999 if sys.version_info >= (3, 12) else 500
-"""Levels of a record that can be read; one that nests deeper is damaged.
+"""The levels to which a record may nest; one that nests deeper is damaged.
 
 Go reads 10,000 levels, of which one is the array around the records. Before Python 3.12, the
 decoder's recursion limit is the interpreter's, shared with the callers.
@@ -91,7 +91,7 @@ _NO_FLAGS: Final[Mapping[str, bytes]] = MappingProxyType({})
 
 
 class Record(msgspec.Struct, gc=False, eq=False):
-    """One image's record: its bytes, and what it is found by. Immutable.
+    """One image's record: its spelling, and what it is found by. Immutable.
 
     The garbage collector ignores records: they are in no reference cycles, and traversing a large
     index would block every thread.
@@ -123,9 +123,9 @@ class Record(msgspec.Struct, gc=False, eq=False):
         return sum((_decode_sizes(self.raw).big_data_sizes or {}).values())
 
     def keys_with_digest(self, digest: str, size: int | None) -> Iterator[str]:
-        """Iterate over the items with a digest, found without decoding the image.
+        """Iterate over the keys of the items with a digest, found without decoding the image.
 
-        :param size: their size as well; ``None`` for any
+        :param size: their recorded size in bytes; ``None`` for any
         """
         if digest.encode() not in bytes(self.raw):
             return
@@ -185,7 +185,7 @@ def read(raw: RawJSON, block_id: int = NO_BLOCK) -> Record | None:
 def read_image(raw: RawJSON) -> Image | None:
     """Read an element of images.json as an image; ``None`` when it is damaged.
 
-    A usual record is decoded once only, which :func:`read` and then ``image`` do twice.
+    Faster than :func:`read` and then ``image``, which decode the element twice.
     """
     try:
         fields: _ImageFields = _decode_known_image(raw)
@@ -211,11 +211,12 @@ def _read_unusual(raw: bytes) -> Fields | None:
 
 
 def _members(raw: RawJSON) -> dict[str, RawJSON]:
-    """Return the members of an object as they are spelled, in their order."""
+    """Return the members of an object, with their spelling, in their order."""
     return {} if bytes(raw) == b"null" else dict(_decode_members(raw))
 
 
 def _shadows_known_field(name: str) -> bool:
+    """Return whether Go takes this name for another spelling of a known field."""
     return name not in _ORDER and fold(name) in _ORDER
 
 
@@ -243,7 +244,7 @@ def _image(
     read_only: bool = False,
 ) -> Image:
     flags = fields.flags or {}
-    # The decoder makes a new string of each, and most occur in a record three times.
+    # The decoder makes a new string each time, and most of them occur in a record three times.
     share = {text: text for text in (*names, *found_by)}.setdefault
     digest = fields.digest or next(iter(found_by), "")
     keys = [share(key, key) for key in fields.big_data_names or ()]
@@ -267,19 +268,23 @@ def _image(
     )
 
 
-# The fields that decide how a record is found, besides its names.
-_FOUND_BY: Final = frozenset({"id", "digest", "big-data-names", "big-data-digests"})
+# The fields that decide by which digests a record is found.
+_DIGEST_FIELDS: Final = frozenset({"digest", "big-data-names", "big-data-digests"})
 
 
 class RecordDraft:
-    """A record that is being changed: fields that are not set keep their spelling."""
+    """A record that is being changed or made. Fields that are not set keep their spelling.
+
+    :param record: the record to change, whose ID stays; ``None`` for a new one
+    """
 
     def __init__(self, record: Record | None = None) -> None:
         self._record = record
         self._members: dict[str, RawJSON] = {} if record is None else _members(record.raw)
         self._names = () if record is None else record.names
-        self._is_found_alike = record is not None
-        # The writer of the record put its fields in order; a new field has to be put in its place.
+        # A record that keeps its ID and its digests need not be read again.
+        self._keeps_digests = record is not None
+        # Usually the fields are in order, until one is added.
         self._is_ordered = record is not None and _is_ordered(tuple(self._members))
         if record is not None and record.digests and not self._has_digest():
             # The digest of an image stays when its manifests change.
@@ -289,8 +294,8 @@ class RecordDraft:
         return bytes(self._members.get("digest", b"null")) not in {b"null", b'""'}
 
     def set(self, field: str, value: str | tuple[str, ...]) -> None:
-        """Set a field. An empty value is left out, as Go leaves it out."""
-        self._is_found_alike &= field not in _FOUND_BY
+        """Set a field. An empty value removes it, because Go leaves empty fields out."""
+        self._keeps_digests &= field not in _DIGEST_FIELDS
         if field == "names":
             self._names = tuple(value)
         self._is_ordered &= field in self._members
@@ -307,7 +312,7 @@ class RecordDraft:
 
     def set_entries(self, field: str, changes: Mapping[str, bytes | None]) -> None:
         """Set entries of a map, or remove those that are ``None``."""
-        self._is_found_alike &= field not in _FOUND_BY
+        self._keeps_digests &= field not in _DIGEST_FIELDS
         self._is_ordered &= field in self._members
         entries: dict[str, RawJSON | None] = {**_members(self._members.get(field, b"null"))}
         entries |= changes
@@ -326,7 +331,7 @@ class RecordDraft:
             self._members = known | self._members
         raw = _join_members(self._members)
         old = self._record
-        if old is not None and self._is_found_alike:
+        if old is not None and self._keeps_digests:
             return Record(raw, old.block_id, old.id, self._names, old.digests)
         record = read(raw, NO_BLOCK if old is None else old.block_id)
         assert record is not None, "every value in a draft was checked"
@@ -357,7 +362,7 @@ def _join_members(members: Mapping[str, RawJSON]) -> bytes:
 
 
 def without_names(record: Record, lost: Collection[str]) -> Record:
-    """Return the record without some of its names; they stay in its history."""
+    """Return the record without these names; they stay in its history."""
     draft = RecordDraft(record)
     draft.set("names", tuple(name for name in record.names if name not in lost))
     return draft.finish()
@@ -379,7 +384,7 @@ _decode_text: Final = msgspec.json.Decoder(str).decode
 
 
 def ids_in(element: bytes) -> frozenset[str]:
-    """Return the IDs that a damaged element may be the record of: all that it calls an ID."""
+    """Return the IDs that a damaged element may be the record of: all texts called ``id`` in it."""
     found: set[str] = set()
     for match in _STRINGS.finditer(element):
         with suppress(ValueError):

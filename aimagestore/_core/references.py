@@ -33,7 +33,7 @@ def full_name(name: str, registry: str = _LOCALHOST) -> str | None:
 
     :param registry: the registry of a name that has none
     """
-    # A longer one is no name, and takes long to match.
+    # A longer text is no name, and would take long to match.
     found = _REFERENCE.fullmatch(name) if len(name) <= 4 * _LONGEST else None
     if found is None or (found["digest"] and not is_digest(found["digest"])):
         return None

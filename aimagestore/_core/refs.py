@@ -10,7 +10,7 @@ _ID_PREFIX = CANONICAL + ":"
 def id_in_ref(ref: str) -> str | None:
     """Return the ID in ``sha256:<id>``, as ``podman images --no-trunc`` prints it, or ``None``.
 
-    As in podman, the ID is a whole one, not a prefix.
+    As in podman, it must be a whole ID, not a prefix.
     """
     return ref.removeprefix(_ID_PREFIX) if ref.startswith(_ID_PREFIX) else None
 

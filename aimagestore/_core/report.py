@@ -166,12 +166,12 @@ FindingKind.__doc__ = "\n".join(
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding of a check, or one thing that a repair did.
+    """One finding of a check, or one thing that a repair or a garbage collection did.
 
     :ivar kind: the kind of damage or garbage
     :ivar id: the image's ID, or ``""``
     :ivar key: the item's key, or ``""``
-    :ivar path: the file or directory
+    :ivar path: the file or directory, or ``""``
     :ivar detail: more about it, for people
     """
 

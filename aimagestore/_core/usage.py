@@ -14,7 +14,7 @@ from .image import PlainMeta
 class ImageUsage(msgspec.Struct, metaclass=PlainMeta, frozen=True, gc=False):
     """What one image takes, in bytes.
 
-    :ivar size: all that is stored for it, with shared content
+    :ivar size: all that is stored for it, shared content included
     :ivar unique_size: the part that only this image has; deleting the image frees it
     :ivar shared_size: the part that other images have as well
     :ivar layers_size: the recorded size of its layers, which podman keeps beside the store; a
@@ -53,12 +53,12 @@ class Usage:
 class StoredContent:
     """What is stored for each image, as an engine has found it.
 
-    A piece of content is known by a number: Python's garbage collector has nothing to look at in
-    dictionaries of numbers, which may be very many.
+    Pieces of content are numbered, because there may be very many, and Python's garbage collector
+    skips dictionaries of numbers.
 
-    :ivar images: the pieces of content of each image, and the size of each in bytes
+    :ivar images: for each image, the pieces of its content and their sizes in bytes
     :ivar total: what the whole store takes in bytes
-    :ivar outside: pieces that something outside of the store has, too: no deletion here frees them
+    :ivar outside: pieces that something outside the store has, too: no deletion here frees them
     """
 
     images: Mapping[str, Mapping[int, int]]
@@ -67,7 +67,7 @@ class StoredContent:
 
     @cached_property
     def owners(self) -> Mapping[int, int]:
-        """How many images have each piece; what is outside of the store counts as one more."""
+        """The number of images that have a piece; something outside counts as one more."""
         owners: dict[int, int] = {}
         for pieces in self.images.values():
             for piece in pieces:
@@ -79,7 +79,11 @@ class StoredContent:
         layers_sizes: Mapping[str, int | None],
         containers: Mapping[str, tuple[str, ...]],
     ) -> Usage:
-        """Return what each image takes, and all of them."""
+        """Return what each image takes, and all of them.
+
+        :param layers_sizes: the sizes of images' layers in bytes, by the images' IDs
+        :param containers: the names or IDs of the containers that use an image, by its ID
+        """
         images = {}
         deletion = Deletion(self)
         for image_id, pieces in self.images.items():
@@ -95,9 +99,9 @@ class StoredContent:
 
 
 class Deletion:
-    """Counts what deleting one image after the other frees.
+    """Counts what deleting one image after another frees.
 
-    :ivar freed: how many bytes that is so far
+    :ivar freed: the number of bytes so far
     """
 
     def __init__(self, content: StoredContent) -> None:
@@ -106,7 +110,7 @@ class Deletion:
         self._owners = dict(content.owners)
 
     def add(self, image_id: str) -> None:
-        """Count one image more."""
+        """Count one more image as deleted."""
         for piece, size in self._images.get(image_id, {}).items():
             self._owners[piece] -= 1
             if not self._owners[piece]:

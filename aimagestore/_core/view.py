@@ -1,4 +1,4 @@
-"""Lookups of records and images, the same for everything that can be looked up in."""
+"""Lookups of records and images, the same in catalogs, drafts and databases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 CANDIDATES_MAX = 100
-"""The number of IDs that an error lists, of those that a prefix fits."""
+"""The most IDs that an :exc:`AmbiguousImageError` lists."""
 
 
 class View:
@@ -46,7 +46,7 @@ class View:
     def ids_with_prefix(self, prefix: str, limit: int) -> Sequence[str]:
         """Return the first IDs that begin with the prefix, sorted; none for the empty prefix.
 
-        :param limit: the number of IDs at most: a prefix may fit all IDs of a large store
+        :param limit: the most IDs to return, because a short prefix fits many
         """
         raise NotImplementedError
 
@@ -148,9 +148,10 @@ class View:
     def exists(self, ref: str) -> bool:
         """Return whether the ref stands for exactly one image (upstream: ``Exists``)."""
         try:
-            return bool(self.find(ref))
+            self.find(ref)
         except ImageUnknownError:
             return False
+        return True
 
     def __contains__(self, ref: object) -> bool:
         return isinstance(ref, str) and self.exists(ref)
@@ -165,13 +166,14 @@ class View:
         return tuple(self)
 
     def freeze(self) -> Catalog:
-        """Return a catalog of everything that can be looked up here, as it is now."""
+        """Return a catalog of all records, as they are now."""
         raise NotImplementedError
 
 
 def resolve_prefix(ref: str, candidates: Sequence[str]) -> str | None:
     """Return the only ID that begins with the ref, or ``None`` when none does.
 
+    :param candidates: the IDs that begin with it, one more than ``CANDIDATES_MAX`` at most
     :raises AmbiguousImageError: several IDs begin with it
     """
     if len(candidates) > 1:
@@ -191,9 +193,9 @@ def unknown(ref: str) -> ImageUnknownError:
 
 
 def without_hidden_names(view: View, record: Record) -> Record:
-    """Return a record without the names that stand for other images.
+    """Return a record without the names by which the view finds another image.
 
-    Only an image of an additional store has such names.
+    Only an image of an additional store can have such names.
     """
     lost = {name for name in record.names if view.owner_of(name) != record.id}
     return without_names(record, lost) if lost else record
