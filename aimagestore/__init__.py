@@ -10,7 +10,7 @@ in, beside these programs, at the same time::
             manifest = await reader.read()
 
 Every change is durable when its call returns. Every call may be cancelled, by anyio, trio or
-asyncio itself; its documentation says what that leaves behind.
+asyncio itself; its documentation says what a cancelled call leaves behind.
 
 =========================== =====================================================================
 :class:`ImageStore`         the store: reads, changes, big data, ``stage``, ``transaction``,
@@ -22,16 +22,16 @@ asyncio itself; its documentation says what that leaves behind.
 :class:`Transaction`        several changes in one commit
 :class:`BigDataReader`      an open item, to be read in pieces
 :class:`StagedItem`         data in the store that belongs to no image yet
-:class:`Watch`              the changes of a store: one :class:`ChangeEvent` after another
-:func:`check`               finds damage and garbage in a store: a :class:`Report`
+:class:`Watch`              the changes of a store, each a :class:`ChangeEvent`
+:func:`check`               finds damage and garbage in a store, and returns a :class:`Report`
 :func:`repair`              repairs what a check has found
-:class:`Usage`              what a store takes, and each image: an :class:`ImageUsage`
-:class:`PrunePolicy`        which images pruning keeps; it gives a :class:`PruneResult`
+:class:`Usage`              the space that a store takes; of each image, an :class:`ImageUsage`
+:class:`PrunePolicy`        which images pruning keeps; a :class:`PruneResult` is what it did
 :func:`copy_images`         copies images from one store into another
 :mod:`aimagestore.oci`      imports and exports OCI image layouts
 :mod:`aimagestore.cluster`  stores on PostgreSQL and S3
 :mod:`aimagestore.podman`   finds podman's own store
-:exc:`ImageStoreError`      the base of all errors, with what they are about as attributes
+:exc:`ImageStoreError`      the base class of all errors; what they are about is in attributes
 =========================== =====================================================================
 
 The command line ``aimagestore`` comes with the extra ``cli``. The logger ``aimagestore`` reports

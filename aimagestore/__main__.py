@@ -10,7 +10,7 @@ _NEEDED = frozenset({"rich", "typer"})
 def main() -> None:
     """Run the command line.
 
-    :raises SystemExit: with what is documented as the exit code
+    :raises SystemExit: with the exit code that the page on the command line documents
     """
     try:
         from ._cli.app import run  # noqa: PLC0415 - the library itself does without the extra

@@ -1,8 +1,8 @@
 """Every error of this library, under one base class.
 
-The message is for people; what the error is about is also there as attributes, ``None`` where it
-does not apply. Failures of the operating system (:class:`OSError`: full disk, I/O error, no
-permission) are not wrapped: they pass through with the path they are about.
+The message is for people, the attributes are for programs. Failures of the operating system
+(:class:`OSError`: full disk, I/O error, no permission) are not wrapped: they pass through with the
+path they are about.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 class ImageStoreError(Exception):
     """Base class of the errors that this library raises.
 
-    :ivar ref: the reference (ID, name or ID prefix) that the caller gave
+    Each attribute is ``None`` where it does not apply.
+
+    :ivar ref: the ref that the caller gave
     :ivar id: the ID of the image
     :ivar name: the name of the image
     :ivar key: the key of the big-data item
-    :ivar path: the file that it is about
+    :ivar path: the file or directory
     :ivar expected: the digest or size that was asked for or recorded
     :ivar actual: the digest or size that was found
     """
@@ -45,17 +47,16 @@ class ImageUnknownError(ImageStoreError, KeyError):
 
 
 class AmbiguousImageError(ImageUnknownError):
-    """The ref fits several images.
+    """The ref stands for several images.
 
-    :ivar candidates: what tells them apart: IDs, the first 100 at most, or the names or platforms
-        of a layout's images
+    :ivar candidates: the choices: up to 100 IDs, or the names or platforms of a layout's images
     """
 
     candidates: tuple[str, ...] = ()
 
 
 class DuplicateIDError(ImageStoreError, ValueError):
-    """An image with this ID is there already (upstream: ``ErrDuplicateID``)."""
+    """An image with this ID exists already (upstream: ``ErrDuplicateID``)."""
 
 
 class DuplicateNameError(ImageStoreError, ValueError):
@@ -89,11 +90,11 @@ class ImageInUseError(ImageStoreError, RuntimeError):
 
 
 class PodmanFailsError(ImageStoreError, ValueError):
-    """podman could not read the image, and keeps layers beside the store.
+    """The store is podman's, and podman could not read the image.
 
     While the store has such an image, ``podman images`` fails, or lists no image at all.
 
-    :ivar problems: what podman cannot read of it
+    :ivar problems: what podman cannot read
     """
 
     problems: tuple[str, ...] = ()
@@ -109,10 +110,10 @@ class GraphRootError(ImageStoreError, ValueError):
 
 
 class StoreConfigurationError(ImageStoreError, ValueError):
-    """podman's configuration cannot be read, or does not say which store is meant.
+    """podman's configuration cannot be read, or does not say which store podman uses.
 
-    :ivar line: the line of the file ``path``, where it is known
-    :ivar stores: the image stores that may be meant, if there are several
+    :ivar line: the line of the file ``path``, if it is known
+    :ivar stores: the image stores to choose from, if there are several
     """
 
     line: int | None = None
@@ -124,7 +125,10 @@ class StoreLostError(_MissingError):
 
 
 class WatchExpiredError(ImageStoreError):
-    """A watch missed changes, because too many were pending. Watch anew, and read all images."""
+    """A watch missed changes, because too many were pending.
+
+    Begin another watch, then read all images.
+    """
 
 
 class StoreReadOnlyError(ImageStoreError, PermissionError):
@@ -132,11 +136,14 @@ class StoreReadOnlyError(ImageStoreError, PermissionError):
 
 
 class StoreClosedError(ImageStoreError, RuntimeError):
-    """The store is not open, or not open in this process."""
+    """The store is not open, or was opened before this process was forked.
+
+    A transaction, reader or watch that has ended raises it, too.
+    """
 
 
 class StoreCorruptError(ImageStoreError):
-    """The store's files cannot be what they are expected to be; nothing was overwritten."""
+    """A file or a record of the store is damaged or missing; nothing was overwritten."""
 
 
 class StoreUnavailableError(ImageStoreError, ConnectionError):
@@ -151,11 +158,11 @@ class StoreUnavailableError(ImageStoreError, ConnectionError):
 
 
 class StoreIdentityError(ImageStoreError):
-    """The database or the bucket of a cluster's store is not the one that belongs there.
+    """A cluster's database or bucket is not the one that belongs to the store.
 
     The message says which: another database uses this prefix of the bucket, the database or the
-    bucket is a copy, or the database went back in time. ``aimagestore cluster adopt`` accepts what
-    is there now as a new store.
+    bucket is a copy, or the database was restored from a backup. ``aimagestore cluster adopt``
+    accepts what is there now as a new store.
 
     :ivar expected: the identity of the database
     :ivar actual: the identity that was found instead
@@ -174,7 +181,7 @@ class InvalidIDError(ImageStoreError, ValueError):
 
 
 class InvalidDigestError(ImageStoreError, ValueError):
-    """Not a digest: ``sha256:``, ``sha384:`` or ``sha512:`` and lower-case hex digits."""
+    """The text is not ``sha256:``, ``sha384:`` or ``sha512:`` with lower-case hex digits."""
 
 
 class InvalidBigDataNameError(ImageStoreError, ValueError):
@@ -190,11 +197,14 @@ class SizeUnknownError(ImageStoreError, KeyError):
 
 
 class DigestUnknownError(ImageStoreError, KeyError):
-    """The digest is not recorded, and the file is missing (upstream: ``ErrDigestUnknown``)."""
+    """No digest is recorded for the item (upstream: ``ErrDigestUnknown``).
+
+    ``big_data_digest`` computes one, and raises this only if the item's file is missing.
+    """
 
 
 class DigestMismatchError(ImageStoreError, ValueError):
-    """The data is not what its digest says."""
+    """The data has another digest than expected or recorded."""
 
 
 class SizeMismatchError(ImageStoreError, ValueError):
@@ -202,13 +212,13 @@ class SizeMismatchError(ImageStoreError, ValueError):
 
 
 class InvalidLayoutError(ImageStoreError, ValueError):
-    """Not an OCI image layout, or one that says what cannot be; see :mod:`aimagestore.oci`."""
+    """The layout cannot be read, or contradicts itself; see :mod:`aimagestore.oci`."""
 
 
 class LockTimeoutError(ImageStoreError, TimeoutError):
     """The store's lock was not free within ``lock_timeout``.
 
-    :ivar holder_pid: the process that holds the lock, where the kernel tells it
+    :ivar holder_pid: the process that holds the lock, if the kernel knows it
     :ivar last_writer_pid: the process that wrote the last-write token
     """
 
