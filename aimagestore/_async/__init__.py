@@ -1,1 +1,1 @@
-"""The async part: who runs when. The only one that imports anyio."""
+"""The async shell: which blocking call runs when, and in which thread."""

@@ -1,4 +1,4 @@
-"""The group committer: mutations queue, and one commit makes all that are pending."""
+"""The group committer: mutations queue, and one commit makes all that are queued."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from .threads import Threads
 
 
 class _Batch:
-    """The mutations that are pending together.
+    """The mutations that one commit makes.
 
-    :ivar decided: set in the event loop when each of them is committed or has failed
+    :ivar decided: set in the event loop when the outcome of each is known
+    :ivar pending: the mutations, in order
     """
 
     __slots__ = ("decided", "pending")
@@ -30,8 +31,10 @@ class _Batch:
 
 
 class Entry:
-    """One mutation.
+    """One mutation of a batch.
 
+    :ivar image: the image that it returns, once it was committed
+    :ivar error: why it failed
     :ivar is_decided: whether it was committed or has failed
     """
 
@@ -51,7 +54,7 @@ class Entry:
         return self.image
 
     def decide(self, outcome: Outcome | BaseException) -> None:
-        """Note what became of it."""
+        """Note its outcome."""
         if isinstance(outcome, BaseException):
             self.error = copied(outcome)
         else:
@@ -62,10 +65,10 @@ class Entry:
 class GroupCommitter:
     """Commits mutations in batches, in worker threads that it owns.
 
-    A task only queues a mutation and waits for the outcome. At every moment a mutation belongs
+    A task only queues a mutation and waits for the outcome. At every moment the mutation belongs
     either to the open batch, from which its task can withdraw it, or to the commit that has taken
-    the batch; the step between the two is made under the mutex. So whatever interrupts the task,
-    the mutation is either never committed, or its commit completes without the task.
+    the batch. The batch changes hands under the mutex. So if the task is interrupted, the mutation
+    is never committed, or its commit completes without the task.
 
     At most one commit, or one request for the lock, is under way at a time.
 
@@ -89,7 +92,7 @@ class GroupCommitter:
     async def submit(self, mutation: Mutation) -> Entry:
         """Have a mutation committed, and return its entry, undecided if the lock was not free.
 
-        Interrupted, it was committed, or it never will be.
+        If interrupted, the mutation was committed or never will be.
 
         :raises StoreClosedError: when the committer was closed before
         """
@@ -98,7 +101,7 @@ class GroupCommitter:
             if self._lock_timeout:
                 with move_on_after(self._lock_timeout):
                     await entry.batch.decided.wait()
-            else:  # a cancel scope costs as much as the rest of the wait
+            else:  # a cancel scope would take as long as the rest of the wait
                 await entry.batch.decided.wait()
         except BaseException:
             if not self._withdraw(entry):
@@ -119,12 +122,12 @@ class GroupCommitter:
             is_first, self._is_active = not self._is_active, True
         if is_first:
             self._threads.hold()
-            # A round of the loop later: tasks that are ready to run get into the same batch.
+            # By way of the event loop, so that tasks which are ready to run join the batch first.
             self._threads.loop.post(lambda: self._threads.spawn(self._commit))
         return entry
 
     def _withdraw(self, entry: Entry) -> bool:
-        """Remove a mutation from the open batch; ``False`` when a commit has taken it."""
+        """Remove a mutation from the open batch; return ``False`` if a commit has taken it."""
         with self._mutex:
             batch = self._open_batch
             if batch is None or entry not in batch.pending:
@@ -140,7 +143,7 @@ class GroupCommitter:
 
     def _commit(self) -> None:
         """Commit the open batch if the lock is free, else request the lock. In a worker thread."""
-        # Where one try decides, it decides only what was pending before it.
+        # If the lock is tried once only, the result is that of the mutations queued before.
         tried = self._take_open_batch() if self._lock_timeout == 0 else None
         try:
             grant = self._line.try_acquire()
@@ -158,16 +161,16 @@ class GroupCommitter:
                     is_wanted = self._open_batch is not None and not is_closed
                     if is_wanted:
                         self._request = self._line.request(self._granted)
-            except RuntimeError as error:  # no thread can be started that waits
+            except RuntimeError as error:  # the thread that waits for the lock cannot be started
                 self._fail_open_batch(error)
                 return
             if is_closed:
                 self._fail_open_batch(_closed())
             elif not is_wanted:
-                self._deactivate_or_commit()  # all were withdrawn, but others may have come since
+                self._deactivate_or_commit()  # all were withdrawn, but more may be queued since
 
     def _granted(self) -> None:
-        """Go on with the grant that was requested, or with the error. In the line's thread."""
+        """Continue with the decided request. In the line's thread, which must not commit."""
         self._threads.spawn(self._take_grant)
 
     def _take_grant(self) -> None:
@@ -197,7 +200,7 @@ class GroupCommitter:
             self._deactivate_or_commit()
 
     def _decide(self, batch: _Batch, outcomes: list[Outcome] | BaseException) -> None:
-        """Deliver the outcomes of a batch that a commit has taken."""
+        """Note the outcomes of a batch, and wake the tasks that wait for them."""
         for number, entry in enumerate(batch.pending):
             entry.decide(outcomes if isinstance(outcomes, BaseException) else outcomes[number])
         self._threads.loop.post(batch.decided.set)
@@ -206,7 +209,7 @@ class GroupCommitter:
         self._fail(self._take_open_batch(), error)
 
     def _fail(self, batch: _Batch | None, error: BaseException | None) -> None:
-        """Decide a batch by an error; ``None`` says that the lock was not free."""
+        """End a batch with an error, or undecided with ``None``: the lock was not free."""
         if batch is not None:
             if error is not None:
                 self._decide(batch, error)
@@ -220,7 +223,7 @@ class GroupCommitter:
         return batch
 
     def _deactivate_or_commit(self) -> None:
-        """End the activity if nothing is pending, else go on with it."""
+        """End the activity if nothing is queued, else begin the next commit."""
         with self._mutex:
             self._request = None
             is_over = self._open_batch is None
@@ -232,14 +235,17 @@ class GroupCommitter:
             self._threads.spawn(self._commit)
 
     def close(self) -> None:
-        """Fail what is pending; a commit under way completes."""
+        """Refuse mutations from now on, and fail those that wait for the lock.
+
+        A commit under way completes.
+        """
         with self._mutex:
             self._is_closed = True
             request = self._request
-        # One that is granted already is used: its commit makes what is pending.
+        # If the request is granted already, the open batch is committed with the grant.
         if request is not None and request.cancel():
             self._fail_open_batch(_closed())
 
 
 def _closed() -> StoreClosedError:
-    return StoreClosedError("the store was closed while this call was pending")
+    return StoreClosedError("the store was closed before this change was made")

@@ -1,4 +1,4 @@
-"""The event loop as other threads reach it, and the one wait that no cancellation breaks."""
+"""The event loop as other threads reach it, and the one wait that cancellation does not end."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ class EventLoop:
 
 
 async def wait_through(event: Event) -> None:
-    """Wait until an event is set, whatever interrupts the wait.
+    """Wait until an event is set, even if the task is cancelled meanwhile.
 
-    This is the only place that waits against cancellation. An anyio shield keeps away anyio's
-    and trio's own. asyncio's (``Task.cancel``, and so ``asyncio.timeout``, ``wait_for``, a failing
+    This is the only place that does so. An anyio shield holds off the cancellation of anyio and
+    trio. asyncio's own (``Task.cancel``, and so ``asyncio.timeout``, ``wait_for``, a failing
     ``TaskGroup``, Ctrl-C) passes through every shield, any number of times, and so does the
-    ``KeyboardInterrupt`` that trio delivers: those are caught, the wait goes on, and the last one
-    is raised when it is over, once, as ``Task.cancelling`` counts them.
+    ``KeyboardInterrupt`` that trio delivers. These are caught, and the last one is raised once when
+    the event is set.
 
-    A coroutine that is being closed (``GeneratorExit``) cannot wait. So nothing may depend on the
-    end of this wait but the answer of the task itself: what the event stands for is owned by the
-    store and its threads.
+    A coroutine that is being closed (``GeneratorExit``) cannot wait. So only the task's own answer
+    may depend on the end of this wait: what the event stands for is owned by the store and its
+    threads.
     """
     if _is_coroutine_closing():
         raise GeneratorExit
@@ -79,10 +79,10 @@ async def wait_through(event: Event) -> None:
 
 
 def _is_coroutine_closing() -> bool:
-    """Return whether a coroutine is being closed.
+    """Return whether a coroutine is being closed, which cannot wait.
 
-    Two others may be closed and wait: a generator that runs this very loop, and an asynchronous
-    generator, whose ``aclose`` is awaited.
+    A ``GeneratorExit`` alone does not show that. Two others are closed by one, and may wait: a
+    generator that runs this event loop, and an asynchronous generator, whose ``aclose`` is awaited.
     """
     error = sys.exc_info()[1]
     if not isinstance(error, GeneratorExit) or error.__traceback__ is None:
@@ -98,15 +98,15 @@ def _is_coroutine_closing() -> bool:
 
 
 def _is_at_a_yield(origin: TracebackType) -> bool:
-    """Return whether an asynchronous generator was at a ``yield``, and not at an ``await``.
+    """Return whether an asynchronous generator was closed at a ``yield``, not at an ``await``.
 
-    At a ``yield`` it waits for whoever uses it, so only it itself can have been closed; at an
-    ``await``, only the coroutine around it.
+    At a ``yield``, the generator itself was closed; at an ``await``, the coroutine that iterates
+    over it was.
     """
     code = origin.tb_frame.f_code
     if not code.co_flags & inspect.CO_ASYNC_GENERATOR:
         return False
-    # What comes after either is a RESUME, whose argument tells them apart.
+    # A RESUME follows either, and its argument says which it was.
     for each in dis.get_instructions(code):
         if each.offset >= origin.tb_lasti and each.opname == "RESUME":
             return each.arg is not None and each.arg & 3 == _AFTER_YIELD

@@ -1,4 +1,4 @@
-"""One call for each of many things, several at a time."""
+"""Calls for many things, several at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _AT_ONCE = 8
 async def for_each(things: Iterable[T], call: Callable[[T], Awaitable[object]]) -> None:
     """Make a call for each thing, in a few tasks.
 
-    The first call that raises ends the others, and its error is raised by itself.
+    The first call that raises cancels the others. Its error is raised as it is, without a group.
     """
     pending = iter(things)
     first: list[Exception] = []
@@ -25,7 +25,7 @@ async def for_each(things: Iterable[T], call: Callable[[T], Awaitable[object]]) 
             try:
                 for thing in pending:
                     await call(thing)
-            except Exception as error:  # noqa: BLE001 (raised below, by itself)
+            except Exception as error:  # noqa: BLE001 (raised below)
                 first.append(error)
                 tasks.cancel_scope.cancel()
 

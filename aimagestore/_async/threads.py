@@ -1,4 +1,4 @@
-"""The one place from which the event loop calls blocking code."""
+"""Blocking calls in worker threads, and what cancelling the awaiting task does to each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Ts = TypeVarTuple("Ts")
 
 _THREADS = 16
 _STREAM_THREADS = 6
-"""Each thread's heap keeps some chunks for itself, so fewer threads move big data."""
+"""Threads that move big data. Fewer, because the heap of each keeps the memory of some chunks."""
 
 
 class Call(Generic[T]):
@@ -37,7 +37,7 @@ class Call(Generic[T]):
         self.ended: Event = Event()
         self._function = function
         self._dispose = dispose
-        # Guards the state: a call, and then its result, has one owner, its thread or its task.
+        # Guards the state. The call, and then its result, has one owner: its thread or its task.
         self._mutex = threading.Lock()
         self._has_begun = False
         self._has_ended = False
@@ -62,16 +62,16 @@ class Call(Generic[T]):
             self.dispose()
 
     def cancel(self) -> bool:
-        """Keep the call from being made; ``False`` when it has begun."""
+        """Keep the call from being made; return ``False`` if it has begun."""
         with self._mutex:
             if not self._has_begun:
                 self._is_unwanted = True
             return not self._has_begun
 
     def abandon(self) -> bool:
-        """Leave the call to its thread, which disposes of the result.
+        """Leave the call to its thread, which does not begin it, or disposes of the result.
 
-        :returns: ``False`` when it has ended, so that the caller must dispose of the result
+        :returns: ``False`` if it has ended: then the caller disposes of the result
         """
         with self._mutex:
             self._is_unwanted = True
@@ -83,7 +83,7 @@ class Call(Generic[T]):
             self._dispose(self._result)
 
     def result(self) -> T:
-        """Return what the call returned, or raise what it raised. Once: it keeps neither."""
+        """Return what the call returned, or raise what it raised. Called once."""
         error, self._error = self._error, None
         if error is not None:
             try:
@@ -94,39 +94,41 @@ class Call(Generic[T]):
 
 
 class Threads:
-    """Worker threads of one store, limited in number and apart from everybody else's.
+    """The worker threads of one store, limited in number and separate from all others.
 
-    Created within the event loop that uses it. Each way to make a call says what an interruption
-    of the awaiting task (by anyio, by trio, or by asyncio itself) does:
+    Created within the event loop that uses them. The ways to make a call differ in what happens if
+    the awaiting task is interrupted: by anyio, by trio, or by asyncio itself.
 
-    - :meth:`run`: a call that has not begun is not made; one that has begun is waited for, and made
-      to end soon where it can be interrupted;
-    - :meth:`run_shielded`: the call is made, and waited for;
-    - :meth:`run_deciding`: the task leaves at once, and the thread does nothing more;
-    - :meth:`run_abandonable`: the task leaves at once, and the thread releases the result.
+    - :meth:`run`: a call that has not begun is not made; one that has begun is waited for, and ends
+      soon if it can be interrupted;
+    - :meth:`run_shielded`: the call is made and waited for;
+    - :meth:`run_deciding`: the call is waited for if it has decided to act, and does nothing
+      otherwise;
+    - :meth:`run_abandonable`: the call is not waited for, and the thread releases its result.
     """
 
     def __init__(self, loop: EventLoop) -> None:
         self.loop = loop
         self._calls = WorkerPool(_THREADS, "aimagestore worker")
         self._streams = WorkerPool(_STREAM_THREADS, "aimagestore stream")
-        # Guards the number of calls and activities that have not ended.
+        # Guards what follows.
         self._mutex = threading.Lock()
+        # The number of calls and other activities that have not ended.
         self._activities = 0
         self._when_idle: Callable[[], object] | None = None
         self._is_over = False
 
     @property
     def is_over(self) -> bool:
-        """Whether what waited for the threads to be idle was called; they take no more calls."""
+        """Whether the function of :meth:`when_idle` was called; no more calls are taken then."""
         with self._mutex:
             return self._is_over
 
     def spawn(self, function: Callable[[], object]) -> None:
-        """Begin a call that nobody waits for, and that does not raise. Callable in any thread."""
+        """Begin a call that nobody waits for and that does not raise. Callable in any thread."""
         try:
             self._submit(self._calls, function, None)
-        except StoreClosedError:  # a last release, which nothing waits for any more
+        except StoreClosedError:  # a last release, after the threads were idle
             try:
                 self._calls.submit(function)
             except RuntimeError:
@@ -168,13 +170,14 @@ class Threads:
         except BaseException:
             self.release()
             raise
-        # By the pool, when the thread is free for the next call.
+        # Not at the end of the function: the thread is free for the next call only after that.
         future.add_done_callback(note_end)
 
     def hold(self) -> None:
         """Count one more activity, so that :meth:`when_idle` waits for its :meth:`release`.
 
-        :raises StoreClosedError: when the wait is over, and what the activity needs may be closed
+        :raises StoreClosedError: when :meth:`when_idle` waits no more: what the activity needs may
+            be closed
         """
         with self._mutex:
             if self._is_over:
@@ -195,7 +198,7 @@ class Threads:
     def when_idle(self, function: Callable[[], object]) -> None:
         """Call a function once, in any thread, when no activity and no call is under way.
 
-        From then on there are none but those that :meth:`spawn` begins.
+        From then on, only :meth:`spawn` begins calls.
         """
         self.hold()
         self._when_idle = function
@@ -207,10 +210,12 @@ class Threads:
         *args: *Ts,
         interrupt: Callable[[], object] | None = None,
     ) -> T:
-        """Make a call whose result needs no release. Interrupted, it is not made, or waited for.
+        """Make a call whose result needs no release.
 
-        :param interrupt: makes the call end soon; must not block. One that returns ``False`` cannot
-            do that, and the call is left to its thread.
+        If interrupted, the call is not made, or is waited for if it has begun.
+
+        :param interrupt: makes a call that has begun end soon; must not block. If it returns
+            ``False``, it cannot do that, and the call is left to its thread.
         """
         return await self._run(self.start(function, *args), interrupt)
 
@@ -236,25 +241,25 @@ class Threads:
         return call.result()
 
     async def run_shielded(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Make a call that must be made. Interrupted, it is waited for.
+        """Make a call that must be made. If interrupted, it is waited for.
 
-        The call begins before anything is awaited.
+        The threads own the call before anything is awaited.
         """
         return await self.finish(self.start(function, *args))
 
     async def finish(self, call: Call[T]) -> T:
-        """Wait for a call that was begun, whatever interrupts the wait."""
+        """Wait for a call that was started, even if interrupted, and return its result."""
         await wait_through(call.ended)
         return call.result()
 
     async def run_deciding(self, function: Callable[[Callable[[], bool]], T]) -> T:
-        """Make a call that asks, before it does anything, whether it is still to do it.
+        """Make a call that asks, before it changes anything, whether its task still waits.
 
-        Interrupted before that, this returns at once; after that, the call is waited for.
+        If interrupted before it asks, this returns at once; after that, the call is waited for.
 
-        :param function: gets what tells whether its task still waits; asks once
+        :param function: gets a function that returns whether its task still waits; calls it once
         """
-        # Acquired once: by the thread when it asks, or by the task when it leaves.
+        # Acquired once: by the thread when it asks, or by the task when it is interrupted.
         decision = threading.Lock()
         call = self.start(function, lambda: decision.acquire(blocking=False))
         try:
@@ -271,9 +276,9 @@ class Threads:
         *args: *Ts,
         dispose: Callable[[T], object] | None = None,
     ) -> T:
-        """Make a call that nobody has to wait for. Interrupted, this returns at once.
+        """Make a call that need not be waited for. If interrupted, this returns at once.
 
-        :param dispose: releases the result when nobody takes it; called in a worker thread
+        :param dispose: releases the result if the task has not got it; called in a worker thread
         """
         return await self._wait(self.start(function, *args, dispose=dispose))
 
@@ -283,9 +288,10 @@ class Threads:
         *,
         dispose: Callable[[T], object] | None = None,
     ) -> T:
-        """Make a call as :meth:`run_abandonable` does. Interrupted, it can end before its time.
+        """Make a call as :meth:`run_abandonable` does, which can end early if interrupted.
 
-        :param function: gets what raises when nobody waits for it any more
+        :param function: gets a function to call now and then, which raises if the task does not
+            wait any more
         """
         is_unwanted = threading.Event()
 
@@ -309,29 +315,30 @@ class Threads:
         return call.result()
 
     def async_file(self, file: io.RawIOBase | io.BufferedIOBase) -> Any:
-        """Return an asynchronous file that makes a file's calls in the few threads of big data."""
+        """Return an asynchronous file whose calls are made in the threads that move big data."""
         from aiofiles.threadpool import wrap  # noqa: PLC0415 (it imports all of asyncio)
 
         return wrap(file, loop=self)
 
     def run_in_executor(self, executor: object, function: Callable[[], T]) -> Awaitable[T]:
-        """Stand in for the event loop in aiofiles, which then works on every loop.
+        """Begin a call of an asynchronous file: aiofiles takes this object for its event loop.
 
-        Interrupted, the task leaves the call to its thread: sources and sinks serialize theirs.
+        So aiofiles works on trio, too. If interrupted, the task leaves the call to its thread;
+        sources and sinks make one call at a time.
         """
         return self._wait(self._start(self._streams, function))
 
     def shutdown(self) -> None:
-        """Let the threads end when the calls that were begun have ended."""
+        """Let the threads end after the calls that were started."""
         self._calls.shutdown()
         self._streams.shutdown()
 
 
 class Stepper(Generic[T]):
-    """Runs blocking steps in worker threads, with the event loop free in between.
+    """Runs blocking steps in worker threads.
 
-    :param grant: the lock that the steps need, if any: interrupted, the present step is waited for.
-        Otherwise it is left to its thread.
+    :param grant: the lock that the steps need, if any. If interrupted, a step with a lock is waited
+        for; one without is left to its thread.
     """
 
     _SECONDS = 0.02
@@ -346,8 +353,9 @@ class Stepper(Generic[T]):
         self._result: T
 
     async def run(self, progress: Callable[[int, int], object] | None = None) -> T:
-        """Run all steps and return their result. Interrupted, they end after the present step."""
-        # Under the lock things change: what progress raises ends that before the next step.
+        """Run all steps and return their result. If interrupted, the present step is the last."""
+        # Steps under the lock change something. One at a time, so that what progress raises keeps
+        # the next step from being made.
         seconds = 0 if self._grant is not None and progress is not None else self._SECONDS
         try:
             while (figures := await self._next(seconds)) is not None:
@@ -368,7 +376,7 @@ class Stepper(Generic[T]):
         return await self._threads.run_abandonable(self._advance, seconds)
 
     def _advance(self, seconds: float) -> tuple[int, int] | None:
-        """Run one step at least, and return the last one's figures; ``None`` at the end."""
+        """Run at least one step, and return the figures of the last one; ``None`` at the end."""
         figures: tuple[int, int] | None = None
         with self._mutex:
             end = monotonic() + seconds
