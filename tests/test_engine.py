@@ -145,6 +145,22 @@ async def test_short_writes_are_completed(
         assert await again.get("one") == await one.get("one")
 
 
+async def test_staged_data_that_could_not_be_synced_is_not_used(
+    one: ImageStore, faults: Faults
+) -> None:
+    """The kernel reports the error once: another sync would succeed."""
+    async with one.stage() as staged:
+        await staged.write(b"data")
+        with (
+            faults.fail("fsync", errno.EIO, lambda call: call == 1),
+            pytest.raises(OSError, match="Input/output error"),
+        ):
+            await one.create("two", big_data={"key": staged})
+        with pytest.raises(ValueError, match="stage it again"):
+            await one.create("two", big_data={"key": staged})
+    assert not await one.exists("two")
+
+
 async def test_staged_data_is_not_used_after_a_failed_write(
     one: ImageStore, faults: Faults
 ) -> None:

@@ -26,17 +26,16 @@ Find: TypeAlias = Callable[[str, int, Callable[[], object]], StoredFile | None]
 """Finds content that a store has; see :meth:`StoredFiles.find`."""
 
 STAGED_PREFIX = ".stage-"
-"""Files that are staged under a name. Their writer holds a lock on them."""
+"""The prefix of files that are staged under a name. Their writer holds a lock on them."""
 
 SYNC_BYTES = 64 * 1024 * 1024
-"""Bytes after which the disk begins to write what it would otherwise get all at the end."""
-
+"""Bytes after which a sync is begun, so that not everything is left to the one at the end."""
 
 _STAGED_NAME = re.compile(rf"{re.escape(STAGED_PREFIX)}[0-9a-f]{{32}}")
 
 
 def staged_name() -> str:
-    """Return a name that nothing else has, for a staged file or directory."""
+    """Return a unique name for a staged file or directory."""
     return f"{STAGED_PREFIX}{secrets.token_hex(16)}"
 
 
@@ -70,7 +69,7 @@ def _remove_if_dead(directory: Directory, name: str) -> None:
 
 
 class _Sink(io.BufferedIOBase):
-    """Writes to a descriptor; what it writes is hashed and synced beside that."""
+    """Writes to a staged file; helper threads hash and sync what was written."""
 
     def __init__(
         self, content: StagedFile, directory: Directory, helpers: Executor, *, digests: bool
@@ -97,11 +96,11 @@ class _Sink(io.BufferedIOBase):
                 self.append(fd, piece)
             finally:
                 if not isinstance(data, bytes):
-                    self.flush()  # the caller may change it from here on
+                    self.flush()  # the caller may change the buffer from here on
         return len(piece)
 
     def append(self, fd: int, piece: bytes | memoryview) -> None:
-        """Write a piece behind what was written. The file is in use."""
+        """Append a piece. Called while the file is in use."""
         view = memoryview(piece)
         self.is_durable = False
         if self._digests:
@@ -119,13 +118,13 @@ class _Sink(io.BufferedIOBase):
         if self._unsynced >= SYNC_BYTES and (self._syncing is None or self._syncing.done()):
             self.finish_sync()
             self._unsynced = 0
-            with suppress(RuntimeError):  # the store is closing: it is synced at the end only
+            with suppress(RuntimeError):  # the store is closing: the sync at the end is enough
                 self._syncing = self._helpers.submit(self._directory.sync_file, "", fd)
 
     def finish_sync(self) -> None:
         """Return when no sync is under way.
 
-        :raises OSError: when it failed, which the kernel reports but once
+        :raises OSError: when it failed, which the kernel reports only once
         """
         syncing, self._syncing = self._syncing, None
         if syncing is not None:
@@ -137,18 +136,22 @@ class _Sink(io.BufferedIOBase):
 
 
 class StagedFile:
-    """A file without a name, or, on file systems without those, one whose lock shows its use.
+    """Content in a file without a name; see :class:`aimagestore._engine.protocol.StagedContent`.
 
-    Where the store has the content already, that file gets one more name, and the staged one is
-    not used; there is none at all if the digest was known before anything was written.
+    On file systems that have no such files, the file has a name, and the lock on it tells that it
+    is in use.
+
+    If the store has the content already, its file gets one more name, and the staged file is not
+    used. There is no staged file if the digest was known before anything was written.
 
     It may be used and discarded from several threads: a task that was cancelled leaves its thread
     in a write, and a commit may be publishing it. Discarding then leaves the descriptor to that
     thread.
 
+    :param mode: the permissions of the file
     :param digests: whether what is written is hashed
     :param find: finds content that the store has by its digest and size
-    :param stored: the content, where the store has it
+    :param stored: the content, if the store is known to have it
     """
 
     def __init__(
@@ -193,7 +196,7 @@ class StagedFile:
             if is_ours:
                 self._name = name
             else:
-                os.close(fd)  # taken for a dead writer's before it was locked
+                os.close(fd)  # removed as a dead writer's before it was locked
                 fd = None
         self._fd = fd
 
@@ -207,7 +210,10 @@ class StagedFile:
             yield self._fd
 
     def begin_write(self) -> int:
-        """Return the descriptor to write to. Called while the file is in use."""
+        """Return the descriptor to write to. Called while the file is in use.
+
+        Content of the store is copied first.
+        """
         fd = self._own()
         stored, self._stored = self._stored, None
         if stored is not None:
@@ -215,7 +221,7 @@ class StagedFile:
         return fd
 
     def _own(self) -> int:
-        """Return the descriptor of a file that is no item's: a copy, where there was none."""
+        """Return the descriptor of the staged file; make it, as a copy, if there is none yet."""
         stored = self._stored
         if self._fd < 0 and stored is not None:
             self._create()
@@ -260,7 +266,7 @@ class StagedFile:
     def finish(self) -> None:
         """Make what was written durable, or find it in the store.
 
-        :raises ValueError: when a write has failed before
+        :raises ValueError: when an earlier write has failed
         """
         with self._in_use():
             if self._sink.is_broken:
@@ -269,7 +275,7 @@ class StagedFile:
             if self._stored is not None or self._sink.is_durable:
                 return
             if self._find is not None:
-                with suppress(CancelledError):  # then what was written is used
+                with suppress(CancelledError):  # interrupted: what was written is used
                     self._stored = self._find(self.digest, self.size, self._check_uninterrupted)
                 self._is_interrupted = False
             if self._stored is None:
@@ -280,13 +286,22 @@ class StagedFile:
             raise CancelledError
 
     def _sync(self) -> None:
-        if not self._sink.is_durable:
+        if self._sink.is_durable:
+            return
+        try:
             self._sink.finish_sync()
             self._directory.sync_file("", self._fd)
-            self._sink.is_durable = True
+        except OSError:
+            # The kernel reports an error once: another sync would succeed, although data is lost.
+            self._sink.is_broken = True
+            raise
+        self._sink.is_durable = True
 
     def use(self, stored: StoredFile) -> None:
-        """Use content that the store has, and own it; the caller has compared size and digest."""
+        """Use content of the store instead of what was written; this takes over the file.
+
+        :param stored: has the same size and digest
+        """
         try:
             with self._in_use():
                 self._stored = stored
@@ -295,7 +310,7 @@ class StagedFile:
             raise
 
     def interrupt(self) -> None:
-        """End the reading of what the store has; the kernel ends a write to a file by itself."""
+        # This ends a read of the store's content. The kernel ends a write to a file by itself.
         self._is_interrupted = True
 
     def read(self) -> bytes:
@@ -314,7 +329,7 @@ class StagedFile:
         return self._directory.read_at(self._name, fd, CHUNK, position)
 
     def publish(self, directory: Directory, name: str, like: StagedFile | None = None) -> None:
-        """Give the file its name, in place of whatever has it; or give that name to one like it.
+        """Give the name to the file, or to another of equal content; a file that has it loses it.
 
         :param like: has the same content, and was published
         """
@@ -329,9 +344,9 @@ class StagedFile:
             self._is_published = True
 
     def replace(self, directory: Directory, name: str, mode: int | None = None) -> None:
-        """Give the file, durable by now, its name in one step, in place of whatever has it.
+        """Make the file durable, and rename it over a file in one step.
 
-        :param mode: its permissions; ``None`` for those it was made with
+        :param mode: its permissions; ``None`` for those that it was made with
         """
         self.finish()
         with self._in_use() as fd:
@@ -359,14 +374,14 @@ class StagedFile:
                 verified_files.add(self.digest, directory.stat_file(name, fd))
 
     def link_to(self, directory: Directory, name: str) -> bool:
-        """Give what was published one more name; ``False`` if impossible."""
+        """Give what was published one more name; return ``False`` if that is impossible."""
         with self._in_use() as fd:
             if self._is_linked and self._stored is not None:
                 return self._stored.link_to(directory, name)
             return link_to(directory, fd, name)
 
     def withdraw(self, directory: Directory, name: str) -> None:
-        """Undo :meth:`publish`: the data is staged again, under a name of its own."""
+        """Undo :meth:`publish`: the data is staged again, under another name."""
         with self._in_use() as fd:
             if self._is_linked:
                 directory.unlink(name)
@@ -378,14 +393,14 @@ class StagedFile:
             self._is_published = self._is_linked = False
 
     def lose(self, error: Exception) -> None:
-        """Close the file, which could not be withdrawn: whoever uses the data raises the error."""
+        """Close the file, which could not be withdrawn: later uses raise the error."""
         self._loss = error
         self.discard()
 
     def discard(self) -> None:
-        """Close the file; it is lost then, unless it was published. Idempotent.
+        """Close the file, which removes it unless it was published. Idempotent.
 
-        One whose name cannot be removed is garbage from then on: nobody holds its lock.
+        If its name cannot be removed, it is garbage from then on: nobody holds its lock.
         """
         self._last_use.end(self._close)
 
