@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -296,3 +297,36 @@ def test_items_are_found_by_their_digest_with_and_without_an_index_of_the_block(
 
 def test_a_block_whose_content_is_not_asked_for_has_no_index() -> None:
     assert Block(b"[]", ())._heads is None
+
+
+# A thread reads a file when the process is forked, and is not in the child.
+FORK = """
+import os, signal, sys, threading
+from aimagestore._directory.files import Directory
+from aimagestore._directory.stored import verified_files
+
+directory = Directory.at(sys.argv[1])
+fd = directory.open_file("file")
+reading, forked = threading.Event(), threading.Event()
+
+def check():
+    reading.set()
+    forked.wait()
+
+thread = threading.Thread(target=verified_files.digest, args=(directory, fd, check))
+thread.start()
+reading.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    os._exit(verified_files.digest(directory, fd, lambda: None) is None)
+forked.set()
+thread.join()
+sys.exit(os.waitpid(child, 0)[1] != 0)
+"""
+
+
+async def test_a_forked_child_does_not_wait_for_a_read_in_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT)
+    command = [sys.executable, "-W", "ignore", "-c", FORK, str(tmp_path)]
+    assert (await anyio.run_process(command, check=False)).returncode == 0

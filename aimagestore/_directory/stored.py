@@ -1,4 +1,4 @@
-"""Content that a store has already: found by its digest, verified, and given more names.
+"""Finds content that a store has already by its digest, verifies it, and gives it more names.
 
 Items of equal content are hard links to one file. Nothing writes to a file that has the name of an
 item: this library and containers/storage replace items by renaming, and remove them by unlinking.
@@ -27,30 +27,32 @@ from .pending import open_current
 if TYPE_CHECKING:
     from .index_file import IndexFile
 
-# Others than the first are needed only where that one is damaged, or not this user's.
+# More than one candidate is needed only if the first is damaged, or another user's.
 _CANDIDATES_MAX: Final = 8
 
 _VERIFIED_MAX: Final = 4096
 
-_MOMENT: Final = 0.05
+_CHECK_SECONDS: Final = 0.05
 
 
 def link_to(directory: Directory, fd: int, name: str) -> bool:
-    """Give an open file one more name, in place of whatever has it; ``False`` if impossible.
+    """Give an open file one more name; a file that has it loses it.
 
-    File systems say so in many ways, and a file that has lost all of its names meanwhile gets none.
-    Whatever the reason is: a copy is as good, or fails for that reason as well.
+    :returns: ``False`` if that is impossible: the caller makes a copy
     """
     try:
         directory.name_file(fd, name)
     except OSError:
+        # There are many reasons. One that affects a copy as well will be raised there.
         return False
     return True
 
 
 class _Known(NamedTuple):
-    """A version of a file, and what the content of this version is.
+    """A version of a file, and the digest of its content.
 
+    :ivar modified: when it was modified, in nanoseconds
+    :ivar changed: its time of change, in nanoseconds
     :ivar links: the number of its names
     """
 
@@ -65,9 +67,9 @@ class _Known(NamedTuple):
         return cls(digest, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_nlink)
 
     def is_of(self, found: os.stat_result) -> bool:
-        """Return whether the file still has this content.
+        """Return whether a file with this status still has this content.
 
-        A name more or less changes the file's time of change, and not its content.
+        Adding or removing a name updates the time of change, but leaves the content as it is.
         """
         return (
             found.st_size == self.size
@@ -77,15 +79,21 @@ class _Known(NamedTuple):
 
 
 class VerifiedFiles:
-    """The files of this process's stores whose content is known: each is read once."""
+    """The files of this process's stores whose digests are known: each is read only once."""
 
     def __init__(self) -> None:
         self._mutex = threading.Condition()
         self._known: OrderedDict[tuple[int, int], _Known] = OrderedDict()
-        self._under_way: set[tuple[int, int]] = set()
+        self._being_read: set[tuple[int, int]] = set()
+
+    def forget_all(self) -> None:
+        """Forget all files. In a forked child, no thread goes on that was reading one."""
+        self._mutex = threading.Condition()
+        self._known = OrderedDict()
+        self._being_read = set()
 
     def add(self, digest: str, found: os.stat_result) -> None:
-        """Note the content that a file has in its present version."""
+        """Note the digest of a file in its present version."""
         with self._mutex:
             self._known[found.st_dev, found.st_ino] = _Known.of(digest, found)
             self._known.move_to_end((found.st_dev, found.st_ino))
@@ -93,12 +101,12 @@ class VerifiedFiles:
                 self._known.popitem(last=False)
 
     def has(self, digest: str) -> bool:
-        """Return whether a file with this content is known."""
+        """Return whether a file with this digest is known."""
         with self._mutex:
             return any(known.digest == digest for known in self._known.values())
 
     def known(self, found: os.stat_result) -> str | None:
-        """Return the digest of a file; ``None`` if it is not known of its present version."""
+        """Return the digest of a file; ``None`` if that of its present version is not known."""
         with self._mutex:
             known = self._known.get((found.st_dev, found.st_ino))
         if known is None or not known.is_of(found):
@@ -107,25 +115,25 @@ class VerifiedFiles:
         return known.digest
 
     def digest(self, directory: Directory, fd: int, check: Callable[[], object]) -> str | None:
-        """Return the digest of an open file, which is read if it is not known.
+        """Return the digest of an open file; read the file if that is not known.
 
         :param check: called now and then; what it raises ends this
-        :returns: ``None`` when the file was changed meanwhile
+        :returns: ``None`` if the file was changed meanwhile
         """
         found = directory.stat_file("", fd)
         file = found.st_dev, found.st_ino
         with self._mutex:
-            while file in self._under_way:
+            while file in self._being_read:
                 check()
-                self._mutex.wait(_MOMENT)
+                self._mutex.wait(_CHECK_SECONDS)
             if (known := self.known(found)) is not None:
                 return known
-            self._under_way.add(file)
+            self._being_read.add(file)
         try:
             return self._read(directory, fd, check)
         finally:
             with self._mutex:
-                self._under_way.discard(file)
+                self._being_read.discard(file)
                 self._mutex.notify_all()
 
     def _read(self, directory: Directory, fd: int, check: Callable[[], object]) -> str | None:
@@ -136,7 +144,7 @@ class VerifiedFiles:
             check()
             state.update(piece)
             position += len(piece)
-        # Whoever wrote it may not have made it durable.
+        # Its writer may not have made it durable.
         directory.sync_file("", fd)
         after = directory.stat_file("", fd)
         digest = digest_of(state)
@@ -147,11 +155,14 @@ class VerifiedFiles:
 
 
 verified_files = VerifiedFiles()
-"""Those of all stores of this process."""
+"""The verified files of all stores of this process."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=verified_files.forget_all)
 
 
 class StoredFile:
-    """An open file of the store, whose content was verified. Whoever has it closes it.
+    """An open file of the store, whose content was verified. Its owner closes it.
 
     :ivar digest: its digest
     :ivar size: its length in bytes
@@ -165,7 +176,7 @@ class StoredFile:
         self._known = _Known.of(digest, found)
 
     def link_to(self, directory: Directory, name: str) -> bool:
-        """Give it one more name, in place of whatever has it; ``False`` if impossible."""
+        """Give it one more name, as :func:`link_to` does; ``False`` also if it was changed."""
         found = directory.stat_file(name, self._fd)
         if not self._known.is_of(found) or not link_to(directory, self._fd, name):
             return False
@@ -174,7 +185,7 @@ class StoredFile:
         return True
 
     def read_at(self, size: int, position: int) -> bytes:
-        """Read some bytes at a position; none at its end."""
+        """Return up to ``size`` bytes from a position on; none at its end."""
         return self._directory.read_at("", self._fd, size, position)
 
     def close(self) -> None:
@@ -192,12 +203,12 @@ class StoredFiles:
         self._index = index_file
 
     def find(self, digest: str, size: int | None, check: Callable[[], object]) -> StoredFile | None:
-        """Find an item by its content, and verify that.
-
-        Nothing depends on it: what cannot be read is not found.
+        """Find an item by its digest, and verify its content.
 
         :param digest: a SHA-256 digest
+        :param size: its length in bytes; ``None`` for any
         :param check: called now and then while a file is read; what it raises ends that
+        :returns: ``None`` if there is none, or if it cannot be read
         """
         try:
             catalog = self._index.load()
@@ -208,7 +219,7 @@ class StoredFiles:
         return self._find(catalog, digest, size, check)
 
     def find_verified(self, catalog: BlockCatalog, digest: str, size: int) -> StoredFile | None:
-        """Find an item by its content, if that was verified before. Reads no file."""
+        """Find an item by its digest, if its content was verified before. Reads no file."""
         return self._find(catalog, digest, size, None) if verified_files.has(digest) else None
 
     def _find(
@@ -257,5 +268,5 @@ class StoredFiles:
 
 
 def _is_private(found: os.stat_result) -> bool:
-    """Return whether a file is as this library makes files: links share owner and permissions."""
+    """Return whether a file has the owner and permissions of a new one: its links share them."""
     return stat.S_IMODE(found.st_mode) == PRIVATE_FILE and found.st_uid == os.geteuid()
