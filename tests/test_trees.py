@@ -138,6 +138,20 @@ async def test_collecting_skips_a_directory_with_a_mount_in_it(
     assert not (path / STALE).exists()
 
 
+async def test_the_name_of_a_mount_elsewhere_may_be_any_bytes(path: Path, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount")
+    directory = tmp_path / os.fsdecode(b"not UTF-8 \xff")
+    directory.mkdir()
+    mount("-t", "tmpfs", "tmpfs", directory)
+    try:
+        async with ImageStore(path) as store:
+            await store.create(ONE, big_data={"manifest": MANIFEST})
+            await store.delete(ONE)
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
 async def test_what_is_mounted_after_the_look_for_mounts_stays_as_it_is(
     two: ImageStore, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

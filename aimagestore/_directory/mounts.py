@@ -1,4 +1,4 @@
-"""What is mounted where."""
+"""What is mounted in a directory, and on what kind of file system it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LOCAL = frozenset(
 
 
 def mount_of(fd: int) -> str | None:
-    """Return the number of the mount that an open file is on; ``None`` where nothing says so."""
+    """Return the ID of the mount that an open file is on; ``None`` if it is not known."""
     try:
         with open(f"/proc/self/fdinfo/{fd}") as file:
             mount = re.search(r"^mnt_id:\s*(\d+)$", file.read(), re.MULTILINE)
@@ -23,14 +23,13 @@ def mount_of(fd: int) -> str | None:
 
 
 def mounts_in(fd: int) -> Iterator[str]:
-    """Iterate over the paths of what is mounted in an open directory, relative to it.
+    """Iterate over the mount points in an open directory, relative to it.
 
-    None where nothing says so.
+    There are none if it is not known what is mounted.
     """
     try:
         path = os.readlink(f"/proc/self/fd/{fd}").rstrip("/") + "/"
-        with open("/proc/self/mountinfo", errors="surrogateescape") as file:
-            points = [line.split(" ")[4] for line in file]
+        points = [line.split(" ")[4] for line in _mounts().split("\n") if line]
     except OSError:
         return
     for point in points:
@@ -40,15 +39,19 @@ def mounts_in(fd: int) -> Iterator[str]:
 
 
 def is_local(fd: int) -> bool:
-    """Return whether a stat on this mount never waits for a network or another process.
+    """Return whether a stat on the mount of an open file never waits for a network or a process.
 
-    Where that cannot be found out the answer is no, and the stat is made in a worker thread.
+    If that is not known it is ``False``, and stats are made in worker threads.
     """
     mount = mount_of(fd)
     try:
-        with open("/proc/self/mountinfo") as file:
-            mounts = file.read()
+        kind = re.search(rf"^{mount} .* - (\S+) ", _mounts(), re.MULTILINE)
     except OSError:
         return False
-    kind = re.search(rf"^{mount} .* - (\S+) ", mounts, re.MULTILINE)
     return kind is not None and kind[1] in _LOCAL
+
+
+def _mounts() -> str:
+    """Return the table of mounts, whose paths may be any bytes."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        return os.fsdecode(file.read())
