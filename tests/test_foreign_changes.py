@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from hashlib import sha256
@@ -292,3 +293,13 @@ async def test_a_watch_can_end_while_its_task_waits_for_the_end_of_a_change(
             tasks.start_soon(watching, changes)
             await until_requested()
     assert ends
+
+
+def test_a_process_is_known_whose_name_is_cut_off_within_a_character() -> None:
+    name = Path("/proc/self/comm")
+    before = name.read_bytes().rstrip(b"\n")
+    name.write_bytes(b"n" * 14 + "é".encode())
+    try:
+        assert lock._number_in_its_namespace(os.getpid()) == os.getpid()
+    finally:
+        name.write_bytes(before)

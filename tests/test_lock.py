@@ -204,6 +204,32 @@ async def test_a_child_that_is_forked_while_the_lock_is_held_neither_has_nor_bre
         assert [image.id for image in await store.images()] == ["parent", "child"]
 
 
+# The child opens another file, which gets the number of the descriptor that the parent locks.
+FORK_AND_RELEASE = """
+import os, sys
+from aimagestore._directory.files import Directory
+from aimagestore._directory.lock import SharedLock
+
+shared = SharedLock(Directory.at(sys.argv[1]))
+held = shared.acquire()
+child = os.fork()
+if child == 0:
+    other = os.open(sys.argv[1], os.O_RDONLY)
+    assert other == held
+    shared.release(held)
+    os.fstat(other)
+    os._exit(0)
+sys.exit(os.waitpid(child, 0)[1] != 0)
+"""
+
+
+async def test_a_forked_child_does_not_release_what_it_does_not_hold(path: Path) -> None:
+    path.mkdir()
+    (path / "images.lock").touch()
+    command = [sys.executable, "-c", FORK_AND_RELEASE, str(path)]
+    assert (await anyio.run_process(command, check=False)).returncode == 0
+
+
 FORK_AND_WAIT = r"""
 import os, sys
 import anyio

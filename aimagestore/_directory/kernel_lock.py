@@ -10,19 +10,22 @@ from contextlib import suppress
 from typing import Final
 
 BUSY: Final = frozenset({errno.EACCES, errno.EAGAIN})
-"""What says that another descriptor has the lock."""
+"""The error numbers that say that another descriptor has the lock."""
 
 FLOCK: Final = "hhqqi4x" if struct.calcsize("P") == 8 else "hhqqi"
 """The layout of the kernel's ``struct flock``."""
 
 
 def whole_file(kind: int) -> bytes:
-    """Return what describes a lock of a whole file to the kernel."""
+    """Return the ``struct flock`` of a lock on a whole file.
+
+    :param kind: ``fcntl.F_RDLCK``, ``F_WRLCK`` or ``F_UNLCK``
+    """
     return struct.pack(FLOCK, kind, os.SEEK_SET, 0, 0, 0)
 
 
 def unlock(fd: int) -> None:
-    """Release a lock."""
+    """Release the lock of a descriptor."""
     # Closing releases it as well, but not while a forked child has the descriptor too.
     with suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, whole_file(fcntl.F_UNLCK))

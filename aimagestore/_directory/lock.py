@@ -1,8 +1,9 @@
 """The lock on images.lock that containers/storage uses, and the last-write token in that file.
 
-Go locks the whole file with a POSIX record lock. An open-file-description lock conflicts with
-those of other processes, belongs to a descriptor and not to the process, and is not lost when
-other code of the process closes a descriptor of the file.
+containers/storage locks the whole file with a POSIX record lock. The locks here are
+open-file-description locks. They conflict with the record locks of other processes, but belong to a
+descriptor and not to the process: they are not lost when other code of the process closes another
+descriptor of the file.
 """
 
 from __future__ import annotations
@@ -36,22 +37,22 @@ _UNWRITABLE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 RECORD_LOCKS = sys.platform == "linux"
 """Whether the kernel has locks that conflict with podman's and belong to a descriptor."""
 
-_MARK: Final = "<QQI44s"
-_MARK_BYTES: Final = struct.calcsize(_MARK)
+# When it was written in nanoseconds, the number of the write, the process, and random bytes.
+_TOKEN: Final = struct.Struct("<QQI44s")
 _writes = count(1)
 
 
 def open_lock_file(root: Directory, flags: int = os.O_RDWR | os.O_CREAT) -> int:
     """Open the lock file.
 
-    :raises StoreCorruptError: when it has another name as well, whose file would be written
+    :raises StoreCorruptError: when it has another name, so that a file elsewhere would be written
     :raises StoreLostError: when the directory was removed, so that no file can be made in it
     """
     try:
         fd = root.open_file(LOCK_FILE, flags, 0o644)
     except FileNotFoundError:
         if flags & os.O_CREAT:
-            root.check_path()
+            root.check_path()  # raises the better error if the directory was removed
         raise
     except OSError as error:
         if error.errno in _UNWRITABLE and flags & os.O_CREAT:
@@ -67,7 +68,8 @@ def open_lock_file(root: Directory, flags: int = os.O_RDWR | os.O_CREAT) -> int:
     return fd
 
 
-# Descriptors that wait for a lock or hold one. No fork comes between opening one and noting it.
+# Descriptors that wait for a lock or hold one, which a forked child closes. The lock keeps forks
+# from coming between opening a descriptor and noting it.
 _descriptors: set[int] = set()
 _opening = threading.RLock()
 
@@ -86,10 +88,10 @@ def _close_noted(fd: int) -> None:
 
 
 def wait_for_lock(fd: int, kind: int) -> None:
-    """Wait in the kernel's line for a lock, exclusive or shared. Closes the descriptor if it fails.
+    """Wait in the kernel for a lock, exclusive or shared. Closes the descriptor if that fails.
 
-    Polling would starve beside programs that wait here. The wait is not made within
-    :meth:`.record_lock.RecordLock.acquire`, where filelock would hold up every fork until its end.
+    Beside programs that wait in the kernel, polling would starve. The wait is outside of
+    :meth:`.record_lock.RecordLock.acquire`, in which filelock would block every fork.
     """
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, whole_file(kind))
@@ -101,8 +103,8 @@ def wait_for_lock(fd: int, kind: int) -> None:
 class ExclusiveLock:
     """The writers' lock of one directory; see :class:`aimagestore._engine.lock.LockPrimitive`.
 
-    The process has one for each directory, however many stores it has open there: so one thread
-    and one descriptor wait for a lock that is stuck.
+    The process has one for each directory, however many stores it has open there: if the holder is
+    stuck, one thread and one descriptor wait.
     """
 
     def __init__(self, root: Directory) -> None:
@@ -121,9 +123,9 @@ class ExclusiveLock:
         if RECORD_LOCKS:
             from .record_lock import RecordLock  # noqa: PLC0415 (see above)
 
-            # filelock resolves its path, makes the directories above it and keeps locks apart by
-            # it. The file is opened relative to the descriptor instead, so the path only names
-            # the lock, in a directory that is always there.
+            # filelock resolves its path, makes the directories above it and tells locks apart by
+            # it. Here the file is opened relative to a descriptor. So the path only names the lock,
+            # in a directory that always exists.
             found = self._root.stat_self()
             path = f"/proc/self/fd/{found.st_dev}-{found.st_ino}-{LOCK_FILE}"
             lock = RecordLock(path, thread_local=False)
@@ -131,7 +133,7 @@ class ExclusiveLock:
             return lock
         from filelock import FileLock  # noqa: PLC0415 (see above)
 
-        # No podman to exclude: any lock serves that all stores here agree on.
+        # There is no podman to exclude: any lock will do that all stores here use.
         return FileLock(self._root.path_of(LOCK_FILE), thread_local=False)
 
     def try_acquire(self) -> bool | None:
@@ -163,10 +165,10 @@ class ExclusiveLock:
         return True
 
     def interrupt(self) -> None:
-        pass  # a wait in the kernel cannot be interrupted: its thread drops the lock when it has it
+        pass  # a wait in the kernel cannot be interrupted: the line releases the lock afterwards
 
     def release(self, held: bool) -> None:
-        # A forked child has the same open file: to unlock it there would unlock the parent's.
+        # A forked child shares the open file: unlocking it there would unlock the parent's.
         if os.getpid() == self._process:
             self._lock.release()
 
@@ -175,10 +177,14 @@ class ExclusiveLock:
 
 
 class SharedLock:
-    """A readers' lock of one directory, which keeps writers out, as a reader upstream does."""
+    """The readers' lock of one directory, which keeps writers out, as upstream's readers do.
+
+    A hold is the descriptor of the lock file, or -1 where there is no such file.
+    """
 
     def __init__(self, root: Directory) -> None:
         self._root = root
+        self._process = os.getpid()
 
     def try_acquire(self) -> int | None:
         fd = self._open()
@@ -199,7 +205,7 @@ class SharedLock:
         return fd
 
     def _open(self) -> int:
-        """Open the lock file; -1 where there is none, so that nobody writes."""
+        """Open the lock file; -1 if it cannot be opened, for instance in a store without one."""
         try:
             return _open_noted(partial(self._root.open_file, LOCK_FILE))
         except (OSError, StoreCorruptError):
@@ -209,7 +215,8 @@ class SharedLock:
         pass
 
     def release(self, held: int) -> None:
-        if held >= 0:
+        # A forked child has closed the descriptor, and may have another of that number.
+        if held >= 0 and os.getpid() == self._process:
             unlock(held)
             _close_noted(held)
 
@@ -219,13 +226,13 @@ class SharedLock:
 
 _Key = tuple[int, int, bool]
 
-# The lines of this process. Whoever uses one joins it under the mutex, and leaves it.
+# The lines of this process. A store joins one under the mutex, and leaves it when it is closed.
 _lines: dict[_Key, AnyLine] = {}
 _lines_mutex = threading.RLock()
 
 
 def _forget_in_child() -> None:
-    """Begin anew in a forked child, which would share a lock with its parent, and outlive it."""
+    """Start afresh in a forked child: otherwise it would share a lock with its parent."""
     global _lines, _lines_mutex  # noqa: PLW0603 (there is one process)
     for fd in _descriptors:
         with suppress(OSError):
@@ -250,7 +257,7 @@ def exclusive_line(root: Directory) -> AnyLine:
 
 
 def shared_line(root: Directory) -> AnyLine:
-    """Join this process's line for a readers' lock of a directory."""
+    """Join this process's line for the readers' lock of a directory."""
     return _join(root, SharedLock, "aimagestore shared lock", is_exclusive=False)
 
 
@@ -288,8 +295,8 @@ def _forget(key: _Key, root: Directory) -> None:
 
 
 def write_token(root: Directory) -> None:
-    """Write a new last-write token, by which other programs see that they must load the index."""
-    token = struct.pack(_MARK, time.time_ns(), next(_writes), os.getpid(), os.urandom(44))
+    """Write a new last-write token, which tells other programs to load the index again."""
+    token = _TOKEN.pack(time.time_ns(), next(_writes), os.getpid(), os.urandom(44))
     fd = open_lock_file(root)
     try:
         root.write(LOCK_FILE, fd, [memoryview(token)])
@@ -298,18 +305,18 @@ def write_token(root: Directory) -> None:
 
 
 def last_writer(root: Directory) -> int | None:
-    """Return the process that wrote the last-write token, if there is one."""
+    """Return the process that wrote the last-write token; ``None`` if that is not known."""
     try:
         fd = open_lock_file(root, os.O_RDONLY)
     except (OSError, StoreCorruptError):
         return None
     try:
-        token = os.read(fd, _MARK_BYTES)
+        token = os.read(fd, _TOKEN.size)
     finally:
         os.close(fd)
-    if len(token) < _MARK_BYTES:
+    if len(token) < _TOKEN.size:
         return None
-    return int(struct.unpack(_MARK, token)[2])
+    return int(_TOKEN.unpack(token)[2])
 
 
 # Other programs' changes
@@ -319,8 +326,8 @@ def is_change_under_way(root: Directory) -> bool:
     """Return whether another program has saved the index, and may be about to save it again.
 
     containers/storage creates an image under one hold of its lock, but saves it several times. It
-    writes the last-write token before each save: who holds the lock and wrote that token has saved.
-    (It may have done so under an earlier hold: that is not known.)
+    writes the last-write token before each save. So a process that holds the lock and wrote that
+    token has saved the index, under this hold or an earlier one.
     """
     process = foreign_writer(root)
     if process is None:
@@ -330,9 +337,11 @@ def is_change_under_way(root: Directory) -> bool:
 
 
 def foreign_writer(root: Directory) -> int | None:
-    """Return the process of another program that holds the lock for writing, 0 if it is hidden.
+    """Return the process of another program that holds the lock for writing.
 
-    The locks of this library belong to descriptors: for those the kernel names no process.
+    The locks of this library belong to descriptors, for which the kernel names no process.
+
+    :returns: 0 for a process of another PID namespace; ``None`` if there is none
     """
     if not RECORD_LOCKS:
         return None
@@ -351,10 +360,11 @@ def foreign_writer(root: Directory) -> int | None:
 
 
 def _number_in_its_namespace(process: int) -> int | None:
-    """Return the number that a process has for itself, in a container too."""
-    with suppress(OSError), open(f"/proc/{process}/status") as file:
+    """Return a process's ID in its own PID namespace, which is another one in a container."""
+    # As bytes: the name of the process is in it, cut off after 15 bytes.
+    with suppress(OSError), open(f"/proc/{process}/status", "rb") as file:
         for line in file:
-            if line.startswith("NSpid:"):
+            if line.startswith(b"NSpid:"):
                 return int(line.split()[-1])
     return None
 
@@ -363,7 +373,7 @@ def _number_in_its_namespace(process: int) -> int | None:
 
 
 def describe_holder(root: Directory) -> Holder:
-    """Say who holds the lock of a directory, as far as the kernel tells."""
+    """Describe who holds the lock of a directory, as far as the kernel tells."""
     process, writer = _holder(root), last_writer(root)
     description = f"process {process} holds it" if process else "another process holds it"
     if process == os.getpid():
@@ -374,7 +384,7 @@ def describe_holder(root: Directory) -> Holder:
 
 
 def _holder(root: Directory) -> int | None:
-    """Return a process that holds the lock; ``None`` where that cannot be found out."""
+    """Return a process that holds the lock; ``None`` if that cannot be found out."""
     if not RECORD_LOCKS:
         return None
     try:
@@ -392,18 +402,18 @@ def _holder(root: Directory) -> int | None:
 
 
 def _descriptor_holder(inode: int) -> int | None:
-    """Find the process with an open-file-description lock on a file, as its descriptors show.
+    """Find the process that has a descriptor with an open-file-description lock on a file.
 
-    A descriptor that a forked child shares shows the lock in both: then neither is named.
+    If a forked child shares the descriptor, both have it, and neither is returned.
     """
     lock = re.compile(
-        rf"^lock:\t\d+: OFDLCK +\S+ +\S+ -1 [0-9a-f]+:[0-9a-f]+:{inode} ", re.MULTILINE
+        rb"^lock:\t\d+: OFDLCK +\S+ +\S+ -1 [0-9a-f]+:[0-9a-f]+:%d " % inode, re.MULTILINE
     )
     found: set[int] = set()
     for process in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
             for fd in os.listdir(f"/proc/{process}/fdinfo"):
-                with suppress(OSError), open(f"/proc/{process}/fdinfo/{fd}") as file:
+                with suppress(OSError), open(f"/proc/{process}/fdinfo/{fd}", "rb") as file:
                     if lock.search(file.read()):
                         found.add(int(process))
     return found.pop() if len(found) == 1 else None

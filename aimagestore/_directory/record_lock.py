@@ -1,4 +1,4 @@
-"""The writers' lock as a filelock. A module of its own, which only those import who write."""
+"""The writers' lock as a filelock. A module of its own, so that only writers import filelock."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class RecordLock(BaseFileLock):
     """
 
     open_file: Callable[[], int]
+    # A descriptor that has the lock already, while :meth:`adopt` acquires it.
     _granted: int | None = None
 
     def _acquire(self) -> None:
@@ -37,11 +38,11 @@ class RecordLock(BaseFileLock):
         fd, self._context.lock_file_fd = self._context.lock_file_fd, None
         if fd is not None:
             unlock(fd)
-            # Not by _close_noted: a fork may hold its mutex, and wait for filelock's releases.
+            # Not by _close_noted: a fork may hold its mutex while it waits for filelock's release.
             os.close(fd)
 
     def adopt(self, fd: int) -> None:
-        """Be locked by a descriptor that has the lock already."""
+        """Acquire the lock by a descriptor that has it already; it is closed if that fails."""
         self._granted = fd
         try:
             self.acquire(blocking=False)
