@@ -655,6 +655,18 @@ async def test_leftover_of_a_hostile_key_holds_nothing_up(path: Path, key: str) 
         assert await store.exists("two")
 
 
+async def test_pending_content_of_a_key_that_is_listed_twice_is_put_in_place(path: Path) -> None:
+    record = (
+        b'{"id":"one","big-data-names":["k","k"],"big-data-sizes":{"k":3},'
+        b'"created":"2024-01-01T00:00:00Z"}'
+    )
+    plant(path, record, items={"one": {"k": b"old"}})
+    (path / pending_of(record, "k")).write_bytes(b"new")
+    async with ImageStore(path) as store:
+        assert await store.big_data("one", "k") == b"new"
+    assert (path / "one" / "k").read_bytes() == b"new"
+
+
 LEFTOVERS = [".new-x", ".new-", ".new-a-b-c", f".new-{'a' * 32}-{'b' * 32}"]
 
 

@@ -22,10 +22,10 @@ logger = logging.getLogger("aimagestore")
 
 
 class Recovery:
-    """What may be left to complete in a directory.
+    """Completes the last commit of a directory.
 
-    :ivar is_needed: whether a writer may have died, or failed, between its commit and its last
-        renames. True at first, and whenever a commit of another program replaced an item
+    :ivar is_needed: whether a writer may have died or failed between its commit and its last
+        renames: true at first, and after another program's commit that has replaced an item
     """
 
     def __init__(self, root: Directory) -> None:
@@ -34,21 +34,24 @@ class Recovery:
         self._index: IndexFile
 
     def attach(self, index_file: IndexFile) -> None:
-        """Know the index, which has to be durable before anything is removed."""
+        """Set the index, which has to be durable before anything is removed."""
         self._index = index_file
 
     def note_load(self, previous: BlockCatalog, loaded: BlockCatalog) -> None:
-        """Take notice of a commit by another program."""
+        """Note that another program's commit was loaded."""
         self.is_needed = self.is_needed or _replaces_items(previous, loaded)
 
     def pending(self) -> Iterator[str]:
-        """Iterate over the names of files that some commit has not renamed yet."""
-        return (n for n in self._root.names() if n == NEW_INDEX or is_pending_name(n))
+        """Iterate over the names of files that a commit has not renamed yet."""
+        names = self._root.names()
+        return (name for name in names if name == NEW_INDEX or is_pending_name(name))
 
     def recover(self, catalog: BlockCatalog, *, always: bool = False) -> None:
         """Complete what is pending in the last commit, and remove the rest. The lock is held.
 
-        :param always: look for it even if nothing suggests that there is any
+        Errors are logged: the next commit tries again.
+
+        :param always: look for pending files even if nothing suggests that there are any
         """
         if not (self.is_needed or always):
             return
@@ -73,12 +76,12 @@ class Recovery:
 
 
 def _replaces_items(before: BlockCatalog, after: BlockCatalog) -> bool:
-    """Return whether an item has other content in a later catalog."""
+    """Return whether the digest of an item differs between two catalogs."""
     for record in after.records_not_in(before):
         old = before.record_of(record.id)
         if old is None or bytes(old.raw) == bytes(record.raw):
             continue
         digests = record.image.big_data_digests
-        if any(digests.get(k) != d for k, d in old.image.big_data_digests.items()):
+        if any(digests.get(key) != digest for key, digest in old.image.big_data_digests.items()):
             return True
     return False
