@@ -21,7 +21,7 @@ from aimagestore import (
     repair,
 )
 from aimagestore._core.names import big_data_file
-from aimagestore._directory.commit import DirectoryWriter
+from aimagestore._directory.commit import DirectoryWriter, _Placement
 
 from .support.buildah import FIXTURE, FIXTURE_ID
 from .support.layouts import Maker
@@ -96,6 +96,35 @@ async def test_the_files_of_an_image_that_is_taken_out_stay(path: Path) -> None:
     await repair(path, await check(path))
     assert (path / f"{OTHER}.old-2" / "other").exists()
     assert len(kept(path)) == 2
+
+
+async def test_the_files_of_a_damaged_record_that_is_taken_out_stay(path: Path) -> None:
+    edit_index(path, lambda records: records.append({"id": OTHER, "names": 5}))
+    (path / OTHER).mkdir()
+    (path / OTHER / "manifest").write_bytes(ARTIFACT)
+    await repair(path, await check(path))
+    async with ImageStore(path) as store:
+        await store.collect_garbage()
+    assert (path / f"{OTHER}.old-1" / "manifest").read_bytes() == ARTIFACT
+    assert (await check(path)).ok
+
+
+async def test_content_that_was_pending_stays_when_its_image_is_taken_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PODMAN_FAILS["artifact"].do(path, FIXTURE_ID)
+
+    def refuse(_: object) -> None:
+        raise OSError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Placement, "finish", refuse)
+        async with ImageStore(path) as store:
+            await store.set_big_data(OTHER, "manifest", ARTIFACT + b" ")
+    assert (path / OTHER / "manifest").read_bytes() == ARTIFACT
+    await repair(path, await check(path))
+    assert (path / f"{OTHER}.old-1" / "manifest").read_bytes() == ARTIFACT + b" "
+    assert (await check(path)).ok
 
 
 async def test_an_image_with_a_long_id_is_taken_out_as_well(path: Path) -> None:

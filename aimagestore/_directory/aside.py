@@ -1,4 +1,4 @@
-"""What a repair takes out of a store: it stays beside the rest."""
+"""Keeps what a repair takes out of a store."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from contextlib import suppress
 from .._core.names import INDEX_FILE
 from .files import Directory
 
-_LONGEST = 200
+_STEM_BYTES = 200
+"""Bytes of the old name that the new name begins with: a file name has 255 at most."""
 
 
 class Aside:
-    """What a repair takes out of a store, kept beside the rest.
+    """Keeps the previous index, and the directories of images that a repair takes out.
 
-    :ivar index: the name of the index as it was
+    :ivar index: the name under which the previous index is kept
     """
 
     def __init__(self, root: Directory) -> None:
@@ -25,9 +26,9 @@ class Aside:
         self._moved: list[tuple[str, str]] = []
 
     def keep(self, image_ids: Iterable[str]) -> None:
-        """Keep the index as it is, and the directories of images that will have no record.
+        """Keep the present index, and rename the directories of images that will have no record.
 
-        Under their own names these would be removed.
+        Garbage collection would remove these under their own names.
         """
         self._root.keep_beside(INDEX_FILE, self.index)
         self._is_kept = True
@@ -39,22 +40,25 @@ class Aside:
         self._root.sync()
 
     def undo(self) -> None:
-        """Undo all of it, because the repair has failed; not if it may have happened."""
+        """Undo :meth:`keep` after a failed repair, unless the index has been replaced by then."""
+        if not self._is_kept:
+            return
         with suppress(OSError):
-            now = self._root.stat(INDEX_FILE)
-            if self._is_kept and now is None:
-                self._root.rename(self.index, INDEX_FILE)  # a file can have but one name here
-            elif self._is_kept:
-                kept = self._root.stat(self.index)
-                if kept is None or now is None or not os.path.samestat(kept, now):
-                    return
+            kept, present = self._root.stat(self.index), self._root.stat(INDEX_FILE)
+            if present is None:
+                # The file system has no hard links: the index was renamed.
+                self._root.rename(self.index, INDEX_FILE)
+            elif kept is not None and os.path.samestat(kept, present):
                 self._root.unlink(self.index)
+            else:
+                return  # the repair may have happened
             for image_id, name in self._moved:
                 self._root.rename(name, image_id)
 
 
 def unused_name(root: Directory, name: str) -> str:
-    """Return a name for what is kept of something with this name, which may be very long."""
+    """Return an unused name for what is kept of a file, such as ``images.json.old-1``."""
     present = set(root.names())
-    start = name.encode()[:_LONGEST].decode(errors="ignore")
-    return next(n for i in range(1, len(present) + 2) if (n := f"{start}.old-{i}") not in present)
+    stem = name.encode()[:_STEM_BYTES].decode(errors="ignore")
+    candidates = (f"{stem}.old-{number}" for number in range(1, len(present) + 2))
+    return next(candidate for candidate in candidates if candidate not in present)

@@ -1,4 +1,4 @@
-"""A store in a directory, opened: its parts, and how they are put together."""
+"""Opens a store in a directory, and connects its parts."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ logger = logging.getLogger("aimagestore")
 class DirectoryEngine:
     """The parts of an open directory; see :class:`aimagestore._engine.protocol.Engine`.
 
-    - ``reader``: the index, as it was loaded last, and whether that is still the last commit;
+    - ``reader``: loads the index, and tells whether it is still the last commit;
     - ``lock``: this process's line for the lock of the directory;
-    - ``read_lock``: its line for the readers' lock;
+    - ``read_lock``: this process's line for the readers' lock;
     - ``writer``: the commit protocol;
-    - ``items``: content, opened and staged;
+    - ``items``: opens and stages content;
     - ``podman``: what podman keeps beside the directory;
-    - recovery, which the writer calls before it commits.
+    - ``recovery``: what the writer calls before it commits.
     """
 
     def __init__(
@@ -39,14 +39,13 @@ class DirectoryEngine:
         self.podman = PodmanFiles(root.path, container_stores)
         self.layer_store = self.podman.layer_store
         self._root = root
-        recovery = Recovery(root)
+        self.recovery = Recovery(root)
         self.reader = IndexFile(
-            root, read_only=read_only, is_local=is_local(root.fd), on_load=recovery.note_load
+            root, read_only=read_only, is_local=is_local(root.fd), on_load=self.recovery.note_load
         )
-        recovery.attach(self.reader)
-        self._recovery = recovery
+        self.recovery.attach(self.reader)
         self.items = DirectoryItems(root, self.reader)
-        self.writer = DirectoryWriter(root, self.reader, recovery, self.items, self.podman)
+        self.writer = DirectoryWriter(root, self.reader, self.recovery, self.items, self.podman)
         self.lock = exclusive_line(root)
         try:
             self.read_lock = shared_line(root)
@@ -58,7 +57,7 @@ class DirectoryEngine:
     def opened(
         cls, path: str, *, read_only: bool, container_stores: Iterable[str] = ()
     ) -> DirectoryEngine:
-        """Open a directory, create it unless ``read_only``, and complete what a crash left."""
+        """Open a directory; unless ``read_only``, create it and complete what a crash left."""
         if not read_only:
             make_directories(path)
         root = Directory.at(path)
@@ -80,14 +79,14 @@ class DirectoryEngine:
         try:
             self.reader.open()
         except ChangeUnderWayError:
-            return  # the first read waits for its end, and the first commit recovers
+            return  # the first read waits until it is complete, and the first commit recovers
         if not read_only:
             self._recover()
 
     def _recover(self) -> None:
-        """Complete what a crash left, if the lock is free: otherwise the next commit does."""
-        self._recovery.is_needed = any(self._recovery.pending())
-        if not (self._recovery.is_needed or self.reader.needs_save):
+        """Complete what a crash left, if the lock is free; otherwise the next commit does."""
+        self.recovery.is_needed = any(self.recovery.pending())
+        if not (self.recovery.is_needed or self.reader.needs_save):
             return
         grant = self.lock.try_acquire()
         if grant is None:

@@ -1,4 +1,4 @@
-"""What podman can read of the images of a store that it keeps layers beside."""
+"""Finds what podman cannot read in the images of a store beside which it keeps layers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _NO_FILES: Final[Mapping[tuple[str, str], Content]] = MappingProxyType({})
 
 
 class Podman:
-    """podman, as far as it reads the images of one store. What it knows of layers is kept.
+    """What podman can read of the images of one store. Its layers are read once.
 
-    :param files: what it keeps beside the store
-    :param others: IDs of layers of additional stores
+    :param files: what podman keeps beside the store
+    :param others: IDs of layers in additional stores
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Podman:
     def beside(
         cls, root: Directory, files: PodmanFiles, others: frozenset[str] = frozenset()
     ) -> Podman | None:
-        """Return it where it keeps layers beside a store."""
+        """Return it for a store beside which podman keeps layers; ``None`` for others."""
         return None if files.layer_store is None else cls(root, files, others)
 
     def unreadable_parts(
@@ -86,7 +86,7 @@ class Podman:
     ) -> bytes | None:
         """Return the content of an item, listed or not; ``None`` if it has no file.
 
-        What is too large to be a manifest or a config is empty here.
+        Of content that is too large for a manifest or a config it returns nothing, ``b""``.
         """
         content = files.get((image.id, key))
         if content is not None:
@@ -99,19 +99,19 @@ class Podman:
             return file.readall() if os.fstat(fd).st_size <= MANIFEST_MAX else b""
 
     def knows(self, layer: str) -> bool:
-        """Return whether there is a layer with this ID."""
-        # Without a list that can be read, podman has other troubles.
+        """Return whether there is a layer with this ID; ``True`` if it is not known."""
+        # A list of layers that cannot be read is a finding of its own.
         known = self._records is None or layer in self._records.layers
         return known or layer in self._others
 
     def missing_layers(self, image: Image) -> set[str]:
-        """Return the IDs of an image's layers that podman does not know, but for the top one."""
+        """Return the IDs of an image's layers below the top one that podman does not know."""
         if self._records is None:
             return set()
         return self._records.missing(image) - {image.top_layer} - self._others
 
     def top_layer(self, image: Image) -> str:
-        """Return the ID of the top layer that an image has by its config, ``""`` if it has none."""
+        """Return the ID of an image's top layer as its config tells; ``""`` if there is none."""
         layers = () if self._records is None else self._records.layers.values()
         found = [""]
         for digest in diff_ids(partial(self.read, image)):
@@ -124,7 +124,7 @@ class Podman:
 
     @cached_property
     def _records(self) -> PodmanRecords | None:
-        """The layers that podman knows; ``None`` when their list is damaged."""
+        """The layers that podman knows; ``None`` if their list is damaged."""
         try:
             return PodmanRecords(self._files.layers.read())
         except StoreCorruptError:

@@ -1,4 +1,4 @@
-"""Has podman read the images of its store again: what it cannot read is put right or taken out."""
+"""Repairs images that podman cannot read, or takes them out of the index."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from .podman import Podman
 
 logger = logging.getLogger("aimagestore")
 
-
-_REPLACED = frozenset({"manifest", "config"})
-"""The fields of a :class:`Part` that another manifest puts right."""
+_MANIFEST_FIELDS = frozenset({"manifest", "config"})
+"""The fields of a :class:`Part` that another manifest may repair."""
 
 
 class PodmanRepairs:
-    """Repairs in a draft of a store that podman keeps layers beside.
+    """Repairs the draft of a store beside which podman keeps layers.
 
-    :ivar takes_out: whether something is taken out of the index that no file brings back
-    :ivar taken_out: IDs of the images whose whole records are
+    :param apply: applies a mutation to the draft
+    :param kept_as: the name that the previous index will have
+    :param drop: whether to take out images whose top layer is unknown
+    :ivar takes_out: whether something is taken out of the index that no file can restore
+    :ivar taken_out: IDs of the images whose whole records are taken out
     """
 
     def __init__(
@@ -53,52 +55,54 @@ class PodmanRepairs:
         self._drop = drop
 
     def repair(self, image_id: str) -> Finding | None:
-        """Have podman read an image, or take it out of the index, and say how."""
+        """Repair an image or take it out of the index; return what was done, if anything was."""
         if self._draft.record_of(image_id) is None:
             return None
-        said = [*self._put_right(image_id), *self._take_out(image_id), *self._find_layer(image_id)]
+        done = [*self._complete(image_id), *self._take_out(image_id), *self._find_layer(image_id)]
         path = self._root.path_of(INDEX_FILE)
-        detail = "; ".join(said)
-        return Finding(FindingKind.PODMAN_FAILS, image_id, "", path, detail) if said else None
+        detail = "; ".join(done)
+        return Finding(FindingKind.PODMAN_FAILS, image_id, "", path, detail) if done else None
 
     def _unreadable_parts(self, image_id: str) -> list[Part]:
         return self._podman.unreadable_parts(self._draft.get(image_id), self._draft.files)
 
-    def _put_right(self, image_id: str) -> Iterator[str]:
+    def _complete(self, image_id: str) -> Iterator[str]:
+        """Repair each part of an image that can be repaired, and say how."""
         for part in self._unreadable_parts(image_id):
             try:
                 image = self._draft.get(image_id)
                 planned = self._plan(image, part)
                 if planned is not None:
-                    change, said = planned
-                    if part.field in _REPLACED:
+                    change, done = planned
+                    if part.field in _MANIFEST_FIELDS:
                         self._keep_manifest(image)
                     self._apply(change)
-                    yield f"{part.problem}: {said}"
+                    yield f"{part.problem}: {done}"
             except (ImageStoreError, OSError) as error:
                 logger.info("repair, image %s: %s: %s", image_id, part.problem, error)
 
     def _plan(self, image: Image, part: Part) -> tuple[Mutation, str] | None:
+        """Return the mutation that repairs a part, and what it does; ``None`` if none can."""
         if part.field == "name":
             names = [name for name in image.names if not is_reference(name)]
             return mutations.remove_names(image.id, names), self._removed()
         if part.field == "metadata":
             return mutations.set_metadata(image.id, ""), self._removed()
         if part.field == "mapped-layers":
-            # podman makes another copy where it needs one.
+            # Each is a copy of the top layer with other owners: podman makes another if needed.
             layers = [layer for layer in image.mapped_top_layers if self._podman.knows(layer)]
             return mutations.set_mapped_layers(image.id, layers), "removed"
         if part.field == "instances" and self._podman.read(image, INSTANCES) is None:
             content = InlineContent.of(NO_INSTANCES)
             return mutations.set_big_data(image.id, INSTANCES, content), "added"
-        found = self._other_manifest(image) if part.field in _REPLACED else None
+        found = self._other_manifest(image) if part.field in _MANIFEST_FIELDS else None
         if found is None:
             return None
         key, content = found
-        return mutations.set_big_data(image.id, MANIFEST, content), f"that of {key!r} instead"
+        return mutations.set_big_data(image.id, MANIFEST, content), f"replaced by {key!r}"
 
     def _keep_manifest(self, image: Image) -> None:
-        """Keep the manifest that is about to be replaced as an item, unless it is damaged."""
+        """Keep the manifest that is about to be replaced as another item, unless it is damaged."""
         text = self._podman.read(image, MANIFEST)
         content = InlineContent.of(text or b"")
         key = f"{MANIFEST}-{content.digest}"
@@ -108,7 +112,7 @@ class PodmanRepairs:
 
     def _removed(self) -> str:
         self.takes_out = True
-        return f"removed; the index as it was stays as {self._kept_as}"
+        return f"removed; the previous index stays as {self._kept_as}"
 
     def _other_manifest(self, image: Image) -> tuple[str, InlineContent] | None:
         """Return an item of an image that podman could read in place of its manifest."""
@@ -123,11 +127,11 @@ class PodmanRepairs:
             text = self._podman.read(image, key) if is_other else None
             if text and self._podman.can_use(image, text):
                 found.append((key, InlineContent.of(text)))
-        # There may be that of an index as well, through which the image was pulled.
+        # Prefer the image's own manifest to that of an index through which it may have been pulled.
         return min(found, key=lambda each: each[1].digest != image.digest, default=None)
 
     def _find_layer(self, image_id: str) -> Iterator[str]:
-        """Give an image that was adopted its top layer again."""
+        """Set the top layer of an image whose record was rebuilt, and say which it is."""
         record = self._draft.record_of(image_id)
         if record is not None and self._draft.base.record_of(image_id) is None:
             layer = self._podman.top_layer(record.image)
@@ -136,6 +140,7 @@ class PodmanRepairs:
                 yield f"its top layer is {layer}"
 
     def _take_out(self, image_id: str) -> Iterator[str]:
+        """Take an image out of the index if podman cannot read it even now, and say why."""
         left = self._unreadable_parts(image_id)
         # An additional store may have a layer that is unknown here.
         if not left or (all(part.field == "layer" for part in left) and not self._drop):

@@ -1,4 +1,4 @@
-"""Repairs damage as far as that is possible; drops nothing unless that was asked for."""
+"""Repairs a damaged directory; drops what cannot be repaired only if that is asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ from .._format.blocks import Block, new_block_id
 from ..errors import ImageStoreError, StoreCorruptError
 from .aside import Aside, unused_name
 from .check import DirectoryChecker
+from .contents import image_directories
 from .engine import DirectoryEngine
 from .files import Directory
 from .garbage import needed_manifest
@@ -35,7 +36,7 @@ from .podman_repair import PodmanRepairs
 
 logger = logging.getLogger("aimagestore")
 
-LOST_INDEX = frozenset(
+_LOST_INDEX = frozenset(
     {FindingKind.INDEX_MISSING, FindingKind.INDEX_BLANK, FindingKind.INDEX_DAMAGED}
 )
 _LOST_ITEM = frozenset(
@@ -58,26 +59,23 @@ class DirectoryRepairer:
         self.lock = self._engine.lock
 
     def steps(self, grant: AnyGrant, report: Report, *, drop: bool) -> Steps[Report]:
-        root, path = self._root, self._root.path
         done: list[Finding] = []
+        reported = set(map(_identity, report.findings))
         suspects = {finding.id for finding in report.findings if finding.id}
-        reported = {(f.kind, f.id, f.key) for f in report.findings}
-        checker = DirectoryChecker(lambda: path, verify=True)
-        now = yield from checker.recheck_images(root, suspects)
-        if any(finding.kind in LOST_INDEX for finding in now.findings):
+        present = (yield from self._recheck(suspects)).findings
+        if any(finding.kind in _LOST_INDEX for finding in present):
             done.append(self._rebuild_index())
-            checker = DirectoryChecker(lambda: path, verify=True)
-            now = yield from checker.recheck_images(root, ())
-            reported |= {(f.kind, f.id, f.key) for f in now.findings}
-        aside = Aside(root)
+            present = (yield from self._recheck(())).findings
+            reported.update(map(_identity, present))
+        aside = Aside(self._root)
         draft = self._engine.writer.draft(grant)
-        repairs = _Repairs(root, self._engine, draft, aside.index, drop=drop)
-        for repaired in repairs.repair_all(
-            [f for f in now.findings if (f.kind, f.id, f.key) in reported]
-        ):
+        repairs = _Repairs(self._root, self._engine, draft, aside.index, drop=drop)
+        for repaired in repairs.repair_all([f for f in present if _identity(f) in reported]):
             done.append(repaired)
             logger.info("repair, %s, %s: %s", repaired.kind, repaired.path, repaired.detail)
         try:
+            # Before directories are renamed: pending files belong in them.
+            self._engine.recovery.recover(self._engine.reader.load())
             if repairs.takes_out:
                 aside.keep(repairs.taken_out)
             self._engine.writer.publish(grant, draft)
@@ -86,8 +84,13 @@ class DirectoryRepairer:
             raise
         return Report(tuple(done), images=len(self._engine.reader.catalog))
 
+    def _recheck(self, suspects: Iterable[str]) -> Steps[Report]:
+        path = self._root.path
+        checker = DirectoryChecker(lambda: path, verify=True)
+        return (yield from checker.recheck_images(self._root, suspects))
+
     def _rebuild_index(self) -> Finding:
-        """Write an index of the records that can still be read; the old one stays beside it."""
+        """Write an index of the records that can still be read; keep the old one beside it."""
         catalog, kept = salvage(self._root)
         self._engine.writer.replace_index(catalog)
         kept_as = f"the old index is {kept}" if kept else "there was none"
@@ -100,10 +103,14 @@ class DirectoryRepairer:
         self._engine.close()
 
 
+def _identity(finding: Finding) -> tuple[FindingKind, str, str]:
+    return finding.kind, finding.id, finding.key
+
+
 class _Repairs:
     """Repairs findings in a draft.
 
-    :param kept_as: the name that the index will have beside the new one, if anything is taken out
+    :param kept_as: the name that the previous index will have, if anything is taken out
     """
 
     def __init__(
@@ -124,16 +131,27 @@ class _Repairs:
 
     @property
     def takes_out(self) -> bool:
-        """Whether something is taken out of the index that no file brings back."""
+        """Whether something is taken out of the index that no file can restore."""
         return self._takes_out or (self._podman is not None and self._podman.takes_out)
 
     @property
     def taken_out(self) -> Sequence[str]:
-        """IDs of the images whose whole records are taken out."""
-        return () if self._podman is None else self._podman.taken_out
+        """The IDs of the images whose whole records are taken out of podman's store."""
+        if self._podman is None:
+            return ()
+        unreadable: list[str] = []
+        if self._draft.drops_unreadable:
+            base = self._draft.base
+            # Garbage collection removes no other directories.
+            unreadable = [
+                name
+                for name in image_directories(self._root)
+                if base.is_damaged(name) and self._draft.record_of(name) is None
+            ]
+        return [*self._podman.taken_out, *unreadable]
 
     def repair_all(self, findings: Sequence[Finding]) -> Iterator[Finding]:
-        """Repair what was found, and say how."""
+        """Repair what was found, and iterate over what was done."""
         done = [self._repair(finding) for finding in findings]
         if self._podman is not None:
             images = dict.fromkeys(finding.id for finding in findings if finding.id)
@@ -141,7 +159,7 @@ class _Repairs:
         return (finding for finding in done if finding is not None)
 
     def _repair(self, finding: Finding) -> Finding | None:
-        """Repair one finding, and say how; ``None`` when nothing was done."""
+        """Repair one finding, and return what was done; ``None`` if nothing was."""
         try:
             planned = list(self._plan(finding))
             for change, _ in planned:
@@ -150,8 +168,9 @@ class _Repairs:
             return replace(finding, detail=f"left as it is: {error}")
         if not planned and finding.kind is not FindingKind.DUPLICATE_NAME:
             return None
-        said = "; ".join(said for _, said in planned)
-        return replace(finding, detail=said or "the later keeps it")
+        # Loading the index has resolved a name conflict already.
+        detail = "; ".join(done for _, done in planned) or "the later record keeps the name"
+        return replace(finding, detail=detail)
 
     def _apply(self, change: Mutation) -> None:
         plan = change(self._draft)
@@ -160,6 +179,7 @@ class _Repairs:
         self._draft.apply(plan)
 
     def _plan(self, finding: Finding) -> Iterator[tuple[Mutation, str]]:
+        """Iterate over the mutations that repair a finding, each with what it does."""
         if finding.kind is FindingKind.DIRECTORY_ORPHANED:
             yield _adopt(self._root, finding.id), "its record was rebuilt from its files"
         elif finding.kind is FindingKind.DIGEST_MALFORMED:
@@ -173,7 +193,8 @@ class _Repairs:
             yield from self._plan_drop(finding)
 
     def _plan_unlisted(self, finding: Finding) -> Iterator[tuple[Mutation, str]]:
-        # The base is asked, because one manifest that is adopted does not keep another from it.
+        # By the base: in the draft, one manifest that was listed just now would hide the need for
+        # another.
         key = needed_manifest(self._draft.base, finding)
         if self._podman is not None and key is not None:
             found = _as_podman_measures(self._root, finding.id, key)
@@ -187,7 +208,7 @@ class _Repairs:
         if found.digest != image.big_data_digests.get(finding.key):
             return None
         change = mutations.describe_big_data(image.id, finding.key, found)
-        return change, f"its size was put right: {found.size} bytes"
+        return change, f"its size was corrected: {found.size} bytes"
 
     def _plan_drop(self, finding: Finding) -> Iterator[tuple[Mutation, str]]:
         if finding.kind in _UNREADABLE:
@@ -209,7 +230,7 @@ def _plan_digest(root: Directory, draft: Draft, finding: Finding) -> tuple[Mutat
     """Plan a digest in place of a malformed one."""
     image, key = draft.get(finding.id), finding.key
     if not key:
-        return mutations.reset_digest(image.id), f"{finding.detail}: that of its manifest instead"
+        return mutations.reset_digest(image.id), f"{finding.detail}: replaced by its manifest's"
     found = None
     if key in image.big_data_names:
         with suppress(OSError, StoreCorruptError):
@@ -218,10 +239,11 @@ def _plan_digest(root: Directory, draft: Draft, finding: Finding) -> tuple[Mutat
         # A new digest would make damaged content look whole.
         return mutations.clear_big_data_digest(image.id, key), f"{finding.detail}: removed"
     change = mutations.describe_big_data(image.id, key, found)
-    return change, f"{finding.detail}: {found.digest} instead"
+    return change, f"{finding.detail}: replaced by {found.digest}"
 
 
 def _as_podman_measures(root: Directory, image_id: str, key: str) -> Measured:
+    """Measure an item; a signed manifest's digest is that of its text without signatures."""
     found = _measure(root, image_id, key)
     if is_manifest_key(key) and found.size <= MANIFEST_MAX:
         with root.open_directory(image_id) as directory, _open(directory, big_data_file(key)) as f:
@@ -244,17 +266,20 @@ def _open(directory: Directory, name: str) -> io.FileIO:
 
 
 def _adopt(root: Directory, image_id: str) -> Mutation:
-    """A record made of what the files say: keys, sizes, digests, and names in a manifest."""
+    """Plan a record made from a directory: keys, sizes and digests, and names in its manifests.
+
+    :raises StoreCorruptError: when the directory has no big data
+    """
     contents: dict[str, Measured] = {}
     names: list[str] = []
-    made: list[float] = []
+    modified: list[float] = []
     with root.open_directory(image_id) as directory:
         for name in sorted(directory.names()):
             key = big_data_key(name)
             if key is None or directory.is_directory(name):  # userdata for instance
                 continue
             with _open(directory, name) as file:
-                made.append(os.fstat(file.fileno()).st_mtime)
+                modified.append(os.fstat(file.fileno()).st_mtime)
                 contents[key] = run(measure_file(file))
                 if is_manifest_key(key) and contents[key].size <= MANIFEST_MAX:
                     file.seek(0)
@@ -262,7 +287,7 @@ def _adopt(root: Directory, image_id: str) -> Mutation:
         if not contents:
             # A record without items would make `podman images` fail.
             raise root.corrupt(image_id, "has no big data: collect_garbage removes it")
-    return mutations.adopt(image_id, contents, names, datetime.fromtimestamp(min(made), UTC))
+    return mutations.adopt(image_id, contents, names, datetime.fromtimestamp(min(modified), UTC))
 
 
 def _names_in(manifest: bytes) -> Iterator[str]:
@@ -278,7 +303,10 @@ def _names_in(manifest: bytes) -> Iterator[str]:
 
 
 def salvage(root: Directory) -> tuple[BlockCatalog, str]:
-    """The records that can still be read in a damaged index, and the name it is kept under."""
+    """Keep a damaged index under another name, and return the records that can still be read.
+
+    :returns: the records, and the name of the old index; ``""`` if there was none
+    """
     try:
         fd = root.open_file(INDEX_FILE)
     except FileNotFoundError:
@@ -293,22 +321,22 @@ def salvage(root: Directory) -> tuple[BlockCatalog, str]:
 
 
 def _readable_records(text: bytes, block_id: int) -> Iterator[Record]:
-    """Every whole record in a text, wherever it stands; the text between them is passed over."""
+    """Iterate over the whole records in a text, wherever they are; skip the text between them."""
     decoder = json.JSONDecoder()
     characters = text.decode(errors="surrogateescape")
-    place = characters.find("{")
-    while place >= 0:
+    start = characters.find("{")
+    while start >= 0:
         try:
-            value, end = decoder.raw_decode(characters, place)
+            value, end = decoder.raw_decode(characters, start)
         except (ValueError, RecursionError):
-            end = place + 1
+            end = start + 1
         else:
-            # A record always says when it was created; an object in a record's flags hardly does.
+            # A record always has these two fields; an object in a record's flags hardly has both.
             if "id" in value and "created" in value:
-                raw = characters[place:end].encode(errors="surrogateescape")
+                raw = characters[start:end].encode(errors="surrogateescape")
                 record = read(raw, block_id)
                 if record is not None:
                     yield record
             else:
-                end = place + 1
-        place = characters.find("{", end)
+                end = start + 1
+        start = characters.find("{", end)
