@@ -63,7 +63,7 @@ _CONDEMN_REMOVED = """
         RETURNING blob, size
     )
     INSERT INTO image_items (blob, image_id, key, size, removed)
-    SELECT DISTINCT blob, '', 'replaced'::bytea, size, clock_timestamp() FROM removed
+    SELECT blob, '', 'replaced', max(size), clock_timestamp() FROM removed GROUP BY blob
     RETURNING blob
 """
 

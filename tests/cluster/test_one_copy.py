@@ -71,6 +71,23 @@ async def test_an_object_is_collected_when_no_item_has_it(
     assert await store.big_data("two", "key") == b"other"
 
 
+async def test_an_object_of_many_items_that_were_all_deleted_is_collected_once(
+    servers: Servers, store: ImageStore, place: Place, objects: Callable[[], set[str]]
+) -> None:
+    await store.create("one", big_data={"key": CONTENT})
+    await store.delete("one")
+    others = """
+        INSERT INTO image_items (blob, image_id, key, size, removed, digest)
+        SELECT blob, 'other' || n, key, size, removed, digest
+        FROM image_items, generate_series(1, 300) n RETURNING image_id
+    """
+    assert len(await servers.execute(place, others)) == 300
+    await run_sync(set_grace_period, place.records_url, NOW)
+    assert len((await store.collect_garbage()).findings) == 1
+    assert await run_sync(objects) == set()
+    assert (await store.collect_garbage()).findings == ()
+
+
 async def test_rows_of_earlier_items_go_while_another_item_has_the_object(
     servers: Servers, store: ImageStore, place: Place
 ) -> None:
