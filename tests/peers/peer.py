@@ -136,11 +136,16 @@ class Running:
             raise AssertionError(f"{self.process.args!r} ended early: {errors}")
         return line
 
-    def go_on(self) -> None:
+    def go_on(self, line: str = "") -> None:
         """Send it a line."""
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
+
+    def ask(self, line: str) -> str:
+        """Send it a line, and return the line that it answers; blocks."""
+        self.go_on(line)
+        return self.read_line()
 
     def end(self) -> None:
         """End its input, and wait for it."""

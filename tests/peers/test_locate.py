@@ -8,14 +8,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-import aimagestore
 from aimagestore import ImageStore
 
 from ..support.configurations import (
@@ -27,6 +26,7 @@ from ..support.configurations import (
     shown,
 )
 from . import generation
+from .peer import Running, running
 from .tools import require
 
 pytestmark = pytest.mark.peers
@@ -43,21 +43,31 @@ INFO = " ".join(f"{{{{.Store.{field}}}}}" for field in FIELDS)
 class Podman:
     """podman with the configuration of a directory."""
 
-    def __init__(self, configuration: Configuration, base: Path, programs: Path) -> None:
+    def __init__(
+        self, configuration: Configuration, base: Path, programs: Path, locator: Running
+    ) -> None:
         self._configuration = configuration
         self._base = base
         self._programs = programs
+        self._locator = locator
         self.variables = configuration.variables(base)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command as the configuration's user, in its namespace."""
         inside = self._configuration.inside
-        return _run(
-            generation.command(),
-            *(self._base, self._configuration.user),
-            {"PATH": PATH, **self.variables},
-            *([inside, "unshare"] if inside else []),
-            *command,
+        variables = {"PATH": PATH, **self.variables}
+        return subprocess.run(
+            [
+                *generation.command("bash", "-c", BOXED, "boxed"),
+                *(str(self._base), str(self._configuration.user)),
+                *("env", "-i", *(f"{name}={value}" for name, value in variables.items())),
+                *([inside, "unshare"] if inside else []),
+                *command,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
         )
 
     def info(self) -> list[str] | None:
@@ -74,29 +84,15 @@ class Podman:
         if self._configuration.inside:
             lines = self.run("env").stdout.splitlines()
             variables = dict(line.split("=", 1) for line in lines if "=" in line)
-        result = _run(
-            [],
-            *(self._base, 0),
-            {
-                **variables,
-                "PATH": str(self._programs),
-                "PYTHONPATH": str(Path(aimagestore.__file__).parents[1]),
-                "PYTHONDONTWRITEBYTECODE": "1",
-            },
-            *(sys.executable, str(LOCATOR), str(self._configuration.user)),
-            "namespace" if self._configuration.inside else "",
-        )
-        assert result.returncode == 0, result.stderr
-        found: dict[str, Any] = json.loads(result.stdout)
+        question = {
+            "base": str(self._base),
+            "variables": {**variables, "PATH": str(self._programs)},
+            "user": self._configuration.user,
+            "namespace": bool(self._configuration.inside),
+        }
+        found: dict[str, Any] = json.loads(self._locator.ask(json.dumps(question)))
+        assert "failed" not in found, found["failed"]
         return found
-
-
-def _run(
-    enter: list[str], base: Path, user: int, variables: Mapping[str, str], *command: str
-) -> subprocess.CompletedProcess[str]:
-    environ = ["env", "-i", *(f"{name}={value}" for name, value in variables.items())]
-    parts = [*enter, "bash", "-c", BOXED, "boxed", str(base), str(user), *environ, *command]
-    return subprocess.run(parts, capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -116,6 +112,13 @@ def programs() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
+@pytest.fixture(scope="session")
+def locator() -> Iterator[Running]:
+    """The program that says what this library finds."""
+    with running(sys.executable, LOCATOR) as started:
+        yield started
+
+
 @pytest.fixture
 def base(short_path: Path) -> Path:
     """The directory of the test, which users may enter."""
@@ -125,10 +128,10 @@ def base(short_path: Path) -> Path:
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda each: each.name)
 def test_the_storage_is_the_one_that_podman_names(
-    configuration: Configuration, base: Path, programs: Path
+    configuration: Configuration, base: Path, programs: Path, locator: Running
 ) -> None:
     configuration.make(base)
-    podman = Podman(configuration, base, programs)
+    podman = Podman(configuration, base, programs, locator)
     found = podman.locate()
     info = podman.info()
     expected = configuration.expected_of(NUMBER).replace("{base}", str(base))
@@ -152,10 +155,10 @@ async def _add_image(store: str, user: int) -> None:
             os.chown(path, user, user)
 
 
-def test_the_driver_in_podmans_database_wins(base: Path, programs: Path) -> None:
+def test_the_driver_in_podmans_database_wins(base: Path, programs: Path, locator: Running) -> None:
     configuration = Configuration("", "", {"etc/storage.conf": VFS})
     configuration.make(base)
-    podman = Podman(configuration, base, programs)
+    podman = Podman(configuration, base, programs, locator)
     assert podman.info() == ["vfs", f"{base}/srv/a", f"{base}/run/root", "0"]
     (base / "etc/storage.conf").write_text(
         VFS.replace("vfs", "overlay").replace("{base}", str(base))
@@ -171,10 +174,12 @@ def test_the_driver_in_podmans_database_wins(base: Path, programs: Path) -> None
     assert "belongs to another graph root" in podman.locate()["refused"]
 
 
-def test_no_store_is_chosen_silently_when_no_podman_is_installed(base: Path) -> None:
+def test_no_store_is_chosen_silently_when_no_podman_is_installed(
+    base: Path, locator: Running
+) -> None:
     configuration = Configuration("", "", {"etc/storage.conf": VFS}, user=USER)
     configuration.make(base)
-    podman = Podman(configuration, base, base)
+    podman = Podman(configuration, base, base, locator)
     # What the present podman and one of another generation have made.
     newest, oldest = (
         f"{base}/srv/a/vfs-images",
