@@ -108,21 +108,23 @@ class Floors(Peer):
     # Reads
 
     async def do_get(self, refs: Sequence[str], passes: int) -> Reply:
-        """Await a function that makes an ``fstat``, and looks into a dictionary."""
+        """Await a function that makes a ``stat`` of the index, and looks into a dictionary.
+
+        By its path: an ``fstat`` takes half the time, but does not see that the directory was
+        moved, or mounted over.
+        """
         table = {ref: ref for ref in refs}
-        fd = os.open(self._index, os.O_RDONLY)
+        path = str(self._index)
 
         async def get(ref: str) -> str:
-            os.fstat(fd)
+            os.stat(path)
             return table[ref]
 
         watch = Stopwatch()
         for _ in range(passes):
             for ref in refs:
                 await get(ref)
-        took = watch.stop()
-        os.close(fd)
-        return seconds(took / passes / len(refs))
+        return seconds(watch.stop() / passes / len(refs))
 
     async def do_snapshot_get(self, refs: Sequence[str], passes: int) -> Reply:
         """Call a function that looks into a dictionary."""

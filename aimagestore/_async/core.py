@@ -70,6 +70,10 @@ class _State(Enum):
     CLOSED = auto()
 
 
+# A member of an enum takes Python 3.11 as long to look up as an image.
+_OPEN: Final = _State.OPEN
+
+
 transactions: ContextVar[tuple[tuple[StoreCore, Callable[[], bool]], ...]] = ContextVar(
     "aimagestore_transactions", default=()
 )
@@ -413,7 +417,7 @@ class StoreCore:
 
     def current(self) -> Catalog | None:
         """The last commit, if it is in memory and certain without blocking."""
-        if self._state is not _State.OPEN or self._process != _process:
+        if self._state is not _OPEN or self._process != _process:
             self.check_open()
         if not self._loop.is_running_here():
             self.check_open()

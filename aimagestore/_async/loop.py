@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from threading import get_ident
 from types import TracebackType
 from typing import Any
 
@@ -28,11 +29,14 @@ class EventLoop:
         if asyncio is not None and isinstance(native, asyncio.AbstractEventLoop):
             self._post: Callable[[Callable[[], object]], object] = native.call_soon_threadsafe
             self._running: Callable[[], object] = asyncio.get_running_loop
+            self._is_running: Callable[[], bool] = native.is_running
+            self._thread = get_ident()
         else:
             import trio.lowlevel  # noqa: PLC0415 (an optional dependency)
 
             self._post = native.run_sync_soon
             self._running = trio.lowlevel.current_trio_token
+            self._thread = -1
 
     def post(self, function: Callable[[], object]) -> None:
         """Call a function in the loop soon. Callable from any thread; never blocks.
@@ -44,6 +48,9 @@ class EventLoop:
 
     def is_running_here(self) -> bool:
         """Return whether this very loop runs the caller."""
+        # A thread runs one loop at a time. Asking for it makes a system call in Python 3.11.
+        if get_ident() == self._thread and self._is_running():
+            return True
         try:
             return self._running() is self._native
         except RuntimeError:

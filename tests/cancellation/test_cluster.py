@@ -11,7 +11,13 @@ import pytest
 
 from aimagestore import ImageStore
 
-from ..support.interruptions import ASYNCIO, by_scope, by_task_cancel, by_two_cancels
+from ..support.interruptions import (
+    ASYNCIO,
+    Interruption,
+    by_scope,
+    by_task_cancel,
+    by_two_cancels,
+)
 from ..support.loops import EXTENTS
 from ..support.stores import ClusterStore
 from ..support.sweep import CHANGES, OPERATIONS, ClusterSweep, fill
@@ -58,7 +64,7 @@ async def test_an_interruption_leaves_nothing_behind(
     sweep = ClusterSweep(where, operation)
     async with sweep.opened():
         if anyio_backend == "trio":
-            ways = [by_scope, requests.by_scope]
+            ways: list[Interruption] = [by_scope, requests.by_scope]
         else:
             ways = [by_task_cancel, requests.by_task_cancel]
             ways += [ASYNCIO[way] for way in ("scope", "two_cancels", "timeout")]
