@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
+import pydoc
+import re
 import types
 import typing
 from collections.abc import Iterator
+from enum import Enum
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import aimagestore
@@ -177,6 +182,19 @@ def test_what_a_package_has_in_public_is_exported(package: str) -> None:
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
     assert public - {"annotations"} == set(exported) - {"__version__"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_help_for_records_shows_no_generated_methods(package: str) -> None:
+    for name, exported in public_of(package).items():
+        is_record = dataclasses.is_dataclass(exported) or (
+            inspect.isclass(exported) and issubclass(exported, Enum | msgspec.Struct)
+        )
+        if is_record:
+            shown = pydoc.plain(pydoc.render_doc(exported))
+            hidden = set(re.findall(r"^ \|  (_\w+)", shown, re.MULTILINE)) - {"__members__"}
+            assert not hidden, name
+            assert "of str" not in shown, name
 
 
 def test_the_types_of_arguments_are_exported() -> None:

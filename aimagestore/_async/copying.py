@@ -15,6 +15,7 @@ from .._core.digest import is_canonical, is_digest
 from .._core.image import Image
 from .._core.mutations import has_same_items
 from .._core.names import check_names, check_type
+from .._core.plain import PlainType
 from .._core.record import Record
 from .._core.view import View, without_hidden_names
 from ..errors import BigDataUnknownError, ImageUnknownError
@@ -24,7 +25,7 @@ from .store import ImageStore, core_of
 
 
 @dataclass(frozen=True, slots=True)
-class CopyResult:
+class CopyResult(metaclass=PlainType):
     """What a copy did.
 
     :ivar images: the number of images that were copied or brought up to date

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._core.addresses import is_address
+from .._core.plain import PlainType
 from .._directory.location import DirectoryLocation
 from .._engine.protocol import Location
 from .._stacked.location import AdditionalLocation, StackedLocation
 
 
 @dataclass(frozen=True)
-class AdditionalStore:
+class AdditionalStore(metaclass=PlainType):
     """A store that is read beside another one; see :class:`ImageStore`.
 
     :ivar where: the directory that holds its images.json, or its location

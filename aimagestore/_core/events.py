@@ -7,12 +7,13 @@ from typing import Literal
 
 from .catalog import Catalog
 from .image import Image
+from .plain import PlainType
 
 Kind = Literal["created", "changed", "deleted"]
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeEvent:
+class ChangeEvent(metaclass=PlainType):
     """A change of one image, as a watch yields it.
 
     :ivar kind: ``"created"``, ``"changed"`` or ``"deleted"``

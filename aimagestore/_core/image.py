@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -10,23 +10,10 @@ from typing import Any
 import msgspec
 
 from .._format import gojson
+from .plain import PlainStruct
 
 
-class PlainMeta(msgspec.StructMeta):
-    """Metaclass of public records. Hides what ``Struct`` adds from ``help`` and completion."""
-
-    def __dir__(cls) -> Iterable[str]:  # noqa: N805 (a metaclass)
-        struct = {*dir(msgspec.Struct), *_HIDDEN}
-        return [name for name in super().__dir__() if name not in struct]
-
-
-_HIDDEN = frozenset(
-    {"__annotations__", "__match_args__", "__post_init__", "__static_attributes__"}
-    | {"__annotate_func__", "__annotations_cache__", "__firstlineno__"}
-)
-
-
-class Image(msgspec.Struct, metaclass=PlainMeta, frozen=True, eq=False, order=False, gc=False):
+class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=False, gc=False):
     """One image's record, as it was when it was read. Immutable.
 
     Images come from a store; they are not made by hand. Two images are equal when all of their

@@ -10,10 +10,11 @@ from typing import Final
 
 import msgspec
 
-from .image import Image, PlainMeta
+from .image import Image
+from .plain import PlainStruct
 
 
-class Layer(msgspec.Struct, metaclass=PlainMeta, frozen=True, gc=False):
+class Layer(msgspec.Struct, metaclass=PlainStruct, frozen=True, gc=False):
     """One layer, as podman recorded it. Immutable.
 
     :ivar id: the ID
@@ -33,7 +34,7 @@ class Layer(msgspec.Struct, metaclass=PlainMeta, frozen=True, gc=False):
     compressed_size: int | None
 
 
-class Container(msgspec.Struct, metaclass=PlainMeta, frozen=True, gc=False):
+class Container(msgspec.Struct, metaclass=PlainStruct, frozen=True, gc=False):
     """One container of podman, buildah or CRI-O. Immutable.
 
     :ivar id: the ID

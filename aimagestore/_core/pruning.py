@@ -16,6 +16,7 @@ from .draft import Draft, Plan
 from .image import Image
 from .mutations import Mutation
 from .names import check_names, check_type
+from .plain import PlainType
 from .refs import repository_of
 from .view import unknown
 
@@ -28,7 +29,7 @@ _NO_REPOSITORIES: Final[Mapping[str, Sequence[str]]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrunePolicy:
+class PrunePolicy(metaclass=PlainType):
     """Which images :meth:`ImageStore.prune` deletes: those that meet every given condition.
 
     Never pruned are images that a container uses, that have the flag ``keep_flag``, that an image
@@ -75,7 +76,7 @@ class PrunePolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class PruneResult:
+class PruneResult(metaclass=PlainType):
     """What :meth:`ImageStore.prune` has deleted, or would delete with ``dry_run``.
 
     :ivar images: the deleted images, as they were

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
+from .plain import PlainEnum, PlainType
 
-class FindingKind(StrEnum):
+
+class FindingKind(StrEnum, metaclass=PlainEnum):
     """Kinds of damage and garbage.
 
     Each has a ``meaning``, and a ``remedy``: who repairs it, and how.
@@ -165,7 +167,7 @@ FindingKind.__doc__ = "\n".join(
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(metaclass=PlainType):
     """One finding of a check, or one thing that a repair or a garbage collection did.
 
     :ivar kind: the kind of damage or garbage
@@ -183,7 +185,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Report(metaclass=PlainType):
     """The result of a check, a repair or a garbage collection.
 
     :ivar findings: what was found or done

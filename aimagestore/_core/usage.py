@@ -8,10 +8,10 @@ from functools import cached_property
 
 import msgspec
 
-from .image import PlainMeta
+from .plain import PlainStruct, PlainType
 
 
-class ImageUsage(msgspec.Struct, metaclass=PlainMeta, frozen=True, gc=False):
+class ImageUsage(msgspec.Struct, metaclass=PlainStruct, frozen=True, gc=False):
     """What one image takes, in bytes.
 
     :ivar size: all that is stored for it, shared content included
@@ -31,7 +31,7 @@ class ImageUsage(msgspec.Struct, metaclass=PlainMeta, frozen=True, gc=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(metaclass=PlainType):
     """What a store takes, in bytes. :meth:`ImageStore.usage` returns it.
 
     In a directory these are the bytes that the file system has allocated, as ``du`` counts them:

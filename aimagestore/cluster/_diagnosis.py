@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from .._core.plain import PlainEnum, PlainType
 
-class Severity(StrEnum):
+
+class Severity(StrEnum, metaclass=PlainEnum):
     """How much a diagnosis matters."""
 
     OK = "ok"
@@ -20,7 +22,7 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Diagnosis:
+class Diagnosis(metaclass=PlainType):
     """One thing that was looked at.
 
     :ivar severity: how much it matters

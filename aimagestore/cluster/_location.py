@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from .._core.plain import PlainType
 from .._engine.protocol import OtherStores
 from ._addresses import BucketAddress, DatabaseAddress
 from ._checker import ClusterChecker
@@ -15,7 +16,7 @@ from ._repairer import ClusterRepairer
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ClusterLocation:
+class ClusterLocation(metaclass=PlainType):
     """Where a cluster's store is: an immutable description, usable any number of times.
 
     Any number of stores on any number of machines may be open at one location. Its tables are

@@ -17,6 +17,7 @@ from .._async.threads import Threads
 from .._core.digest import digest_of, hasher
 from .._core.image import Image
 from .._core.names import check_names, check_text
+from .._core.plain import PlainType
 from .._core.references import full_name
 from .._directory.output import open_output
 from .._engine.items import CHUNK
@@ -50,7 +51,7 @@ _PIECES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class ExportResult:
+class ExportResult(metaclass=PlainType):
     """What became of one image of a store.
 
     :ivar image: the image, as it was
@@ -64,7 +65,7 @@ class ExportResult:
 
 
 @dataclass(frozen=True, slots=True)
-class LayoutCopyResult:
+class LayoutCopyResult(metaclass=PlainType):
     """What became of one image of a layout.
 
     :ivar name: what the destination calls it; ``""`` for nothing

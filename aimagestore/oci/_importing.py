@@ -21,6 +21,7 @@ from .._async.transaction import Transaction
 from .._core.digest import is_canonical
 from .._core.image import Image
 from .._core.names import check_names, check_type
+from .._core.plain import PlainType
 from ..errors import ImageStoreError, ImageUnknownError, StoreReadOnlyError
 from ._closure import check_content
 from ._documents import Descriptor, blob_path
@@ -41,7 +42,7 @@ _SMALL = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class ImportResult:
+class ImportResult(metaclass=PlainType):
     """What became of one image of a layout.
 
     :ivar image: the image in the store

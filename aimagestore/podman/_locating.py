@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from .._async.loop import EventLoop
 from .._async.threads import Threads
+from .._core.plain import PlainType
 from ..errors import StoreConfigurationError
 from ._account import Account
 from ._database import read_database
@@ -21,7 +22,7 @@ logger = logging.getLogger("aimagestore")
 
 
 @dataclass(frozen=True, slots=True)
-class PodmanStorage:
+class PodmanStorage(metaclass=PlainType):
     """Where a podman keeps what. None of the directories need exist.
 
     :ivar graph_root: the directory of everything that lasts
