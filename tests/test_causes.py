@@ -48,7 +48,7 @@ async def test_a_full_disk_is_the_cause_of_the_advice(
     await store.create("one")
     with (
         faults.fail("writev", errno.ENOSPC, lambda _: True),
-        pytest.raises(OSError, match="free some outside the store") as caught,
+        pytest.raises(OSError, match="free space outside the store") as caught,
     ):
         await store.set_metadata("one", "text")
     cause = caught.value.__cause__

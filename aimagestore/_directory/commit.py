@@ -1,18 +1,18 @@
 """The commit protocol of a directory, and what a crash leaves at each step of it.
 
-Everything below happens under the lock. *Crash* means the end of the process, or a power cut: after
-that, the next writer finds what the table says, and puts it right.
+All steps happen under the lock. *Crash* means the end of the process or a power cut. Each step says
+what a crash leaves, and who completes or removes that.
 
 1. **Recover** what a dead writer left (``recovery.py``), and make the index durable: its writer
    may have died before step 6.
 2. **Clear** directories without a record where new images go.
-   *Crash*: they are cleared by whoever creates such an image, or by the garbage collection.
+   *Crash*: whoever creates such an image clears the rest, or the garbage collection does.
 3. **Place** the content, which is durable already. Content of new items goes into ``<id>/``, where
    the present index does not look; content that replaces an item is *pending* beside the index,
    under a name that only the next record leads to (``pending.py``). An image that takes the place
    of a deleted one with the same ID gets a *mark*. Sync these directories.
    Content that the store has already is not placed again: its file gets one more name. Every later
-   step is about names, never about what is in a file.
+   step changes names only, never what is in a file.
    *Crash*: nothing has happened. What was placed is garbage: no record lists it.
 4. **Write** the next index as ``.new-images.json``, sync it, and write a new last-write token, so
    that podman reads the index again.
@@ -20,18 +20,17 @@ that, the next writer finds what the table says, and puts it right.
 5. **Rename** it over ``images.json``. This is the commit: every reader now finds the new records,
    and the content that belongs to them, pending or not.
    *Crash of the process*: the change has happened. *Power cut*: it has happened, or it has not.
-6. **Sync** the store's directory. From here on the change survives a power cut, and the call may
-   return.
+6. **Sync** the store's directory. From here on the change survives a power cut.
 7. **Rename** pending content over the old files, and sync their directories.
    *Crash*: the next writer does it; readers find the pending content meanwhile.
-8. **Remove** the directories of deleted images; where another image has the ID, all that its record
-   does not list, and then the mark.
-   *Crash*: they are cleared by whoever uses the ID again, or by the garbage collection. The next
-   writer does what a mark says.
+8. **Remove** the directories of deleted images. Where another image has the ID, remove what its
+   record does not list, and then the mark.
+   *Crash*: the next writer does what a mark says. Whoever uses the ID again clears other
+   directories, or the garbage collection does.
 
-A failure before step 5 undoes steps 3 and 4, and nothing has happened. A failure of step 6 leaves
-it open whether the change survives; the error says so. A failure of steps 7 and 8 is logged and
-left to recovery: the change has happened.
+A failure before step 5 undoes steps 3 and 4, and nothing has happened. After a failure of step 6 it
+is not known whether the change survives a power cut; the error says so. After a failure of step 7
+or 8 the change has happened: the failure is logged, and recovery does the rest.
 """
 
 from __future__ import annotations
@@ -66,8 +65,8 @@ from .staged import StagedFile
 logger = logging.getLogger("aimagestore")
 
 
-class _PlacementError(Exception):
-    """The content of a draft could not be placed; nothing has happened.
+class _DraftError(Exception):
+    """Something in a draft cannot be committed; nothing has happened.
 
     :ivar error: the reason
     """
@@ -108,30 +107,30 @@ class DirectoryWriter:
             try:
                 plan = mutation(draft)
                 self.prepare(plan, draft)
-            except Exception as error:  # noqa: BLE001 (whose mutation it is raises it)
+            except Exception as error:  # noqa: BLE001 (the caller raises it)
                 outcomes.append(error)
             else:
                 draft.apply(plan)
                 outcomes.append(plan)
         try:
             self._publish(draft)
-        except _PlacementError as failure:
+        except _DraftError as failure:
             if len(mutations) == 1:
                 raise failure.error from failure.error.__cause__
-            # One of them cannot be placed: commit each by itself, so that it fails alone.
+            # Commit each by itself, so that only the one with the error fails.
             return [self._commit_alone(grant, mutation) for mutation in mutations]
         return outcomes
 
     def _commit_alone(self, grant: AnyGrant, mutation: Mutation) -> Outcome:
         try:
             return self.commit(grant, [mutation])[0]
-        except Exception as error:  # noqa: BLE001 (whose mutation it is raises it)
+        except Exception as error:  # noqa: BLE001 (the caller raises it)
             return error
 
     def publish(self, grant: AnyGrant, draft: Draft) -> None:
         try:
             self._publish(draft)
-        except _PlacementError as failure:
+        except _DraftError as failure:
             raise failure.error from failure.error.__cause__
 
     def prepare(self, plan: Plan, draft: Draft) -> None:
@@ -139,7 +138,7 @@ class DirectoryWriter:
 
         :raises ImageInUseError: when a container uses an image that would be deleted
         :raises OSError: when something is mounted in the directory of such an image
-        :raises StoreCorruptError: when something else is where a directory or an item belongs
+        :raises StoreCorruptError: when a file is where a directory belongs, or the reverse
         """
         if plan.deleted:
             self._root.check_no_mount_in(plan.deleted)
@@ -192,7 +191,10 @@ class DirectoryWriter:
         self._remove_deleted(draft, catalog)
 
     def _check_for_podman(self, draft: Draft) -> list[str]:
-        """Check that podman can read what changes; return what to say where that was forced."""
+        """Check that podman can read the images that change, and return warnings to log.
+
+        :raises _DraftError: when podman could not read a new image that is not forced
+        """
         podman = Podman.beside(self._root, self._podman)
         if podman is None:
             return []
@@ -205,7 +207,7 @@ class DirectoryWriter:
                 None if old is None else old.image, record.image, draft.files
             )
             if problems and image_id in created and image_id not in draft.forced:
-                raise _PlacementError(
+                raise _DraftError(
                     PodmanFailsError(
                         f"image {image_id} was not created, because podman images would fail while "
                         f"it is in this store, beside podman's layers: {'; '.join(problems)}; "
@@ -235,13 +237,13 @@ class DirectoryWriter:
                 self._prepare_index(base)
             placement.place(draft)
         except Exception as error:
-            raise _PlacementError(error) from error
+            raise _DraftError(error) from error
 
     def _prepare_index(self, base: BlockCatalog) -> None:
-        """Have a durable index before any content is placed.
+        """Make sure that there is a durable index before any content is placed.
 
-        A crash between the first image's directory and the first index would leave what a store
-        looks like that has lost its index.
+        Otherwise, a crash between the first image's directory and the first index would leave a
+        store that looks as if it had lost its index.
         """
         if not self._index.is_array:
             self._switch(base)
@@ -249,27 +251,30 @@ class DirectoryWriter:
 
     def _switch(self, catalog: BlockCatalog) -> None:
         """Write the next index and rename it into place."""
-        self._root.unlink(NEW_INDEX)
-        fd = self._root.open_file(NEW_INDEX, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            try:
-                self._root.write(NEW_INDEX, fd, list(index.compose(catalog)))
-                self._root.sync_file(NEW_INDEX, fd)
-                write_token(self._root)
-            except BaseException:
-                os.close(fd)
-                raise
-            self._index.switch(NEW_INDEX, fd, catalog)
+            self._index.switch(NEW_INDEX, self._write_index(catalog), catalog)
         except BaseException as error:
             with suppress(OSError):
                 self._root.unlink(NEW_INDEX)
             if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise _no_room(error, catalog) from error
+                raise _no_space(error, catalog) from error
             raise
 
+    def _write_index(self, catalog: BlockCatalog) -> int:
+        """Write the next index, and a new last-write token; return the open file."""
+        self._root.unlink(NEW_INDEX)
+        fd = self._root.open_file(NEW_INDEX, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            self._root.write(NEW_INDEX, fd, list(index.compose(catalog)))
+            self._root.sync_file(NEW_INDEX, fd)
+            write_token(self._root)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
     def replace_index(self, catalog: BlockCatalog) -> None:
-        """Put an index in place of one that is lost or damaged, durably. The lock is held."""
-        write_token(self._root)
+        """Replace an index that is lost or damaged, durably. The lock is held."""
         self._switch(catalog)
         self._index.make_durable()
 
@@ -293,7 +298,7 @@ class DirectoryWriter:
                 logger.warning("deleted image %s, but not all of its files: %s", image_id, error)
 
     def _remove_image(self, image_id: str, catalog: BlockCatalog) -> None:
-        """Remove what a deleted image leaves, except what a new one of its ID has placed there."""
+        """Remove the files of a deleted image, except those of a new image with its ID."""
         record = catalog.record_of(image_id)
         if record is not None:
             remove_unlisted(self._root, record.image)
@@ -303,14 +308,14 @@ class DirectoryWriter:
                 self._root.remove_tree(image_id)
 
     def _clear_stale_directory(self, image_id: str) -> None:
-        """Clear what lies where the directory of a new image will be."""
+        """Remove a directory without a record where that of a new image will be."""
         if self._root.stat(image_id) is not None:
             self._index.make_durable()
             self._root.remove_tree(image_id)
             logger.info("cleared %s, which no image had", self._root.path_of(image_id))
 
     def garbage(self, *, dry_run: bool) -> Iterator[Removal]:
-        # Whether a writer is at work is known under the lock only: all of it is found there.
+        # One removal that finds everything: only under the lock no other writer is at work.
         def collect(grant: AnyGrant) -> Steps[Report]:
             catalog = self._index.load()
             if not dry_run:
@@ -325,13 +330,13 @@ class DirectoryWriter:
 
 
 class _Placement:
-    """The content of one commit: where it is before the commit, and where it belongs after it."""
+    """The files of one commit: placed before it, and moved to their final names after it."""
 
     def __init__(self, root: Directory, base: BlockCatalog, items: DirectoryItems) -> None:
         self._root = root
         self._base = base
         self._items = items
-        # What was placed, by digest and size: content that is like it is not kept twice.
+        # What was placed, by digest and size: equal content is not stored twice.
         self._contents: dict[tuple[str, int], StagedFile] = {}
         self._inline: list[StagedFile] = []
         self._placed: list[tuple[StagedFile, str, str]] = []
@@ -340,7 +345,7 @@ class _Placement:
         self._made: list[str] = []
 
     def place(self, draft: Draft) -> None:
-        """Put the content where readers of the next index find it, and those of this one do not."""
+        """Put the content where readers of the next index find it, but not those of this one."""
         images: dict[str, list[tuple[str, StagedFile]]] = {}
         for (image_id, key), content in draft.files.items():
             staged = self._staged(content)
@@ -361,7 +366,7 @@ class _Placement:
                     self._publish(staged, directory, image_id, big_data_file(key))
                 directory.sync()
         for old, new in draft.recreated:
-            # Two equal records would not tell whether the commit has happened.
+            # With equal records, the name of the mark would not tell whether the commit happened.
             if bytes(old.raw) != bytes(new.raw):
                 self._marks.append(mark_name(new))
                 os.close(self._root.open_file(self._marks[-1], os.O_WRONLY | os.O_CREAT))
@@ -369,7 +374,7 @@ class _Placement:
             self._root.sync()
 
     def _finish(self, staged: StagedFile) -> None:
-        """Make content durable, unless another writer has stored it by now."""
+        """Make content durable, or find that another writer has stored it by now."""
         staged.finish()
         if not staged.is_stored:
             stored = self._items.stored.find_verified(self._base, staged.digest, staged.size)
@@ -392,7 +397,7 @@ class _Placement:
         return staged
 
     def undo(self) -> bool:
-        """Stage again what was placed, and return whether all of it could be."""
+        """Stage again what was placed; return whether nothing of it is left in its place."""
         is_undone = True
         for staged, image_id, name in self._placed:
             try:
@@ -425,7 +430,7 @@ class _Placement:
         return True
 
     def release(self) -> None:
-        """Close the files, which are published."""
+        """Close the files, which were published."""
         for staged, _, _ in self._placed:
             staged.discard()
 
@@ -435,11 +440,11 @@ class _Placement:
             put_in_place(self._root, name, image_id, key)
 
 
-def _no_room(error: OSError, catalog: BlockCatalog) -> OSError:
+def _no_space(error: OSError, catalog: BlockCatalog) -> OSError:
     size = sum(len(piece) for piece in index.compose(catalog))
     return OSError(
         error.errno,
-        f"{error.strerror} (every change, a deletion too, needs room for a second index for a "
-        f"moment, {size:,} bytes here: free some outside the store, or call collect_garbage)",
+        f"{error.strerror} (every change, also a deletion, needs space for a second index for a "
+        f"moment, {size:,} bytes here: free space outside the store, or call collect_garbage)",
         error.filename,
     )

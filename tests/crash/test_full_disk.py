@@ -77,7 +77,7 @@ async def test_a_deletion_says_how_much_room_it_needs(disk: Path) -> None:
     ballast = fill(disk, leave=0)
     async with ImageStore(disk / "store") as store:
         before = await read_state(store)
-        with pytest.raises(OSError, match=r"a deletion too, needs room .* [\d,]+ bytes") as refused:
+        with pytest.raises(OSError, match=r"also a deletion, needs .* [\d,]+ bytes") as refused:
             await store.delete("image0")
         assert refused.value.errno == errno.ENOSPC
         assert str(refused.value.filename).startswith(str(disk / "store"))
