@@ -1,4 +1,4 @@
-"""Collects the changes of a directory, and how the kernel notifies of them."""
+"""Collects the changes of a directory, of which the kernel notifies."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _INTERVAL = 1.0
 """Seconds between two polls where the kernel does not notify."""
 
 _PENDING_MAX = 10_000
-"""Changes kept for a consumer that does not take them; beyond that the feed has expired."""
+"""Changes kept for a consumer that does not take them; with more, the feed expires."""
 
 
 class FeedOwner(Protocol):
-    """What a feed needs of the index that it follows."""
+    """What a feed needs from the index whose changes it collects."""
 
     keeps_catalog: bool
 
@@ -38,29 +38,31 @@ class FeedOwner(Protocol):
         ...
 
     def forget(self, feed: DirectoryFeed) -> None:
-        """Notify a feed no more."""
+        """Stop adding changes to a feed."""
         ...
 
 
 class DirectoryFeed:
     """The changes of a directory; see :class:`aimagestore._engine.protocol.Feed`.
 
-    The index adds commits of this process one by one. Commits of others are found when the index
-    is loaded, after the kernel's notification: by then several may have become one change.
+    The index adds commits of this store one by one. Commits of others are found when the index is
+    loaded, after the kernel's notification: several of them may have become one change by then.
+
+    :param inotify: notifies of changes in the directory; ``None`` if they have to be polled
     """
 
-    def __init__(self, inotify: INotify | None, catalog: BlockCatalog, owner: FeedOwner) -> None:
+    def __init__(self, inotify: INotify | None, owner: FeedOwner) -> None:
         self._owner = owner
         self._inotify = inotify
         self._mutex = threading.Lock()
         self._pending: list[ChangeEvent] = []
         self._has_expired = False
-        # Other machines' changes reach no kernel but their own.
+        # The kernel does not notify of changes that other machines make on a network file system.
         is_notified = inotify is not None and owner.keeps_catalog
         self.interval = math.inf if is_notified else _INTERVAL
 
-    def add(self, changes: Sequence[ChangeEvent], catalog: BlockCatalog) -> None:
-        """Add what has led to this catalog, the next one of the store."""
+    def add(self, changes: Sequence[ChangeEvent]) -> None:
+        """Add the changes of the next commit that was loaded."""
         with self._mutex:
             self._has_expired |= len(self._pending) + len(changes) > _PENDING_MAX
             if self._has_expired:
@@ -75,22 +77,22 @@ class DirectoryFeed:
     def is_due(self) -> bool:
         if self._inotify is None:
             return True
-        # An event without a name: some were lost, or the directory was removed.
+        # An event has no name when others were lost, or when the directory was removed.
         return any(event.name in {"", INDEX_FILE} for event in self._inotify.read(timeout=0))
 
     def poll(self) -> Sequence[ChangeEvent]:
         try:
             self._owner.load()
         except ChangeUnderWayError:
-            # What was committed before comes first.
+            # Changes of earlier commits are returned first.
             if not self._pending:
                 raise
         with self._mutex:
             changes, self._pending = self._pending, []
             if self._has_expired:
                 raise WatchExpiredError(
-                    f"more than {_PENDING_MAX:,} changes were pending: watch anew, and read all "
-                    "images"
+                    f"more than {_PENDING_MAX:,} changes were pending: start another watch, and "
+                    "read all images"
                 )
         return changes
 
@@ -101,10 +103,10 @@ class DirectoryFeed:
 
 
 def open_inotify(root: Directory) -> INotify | None:
-    """Have the kernel notify of changes in a directory; ``None`` where it does not."""
+    """Have the kernel notify of changes in a directory; return ``None`` where it cannot."""
     if sys.platform != "linux":
         return None
-    from inotify_simple import INotify, flags  # noqa: PLC0415 (it imports ctypes, and is on Linux)
+    from inotify_simple import INotify, flags  # noqa: PLC0415 (slow to import, and Linux only)
 
     try:
         inotify = INotify(nonblocking=True)

@@ -1,4 +1,4 @@
-"""images.json of an open store: read, known to be the last commit or not, and replaced."""
+"""images.json of an open store: how it is read, kept up to date and replaced."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from .lock import foreign_writer, is_change_under_way
 T = TypeVar("T")
 
 _LARGE = 4 * BLOCK_BYTES
-"""Bytes of an index that is parsed and indexed only after a few lookups in it."""
+"""Bytes from which on an index is parsed only after a few lookups in its text."""
 
 
 class _Version(NamedTuple):
     """A commit that was loaded, and the file that it was loaded from.
 
-    The file stays open: its inode cannot become another file's meanwhile. So the store's index is
-    this commit for as long as its path leads to this inode with this time of change.
+    The file stays open, so no other file gets its inode. The store's index is this commit for as
+    long as its path leads to this inode with this time of change.
 
-    :ivar fd: the open file; -1 where the store had no index
+    :ivar fd: the open file; -1 if the store had no index
     :ivar is_array: whether the file holds an array, and is not missing or blank
-    :ivar scan: what answers the first lookups in a large index; the catalog is empty meanwhile
+    :ivar scan: answers the first lookups in a large index; the catalog is empty until then
     """
 
     catalog: BlockCatalog
@@ -63,7 +63,7 @@ class _Version(NamedTuple):
         return cls(catalog, fd, found.st_dev, found.st_ino, found.st_ctime_ns, is_array, scan)
 
     def is_file(self, found: os.stat_result) -> bool:
-        """Return whether this is what the file system says of the file that was loaded."""
+        """Return whether this is the status of the file that was loaded."""
         return (
             found.st_ino == self.inode
             and found.st_ctime_ns == self.changed
@@ -76,6 +76,8 @@ class IndexFile:
 
     :param root: the store's directory
     :param is_local: whether a stat never waits for a network
+    :param on_load: called with the catalogs before and after, when another program's commit is
+        loaded
     :ivar is_durable: whether the index that was loaded is known to survive a power cut
     """
 
@@ -91,10 +93,9 @@ class IndexFile:
         self._read_only = read_only
         self._path = root.path_of(INDEX_FILE)
         self.keeps_catalog = is_local
-        # Called with the catalogs before and after, when another program's commit is loaded.
         self._on_load = on_load
         self._version = _Version(EMPTY, -1)
-        # Held while one version replaces another, so that everybody sees them in one order.
+        # Held while one version replaces another, so that all threads see them in one order.
         self._mutex = threading.Lock()
         self._feeds: list[DirectoryFeed] = []
         self.is_durable = False
@@ -109,7 +110,7 @@ class IndexFile:
 
     @property
     def needs_save(self) -> bool:
-        """Whether a name conflict was resolved that images.json still has."""
+        """Whether the catalog resolves a name conflict that is still in images.json."""
         return self._version.catalog.needs_save
 
     @property
@@ -138,23 +139,23 @@ class IndexFile:
         return version.is_file(found)
 
     def is_still(self, version: object) -> bool:
-        """Return whether a version is the last commit at this moment, whoever commits."""
+        """Return whether a version is still the last commit of any program."""
         with self._mutex:
             return self._version is version and self._is_current()
 
     def check_replaced(self, image_id: str, key: str, fd: int) -> None:
         """Check that no other program is replacing an item that was opened.
 
-        It puts the content in place first, and then saves the index.
+        containers/storage puts the content in place before it saves the index.
 
-        :raises ChangeUnderWayError: when one may be
+        :raises ChangeUnderWayError: when one may be replacing it
         """
         try:
             found = os.fstat(fd)
         except OSError as error:
             error.filename = os.path.join(self._root.path_of(image_id), big_data_file(key))
             raise
-        # All content of the index that was loaded was written before that index.
+        # The index that was loaded is newer than all of its content.
         is_newer = found.st_mtime_ns >= self._version.changed
         if is_newer and self.keeps_catalog and foreign_writer(self._root) is not None:
             raise ChangeUnderWayError
@@ -170,7 +171,7 @@ class IndexFile:
             return self._indexed()
 
     def open(self) -> None:
-        """Read the last commit; a large one is indexed when that is needed.
+        """Read the last commit, without parsing it if it is large.
 
         :raises ChangeUnderWayError: when it is half of another program's change
         """
@@ -236,12 +237,15 @@ class IndexFile:
         self._root.check_path()
 
     def _load_if_outdated(self) -> None:
-        # Where there is no index, it may have been lost: that takes a look at what is beside it.
+        # A missing index may have been lost: loading looks for image directories beside it.
         if self._version.fd < 0 or not self._is_current():
             self._load()
 
     def _indexed(self) -> BlockCatalog:
-        """Return the catalog of the version that was loaded, which may have been scanned so far."""
+        """Return the catalog of the version that was loaded; parse it if that was not needed yet.
+
+        The mutex is held.
+        """
         version = self._version
         if version.scan is not None:
             catalog = EMPTY.with_blocks(*index.parse_blocks(version.scan.texts))
@@ -293,7 +297,7 @@ class IndexFile:
     def _open_index(self) -> int | None:
         """Open the index; ``None`` when the store has none yet.
 
-        :raises StoreCorruptError: when it is lost
+        :raises StoreCorruptError: when it is missing beside image directories
         :raises ChangeUnderWayError: when it is half of another program's change
         """
         while True:
@@ -303,7 +307,7 @@ class IndexFile:
                 image_id = next(image_directories(self._root), None)
             if image_id is None:
                 return None
-            # An image that was just created has an index by now.
+            # If the image was created just now, there is an index by now.
             if self._root.stat(INDEX_FILE) is None:
                 raise self._lost_index("is missing", image_id)
 
@@ -320,8 +324,8 @@ class IndexFile:
         if self._feeds and version.catalog is not previous.catalog:
             changes = changes_between(previous.catalog, version.catalog)
             for feed in self._feeds:
-                feed.add(changes, version.catalog)
-        # A large catalog is freed block by block: in one go it would hold up every other thread.
+                feed.add(changes)
+        # A large catalog is freed block by block: at once, it would block every other thread.
         blocks = list(previous.catalog.blocks.values())
         del previous
         while blocks:
@@ -330,9 +334,9 @@ class IndexFile:
     # Replacing
 
     def switch(self, name: str, fd: int, catalog: BlockCatalog) -> None:
-        """Rename a file over the index, and have its catalog: the commit.
+        """Commit: rename a file over the index, and take its catalog as the last commit.
 
-        :param fd: the open file, which is the index's from here on; closed on failure
+        :param fd: the open file, which this object owns from here on; closed on failure
         """
         with self._mutex:
             try:
@@ -342,8 +346,8 @@ class IndexFile:
                 os.close(fd)
                 raise
             self.is_durable = False
-            # The rename has changed the file's time. Unless that is known, this version counts as
-            # outdated, and the next read loads the index.
+            # The rename has updated the time of change. If that cannot be read, this version counts
+            # as outdated, and the next read loads the index.
             with suppress(OSError):
                 found = self._root.stat_file(INDEX_FILE, fd)
             self._adopt(_Version.of(catalog, fd, found))
@@ -351,8 +355,8 @@ class IndexFile:
     def make_durable(self) -> None:
         """Make sure that the index that was loaded survives a power cut.
 
-        Its writer may have died between its rename and its sync. Until that is made up for,
-        nothing that the index before it needs may be removed.
+        Its writer may have died between its rename and its sync. Until this is done, nothing that
+        the previous index needs may be removed.
         """
         if not self.is_durable:
             self._root.sync()
@@ -366,7 +370,7 @@ class IndexFile:
             self.check_root()
             with self._mutex:
                 self._load_if_outdated()
-                feed = DirectoryFeed(inotify, self._indexed(), self)
+                feed = DirectoryFeed(inotify, self)
                 self._feeds.append(feed)
         except BaseException:
             if inotify is not None:
@@ -375,7 +379,7 @@ class IndexFile:
         return feed
 
     def forget(self, feed: DirectoryFeed) -> None:
-        """Notify a feed no more."""
+        """Stop adding changes to a feed."""
         with self._mutex, suppress(ValueError):
             self._feeds.remove(feed)
 
