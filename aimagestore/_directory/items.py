@@ -1,4 +1,4 @@
-"""The content of big-data items in a directory."""
+"""Opens and stages the content of big-data items in a directory."""
 
 from __future__ import annotations
 
@@ -54,42 +54,33 @@ class DirectoryItems:
         return StagedFile(self._root, self._helpers, find=self.stored.find, stored=stored)
 
     def open(self, ref: str, key: str) -> tuple[Image, io.FileIO]:
-        # The content belongs to the version of the index, not to values in a record, which may
+        # The content belongs to a version of the index, not to the values in a record, which may
         # return. A writer places nothing where readers of the present index look, and completes
-        # the renames of one commit before it makes the next. So what was opened while the index
-        # was, from before until after, the very file that was loaded, is that version's content.
+        # the renames of one commit before it makes the next. So a file is the content of a version
+        # if that version was the index before the file was opened, and still is afterwards.
         while True:
             image, version = self._index.read_version(lambda view: view.get(ref))
             require_item(image, key)
-            fd = -1
-            missing: FileNotFoundError | None = None
             try:
-                fd = open_current(self._root, image, key)
+                file = io.FileIO(open_current(self._root, image, key), "rb")
             except FileNotFoundError as error:
-                missing = error
-            file = None if missing is not None else io.FileIO(fd, "rb")
-            try:
-                if file is not None:
-                    self._index.check_replaced(image.id, key, fd)
-                is_of_version = self._index.is_still(version)
-            except BaseException:
-                if file is not None:
-                    file.close()
-                raise
-            if not is_of_version:
-                if file is not None:
-                    file.close()
-                continue
-            if file is None:
-                assert missing is not None, "there is a file or an error"
+                if not self._index.is_still(version):
+                    continue
                 raise BigDataMissingError(
                     f"the content of item {key!r} of image {image.id} is missing: "
-                    f"{missing.filename}; check the store",
+                    f"{error.filename}; check the store",
                     id=image.id,
                     key=key,
-                    path=missing.filename,
-                ) from missing
-            return image, file
+                    path=error.filename,
+                ) from error
+            try:
+                self._index.check_replaced(image.id, key, file.fileno())
+                if self._index.is_still(version):
+                    return image, file
+            except BaseException:
+                file.close()
+                raise
+            file.close()
 
     def is_same(self, one: io.RawIOBase, other: io.RawIOBase) -> bool:
         # Content is never written in place, and no other file gets the inode of an open one.
