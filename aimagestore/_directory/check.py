@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -34,9 +33,10 @@ from .podman import Podman
 class DirectoryChecker:
     """Checks a directory; see :class:`aimagestore._engine.protocol.Checker`.
 
-    What looks damaged is checked again under a readers' lock: a writer may have been at work.
+    What looks damaged is checked again under the readers' lock: a writer may have been at work.
 
-    :param path: returns the path of the directory; may raise
+    :param path: returns the path of the directory, or raises
+    :param verify: as for :func:`aimagestore.check`
     :param container_stores: as for :class:`DirectoryLocation`
     :param others: the additional stores
     """
@@ -58,7 +58,7 @@ class DirectoryChecker:
         self._images = 0
         self._items = 0
         self._bytes = 0
-        # Files with several names that are intact, by version and digest: each is read once.
+        # The versions and digests of intact files that have several names: each is read once.
         self._intact: set[tuple[int, int, int, str]] = set()
 
     def _report(self) -> Report:
@@ -82,7 +82,7 @@ class DirectoryChecker:
             return (yield from self.recheck_images(root, suspects))
 
     def recheck_images(self, root: Directory, suspects: Iterable[str]) -> Steps[Report]:
-        """Check some images again, and what belongs to no image, while no writer is at work."""
+        """Check some images again, and what belongs to no image; the lock keeps writers out."""
         self._findings.clear()
         self._intact.clear()
         yield from self._check(root, suspects)
@@ -91,7 +91,7 @@ class DirectoryChecker:
     def _check(
         self, root: Directory, suspects: Iterable[str] | None = None
     ) -> Iterator[tuple[int, int]]:
-        """Check everything, or again some images and what belongs to no image."""
+        """Check all images, or only the suspects, and what belongs to no image."""
         snapshot = self._read_index(root)
         if snapshot is None:
             return
@@ -213,20 +213,17 @@ class DirectoryChecker:
             self._add(FindingKind.DIGEST_MALFORMED, path, repr(image.digest), image.id)
 
     def _check_for_podman(self, root: Directory, podman: Podman, image: Image) -> None:
+        path = root.path_of(INDEX_FILE)
         for part in podman.unreadable_parts(image):
             detail = f"podman images fails: {part.problem}"
             if part.field == "layer":
                 detail += ", unless an additional store has it"
-            self._add(
-                FindingKind.PODMAN_FAILS, root.path_of(INDEX_FILE), detail, image.id, part.key
-            )
-
+            self._add(FindingKind.PODMAN_FAILS, path, detail, image.id, part.key)
         for layer_id in sorted(podman.missing_layers(image)):
             detail = (
                 f"podman does not know its layer {layer_id}, unless an additional store has it: "
                 f"podman rmi --force {image.id[:12]} removes the image"
             )
-            path = root.path_of(INDEX_FILE)
             self._add(FindingKind.LAYER_MISSING, path, detail, image.id)
 
     def _check_item(
@@ -253,44 +250,52 @@ class DirectoryChecker:
             if size != recorded:
                 kind = FindingKind.ITEM_SHORT if size < recorded else FindingKind.ITEM_LONG
                 self._add(kind, path, f"{size} bytes, {recorded} are recorded", image.id, key)
-            elif self._verify and is_digest(digest := image.big_data_digests.get(key, "")):
-                version = found.st_dev, found.st_ino, found.st_mtime_ns, digest
-                if version in self._intact:
-                    yield size
-                    return
-                before = len(self._findings)
-                for step in self._digest(directory, fd, path, image, key):
-                    self._bytes += step if counted else 0
-                    yield step
-                if found.st_nlink > 1 and len(self._findings) == before:
-                    self._intact.add(version)
+            elif self._verify and is_digest(image.big_data_digests.get(key, "")):
+                yield from self._check_content(directory, fd, found, image, key, counted=counted)
         finally:
             os.close(fd)
 
-    def _digest(
-        self, directory: Directory, fd: int, path: str, image: Image, key: str
+    def _check_content(
+        self,
+        directory: Directory,
+        fd: int,
+        found: os.stat_result,
+        image: Image,
+        key: str,
+        *,
+        counted: bool,
     ) -> Iterator[int]:
-        expected = image.big_data_digests[key]
+        """Read an item, and compare its digest with the recorded one."""
+        name, expected = big_data_file(key), image.big_data_digests[key]
+        version = found.st_dev, found.st_ino, found.st_mtime_ns, expected
+        if version in self._intact:
+            yield found.st_size
+            return
         state = hasher(expected)
         kept = b""
         size = 0
         buffer = memoryview(bytearray(CHUNK))
-        while done := directory.read_into(big_data_file(key), fd, buffer):
+        while done := directory.read_into(name, fd, buffer):
             piece = buffer[:done]
             state.update(piece)
-            size += len(piece)
+            size += done
             if is_manifest_key(key) and size <= MANIFEST_MAX:
                 kept += piece
-            yield len(piece)
+            self._bytes += done if counted else 0
+            yield done
         actual = digest_of(state)
-        if actual == expected:
-            return
-        payload = signed_payload(kept)
-        if payload is not None and _digest_like(expected, payload) == expected:
-            return
-        detail = f"its digest is {actual}, {expected} is recorded"
-        self._add(FindingKind.ITEM_ALTERED, path, detail, image.id, key)
+        if expected not in {actual, _signed_digest(kept, expected)}:
+            detail = f"its digest is {actual}, {expected} is recorded"
+            self._add(FindingKind.ITEM_ALTERED, directory.path_of(name), detail, image.id, key)
+        elif found.st_nlink > 1:
+            self._intact.add(version)
 
 
-def _digest_like(digest: str, data: bytes) -> str:
-    return digest_of(hashlib.new(digest.partition(":")[0], data))
+def _signed_digest(manifest: bytes, digest: str) -> str | None:
+    """Return the digest of a signed manifest by another one's algorithm; ``None`` if unsigned."""
+    payload = signed_payload(manifest)
+    if payload is None:
+        return None
+    state = hasher(digest)
+    state.update(payload)
+    return digest_of(state)

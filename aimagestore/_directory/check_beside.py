@@ -13,7 +13,7 @@ from .beside import PodmanFiles
 from .record_file import RecordFiles
 
 _ADVICE = (
-    "podman refuses the store: restore the file from a backup, or begin anew with podman system "
+    "podman refuses the store: restore the file from a backup, or start afresh with podman system "
     "reset, which removes all images and containers"
 )
 
@@ -26,7 +26,7 @@ def images_of_containers(files: PodmanFiles) -> set[str]:
 def check_beside(files: PodmanFiles, images: View, others: Container[str]) -> Iterator[Finding]:
     """Iterate over what is wrong with layers and containers.
 
-    :param images: the images of the store, read before
+    :param images: the images of the store, which were read before
     :param others: IDs of images of additional stores
     """
     yield from _check_files(files.layers, FindingKind.LAYERS_DAMAGED)
