@@ -2,14 +2,14 @@
 
 containers/storage locks ``layers.lock``, ``images.lock`` and ``containers.lock`` in this order, and
 holds all three to delete an image or a container. Nothing here takes a lock, so nothing here can
-wait in another order, and nothing has to be awaited:
+wait or cause a deadlock. Reads are consistent without one:
 
-- Each file is replaced by renaming, so it is whole whenever it is read.
-- A layer is recorded before the first image that has it, and removed after the last one. So
-  images and layers are of one moment when the images are read between two looks at the layers
-  that find the same files (each read returns the same object then).
+- Each file is replaced by renaming, so a read gets the whole file.
+- A layer is recorded before the first image that has it, and removed after the last one. If the
+  layers are read before and after the images, and have not changed in between (both reads return
+  the same object), images and layers are of one moment.
 - containers/storage holds ``images.lock`` while it records a container of an image of that store.
-  So the containers of an image are known for certain under that lock.
+  So the containers of an image that are read under that lock are all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from .._format.podman_records import container_of, layer_of
 from ..errors import StoreCorruptError
 from .record_file import RecordFile, RecordFiles, Records
 
-_IMAGE_STORE = "-images"
+IMAGE_STORE_SUFFIX = "-images"
+"""containers/storage calls an image store ``<driver>-images``."""
 
 _LAYER_FILES = ("layers.json", "volatile-layers.json")
 _CONTAINER_FILES = ("containers.json", "volatile-containers.json")
@@ -31,16 +32,17 @@ _CONTAINER_FILES = ("containers.json", "volatile-containers.json")
 def directory_beside(path: str, kind: str) -> str | None:
     """Return where the layers or containers of an image store's driver would be.
 
-    :param path: the image store, ``…/<driver>-images`` as containers/storage lays it out
+    :param path: the image store
     :param kind: ``"layers"`` or ``"containers"``
+    :returns: ``None`` unless the store is called ``<driver>-images``
     """
     parent, name = os.path.split(os.path.realpath(path))
-    driver = name.removesuffix(_IMAGE_STORE)
+    driver = name.removesuffix(IMAGE_STORE_SUFFIX)
     return None if driver in {"", name} else os.path.join(parent, f"{driver}-{kind}")
 
 
 def layer_store_of(path: str) -> str | None:
-    """Return the directory in which podman keeps the layers of an image store, if there is one."""
+    """Return the directory in which podman keeps the layers of an image store, or ``None``."""
     directory = directory_beside(path, "layers")
     return directory if directory is not None and os.path.isdir(directory) else None
 
@@ -50,13 +52,13 @@ class PodmanFiles:
 
     :param path: the image store
     :param container_stores: directories that may have containers of its images as well
-    :ivar layer_store: the directory with its layers, if there was one at first
+    :ivar layer_store: the directory with its layers; ``None`` if there was none when this was made
     :ivar layers: the files with layers
     :ivar containers: the files with containers
     """
 
     def __init__(self, path: str, container_stores: Iterable[str] = ()) -> None:
-        # Looked up once, because the event loop reads it and must not wait for the disk.
+        # Looked up once: the event loop reads it, and must not wait for the disk.
         self.layer_store = layer_store_of(path)
         layers, containers = directory_beside(path, "layers"), directory_beside(path, "containers")
         self.layers = RecordFiles([] if layers is None else [layers], _LAYER_FILES, layer_of)
@@ -72,7 +74,7 @@ class PodmanFiles:
         return self.containers.read()
 
     def containers_of(self, image_ids: Collection[str]) -> Mapping[str, tuple[Container, ...]]:
-        """Return the containers of some images; images without any are left out.
+        """Return the containers of some images by image ID, without images that have none.
 
         :raises StoreCorruptError: when they are not known, because a file or a record is damaged
         """
@@ -98,7 +100,7 @@ def _read_containers(file: RecordFile[Container]) -> Records[Container]:
 
 def _unknown_containers(path: str, problem: str) -> StoreCorruptError:
     return StoreCorruptError(
-        f"{path} {problem}, so it is not known which images containers use: force=True deletes "
-        "all the same",
+        f"{path} {problem}, so it is not known which images containers use: restore that file, or "
+        "delete the image with force=True",
         path=path,
     )

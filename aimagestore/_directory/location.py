@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING
 from .._core.names import INDEX_FILE
 from .._engine.protocol import OtherStores
 from ..errors import GraphRootError
+from .beside import IMAGE_STORE_SUFFIX
 from .engine import DirectoryEngine
 
 if TYPE_CHECKING:
     from .check import DirectoryChecker
     from .repair import DirectoryRepairer
 
-_IMAGE_STORE = "-images"
-
 
 class DirectoryLocation:
     """The path of a directory; see :class:`aimagestore._engine.protocol.Location`.
 
-    :param container_stores: directories in which podman records containers of its images, if there
-        are others than the one beside it
+    :param container_stores: directories besides the usual one in which podman records containers
+        of its images
     """
 
     def __init__(
@@ -57,9 +56,9 @@ class DirectoryLocation:
         return DirectoryRepairer(self._path())
 
     def _path(self) -> str:
-        """Return the absolute path, so that a change of the working directory moves nothing.
+        """Return the absolute path, which outlasts a change of the working directory.
 
-        :raises GraphRootError: when it is a graph root, which has image stores in it
+        :raises GraphRootError: when it is a graph root, which holds image stores
         """
         path = os.path.abspath(self.name)
         if os.path.lexists(os.path.join(path, INDEX_FILE)):
@@ -71,7 +70,7 @@ class DirectoryLocation:
         stores = sorted(
             os.path.join(path, name)
             for name in names
-            if name.endswith(_IMAGE_STORE) and os.path.isdir(os.path.join(path, name))
+            if name.endswith(IMAGE_STORE_SUFFIX) and os.path.isdir(os.path.join(path, name))
         )
         if stores or "storage.lock" in names:
             use = " or ".join(stores) or "its image store, once podman has made one"
