@@ -1,4 +1,4 @@
-"""What is in a store's directory, by names and kinds."""
+"""What the files and directories in a store are, as their names and types tell."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _UPSTREAM_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 def image_directories(root: Directory) -> Iterator[str]:
-    """Iterate over the directories that can only be images', whether a record has them or not.
+    """Iterate over the directories that can only be images', with or without a record.
 
-    As for containers/storage, these are the directories with names of 64 hex digits: anything
-    else may be the user's.
+    As in containers/storage, these are the directories with names of 64 hex digits. Anything else
+    may be the user's.
     """
     return (name for name in root.names() if is_image_directory(root, name))
 
 
 def is_image_directory(root: Directory, name: str) -> bool:
-    """Return whether it is a directory that can only be an image's."""
+    """Return whether a name is that of a directory that can only be an image's."""
     return _UPSTREAM_ID.fullmatch(name) is not None and root.is_directory(name)
 
 
 def unlisted_files(root: Directory, image: Image) -> Iterator[str]:
-    """Iterate over files of an image that its record does not list."""
+    """Iterate over an image's big-data and temporary files that its record does not list."""
     listed = {big_data_file(key) for key in image.big_data_names}
     # A writer may delete the image meanwhile.
     with suppress(FileNotFoundError), root.open_directory(image.id) as directory:
@@ -50,7 +50,7 @@ def unlisted_files(root: Directory, image: Image) -> Iterator[str]:
 def is_dead_temporary(root: Directory, name: str, snapshot: Catalog) -> bool:
     """Return whether a file in the store's directory is a temporary file of a dead writer.
 
-    Those that are made under the lock belong to a living writer until the lock is held.
+    Without the lock, a file that is made under the lock may also be a living writer's.
     """
     if name.startswith(STAGED_PREFIX):
         return root.is_file(name) and not _is_in_use(root, name)
@@ -60,7 +60,7 @@ def is_dead_temporary(root: Directory, name: str, snapshot: Catalog) -> bool:
 
 
 def _is_in_use(root: Directory, name: str) -> bool:
-    """Return whether the writer of a staged file still holds its lock on it."""
+    """Return whether the writer of a staged file still holds its lock on it; if not known, yes."""
     try:
         fd = root.open_file(name)
     except (FileNotFoundError, StoreCorruptError):

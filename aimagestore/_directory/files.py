@@ -1,7 +1,7 @@
-"""Files of one directory, by name: never through a link, never anywhere else.
+"""Files of one directory, by name: links are never followed, and nothing outside is reached.
 
-Each system call that the engine makes on the store's files is made in this module, but for the
-lock's. What fails says which file it was.
+The engine makes its system calls on the store's files here, except those of locks. Errors name the
+file.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ PRIVATE_DIRECTORY = 0o700
 
 
 class NamesRemoved:
-    """The names that would be removed, counted by file: without the last one the file is freed."""
+    """Counts the names of each file that would be removed: removing the last one frees the file."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[int, int]] = Counter()
 
     def freed_by(self, found: os.stat_result) -> int:
-        """Return how many bytes the removal of one more name of a file would free."""
+        """Count one more name of a file, and return how many bytes its removal would free."""
         file = found.st_dev, found.st_ino
         self._counts[file] += 1
         return found.st_size if self._counts[file] == found.st_nlink else 0
 
 
 class Directory:
-    """An open directory, and what can be done with the files in it."""
+    """An open directory. Its methods work on the files in it."""
 
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
@@ -78,7 +78,7 @@ class Directory:
             os.close(fd)
 
     def path_of(self, name: str) -> str:
-        """The path of one of its files, for messages."""
+        """Return the path of one of its files, for messages."""
         return os.path.join(self.path, name)
 
     def check_path(self) -> None:
@@ -104,6 +104,7 @@ class Directory:
 
     @contextmanager
     def _about(self, name: str) -> Iterator[None]:
+        """Name a file in the errors that a block raises; refuse names that lead elsewhere."""
         if "/" in name:
             raise self.corrupt(name, "would not be in this directory")
         try:
@@ -114,14 +115,14 @@ class Directory:
             raise
 
     def corrupt(self, name: str, problem: str) -> ImageStoreError:
-        """The error that says what is wrong with one of the files."""
+        """Return the error that says what is wrong with one of the files."""
         path = self.path_of(name)
         return StoreCorruptError(f"{path} {problem}; it was left as it is", path=path)
 
     def open_file(self, name: str, flags: int = os.O_RDONLY, mode: int = PRIVATE_FILE) -> int:
         """Open a regular file and return its descriptor.
 
-        :raises StoreCorruptError: when it is anything else, a link for instance
+        :raises StoreCorruptError: when it is something else, such as a link
         """
         with self._about(name):
             try:
@@ -141,18 +142,19 @@ class Directory:
         return fd
 
     def stat_file(self, name: str, fd: int) -> os.stat_result:
-        """What the file system knows of an open file."""
+        """Return the status of an open file."""
         with self._about(name):
             return os.fstat(fd)
 
     def stat_self(self) -> os.stat_result:
-        """What the file system knows of this directory."""
+        """Return the status of this directory."""
         return self.stat_file("", self.fd)
 
     def lock_file(self, name: str, fd: int, *, wait: bool = True) -> bool:
-        """Lock an open file or directory for its writer; ``False`` if another has it locked.
+        """Lock an open file or directory for its writer (``flock``).
 
-        :param wait: whether to wait for the other instead
+        :param wait: whether to wait for another writer
+        :returns: ``False`` if another has it locked
         """
         with self._about(name):
             try:
@@ -174,7 +176,7 @@ class Directory:
     def open_directory(self, name: str) -> Self:
         """Open one of the directories in it.
 
-        :raises StoreCorruptError: when it is something else
+        :raises StoreCorruptError: when it is something else, such as a link
         """
         with self._about(name):
             try:
@@ -187,22 +189,25 @@ class Directory:
                 raise
 
     def open_unnamed(self, mode: int = PRIVATE_FILE) -> int | None:
-        """Create a file that has no name and vanishes when it is closed; ``None`` if impossible."""
+        """Create a file without a name, which vanishes when it is closed.
+
+        :returns: its descriptor; ``None`` if the file system has no such files
+        """
         if _TMPFILE is None:
             return None
         with self._about(""):
             try:
                 return os.open(".", os.O_RDWR | os.O_CLOEXEC | _TMPFILE, mode, dir_fd=self.fd)
             except OSError as error:
-                # What file systems and kernels answer that have no such files.
+                # The answers of file systems and kernels that have no such files.
                 if error.errno in {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}:
                     return None
                 raise
 
     def name_file(self, fd: int, name: str) -> None:
-        """Give an open file a name, in place of whatever has it.
+        """Give an open file a name; a file that has the name loses it.
 
-        :raises OSError: for a file that had names and has lost all of them, among other reasons
+        :raises OSError: also when the file had names and has lost all of them
         """
         with self._about(name):
             source = f"/proc/self/fd/{fd}"
@@ -213,17 +218,17 @@ class Directory:
                 os.link(source, name, dst_dir_fd=self.fd, follow_symlinks=True)
 
     def read_into(self, name: str, fd: int, buffer: memoryview) -> int:
-        """Read the next bytes of a file, and say how many they are; none at its end."""
+        """Read the next bytes of a file; return how many, 0 at its end."""
         with self._about(name):
             return os.readv(fd, [buffer])
 
     def read_at(self, name: str, fd: int, size: int, position: int) -> bytes:
-        """Read some bytes of a file at a position; none at its end."""
+        """Return up to ``size`` bytes of a file from a position on; none at its end."""
         with self._about(name):
             return os.pread(fd, size, position)
 
     def write(self, name: str, fd: int, pieces: Sequence[memoryview]) -> None:
-        """Write all of the pieces, one behind the other."""
+        """Write all of the pieces, one after the other."""
         with self._about(name):
             pending = list(pieces)
             start = 0
@@ -246,12 +251,12 @@ class Directory:
             os.fsync(self.fd)
 
     def rename(self, name: str, new_name: str, into: Directory | None = None) -> None:
-        """Rename a file, over whatever has the new name."""
+        """Rename a file, over a file that has the new name."""
         with self._about(name), self._about(new_name):
             os.rename(name, new_name, src_dir_fd=self.fd, dst_dir_fd=(into or self).fd)
 
     def keep_beside(self, name: str, other_name: str) -> None:
-        """Give a file a second name, or only that one where a file can have but one."""
+        """Give a file a second name; rename it where the file system has no hard links."""
         with self._about(name), self._about(other_name):
             try:
                 os.link(
@@ -265,7 +270,7 @@ class Directory:
                 os.rename(name, other_name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def unlink(self, name: str) -> bool:
-        """Remove a file; ``False`` when there was none."""
+        """Remove a file; return whether there was one."""
         with self._about(name):
             try:
                 os.unlink(name, dir_fd=self.fd)
@@ -274,7 +279,7 @@ class Directory:
             return True
 
     def make_directory(self, name: str, mode: int = PRIVATE_DIRECTORY) -> bool:
-        """Make a directory; ``False`` when something of that name is there."""
+        """Make a directory; return ``False`` if something has its name already."""
         with self._about(name):
             try:
                 os.mkdir(name, mode, dir_fd=self.fd)
@@ -290,16 +295,16 @@ class Directory:
     def remove_tree(self, name: str) -> int:
         """Remove a directory with everything in it, and return how many bytes that freed.
 
-        Links are removed, not followed. A file with other names is not freed.
+        Links are removed, not followed. A file that has names elsewhere is not freed.
 
-        :raises OSError: when something is mounted in it, and nothing was removed; or when something
-            cannot be removed, and the rest may be removed
+        :raises OSError: when something is mounted in it: nothing was removed then; or when
+            something cannot be removed: other things may have been removed then
         """
         self.check_no_mount_in([name])
         return self._remove_tree(name, _LEVELS_MAX)
 
     def check_no_mount_in(self, names: Container[str]) -> None:
-        """Check that nothing is mounted in any of these directories, or in place of one.
+        """Check that nothing is mounted on or in any of these directories.
 
         :raises OSError: when something is
         """
@@ -310,7 +315,7 @@ class Directory:
     def _remove_tree(self, name: str, levels: int) -> int:
         freed = 0
         with self._open_level(name, levels) as directory:
-            # It may have been mounted since nothing was.
+            # It may have been mounted after the check.
             if mount_of(directory.fd) != mount_of(self.fd):
                 raise _mounted(directory.path)
             for child in directory.names():
@@ -325,8 +330,8 @@ class Directory:
     def tree_size(self, name: str, names: NamesRemoved) -> int:
         """Return how many bytes :meth:`remove_tree` would free.
 
-        :param names: what would be removed before
-        :raises OSError: when that would raise it, as far as can be known
+        :param names: the names that would be removed before
+        :raises OSError: when :meth:`remove_tree` would, as far as that is known
         """
         self.check_no_mount_in([name])
         return self._tree_size(name, names, _LEVELS_MAX)
@@ -343,9 +348,9 @@ class Directory:
         return size
 
     def walk(self, name: str) -> Iterator[os.stat_result]:
-        """Iterate over what the file system knows of a file, or of a directory and all in it.
+        """Iterate over the status of a file, or of a directory and everything in it.
 
-        Links are not followed. What is mounted there, and what is removed meanwhile, is left out.
+        Links are not followed. Mounts, and files that are removed meanwhile, are left out.
         """
         return self._walk(name, self.stat_self().st_dev, _LEVELS_MAX)
 
@@ -360,18 +365,18 @@ class Directory:
                     yield from directory._walk(child, device, levels - 1)
 
     def _open_level(self, name: str, levels: int) -> Self:
-        """Open a directory, unless it is nested deeper than anything in an image's directory is.
+        """Open a directory, unless it is nested deeper than those of images ever are.
 
         :param levels: how many more levels are allowed
         :raises OSError: when there are none left
         """
         if not levels:
-            problem = f"more than {_LEVELS_MAX} directories in each other: remove them by hand"
+            problem = f"more than {_LEVELS_MAX} nested directories: remove them by hand"
             raise OSError(errno.EMFILE, problem, self.path_of(name))
         return self.open_directory(name)
 
     def stat(self, name: str) -> os.stat_result | None:
-        """What the file system knows of a file; ``None`` when there is none."""
+        """Return the status of a file; ``None`` when there is none."""
         with self._about(name):
             try:
                 return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
@@ -379,10 +384,10 @@ class Directory:
                 return None
 
     def names(self) -> list[str]:
-        """The names of everything in it."""
+        """Return the names of everything in it."""
         with self._about(""):
-            # Opened anew: a descriptor has one position for all threads that list through it, and
-            # on btrfs it may list the directory as it was when it was opened.
+            # Opened again: all threads that list through one descriptor share its position, and on
+            # btrfs it may list the directory as it was when it was opened.
             fd = os.open(".", _DIRECTORY, dir_fd=self.fd)
             try:
                 return os.listdir(fd)
@@ -390,12 +395,12 @@ class Directory:
                 os.close(fd)
 
     def is_directory(self, name: str) -> bool:
-        """Whether it is a directory, and no link to one."""
+        """Return whether it is a directory, and not a link to one."""
         found = self.stat(name)
         return found is not None and stat.S_ISDIR(found.st_mode)
 
     def is_file(self, name: str) -> bool:
-        """Whether it is a regular file, and no link to one."""
+        """Return whether it is a regular file, and not a link to one."""
         found = self.stat(name)
         return found is not None and stat.S_ISREG(found.st_mode)
 
@@ -405,7 +410,7 @@ def _mounted(path: str) -> OSError:
 
 
 def make_directories(path: str) -> None:
-    """Make a directory and what is missing above it, durably, for nobody else to look into."""
+    """Make a directory and those that are missing above it, durably, with mode 0700."""
     missing = []
     path = os.path.abspath(path)
     while not os.path.lexists(path):
@@ -419,6 +424,6 @@ def make_directories(path: str) -> None:
         try:
             parent = Directory.at(os.path.dirname(path))
         except PermissionError:
-            continue  # one that may be searched but not read, as those above a home often are
+            continue  # it may be searched but not read, like many directories above a home
         with parent:
             parent.sync()

@@ -1,4 +1,4 @@
-"""Finds and removes what belongs to no image and to no living writer."""
+"""Finds and removes files that belong to no image and to no living writer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .files import Directory, NamesRemoved
 def garbage(root: Directory, catalog: BlockCatalog) -> Iterator[Finding]:
     """Find what may be removed, if no writer is at work.
 
-    A directory that a damaged record may belong to stays, and so does everything that is neither
+    A directory that may belong to a damaged record stays, and so does everything that is neither
     an image's directory nor a temporary file.
     """
     for name in root.names():
@@ -37,10 +37,10 @@ def garbage(root: Directory, catalog: BlockCatalog) -> Iterator[Finding]:
 
 
 def needed_manifest(catalog: View, finding: Finding) -> str | None:
-    """Return the key of a manifest that looks like garbage, though podman needs it.
+    """Return the key of an unlisted manifest that podman needs; ``None`` for other findings.
 
-    podman reads the manifest of an image even if the record does not list it, as containers/storage
-    leaves it when it dies between the two.
+    podman reads the manifest of an image even if the record does not list it. containers/storage
+    leaves such a manifest if it is killed after it wrote the file and before it saved the record.
     """
     record = catalog.record_of(finding.id)
     if finding.kind is not FindingKind.ITEM_UNLISTED or record is None:
@@ -53,12 +53,15 @@ def needed_manifest(catalog: View, finding: Finding) -> str | None:
 def remove(
     root: Directory, catalog: BlockCatalog, findings: Iterator[Finding], dry_run: bool
 ) -> Steps[Report]:
-    """Remove what was found; the lock is held. A step is one finding."""
+    """Remove what was found; the lock is held. A step is one finding.
+
+    :raises OSError: when the only finding cannot be removed; one of several is left, and reported
+        with the reason
+    """
     found = list(findings)
     removed: list[Finding] = []
     freed = 0
-    # Whatever is removed only in a dry run.
-    names = NamesRemoved()
+    names = NamesRemoved()  # counted in a dry run only
     for done, finding in enumerate(found, 1):
         name = os.path.basename(finding.path)
         try:
@@ -70,7 +73,7 @@ def remove(
             else:
                 freed += _remove_file(root, name, names, dry_run)
         except (OSError, StoreCorruptError) as error:
-            if not removed and done == len(found):
+            if len(found) == 1:
                 raise
             detail = f"stays: {error}"
             removed.append(Finding(finding.kind, finding.id, path=finding.path, detail=detail))

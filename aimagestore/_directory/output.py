@@ -1,6 +1,6 @@
-"""Where a caller wants data written: a file by its path, a pipe, a device, an open file; blocking.
+"""Writes data where a caller wants it: to a path, a pipe, a device or an open file. Blocking.
 
-The one writer of files outside of stores. Archives and single items go through it.
+Nothing else writes files outside of stores. Archives and single items go through it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .files import Directory
 from .staged import StagedFile, remove_dead
 
 _STOP_MILLISECONDS = 50
-"""After which a call that waits for a reader checks whether it was given up."""
+"""The time after which a call that waits for a reader checks again whether it is still wanted."""
 
-# Not a secret of a store's: the umask decides who may read it.
+# Unlike a store's files, this one is not private: the umask decides who may read it.
 _MODE = 0o666
 
 
@@ -29,21 +29,21 @@ class Output(Protocol):
     """Takes bytes. Whoever opened it closes it."""
 
     def write(self, data: bytes) -> None:
-        """Append data, all of it."""
+        """Append all of the data."""
         ...
 
     def finish(self) -> None:
-        """Get everything written. A new file is durable then, and still has no name."""
+        """Write what is buffered. A new file is durable then, but has no name yet."""
         ...
 
     def commit(self) -> None:
-        """Give a new file its name, in place of what has it. Never waits for a reader."""
+        """Give a new file its name, in place of a file that has it. Never waits for a reader."""
         ...
 
     def stop(self) -> bool:
-        """Give up a call that waits for a reader. Called in another thread than that call.
+        """Make a call that waits for a reader in another thread fail.
 
-        :returns: whether the call ends soon; otherwise it must be left to its thread
+        :returns: whether that call ends soon; otherwise it must be left to its thread
         """
         ...
 
@@ -53,9 +53,9 @@ class Output(Protocol):
 
 
 class _NewFile:
-    """A file that replaces what has its name when it is complete, and keeps the permissions.
+    """A new file that replaces an old one when it is complete, and has its permissions.
 
-    A link stays, and what it leads to is replaced.
+    If the path is a link, the file that it leads to is replaced.
     """
 
     def __init__(self, path: str, helpers: Executor) -> None:
@@ -99,7 +99,7 @@ class _NewFile:
 class _OpenFile:
     """A file that the caller opened and will close.
 
-    A write to a pipe, which may wait for its reader for ever, is made when there is room for it.
+    A pipe's reader may never read: so the pipe is written to only when there is room in it.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -112,7 +112,7 @@ class _OpenFile:
         except (AttributeError, OSError):  # some file-like objects have none
             self._ends_soon = False
             return
-        # A terminal that is stopped may have room for some of a write, and wait with the rest.
+        # A stopped terminal may have room for a part of a write, and then wait.
         self._ends_soon = not os.isatty(fd)
         if not stat.S_ISREG(mode):
             self._room = select.poll()
@@ -120,7 +120,7 @@ class _OpenFile:
 
     def write(self, data: bytes) -> None:
         rest = memoryview(data)
-        while rest:  # one without a buffer may take less than it is given
+        while rest:  # an unbuffered file may take less than it is given
             piece = rest
             if self._room is not None:
                 self._wait_for(self._room)
@@ -129,11 +129,11 @@ class _OpenFile:
             taken: object = self._file.write(piece)
             if not isinstance(taken, int) or not 0 <= taken <= len(piece):
                 raise TypeError(
-                    "write() of the file to write to must return the number of bytes written, "
+                    "the file's write() must return the number of bytes that it has written, "
                     f"not {taken!r}"
                 )
             if self._room is not None:
-                self._file.flush()  # a full buffer would be written without a look at the room
+                self._file.flush()  # a full buffer would be written without waiting for room
             rest = rest[taken:]
 
     def _wait_for(self, room: select.poll) -> None:
@@ -142,7 +142,7 @@ class _OpenFile:
 
     def _check_wanted(self) -> None:
         if self._is_stopped:
-            raise ValueError("this write was given up")
+            raise ValueError("this write was cancelled")
 
     def finish(self) -> None:
         self._file.flush()
@@ -177,9 +177,10 @@ class _SpecialFile(_OpenFile):
 
 
 def _open_special(path: str, check: Callable[[], object]) -> int:
-    """Open a pipe or a device for writing; a pipe when a program reads from it."""
+    """Open a pipe or a device for writing; wait until a program has opened the pipe to read it."""
     while True:
-        check()  # right before it is opened: its reader would take the end of this for the data's
+        # Right before it is opened: a reader would take its closing for the end of the data.
+        check()
         try:
             return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         except OSError as error:
@@ -191,10 +192,11 @@ def _open_special(path: str, check: Callable[[], object]) -> int:
 def open_output(file: str | BinaryIO, helpers: Executor, check: Callable[[], object]) -> Output:
     """Begin to write to a path, or to a file that is open already.
 
-    What is at the path stays until all is written. A pipe or a device is written to as it is.
+    A file at the path stays until all is written. A pipe or a device is written to directly.
 
     :param helpers: threads for work beside the writing
-    :param check: called now and then while this waits for a pipe's reader; what it raises ends that
+    :param check: called now and then while this waits for a pipe's reader; ends that by raising
+    :raises IsADirectoryError: when the path is a directory
     """
     if not isinstance(file, str):
         return _OpenFile(file)

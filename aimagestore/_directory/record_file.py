@@ -1,4 +1,4 @@
-"""Files with records that another program writes: read again when they have changed."""
+"""Reads files of records that another program writes, again when they have changed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ T = TypeVar("T", bound=Layer | Container)
 class Records(NamedTuple, Generic[T]):
     """The records of one version of a file.
 
-    :ivar records: those that can be read, in order
-    :ivar damaged: the elements that cannot
+    :ivar records: those that can be read, in their order
+    :ivar damaged: the elements that cannot be read
     """
 
     records: tuple[T, ...] = ()
@@ -30,17 +30,19 @@ class Records(NamedTuple, Generic[T]):
 
 
 _FREED_AT_ONCE: Final = 2000
+"""Records that are freed before other threads get a turn."""
 
 _NO_FILE: Final = (0, 0, 0)
+"""The version of a file that does not exist."""
 
 
 class RecordFile(Generic[T]):
     """One JSON array of records.
 
     containers/storage renames a new file over the old one, so each read gets one whole version
-    without a lock. The file that was read last stays open: its inode cannot become another file's.
+    without a lock. The file that was read last stays open, so no other file gets its inode.
 
-    :param decode: reads an element; ``None`` when it is damaged
+    :param decode: decodes an element, or returns ``None`` if it is damaged
     """
 
     def __init__(self, directory: str, name: str, decode: Callable[[Raw], T | None]) -> None:
@@ -54,9 +56,11 @@ class RecordFile(Generic[T]):
         self._records: Records[T] = Records()
 
     def read(self) -> Records[T]:
-        """Return the records, the same object for as long as the file is the same.
+        """Return the records: the same object for as long as the file is the same.
 
-        :raises StoreCorruptError: when it is not a JSON array
+        A missing or empty file has none.
+
+        :raises StoreCorruptError: when the file is not a JSON array
         """
         with self._mutex:
             try:
@@ -104,7 +108,7 @@ class RecordFile(Generic[T]):
         self._records = records
 
     def close(self) -> None:
-        """Forget what was read."""
+        """Close the file, and forget the records."""
         with self._mutex:
             self._adopt(-1, _NO_FILE, Records())
 
@@ -116,15 +120,16 @@ def _version_of(found: os.stat_result) -> tuple[int, int, int]:
 class RecordFiles(Generic[T]):
     """The files that have records of one kind.
 
-    :param directories: where they may be
-    :param names: their names in each directory
+    :param directories: the directories that may have such files
+    :param names: the names of the files in each directory
     """
 
     def __init__(
         self, directories: Iterable[str], names: Sequence[str], decode: Callable[[Raw], T | None]
     ) -> None:
         self._files = [RecordFile(each, name, decode) for each in directories for name in names]
-        # One attribute, because several threads read: what the files had, and what was made of it.
+        # What was read last, and the mapping made of it: one attribute, set in one step, because
+        # several threads read.
         self._last: tuple[list[Records[T]], Mapping[str, T]] = ([], {})
 
     def __iter__(self) -> Iterator[RecordFile[T]]:
@@ -132,7 +137,7 @@ class RecordFiles(Generic[T]):
         return iter(self._files)
 
     def read(self) -> Mapping[str, T]:
-        """Return all records by ID, the same object for as long as the files are the same.
+        """Return all records by ID: the same object for as long as the files are the same.
 
         Of two records with one ID the first counts, as upstream. Damaged ones are left out.
 
@@ -151,12 +156,12 @@ class RecordFiles(Generic[T]):
     def _replace(self, versions: list[Records[T]], by_id: Mapping[str, T]) -> None:
         old = list(self._last[1].values())
         self._last = versions, by_id
-        # Freed in one go, many records would hold up every other thread.
+        # Freed at once, many records would block every other thread.
         for _ in yield_gil_every(range(len(old)), _FREED_AT_ONCE):
             old.pop()
 
     def close(self) -> None:
-        """Forget what was read."""
+        """Close the files, and forget the records."""
         for file in self._files:
             file.close()
         self._replace([], {})

@@ -1,4 +1,4 @@
-"""What the images of a directory take of the file system."""
+"""Measures the space that the images of a directory take on disk."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ _INODE_BITS = 64
 
 
 def stored_content(root: Directory, image_ids: Iterable[str]) -> Steps[StoredContent]:
-    """Look at every file of a store, as ``du`` does. A step is one image, or one other entry.
+    """Measure every file of a store, as ``du`` does. A step is one image, or one other entry.
 
-    What others create or remove meanwhile counts or not. What another file system has that is
-    mounted in the directory does not count.
+    Files that others create or remove meanwhile may count or not. Mounts do not count.
     """
     images: dict[str, dict[int, int]] = {image_id: {} for image_id in image_ids}
     sizes: dict[int, int] = {}
-    # How many names each file has that are not in the store, as far as was looked.
+    # How many names of each file have not been found in the store so far.
     elsewhere: dict[int, int] = {}
     names = [".", *root.names()]
     for done, name in enumerate(names, 1):
