@@ -217,12 +217,8 @@ class AdvisoryLock:
                 self._cancel(session)
                 return None
             if readable:
-                pgconn.consume_input()
-                while not pgconn.is_busy():
-                    result = pgconn.get_result()
-                    if result is None:
-                        return _head_in(results)
-                    results.append(result)
+                if _receive(pgconn, results):
+                    return _head_in(results)
             elif self._still_waits(backend):
                 doubts = 0
             else:
@@ -258,10 +254,8 @@ class AdvisoryLock:
         until = time.monotonic() + _CANCEL_TIMEOUT
         with suppress(psycopg.Error):
             while (rest := until - time.monotonic()) > 0:
-                if _readable(rest, pgconn.socket):
-                    pgconn.consume_input()
-                    if not pgconn.is_busy() and pgconn.get_result() is None:
-                        break
+                if _readable(rest, pgconn.socket) and _receive(pgconn, []):
+                    break
         has_ended.set()
         helper.join(_CANCEL_TIMEOUT)
         if leaving.acquire(blocking=False):
@@ -349,6 +343,17 @@ def _readable(seconds: float, *descriptors: int) -> set[int]:
     for descriptor in descriptors:
         poll.register(descriptor, select.POLLIN)
     return {descriptor for descriptor, _ in poll.poll(1000 * seconds)}
+
+
+def _receive(pgconn: pq.abc.PGconn, results: list[pq.abc.PGresult]) -> bool:
+    """Add the results that have arrived; return whether that was the last one."""
+    pgconn.consume_input()
+    while not pgconn.is_busy():
+        result = pgconn.get_result()
+        if result is None:
+            return True
+        results.append(result)
+    return False
 
 
 def _locked_head(asked: Commit, condition: bytes = b"") -> bytes:

@@ -547,6 +547,22 @@ async def test_who_holds_the_lock_is_told(place: Place, store: ImageStore) -> No
     assert place.database in caught.value.path
 
 
+async def test_a_cancelled_wait_for_the_lock_does_not_hold_up_the_next_one(
+    servers: Servers, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimagestore.cluster._lock._CANCEL_TIMEOUT", 600)
+    waits = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    async with open_store(place) as holder, open_store(place) as store:
+        async with holder.transaction(), anyio.create_task_group() as tasks:
+            tasks.start_soon(store.create, "one")
+            while not await servers.execute(place, waits):
+                await anyio.sleep(0)
+            tasks.cancel_scope.cancel()
+        with anyio.fail_after(60):
+            await store.create("two")
+        assert [image.id for image in await store.images()] == ["two"]
+
+
 async def test_waiting_for_a_server_that_is_gone_can_be_cancelled(
     servers: Servers, place: Place, to_postgres: Proxy
 ) -> None:
