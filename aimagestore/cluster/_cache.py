@@ -25,7 +25,7 @@ class Cache:
         self._mutex = threading.Lock()
         self._version = -1
         self._records: OrderedDict[str, Record] = OrderedDict()
-        # Names that records were found by: so no image has one of them for its ID.
+        # The IDs of records by the names that they were found by, none of which is an image's ID.
         self._names: dict[str, str] = {}
 
     @property
@@ -38,7 +38,7 @@ class Cache:
         return ref in self._records or ref in self._names
 
     def find(self, ref: str, version: int) -> Record | None:
-        """Return the record that the ref stands for, if it is here as of that commit."""
+        """Return the record that the ref stands for, if the cache has it as of that commit."""
         with self._mutex:
             if version != self._version:
                 return None
@@ -57,14 +57,14 @@ class Cache:
             self._version = changes.version
 
     def add(self, version: int, record: Record, name: str = "") -> None:
-        """Keep a record as of that commit, if the other records are of the same.
+        """Keep a record as of that commit, if the cache is of the same.
 
         :param name: the name that it was found by, if any
         """
         with self._mutex:
             if self._version == version:
                 self._keep(record)
-                if name:
+                if name and record.id in self._records:  # it may be too large
                     self._names[name] = record.id
 
     def advance(
@@ -90,7 +90,7 @@ class Cache:
     def _forget(self, changed: Iterable[str] | None) -> None:
         for image_id in list(self._records) if changed is None else changed:
             self._drop(image_id)
-            self._names.pop(image_id, None)  # the name may be an ID now
+            self._names.pop(image_id, None)  # a new image may have a cached name as its ID
 
     def _drop(self, image_id: str) -> None:
         record = self._records.pop(image_id, None)

@@ -297,6 +297,19 @@ async def test_a_small_cache_forgets_and_finds_again(place: Place, store: ImageS
         assert (await other.get("small01")).id == "small01"
 
 
+async def test_a_name_that_moved_from_a_record_too_large_for_the_cache_is_followed(
+    place: Place, store: ImageStore
+) -> None:
+    await store.create("one", names=["a"], metadata="x" * 10_000)
+    await store.create("two")
+    async with open_store(place, cache_size=5_000) as other:
+        assert await other.lookup("a") == "one"
+        await store.add_names("two", ["a"])
+        await store.set_metadata("one", "")
+        assert await other.lookup("one") == "one"
+        assert await other.lookup("a") == "two"
+
+
 async def test_lookups_of_one_look_are_of_one_commit(place: Place, store: ImageStore) -> None:
     await store.create("one", metadata="0")
     await store.create("two", metadata="0")
