@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,6 +111,16 @@ def test_nothing_is_left(servers: Servers) -> None:
     assert ports[0] != servers.postgres.port
     assert not local.postgres.is_ready()
     assert not local.objects.is_ready()
+
+
+def test_a_server_ends_while_a_command_that_prepared_it_has_just_ended(
+    tmp_path: Path, servers: Servers
+) -> None:
+    server = Postgres(tmp_path / "postgres", servers.postgres.programs)
+    command = subprocess.Popen(["true"], start_new_session=True)
+    command.wait()
+    server._commands.add(command)
+    server.end()
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, servers: Servers) -> None:

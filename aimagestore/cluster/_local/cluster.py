@@ -24,7 +24,6 @@ class LocalCluster:
     :ivar root: the directory of everything that they write
     :ivar postgres: has the records
     :ivar objects: has the big data
-
     :raises ServersMissingError: when one of them is not installed
     """
 
@@ -43,7 +42,7 @@ class LocalCluster:
         except BaseException:
             shutil.rmtree(self.root)
             raise
-        # Held while files are written that another thread may want to remove.
+        # Held while the servers write files that close() must not miss.
         self._starting = threading.Lock()
 
     @property

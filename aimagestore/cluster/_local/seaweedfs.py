@@ -74,7 +74,7 @@ class SeaweedFS(ObjectServer):
         for name, internal, port in ports:
             command += [f"-{name}.port={port}", f"-{name}.port.grpc={internal}"]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
-        # With one master, an election need not wait.
+        # There is one master, so its election need not wait for others.
         command += ["-master.electionTimeout=100ms"]
         command += [f"-s3.config={self.root / 'identities.json'}"]
         self._launch(command, environment=os.environ | {"TMPDIR": str(self.root)})
@@ -86,7 +86,7 @@ class SeaweedFS(ObjectServer):
         )
 
     def _wait_until_writable(self) -> None:
-        # It answers before it can store anything.
+        # SeaweedFS answers before it can store anything.
         until = time.monotonic() + _TIMEOUT
         bucket = self.bucket(retries=0)
         while True:
@@ -100,7 +100,7 @@ class SeaweedFS(ObjectServer):
                 return
 
     def _remove_sockets(self) -> None:
-        # It creates them there, whatever TMPDIR is, and leaves them when it is killed.
+        # SeaweedFS creates them there, whatever TMPDIR is, and leaves them when it is killed.
         for port in self._ports:
             for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108
                 path.unlink(missing_ok=True)

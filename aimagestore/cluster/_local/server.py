@@ -18,7 +18,7 @@ from typing import Any
 HOST = "127.0.0.1"
 """The loopback interface: no other machine can connect."""
 
-# Below the ephemeral ports, one of which the kernel might give to a connection meanwhile.
+# Below the ephemeral ports, which the kernel gives to connections.
 _PORTS = range(20_000, 32_000)
 _TIMEOUT = 60
 _PAUSE = 0.02
@@ -80,11 +80,12 @@ class Server(ABC):
         """Return whether it serves."""
 
     def end(self) -> None:
-        """Kill it and what prepares it, for good. Callable in any thread, at any time."""
+        """Kill it and the commands that prepare it, for good. Callable in any thread."""
         with self._mutex:
             self._is_over = True
             for command in self._commands:
-                os.killpg(command.pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.killpg(command.pid, signal.SIGTERM)
         self.kill()
 
     @property
@@ -119,10 +120,15 @@ class Server(ABC):
             time.sleep(_PAUSE)
 
     def _begin_process(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-        """Begin a process in a session of its own, which Ctrl-C does not reach. With the mutex."""
+        """Begin a process in a session of its own, which Ctrl-C does not reach.
+
+        The mutex is held.
+
+        :raises ServerEndedError: after :meth:`end`
+        """
         if self._is_over:
             raise ServerEndedError
-        # The options are of any type, so type checkers cannot tell that its pipes are binary.
+        # With options of any type, type checkers cannot tell that the pipes are binary.
         popen: Any = subprocess.Popen
         process: subprocess.Popen[bytes] = popen(command, start_new_session=True, **options)
         return process
@@ -133,7 +139,7 @@ class Server(ABC):
         :raises subprocess.CalledProcessError: when it fails
         """
         pipe = subprocess.PIPE
-        # Some write logs there, and leave them when they are killed.
+        # Some programs write logs there, and leave them when they are killed.
         environment = os.environ | {"TMPDIR": str(self.root)}
         options = {"cwd": self.root, "env": environment, **options}
         with self._mutex:
