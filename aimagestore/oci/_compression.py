@@ -1,4 +1,4 @@
-"""Compressed archives and layers, recognized by their first bytes; blocking."""
+"""Reads compressed archives and layers, recognized by their first bytes; blocking."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ _DECOMPRESSORS: dict[bytes, Callable[[], Any]] = {
 }
 
 START = max(map(len, _DECOMPRESSORS))
-"""How many bytes tell whether something is compressed."""
+"""How many bytes at the start of data tell whether it is compressed."""
 
 
 def is_compressed(start: bytes) -> bool:
-    """Return whether data that begins so is compressed."""
+    """Return whether data that begins with these bytes is compressed."""
     return start.startswith(tuple(_DECOMPRESSORS))
 
 
 class Decompressor:
-    """Reads compressed data, which may be several streams one behind the other.
+    """Reads compressed data, which may be several streams one after the other.
 
     :param what: what to call it in messages
     :param path: the file that it is in
@@ -88,6 +88,9 @@ class Decompressor:
         self._state = self._begin()
 
     def _begin(self) -> Any:
+        """Return a decompressor for the stream that begins with the pending data."""
+        while len(self._pending) < START and (more := self._source.read(_CHUNK)):
+            self._pending += more
         for start, make in _DECOMPRESSORS.items():
             if self._pending.startswith(start):
                 try:
@@ -98,7 +101,7 @@ class Decompressor:
                         "it, or decompress it first (zstd -d)",
                         path=self._path,
                     ) from error
-        raise self._damaged("something else follows the compressed data")
+        raise self._damaged("what follows the compressed data is not compressed")
 
     def _damaged(self, problem: object) -> InvalidLayoutError:
         return InvalidLayoutError(
@@ -106,7 +109,7 @@ class Decompressor:
         )
 
     def read(self, size: int) -> bytes:
-        """Return at most ``size`` bytes; no bytes at the end of the data.
+        """Return at most ``size`` bytes, which must be more than 0; no bytes at the end.
 
         :raises InvalidLayoutError: when the data is damaged or cut off
         """
@@ -126,7 +129,7 @@ class Decompressor:
                 raise self._damaged("it is cut off")
 
     def _begin_next(self) -> bool:
-        """Begin the next stream, if there is one; zeros may fill up the last block of a tape."""
+        """Begin the next stream, if there is one. Zeros may fill the last block of a tape."""
         self._pending = self._state.unused_data
         while not self._pending.strip(b"\0"):
             self._pending = self._source.read(_CHUNK)
@@ -136,6 +139,6 @@ class Decompressor:
         return True
 
     def pieces(self) -> Iterator[bytes]:
-        """Iterate over all that follows."""
+        """Iterate over the rest of the data."""
         while piece := self.read(_CHUNK):
             yield piece

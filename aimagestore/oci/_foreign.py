@@ -1,8 +1,8 @@
 """Other programs' archives and directories, presented as OCI image layouts; blocking.
 
-The files in one decide which kind it is, as for ``podman load``. With a file ``oci-layout`` it is
-an OCI layout. Without one, ``manifest.json`` decides: ``docker save`` and podman's
-``docker-archive`` write a list there, skopeo's ``dir:`` an object.
+The files decide which kind it is, as for ``podman load``. With a file ``oci-layout`` it is an OCI
+layout. Without one, ``manifest.json`` decides: ``docker save`` and podman's ``docker-archive``
+write a list there, skopeo's ``dir:`` an object.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ MANIFEST_FILE = "manifest.json"
 
 
 class _Types(NamedTuple):
-    """The media types of a manifest that is made, and of what it refers to."""
+    """The media types of a manifest that is made here, and of what it refers to."""
 
     manifest: str
     config: str
     layer: str
 
 
-# Of layers without compression podman's manifests say that they have it.
+# podman's manifests give this type to layers without compression as well.
 _DOCKER = _Types(
     DOCKER_MANIFEST, DOCKER_CONFIG, "application/vnd.docker.image.rootfs.diff.tar.gzip"
 )
 _OCI = _Types(MANIFEST, CONFIG, "application/vnd.oci.image.layer.v1.tar")
 
 _LINKS_MAX = 8
-# What programs call the config after its digest.
+# Names of a config that contain its digest, in the spellings of several programs.
 _NAMED_BY_DIGEST = re.compile(r"(?:.*/)?(?:sha256:)?([0-9a-f]{64})(?:\.json)?")
 VERSION_FILE, VERSION = "version", b"Directory Transport Version: 1.1\n"
 _VERSION = re.compile(rb"Directory Transport Version: 1\.\d+\s*")
@@ -68,14 +68,14 @@ class _Bytes(io.BytesIO):
 
 
 class _DecompressedFile:
-    """A compressed file of a layout, as it is without compression."""
+    """A compressed file of a layout, decompressed while it is read."""
 
     def __init__(self, file: LayoutFile, size: int, what: str, path: str) -> None:
         self._file = file
         self._decompressor = Decompressor(file, what, path)
         self.size = size
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int) -> bytes:
         return self._decompressor.read(size)
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class _DecompressedFile:
 
 
 class _ForeignLayout:
-    """The files of an OCI layout, made from those of something else."""
+    """The files of an OCI layout, made from those of another format."""
 
     def __init__(self, files: Layout) -> None:
         self.place = files.place
@@ -136,12 +136,13 @@ class _Config(msgspec.Struct):
 class DockerArchive(_ForeignLayout):
     """What ``docker save`` writes, and podman's ``docker-archive``.
 
-    It has no manifests. Each image gets the one that podman makes for it, so that it has the same
-    digest: its layers are known by the digest that they have without compression.
+    It has no manifests. Each image gets the manifest that podman makes for it, with the same
+    digest. That lists the layers by their digests without compression.
 
     :param types: the media types of the manifests
     :param check: called now and then while layers are read; what it raises ends that
-    :raises InvalidLayoutError: when it is not what it should be
+    :raises InvalidLayoutError: when it is damaged, or refers to files outside of it
+    :raises DigestMismatchError: when a config does not have the digest in its name
     """
 
     def __init__(
@@ -150,9 +151,9 @@ class DockerArchive(_ForeignLayout):
         super().__init__(files)
         self._types = types
         self._check = check
-        # The paths of layers and configs in the archive, by those in the layout.
+        # Path in the layout to path in the archive, of layers and configs.
         self._sources: dict[str, str] = {}
-        # The sizes of compressed layers without compression, by their paths in the archive.
+        # Path in the archive to size without compression, of compressed layers.
         self._decompressed: dict[str, int] = {}
         items = decode(manifest, list[_Item], MANIFEST_FILE, self.place, INDEX_MAX)
         if not items:
@@ -175,9 +176,10 @@ class DockerArchive(_ForeignLayout):
         try:
             data = read_whole(self._files, path)
         except FileNotFoundError:
-            # Needed only if this image is selected: its manifest then refers to nothing.
+            # Only an image that is selected needs its config: let the manifest list one that is
+            # missing.
             if named is None:
-                raise self._invalid(f"its config {item.config} is missing") from None
+                raise self._invalid(f"the config {item.config} is missing") from None
             return self._encoded(config | {"digest": f"{CANONICAL}:{named[1]}"}, [])
         config["size"], config["digest"] = len(data), canonical_digest(data)
         if named is not None and config["digest"] != f"{CANONICAL}:{named[1]}":
@@ -196,12 +198,12 @@ class DockerArchive(_ForeignLayout):
         digests, paths = rootfs.diff_ids or [], item.layers or []
         if len(digests) != len(paths):
             raise self._invalid(
-                f"{what} has {len(digests)} layers, and its {MANIFEST_FILE} {len(paths)}"
+                f"{what} lists {len(digests)} layers, but {MANIFEST_FILE} lists {len(paths)}"
             )
         layers = []
         for digest, layer in zip(digests, paths, strict=True):
             if not is_digest(digest):
-                raise self._invalid(f"{what} has a layer of the invalid digest {digest!r}")
+                raise self._invalid(f"{what} lists a layer with the invalid digest {digest!r}")
             path = self._sources.setdefault(blob_path(digest), self._resolve(layer))
             size = self._size_of(path) or 0
             layers.append({"mediaType": self._types.layer, "size": size, "digest": digest})
@@ -212,16 +214,19 @@ class DockerArchive(_ForeignLayout):
         return msgspec.json.encode(manifest | {"config": config, "layers": layers})
 
     def _resolve(self, path: str) -> str:
-        """Return where in the archive a path leads, through symbolic links in it."""
+        """Return the path in the archive to which a path leads through symbolic links.
+
+        :raises InvalidLayoutError: when that is outside of the archive
+        """
         path = posixpath.normpath(path)
         for _ in range(_LINKS_MAX):
             if path.startswith("/") or path.split("/")[0] == ".." or "\0" in path:
-                raise self._invalid(f"{path} would be outside of it")
+                raise self._invalid(f"it refers to {path}, which is outside of it")
             target = self._files.link_target(path)
             if target is None:
                 return path
             path = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
-        raise self._invalid(f"{path} is a link to a link, more than {_LINKS_MAX} times")
+        raise self._invalid(f"{path} leads through more than {_LINKS_MAX} symbolic links")
 
     def _size_of(self, path: str) -> int | None:
         """Return the size of a layer without compression; ``None`` if it is missing."""
@@ -279,7 +284,7 @@ class DirTransport(_ForeignLayout):
 
 
 def check_version(files: Layout) -> bool:
-    """Check the file that says what a ``dir:`` is; ``False`` if it is missing.
+    """Check the file with the version of a ``dir:``; ``False`` if it is missing.
 
     :raises InvalidLayoutError: when it is of a version that is not understood
     """
@@ -289,25 +294,28 @@ def check_version(files: Layout) -> bool:
         return False
     if not _VERSION.fullmatch(version):
         raise InvalidLayoutError(
-            f"{files.place}: a dir: of version {version[:80]!r}; only 1 is understood",
+            f"{files.place} is a dir: of version {version[:80]!r}; only 1 is understood",
             path=files.place,
         )
     return True
 
 
 def name_in_dir(digest: str, *, is_manifest: bool = False) -> str:
-    """Return the name of a blob in a ``dir:``, or of a manifest other than the image's own."""
+    """Return the name of a file in a ``dir:``.
+
+    :param is_manifest: whether it is a manifest that an index lists, and not a blob
+    """
     algorithm, _, encoded = digest.partition(":")
     name = encoded if algorithm == CANONICAL else f"{algorithm}-{encoded}"
     return f"{name}.{MANIFEST_FILE}" if is_manifest else name
 
 
 def docker_manifest(images: Iterable[tuple[Closure, Sequence[str]]]) -> bytes | None:
-    """Return the ``manifest.json`` with which ``docker load`` reads an archive with these images.
+    """Return the ``manifest.json`` that lets ``docker load`` read an archive of these images.
 
-    :param images: the images, and what the archive calls each
-    :returns: ``None`` when ``docker load`` cannot read one: it has several platforms, is not an
-        image, or lacks layers
+    :param images: the images, and the names of each in the archive
+    :returns: ``None`` when ``docker load`` cannot read one of them, because it has several
+        platforms, is not an image, or lacks layers
     """
     items: dict[str, dict[str, Any]] = {}
     for closure, names in images:
@@ -335,9 +343,10 @@ def open_layout(layout: Any, check: Callable[[], object], *, prefers_oci: bool =
     """Open what is at a path, or a file that is open already, as an OCI layout.
 
     :param check: called now and then where that takes long; what it raises ends it
-    :param prefers_oci: whether manifests that have to be made are OCI's, and not those that podman
-        makes in its store: skopeo finds no others by their names in a layout
+    :param prefers_oci: whether manifests that have to be made are of OCI's type, and not of
+        Docker's, which podman makes: in a layout, skopeo finds only OCI's by their names
     :raises InvalidLayoutError: when it is something else, or damaged
+    :raises DigestMismatchError: when a config of a ``docker-archive`` has another digest
     """
     files = open_files(layout, check)
     try:

@@ -27,7 +27,7 @@ class LayoutFile(Protocol):
         """Its length in bytes."""
         ...
 
-    def read(self, size: int = -1, /) -> bytes:
+    def read(self, size: int, /) -> bytes:
         """Return at most ``size`` bytes; no bytes at the end of the data."""
         ...
 
@@ -48,12 +48,12 @@ class Layout(Protocol):
         """Open the file at a path below the layout.
 
         :raises FileNotFoundError: when there is none
-        :raises InvalidLayoutError: when it is no regular file
+        :raises InvalidLayoutError: when it is not a regular file
         """
         ...
 
     def link_target(self, path: str) -> str | None:
-        """Return where a symbolic link leads; ``None`` if it is no link, or is not to be read."""
+        """Return where a symbolic link leads; ``None`` if it is none, or must not be followed."""
         ...
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class Layout(Protocol):
 
 
 class LayoutDirectory(Directory):
-    """A directory of a layout, whose damage is that of the layout."""
+    """A directory of a layout. What is damaged in it is an :class:`InvalidLayoutError`."""
 
     def corrupt(self, name: str, problem: str) -> InvalidLayoutError:
         path = self.path_of(name)
@@ -103,9 +103,8 @@ class _OpenMember:
         self._offset, self.size = member
         self._end = self._offset + self.size
 
-    def read(self, size: int = -1) -> bytes:
-        left = self._end - self._offset
-        data = os.pread(self._fd, left if size < 0 else min(size, left), self._offset)
+    def read(self, size: int) -> bytes:
+        data = os.pread(self._fd, min(size, self._end - self._offset), self._offset)
         self._offset += len(data)
         return data
 
@@ -122,8 +121,8 @@ class _OpenSparse:
         self.size = sparse.size
         self._position = 0
 
-    def read(self, size: int = -1) -> bytes:
-        end = self.size if size < 0 else min(self._position + size, self.size)
+    def read(self, size: int) -> bytes:
+        end = min(self._position + size, self.size)
         data = bytearray(end - self._position)
         pieces = self._sparse.pieces
         first = bisect_right(pieces, self._position, key=lambda piece: piece.start)
@@ -175,12 +174,13 @@ def open_files(layout: Any, check: Callable[[], object]) -> Layout:
 
     A compressed archive is decompressed into a temporary file without a name.
 
-    :param check: called now and then meanwhile; what it raises ends that
+    :param check: called now and then while that takes place; what it raises ends it
     :raises InvalidLayoutError: when it is neither a directory nor a tar file
+    :raises OSError: when it cannot be opened, or an open file has no descriptor
     """
     if isinstance(layout, str | os.PathLike):
         place = os.fspath(layout)
-        # Not to wait for a writer, if it is a FIFO.
+        # O_NONBLOCK: opening a FIFO would otherwise wait for a writer.
         fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     else:
         name = getattr(layout, "name", None)  # a number, for what was opened by descriptor
@@ -191,7 +191,11 @@ def open_files(layout: Any, check: Callable[[], object]) -> Layout:
         if stat.S_ISDIR(mode):
             return DirectoryLayout(LayoutDirectory(place, fd))
         if not stat.S_ISREG(mode):
-            raise InvalidLayoutError(f"{place} is neither a directory nor a file", path=place)
+            raise InvalidLayoutError(
+                f"{place} is neither a directory nor a file; write the data of a pipe to a file "
+                "first",
+                path=place,
+            )
         if is_compressed(os.pread(fd, START, 0)):
             compressed, fd = fd, -1
             try:
@@ -206,7 +210,7 @@ def open_files(layout: Any, check: Callable[[], object]) -> Layout:
 
 
 def _decompressed(fd: int, place: str, check: Callable[[], object]) -> int:
-    """Return the descriptor of a temporary file with what a file holds."""
+    """Return the descriptor of a temporary file with the decompressed content of a file."""
     source = _OpenMember(fd, Member(0, os.fstat(fd).st_size))
     with tempfile.TemporaryFile() as file:
         try:
@@ -221,7 +225,7 @@ def _decompressed(fd: int, place: str, check: Callable[[], object]) -> int:
 
 
 def read_whole(layout: Layout, path: str, limit: int = MANIFEST_MAX) -> bytes:
-    """Return the content of a file that is small in any honest layout.
+    """Return the content of a file that is small in a valid layout.
 
     :param limit: the most bytes that it may have
     :raises FileNotFoundError: when there is none
