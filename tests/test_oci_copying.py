@@ -206,7 +206,7 @@ async def test_a_directory_of_something_else_is_no_dir(tmp_path: Path) -> None:
     with pytest.raises(InvalidLayoutError, match="no file 'version'"):
         await oci.copy_layout(layout, layout, transport="dir")
     write_dir(tmp_path / "dir", hello())
-    with pytest.raises(InvalidLayoutError, match="no OCI image layout"):
+    with pytest.raises(InvalidLayoutError, match="not an OCI image layout"):
         await oci.copy_layout(layout, tmp_path / "dir", transport="oci")
     assert tree(layout) == before
 

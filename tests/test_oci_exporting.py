@@ -16,11 +16,12 @@ from typing import Any
 import anyio
 import pytest
 
-from aimagestore import ImageStore, oci
-from aimagestore._directory.staged import StagedFile
+from aimagestore import ImageStore, InvalidLayoutError, oci
+from aimagestore._directory.staged import STAGED_PREFIX, StagedFile, remove_dead
+from aimagestore.oci._layout import LayoutDirectory
 from aimagestore.oci._target import DirectoryTarget
 
-from .support.layouts import Maker, files_of, hello
+from .support.layouts import Maker, encode, files_of, hello
 from .support.stores import until
 
 SIZE = 300_000
@@ -94,6 +95,26 @@ async def test_exports_of_several_processes_lose_nothing(
     exported = files_of(out)
     assert exported.keys() == files_of(tmp_path / "layout").keys()
     assert sorted(os.listdir(tmp_path)) == ["layout", "out", "store"]
+
+
+async def test_a_staging_directory_that_another_export_removes_is_made_again(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (image,) = await import_all(store, hello(), tmp_path / "layout")
+    real = LayoutDirectory.make_directory
+    removed: list[str] = []
+
+    def make_directory(self: LayoutDirectory, name: str, mode: int) -> bool:
+        made = real(self, name, mode)
+        if name.startswith(STAGED_PREFIX) and not removed:
+            remove_dead(self)
+            removed.append(name)
+        return made
+
+    monkeypatch.setattr(LayoutDirectory, "make_directory", make_directory)
+    await oci.export_layout(store, image, tmp_path / "out")
+    assert removed
+    assert files_of(tmp_path / "out").keys() == files_of(tmp_path / "layout").keys()
 
 
 class Interleaving:
@@ -181,6 +202,33 @@ async def test_a_new_directory_is_complete_or_never_there(
         await oci.export_layout(store, image_id, tmp_path / "out")
     assert not any(seen)
     assert sorted(os.listdir(tmp_path)) == ["layout", "store"]
+
+
+@pytest.mark.parametrize("given", ["", "missing/.."])
+async def test_a_path_that_leads_nowhere(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    """Resolved without a look at the disk, both are the current directory."""
+    (image,) = await import_all(store, hello(), tmp_path / "layout")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "letter").write_bytes(b"dear")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises((FileNotFoundError, InvalidLayoutError)):
+        await oci.export_layout(store, image, given)
+    assert os.listdir() == ["letter"]
+
+
+async def test_a_layout_with_a_large_index_gets_one_more_image(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    (image,) = await import_all(store, hello(), tmp_path / "layout")
+    maker = hello()
+    maker.files["index.json"] = encode(
+        {"schemaVersion": 2, "manifests": maker.entries, "annotations": {"x": "y" * 5_000_000}}
+    )
+    other = maker.write(tmp_path / "other")
+    await oci.export_layout(store, image, other, name="more:1")
+    assert len(json.loads((other / "index.json").read_bytes())["manifests"]) == 2
 
 
 async def test_an_empty_directory_stays_what_it_is(

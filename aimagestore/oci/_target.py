@@ -15,13 +15,13 @@ from .._directory.files import Directory
 from .._directory.staged import STAGED_PREFIX, StagedFile, remove_dead, staged_name
 from .._engine.protocol import StagedContent
 from ..errors import InvalidLayoutError
-from ._documents import INDEX_FILE, LAYOUT_FILE, MARKER, Descriptor, blob_path
+from ._documents import INDEX_FILE, INDEX_MAX, LAYOUT_FILE, MARKER, Descriptor, blob_path
 from ._foreign import MANIFEST_FILE, VERSION, VERSION_FILE, check_version, name_in_dir
 from ._index import with_entries
 from ._layout import DirectoryLayout, LayoutDirectory, LayoutFile, read_whole
 from ._reader import check_marker
 
-# A layout is no secret of the store's: who may read it is for the umask to say.
+# Unlike a store, a layout is not private: the umask decides who may read it.
 _EXPORTED_FILE = 0o666
 _EXPORTED_DIRECTORY = 0o777
 
@@ -29,7 +29,10 @@ _ALREADY_THERE = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
 
 
 class Content(NamedTuple):
-    """One file of a layout: a manifest or an index, which is in memory, or a blob."""
+    """One file of a layout.
+
+    :ivar document: the content of a manifest or an index; ``None`` for a blob
+    """
 
     digest: str
     size: int
@@ -37,10 +40,10 @@ class Content(NamedTuple):
 
 
 class Target(Protocol):
-    """Takes blobs, and then the index entries that list them."""
+    """What images are exported into: takes files, and then the index entries that list them."""
 
     def find(self, content: Content) -> LayoutFile | None:
-        """Open a file of this size that is there already; its content is not verified."""
+        """Open a file with this digest and size, if there is one; its content is not verified."""
         ...
 
     def begin(self, content: Content) -> StagedContent:
@@ -48,7 +51,7 @@ class Target(Protocol):
         ...
 
     def complete(self, entries: Sequence[Descriptor]) -> None:
-        """Write what follows the blobs. Nothing is in place yet."""
+        """Write what comes after the files. Nothing is in place yet."""
         ...
 
     def commit(self, entries: Sequence[Descriptor]) -> None:
@@ -68,40 +71,45 @@ class Target(Protocol):
 
 
 class _StagedBlob(StagedFile):
-    """A file that gets its name in a staging directory when it is complete, and is closed then."""
+    """A file that is named in a staging directory, and closed, when it is complete."""
 
     def __init__(self, folder: Directory, name: str, helpers: Executor) -> None:
         super().__init__(folder, helpers, _EXPORTED_FILE)
         self._folder = folder
-        self._name_there = name
+        self._final_name = name
 
     def finish(self) -> None:
         super().finish()
-        self.publish(self._folder, self._name_there)
+        self.publish(self._folder, self._final_name)
         self.discard()
 
 
 class DirectoryTarget:
     """A directory that is new, empty, or has images in it already.
 
-    Files are staged in a directory of their own. It becomes the new one when it is complete, so
-    that an export which fails never removes one that another export uses; or the files move from it
-    into the one that is there. What a killed export has left is removed by the next one.
+    Files are staged in a hidden directory. If there is no directory at the path, the staging
+    directory gets that name when it is complete: an export that fails never removes a directory
+    that another export uses. Otherwise the files are moved into the directory at the path. The next
+    export removes what a killed export has left.
 
     :raises InvalidLayoutError: when it is a directory of something else, or damaged
     """
 
     def __init__(self, path: str, helpers: Executor) -> None:
-        self._path = path
+        if not path:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        # Resolved once, so that the directory that is looked for is the one that would be created.
+        self._path = os.path.realpath(path)
         self._helpers = helpers
         self._opened = ExitStack()
         self._stage: LayoutDirectory | None = None
         self._stage_name = ""
-        # Those in the staging directory, by their paths in it.
+        # Open directories in the staging directory, by their paths in it.
         self._folders: dict[str, Directory] = {}
+        # The paths of the staged files.
         self._staged: list[str] = []
         self._writing: StagedFile | None = None
-        parent, self._name = os.path.split(os.path.realpath(path))
+        parent, self._name = os.path.split(self._path)
         try:
             self._parent = self._opened.enter_context(LayoutDirectory.at(parent))
             remove_dead(self._parent)
@@ -109,11 +117,11 @@ class DirectoryTarget:
         except BaseException:
             self._opened.close()
             raise
-        # Where the staging directory is made.
+        # The directory in which the staging directory is made.
         self._base = self._parent if self._root is None else self._root
 
     def _open(self) -> LayoutDirectory | None:
-        """Open the directory and check it; ``None`` when there is none."""
+        """Open the directory and check it; ``None`` if there is none."""
         try:
             root = self._opened.enter_context(LayoutDirectory.at(self._path))
         except FileNotFoundError:
@@ -126,7 +134,10 @@ class DirectoryTarget:
         return root
 
     def _check(self, root: LayoutDirectory, present: set[str]) -> None:
-        """Check that a directory that is not empty is one to export into. It is locked."""
+        """Check that a directory that is not empty may be exported into. It is locked.
+
+        :raises InvalidLayoutError: when it may not
+        """
         raise NotImplementedError
 
     def _place_of(self, content: Content) -> str:
@@ -134,7 +145,7 @@ class DirectoryTarget:
         raise NotImplementedError
 
     def _fill(self, root: LayoutDirectory, entries: Sequence[Descriptor]) -> None:
-        """Put everything into the directory, or nothing. It is locked, or nobody else has it."""
+        """Put everything into the directory, or nothing. No other export changes it meanwhile."""
         raise NotImplementedError
 
     def begin(self, content: Content) -> StagedContent:
@@ -153,12 +164,13 @@ class DirectoryTarget:
             name = staged_name()
             self._base.make_directory(name, _EXPORTED_DIRECTORY)
             self._stage_name = name
-            stage = self._opened.enter_context(self._base.open_directory(name))
-            self._base.lock_file(name, stage.fd)
-            if self._base.has(name, stage.fd):
-                self._stage = stage
-                self._folders[""] = stage
-            # Else it was taken for a dead export's before it was locked.
+            # Before it is locked, another export may remove it as that of a killed export.
+            with suppress(FileNotFoundError):
+                stage = self._opened.enter_context(self._base.open_directory(name))
+                self._base.lock_file(name, stage.fd)
+                if self._base.has(name, stage.fd):
+                    self._stage = stage
+                    self._folders[""] = stage
         return self._stage
 
     def complete(self, entries: Sequence[Descriptor]) -> None:
@@ -171,7 +183,7 @@ class DirectoryTarget:
             if self._rename():
                 self._stage_name = ""
             else:
-                # Another export has made it since: what is here goes there.
+                # Another export has made the directory meanwhile: move the files into it.
                 self._root = self._open()
                 self.commit(entries)
         else:
@@ -180,7 +192,7 @@ class DirectoryTarget:
         self._parent.sync()
 
     def _rename(self) -> bool:
-        """Give the new directory its name; ``False`` when there is something of that name."""
+        """Give the staging directory the target's name; ``False`` if something has that name."""
         try:
             self._parent.rename(self._stage_name, self._name)
         except OSError as error:
@@ -192,14 +204,16 @@ class DirectoryTarget:
     def _move(
         self, root: LayoutDirectory, places: Sequence[str], opened: ExitStack, undo: ExitStack
     ) -> None:
-        """Move staged files into the directory, durably, unless that is where they are staged."""
-        folders: dict[str, Directory] = {"": root} if root is not self._stage else self._folders
-        for place in places if root is not self._stage else ():
+        """Move staged files into the directory, durably. In the staging directory they stay."""
+        folders: dict[str, Directory] = {"": root}
+        if root is self._stage:
+            folders, places = self._folders, ()
+        for place in places:
             folder, _, name = place.rpartition("/")
             if folder not in folders:
                 folders[folder] = _folder(root, folder, opened, undo)
-            # One that is there is damaged, or was committed by another export since: it is not
-            # this export's to remove.
+            # A file that is there is damaged, or another export has committed it meanwhile: a
+            # failure must not remove it.
             is_new = folders[folder].stat(name) is None
             self._folders[folder].rename(name, name, folders[folder])
             if is_new:
@@ -233,7 +247,8 @@ class LayoutTarget(DirectoryTarget):
     def _check(self, root: LayoutDirectory, present: set[str]) -> None:
         if LAYOUT_FILE not in present:
             raise InvalidLayoutError(
-                f"{root.path} is not empty, and no OCI image layout: it was left as it is",
+                f"{root.path} is not empty, and not an OCI image layout: it was left as it is; "
+                "give a new or an empty directory",
                 path=root.path,
             )
         layout = DirectoryLayout(root)
@@ -267,7 +282,7 @@ class LayoutTarget(DirectoryTarget):
         root.sync()
 
 
-# Blobs, manifests of an index, and signatures, which belong to one image.
+# Names of blobs, of the manifests that an index lists, and of signatures.
 _IN_DIR = re.compile(
     rf"(?:sha\d+-)?[0-9a-f]{{64,128}}(?:\.{re.escape(MANIFEST_FILE)})?"
     r"|(?:(?:sha\d+-)?[0-9a-f]{64,128}\.)?signature-\d+"
@@ -275,7 +290,7 @@ _IN_DIR = re.compile(
 
 
 class DirTarget(DirectoryTarget):
-    """A directory as skopeo's ``dir:`` has it, which takes one image in place of another.
+    """A directory of skopeo's ``dir:``, with one image, which replaces the one before.
 
     :param root: the digest of the image's manifest or index
     """
@@ -287,8 +302,8 @@ class DirTarget(DirectoryTarget):
     def _check(self, root: LayoutDirectory, present: set[str]) -> None:
         if not check_version(DirectoryLayout(root)):
             raise InvalidLayoutError(
-                f"{root.path} is not empty, and has no file {VERSION_FILE!r} as a dir: has: it "
-                "was left as it is",
+                f"{root.path} is not empty, and has no file {VERSION_FILE!r} as a dir: has: it was "
+                "left as it is; give a new or an empty directory",
                 path=root.path,
             )
 
@@ -318,7 +333,7 @@ class DirTarget(DirectoryTarget):
 
 @contextmanager
 def _locked(root: Directory) -> Iterator[None]:
-    """Keep other exports from changing the layout inside the block."""
+    """Keep other exports from changing a directory during the block."""
     fcntl.flock(root.fd, fcntl.LOCK_EX)
     try:
         yield
@@ -327,8 +342,9 @@ def _locked(root: Directory) -> Iterator[None]:
 
 
 def _read_index(layout: DirectoryLayout) -> bytes | None:
+    """Return the index of a layout; ``None`` if it has none yet."""
     try:
-        return read_whole(layout, INDEX_FILE)
+        return read_whole(layout, INDEX_FILE, INDEX_MAX)
     except FileNotFoundError:
         return None
 
@@ -336,7 +352,11 @@ def _read_index(layout: DirectoryLayout) -> bytes | None:
 def _folder(
     root: Directory, path: str, opened: ExitStack, undo: ExitStack | None = None
 ) -> Directory:
-    """Open a directory below the layout, and make it if it is missing."""
+    """Open a directory below another one, and make it if it is missing.
+
+    :param opened: closes what was opened
+    :param undo: removes what was made
+    """
     directory = root
     for name in path.split("/"):
         if directory.make_directory(name, _EXPORTED_DIRECTORY):
