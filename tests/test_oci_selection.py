@@ -293,7 +293,7 @@ async def test_the_only_platform_that_is_there_is_imported(
 
 async def test_platforms_that_are_there_are_a_choice(store: ImageStore, tmp_path: Path) -> None:
     layout = sparse("arm64", "amd64").write(tmp_path / "layout")
-    with pytest.raises(AmbiguousImageError, match=r"not whole.*platform") as caught:
+    with pytest.raises(AmbiguousImageError, match=r"not complete.*platform") as caught:
         await oci.import_layout(store, layout)
     assert caught.value.candidates == ("linux/amd64", "linux/arm64")
     with pytest.raises(InvalidLayoutError, match=r"linux/s390x is missing.*linux/arm64"):
@@ -428,7 +428,7 @@ async def test_attestations_may_be_missing(store: ImageStore, tmp_path: Path, go
     assert files_of(tmp_path / "out").keys() <= files_of(layout).keys()
     (picked,) = await oci.import_layout(store, layout, platform="linux/amd64", names=["b"])
     assert picked.image.digest == image["digest"]
-    with pytest.raises(ImageUnknownError, match=r"for \['linux/amd64'\]"):
+    with pytest.raises(ImageUnknownError, match="it has images for linux/amd64"):
         await oci.import_layout(store, layout, platform="linux/arm64")
 
 

@@ -22,7 +22,7 @@ DEPTH_MAX = 8
 class Blob(NamedTuple):
     """Content other than a manifest or an index.
 
-    :ivar is_layer: whether it is only a layer
+    :ivar is_layer: whether it is a layer and nothing else
     :ivar is_optional: whether it may be missing
     """
 
@@ -33,7 +33,7 @@ class Blob(NamedTuple):
 
 
 class _Tally:
-    """Counts what one image refers to, and notices when that contradicts itself."""
+    """Counts what one image refers to, and refuses too much and contradictions."""
 
     def __init__(self, place: str, root: Descriptor) -> None:
         self._place = place
@@ -45,7 +45,8 @@ class _Tally:
     def invalid(self, problem: str) -> InvalidLayoutError:
         return InvalidLayoutError(f"{self._place}: {problem}", path=self._place)
 
-    def see(self, descriptor: Descriptor) -> None:
+    def add(self, descriptor: Descriptor) -> None:
+        """Count a manifest or blob that the image refers to."""
         self._descriptors += 1
         if self._descriptors > DESCRIPTORS_MAX:
             raise self.invalid(
@@ -54,9 +55,12 @@ class _Tally:
             )
         known = self._sizes.setdefault(descriptor.digest, descriptor.size)
         if known != descriptor.size:
-            raise self.invalid(f"{descriptor.digest} has {known} and {descriptor.size} bytes")
+            raise self.invalid(
+                f"{descriptor.digest} is listed with {known} and with {descriptor.size} bytes"
+            )
 
-    def read(self, descriptor: Descriptor) -> None:
+    def add_document(self, descriptor: Descriptor) -> None:
+        """Count the bytes of a manifest or index that will be read."""
         if descriptor.size > MANIFEST_MAX:
             what = f"manifest {descriptor.digest}"
             raise too_large(self._place, what, descriptor.size, MANIFEST_MAX)
@@ -90,8 +94,8 @@ class Closure:
             raise self._tally.invalid(root.problem)
         if not (root.is_index or root.is_manifest):
             raise self._tally.invalid(
-                f"{root.digest} is of type {root.media_type!r}: expected an OCI image manifest or "
-                "index, or a Docker manifest of schema 2 or a list of those"
+                f"{root.digest} is of type {root.media_type!r}; only OCI image manifests and "
+                "indexes, Docker manifests of schema 2, and lists of those can be read"
             )
         self.root = root
         self.documents: dict[str, bytes] = {}
@@ -102,7 +106,7 @@ class Closure:
         self._place = place
         self._follows_manifests = follows_manifests
         self._pending = [(root, 0)]
-        self._tally.see(root)
+        self._tally.add(root)
 
     def next(self) -> Descriptor | None:
         """Return the document to read next.
@@ -112,7 +116,7 @@ class Closure:
         while self._pending:
             descriptor, _ = self._pending[-1]
             if descriptor.digest not in self.documents and descriptor.digest not in self.missing:
-                self._tally.read(descriptor)
+                self._tally.add_document(descriptor)
                 return descriptor
             self._pending.pop()
         return None
@@ -141,7 +145,7 @@ class Closure:
             if child.problem:
                 self.missing[child.digest] = child
                 continue
-            self._tally.see(child)
+            self._tally.add(child)
             if child.is_index or child.is_manifest:
                 children.append((child, depth + 1))
             else:
@@ -149,25 +153,26 @@ class Closure:
         self._descend(children)
 
     def _add_parts(self, descriptor: Descriptor, document: Document) -> bool:
-        """Add what a manifest refers to, unless some of it cannot be verified."""
+        """Add what a manifest refers to; ``False`` if some of that cannot be verified."""
         assert document.config is not None, "it is a manifest"
         parts = (document.config, *document.layers)
-        for problem in filter(None, (part.problem for part in parts)):
-            if descriptor == self.root:
-                raise self._tally.invalid(problem)
+        problem = next(filter(None, (part.problem for part in parts)), "")
+        if problem and descriptor == self.root:
+            raise self._tally.invalid(problem)
+        if problem:
             self.missing[descriptor.digest] = descriptor
             return False
         self.manifests[descriptor.digest] = descriptor
         self.parts[descriptor.digest] = parts
         for number, part in enumerate(parts):
-            self._tally.see(part)
+            self._tally.add(part)
             self._add_blob(part, is_layer=number > 0, is_optional=part.is_foreign)
         return True
 
     def _descend(self, children: list[tuple[Descriptor, int]]) -> None:
         if children and children[0][1] > DEPTH_MAX:
             raise self._tally.invalid(
-                f"has indexes in indexes, more than {DEPTH_MAX} deep, which is the limit"
+                f"indexes are nested more than {DEPTH_MAX} deep, which is the limit"
             )
         for child, depth in reversed(children):
             if child.is_index or self._follows_manifests:
@@ -185,7 +190,7 @@ class Closure:
 
 
 def check_content(data: bytes, descriptor: Descriptor, place: str) -> None:
-    """Compare what was read whole with its descriptor.
+    """Compare content with its descriptor.
 
     :raises SizeMismatchError: when it has another size
     :raises DigestMismatchError: when it has another digest
@@ -196,7 +201,7 @@ def check_content(data: bytes, descriptor: Descriptor, place: str) -> None:
     actual = digest_of(state)
     if actual != descriptor.digest:
         raise DigestMismatchError(
-            f"{place}: what is called {descriptor.digest} has the digest {actual}",
+            f"{place}: the content of {descriptor.digest} has the digest {actual}",
             path=place,
             expected=descriptor.digest,
             actual=actual,
@@ -204,13 +209,13 @@ def check_content(data: bytes, descriptor: Descriptor, place: str) -> None:
 
 
 def check_size(actual: int, digest: str, expected: int, place: str) -> None:
-    """Compare a size with that of the descriptor.
+    """Compare the size of content with that of its descriptor.
 
-    :raises SizeMismatchError: when it is another
+    :raises SizeMismatchError: when they differ
     """
     if actual != expected:
         raise SizeMismatchError(
-            f"{place}: {digest} has {actual} bytes, {expected} were expected",
+            f"{place}: {digest} has {actual} bytes; {expected} were expected",
             path=place,
             expected=expected,
             actual=actual,

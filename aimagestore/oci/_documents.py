@@ -1,8 +1,8 @@
 """Manifests, indexes and configs, decoded strictly: an image layout is hostile input.
 
 A field that is ``null`` reads as absent, as in Go. What only describes an image (annotations, a
-platform, the fields of a config) reads as absent where it is of another type; what decides which
-content is read must be right.
+platform, the fields of a config) also reads as absent if it has another type. What decides which
+content is read must have the right type.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _INT64_MAX = 2**63 - 1
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """Where content is: its type, digest and size.
 
-    One that says something impossible has a ``problem``, and is not to be followed.
+    One with a ``problem`` must not be followed.
     """
 
     media_type: str = ""
@@ -70,38 +70,40 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
 
     @property
     def is_index(self) -> bool:
-        """Whether it is of an image index or a Docker manifest list."""
+        """Whether it describes an image index or a Docker manifest list."""
         return self.media_type in _INDEXES
 
     @property
     def is_manifest(self) -> bool:
-        """Whether it is of an image's manifest."""
+        """Whether it describes an image's manifest."""
         return self.media_type in _MANIFESTS
 
     @property
     def is_image_config(self) -> bool:
-        """Whether it is of the config of an image, by its type."""
+        """Whether it describes the config of an image, by its type."""
         return self.media_type in _IMAGE_CONFIGS
 
     @property
     def is_foreign(self) -> bool:
-        """Whether its blob is kept elsewhere, and may be missing here."""
+        """Whether its blob is kept elsewhere and may be missing here."""
         return bool(self.urls) or self.media_type.startswith(_NOT_DISTRIBUTED)
 
     @property
-    def is_beside(self) -> bool:
+    def is_beside_images(self) -> bool:
         """Whether an index lists it beside its images: an attestation, or another artifact."""
         is_attestation = _ATTESTATION in (self.annotations or {})
-        is_nowhere = self.platform is not None and self.platform.os == "unknown"
-        return is_attestation or is_nowhere or bool(self.artifact_type)
+        has_no_platform = self.platform is not None and self.platform.os == "unknown"
+        return is_attestation or has_no_platform or bool(self.artifact_type)
 
     @property
     def is_zstd(self) -> bool:
-        """Whether it is of an image whose layers are compressed with zstd, as podman marks it."""
+        """Whether podman marked it as an image with layers in zstd."""
         return (self.annotations or {}).get(_ZSTD) == "true"
 
 
-class _SpelledDescriptor(msgspec.Struct, rename="camel"):
+class _RawDescriptor(msgspec.Struct, rename="camel"):
+    """A descriptor as the JSON has it."""
+
     media_type: str | None = None
     digest: str | None = None
     size: int | None = None
@@ -110,7 +112,7 @@ class _SpelledDescriptor(msgspec.Struct, rename="camel"):
     platform: Any = None
     artifact_type: Any = None
 
-    def read(self) -> Descriptor:
+    def parsed(self) -> Descriptor:
         annotations = self.annotations if isinstance(self.annotations, dict) else {}
         texts = {key: value for key, value in annotations.items() if isinstance(value, str)}
         urls = self.urls if isinstance(self.urls, list) else ()
@@ -125,14 +127,16 @@ class _SpelledDescriptor(msgspec.Struct, rename="camel"):
         )
 
 
-class _SpelledDocument(msgspec.Struct, rename="camel"):
+class _RawDocument(msgspec.Struct, rename="camel"):
+    """A manifest or an index as the JSON has it."""
+
     schema_version: int | None = None
     media_type: str | None = None
-    config: _SpelledDescriptor | None = None
-    layers: tuple[_SpelledDescriptor, ...] | None = None
-    manifests: tuple[_SpelledDescriptor, ...] | None = None
+    config: _RawDescriptor | None = None
+    layers: tuple[_RawDescriptor, ...] | None = None
+    manifests: tuple[_RawDescriptor, ...] | None = None
     artifact_type: Any = None
-    # What only other kinds of documents have: containers/image refuses those as ambiguous too.
+    # Only other kinds of documents have these. containers/image refuses them as ambiguous, too.
     fs_layers: Any = None
     history: Any = None
 
@@ -154,9 +158,9 @@ class Marker(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """What an image's config says of it.
+    """What an image's config says about the image.
 
-    :ivar has_layers: whether it describes the layers of a root file system, as images do
+    :ivar has_layers: whether it describes the layers of a root file system
     """
 
     created: str = ""
@@ -165,7 +169,7 @@ class Config(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, data: bytes) -> Config:
-        """Read a config as far as it can be: to the layout it is only a blob."""
+        """Decode a config, and leave out what cannot be decoded: to a layout it is only a blob."""
         try:
             raw = _decode_as_go(data, dict[str, msgspec.Raw])
         except (ValueError, RecursionError):
@@ -191,10 +195,10 @@ def _value(raw: msgspec.Raw) -> Any:
 
 
 def is_image(manifest: Document, config: Config) -> bool:
-    """Return whether a manifest is of an image, and not of some other artifact.
+    """Return whether a manifest describes an image, and not some other artifact.
 
-    Docker's manifests all are; their configs have several types. Others are known by the type of
-    their config, or by what it says: an image with a config of an odd type is still one.
+    All of Docker's manifests do; their configs have several types. Other manifests are recognized
+    by the type of their config, or by its content: an image whose config has an odd type is one.
     """
     if manifest.media_type == DOCKER_MANIFEST:
         return True
@@ -203,7 +207,7 @@ def is_image(manifest: Document, config: Config) -> bool:
     return manifest.config.is_image_config or config.has_layers
 
 
-# Escapes, of which a surrogate without its other half is none of a character.
+# Escapes in JSON. The group matches a surrogate without its other half, which is no character.
 _ESCAPE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
     rb"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.",
@@ -212,7 +216,7 @@ _ESCAPE = re.compile(
 
 
 def _decode_as_go(data: bytes | msgspec.Raw, kind: Any) -> Any:
-    """Decode JSON, with U+FFFD for what is no character, as Go has it."""
+    """Decode JSON as Go does, which reads U+FFFD in place of what is no character."""
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError:
@@ -226,9 +230,9 @@ def _decode_as_go(data: bytes | msgspec.Raw, kind: Any) -> Any:
 def decode(data: bytes, kind: type[T], what: str, place: str, limit: int = MANIFEST_MAX) -> T:
     """Decode a JSON document.
 
-    :param what: how to call it in messages
-    :param place: the layout that it is in
-    :raises InvalidLayoutError: when it is too large, not JSON, or of other types
+    :param what: what to call it in messages
+    :param place: what to call the layout in messages
+    :raises InvalidLayoutError: when it is too large, not JSON, or has fields of other types
     """
     if len(data) > limit:
         raise too_large(place, what, len(data), limit)
@@ -252,10 +256,10 @@ def decode_descriptor(data: msgspec.Raw) -> Descriptor:
     :raises ValueError: when it cannot be decoded
     """
     try:
-        spelled: _SpelledDescriptor = _decode_as_go(data, _SpelledDescriptor)
+        raw: _RawDescriptor = _decode_as_go(data, _RawDescriptor)
     except RecursionError as error:
         raise ValueError(str(error)) from error
-    return spelled.read()
+    return raw.parsed()
 
 
 def read_document(data: bytes, media_type: str, what: str, place: str) -> Document:
@@ -263,7 +267,7 @@ def read_document(data: bytes, media_type: str, what: str, place: str) -> Docume
 
     :raises InvalidLayoutError: when it is something else, or could be taken for another kind
     """
-    document = decode(data, _SpelledDocument, what, place)
+    document = decode(data, _RawDocument, what, place)
     problem = ""
     has_other = document.fs_layers is not None or document.history is not None
     if document.schema_version != 2:
@@ -273,25 +277,28 @@ def read_document(data: bytes, media_type: str, what: str, place: str) -> Docume
     elif media_type in _INDEXES and (
         has_other or document.config is not None or document.layers is not None
     ):
-        problem = "is an index that has what only manifests have"
+        problem = "is an index, but has fields that only manifests have"
     elif media_type in _MANIFESTS and (
         has_other or document.config is None or document.manifests is not None
     ):
-        problem = "is a manifest that has no config, or has what only other documents have"
+        problem = "is a manifest, but has no config, or has fields that only other documents have"
     if problem:
         raise InvalidLayoutError(f"{place}: {what} {problem}", path=place)
     return Document(
         media_type,
-        document.config.read() if document.config is not None else None,
-        tuple(layer.read() for layer in document.layers or ()),
-        tuple(manifest.read() for manifest in document.manifests or ()),
+        document.config.parsed() if document.config is not None else None,
+        tuple(layer.parsed() for layer in document.layers or ()),
+        tuple(manifest.parsed() for manifest in document.manifests or ()),
         document.artifact_type if isinstance(document.artifact_type, str) else "",
     )
 
 
 def media_type_of(data: bytes, what: str, place: str) -> str:
-    """Return the media type of a document of which nothing but itself says the type."""
-    document = decode(data, _SpelledDocument, what, place)
+    """Return the media type that a manifest or an index says it has, or else the one it looks like.
+
+    :raises InvalidLayoutError: when it cannot be decoded
+    """
+    document = decode(data, _RawDocument, what, place)
     return document.media_type or (MANIFEST if document.manifests is None else INDEX)
 
 

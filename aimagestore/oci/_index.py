@@ -1,4 +1,4 @@
-"""index.json: which of its images are selected, and what it says with one more."""
+"""``index.json``: selects images in it, and adds images to it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from ._documents import (
 from ._naming import EntryName, digest_in, name_of
 
 _LISTED = 20
-# Some programs write the list of a Docker registry there as it is.
+# Some programs write the manifest list of a Docker registry there.
 _TYPES = frozenset({None, "", INDEX, DOCKER_LIST})
 _EMPTY = b'{"schemaVersion":2,"manifests":[]}'
 
 
-class _Spelled(msgspec.Struct, rename="camel"):
+class _RawIndex(msgspec.Struct, rename="camel"):
+    """The index as the JSON has it."""
+
     schema_version: int | None = None
     media_type: str | None = None
     config: Any = None
@@ -39,8 +41,7 @@ class _Spelled(msgspec.Struct, rename="camel"):
 class Entry:
     """One entry of index.json.
 
-    :ivar name: what it is called
-    :ivar problem: why it cannot be used, ``""`` if it can
+    :ivar problem: why it cannot be used; ``""`` if it can
     """
 
     descriptor: Descriptor
@@ -49,7 +50,7 @@ class Entry:
 
     @property
     def may_be_image(self) -> bool:
-        """Whether its type is one of an image's, or is left out, so that the content tells."""
+        """Whether it has the type of an image, or no type, so that only the content tells."""
         descriptor = self.descriptor
         return descriptor.is_index or descriptor.is_manifest or not descriptor.media_type
 
@@ -65,9 +66,10 @@ class Selected:
 
     :ivar label: what to call it in messages
     :ivar entries: different images; several if one name was given to each platform, or by mistake
-    :ivar names: what it is called in a store
-    :ivar unusable: what it is called that no image in a store can be
-    :ivar whole: a descriptor of index.json, if that is nothing but this image for several platforms
+    :ivar names: its names in a store
+    :ivar unusable: names that no image in a store can have
+    :ivar whole: the descriptor of index.json itself, if that lists nothing but the platforms of
+        this image
     """
 
     label: str
@@ -80,21 +82,18 @@ class Selected:
 class LayoutIndex:
     """The index of a layout.
 
-    :ivar data: the file
+    :ivar data: the content of index.json
+    :ivar digest: its digest, which identifies the image if index.json lists only its platforms
     :raises InvalidLayoutError: when it is not an index
     """
 
     def __init__(self, data: bytes, place: str) -> None:
         self.data = data
+        self.digest = canonical_digest(data)
         self._place = place
         document = _decode(data, place)
         self._media_type = document.media_type or INDEX
-        self._entries = _entries_of(document)
-
-    @property
-    def digest(self) -> str:
-        """The digest of the file, by which it is known where all of it is one image."""
-        return canonical_digest(self.data)
+        self._entries = [_entry_of(raw) for raw in document.manifests or ()]
 
     @property
     def labels(self) -> list[str]:
@@ -119,7 +118,7 @@ class LayoutIndex:
                 f"{self._place} lists no image{'' if ref is None else f' {ref!r}'}, but entries of "
                 f"the types {types}"
                 if found
-                else f"{self._place} has no image {ref!r}, but {listed(self.labels)}",
+                else f"{self._place} has no image {ref!r}; it has {listed(self.labels)}",
                 ref=ref,
                 path=self._place,
             )
@@ -145,7 +144,7 @@ class LayoutIndex:
         found = [entry for entry in entries if entry.name.may_be_called(name)]
         if len({entry.descriptor.digest for entry in found}) > 1 and len(_labels(found)) > 1:
             raise AmbiguousImageError(
-                f"{self._place} has several images {ref!r}: give one of their whole names",
+                f"{self._place} has several images called {ref!r}: give one of their whole names",
                 ref=ref,
                 path=self._place,
                 candidates=tuple(_labels(found)),
@@ -158,21 +157,21 @@ class LayoutIndex:
             groups.setdefault(entry.label, []).append(entry)
         is_whole = len(images) == sum(entry.may_be_image for entry in self._entries)
         if is_whole and len({entry.name.key for entry in images}) == 1 and _are_platforms(images):
-            # The platforms of one image may be listed right here: all of this is the image.
+            # index.json may list the platforms of one image: then it is the index of that image.
             whole = Descriptor(media_type=self._media_type, digest=self.digest, size=len(self.data))
             return [_selected(images[0].label, images, whole)]
         return [_selected(label, group) for label, group in groups.items()]
 
 
 def listed(labels: Sequence[str]) -> str:
-    """Return labels for a message, the first of very many."""
+    """Return a list of labels for a message, cut short if there are many."""
     first = ", ".join(labels[:_LISTED])
     more = len(labels) - _LISTED
     return f"{first} and {more:,} more" if more > 0 else first
 
 
-def _decode(data: bytes, place: str) -> _Spelled:
-    document = decode(data, _Spelled, INDEX_FILE, place, INDEX_MAX)
+def _decode(data: bytes, place: str) -> _RawIndex:
+    document = decode(data, _RawIndex, INDEX_FILE, place, INDEX_MAX)
     problem = ""
     # skopeo takes an index.json that leaves the version out.
     if document.schema_version not in {None, 2}:
@@ -180,14 +179,10 @@ def _decode(data: bytes, place: str) -> _Spelled:
     elif document.media_type not in _TYPES:
         problem = f"says that it is of type {document.media_type!r}, and not {INDEX!r}"
     elif document.config is not None or document.layers is not None:
-        problem = "is an index that has what only manifests have"
+        problem = "is an index, but has fields that only manifests have"
     if problem:
         raise InvalidLayoutError(f"{place}: {INDEX_FILE} {problem}", path=place)
     return document
-
-
-def _entries_of(document: _Spelled) -> list[Entry]:
-    return [_entry_of(raw) for raw in document.manifests or ()]
 
 
 def _entry_of(raw: msgspec.Raw) -> Entry:
@@ -211,31 +206,31 @@ def _selected(label: str, group: Sequence[Entry], whole: Descriptor | None = Non
 
 
 def _are_platforms(entries: Sequence[Entry]) -> bool:
-    """Return whether each is for a platform of its own."""
+    """Return whether there are several entries, each for another platform."""
     platforms = {entry.descriptor.platform for entry in entries}
     return len(entries) > 1 and None not in platforms and len(platforms) == len(entries)
 
 
 def with_entries(data: bytes | None, entries: Iterable[Descriptor], place: str) -> bytes:
-    """Return the index with more entries, in place of those with the same names.
+    """Return an index with more entries, which replace those with the same names.
 
-    An entry without a name replaces one of the same digest without a name. What else the index
-    says stays as it is spelled.
+    An entry without a name replaces one with the same digest and no name. Everything else in the
+    index keeps its spelling.
 
-    :param data: the index so far
+    :param data: the index so far; ``None`` for none
     :raises InvalidLayoutError: when that cannot be read
     """
     if data is None:
         data = _EMPTY
-    spelled = _decode(data, place).manifests or []
+    present = _decode(data, place).manifests or []
     fields = decode(data, dict[str, msgspec.Raw], INDEX_FILE, place, INDEX_MAX)
     new = {_identity(Entry(each, name_of(each.annotations))): each for each in entries}
-    kept = [bytes(raw) for raw in spelled if _identity(_entry_of(raw)) not in new]
+    kept = [bytes(raw) for raw in present if _identity(_entry_of(raw)) not in new]
     added = [msgspec.json.encode(entry) for entry in new.values()]
     fields["manifests"] = msgspec.Raw(b"[" + b",".join([*kept, *added]) + b"]")
     return msgspec.json.encode(fields)
 
 
 def _identity(entry: Entry) -> tuple[str, str]:
-    """Return what two entries have in common of which one replaces the other."""
+    """Return what is the same for two entries if one replaces the other."""
     return (entry.name.key, "") if entry.name.key else ("", entry.descriptor.digest)

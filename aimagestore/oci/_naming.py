@@ -1,7 +1,7 @@
 """What a layout calls its images.
 
-This is the one place that reads the annotations with names. Naming, selecting, replacing on export
-and messages all use it.
+Only this module reads the annotations with names. Naming, selecting, replacing on export and
+messages all use it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _IMAGE_NAME, REF_NAME = NAME_ANNOTATIONS
 
 @dataclass(frozen=True, slots=True)
 class EntryName:
-    """What an entry of an index is called.
+    """The name of an entry of an index.
 
-    Two entries with the same ``key`` have the same name. A tag says nothing by itself: Docker
-    writes ``latest`` beside the whole name of each image.
+    Two entries with the same ``key`` have the same name. A tag alone is not a name: Docker writes
+    ``latest`` beside the whole name of each image.
 
     :ivar text: the name as it is spelled: ``io.containerd.image.name``, which is a whole one, or
         else ``org.opencontainers.image.ref.name``; ``""`` for none
-    :ivar tag: what ``org.opencontainers.image.ref.name`` says
-    :ivar full: the name in a store, as podman makes it; ``None`` when ``text`` can be none
+    :ivar tag: the value of ``org.opencontainers.image.ref.name``
+    :ivar full: the name in a store, as podman makes it; ``None`` when it cannot be made
     """
 
     text: str
@@ -39,15 +39,15 @@ class EntryName:
 
     @property
     def key(self) -> str:
-        """What tells one name from another; ``""`` for an entry without a name."""
+        """The full name, or the text where there is none; ``""`` for an entry without a name."""
         return self.full or self.text
 
     def is_called(self, ref: str) -> bool:
-        """Return whether this is its whole name."""
+        """Return whether a ref is the whole name."""
         return bool(self.text) and ref == self.key
 
     def may_be_called(self, ref: str) -> bool:
-        """Return whether this is a short name of it: a tag, or a name without its registry."""
+        """Return whether a ref may be short for the name: a tag, or a name without a registry."""
         if not self.text:
             return False
         full = {full_name(ref), full_name(ref, DOCKER)}
@@ -55,7 +55,7 @@ class EntryName:
 
 
 def name_of(annotations: Mapping[str, Any] | None) -> EntryName:
-    """Return what an entry with these annotations is called."""
+    """Return the name of an entry with these annotations."""
     annotations = annotations or {}
     tag = annotations.get(REF_NAME) or ""
     text = annotations.get(_IMAGE_NAME) or tag
@@ -63,7 +63,7 @@ def name_of(annotations: Mapping[str, Any] | None) -> EntryName:
 
 
 def digest_in(ref: str) -> tuple[str, str]:
-    """Split ``[name@]digest`` into the name and the digest; no digest where there is none."""
+    """Split ``[name@]digest`` into the name and the digest, each ``""`` if it is missing."""
     name, at, digest = ref.rpartition("@")
     if is_digest(digest):
         return name if at else "", digest
@@ -71,14 +71,14 @@ def digest_in(ref: str) -> tuple[str, str]:
 
 
 def called(entry: Descriptor, name: str) -> Descriptor:
-    """Return an entry of an index with this name and no other; ``""`` for none."""
+    """Return an entry with this name in place of its own; ``""`` for no name."""
     others = {k: v for k, v in (entry.annotations or {}).items() if k not in NAME_ANNOTATIONS}
     annotations = others | ({REF_NAME: name} if name else {})
     return msgspec.structs.replace(entry, annotations=annotations or None)
 
 
 def names_from(entry: Descriptor, other: Descriptor) -> Descriptor:
-    """Return an entry that is called what another one is."""
+    """Return an entry with the name of another one."""
     names = {k: v for k, v in (other.annotations or {}).items() if k in NAME_ANNOTATIONS}
     annotations = (called(entry, "").annotations or {}) | names
     return msgspec.structs.replace(entry, annotations=annotations or None)

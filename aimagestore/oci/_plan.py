@@ -27,8 +27,9 @@ logger = logging.getLogger("aimagestore")
 class Item(NamedTuple):
     """Big data that an image will have.
 
-    :ivar digest: the digest that the store records, or the key where that is of another algorithm
-    :ivar source: the digest by which the layout knows the content
+    :ivar digest: the SHA-256 digest that the store records; or that of another algorithm, by which
+        the layout lists a blob
+    :ivar source: the digest by which the layout lists the content
     """
 
     digest: str
@@ -41,12 +42,12 @@ class PlannedImage:
     """An image that the store will have.
 
     :ivar label: what the layout calls it, for messages
-    :ivar names: what the store will call it
-    :ivar items: key to what is under it
+    :ivar names: its names in the store
+    :ivar items: key to item
     :ivar documents: source to content of the items that are not blobs of the layout
-    :ivar layers_left_out: how many layers it has that are none of its items
-    :ivar is_artifact: whether it is something other than an image, or podman would say so in a
-        store of its own
+    :ivar layers_left_out: how many layers it has that are not among its items
+    :ivar is_artifact: whether it is something other than an image; for a store of podman's, whether
+        podman cannot read it as an image
     """
 
     label: str
@@ -59,7 +60,7 @@ class PlannedImage:
     is_artifact: bool
 
     def merged(self, other: PlannedImage) -> PlannedImage:
-        """Join it with what the layout has of the same image under another manifest."""
+        """Return another plan of the same image, by another manifest, with the items of both."""
         return replace(
             other,
             items={**self.items, **other.items},
@@ -69,10 +70,10 @@ class PlannedImage:
 
 
 class FoundImage(NamedTuple):
-    """An image of a layout as it is there.
+    """An image as a layout has it.
 
-    :ivar lacking: the digests of blobs that the layout has not, and need not have
-    :ivar entry: what its index lists, or would list if this image were all of it
+    :ivar lacking: the digests of blobs that the layout does not have, and need not have
+    :ivar entry: the entry of its index, or the one that an index of this image alone would have
     """
 
     closure: Closure
@@ -88,28 +89,25 @@ def plan(
     with_layers: bool,
     force: bool,
 ) -> Steps[list[PlannedImage]]:
-    """Find the images of a layout that are selected, those called ``ref`` or all, in steps.
+    """Plan the import of the images that are called ``ref``, or of all images, in steps.
 
-    :param platform: the one to pick
+    :param platform: the platform to choose of each image
     :param with_layers: whether layers go into the store, because podman does not keep them
-    :param force: whether to select what podman cannot read, where it keeps layers
+    :param force: whether what podman cannot read may go into a store that it keeps layers beside
     :raises ImageUnknownError: when there is none
     :raises AmbiguousImageError: when one name stands for several images
-    :raises InvalidLayoutError: when the layout is not what it should be
+    :raises InvalidLayoutError: when it is not a layout, or is damaged or hostile
     :raises SizeMismatchError: when a file is longer or shorter than its descriptor says
     :raises DigestMismatchError: when a manifest or config has another digest
     """
-    return (
-        yield from _Planner(Reader(layout), platform, with_layers=with_layers, force=force).steps(
-            ref
-        )
-    )
+    planner = _Planner(Reader(layout), platform, with_layers=with_layers, force=force)
+    return (yield from planner.plan(ref))
 
 
 def find_images(
     layout: Layout, ref: str | None, platform: Platform | None
 ) -> Steps[list[FoundImage]]:
-    """Find the images that are selected as :func:`plan` does, one for each entry, in steps."""
+    """Find the images that :func:`plan` would import, one for each entry, in steps."""
     planner = _Planner(Reader(layout), platform, with_layers=True, force=True)
     return (yield from planner.find(ref))
 
@@ -122,8 +120,10 @@ class _Planner:
         self._platform = platform
         self._with_layers = with_layers
         self._force = force
+        # By image ID, and by the digest of the manifest or index.
         self._planned: dict[str, PlannedImage] = {}
         self._by_digest: dict[str, PlannedImage] = {}
+        # Image ID to names, in their order.
         self._names: dict[str, dict[str, None]] = {}
         self._other_platforms: set[str] = set()
 
@@ -131,7 +131,7 @@ class _Planner:
         found: list[FoundImage] = []
 
         def add(root: Descriptor, selected: Selected) -> None:
-            closure, lacking = self._whole(root, selected)
+            closure, lacking = self._complete(root, selected)
             entry = closure.root
             if entry not in selected.entries:
                 entry = names_from(entry, selected.entries[0])
@@ -142,7 +142,7 @@ class _Planner:
             raise self._nothing()
         return found
 
-    def steps(self, ref: str | None) -> Steps[list[PlannedImage]]:
+    def plan(self, ref: str | None) -> Steps[list[PlannedImage]]:
         yield from self._each(ref, self._add)
         planned = [
             replace(image, names=tuple(self._names[image.id])) for image in self._planned.values()
@@ -171,17 +171,19 @@ class _Planner:
             yield done, len(everything)
 
     def _nothing(self) -> ImageUnknownError:
+        problem = "lists no image"
+        if self._platform is not None:
+            problem = f"has no image for {self._platform}"
+        if self._other_platforms:
+            problem += f"; it has images for {', '.join(sorted(self._other_platforms))}"
         return ImageUnknownError(
-            f"{self._reader.place} lists no image"
-            if self._platform is None
-            else f"{self._reader.place}: no image for {self._platform}, but for "
-            f"{sorted(self._other_platforms)}",
+            f"{self._reader.place} {problem}",
             ref=None if self._platform is None else str(self._platform),
             path=self._reader.place,
         )
 
     def _roots(self, selected: Selected) -> list[Descriptor]:
-        """Return the manifest or index that is meant, if there is one for the platform."""
+        """Return the manifest or index to take of one image; none if it lacks the platform."""
         if self._platform is not None:
             chosen = self._choose(selected, self._platform)
             return [] if chosen is None else [chosen]
@@ -216,9 +218,10 @@ class _Planner:
                 manifests += closure.manifests.values()
             elif root.is_manifest:
                 manifests.append(root)
-        # Of two images for one platform, containers/image prefers layers in zstd.
+        # Of two images for one platform, containers/image prefers the one with layers in zstd.
         manifests = sorted(
-            (m for m in manifests if not m.is_beside), key=lambda manifest: not manifest.is_zstd
+            (manifest for manifest in manifests if not manifest.is_beside_images),
+            key=lambda manifest: not manifest.is_zstd,
         )
         platforms = [self._platform_of(manifest) for manifest in manifests]
         self._other_platforms |= {str(platform) for platform in platforms if platform is not None}
@@ -234,13 +237,13 @@ class _Planner:
         if self._reader.manifest(chosen) is None:
             present = [m for m in manifests if self._reader.manifest(m) is not None]
             raise self._reader.invalid(
-                f"the content of {selected.label} for the platform {wanted} is missing; there is "
-                f"some for {[str(self._platform_of(manifest)) for manifest in present]}"
+                f"the content of {selected.label} for the platform {wanted} is missing; present: "
+                f"{', '.join(str(self._platform_of(manifest)) for manifest in present) or 'none'}"
             )
         return chosen
 
     def _platform_of(self, manifest: Descriptor) -> Platform | None:
-        """Return what an image runs on: its index says so, or else its config."""
+        """Return the platform of an image, from its index or else from its config."""
         if manifest.platform is not None or not manifest.is_manifest:
             return manifest.platform
         document = self._reader.manifest(manifest)
@@ -263,12 +266,12 @@ class _Planner:
         self._names.setdefault(image.id, {}).update(dict.fromkeys(selected.names))
 
     def _image(self, root: Descriptor, selected: Selected) -> PlannedImage:
-        return self._planned_image(*self._whole(root, selected), selected)
+        return self._planned_image(*self._complete(root, selected), selected)
 
-    def _whole(self, root: Descriptor, selected: Selected) -> tuple[Closure, set[str]]:
-        """Read an image, and return it with the digests of what it may lack and does.
+    def _complete(self, root: Descriptor, selected: Selected) -> tuple[Closure, set[str]]:
+        """Read an image, and return it with the digests of optional blobs that it lacks.
 
-        Of an index, the only platform that is whole is the image.
+        Of an index of which only one platform is complete, that platform is the image.
         """
         closure = self._reader.closure(root)
         lacking = {
@@ -278,35 +281,40 @@ class _Planner:
         }
         required = [digest for digest in lacking if not closure.blobs[digest].is_optional]
         if root.is_index:
-            whole = self._only_whole(closure, set(required), selected)
-            if whole is not None:
-                return self._whole(whole, selected)
+            only = self._only_complete(closure, set(required), selected)
+            if only is not None:
+                return self._complete(only, selected)
         elif required:
             raise self._reader.missing(required)
         return closure, lacking
 
-    def _only_whole(
+    def _only_complete(
         self, closure: Closure, lacking: set[str], selected: Selected
     ) -> Descriptor | None:
         """Return the one manifest to import instead of an index; ``None`` to import the index.
 
         A layout may have an index of all platforms, and the content of some of them.
 
+        :param lacking: the digests of required blobs that the layout does not have
         :raises InvalidLayoutError: when all platforms lack something
-        :raises AmbiguousImageError: when several platforms are whole, and others are not
+        :raises AmbiguousImageError: when several platforms are complete, and others are not
         """
-        images = [m for m in closure.manifests.values() if not m.is_beside]
-        whole = [m for m in images if lacking.isdisjoint(p.digest for p in closure.parts[m.digest])]
-        absent = [d for d, descriptor in closure.missing.items() if not descriptor.is_beside]
+        images = [m for m in closure.manifests.values() if not m.is_beside_images]
+        complete = [
+            manifest
+            for manifest in images
+            if lacking.isdisjoint(part.digest for part in closure.parts[manifest.digest])
+        ]
+        absent = [d for d, descriptor in closure.missing.items() if not descriptor.is_beside_images]
         if not absent and not lacking:
             return None
-        if not whole:
+        if not complete:
             raise self._reader.missing([*absent, *lacking])
-        platforms = [str(self._platform_of(manifest) or "unknown") for manifest in whole]
-        if len(whole) > 1:
+        platforms = [str(self._platform_of(manifest) or "unknown") for manifest in complete]
+        if len(complete) > 1:
             raise AmbiguousImageError(
-                f"{self._reader.place}: {selected.label} is not whole; select one platform of "
-                "those that are",
+                f"{self._reader.place}: {selected.label} is not complete; select one of the "
+                "platforms that are",
                 ref=selected.label,
                 path=self._reader.place,
                 candidates=tuple(platforms),
@@ -317,7 +325,7 @@ class _Planner:
             selected.label,
             platforms[0],
         )
-        return whole[0]
+        return complete[0]
 
     def _planned_image(
         self, closure: Closure, lacking: set[str], selected: Selected

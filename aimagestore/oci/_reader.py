@@ -27,10 +27,10 @@ from ._layout import Layout, read_whole
 
 
 class Reader:
-    """Reads what a layout says of itself.
+    """Reads the documents of a layout.
 
     :ivar place: what to call the layout in messages
-    :ivar index: its images
+    :ivar index: its index.json
     :raises InvalidLayoutError: when it is not a layout
     """
 
@@ -49,8 +49,8 @@ class Reader:
             data = read_whole(self._layout, LAYOUT_FILE)
         except FileNotFoundError:
             raise self.invalid(
-                f"not an OCI image layout: it has no {LAYOUT_FILE}; and neither an archive of "
-                "docker save nor a dir:, which have a manifest.json"
+                f"not an OCI image layout, which has a file {LAYOUT_FILE}, and neither an archive "
+                "of docker save nor a dir:, which have a manifest.json"
             ) from None
         check_marker(data, self.place)
 
@@ -59,15 +59,15 @@ class Reader:
         return InvalidLayoutError(f"{self.place}: {problem}", path=self.place)
 
     def missing(self, digests: Iterable[str]) -> InvalidLayoutError:
-        """Return the error that says which content the layout lacks."""
+        """Return the error that names content that the layout lacks."""
         first, *others = digests
         rest = f", and {len(others)} more are" if others else " is"
         return self.invalid(f"{first}{rest} missing")
 
     def typed(self, root: Descriptor) -> Descriptor:
-        """Return a descriptor with its media type, which the content says if nothing else does.
+        """Return a descriptor with its media type, taken from the content if it has none.
 
-        It stays without one when the content is no manifest either.
+        It stays without one if the content is missing, or is not a manifest.
         """
         data = None if root.media_type else self._read(root)
         if data is None:
@@ -109,7 +109,7 @@ class Reader:
         return read_document(data, descriptor.media_type, descriptor.digest, self.place)
 
     def config(self, manifest: Document) -> Config:
-        """Read what an image's config says, as far as it can be read.
+        """Read an image's config. What is missing or cannot be decoded reads as absent.
 
         :raises SizeMismatchError: when it is longer or shorter than its descriptor says
         :raises DigestMismatchError: when it has another digest
@@ -134,7 +134,7 @@ class Reader:
     def has(self, blob: Blob) -> bool:
         """Return whether the layout has a blob.
 
-        :raises SizeMismatchError: when it has it in another size
+        :raises SizeMismatchError: when the blob has another size
         """
         try:
             file = self._layout.open(blob_path(blob.digest))
@@ -148,13 +148,13 @@ class Reader:
 
 
 def check_marker(data: bytes, place: str) -> None:
-    """Check the file that makes a directory a layout.
+    """Check the content of the file ``oci-layout``.
 
-    :raises InvalidLayoutError: when it is of a version that is not understood
+    :raises InvalidLayoutError: when the layout has a version that is not understood
     """
     marker = decode(data, Marker, LAYOUT_FILE, place)
     if not marker.image_layout_version.startswith("1."):
         raise InvalidLayoutError(
-            f"{place}: a layout of version {marker.image_layout_version!r}; only 1 is understood",
+            f"{place} is a layout of version {marker.image_layout_version!r}; only 1 is understood",
             path=place,
         )

@@ -1,4 +1,4 @@
-"""Images on their way into a layout, from a store or from another layout."""
+"""The images that an export writes, from a store or from another layout."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from ._target import Content
 class Source:
     """An image to export.
 
-    :ivar closure: its manifests
-    :ivar entries: what an index lists, one entry for each of its names
+    :ivar closure: its manifests, and all that they refer to
+    :ivar entries: entries for an index, one for each of its names
     :ivar contents: its files
-    :ivar open: opens what a file holds, by its digest
+    :ivar open: opens the content of a file by its digest
     """
 
     closure: Closure
@@ -56,7 +56,7 @@ def _contents_of(closure: Closure) -> list[Content]:
 def from_layout(layout: Layout, found: FoundImage, name: str | None, threads: Threads) -> Source:
     """Return an image of a layout.
 
-    :param name: what it will be called; ``None`` for what it is called
+    :param name: its name in the destination; ``None`` for the one that it has, ``""`` for no name
     """
     contents = [each for each in _contents_of(found.closure) if each.digest not in found.lacking]
     entry = found.entry if name is None else called(found.entry, name)
@@ -79,8 +79,8 @@ async def from_store(
 ) -> Source:
     """Return an image of a store.
 
-    :param names: what it will be called; none for an entry without a name
-    :raises BigDataUnknownError: when it lacks something
+    :param names: its names in the layout; empty for an entry without a name
+    :raises BigDataUnknownError: when it lacks items that its manifests require
     """
     closure = await _closure_of(store, image, threads)
     root = closure.root
@@ -114,8 +114,8 @@ async def _closure_of(store: ImageStore, image: Image, threads: Threads) -> Clos
     while (descriptor := closure.next()) is not None:
         if descriptor.digest != digest:
             key = f"{MANIFEST}-{descriptor.digest}"
-            # What an index lists beside its images may have been missing from the start.
-            if key not in image.big_data_names and descriptor.is_beside:
+            # The layout that was imported may have lacked what an index lists beside its images.
+            if key not in image.big_data_names and descriptor.is_beside_images:
                 closure.skip()
                 continue
             data = await _read_manifest(store, image, key)
@@ -124,7 +124,7 @@ async def _closure_of(store: ImageStore, image: Image, threads: Threads) -> Clos
 
 
 def _digest_in(image: Image, manifest: bytes) -> str:
-    """Return the digest by which the image knows its manifest, of whatever algorithm."""
+    """Return the digest in the key of the image's manifest, whatever its algorithm is."""
     canonical = canonical_digest(manifest)
     if f"{MANIFEST}-{canonical}" in image.big_data_names:
         return canonical
