@@ -11,7 +11,7 @@ A layout is a directory, or a tar file, of ``oci-layout``, ``index.json`` and ``
         await oci.export_layout(store, imported.image.id, "layout", name="hello:1")
 
 A layout is not trusted: every digest and size is verified, and nothing outside of it is read,
-whatever its links and names are.
+whatever its links and names say.
 """
 
 from ._exporting import (

@@ -66,13 +66,14 @@ class _Blob(io.BufferedIOBase):
 class ArchiveTarget:
     """A new tar file. No file in it has a time or an owner, so equal images give equal archives.
 
-    :param docker: the ``manifest.json`` that makes it an archive for ``docker load`` as well
+    :param docker_manifest: the ``manifest.json`` that makes it an archive for ``docker load``, too;
+        ``None`` for none
     """
 
-    def __init__(self, output: Output, helpers: Executor, docker: bytes | None) -> None:
+    def __init__(self, output: Output, helpers: Executor, docker_manifest: bytes | None) -> None:
         self._output = output
         self._helpers = helpers
-        self._docker = docker
+        self._docker_manifest = docker_manifest
 
     def find(self, content: Content) -> LayoutFile | None:
         return None
@@ -82,8 +83,8 @@ class ArchiveTarget:
 
     def complete(self, entries: Sequence[Descriptor]) -> None:
         files = {LAYOUT_FILE: MARKER, INDEX_FILE: with_entries(None, entries, "")}
-        if self._docker is not None:
-            files[MANIFEST_FILE] = self._docker
+        if self._docker_manifest is not None:
+            files[MANIFEST_FILE] = self._docker_manifest
         for path, data in files.items():
             self._output.write(_header(path, len(data)) + data + bytes(-len(data) % BLOCK))
         self._output.write(bytes(2 * BLOCK))

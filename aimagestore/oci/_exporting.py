@@ -46,7 +46,7 @@ _OCI = ("oci", "oci-archive")
 _ARCHIVES = ("oci-archive", "docker-archive")
 _ARCHIVE_SUFFIX = ".tar"
 _HELPERS = 4
-# Read in one hop to a thread, which a cancellation waits for.
+# Pieces that one call in a thread reads. A cancellation waits for that call.
 _PIECES = 16
 
 
@@ -54,7 +54,7 @@ _PIECES = 16
 class ExportResult(metaclass=PlainType):
     """What became of one image of a store.
 
-    :ivar image: the image, as it was
+    :ivar image: the image that was exported
     :ivar digest: the digest of its manifest or index, by which the layout lists it
     :ivar written: how many bytes of manifests and blobs were written; the layout had the others
     """
@@ -68,7 +68,7 @@ class ExportResult(metaclass=PlainType):
 class LayoutCopyResult(metaclass=PlainType):
     """What became of one image of a layout.
 
-    :ivar name: what the destination calls it; ``""`` for nothing
+    :ivar name: what the destination calls it; ``""`` for no name
     :ivar digest: the digest of its manifest or index, by which the destination lists it
     :ivar written: how many bytes of manifests and blobs were written; the destination had the
         others
@@ -88,44 +88,46 @@ async def export_layout(
     transport: Transport | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
-    """Export an image into an OCI image layout, as ``skopeo copy … oci:`` reads it.
+    """Export an image into an OCI image layout, as ``skopeo copy … oci:`` does.
 
-    Every manifest, config and layer is verified on its way, and byte for byte what it is in the
-    store; of an image of several platforms, all of them. Foreign layers that the store has not
-    are left out.
+    Every manifest, config and layer is verified while it is copied, and is written byte for byte as
+    the store has it. An image of several platforms is exported with all of them. Foreign layers
+    that the store does not have are left out.
 
-    A directory that is a layout already gets one more image, or another one of that name; blobs
-    that it has are kept. A ``dir:`` has one image, which is replaced. So is a tar file; with images
-    for one platform it is an archive of ``docker save`` as well, which every version of
-    ``docker load`` and ``podman load`` reads. A link stays, and what it leads to is written. A pipe
-    or a device is written to as it is, a pipe when a program reads from it.
+    A directory that is a layout gets one more image, in place of one with the same name, and keeps
+    the blobs that it has. A ``dir:`` has one image, which is replaced. A tar file is replaced as
+    well. With images for one platform it is also an archive of ``docker save``, which every version
+    of ``docker load`` and ``podman load`` reads. A link stays, and what it leads to is written. A
+    pipe or a device is written to as it is; this waits until a program reads from the pipe.
 
-    Cancelled, or failed, nothing has happened, except that an open file, a pipe or a device has had
-    some of the archive written to it. A killed export leaves at most hidden files, which the next
-    one to the same place removes.
+    A cancelled or failed export changes nothing, but an open file, a pipe or a device keeps what
+    was written to it. A killed export leaves at most hidden files, which the next export to the
+    same place removes.
 
-    A cancelled write to an open file, a pipe or a socket ends within a moment. A terminal, or an
-    object without a file descriptor, may make it wait for ever: this leaves it to its thread, which
-    may call ``write`` of the object until then, but not again.
+    A cancelled write to an open file, a pipe or a socket ends within a moment. A write to a
+    terminal, or to an object without a file descriptor, may wait for ever: it is left to its
+    thread, which then calls ``write`` no more.
 
     :param layout: a directory, new, empty or a layout; a tar file; or a file that is open for
         writing in binary, for an archive. Its ``write`` must return how many bytes it took, and may
         take fewer than it is given.
     :param name: what the layout calls the image (``org.opencontainers.image.ref.name``);
-        ``None`` for the first name that it has, ``""`` for nothing
+        ``None`` for the image's first name, ``""`` for no name
     :param transport: what to write: ``oci``, a layout in a directory; ``oci-archive``, one in a tar
-        file; ``docker-archive``, one that ``docker load`` reads, or an error; ``dir``, a directory
-        as skopeo's ``dir:``. ``None`` for an archive if the path ends in ``.tar``, and else for a
-        layout in a directory.
-    :param progress: called with the bytes done and the bytes in all
+        file; ``docker-archive``, one that ``docker load`` can read; ``dir``, a directory as
+        skopeo's ``dir:``. ``None`` for ``oci-archive`` if the path ends in ``.tar`` and is no
+        directory, or if it is an open file, and for ``oci`` otherwise.
+    :param progress: called with the bytes done and the total
     :raises ImageUnknownError: when there is no such image
-    :raises BigDataUnknownError: when its manifest, or something that this refers to, is not among
-        its items, as podman's layers are not
+    :raises BigDataUnknownError: when its manifest, or something that the manifest refers to, is not
+        among its items, as podman's layers are not
     :raises InvalidLayoutError: when its manifest is of no known kind; when the directory is not
-        empty, and not of that kind; when ``docker load`` could not read it and has to
-    :raises DigestMismatchError: when an item is not what its digest says
-    :raises SizeMismatchError: when one is longer or shorter than it should be
-    :raises TypeError: when ``write`` of the open file does not return a number of bytes
+        empty, and not of that kind; when it cannot be a ``docker-archive``
+    :raises DigestMismatchError: when an item does not have its digest
+    :raises SizeMismatchError: when an item is longer or shorter than its manifest says
+    :raises TypeError: when an open file is given for a directory, or its ``write`` does not return
+        a number of bytes
+    :raises ValueError: when the transport is unknown
     """
     async with _exporting() as threads:
         image = await store.get(ref)
@@ -147,11 +149,11 @@ async def export_images(
 ) -> tuple[ExportResult, ...]:
     """Export several images as :func:`export_layout` does one, all of them or none.
 
-    An image that is given by one of its names is called that in the layout, by several of them all
-    of those; one that is given otherwise, by the first name that it has. The only transport that
-    takes no more than one image is ``dir``.
+    The layout calls an image by the names that it was given by, or else by its first name. Only the
+    transport ``dir`` takes no more than one image.
 
-    :raises ValueError: when no image is given, or several are and the transport takes one
+    :returns: what became of each image, in the order in which they were given
+    :raises ValueError: when no image is given, or several are given and the transport takes one
     """
     async with _exporting() as threads:
         images: dict[str, Image] = {}
@@ -184,20 +186,22 @@ async def copy_layout(
 ) -> tuple[LayoutCopyResult, ...]:
     """Copy images from one layout into another, byte for byte, without a store.
 
-    The source is read as :func:`import_layout` does, and verified; the destination is written as
-    :func:`export_layout` does, all images or none. Entries of the index keep their annotations.
+    The source is read and verified as by :func:`import_layout`. The destination is written as by
+    :func:`export_layout`, with all images or none, and a cancelled copy leaves what that leaves.
+    Entries of the index keep their annotations.
 
     :param ref: copy only the image with this name, digest, or ``name@digest``; ``None`` for all
     :param platform: copy only the image that suits ``os/architecture[/variant]`` best
     :param name: what the destination calls the image; ``None`` for what the source calls it, ``""``
-        for nothing
+        for no name
+    :returns: what became of each image, in the order of the source
     :raises ImageUnknownError: when the source has no image of that ref or platform
     :raises AmbiguousImageError: when a ref, or a name in the source, stands for several images
     :raises InvalidLayoutError: when one of them is not a layout, or is damaged or hostile
     :raises DigestMismatchError: when a manifest or blob has another digest
-    :raises SizeMismatchError: when one is longer or shorter than it should be
+    :raises SizeMismatchError: when one is longer or shorter than its descriptor says
     :raises ValueError: when several images are selected, and a name is given or the transport takes
-        one
+        one image
     """
     if name is not None:
         check_text(name, "name")
@@ -211,8 +215,8 @@ async def copy_layout(
             found = await run_steps(find_images(opened, ref, wanted), threads)
             if name is not None and len(found) > 1:
                 raise ValueError(
-                    f"{opened.place} has {len(found)} images, and a name is for one: give the ref "
-                    "of that as well"
+                    f"{opened.place} has {len(found)} images, and a name is for one: select it by "
+                    "its ref"
                 )
             sources = [from_layout(opened, each, name, threads) for each in found]
             written = await _export(sources, layout, transport, threads, Meter(progress))
@@ -225,9 +229,9 @@ async def copy_layout(
 
 
 class _ExportThreads(Threads):
-    """Threads whose writes are waited for, because the target is closed after them.
+    """Threads in which a cancelled write is waited for, because its target is closed next.
 
-    :ivar target: what they write to; a write that waits for a reader is given up
+    :ivar target: what they write to; it gives up a write that waits for a reader
     """
 
     target: Target | None = None
@@ -284,6 +288,8 @@ def _open_target(
     helpers: WorkerPool,
     check: Callable[[], object],
 ) -> Target:
+    if transport not in {None, *get_args(Transport)}:
+        raise ValueError(f"{transport!r} is none of {', '.join(get_args(Transport))}")
     file = os.fspath(layout) if isinstance(layout, str | PathLike) else layout
     if transport is None:
         is_path = isinstance(file, str)
@@ -293,16 +299,16 @@ def _open_target(
         docker = docker_manifest((source.closure, _names_of(source)) for source in sources)
         if transport == "docker-archive" and docker is None:
             raise InvalidLayoutError(
-                "docker load cannot read this from an archive: an image has several platforms, is "
-                "no image, or lacks layers"
+                "docker load cannot read this from an archive, because it has several platforms, "
+                "is not an image, or lacks layers: write an oci-archive"
             )
         return ArchiveTarget(open_output(file, helpers, check), helpers, docker)
     if not isinstance(file, str):
-        raise TypeError(f"{transport}: is a directory, not {type(file).__name__}")
+        raise TypeError(
+            f"{transport}: is a directory: give the path of one, not a {type(file).__name__}"
+        )
     if transport == "oci":
         return LayoutTarget(file, helpers)
-    if transport != "dir":
-        raise ValueError(f"{transport!r} is none of {get_args(Transport)}")
     if len(sources) > 1:
         raise ValueError(f"dir: takes one image, not {len(sources)}")
     return DirTarget(file, helpers, sources[0].closure.root.digest)
@@ -341,7 +347,7 @@ class _Export:
         return written
 
     async def _is_there(self, content: Content) -> bool:
-        """Return whether the target has this file; reads and verifies it."""
+        """Return whether the target has this file, which is read and verified."""
         file = await self._threads.run_abandonable(self._target.find, content, dispose=_close)
         if file is None:
             return False
@@ -376,7 +382,7 @@ def _close(file: LayoutFile | None) -> None:
 
 
 def _digest_some(file: LayoutFile, state: _Hash) -> bool:
-    """Hash as much as one hop to a thread is worth, and return whether there may be more."""
+    """Hash the next pieces of a file, and return whether there may be more."""
     for _ in range(_PIECES):
         piece = file.read(CHUNK)
         if not piece:

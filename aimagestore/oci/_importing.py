@@ -69,46 +69,47 @@ async def import_layout(
 ) -> tuple[ImportResult, ...]:
     """Import images from an OCI image layout, or from what other programs write.
 
-    The content tells which format it is, not the name: a layout in a directory (skopeo's
+    The content decides which format it is, not the name: a layout in a directory (skopeo's
     ``oci:``) or a tar file (``oci-archive:``), what ``docker save`` writes (of Docker's old and new
     format), podman's ``docker-archive:``, and skopeo's ``dir:``. Tar files may be compressed with
     gzip, bzip2, xz or zstd; before Python 3.14 the last needs the extra ``aimagestore[zstd]``.
 
-    An image's ID is the hex part of its config's digest, as podman has it. One of several
-    platforms is one record with all of them, found by any of their digests; its ID is that of the
-    index. The big data are the manifests, under ``manifest`` and ``manifest-<digest>``, and the
-    configs and layers under their digests, byte for byte as they are in the layout, each verified.
-    A ``docker-archive`` has no manifests: its images get those that podman makes for them.
+    An image's ID is the hex part of its config's digest, as in podman's store. An image of several
+    platforms is one record with all of them. Its ID is the hex part of its index's digest, and it
+    is found by the digest of each platform as well. The big data are the manifests, under
+    ``manifest`` and ``manifest-<digest>``, and the configs and layers, under their digests. All are
+    verified, and stored byte for byte as the layout has them. A ``docker-archive`` has no
+    manifests: its images get those that podman makes for them.
 
-    An image that is there already gets what it lacks, and the names. What the store has, of this
-    image or of another, is neither read nor kept again.
+    An image that the store has already gets the items and names that it lacks. Content that the
+    store has, in this image or in another, is neither read nor written again.
 
-    Where podman keeps layers beside the store, layers stay out, and a warning in the log says so.
-    podman lists such an image, but can neither run it, nor load or pull it, before it is removed.
+    Where podman keeps layers beside the store, layers are left out, and a warning in the log says
+    so. podman lists such an image, but can neither run, load nor pull it before it is removed.
     What podman cannot read at all, such as an artifact, is refused there.
 
     What a layout has beside images (artifacts, attestations, content of unknown types) does not
-    stop the import, and of an index the only platform whose content is there is imported. Where
-    one name stands for several images, nothing is imported.
+    stop the import. If a layout has the content of only one platform of an index, that platform
+    is imported. If one name stands for several images, nothing is imported.
 
-    Limits, beyond which a layout is refused: 64 MiB for index.json and manifest.json, 4 MiB for
-    each manifest, index and config, and for one image 10,000 manifests and blobs, 32 MiB of
-    manifests and indexes, and indexes 8 deep; 500,000 members for a tar file.
+    A layout beyond these limits is refused: 64 MiB for index.json and manifest.json, 4 MiB for
+    each manifest, index and config; for one image 10,000 manifests and blobs, 32 MiB of manifests
+    and indexes, and indexes nested 8 deep; for a tar file 500,000 members.
 
-    Images are published in groups, each image as a whole. Cancelled, or failed, some of them may
-    be imported; called again, it imports the rest. New content takes an open file for each item of
-    a group: for an image with more items than a process may open, raise that limit.
+    Images are published in groups, each image as a whole. After a cancelled or failed call some of
+    them may be imported; another call imports the rest. New content takes an open file for each
+    item of a group: for an image with more items than a process may open, raise that limit.
 
     :param layout: a directory, a tar file, or a tar file that is open for reading in binary
         (read from its beginning; it needs a descriptor, so no pipe)
     :param names: the image's names, used as they are; ``None`` for what the layout calls it
         (``io.containerd.image.name``, else ``org.opencontainers.image.ref.name``), made full as
-        podman does. A name that another image in the store has moves
+        podman does. A name that another image in the store has moves to this one
     :param ref: import only the image with this name (whole, or short if that is clear), digest, or
         ``name@digest``; ``None`` for all
     :param platform: import only the image that suits ``os/architecture[/variant]`` best, or
         ``local`` for this machine; variants are matched as podman does
-    :param force: import what podman cannot read into a store that it keeps layers beside, too;
+    :param force: also import what podman cannot read into a store that it keeps layers beside;
         ``podman images`` fails from then on
     :param progress: called with the bytes done and the total
     :returns: what became of each image, in the order of the layout
@@ -118,8 +119,9 @@ async def import_layout(
     :raises InvalidLayoutError: when it is not a layout, or is damaged or hostile
     :raises PodmanFailsError: when podman could not read an image in its store
     :raises DigestMismatchError: when a manifest or blob has another digest
-    :raises SizeMismatchError: when one is longer or shorter than it should be
-    :raises ValueError: when ``names`` are given for several images
+    :raises SizeMismatchError: when one is longer or shorter than its descriptor says
+    :raises ValueError: when ``platform`` is not spelled like one, or ``names`` are given for
+        several images
     :raises FileNotFoundError: when nothing is at the path
     :raises StoreReadOnlyError: when the store was opened read-only
     :raises LockTimeoutError: when the store's lock was not free in time
@@ -157,14 +159,16 @@ async def _import(
     force: bool,
 ) -> tuple[ImportResult, ...]:
     layers = store.layer_store
-    source = await _open(layout, threads)
+    source = await threads.run_while_wanted(
+        partial(open_layout, layout), dispose=lambda opened: opened.close()
+    )
     try:
         steps = plan(source, ref, platform, with_layers=layers is None, force=force)
         images = await run_steps(steps, threads)
         if names is not None and len(images) > 1:
             raise ValueError(
-                f"{source.place} has {len(images)} images, and names are for one: give the ref of "
-                f"that as well, one of {listed([image.label for image in images])}"
+                f"{source.place} has {len(images)} images, and names are for one: select it by its "
+                f"ref, one of {listed([image.label for image in images])}"
             )
         if names is not None:
             images = [replace(image, names=names) for image in images]
@@ -181,12 +185,6 @@ async def _import(
                 layers,
             )
     return done
-
-
-async def _open(layout: str | PathLike[str] | BinaryIO, threads: Threads) -> Layout:
-    return await threads.run_while_wanted(
-        partial(open_layout, layout), dispose=lambda opened: opened.close()
-    )
 
 
 class _Import:
@@ -208,13 +206,13 @@ class _Import:
         self._images = images
         self._threads = threads
         self._meter = meter
-        # All of it durable before the transaction begins, which then waits for nothing.
+        # Image ID and key to content, durable before the transaction: it holds the lock briefly.
         self._staged: dict[tuple[str, str], StagedItem] = {}
-        # Those of the staged items that the store has already, so that they are not written.
+        # Those of the staged items whose content the store had already.
         self._stored: set[tuple[str, str]] = set()
 
     async def run(self) -> tuple[ImportResult, ...]:
-        """Stage what the store lacks, and publish it, one group of images after another."""
+        """Stage and publish what the store lacks, one group of images after another."""
         lacking = [(image, await self._lacking(image)) for image in self._images]
         self._meter.total = sum(item.size for _, items in lacking for item in items.values())
         done: list[ImportResult] = []
@@ -245,7 +243,7 @@ class _Import:
                     lacking = [image for image in images if await self._lacks(tx, image)]
                     if not lacking:
                         return [await self._publish(tx, image) for image in images]
-                # What was there has been deleted since.
+                # Another program has deleted items that the store had.
                 for image in lacking:
                     items = await self._lacking(image)
                     self._meter.total += sum(item.size for item in items.values())
@@ -276,7 +274,7 @@ class _Import:
             self._meter.end(new[key].size)
 
     def _read_all(self, image: PlannedImage, items: Mapping[str, Item]) -> dict[str, bytes]:
-        """Read and verify small items. In a worker thread."""
+        """Return the content of small items by their keys, verified; blocking."""
         contents: dict[str, bytes] = {}
         for key, item in items.items():
             document = image.documents.get(item.source)
@@ -318,7 +316,7 @@ class _Import:
             await self._threads.run_shielded(file.close)
 
     async def _lacks(self, tx: Transaction, planned: PlannedImage) -> bool:
-        """Return whether an item is neither staged nor in the store."""
+        """Return whether an item of an image is neither staged nor in the store."""
         image = await _find(tx, planned.id)
         return any(
             (planned.id, key) not in self._staged
@@ -346,10 +344,10 @@ class _Import:
 
 
 def _groups(lacking: Iterable[tuple[PlannedImage, dict[str, Item]]]) -> Iterator[_Group]:
-    """Divide images into groups that need few open files each.
+    """Divide images into groups, each of which needs few open files.
 
-    No two images of a group need the same large blob: with the first one's group the store gets
-    it, and the second one's finds it there.
+    No two images of a group need the same large blob. The first one's group stores it, and the
+    second one's group finds it in the store.
     """
     most = _open_files()
     group: _Group = []
@@ -371,13 +369,13 @@ def _groups(lacking: Iterable[tuple[PlannedImage, dict[str, Item]]]) -> Iterator
 
 
 def _open_files() -> int:
-    """Return how many files an import may have open, of those that a process may."""
+    """Return how many files an import may have open: no more than half of what the process may."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _OPEN_FILES_MAX if soft < 0 else min(_OPEN_FILES_MAX, max(soft // 2, 1))
 
 
 async def _find(images: ImageMethods, image_id: str) -> Image | None:
-    """Return the image with this very ID."""
+    """Return the image with exactly this ID."""
     try:
         image = await images.get(image_id)
     except ImageUnknownError:
@@ -386,10 +384,10 @@ async def _find(images: ImageMethods, image_id: str) -> Image | None:
 
 
 def _lists(image: Image, key: str, item: Item) -> bool:
-    """Return whether the image's record lists the item as it should be.
+    """Return whether the image's record lists the item with its digest and size.
 
-    A store records digests of one algorithm. Content with a digest of another was compared with
-    that when it was stored, and has it as its key.
+    A store records SHA-256 digests. Content that a layout lists with another algorithm was compared
+    with that digest when it was stored, and has it as its key.
     """
     recorded = image.big_data_digests.get(key)
     is_same = recorded == item.digest if is_canonical(item.digest) else key == item.digest

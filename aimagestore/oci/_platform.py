@@ -36,15 +36,15 @@ class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def parse(cls, text: str) -> Platform:
-        """Read a platform as podman's ``--platform`` does: ``x86_64`` is ``amd64``, for instance.
+        """Parse a platform as podman's ``--platform`` does: ``x86_64`` is ``amd64``, for instance.
 
-        :raises ValueError: when it is something else
+        :raises ValueError: when it is not spelled like one
         """
         if text == _LOCAL:
             return cls.local()
         parts = text.lower().split("/")
         if not 2 <= len(parts) <= 3 or not all(parts):
-            raise ValueError(f"a platform is spelled {_SPELLING}; not {text!r}")
+            raise ValueError(f"a platform is {_SPELLING}, not {text!r}")
         system, architecture = parts[:2]
         variant = parts[2] if len(parts) == 3 else ""
         system = _OTHER_SYSTEMS.get(system, system)
@@ -69,7 +69,7 @@ class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def of(cls, value: Any) -> Platform | None:
-        """Read a platform from JSON. A field of another type reads as absent."""
+        """Read a platform from decoded JSON, without fields of other types; ``None`` for none."""
         if not isinstance(value, dict):
             return None
         fields = (value.get(name) for name in ("architecture", "os", "variant"))
@@ -78,11 +78,6 @@ class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
-
-    @property
-    def is_known(self) -> bool:
-        """Whether it names a system and an architecture; attestations are for ``unknown``."""
-        return bool(self.os and self.architecture) and self.os != "unknown"
 
     def wanted(self) -> Sequence[Platform]:
         """Return the platforms whose images run here, the best first."""
@@ -97,9 +92,9 @@ class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def best_of(offered: Iterable[Platform | None], wanted: Platform) -> int | None:
-    """Return the position of the platform that suits best, the first of equals.
+    """Return the position of the platform that suits best, the first of equals; ``None`` for none.
 
-    What names no platform is chosen where nothing else suits, as containers/image does.
+    As in containers/image, an image without a platform is chosen if no other one suits.
     """
     ranks = {platform: rank for rank, platform in enumerate(wanted.wanted())}
     candidates = [

@@ -6,7 +6,7 @@ from .._async.staging import Progress
 
 
 class Meter:
-    """Adds up the parts of a transfer, which come one after the other.
+    """Adds up the parts of a transfer, which are transferred one after the other.
 
     :ivar total: the bytes of all parts
     :ivar done: the bytes of the parts that have ended
@@ -19,13 +19,13 @@ class Meter:
         self._reported = (0, 0)
 
     def report(self, part: int, _total: int | None = None) -> None:
-        """Report how many bytes of the present part are done."""
+        """Report how many bytes of the current part are done."""
         now = (self.done + part, self.total)
         if self._progress is not None and now != self._reported:
             self._reported = now
             self._progress(*now)
 
     def end(self, part: int) -> None:
-        """Report that a part of that many bytes has ended."""
+        """Report the end of a part of this many bytes."""
         self.done += part
         self.report(0)

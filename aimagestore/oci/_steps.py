@@ -1,4 +1,4 @@
-"""Blocking steps on an open layout, run in worker threads."""
+"""Runs blocking steps on an open layout in worker threads."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from .._engine.protocol import Steps
 
 T = TypeVar("T")
 
+# How long one call in a thread runs steps.
 _SECONDS = 0.02
 
 
 async def run_steps(steps: Steps[T], threads: Threads) -> T:
     """Run all steps and return their result.
 
-    Interrupted, this waits for the step that is under way: the layout is closed next.
+    A cancelled call waits for the step that is under way, because the layout is closed next.
     """
-    found: list[T] = []
+    result: list[T] = []
 
     def advance() -> None:
         end = monotonic() + _SECONDS
@@ -26,9 +27,9 @@ async def run_steps(steps: Steps[T], threads: Threads) -> T:
             try:
                 next(steps)
             except StopIteration as stop:
-                found.append(stop.value)
+                result.append(stop.value)
                 return
 
-    while not found:
+    while not result:
         await threads.run(advance)
-    return found[0]
+    return result[0]

@@ -1,10 +1,10 @@
-"""Where in a tar file its members are.
+"""Finds the members of a tar file.
 
 The standard library's ``tarfile`` is made for trusted archives: it takes time that grows with the
-square of a header's length, and in Python 3.11 it goes backwards where a size is negative. It also
-reads some archives in another way than the tar reader of Go, which podman and skopeo use. This
-module refuses every archive in which readers would find different members. Members that are of no
-use (links, devices, odd names) are only refused when they are opened.
+square of a header's length, and in Python 3.11 it goes backwards if a size is negative. It also
+reads some archives differently from Go's tar reader, which podman and skopeo use. This module
+refuses every archive in which readers would find different members. A member that cannot be used
+(a link, a device, an odd name) is refused only when it is opened.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ BLOCK = 512
 MEMBERS_MAX = 500_000
 """The most members that an archive may have."""
 
+# The most bytes of an extended header.
 _EXTENSION_MAX = 64 * 1024
-# The most bytes, and the most numbers, of the map of a sparse file.
+# The most bytes, or numbers, of the map of a sparse file.
 _MAP_MAX = 1024 * 1024
 _CHUNK = 1024 * 1024
 
@@ -38,7 +39,7 @@ _GNU_LONG_NAME = b"L"
 _GNU_LONG_LINK = b"K"
 _EXTENSIONS = (_PAX, _PAX_FOR_ALL, _GNU_LONG_NAME, _GNU_LONG_LINK)
 _SOLARIS_PAX = b"X"
-# Some readers step over data behind these, and others do not.
+# If these have data, some readers skip it, and others read it as headers.
 _WITHOUT_DATA = {
     _HARD_LINK: "hard link",
     _SYMBOLIC_LINK: "symbolic link",
@@ -95,7 +96,7 @@ Found = Member | Sparse | Link | Unusable
 
 
 class _Extension(NamedTuple):
-    """What extended headers say of the member that follows them."""
+    """What extended headers say about the member that follows them."""
 
     name: bytes | None = None
     size: int | None = None
@@ -117,7 +118,7 @@ class Archive:
         self._end = os.fstat(fd).st_size
         self._offset = 0
         self._members: dict[str, Found] = {}
-        # Members beyond the first of one path.
+        # Further members with the path of one in _members.
         self._others: dict[str, list[Found]] = {}
         self._read()
 
@@ -170,7 +171,7 @@ class Archive:
         )
 
     def _read_member(self, header: bytes, extension: _Extension) -> _Extension:
-        """Add one member, and return what it says of the next."""
+        """Read one header, and return what it says about the next one."""
         self._check_sum(header)
         kind = header[156:157]
         size = self._number(header[124:136])
@@ -180,17 +181,20 @@ class Archive:
         raw = _name_in(header) if extension.name is None else extension.name
         name = raw.decode(errors="surrogateescape")
         size = size if extension.size is None else extension.size
+        if kind in _REGULAR and name.endswith("/"):
+            kind = _DIRECTORY
         self._check_kind(kind, name, size)
         numbers = self._read_map(header) if kind == _SPARSE else []
         self._step_over(size)
-        is_directory = kind == _DIRECTORY or (kind in _REGULAR and name.endswith("/"))
-        if not is_directory:
-            link = header[157:257].partition(b"\0")[0] if extension.link is None else extension.link
+        if kind != _DIRECTORY:
             if kind == _SPARSE:
                 found = self._sparse(numbers, self._number(header[483:495]), size, 0)
             elif extension.sparse:
                 found = self._posix_sparse(extension.sparse, size)
             else:
+                link = extension.link
+                if link is None:
+                    link = header[157:257].partition(b"\0")[0]
                 found = self._found(kind, size, link)
             self._add_named(name, found)
             for key, value in extension.sparse:
@@ -199,12 +203,10 @@ class Archive:
         return _Extension()
 
     def _check_kind(self, kind: bytes, name: str, size: int) -> None:
-        what = _WITHOUT_DATA.get(kind)
-        if what is None and kind in _REGULAR and name.endswith("/"):
-            what = "directory"
-        if what is not None and size:
+        if kind in _WITHOUT_DATA and size:
             raise self._invalid(
-                f"has a {what} {name!r} with {size} bytes, which programs read differently"
+                f"has a {_WITHOUT_DATA[kind]} {name!r} with {size} bytes, which programs read "
+                "differently"
             )
         if kind == _SOLARIS_PAX:
             raise self._invalid("has headers of Solaris, which programs read differently")
@@ -242,19 +244,19 @@ class Archive:
         return int(found[1] or b"0", 8)
 
     def _step_over(self, size: int) -> None:
-        """Go on behind data of this size."""
+        """Go on after the current block and data of this size."""
         if size > self._end - self._offset - BLOCK:
             raise self._invalid("is cut off")
         self._offset += BLOCK + size + -size % BLOCK
 
     def _start_of(self, size: int) -> int:
-        """Return where data began that was just stepped over."""
+        """Return where the data begins that was just stepped over."""
         return self._offset - size - -size % BLOCK
 
     # Sparse files
 
     def _read_map(self, header: bytes) -> list[int]:
-        """Return the map of a sparse file of GNU's old format, and go on to its last block."""
+        """Return the map of a sparse file in GNU's old format, and go on to its last block."""
         numbers = self._map_in(header[386:482])
         is_continued = header[482] != 0
         while is_continued:
@@ -272,7 +274,7 @@ class Archive:
         return [self._number(field) for field in used]
 
     def _posix_sparse(self, records: Sequence[tuple[bytes, bytes]], size: int) -> Found:
-        """Return a sparse file of one of the formats that POSIX headers have."""
+        """Return a sparse file in one of the formats with POSIX headers."""
         values = dict(records)
         try:
             if values.get(b"GNU.sparse.major") == b"1":
@@ -288,7 +290,7 @@ class Archive:
             return _DAMAGED
 
     def _map_before_data(self, size: int) -> tuple[list[int], int]:
-        """Return the map that a member's data begins with, and how many bytes it takes.
+        """Return the map at the beginning of a member's data, and how many bytes it takes.
 
         :raises ValueError: when there is none
         """
@@ -303,8 +305,8 @@ class Archive:
     def _sparse(self, numbers: Sequence[int], real_size: int, size: int, skipped: int) -> Found:
         """Return a sparse file with this map, whose data was just stepped over.
 
-        :param numbers: where each piece is in the file, and how long it is
-        :param skipped: how many bytes of the data are not of the pieces
+        :param numbers: where each piece is in the file, and its length
+        :param skipped: how many bytes of the data come before the pieces
         """
         position = self._start_of(size) + skipped
         pieces: list[Piece] = []
@@ -333,7 +335,7 @@ class Archive:
         sparse = tuple(pair for pair in pairs if pair[0].startswith(b"GNU.sparse."))
         if kind == _PAX_FOR_ALL:
             if sparse or not records.keys().isdisjoint({b"path", b"linkpath", b"size"}):
-                raise self._invalid("has a name or a size for all of its members")
+                raise self._invalid("has a header with a name or a size for all of its members")
             return extension
         extension = extension._replace(
             name=records.get(b"path", extension.name),
@@ -365,14 +367,14 @@ class Archive:
 
 def _name_in(header: bytes) -> bytes:
     name = header[:100].partition(b"\0")[0]
-    # Where POSIX keeps the beginning of a long name, GNU keeps times.
+    # In these bytes POSIX keeps the beginning of a long name, and GNU keeps times.
     if header[257:263] == b"ustar\0" and (prefix := header[345:500].partition(b"\0")[0]):
         return prefix + b"/" + name
     return name
 
 
 def _path_of(name: str) -> tuple[str, bool]:
-    """Return the path that a reader may take a name for, and whether every reader does."""
+    """Return the path that some reader may find under a name, and whether every reader does."""
     text = name.partition("\0")[0]
     path = posixpath.normpath(text.lstrip("/"))
     while path.startswith("../"):
