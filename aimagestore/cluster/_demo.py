@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
-from queue import SimpleQueue
 
 import anyio
 import anyio.to_thread
@@ -120,10 +119,13 @@ class _Demo:
 
 def main() -> None:
     """Run the demo; with ``--keep``, leave the servers running until interrupted."""
-    # A handler of signals may interrupt its put() with another one.
-    events: SimpleQueue[int] = SimpleQueue()
+    # The number of each signal is written into a pipe at once, whichever thread it finds. A handler
+    # in Python would not wake the main thread from a wait that it was about to begin.
+    events, event = os.pipe()
+    os.set_blocking(event, False)
+    signal.set_wakeup_fd(event)
     for end in _ENDS:
-        signal.signal(end, lambda number, _: events.put(number))
+        signal.signal(end, lambda *_: None)
     parser = argparse.ArgumentParser(prog="python -m aimagestore.cluster", description=__doc__)
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
     parser.add_argument("--keep", action="store_true", help="keep the servers running until Ctrl-C")
@@ -134,8 +136,10 @@ def main() -> None:
         parser.exit(1, f"{missing}\n")
     demo = _Demo(local, arguments.backend, keep=arguments.keep)
     try:
-        threading.Thread(target=demo.run, args=[lambda: events.put(0)], daemon=True).start()
-        number = events.get()
+        threading.Thread(
+            target=demo.run, args=[lambda: os.write(event, b"\0")], daemon=True
+        ).start()
+        number = os.read(events, 1)[0]
         is_complete = demo.is_kept or not number
         if number:
             # What fails now fails because the servers have stopped.
