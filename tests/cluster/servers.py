@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from anyio.to_thread import run_sync
+from psycopg import sql
 
 from aimagestore.cluster import ClusterLocation, migrate
 from aimagestore.cluster._local.cluster import LocalCluster
@@ -62,8 +64,38 @@ class Servers:
         self.postgres = local.postgres
         self.objects = local.objects
         self._numbers = itertools.count()
+        self.write_through(False)
+        self._let_passwords_be_checked_fast()
         self.postgres.create_database(_TEMPLATE)
         migrate(self.postgres.url(_TEMPLATE))
+
+    def write_through(self, on: bool) -> None:
+        """Set whether PostgreSQL waits for the disk.
+
+        Without that, it loses nothing when it is killed, only when the machine is.
+        """
+        value = "on" if on else "off"
+        self.set(fsync=value, full_page_writes=value)
+
+    def set(self, **settings: str | None) -> None:
+        """Change settings of PostgreSQL while it runs; ``None`` for a default value."""
+        for name, value in settings.items():
+            change = sql.SQL("ALTER SYSTEM SET {} = {}").format(
+                sql.Identifier(name), sql.SQL("DEFAULT") if value is None else sql.Literal(value)
+            )
+            self.postgres.execute(change)
+        loaded = self.postgres.execute("SELECT pg_conf_load_time()")
+        self.postgres.execute("SELECT pg_reload_conf()")
+        while self.postgres.execute("SELECT pg_conf_load_time()") == loaded:
+            time.sleep(0.01)
+
+    def _let_passwords_be_checked_fast(self) -> None:
+        # Tests open thousands of sessions. PostgreSQL before 16 has no such setting.
+        change = sql.SQL(
+            "SELECT set_config(name, '1', false) FROM pg_settings WHERE name = 'scram_iterations';"
+            "ALTER USER CURRENT_USER PASSWORD {}"
+        )
+        self.postgres.execute(change.format(sql.Literal(self.postgres.password)))
 
     @contextmanager
     def new_place(self) -> Iterator[Place]:

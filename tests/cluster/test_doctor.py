@@ -28,11 +28,20 @@ pytest.importorskip("psycopg")
 ERROR, WARNING, NOTE, OK = "error", "warning", "note", "ok"
 
 
-@pytest.fixture
-def opened(place: Place) -> Place:
-    """A place where a store was opened once."""
-    place.location().open(read_only=False).close()
-    return place
+@pytest.fixture(autouse=True, scope="module")
+def _durable(servers: Servers) -> Iterator[None]:
+    """The servers as they are to be."""
+    servers.write_through(True)
+    yield
+    servers.write_through(False)
+
+
+@pytest.fixture(scope="module")
+def opened(servers: Servers, _durable: None) -> Iterator[Place]:
+    """A place where a store was opened once. All tests share it."""
+    with servers.new_place() as place:
+        place.location().open(read_only=False).close()
+        yield place
 
 
 def examine(place: Place, **options: Any) -> tuple[Diagnosis, ...]:
@@ -96,8 +105,10 @@ def test_a_pooler_that_shares_sessions_is_an_error(servers: Servers, opened: Pla
 def test_a_pooler_that_keeps_sessions_is_not_but_drops_their_options(
     servers: Servers, opened: Place
 ) -> None:
-    set_for_role(servers, opened, "statement_timeout", "5s")
-    with Pooler(opened.records_url, shares=False) as pooler:
+    with (
+        setting_of_role(servers, opened, statement_timeout="5s"),
+        Pooler(opened.records_url, shares=False) as pooler,
+    ):
         there = servers.by_way_of(opened, pooler.port)
         assert texts(there, OK, "pooler") == ["a pooler keeps a session for each client"]
         found = wrong(there)
@@ -108,9 +119,16 @@ def test_a_pooler_that_keeps_sessions_is_not_but_drops_their_options(
     }
 
 
-def set_for_role(servers: Servers, place: Place, name: str, value: str) -> None:
-    statement: Any = f"ALTER ROLE postgres IN DATABASE {place.database} SET {name} = '{value}'"
-    servers.postgres.execute(statement)
+@contextmanager
+def setting_of_role(servers: Servers, place: Place, **settings: str) -> Iterator[None]:
+    execute: Any = servers.postgres.execute
+    role = f"ALTER ROLE postgres IN DATABASE {place.database}"
+    for name, value in settings.items():
+        execute(f"{role} SET {name} = '{value}'")
+    try:
+        yield
+    finally:
+        execute(f"{role} RESET ALL")
 
 
 @pytest.mark.parametrize(
@@ -124,9 +142,9 @@ def test_a_limit_in_the_address_is_a_warning(opened: Place, name: str) -> None:
 
 
 def test_limits_of_the_role_do_not_apply(servers: Servers, opened: Place) -> None:
-    for name in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
-        set_for_role(servers, opened, name, "1s")
-    assert wrong(opened) == []
+    limits = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    with setting_of_role(servers, opened, **dict.fromkeys(limits, "1s")):
+        assert wrong(opened) == []
 
 
 @contextmanager
@@ -174,21 +192,11 @@ def test_few_sessions_that_are_left_are_wrong(
 
 @contextmanager
 def server_setting(servers: Servers, name: str, value: str) -> Iterator[None]:
-    execute: Any = servers.postgres.execute
-    is_set = f"SELECT current_setting('{name}') = '{value}'"
-
-    def wait(expected: bool) -> None:
-        execute("SELECT pg_reload_conf()")
-        while execute(is_set) != [(expected,)]:
-            time.sleep(0.01)
-
-    execute(f"ALTER SYSTEM SET {name} = '{value}'")
-    wait(True)
+    servers.set(**{name: value})
     try:
         yield
     finally:
-        execute(f"ALTER SYSTEM RESET {name}")
-        wait(False)
+        servers.set(**{name: None})
 
 
 @pytest.mark.parametrize("name", ["fsync", "full_page_writes"])
@@ -203,8 +211,8 @@ def test_a_server_that_does_not_write_through_is_an_error(
 def test_commits_that_do_not_wait_for_the_disk_are_an_error(
     servers: Servers, opened: Place
 ) -> None:
-    set_for_role(servers, opened, "synchronous_commit", "off")
-    ((severity, about, text),) = wrong(opened)
+    with setting_of_role(servers, opened, synchronous_commit="off"):
+        ((severity, about, text),) = wrong(opened)
     assert (severity, about, text.split()[0]) == (ERROR, "durability", "synchronous_commit")
 
 
@@ -215,8 +223,10 @@ def test_commits_that_wait_for_a_standby_which_is_gone_are_an_error(
         ((severity, about, text),) = wrong(opened)
         assert (severity, about) == (ERROR, "standby")
         assert "every commit waits" in text
-    set_for_role(servers, opened, "synchronous_commit", "local")
-    with server_setting(servers, "synchronous_standby_names", "*"):
+    with (
+        setting_of_role(servers, opened, synchronous_commit="local"),
+        server_setting(servers, "synchronous_standby_names", "*"),
+    ):
         assert (WARNING, "durability") in {d[:2] for d in wrong(opened)}
 
 
@@ -261,10 +271,10 @@ def test_a_standby_that_is_far_behind_is_a_warning(
     assert [text.split()[0] for _, _, text in wrong(opened)] == ["late", "far"]
 
 
-def test_tables_that_are_missing_are_an_error(servers: Servers, place: Place) -> None:
-    name = f"{place.database}_empty"
+def test_tables_that_are_missing_are_an_error(servers: Servers, opened: Place) -> None:
+    name = f"{opened.database}_empty"
     servers.postgres.create_database(name)
-    empty = replace(place, records_url=servers.postgres.url(name))
+    empty = replace(opened, records_url=servers.postgres.url(name))
     ((severity, about, text),) = wrong(empty)
     assert (severity, about) == (ERROR, "tables")
     assert "cluster migrate" in text
@@ -281,10 +291,11 @@ def test_a_database_that_does_not_answer_is_an_error(opened: Place) -> None:
     assert "password authentication failed" in text
 
 
-def test_a_store_that_is_another_is_an_error(servers: Servers, opened: Place) -> None:
+def test_a_store_that_is_another_is_an_error(servers: Servers, place: Place) -> None:
+    place.location().open(read_only=False).close()
     statement = "UPDATE image_store SET identity = gen_random_uuid()"
-    servers.postgres.execute(statement, (), opened.database)
-    ((severity, about, text),) = wrong(opened)
+    servers.postgres.execute(statement, (), place.database)
+    ((severity, about, text),) = wrong(place)
     assert (severity, about) == (ERROR, "identity")
     assert "cluster adopt" in text
 
@@ -441,8 +452,8 @@ def test_the_command_prints_a_table_and_says_whether_anything_is_wrong(
     found = json.loads(run("--root", root, "cluster", "doctor", "--json"))
     assert found[0]["severity"] == "ok"
     assert found[0].keys() == {"severity", "about", "text", "advice"}
-    set_for_role(servers, opened, "synchronous_commit", "off")
-    run("--root", root, "cluster", "doctor", code=1)
+    with setting_of_role(servers, opened, synchronous_commit="off"):
+        run("--root", root, "cluster", "doctor", code=1)
     run("cluster", "doctor", code=2)
 
 

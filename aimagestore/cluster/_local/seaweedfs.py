@@ -47,8 +47,10 @@ class SeaweedFS(ObjectServer):
         identities.touch(0o600)
         identities.write_text(json.dumps({"identities": [identity]}))
         self._begin()
-        self._command(f"s3.bucket.create -name {BUCKET}")
-        self._command(f"fs.configure -locationPrefix=/buckets/{BUCKET}/ -fsync -apply")
+        self._configure(
+            f"s3.bucket.create -name {BUCKET}",
+            f"fs.configure -locationPrefix=/buckets/{BUCKET}/ -fsync -apply",
+        )
         self._wait_until_writable()
 
     def start(self) -> None:
@@ -79,10 +81,11 @@ class SeaweedFS(ObjectServer):
         command += [f"-s3.config={self.root / 'identities.json'}"]
         self._launch(command, environment=os.environ | {"TMPDIR": str(self.root)})
 
-    def _command(self, line: str) -> None:
+    def _configure(self, *lines: str) -> None:
         internal, _, _, _, port, *_ = self._ports
         self._run_command(
-            [find_program(), "shell", f"-master={HOST}:{port}.{internal}"], line.encode()
+            [find_program(), "shell", f"-master={HOST}:{port}.{internal}"],
+            "\n".join(lines).encode(),
         )
 
     def _wait_until_writable(self) -> None:
