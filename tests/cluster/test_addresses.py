@@ -15,12 +15,14 @@ from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given, settings, strategies as st
+from typer.testing import CliRunner, Result
 
 from aimagestore import ImageStore, Report, StoreUnavailableError, check, repair
 
 for package in ("psycopg", "obstore"):
     pytest.importorskip(package, reason="needs the clients: pip install 'aimagestore[cluster]'")
 
+from aimagestore._cli.app import app
 from aimagestore._cli.human import without_secrets
 from aimagestore.cluster import ClusterLocation, migrate
 from aimagestore.cluster._addresses import BucketAddress
@@ -112,6 +114,7 @@ BAD: dict[str, Form] = {
 
 
 @pytest.mark.parametrize("form", [*GOOD, *BAD])
+@settings(max_examples=40)
 @given(password=PASSWORDS)
 @example("\ud800".join(MARKS))
 @example("@x".join(MARKS))
@@ -369,18 +372,8 @@ async def test_a_directory_may_have_an_unusual_name(
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "aimagestore", "--verbose", *arguments]
-    path = str(Path(__file__).parents[2])
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": path},
-    )
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["--verbose", *arguments], prog_name="aimagestore")
 
 
 COMMANDS = {
@@ -407,23 +400,22 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("kind", [name for name in COMMANDS if name != "near miss"])
-def test_wrong_usage_shows_no_password(tmp_path: Path, kind: str) -> None:
+def test_wrong_usage_shows_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     for arguments in COMMANDS[kind]:
-        result = run(*arguments, cwd=tmp_path)
-        assert result.returncode == 2, (arguments, result.stderr)
-        assert_secret(result.stdout, result.stderr)
+        result = run(*arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+        assert_secret(result.output)
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
 
 
 def test_a_root_that_is_nearly_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from typer.testing import CliRunner
-
-    from aimagestore._cli.app import app
-
     monkeypatch.chdir(tmp_path)
     for arguments in COMMANDS["near miss"]:
-        result = CliRunner().invoke(app, ["--verbose", *arguments])
+        result = run(*arguments)
         assert result.exit_code == 2, (arguments, result.output)
         assert "two addresses in one argument" in result.output
         assert_secret(result.output)
@@ -435,11 +427,12 @@ def test_an_address_that_was_given_for_an_image_is_not_repeated(
     tmp_path: Path, command: str
 ) -> None:
     key = ["k"] if command == "get" else []
-    run("--root", "x", "create", cwd=tmp_path)
-    result = run("--root", "x", command, "postgresql://u:s3cr3tA @s3cr3tB@h/db", *key, cwd=tmp_path)
-    assert result.returncode == 3
+    root = str(tmp_path / "x")
+    run("--root", root, "create")
+    result = run("--root", root, command, "postgresql://u:s3cr3tA @s3cr3tB@h/db", *key)
+    assert result.exit_code == 3
     assert "postgresql://…@h/db" in result.stderr
-    assert_secret(result.stdout, result.stderr)
+    assert_secret(result.output)
 
 
 def test_what_is_no_secret_is_shown() -> None:
@@ -447,9 +440,17 @@ def test_what_is_no_secret_is_shown() -> None:
         assert without_secrets(text) == text
 
 
-def test_a_server_that_fails_shows_no_password(place: Place, tmp_path: Path) -> None:
+def test_a_server_that_fails_shows_no_password(place: Place) -> None:
+    """As a program of its own, which logs and prints as users see it."""
     address = place.records_url.replace("postgres@", "postgres:s3cr3tA@")
-    result = run("--root", f"{address} {place.blobs_url}", "images", cwd=tmp_path)
+    command = ["--verbose", "--root", f"{address} {place.blobs_url}", "images"]
+    result = subprocess.run(
+        [sys.executable, "-m", "aimagestore", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert result.returncode == 1
     assert "authentication failed" in result.stderr
     assert "Traceback" in result.stderr

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from typer.testing import CliRunner
+
+from aimagestore._cli.app import app
 
 from ..support.layouts import hello
 
@@ -21,9 +22,9 @@ pytest.importorskip("psycopg")
 
 
 def run(*arguments: object, code: int = 0) -> str:
-    command = [sys.executable, "-m", "aimagestore", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert result.returncode == code, result.stderr
+    """Carry out a command in this process, and return its output, or what it says of an error."""
+    result = CliRunner().invoke(app, [*map(str, arguments)], prog_name="aimagestore")
+    assert result.exit_code == code, f"{arguments}: {result.output}{result.exception!r}"
     return result.stdout if code == 0 else result.stderr
 
 

@@ -15,7 +15,8 @@ from aimagestore import ImageStore
 from aimagestore.cluster import ClusterLocation
 
 STREAMS = 32
-SIZE = 12 * 1024 * 1024
+SIZE = 9 * 1024 * 1024
+"""More than one part of an upload."""
 _PIECE = 64 * 1024
 
 
