@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from .peer import Peer, build
-from .tools import require
+from .tools import PreparedStores, require
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,14 @@ def peer(program: Path) -> Iterator[Peer]:
     peer = Peer(program)
     yield peer
     peer.close()
+
+
+@pytest.fixture(scope="session")
+def prepared() -> Iterator[PreparedStores]:
+    """Stores that are made once."""
+    directory = Path(tempfile.mkdtemp(prefix="peers-"))
+    yield PreparedStores(directory)
+    shutil.rmtree(directory)
 
 
 @pytest.fixture

@@ -425,7 +425,8 @@ func change(root, name string, howLong time.Duration, steady bool) error {
 	if _, err := in.ReadString('\n'); err != nil {
 		return err
 	}
-	for end := time.Now().Add(howLong); time.Now().Before(end); {
+	end := time.Now().Add(howLong)
+	for first := w.round; w.round == first || time.Now().Before(end); {
 		if err := w.changeOnce(); err != nil {
 			return fmt.Errorf("round %d: %w", w.round, err)
 		}

@@ -21,7 +21,7 @@ from ..cli.conftest import program
 from ..support.stores import tree
 from . import generation
 from .mounts import read_only_bind
-from .tools import Tools, require
+from .tools import Tools, forget_root, require
 
 pytestmark = pytest.mark.peers
 
@@ -115,11 +115,8 @@ def stacked(made: Path, short_path: Path) -> Iterator[Stacked]:
     """A podman with additional stores, which are as they were in the end."""
     for name in ("a", "b", "c"):
         shutil.copytree(made / name, short_path / name, symlinks=True)
-    # podman remembers where its own store was.
-    for name in ("libpod", "db.sql"):
-        remove = short_path / "a" / "graph" / name
-        shutil.rmtree(remove) if remove.is_dir() else remove.unlink(missing_ok=True)
     found = Stacked(short_path)
+    forget_root(found.own)
     before = [tree(each.image_store) for each in (found.first, found.second)]
     yield found
     assert [tree(each.image_store) for each in (found.first, found.second)] == before

@@ -13,24 +13,28 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from ..support.loops import EXTENTS
 from .operations import DIGESTS, MALFORMED_DIGESTS, Operation, lists
 from .peer import Peer
 from .twins import Twins
 
 pytestmark = pytest.mark.peers
 
-LISTS = int(os.environ.get("AIMAGESTORE_LISTS", "100"))
+LISTS = int(os.environ.get("AIMAGESTORE_LISTS", "0"))
 """How many lists of operations are compared; 2000 and more take some minutes."""
 
 _numbers = count()
 
 
-@pytest.mark.timeout(60 + LISTS)
-def test_same_operations_give_the_same(peer: Peer, in_memory: Path) -> None:
+@pytest.mark.timeout(160 + LISTS)
+@pytest.mark.parametrize("whole", EXTENTS)
+def test_same_operations_give_the_same(peer: Peer, in_memory: Path, *, whole: bool) -> None:
+    """A usual run compares a quarter of the lists."""
+    number = LISTS or (100 if whole else 25)
     seen: Counter[tuple[str, str]] = Counter()
 
     @settings(
-        max_examples=LISTS,
+        max_examples=number,
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
@@ -53,7 +57,7 @@ def test_same_operations_give_the_same(peer: Peer, in_memory: Path) -> None:
     compare()
     # A list that only ever asks for what is not there would compare nothing.
     for op in ("create", "get", "add_names", "set_names", "remove_names", "set_big_data"):
-        assert seen[op, "Image"] > LISTS / 20, seen
+        assert seen[op, "Image"] > number / 20, seen
     print(dict(seen))
 
 

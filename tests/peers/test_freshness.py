@@ -10,16 +10,17 @@ import pytest
 
 from aimagestore import ImageStore
 
-from ..support.loops import NIGHTLY, OPTIONS
+from ..support.loops import EXTENTS, NIGHTLY, OPTIONS
 from .mounts import file_system
 from .peer import Peer, image_store
-from .tools import Tools, require
+from .tools import PreparedStores, Tools, require
 
 pytestmark = pytest.mark.peers
 
-ROUNDS = 100
-PODMAN_ROUNDS = 25
-"""On each of four file systems, so a hundred in all."""
+
+def rounds(*, whole: bool) -> int:
+    """Return how many changes each side makes; a usual run leaves most of them out."""
+    return 100 if whole else 20
 
 
 FILE_SYSTEMS = ["ext4", "xfs", "btrfs", "tmpfs"]
@@ -42,12 +43,13 @@ def directory(request: pytest.FixtureRequest, short_path: Path) -> Iterator[Path
         yield mount_point / "store"
 
 
+@pytest.mark.parametrize("whole", EXTENTS)
 @on_each_file_system
-async def test_a_change_there_is_seen_here(peer: Peer, directory: Path) -> None:
+async def test_a_change_there_is_seen_here(peer: Peer, directory: Path, *, whole: bool) -> None:
     peer.ask("create", directory, id="image", names=["name-000"])
     path = image_store(directory)
     async with ImageStore(path) as store, ImageStore(path, read_only=True) as reader:
-        for number in range(ROUNDS):
+        for number in range(rounds(whole=whole)):
             # Each change keeps the file's length, and follows the one before at once.
             text, name = f"text {number:03}", f"name-{number:03}"
             peer.ask("set_metadata", directory, ref="image", metadata=text)
@@ -61,11 +63,14 @@ async def test_a_change_there_is_seen_here(peer: Peer, directory: Path) -> None:
     peer.ask("close", directory)
 
 
+@pytest.mark.parametrize("whole", EXTENTS)
 @on_each_file_system
-async def test_content_replaced_there_is_read_here(peer: Peer, directory: Path) -> None:
+async def test_content_replaced_there_is_read_here(
+    peer: Peer, directory: Path, *, whole: bool
+) -> None:
     peer.ask("create", directory, id="image")
     async with ImageStore(image_store(directory)) as store:
-        for number in range(ROUNDS):
+        for number in range(rounds(whole=whole)):
             data = b"content %03d" % number
             peer.ask("set_big_data", directory, ref="image", key="item", data=data)
             assert await store.big_data("image", "item") == data
@@ -74,12 +79,13 @@ async def test_content_replaced_there_is_read_here(peer: Peer, directory: Path) 
     peer.ask("close", directory)
 
 
+@pytest.mark.parametrize("whole", EXTENTS)
 @on_each_file_system
-async def test_a_change_here_is_seen_there(peer: Peer, directory: Path) -> None:
+async def test_a_change_here_is_seen_there(peer: Peer, directory: Path, *, whole: bool) -> None:
     peer.ask("open", directory)
     async with ImageStore(image_store(directory)) as store:
         await store.create("image", names=["name-000"], force=True)
-        for number in range(ROUNDS):
+        for number in range(rounds(whole=whole)):
             text, name = f"text {number:03}", f"name-{number:03}"
             await store.set_metadata("image", text)
             assert peer.ask("metadata", directory, ref="image") == text
@@ -92,28 +98,41 @@ async def test_a_change_here_is_seen_there(peer: Peer, directory: Path) -> None:
     peer.ask("close", directory)
 
 
+@pytest.mark.parametrize("whole", EXTENTS)
 @on_each_file_system
-async def test_changes_in_turns_are_built_on_each_other(peer: Peer, directory: Path) -> None:
+async def test_changes_in_turns_are_built_on_each_other(
+    peer: Peer, directory: Path, *, whole: bool
+) -> None:
     peer.ask("create", directory, id="image")
     async with ImageStore(image_store(directory)) as store:
-        for number in range(ROUNDS):
+        for number in range(rounds(whole=whole)):
             peer.ask("add_names", directory, ref="image", names=[f"theirs-{number}"])
             await store.add_names("image", [f"ours-{number}"])
             peer.ask("remove_names", directory, ref="image", names=[f"theirs-{number - 3}"])
             await store.remove_names("image", [f"ours-{number - 3}"])
-        expected = [f"{whose}-{n}" for n in (99, 98, 97) for whose in ("ours", "theirs")]
+        last = rounds(whole=whole) - 1
+        expected = [
+            f"{whose}-{n}" for n in (last, last - 1, last - 2) for whose in ("ours", "theirs")
+        ]
         assert list((await store.get("image")).names) == expected
     assert peer.ask("get", directory, ref="image")["names"] == expected
     peer.ask("close", directory)
 
 
+def make_hello(tools: Tools) -> None:
+    tools.commit("localhost/hello:1", "hello")
+
+
+@pytest.mark.parametrize("whole", EXTENTS)
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_podman_and_this_library_see_each_other(directory: Path) -> None:
+async def test_podman_and_this_library_see_each_other(
+    directory: Path, prepared: PreparedStores, *, whole: bool
+) -> None:
     require("podman", "buildah")
-    tools = Tools(directory)
-    image_id = tools.commit("localhost/hello:1", "hello")
+    tools = prepared.copy(make_hello, directory)
+    (image_id,) = tools.names()
     async with ImageStore(tools.image_store) as store:
-        for number in range(PODMAN_ROUNDS):
+        for number in range(25 if whole else 2):
             tools.podman("tag", image_id, f"localhost/theirs:{number:02}")
             assert await store.lookup(f"localhost/theirs:{number:02}") == image_id
             await store.remove_names(image_id, [f"localhost/theirs:{number:02}"])

@@ -17,21 +17,23 @@ from ..support.stores import tree
 from ..test_apps import serving
 from . import generation
 from .mounts import read_only_bind
-from .tools import Tools, require, run
+from .tools import PreparedStores, Tools, require, run
 
 pytestmark = pytest.mark.peers
 
 APPS = Path(__file__).parents[1] / "apps"
 
 
-@pytest.fixture
-def tools(short_path: Path) -> Tools:
-    """podman, with an image of two layers, and another on top of it."""
-    require("podman")
-    tools = Tools(short_path)
+def make_two(tools: Tools) -> None:
     tools.build("localhost/base:1", "scratch", "a", "b")
     tools.build("localhost/app:1", "localhost/base:1", "c")
-    return tools
+
+
+@pytest.fixture
+def tools(short_path: Path, prepared: PreparedStores) -> Tools:
+    """podman, with an image of two layers, and another on top of it."""
+    require("podman")
+    return prepared.copy(make_two, short_path)
 
 
 def run_app(name: str, *arguments: object) -> str:

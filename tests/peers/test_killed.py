@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import re
@@ -18,9 +17,9 @@ import pytest
 
 from aimagestore import FindingKind as Kind, ImageStore, Report, check, repair
 
-from ..support.loops import EVERY_LOOP, NIGHTLY
+from ..support.loops import EVERY_LOOP, EXTENTS, NIGHTLY
 from . import generation
-from .tools import Tools, require, run
+from .tools import PreparedStores, Tools, require, run
 
 pytestmark = [
     pytest.mark.peers,
@@ -28,8 +27,13 @@ pytestmark = [
     pytest.mark.parametrize("anyio_backend", EVERY_LOOP[:1]),
 ]
 
-MOMENTS = 200 if NIGHTLY else 6
-"""How many are tried; there are fewer renames than are tried nightly."""
+
+def moments(*, whole: bool) -> int:
+    """Return how many are tried of a command; nightly, that is more than there are renames."""
+    if NIGHTLY:
+        return 200
+    return 6 if whole else 2
+
 
 NAME = "localhost/new:1"
 KEPT = "localhost/kept:1"
@@ -41,32 +45,30 @@ LEFTOVERS = frozenset({Kind.DIRECTORY_ORPHANED, Kind.ITEM_UNLISTED, Kind.TEMPORA
 """What is for garbage collection."""
 
 
+def make_victim(tools: Tools) -> None:
+    """Make a store with an image, and beside it what the commands need."""
+    tools.commit(KEPT, "kept")
+    source = Tools(tools.root / "source")
+    source.commit(NAME, "new")
+    archive = f"oci-archive:{tools.root / 'archive'}:{NAME}"
+    run("skopeo", "copy", "--quiet", f"{source.reference}{NAME}", archive)
+    context = tools.root / "context"
+    context.mkdir()
+    for file in ("first", "second"):
+        (context / file).touch()
+    # Each step is an image; without RUN it needs no container that runs.
+    (context / "Containerfile").write_text("FROM scratch\nCOPY first /\nCOPY second /\n")
+
+
 class Victim:
     """A store, and a command that changes it until it is killed."""
 
-    def __init__(self, root: Path, name: str) -> None:
-        require("podman", "buildah", "skopeo")
-        self.tools = Tools(root)
-        self.kept = self.tools.commit(KEPT, "kept")
-        source = Tools(root / "source")
-        (root / "source").mkdir()
-        source.commit(NAME, "new")
-        self._archive = root / "archive"
-        run(
-            "skopeo",
-            "copy",
-            "--quiet",
-            f"{source.reference}{NAME}",
-            f"oci-archive:{self._archive}:{NAME}",
-        )
-        self._container = self.tools.buildah("from", "scratch") if name == "commit" else ""
-        self._context = root / "context"
-        self._context.mkdir()
-        for file in ("first", "second"):
-            (self._context / file).touch()
-        # Each step is an image; without RUN it needs no container that runs.
-        steps = "FROM scratch\nCOPY first /\nCOPY second /\n"
-        (self._context / "Containerfile").write_text(steps)
+    def __init__(self, tools: Tools, name: str) -> None:
+        self.tools = tools
+        (self.kept,) = tools.names()
+        self._archive = tools.root / "archive"
+        self._container = tools.buildah("from", "scratch") if name == "commit" else ""
+        self._context = tools.root / "context"
         self._parts = self._commands()[name]()
 
     def _commands(self) -> dict[str, Callable[[], Sequence[object]]]:
@@ -100,7 +102,7 @@ class Victim:
         """Kill it before it makes this rename, if it comes to it; return how many it has begun."""
         # strace's own `when` counts the renames of each thread for itself.
         pause = f"inject={RENAMES}:delay_enter={PAUSE}"
-        strace = ("strace", "-f", "-qq", "-e", f"trace={RENAMES}", "-e", pause)
+        strace = ("strace", "--seccomp-bpf", "-f", "-qq", "-e", f"trace={RENAMES}", "-e", pause)
         seen, begun = b"", 0
         with self.start(*strace, stderr=subprocess.PIPE) as process:
             assert process.stderr is not None
@@ -124,8 +126,8 @@ class Victim:
         assert (await check(path)).findings == ()
         names = self.tools.names()
         assert names[self.kept] == [KEPT]
-        for image_id in names.keys() - {self.kept}:
-            self.tools.podman("rmi", "--force", image_id)
+        if others := names.keys() - {self.kept}:
+            self.tools.podman("rmi", "--force", *others)
         self.tools.podman("image", "prune", "--force")
         assert self.tools.names() == {self.kept: [KEPT]}
 
@@ -136,29 +138,46 @@ class Victim:
 
 
 COMMANDS = ["load", "pull", "commit", "build"]
+"""What is killed. A usual run kills only the first and the third at random moments."""
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-async def test_killed_at_random_moments(short_path: Path, name: str) -> None:
-    victim = Victim(short_path, name)
+@pytest.fixture
+def tools(short_path: Path, prepared: PreparedStores) -> Tools:
+    """The store."""
+    require("podman", "buildah", "skopeo")
+    return prepared.copy(make_victim, short_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        *((name, False) for name in COMMANDS[::2]),
+        *(pytest.param(name, True, marks=pytest.mark.thorough) for name in COMMANDS),
+    ],
+)
+async def test_killed_at_random_moments(tools: Tools, name: str, *, whole: bool) -> None:
+    victim = Victim(tools, name)
     start = time.monotonic()
     assert victim.start().wait() == 0
-    whole = time.monotonic() - start
+    duration = time.monotonic() - start
     await victim.check_left()
     chance = random.Random(name)
-    for _ in range(MOMENTS):
-        victim.killed_after(chance.uniform(0, whole))
+    for _ in range(moments(whole=whole)):
+        victim.killed_after(chance.uniform(0, duration))
         await victim.check_left()
 
 
+@pytest.mark.parametrize("whole", EXTENTS)
 @pytest.mark.parametrize("name", COMMANDS)
-async def test_killed_at_renames(short_path: Path, name: str) -> None:
+async def test_killed_at_renames(tools: Tools, name: str, *, whole: bool) -> None:
+    """A usual run tries the first rename, one in the middle and the last."""
     if shutil.which("strace") is None:
         pytest.skip("needs strace: apt-get install strace")
-    victim = Victim(short_path, name)
+    victim = Victim(tools, name)
     renames = victim.killed_at_rename(None)
     await victim.check_left()
     assert renames
-    for number in range(1, renames + 1, math.ceil(renames / MOMENTS)):
+    gaps = min(moments(whole=whole), renames - 1)
+    for number in sorted({1, *(1 + (renames - 1) * gap // gaps for gap in range(1, gaps + 1))}):
         victim.killed_at_rename(number)
         await victim.check_left()

@@ -15,20 +15,22 @@ from aimagestore import FindingKind, ImageInUseError, ImageStore, check, podman
 from aimagestore._directory.index_file import IndexFile
 
 from .generation import BEHAVIOUR, ROOT
-from .tools import Tools, require, run
+from .tools import PreparedStores, Tools, require, run
 
 pytestmark = [pytest.mark.peers, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 
 
-@pytest.fixture
-def tools(short_path: Path) -> Tools:
-    """podman, with an image of two layers, another on top of it, and one by itself."""
-    require("podman", "buildah")
-    tools = Tools(short_path)
+def make_three(tools: Tools) -> None:
     tools.build("localhost/base:1", "scratch", "a", "b")
     tools.build("localhost/app:1", "localhost/base:1", "c")
     tools.commit("localhost/other:1", "hello")
-    return tools
+
+
+@pytest.fixture
+def tools(short_path: Path, prepared: PreparedStores) -> Tools:
+    """podman, with an image of two layers, another on top of it, and one by itself."""
+    require("podman", "buildah")
+    return prepared.copy(make_three, short_path)
 
 
 async def test_layers_and_sizes_are_those_of_podman(tools: Tools) -> None:

@@ -11,8 +11,9 @@ from aimagestore import ImageStore, oci
 from aimagestore.oci import Transport
 
 from ..support.layouts import Maker, encode, files_of
+from ..support.loops import EXTENTS
 from .test_oci import copied, layer, skopeos
-from .tools import Tools, require, run
+from .tools import PreparedStores, Tools, require, run
 
 pytestmark = pytest.mark.peers
 
@@ -27,43 +28,51 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def tools(short_path: Path) -> Tools:
-    """The tools, with two images of buildah's."""
-    require("podman", "buildah", "skopeo")
-    tools = Tools(short_path)
+def make_two(tools: Tools) -> None:
     tools.commit(NAME, "hello")
     tools.commit(OTHER, "other")
-    return tools
+
+
+@pytest.fixture
+def tools(short_path: Path, prepared: PreparedStores) -> Tools:
+    """The tools, with two images of buildah's."""
+    require("podman", "buildah", "skopeo")
+    return prepared.copy(make_two, short_path)
 
 
 def address(transport: str, path: Path, name: str = NAME) -> str:
     return f"{transport}:{path}" if transport == "dir" else f"{transport}:{path}:{name}"
 
 
+@pytest.mark.parametrize("whole", EXTENTS)
 @pytest.mark.parametrize("source", TRANSPORTS)
 async def test_skopeo_reads_a_copy_of_what_skopeo_has_written(
-    tools: Tools, tmp_path: Path, source: Transport
+    tools: Tools, tmp_path: Path, source: Transport, *, whole: bool
 ) -> None:
+    """A usual run copies from each transport to two, so that each of them is copied to twice."""
     theirs = tmp_path / "theirs"
     run("skopeo", "copy", "--quiet", f"{tools.reference}{NAME}", address(source, theirs))
-    for transport in TRANSPORTS:
+    expected = json.loads(run("skopeo", "inspect", address(source, theirs)))
+    original = tools.inspect(NAME)
+    place = TRANSPORTS.index(source)
+    for transport in TRANSPORTS if whole else (source, TRANSPORTS[place - 1]):
         ours = tmp_path / transport
         (result,) = await oci.copy_layout(theirs, ours, name=NAME, transport=transport)
         assert result.name == NAME
         inspected = json.loads(run("skopeo", "inspect", address(transport, ours)))
-        expected = json.loads(run("skopeo", "inspect", address(source, theirs)))
         for field in ("Created", "Architecture", "Labels"):
             assert inspected[field] == expected[field]
         other = Tools(tools.root / transport)
         run("skopeo", "copy", "--quiet", address(transport, ours), f"{other.reference}{NAME}")
-        assert other.inspect(NAME)["RootFS"] == tools.inspect(NAME)["RootFS"]
-        assert other.inspect(NAME)["Id"] == tools.inspect(NAME)["Id"]
+        found = other.inspect(NAME)
+        assert (found["Id"], found["RootFS"]) == (original["Id"], original["RootFS"])
         if transport != "docker-archive":  # skopeo makes a manifest for that
             assert inspected["Digest"] == result.digest
-    again = tmp_path / "again"
+    # Without a name, as with one.
+    named, again = tmp_path / "named", tmp_path / "again"
+    await oci.copy_layout(theirs, named, name=NAME, transport="dir")
     await oci.copy_layout(theirs, again, transport="dir")
-    assert files_of(again) == files_of(tmp_path / "dir")
+    assert files_of(again) == files_of(named)
     if source == "dir":
         assert files_of(again) == files_of(theirs)
 
@@ -103,14 +112,15 @@ async def test_several_images_in_one_layout(
         names = [NAME, OTHER, "localhost/again:3"]
         await oci.export_images(store, names, out, transport=transport)
     await oci.copy_layout(out, copy, transport=transport)
+    ids = {name: image_id for image_id, (name,) in tools.names().items()}
+    ids["localhost/again:3"] = ids[NAME]
     for place in (out, copy):
+        other = Tools(tools.root / place.name)
         for name in names:
-            original = NAME if "again" in name else name
-            other = Tools(tools.root / f"{place.name}{names.index(name)}")
-            run(
-                "skopeo", "copy", "--quiet", address(transport, place, name), other.reference + name
-            )
-            assert other.inspect(name)["Id"] == tools.inspect(original)["Id"]
+            source = address(transport, place, name)
+            run("skopeo", "copy", "--quiet", source, other.reference + name)
+        found = other.names().items()
+        assert {name: image_id for image_id, each in found for name in each} == ids
         if transport != "oci":  # podman takes them all from an archive of docker save
             other = Tools(tools.root / f"loaded-{place.name}")
             other.podman("load", "--quiet", "--input", str(place))

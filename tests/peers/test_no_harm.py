@@ -11,7 +11,7 @@ from aimagestore import ImageStore, PodmanFailsError, oci
 
 from ..cli.conftest import Cli
 from .generation import GENERATION
-from .tools import Tools, require
+from .tools import PreparedStores, Tools, require
 
 pytestmark = pytest.mark.peers
 
@@ -24,13 +24,15 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def make_hello(tools: Tools) -> None:
+    tools.commit(NAME, "hello")
+
+
 @pytest.fixture
-def tools(short_path: Path) -> Tools:
+def tools(short_path: Path, prepared: PreparedStores) -> Tools:
     """The tools, with an image of buildah's."""
     require("podman", "buildah")
-    tools = Tools(short_path)
-    tools.commit(NAME, "hello")
-    return tools
+    return prepared.copy(make_hello, short_path)
 
 
 def layers_of(tools: Tools) -> list[str]:

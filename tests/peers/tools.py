@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,3 +129,37 @@ class Tools:
     def inspect(self, name: str) -> Any:
         """What podman knows of an image."""
         return json.loads(self.podman("image", "inspect", name))[0]
+
+
+class PreparedStores:
+    """Stores of the tools that are made once, for each test to have copies of its own.
+
+    :param directory: a new directory for them, of a short name
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._made: dict[Callable[[Tools], object], Path] = {}
+
+    def copy(self, make: Callable[[Tools], object], root: Path) -> Tools:
+        """Return the tools on a copy, in a root, of the store that a function makes."""
+        if make not in self._made:
+            made = self._directory / str(len(self._made))
+            made.mkdir()
+            make(Tools(made))
+            forget_root(Tools(made))
+            self._made[make] = made
+        shutil.copytree(
+            self._made[make],
+            root,
+            symlinks=True,
+            ignore=lambda directory, _: {"run"} if directory == str(self._made[make]) else set(),
+            dirs_exist_ok=True,
+        )
+        return Tools(root)
+
+
+def forget_root(tools: Tools) -> None:
+    """Remove what podman remembers of where its store is, so that it can be somewhere else."""
+    shutil.rmtree(tools.graph / "libpod", ignore_errors=True)
+    (tools.graph / "db.sql").unlink(missing_ok=True)

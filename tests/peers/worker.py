@@ -75,8 +75,8 @@ class Worker:
     number: int = 0
 
     async def change(self, until: float) -> None:
-        """Go on for a while."""
-        while time.monotonic() < until:
+        """Make a change, and go on for a while."""
+        while not self.number or time.monotonic() < until:
             await self._change_once()
             self.number += 1
             if self.is_steady:
