@@ -41,6 +41,14 @@ class Result:
         return json.loads(self.output)
 
 
+def call(*arguments: object, code: int = 0, variables: Mapping[str, str] | None = None) -> Result:
+    """Carry out a command in this process, and expect this exit code."""
+    parts = [str(argument) for argument in arguments]
+    result = CliRunner().invoke(app, parts, prog_name="aimagestore", env=variables)
+    assert result.exit_code == code, f"{parts}: {result.output}{result.exception!r}"
+    return Result(code, result.stdout, result.stderr)
+
+
 @dataclass(frozen=True)
 class Cli:
     """The command line on one store, in this process."""
@@ -49,10 +57,7 @@ class Cli:
 
     def __call__(self, *arguments: object, code: int = 0) -> Result:
         """Carry out a command, and expect this exit code."""
-        parts = ["--root", str(self.root), *map(str, arguments)]
-        result = CliRunner().invoke(app, parts, prog_name="aimagestore")
-        assert result.exit_code == code, f"{parts}: {result.output}{result.exception!r}"
-        return Result(code, result.stdout, result.stderr)
+        return call("--root", self.root, *arguments, code=code)
 
 
 def help_of(command: str) -> str:

@@ -14,7 +14,7 @@ import typer
 
 from aimagestore._cli.app import app
 
-from .conftest import Cli, help_of, program
+from .conftest import Cli, call, help_of, program
 
 # The keys of this table are all commands of the program, which the test of the table checks.
 from .test_streams import COMMANDS
@@ -57,20 +57,19 @@ def arguments_of(name: str) -> list[str]:
 def test_the_root_after_the_command(cli: Cli) -> None:
     cli("create", "--id", "one")
     for given in (["images", "-q", "--root", cli.root], ["images", f"--root={cli.root}", "-q"]):
-        assert program(*given).stdout == b"one\n"
+        assert call(*given).output == "one\n"
     # The later one counts.
-    assert program("--root", "/nowhere", "images", "-q", "--root", cli.root).stdout == b"one\n"
+    assert call("--root", "/nowhere", "images", "-q", "--root", cli.root).output == "one\n"
     variables = {"AIMAGESTORE_ROOT": "/nowhere"}
     given = ["images", "-q", "--root", cli.root]
-    assert program(*given, variables=variables).stdout == b"one\n"
-    assert b"must not be empty" in program("images", "--root", "", code=2).stderr
+    assert call(*given, variables=variables).output == "one\n"
+    assert "must not be empty" in call("images", "--root", "", code=2).errors
 
 
 def test_the_other_options_after_the_command(cli: Cli) -> None:
     cli("create", "--id", "one")
-    given = ("--root", cli.root, "inspect", "x")
-    assert b"Traceback" in program(*given, "--verbose", code=3).stderr
-    assert b"Traceback" not in program(*given, code=3).stderr
+    told = program("--root", cli.root, "inspect", "x", "--verbose", code=3).stderr
+    assert b"Traceback" in told
     with (cli.root / "images.lock").open("r+b") as file:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhlli4x", fcntl.F_WRLCK, 0, 0, 0, 0))
         cli("tag", "one", "a:1", "--lock-timeout", "0", code=5)
@@ -85,9 +84,9 @@ def test_write_after_the_command(cli: Cli, tmp_path: Any) -> None:
         f'[storage]\ndriver = "vfs"\ngraphroot = "{tmp_path}/graph"\nrunroot = "{tmp_path}/run"\n'
     )
     variables = {"CONTAINERS_STORAGE_CONF": f"{tmp_path}/storage.conf"}
-    refused = program("tag", "one", "a:1", code=2, variables=variables).stderr
-    assert b"--write" in refused
-    program("tag", "one", "a:1", "--write", variables=variables)
+    refused = call("tag", "one", "a:1", code=2, variables=variables).errors
+    assert "--write" in refused
+    call("tag", "one", "a:1", "--write", variables=variables)
     assert cli("inspect", "a:1", "--json").json[0]["id"] == "one"
 
 

@@ -11,7 +11,7 @@ import pytest
 from aimagestore._cli.exits import CommandError
 from aimagestore._cli.roots import given_store
 
-from .conftest import Cli, program
+from .conftest import Cli, call
 
 
 @pytest.fixture(autouse=True)
@@ -91,14 +91,14 @@ def test_podmans_own_store_is_only_looked_at(tmp_path: Path) -> None:
     config = tmp_path / "config"
     storage(config / "containers/storage.conf", driver="vfs", graphroot=str(graph), runroot="/no")
     variables = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(config)}
-    missing = program("images", code=1, variables=variables).stderr.decode()
+    missing = call("images", code=1, variables=variables).errors
     assert f"{graph}/vfs-images" in missing
-    program("--write", "create", code=1, variables=variables)
+    call("--write", "create", code=1, variables=variables)
     assert not graph.exists()
 
     Cli(graph / "vfs-images")("create", "--id", "one")
     before = {file.name: file.stat().st_mtime_ns for file in (graph / "vfs-images").iterdir()}
-    assert program("images", "-q", variables=variables).stdout == b"one\n"
+    assert call("images", "-q", variables=variables).output == "one\n"
     for arguments in (
         ["create"],
         ["tag", "one", "a:1"],
@@ -111,7 +111,7 @@ def test_podmans_own_store_is_only_looked_at(tmp_path: Path) -> None:
         ["prune"],
         ["gc"],
     ):
-        refused = program(*arguments, code=2, variables=variables).stderr.decode()
+        refused = call(*arguments, code=2, variables=variables).errors
         assert "give --write" in refused
     for arguments in (
         ["inspect", "one"],
@@ -120,11 +120,11 @@ def test_podmans_own_store_is_only_looked_at(tmp_path: Path) -> None:
         ["df"],
         ["prune", "--dry-run"],
     ):
-        program(*arguments, variables=variables)
+        call(*arguments, variables=variables)
     assert before == {f.name: f.stat().st_mtime_ns for f in (graph / "vfs-images").iterdir()}
-    program("--write", "tag", "one", "a:1", variables=variables)
+    call("--write", "tag", "one", "a:1", variables=variables)
     variables = {"CONTAINERS_STORAGE_CONF": str(config / "containers/storage.conf")}
-    assert b"a" in program("images", variables=variables).stdout
+    assert "a" in call("images", variables=variables).output
     (config / "containers/storage.conf").write_text("[storage]\ndriver = 1\n")
-    refused = program("images", code=1, variables=variables).stderr.decode()
+    refused = call("images", code=1, variables=variables).errors
     assert "storage.conf, line 2: driver is not a string" in refused
