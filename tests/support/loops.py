@@ -31,13 +31,9 @@ EXTENTS = [pytest.param(False, id="part"), pytest.param(True, id="all", marks=py
 def depends_on_the_loop(item: pytest.Function) -> bool:
     """Return whether a test shows something on each loop that it does not show on another.
 
-    Only the async shell depends on the loop: tests of cancellation try it on all, and those of the
-    contract in a directory on the usual ones. All other tests are about the engine below it.
+    Only the async shell depends on the loop, and tests of cancellation try all of it on all loops.
     """
-    parts = item.path.parts
-    if "cancellation" in parts:
-        return True
-    return "contract" in parts and item.callspec.params.get("where") == "directory"
+    return "cancellation" in item.path.parts
 
 
 def second_runs(items: list[pytest.Item]) -> list[pytest.Item]:
