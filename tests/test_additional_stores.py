@@ -33,6 +33,7 @@ from aimagestore import (
     copy_images,
 )
 from aimagestore._async.store import core_of
+from aimagestore._directory import engine
 from aimagestore._stacked.copying import ItemCopies
 
 from .support.foreign import foreign_writer
@@ -588,7 +589,7 @@ async def test_a_read_waits_for_a_change_of_another_program_in_an_additional_sto
     }
     for name, call in changes.items():
         shutil.rmtree(moving.own, ignore_errors=True)
-        async with moving.open() as store, moving.open(lock_timeout=0.01) as hasty:
+        async with moving.open() as store, moving.open(lock_timeout=0.2) as hasty:
             with foreign_writer(moving.first) as writer:
                 writer.save(half)
                 with pytest.raises(LockTimeoutError, match=str(moving.first)):
@@ -605,7 +606,64 @@ async def test_a_read_waits_for_a_change_of_another_program_in_an_additional_sto
                 assert found[0].metadata == "whole", name
 
 
-async def append_to(found: list[Image], call: Awaitable[Image]) -> None:
+@pytest.mark.parametrize("is_measured", [False, True], ids=["read", "measured"])
+async def test_a_transaction_waits_for_a_change_of_an_item_in_an_additional_store(
+    moving: Stack, is_measured: bool
+) -> None:
+    async with ImageStore(moving.first) as first:
+        await first.create("i", big_data={"k": OLD})
+    edit_index(moving.first, _forget_measures)
+
+    async def content(store: ImageStore) -> str:
+        async with store.transaction() as tx:
+            if is_measured:
+                return await tx.big_data_digest("i", "k")
+            return digest(await tx.big_data("i", "k"))
+
+    async with moving.open() as store, moving.open(lock_timeout=0.01) as hasty:
+        await store.get("i")
+        await hasty.get("i")
+        with foreign_writer(moving.first) as writer:
+            writer.place("i", "k", NEW)
+            with pytest.raises(LockTimeoutError, match=str(moving.first)):
+                await content(hasty)
+            found: list[str] = []
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(append_to, found, content(store))
+                await anyio.sleep(0.1)
+                assert not found
+                await anyio.to_thread.run_sync(writer.release)
+        assert found == [digest(NEW)]
+
+
+async def test_an_iteration_continues_after_a_change_in_a_later_store(
+    moving: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_local(fd: int) -> bool:
+        return os.readlink(f"/proc/self/fd/{fd}") != str(moving.own)
+
+    # A store on a network file system keeps no catalog, and is read one page at a time.
+    monkeypatch.setattr(engine, "is_local", is_local)
+    async with ImageStore(moving.first) as first:
+        await first.create("i")
+    async with moving.open() as store:
+        await store.create("one")
+        await store.create("two")
+        pages = store.iter_images(page_size=1)
+        seen = [await anext(pages)]
+        with foreign_writer(moving.first) as writer:
+            record = {"id": "i", "created": "2024-01-01T00:00:00Z"}
+            writer.save(record)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(append_to, seen, anext(pages))
+                await anyio.sleep(0.1)
+                assert len(seen) == 1
+                await anyio.to_thread.run_sync(writer.release)
+        seen += [image async for image in pages]
+        assert [image.id for image in seen] == ["one", "two", "i"]
+
+
+async def append_to(found: list[Any], call: Awaitable[Any]) -> None:
     found.append(await call)
 
 

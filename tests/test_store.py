@@ -17,8 +17,10 @@ from aimagestore import (
     ImageStore,
     StoreReadOnlyError,
 )
+from aimagestore._async.store import core_of
 
 from .support.buildah import FIXTURE, FIXTURE_ID
+from .support.stores import open_files
 
 
 async def test_the_record_says_what_buildah_wrote(path: Path) -> None:
@@ -180,6 +182,31 @@ def test_every_public_name_is_documented() -> None:
         for attribute, member in vars(public).items():
             if callable(member) and not attribute.startswith("_") and public is not Image:
                 assert inspect.getdoc(member), f"{name}.{attribute}"
+
+
+async def test_what_a_store_gives_shows_what_it_is(store: ImageStore, path: Path) -> None:
+    async with store.watch() as watch, store.transaction() as tx:
+        assert repr(watch) == f"<Watch of {str(path)!r}: open>"
+        assert repr(tx) == f"<Transaction of {str(path)!r}: open>"
+    assert repr(watch) == f"<Watch of {str(path)!r}: closed>"
+    assert repr(tx) == f"<Transaction of {str(path)!r}: over>"
+
+
+async def test_everything_is_closed_even_if_something_cannot_be(path: Path) -> None:
+    def refuse() -> None:
+        raise OSError("it cannot be closed")
+
+    async with ImageStore(path) as store:
+        core = core_of(store)
+        core.own("refuses", refuse)
+        async with store.stage(b"data"):
+            core.own("refuses again", refuse)
+            content = await core.stage()
+            with pytest.raises(OSError, match="cannot be closed"):
+                await core.release("refuses again", content)
+            assert not content.is_open
+            await store.aclose()
+    assert open_files(str(path)) == set()
 
 
 async def test_images_are_equal_however_they_are_spelled(path: Path) -> None:

@@ -1,9 +1,9 @@
-"""What is behind :class:`ImageStore`: its life, and who may read, commit, hold the lock and stage.
+"""What is behind :class:`ImageStore`: opening, closing, reading, committing, locking and staging.
 
-Nothing here is owned by an awaiting task. The store owns its engine, its threads and everything
-that is open (``own``); the lock's line owns who holds the lock; the group committer owns what is
-being committed. A task asks for something and waits; interrupted at any step, by anyio, trio or
-asyncio itself, it leaves nothing behind.
+Awaiting tasks own nothing. The store owns its engine, its threads and everything that is open
+(``own``); the lock's line owns grants until they are taken; the group committer owns the changes
+that it commits. A task asks for something and waits. If it is interrupted at any step, by anyio,
+trio or asyncio itself, it leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from enum import Enum, auto
@@ -44,17 +44,18 @@ from .threads import Stepper, Threads
 
 T = TypeVar("T")
 
-
 _READ_AGAIN: Final = 0.05
-"""Seconds after which a reader that waits looks whether it still has to."""
+"""Seconds that a reader waits for the lock before it tries again to read without it."""
 
 
-def _call_all(functions: list[Callable[[], object]]) -> None:
-    for function in functions:
-        function()
+def _call_all(functions: Iterable[Callable[[], object]]) -> None:
+    """Call functions in order, each even if an earlier one has raised."""
+    with ExitStack() as stack:
+        for function in reversed(list(functions)):
+            stack.callback(function)
 
 
-# Which process this is, counted in forks: asking the kernel costs more than a lookup.
+# Which process this is, counted in forks: asking the kernel takes longer than most lookups.
 _forks = count(1)
 _process = 0
 
@@ -77,7 +78,7 @@ _OPEN: Final = _State.OPEN
 transactions: ContextVar[tuple[tuple[StoreCore, Callable[[], bool]], ...]] = ContextVar(
     "aimagestore_transactions", default=()
 )
-"""The transactions around the present task: the store of each, and whether it is open still."""
+"""The transactions around the present code: the store of each, and whether it is still open."""
 
 
 class StoreCore:
@@ -98,16 +99,18 @@ class StoreCore:
         # Whether it was closed while it was still being opened.
         self._is_unwanted = False
         self._process = -1
-        # What the store has open for its users, and how each is closed. Used in the loop only.
+        # What the store has open for its users, and how each is closed. Changed in the loop only.
         self._owned: dict[object, Callable[[], object]] = {}
         # Called in the event loop when closing begins.
         self._on_closing: set[Callable[[], object]] = set()
+        # Requests for the lock, apart from the committer's.
         self._requests: set[Request[object]] = set()
+        # The number of transactions and other calls that closing waits for.
         self._holds = 0
-        # What tasks look for in the store, by digest; set when they have found it or not.
+        # The searches for content that are under way, by digest: set when they end.
         self._searches: dict[str, Event] = {}
 
-    # Life
+    # Opening and closing
 
     @property
     def is_open(self) -> bool:
@@ -115,16 +118,19 @@ class StoreCore:
         return self._state is _State.OPEN
 
     async def open(self) -> None:
-        """Open the store. Interrupted, or closed meanwhile, it is closed."""
+        """Open the store. If interrupted, or closed meanwhile, it is closed.
+
+        :raises StoreClosedError: when it was opened before, or is closed meanwhile
+        """
         if self._state is not _State.NEW:
-            raise StoreClosedError("a store is opened once: make another ImageStore")
+            raise StoreClosedError("a store is opened only once: make another ImageStore")
         self._state = _State.OPENING
         self._process = _process
         self._loop = EventLoop()
         self.threads = Threads(self._loop)
         self._closed = Event()
         self._no_holds = Event()
-        # One task at a time loads what others have committed; the rest find it in memory.
+        # Held by the one task that loads what others have committed; the rest find it in memory.
         self._loading = Lock(fast_acquire=True)
         try:
             self.engine = await self.threads.run_abandonable(
@@ -135,8 +141,7 @@ class StoreCore:
             self._closed.set()
             self.threads.when_idle(self.threads.shutdown)
             raise
-        reader = self.engine.reader
-        self._current: Callable[[], Catalog | None] = reader.current
+        self._current: Callable[[], Catalog | None] = self.engine.reader.current
         self._committer = GroupCommitter(
             self.engine.writer, self.engine.lock, self.threads, self._lock_timeout
         )
@@ -151,8 +156,8 @@ class StoreCore:
     async def close(self) -> None:
         """Close the store. Concurrent and later calls return when it is closed.
 
-        Interrupted while another task opens the store, or has a transaction open, this leaves; the
-        store closes by itself when that ends. Otherwise it waits until the store is closed.
+        If interrupted while another task opens the store or has a transaction open, this returns at
+        once, and the store closes when that ends. Otherwise, it waits until the store is closed.
         """
         if self._process != _process or self._state is _State.NEW:
             return
@@ -180,11 +185,9 @@ class StoreCore:
             self.threads.when_idle(lambda: self.threads.spawn(self._close))
 
     def _close(self) -> None:
-        """Release everything, in a worker thread that is the last to run."""
+        """Release everything. In a worker thread, when no other call is under way."""
         try:
-            for close in list(self._owned.values()):
-                close()
-            self.engine.close()
+            _call_all([*self._owned.values(), self.engine.close])
         finally:
             self._loop.post(self._note_closed)
             self.threads.shutdown()
@@ -195,10 +198,12 @@ class StoreCore:
         self._closed.set()
 
     def _closed_error(self) -> StoreClosedError:
-        return StoreClosedError(f"the store {self.location.name} is not open")
+        return StoreClosedError(
+            f"the store {self.location.name} is not open: use it inside its 'async with' block"
+        )
 
     def check_open(self) -> None:
-        """Check that a call may use the store, here.
+        """Check that the caller may use the store.
 
         :raises StoreClosedError: when it is not open, or was opened before a fork
         :raises RuntimeError: in another event loop
@@ -210,7 +215,7 @@ class StoreCore:
     def check_here(self) -> None:
         """Check that the caller is in the process and the event loop that opened the store.
 
-        This is all that a transaction needs: a store does not close before it has ended.
+        A transaction needs no other check, because its store does not close before it ends.
 
         :raises StoreClosedError: after a fork
         :raises RuntimeError: in another event loop
@@ -221,34 +226,33 @@ class StoreCore:
                 "open it again in the child"
             )
         if not self._loop.is_running_here():
-            raise RuntimeError("a store belongs to the event loop that opened it")
+            raise RuntimeError(
+                f"the store {self.location.name} was opened in another event loop: "
+                "open it again in this one"
+            )
 
     def is_inside_transaction(self) -> bool:
         """Return whether the caller is inside a transaction of this store."""
         return any(core is self and is_open() for core, is_open in transactions.get())
 
-    def refuse_inside_transaction(self) -> None:
-        """Check that the caller is not inside a transaction of this store.
+    def check_writable(self) -> None:
+        """Check that the caller may change the store.
 
-        :raises RuntimeError: when it is
+        :raises StoreClosedError: when it is not open
+        :raises StoreReadOnlyError: when it was opened read-only
+        :raises RuntimeError: inside a transaction of this store, or in another event loop
         """
+        self.check_open()
         if self.is_inside_transaction():
             raise RuntimeError(
                 "the transaction around this call holds the store's lock: "
                 "change the store through the transaction"
             )
-
-    def check_writable(self) -> None:
-        """Check that a call may change the store.
-
-        :raises StoreReadOnlyError: when it was opened read-only
-        :raises RuntimeError: inside a transaction of this store
-        """
-        self.check_open()
-        self.refuse_inside_transaction()
         if self.read_only:
             raise StoreReadOnlyError(
-                f"the store {self.location.name} was opened read-only", path=self.location.name
+                f"the store {self.location.name} was opened read-only: "
+                "open it without read_only=True to change it",
+                path=self.location.name,
             )
 
     # What is open
@@ -259,14 +263,14 @@ class StoreCore:
         return sum(isinstance(each, Source) for each in self._owned)
 
     def own(self, resource: object, close: Callable[[], object]) -> None:
-        """Have something closed with the store, unless :meth:`release` closes it before."""
+        """Have a resource closed with the store, unless :meth:`release` closes it before."""
         self._owned[resource] = close
-        if self.threads.is_over:  # the store has closed what it owned, or is about to
+        if self.threads.is_over:  # the store closes what it owns, and may have missed this
             del self._owned[resource]
             self.threads.spawn(close)
 
     async def release(self, *resources: object) -> None:
-        """Close what the store owns of these, whatever interrupts this."""
+        """Close those of the resources that the store owns, even if interrupted."""
         owned = [(r, c) for r in resources if (c := self._owned.pop(r, None)) is not None]
         # A commit closes the content that it has published.
         closes = [close for resource, close in owned if getattr(resource, "is_open", True)]
@@ -274,15 +278,15 @@ class StoreCore:
             return
         try:
             call = self.threads.start(_call_all, closes)
-        except StoreClosedError:  # the store is closing, and may have missed these
+        except StoreClosedError:  # the store closes what it owns, and may have missed these
             self.threads.spawn(lambda: _call_all(closes))
         else:
             await self.threads.finish(call)
 
     async def stage(self, expectations: Expectations | None = None) -> StagedContent:
-        """Begin new content, which the store owns. Interrupted, there is none.
+        """Begin new content, which the store owns. If interrupted, nothing is left behind.
 
-        :param expectations: of the data, which is not needed if the store has it
+        :param expectations: what the data will be; if the store has such content, that is returned
         """
         known = None if expectations is None else expectations.content
         content = None if known is None else await self._stage_stored(*known)
@@ -304,9 +308,10 @@ class StoreCore:
 
     @asynccontextmanager
     async def _alone_with(self, digest: str) -> AsyncIterator[None]:
-        """Be the only task that looks for content with a digest, inside the block.
+        """Be the only task that looks for content with a digest, for the duration of a block.
 
-        It may have to be verified. Others wait here: in worker threads they would keep those busy.
+        The content found may have to be read to verify it. The other tasks wait here, because
+        waiting in worker threads would keep those busy.
         """
         while (other := self._searches.get(digest)) is not None:
             await other.wait()
@@ -321,7 +326,7 @@ class StoreCore:
     async def stored(
         self, wanted: Mapping[str, tuple[str, int]]
     ) -> AsyncIterator[Mapping[str, StagedItem]]:
-        """Provide what the store has of some contents, to be used inside a block.
+        """Provide those of the contents that the store has, for the duration of a block.
 
         :param wanted: SHA-256 digests and sizes, by key
         """
@@ -344,7 +349,7 @@ class StoreCore:
     ) -> None:
         """Write data into new content, check it, and make it durable.
 
-        Content that the store has already needs no data: none is read then.
+        If it is content that the store has already, no data is read.
         """
         pouring = Pouring(data, self.threads, expectations, progress)
         if content.is_stored:
@@ -355,7 +360,7 @@ class StoreCore:
         await self.finish(content)
 
     async def finish(self, content: StagedContent) -> None:
-        """Make content durable, or find that the store has it."""
+        """Make content durable, or find that the store has such content."""
         async with self._alone_with(content.digest):
             await self.threads.run(content.finish, interrupt=content.interrupt)
 
@@ -366,10 +371,10 @@ class StoreCore:
         expectations: Expectations,
         progress: Progress | None = None,
     ) -> AsyncIterator[Mapping[str, StagedContent]]:
-        """Provide the durable content of big data for the duration of a block.
+        """Provide the durable content of big data, by key, for the duration of a block.
 
-        Data that comes from elsewhere is written here, and belongs to the store; staged items are
-        used until the block ends.
+        Staged items are in use until the block ends. All other data is written here, and discarded
+        at the end unless a commit has published it.
         """
         contents: dict[str, StagedContent] = {}
         used: list[StagedItem] = []
@@ -389,8 +394,7 @@ class StoreCore:
                     staged.append(contents[key])
                     await self.fill(contents[key], source, expectations, progress)
             if small:
-                # All of them in one hop to a thread.
-                written = await self.threads.run_abandonable(
+                written = await self.threads.run_abandonable(  # all of them in one call
                     stage_all, self.engine.items, small, dispose=discard_all
                 )
                 for content in written.values():
@@ -404,7 +408,7 @@ class StoreCore:
             await self.release(*staged)
 
     def on_closing(self, notify: Callable[[], object]) -> None:
-        """Have something called in the event loop when closing begins, at once if it has begun."""
+        """Have a function called in the event loop when closing begins; at once if it has begun."""
         self._on_closing.add(notify)
         if self._state is not _State.OPEN:
             notify()
@@ -416,17 +420,24 @@ class StoreCore:
     # Reading
 
     def current(self) -> Catalog | None:
-        """The last commit, if it is in memory and certain without blocking."""
-        if self._state is not _OPEN or self._process != _process:
-            self.check_open()
-        if not self._loop.is_running_here():
+        """Return the last commit if it is in memory and that is certain without blocking.
+
+        :raises StoreClosedError: as :meth:`check_open`
+        :raises RuntimeError: as :meth:`check_open`
+        """
+        # What check_open() checks, without a call: most of the time of a lookup is spent here.
+        if (
+            self._state is not _OPEN
+            or self._process != _process
+            or not self._loop.is_running_here()
+        ):
             self.check_open()
         return self._current()
 
     async def read(self, look: Callable[[View], T], *, is_slow: bool = False) -> T:
-        """Call ``look`` with a view of the last commit. Interrupted, this returns at once.
+        """Call ``look`` with a view of the last commit. If interrupted, this returns at once.
 
-        :param is_slow: whether the look computes for long, so that it runs in a worker thread
+        :param is_slow: whether ``look`` takes long, so that it is called in a worker thread
         :raises LockTimeoutError: when another program was in the middle of a change for too long
         """
         catalog = self.current()
@@ -450,13 +461,13 @@ class StoreCore:
     async def read_whole(
         self, read: Callable[[], Awaitable[T]], *, waits_for_ever: bool = False
     ) -> T:
-        """Make a call that reads, again if another program was in the middle of a change.
+        """Make a call that reads, again when another program was in the middle of a change.
 
-        Interrupted, this returns at once.
+        If interrupted, this returns at once.
 
-        :param read: makes the call; it may raise :exc:`ChangeUnderWayError`
-        :param waits_for_ever: whether to wait longer than a writer of this store would
-        :raises LockTimeoutError: when that program was not done in time
+        :param read: makes the call, which may raise :exc:`ChangeUnderWayError`
+        :param waits_for_ever: whether ``lock_timeout`` does not limit the wait
+        :raises LockTimeoutError: when that program had not completed its change in time
         """
         try:
             return await read()
@@ -468,8 +479,9 @@ class StoreCore:
         self._holds += 1
         try:
             while True:
-                # The lock is certain to come, even beside writers that never pause. But a writer of
-                # this library may be the next to have it: nobody waits for that one.
+                # Under the lock, the read succeeds, even beside writers that never pause. But a
+                # writer of this library may get the lock first, and readers do not wait for those:
+                # so this also reads without the lock, again and again.
                 rest = deadline - current_time()
                 grant = await acquire(
                     line,
@@ -493,8 +505,9 @@ class StoreCore:
     # Committing
 
     async def submit(self, mutation: Mutation) -> Image | None:
-        """Have a mutation committed; interrupted, it was committed or never will be.
+        """Have a mutation committed. If interrupted, it was committed or never will be.
 
+        :returns: the image that the mutation returns, if it returns one
         :raises LockTimeoutError: when the lock was not free in time
         """
         self.check_writable()
@@ -507,11 +520,13 @@ class StoreCore:
         *,
         kept: list[Copying] | None = None,
     ) -> T:
-        """Make a mutation; if it changes an image of an additional store, again with its items.
+        """Make a mutation; if it changes an image of an additional store, copy its items for that.
 
-        The items are copied before that, without the lock.
+        The items are copied without the lock, then the mutation is made again.
 
-        :param kept: gets the copies that the mutation has used, for the caller to release
+        :param make: makes the mutation
+        :param kept: gets the copies that the mutation used, for the caller to release; without it,
+            they are released here
         """
         try:
             return await make(mutation)
@@ -563,12 +578,14 @@ class StoreCore:
             await self.release_grant(grant)
 
     async def acquire(self) -> AnyGrant:
-        """Acquire the lock; :meth:`release_grant` must follow. Interrupted, nothing is held.
+        """Acquire the lock; :meth:`release_grant` must follow. If interrupted, nothing is held.
+
+        The store does not close before the lock is released.
 
         :raises LockTimeoutError: when it was not free in time
         :raises StoreClosedError: when the store was closed meanwhile
         """
-        # Nothing holds up the closing of a store once it may have begun.
+        # A store that is closing gets no new holds, so that it closes in the end.
         self.check_open()
         self._holds += 1
         try:
@@ -590,7 +607,7 @@ class StoreCore:
         return grant
 
     async def release_grant(self, grant: AnyGrant) -> None:
-        """Release the lock, whatever interrupts this."""
+        """Release the lock, even if interrupted."""
         try:
             await self.threads.run_shielded(grant.release)
         finally:
@@ -598,12 +615,12 @@ class StoreCore:
 
     def drop_grant(self, grant: AnyGrant) -> None:
         """Release a lock whose owner was garbage-collected. Callable in any thread."""
-        # In a thread of its own: the collector may run while this thread has a mutex.
+        # In a new thread, because the collector may run while this one holds a mutex.
         threading.Thread(target=grant.release, daemon=True).start()
         self._loop.post(self.end_hold)
 
     def end_hold(self) -> None:
-        """End a hold whose lock was, or is being, released."""
+        """End a hold whose lock is released, or whose release has begun."""
         self._holds -= 1
         self._close_if_unheld()
 
@@ -619,10 +636,11 @@ async def acquire(
     requests: set[Request[object]] | None = None,
     before_waiting: Callable[[], object] = lambda: None,
 ) -> AnyGrant | None:
-    """Acquire a lock; ``None`` when it was not free in time. Interrupted, nothing is held.
+    """Acquire a lock; return ``None`` if it was not free in time. If interrupted, nothing is held.
 
-    :param requests: where the request is listed while it waits, so that it can be failed
-    :param before_waiting: raises if nobody should wait any more
+    :param timeout: seconds to wait; ``None`` waits for ever, 0 tries once
+    :param requests: lists the request while it waits, for whoever may fail it
+    :param before_waiting: called before the wait; what it raises is raised
     """
     grant = await threads.run_abandonable(line.try_acquire, dispose=_release)
     if grant is not None or timeout == 0:

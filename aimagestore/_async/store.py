@@ -35,35 +35,42 @@ from .watch import Watch
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-# Images that are cheaper to decode here than a hop to a thread would be.
 _FEW_IMAGES = 64
+"""Images that take no longer to decode than a worker thread takes to start on them."""
 
 
 class ImageStore(ImageMethods):
     """A store of image records and their big data (upstream: ``ImageStore``).
 
     An async context manager: entering opens the store, leaving closes it. Any number of tasks may
-    use it at once, and any number of stores, processes and containers/storage programs the same
-    directory.
+    use it at once, and any number of stores, processes and containers/storage programs may use the
+    same directory.
 
-    Reads give the last commit, whoever made it, and take no lock. They never wait for a writer of
-    this library. For a writer of containers/storage, which saves some changes in several steps,
-    they wait while it is in the middle of one, as its own readers do: no longer than it holds its
-    lock, and those that were in line before. Changes return when they are durable; a change that
-    fails changes nothing.
+    Reads return the last commit by any program, and take no lock. They never wait for a writer of
+    this library. A writer of containers/storage saves some changes in several steps; reads wait
+    while it is in the middle of one, as its own readers do. Changes return when they are durable; a
+    change that fails changes nothing.
+
+    If a read is cancelled, it returns at once. If a change is cancelled, it has happened as a whole
+    or never will, and the call returns when that is decided.
+
+    Entering raises :exc:`FileNotFoundError` if the directory is missing and ``read_only`` is given,
+    :exc:`GraphRootError` if it is podman's graph root, and :exc:`StoreCorruptError` if its index is
+    damaged or lost. Every call raises :exc:`StoreClosedError` if the store is not open, and every
+    change raises :exc:`StoreReadOnlyError` if it was opened read-only.
 
     A **ref** is a full ID, a name, or a prefix that only one ID has, tried in that order; also
     ``sha256:<id>``, and ``name@sha256:<digest>``.
 
     :param where: the directory that holds images.json, such as ``…/overlay-images``, or a new
         directory; or a location such as :class:`aimagestore.cluster.ClusterLocation`
-    :param read_only: write nothing, not even what opening would complete
-    :param lock_timeout: seconds that a change waits for the store's lock, and a read for the end
-        of another program's change; ``None`` waits for ever, 0 tries once
+    :param read_only: write nothing, and do not complete what a crash interrupted
+    :param lock_timeout: seconds that a change waits for the store's lock, and that a read waits for
+        the end of another program's change; ``None`` waits for ever, 0 tries once
     :param additional_stores: stores that are read beside this one, as podman's
-        ``additionalimagestores``; each a path, a location or an :class:`AdditionalStore`. Lookups
-        ask this store first, then each of them in order. An ID found earlier hides later ones, and
-        a name stands for the image of the first store that has it. Their images are
+        ``additionalimagestores``; each is a path, a location or an :class:`AdditionalStore`.
+        Lookups ask this store first, then each of them in order. An ID found earlier hides later
+        ones, and a name stands for the image of the first store that has it. Their images are
         ``read_only``: a change copies the image into this store first, in the same commit, and
         :meth:`delete` raises :exc:`StoreReadOnlyError`
     :raises TypeError: when ``where`` is neither a path nor a location
@@ -99,9 +106,7 @@ class ImageStore(ImageMethods):
     def layer_store(self) -> str | None:
         """The directory where another program keeps the layers of these images, if one does.
 
-        Known while the store is open.
-
-        :raises StoreClosedError: when it is not
+        :raises StoreClosedError: when the store is not open
         """
         self._core.check_open()
         return self._core.engine.layer_store
@@ -126,25 +131,28 @@ class ImageStore(ImageMethods):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the store, with everything that it has open. Idempotent.
+        """Close the store and everything that it has open. Idempotent.
 
         Commits and transactions under way are completed; calls that wait for the lock raise
         :exc:`StoreClosedError`, and so does every later call. Concurrent callers all return when
-        the store is closed. Cancelled while another task's transaction is open, it returns, and
-        the store closes when the transaction ends.
+        the store is closed. If cancelled while another task's transaction is open, it returns at
+        once, and the store closes when the transaction ends.
 
         :raises RuntimeError: inside a transaction of this store
         """
-        self._core.refuse_inside_transaction()
+        if self._core.is_inside_transaction():
+            raise RuntimeError(
+                "a transaction of this store is around this call: close the store after it"
+            )
         await self._core.close()
-
-    def _check_writable(self) -> None:
-        self._core.check_writable()
 
     # What the shared methods need
 
     def _view(self) -> View | None:
         return self._core.current()
+
+    def _check_writable(self) -> None:
+        self._core.check_writable()
 
     async def _read(self, look: Callable[[View], T], *, is_slow: bool = False) -> T:
         if is_slow:
@@ -178,24 +186,26 @@ class ImageStore(ImageMethods):
         return await self._read_whole(items.read_item, self._core.engine.items, image.id, key)
 
     async def _measure(self, image: Image, key: str, progress: Progress | None) -> Measured:
-        self._core.check_open()
         core = self._core
-        measured = await core.read_whole(
-            lambda: Stepper(items.measure_item(core.engine.items, image.id, key), core.threads).run(
-                progress
-            )
-        )
-        if not self.read_only and not self._core.is_inside_transaction():
+        core.check_open()
+
+        async def measure() -> Measured:
+            steps = items.measure_item(core.engine.items, image.id, key)
+            return await Stepper(steps, core.threads).run(progress)
+
+        measured = await core.read_whole(measure)
+        if not self.read_only and not core.is_inside_transaction():
             await self._record(image, key, measured)
         return measured
 
     # What only a store has
 
     async def snapshot(self) -> Snapshot:
-        """Return all images as they are now, to be read without ``await``.
+        """Return all images of the last commit, to be read without ``await``.
 
-        It never changes, and holds no lock. All records are in memory: a store that does not keep
-        them there, such as a cluster's, loads them for each call. :meth:`iter_images` does not.
+        A snapshot never changes and holds no lock. It has all records in memory. A store that does
+        not keep them there, such as a cluster's, loads all of them in each call;
+        :meth:`iter_images` needs one page at a time.
         """
         catalog = self._core.current()
         if catalog is None:
@@ -206,7 +216,8 @@ class ImageStore(ImageMethods):
     async def iter_images(self, *, page_size: int = 500) -> AsyncIterator[Image]:
         """Iterate over all images in the order of images.json, one page in memory at a time.
 
-        What changes meanwhile may come or not; no image comes twice.
+        An image that changes meanwhile may come as it was or as it is, or not at all. None comes
+        twice.
 
         :param page_size: the number of images in a page
         :raises ValueError: when it is not positive
@@ -216,7 +227,7 @@ class ImageStore(ImageMethods):
             raise ValueError(f"page_size must be at least 1: {page_size}")
         self._core.check_open()
         pages = await self._read_whole(self._core.engine.reader.pages, page_size)
-        while page := await self._core.threads.run_abandonable(next, pages, None):
+        while page := await self._read_whole(next, pages, None):
             for image in page:
                 yield image
             self._core.check_open()
@@ -225,20 +236,21 @@ class ImageStore(ImageMethods):
     async def open_big_data(
         self, ref: str, key: str, *, verify: bool = False, start: int = 0, end: int | None = None
     ) -> AsyncIterator[BigDataReader]:
-        """Open an item to read it in pieces.
+        """Open an item, to be read in pieces inside the block.
 
-        The content belongs to the version of the record that the item was opened with.
+        The content belongs to the version of the record that the item was opened with, even if the
+        item is replaced or the image deleted meanwhile.
 
-        :param verify: compare the data with its recorded digest while it is read: the end of the
-            data raises :exc:`DigestMismatchError` when they differ
-        :param start: the first byte to read
-        :param end: the byte before which to stop; ``None`` for the end of the item
+        :param verify: compare the data with its recorded digest while it is read: if they differ,
+            reading the end of the data raises :exc:`DigestMismatchError`
+        :param start: the position of the first byte to read
+        :param end: the position after the last byte to read; ``None`` for the end of the item
         :raises ImageUnknownError: when there is no such image
         :raises BigDataUnknownError: when its record does not list the item
         :raises BigDataMissingError: when its record lists the item, but the content is missing
         :raises DigestUnknownError: with ``verify``, when no digest is recorded
-        :raises InvalidDigestError: with ``verify``, when what is recorded is no digest
-        :raises ValueError: when the range is none, or is to be verified
+        :raises InvalidDigestError: with ``verify``, when the recorded digest is malformed
+        :raises ValueError: when ``start`` and ``end`` are not a range, or come with ``verify``
         """
         core = self._core
         core.check_open()
@@ -247,9 +259,11 @@ class ImageStore(ImageMethods):
         check_type(start, int, "start")
         check_type(0 if end is None else end, int, "end")
         if start < 0 or (end is not None and end < start):
-            raise ValueError(f"start and end must be 0 <= start <= end: {start}, {end}")
+            raise ValueError(f"start and end must be 0 <= start <= end, not {start} and {end}")
         if verify and (start or end is not None):
-            raise ValueError("a part of an item cannot be verified: read all of it")
+            raise ValueError(
+                "a part of an item cannot be verified: leave out verify, or start and end"
+            )
         image, source = await self._read_whole(
             partial(
                 items.open_source, core.engine.items, ref, key, verify=verify, start=start, end=end
@@ -271,12 +285,16 @@ class ImageStore(ImageMethods):
         expected_size: int | None = None,
         progress: Progress | None = None,
     ) -> AsyncIterator[StagedItem]:
-        """Write data into the store that belongs to no image yet.
+        """Write data into the store that belongs to no image yet, for use inside the block.
 
-        What is not used inside the block is discarded at its end, and after a crash. ``data`` is
-        durable when the block begins: a transaction that it is given to need not wait for that.
+        Data that is not used is discarded at the end of the block, and after a crash. If cancelled,
+        nothing is left behind.
 
-        :param data: what to write at once, as for :meth:`set_big_data`; ``None`` for nothing yet
+        :param data: what to write before the block begins, from any source that
+            :meth:`set_big_data` takes; durable then, so that no transaction has to wait for that.
+            ``None`` if :meth:`StagedItem.write` writes everything
+        :param expected_digest: the digest that ``data`` must have
+        :param expected_size: the size that ``data`` must have, in bytes
         :param progress: called with the bytes written, and with the total or ``None``
         :raises DigestMismatchError: when ``data`` has another digest than expected
         :raises SizeMismatchError: when ``data`` has another size than expected
@@ -287,10 +305,10 @@ class ImageStore(ImageMethods):
         if data is None and not expectations.is_empty:
             raise ValueError("expected_digest and expected_size need data to check")
         if isinstance(data, StagedItem):
-            raise TypeError("this data is staged already: use it as it is")
+            raise TypeError("data is a StagedItem, which is staged already: use it as it is")
         if data is not None:
             async with core.contents({"": data}, expectations, progress) as contents:
-                core.check_open()  # it may have been closed meanwhile
+                core.check_open()  # the store may have been closed meanwhile
                 yield StagedItem(core, contents[""])
             return
         content = await core.stage()
@@ -302,11 +320,11 @@ class ImageStore(ImageMethods):
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Make several changes that happen together or not at all (upstream: ``Lock``, ``Unlock``).
 
-        The block holds the store's lock: keep it short. It commits once, when the block ends; an
-        exception that leaves the block, or its cancellation, discards everything. Reads of the
-        store give the last commit meanwhile. Cancelled while the end of the block commits, the
-        commit completes. The lock is released however the block is left: by another task, or by
-        the garbage collection of a generator.
+        The store's lock is held inside the block: keep it short. The end of the block commits all
+        changes at once; an exception or cancellation that leaves the block discards them.
+        Meanwhile, reads of the store itself return the last commit. If cancelled during the commit,
+        the commit completes. The lock is released in any case: also when another task leaves the
+        block, or a generator that is in it is garbage-collected.
 
         :raises RuntimeError: inside another transaction of this store
         :raises LockTimeoutError: when the lock was not free in time
@@ -316,13 +334,12 @@ class ImageStore(ImageMethods):
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[Watch]:
-        """Iterate over what changes from now on, whoever changes it, podman included.
+        """Watch all changes from now on, by any program, podman included.
 
-        Reads inside the block may be ahead of the iteration, never behind it. The kernel notifies
-        of changes where it can; on network file systems, and where inotify cannot be used, the
-        store is polled once a second. :class:`Watch` says what comes, and in what order.
-
-        :raises StoreCorruptError: in the iteration, when images.json is damaged by then
+        The block gives a :class:`Watch`, whose iterator returns the changes. Reads inside the block
+        may be ahead of the iteration, but never behind it. The kernel notifies of changes where it
+        can; on network file systems, and where inotify cannot be used, the store is polled once a
+        second.
         """
         core = self._core
         core.check_open()
@@ -340,7 +357,7 @@ class ImageStore(ImageMethods):
                 await core.release(feed)
 
     async def refresh(self) -> bool:
-        """Load what others have changed, which every call does by itself (upstream: ``Load``).
+        """Load what others have changed (upstream: ``Load``). Every read does so by itself.
 
         :returns: whether anything had changed
         """
@@ -350,7 +367,7 @@ class ImageStore(ImageMethods):
     async def modified(self) -> bool:
         """Return whether others changed the store since the last read (upstream: ``Modified``).
 
-        Loads nothing.
+        It loads nothing.
         """
         self._core.check_open()
         return await self._core.threads.run_abandonable(self._core.engine.reader.modified)
@@ -381,19 +398,18 @@ class ImageStore(ImageMethods):
     async def collect_garbage(
         self, *, dry_run: bool = False, progress: Progress | None = None
     ) -> Report:
-        """Remove what belongs to no image and to no living writer.
+        """Remove everything that belongs to no image and to no living writer.
 
-        In a directory these are directories with 64-hex names that no record has, files that no
-        record lists, and temporary files of dead writers; everything else stays, a directory in
-        which something is mounted as well: its finding says so. On a cluster
-        these are objects that no image has, or has had for as long as the grace period. The lock
-        is held for one piece at a time.
+        In a directory, these are directories without a record whose names are 64 hex digits, files
+        that no record lists, and temporary files of dead writers. A directory in which something is
+        mounted stays, and its finding says so. On a cluster, these are objects that no image has or
+        had within the grace period. The lock is held for one piece at a time.
 
-        Cancelled, it has removed some of it.
+        If cancelled, it has removed some of them.
 
         :param dry_run: only report what would be removed
-        :param progress: called with the number of things removed, and of those found so far
-        :returns: what was removed, and how many bytes that freed
+        :param progress: called with the number of things removed, and the number found so far
+        :returns: a finding for each thing, and how many bytes their removal freed
         :raises StoreCorruptError: when the index is missing or blank beside images
         :raises LockTimeoutError: when the lock was not free in time
         """
@@ -409,12 +425,14 @@ class ImageStore(ImageMethods):
         return report
 
     async def usage(self) -> Usage:
-        """Measure what each image takes, what only it has, and what the whole store takes.
+        """Measure the space that each image takes, shared and alone, and that the store takes.
 
-        Takes no lock. What others change meanwhile may be counted as it was, or as it is then.
-        The layers of podman's images are not in this store, nor are images of additional stores.
+        It takes no lock. An image that changes meanwhile is measured as it was before or after the
+        change. Images of additional stores are not measured.
 
-        Cancelled, it stops at once.
+        If cancelled, it stops at once.
+
+        :returns: sizes in bytes
 
         :raises StoreCorruptError: when the store's index is damaged, or podman's list of layers or
             containers beside it
@@ -431,20 +449,20 @@ class ImageStore(ImageMethods):
     ) -> PruneResult:
         """Delete the images that a policy does not keep.
 
-        The images are deleted in several commits, between which others get the lock. Each is looked
-        at again under the lock: one that was changed meanwhile, by a name or a flag for instance,
-        is kept, and so is one that a container uses by then. If nothing changes in between,
-        ``dry_run`` says exactly what is then deleted and freed.
+        The images are deleted in several commits, between which others get the lock. Each image is
+        checked again under the lock: it is kept if it was changed meanwhile, for instance by a name
+        or a flag, or if a container uses it now. If nothing changes in between, a dry run returns
+        exactly what is then deleted and freed.
 
-        Cancelled, it has deleted some of the images, and returns when the present commit is
-        decided. Whatever ends it early, :meth:`PruneResult.of` returns what was deleted until then.
+        If cancelled, it has deleted some of the images, and returns when the present commit is
+        decided. If anything ends it early, :meth:`PruneResult.of` returns what was deleted so far.
 
-        Layers are not touched, as in :meth:`delete`: where podman keeps layers beside the store,
-        those of the deleted images stay. ``podman image prune`` removes images with their layers.
+        Layers are not touched, as in :meth:`delete`: in podman's store, those of the deleted images
+        stay. ``podman image prune`` removes images with their layers.
 
         :param policy: which images to keep
-        :param dry_run: only say what would be deleted; this works on a read-only store, too
-        :param progress: called with the number of images looked at again, and of those to delete
+        :param dry_run: only return what would be deleted; this works on a read-only store, too
+        :param progress: called with the number of images checked again, and the number to delete
         :raises StoreCorruptError: when the store's index is damaged, or podman's list of layers or
             containers beside it
         :raises LockTimeoutError: when the lock was not free in time
@@ -457,12 +475,15 @@ class ImageStore(ImageMethods):
 
 
 def core_of(store: ImageStore) -> StoreCore:
-    """Return what is behind a store, for the library's own functions that work on stores."""
+    """Return what is behind a store, for this library's own functions that work on stores."""
     return store._core
 
 
 def _shifted(progress: Progress | None, before: int) -> Callable[[int, int], object] | None:
-    """Report the progress of a part as that of the whole, of which so much was done before."""
+    """Return what reports the progress of a part of the whole.
+
+    :param before: the amount that was done before that part
+    """
     if progress is None:
         return None
     return lambda done, total: progress(before + done, before + total)

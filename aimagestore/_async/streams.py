@@ -16,26 +16,31 @@ if TYPE_CHECKING:
     from .core import StoreCore
 
 _LARGEST_CHUNK = 3 * CHUNK
+_LARGEST_VERIFIED_CHUNK = 2 * CHUNK
 _SMALLEST_CHUNK = CHUNK // 4
 _ALL_CHUNKS = 8 * CHUNK
+"""The memory for the chunks of all readers of a store, until each has the smallest size."""
 
 
 def _chunk_size(readers: int, *, verify: bool) -> int:
-    """Return how many bytes to read at a time, with this number of readers open.
+    """Return how many bytes to read at a time.
 
-    Large chunks, because a hop to a worker thread takes longer than to read 1 MiB; no larger than
-    hashing makes worthwhile, and smaller the more readers share the memory.
+    Chunks are large, because calling a worker thread takes longer than reading 1 MiB. They are
+    smaller if they are hashed, and the more readers share the memory.
+
+    :param readers: the number of open readers
     """
     share = _ALL_CHUNKS // max(readers, 1) // _SMALLEST_CHUNK * _SMALLEST_CHUNK
-    return max(_SMALLEST_CHUNK, min(share, 2 * CHUNK if verify else _LARGEST_CHUNK))
+    largest = _LARGEST_VERIFIED_CHUNK if verify else _LARGEST_CHUNK
+    return max(_SMALLEST_CHUNK, min(share, largest))
 
 
 class BigDataReader:
-    """An open big-data item.
+    """An open big-data item, to be read in pieces.
 
-    It keeps the content that it was opened with, even when the item is replaced or its image
-    deleted. Iterating gives chunks of up to 3 MiB. It is closed at the end of its
-    :meth:`ImageStore.open_big_data` block, and with its store.
+    Iterating gives chunks of up to 3 MiB. The content stays that of the moment when the item was
+    opened, even if the item is replaced or its image deleted. The reader is closed at the end of
+    its :meth:`ImageStore.open_big_data` block, or with its store.
     """
 
     def __init__(self, core: StoreCore, image: Image, key: str, source: Source) -> None:
@@ -50,7 +55,7 @@ class BigDataReader:
 
     @property
     def size(self) -> int:
-        """The size of the whole item in bytes, whatever part of it is read."""
+        """The size of the whole item in bytes, even if only a part of it is read."""
         return self._source.size
 
     @property
@@ -62,14 +67,13 @@ class BigDataReader:
     def path(self) -> str | None:
         """A path for servers that send a file without reading it through Python.
 
-        ASGI's ``http.response.pathsend`` takes it, and so does ``os.open``: ``os.sendfile`` takes
-        that descriptor. It leads to the content that was opened, also when the item is replaced or
-        its image deleted, but only in this process, and only until the reader is closed: keep the
-        ``open_big_data`` block open until the server has sent it. It is the whole item, whatever
-        part the reader reads, and its position is not the reader's.
+        Pass it to ASGI's ``http.response.pathsend``, or open it with ``os.open`` and pass the
+        descriptor to ``os.sendfile``. It leads to the content that the reader has open, in this
+        process only, and only until the reader is closed: keep the ``open_big_data`` block open
+        until the server has sent everything. It is the whole item, with a position of its own.
 
-        ``None`` where the content is no local file, as on a cluster, where the system has no
-        ``/proc``, and with ``verify``, because nothing would compare what is sent.
+        ``None`` if the content is no local file, as on a cluster, if the system has no ``/proc``,
+        and with ``verify``, because what the server sends would not be verified.
 
         :raises StoreClosedError: when the reader or its store was closed
         """
@@ -80,7 +84,7 @@ class BigDataReader:
 
     @property
     def digest(self) -> str:
-        """The digest that the record gives, or ``""``."""
+        """The digest that the record has for the item, or ``""``."""
         return self._image.big_data_digests.get(self._key, "")
 
     def _check_open(self) -> None:
@@ -89,9 +93,9 @@ class BigDataReader:
             raise StoreClosedError("the reader is closed: open the item again")
 
     async def read(self, n: int = -1) -> bytes:
-        """Return up to ``n`` bytes from the current position, all of the rest if negative.
+        """Return up to ``n`` bytes from the current position, or all of the rest if negative.
 
-        Cancelled, it returns at once; the position is then before or after those bytes.
+        If cancelled, it returns at once; the position is then before or after those bytes.
 
         :raises DigestMismatchError: with ``verify``, at the end of the data
         :raises StoreClosedError: when the reader or its store was closed
@@ -103,8 +107,11 @@ class BigDataReader:
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Return up to ``max_bytes`` bytes, as anyio's byte streams do.
 
+        If cancelled, it returns at once, as :meth:`read` does.
+
         :raises anyio.EndOfStream: at the end of the data
         :raises DigestMismatchError: with ``verify``, at the end of the data
+        :raises StoreClosedError: when the reader or its store was closed
         """
         if data := await self.read(max_bytes):
             return data
@@ -114,10 +121,11 @@ class BigDataReader:
         """Set the position, in bytes from the start of the item, and return it.
 
         :raises ValueError: when it is negative, or the data is verified
+        :raises StoreClosedError: when the reader or its store was closed
         """
         if offset < 0:
             raise ValueError(f"offset must not be negative: {offset}")
-        self._core.check_open()
+        self._check_open()
         position: int = await self._file.seek(offset)
         return position
 

@@ -14,11 +14,9 @@ from .._core.draft import Draft
 from .._core.image import Image
 from .._core.mutations import Mutation
 from .._core.names import check_key
-from .._core.view import View
-from .._engine import items
-from .._engine.items import Measured
+from .._engine.items import Measured, measure_file
 from .._engine.lock import AnyGrant
-from .._engine.protocol import Copying, StagedContent
+from .._engine.protocol import Copying, StagedContent, Steps
 from ..errors import StoreClosedError
 from .core import StoreCore, transactions
 from .methods import ImageMethods
@@ -28,31 +26,36 @@ from .threads import Stepper
 T = TypeVar("T")
 
 _SMALL = 64 * 1024
-"""Bytes that are hashed faster than a worker thread is reached."""
+"""Bytes that take no longer to hash than a worker thread takes to start on them."""
 
 
 class Transaction(ImageMethods):
-    """Reads and changes a store while its lock is held; committed once, at the end of the block.
+    """Several changes of a store, made under its lock and committed at the end of the block.
 
-    Has the reading and changing methods of :class:`ImageStore`, with the same parameters and
-    errors. Reads see the transaction's own changes. A method that raises changes nothing, and the
-    transaction goes on; an exception that leaves the block discards all changes.
+    :meth:`ImageStore.transaction` begins one. It has the reading and changing methods of
+    :class:`ImageStore`, with the same parameters and errors. Reads see the transaction's own
+    changes. A method that raises changes nothing, and the transaction can go on; an exception that
+    leaves the block discards all changes.
 
-    Other writers wait for the whole block, and so for all that is done in it. On a cluster, big
-    data that is given as bytes is uploaded while the lock is held, and big data is read so: stage
-    what is to be added, and read what is needed, before the transaction. What was staged with its
-    data, as in ``store.stage(data)``, is durable then, and the transaction waits for the database
-    only.
+    Other writers wait until the block ends. On a cluster, reading big data and giving it as bytes
+    takes long while the lock is held: read what is needed, and stage what is added, before the
+    transaction. What ``store.stage(data)`` has staged is durable already, so that the transaction
+    waits for the database only.
     """
 
     def __init__(self, core: StoreCore, draft: Draft) -> None:
         self._core = core
         self._draft: Draft | None = draft
-        # Held while a thread uses the draft. A task that was cancelled leaves its thread behind.
+        # Held while the draft is used. A cancelled task may leave a thread that still uses it.
         self._mutex = threading.Lock()
+        # What the changes refer to, released when the transaction has ended.
         self._used: list[StagedItem] = []
         self._staged: list[StagedContent] = []
         self._copies: list[Copying] = []
+
+    def __repr__(self) -> str:
+        state = "open" if self._is_open() else "over"
+        return f"<Transaction of {self._core.location.name!r}: {state}>"
 
     def _is_open(self) -> bool:
         return self._draft is not None
@@ -66,16 +69,16 @@ class Transaction(ImageMethods):
     def _end(self) -> None:
         self._draft = None
 
-    def _view(self) -> View | None:
+    def _view(self) -> Draft | None:
         draft = self._open_draft()
         return draft if self._core.engine.reader.keeps_catalog else None
 
-    async def _read(self, look: Callable[[View], T], *, is_slow: bool = False) -> T:
-        view = self._view()
-        # A thread may be in the middle of a change, or of reading an item: wait in a thread too.
-        if view is not None and not is_slow and self._mutex.acquire(blocking=False):
+    async def _read(self, look: Callable[[Draft], T], *, is_slow: bool = False) -> T:
+        draft = self._view()
+        # If another thread uses the draft, wait in a thread as well.
+        if draft is not None and not is_slow and self._mutex.acquire(blocking=False):
             try:
-                return look(view)
+                return look(draft)
             finally:
                 self._mutex.release()
         return await self._with_draft(look)
@@ -90,7 +93,7 @@ class Transaction(ImageMethods):
         return await self._core.threads.run_abandonable(locked)
 
     def _draft_in_thread(self) -> Draft:
-        # It may have ended since the task looked: a change made now would not be committed.
+        # Checked again, because the transaction may have ended before the thread got here.
         if self._draft is None:
             raise _over()
         return self._draft
@@ -107,22 +110,21 @@ class Transaction(ImageMethods):
                 draft.prefetch(mutation.refs, mutation.names)
                 plan = mutation(draft)
                 prepare(plan, draft)
-                # Applied after its task has left, it would come after what that does next.
+                # The next change of an interrupted task must not come before this one.
                 if is_wanted():
                     draft.apply(plan)
             return plan.image
 
-        view = self._view()
-        if view is not None and mutation.copies is None:
-            draft = self._open_draft()
-            if self._mutex.acquire(blocking=False):
-                try:
-                    plan = mutation(draft)
-                    if not (plan.deleted or plan.files or plan.created):
-                        draft.apply(plan)
-                        return plan.image
-                finally:
-                    self._mutex.release()
+        draft = self._view()
+        if draft is not None and mutation.copies is None and self._mutex.acquire(blocking=False):
+            try:
+                plan = mutation(draft)
+                # A change of records alone needs no preparation, which would take a thread.
+                if not (plan.deleted or plan.files or plan.created):
+                    draft.apply(plan)
+                    return plan.image
+            finally:
+                self._mutex.release()
         return await self._core.threads.run_deciding(apply)
 
     def _check_writable(self) -> None:
@@ -159,33 +161,37 @@ class Transaction(ImageMethods):
     async def _content_of(self, data: object, expectations: Expectations) -> Content:
         if not is_buffer(data):
             raise TypeError(
-                "in a transaction big data is bytes or a StagedItem, not "
+                "in a transaction, big data must be bytes or a StagedItem, not "
                 f"{type(data).__name__}: stage it before the transaction"
             )
         if memoryview(data).nbytes <= _SMALL and expectations.is_empty:  # type: ignore[arg-type]
             return InlineContent.of(data)  # type: ignore[arg-type]
-        # Large data goes to the store at once: neither memory nor the event loop has to hold it.
+        # Large data is written at once, so that memory need not keep it until the commit.
         content = await self._core.stage(expectations)
         self._staged.append(content)
         await self._core.fill(content, data, expectations, None)  # type: ignore[arg-type]
         return content
 
     async def _read_item(self, image: Image, key: str) -> bytes:
-        engine = self._core.engine
-
         def read(draft: Draft) -> bytes:
             content = draft.files.get((image.id, key))
             if content is not None:
                 return content.read()
-            return items.read_item(engine.items_of(draft, image.id), image.id, key)
+            with self._core.engine.open_item(draft, image.id, key) as file:
+                return file.readall()
 
-        return await self._with_draft(read)
+        return await self._core.read_whole(lambda: self._with_draft(read))
 
     async def _measure(self, image: Image, key: str, progress: Progress | None) -> Measured:
-        engine = self._core.engine
-        kept = await self._with_draft(lambda draft: engine.items_of(draft, image.id))
-        steps = items.measure_item(kept, image.id, key)
-        measured = await Stepper(steps, self._core.threads).run(progress)
+        core = self._core
+
+        def steps() -> Steps[Measured]:
+            with self._mutex:
+                file = core.engine.open_item(self._draft_in_thread(), image.id, key)
+            with file:
+                return (yield from measure_file(file))
+
+        measured = await core.read_whole(lambda: Stepper(steps(), core.threads).run(progress))
         await self._record(image, key, measured)
         return measured
 
@@ -193,9 +199,9 @@ class Transaction(ImageMethods):
 class TransactionBlock:
     """The ``async with`` block of a transaction.
 
-    The lock is the store's: the block only says when to commit, and when to release it. So it
-    may be left by any task, and even not at all: a block that is garbage-collected while its
-    transaction is open has it discarded.
+    The store holds the lock; the block only tells it when to commit or to release the lock. So any
+    task may leave the block. If no task does, the transaction is discarded when the block is
+    garbage-collected.
     """
 
     def __init__(self, core: StoreCore) -> None:
@@ -206,7 +212,7 @@ class TransactionBlock:
     async def __aenter__(self) -> Transaction:
         core = self._core
         if self._transaction is not None:
-            raise RuntimeError("a transaction is entered once: call transaction() again")
+            raise RuntimeError("a transaction is entered only once: call transaction() again")
         grant = await core.acquire()
         try:
             draft = await core.read_whole(
@@ -236,10 +242,10 @@ class TransactionBlock:
         if draft is None or self._finalizer is None or self._finalizer.detach() is None:
             return
         finish = self._discard if error is not None else lambda: self._commit(transaction, draft)
-        # Begun before anything is awaited, and owned by the store from then on.
+        # The threads own the call before anything is awaited.
         call = core.threads.start(finish)
         try:
-            if kind is None or not issubclass(kind, GeneratorExit):
+            if kind is None or not issubclass(kind, GeneratorExit):  # then nothing can be awaited
                 await core.threads.finish(call)
         finally:
             for item in transaction._used:

@@ -19,29 +19,37 @@ if TYPE_CHECKING:
 
 
 class Watch(AsyncIterator[ChangeEvent]):
-    """The changes of a store, from the moment :meth:`ImageStore.watch` was entered.
+    """The changes of a store since its :meth:`ImageStore.watch` block was entered.
 
-    Each change comes once, and the changes of one image in their order. The commits of this store
-    come one by one; of what others commit between two polls only the result comes.
+    Each change comes once, and the changes of one image come in order. The commits of this store
+    come one by one. If others commit several times between two polls, only the result comes.
 
-    Cancelled, the next change is still the next. Several tasks may iterate; each gets others.
+    If cancelled, no change is lost: the next call returns it. If several tasks iterate, each change
+    goes to one of them.
 
-    :raises StoreClosedError: when the block has ended or the store was closed
-    :raises WatchExpiredError: when more than 10,000 changes were pending: read the store anew
+    :raises StoreClosedError: after the pending changes, when the block has ended or the store was
+        closed
+    :raises WatchExpiredError: when more than 10,000 changes were pending: begin another watch, then
+        read all images
+    :raises StoreCorruptError: when images.json is damaged
     """
 
     def __init__(self, core: StoreCore, feed: Feed) -> None:
         self._core = core
         self._feed = feed
         self._pending: deque[ChangeEvent] = deque()
-        # Held while changes move here. A task that was cancelled leaves its thread in a poll: the
-        # next poll waits for what that one has taken from the feed, which would be missed else.
+        # Held by a thread that moves changes from the feed to the pending ones. A cancelled task
+        # leaves its thread behind: the next poll waits for that thread, and so sees its changes.
         self._mutex = threading.Lock()
-        # The task that polls; the others wait for it. An event each time, so that no task owns it.
+        # While a task polls: set at its end. The other tasks wait for it.
         self._polling: Event | None = None
         self._reading: CancelScope | None = None
         self._waiting: CancelScope | None = None
         self._is_closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else "open"
+        return f"<Watch of {self._core.location.name!r}: {state}>"
 
     def __aiter__(self) -> Self:
         return self
@@ -68,14 +76,14 @@ class Watch(AsyncIterator[ChangeEvent]):
         return self._pending.popleft()
 
     def _poll(self) -> None:
-        # Kept here, not returned: a cancelled caller would lose them.
+        # The changes are not returned, because a cancelled task would lose them.
         with self._mutex:
             self._pending.extend(self._feed.poll())
 
     async def _wait(self) -> None:
         if self._is_closed:
             return
-        self._core.threads.hold()  # the store closes the descriptor when nobody waits for it
+        self._core.threads.hold()  # keeps a store that is closing from closing the descriptor
         try:
             with move_on_after(self._feed.interval) as self._waiting:
                 descriptor = self._feed.descriptor
@@ -92,14 +100,14 @@ class Watch(AsyncIterator[ChangeEvent]):
             self._core.threads.release()
 
     def end(self) -> None:
-        """Raise from now on, also in the task that waits. In the event loop."""
+        """Have iteration end after the pending changes, also in a task that waits."""
         self._is_closed = True
         for scope in (self._reading, self._waiting):
             if scope is not None:
                 scope.cancel()
 
     async def aclose(self) -> None:
-        """End it, and return when no task waits any more for the feed's descriptor."""
+        """End the iteration, and return when no task waits for the feed's descriptor any more."""
         self.end()
         if self._waiting is not None and self._polling is not None:
             await wait_through(self._polling)

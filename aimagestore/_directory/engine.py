@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Iterable
@@ -98,8 +99,8 @@ class DirectoryEngine:
         finally:
             grant.release()
 
-    def items_of(self, draft: Draft, image_id: str) -> DirectoryItems:
-        return self.items
+    def open_item(self, draft: Draft, image_id: str, key: str) -> io.RawIOBase:
+        return self.items.open(image_id, key)[1]
 
     def close(self) -> None:
         self.items.close()

@@ -158,8 +158,11 @@ class Engine(Protocol):
         """What keeps the content of its big-data items."""
         ...
 
-    def items_of(self, draft: Draft, image_id: str) -> Items:
-        """Return what keeps the items of an image whose items a draft has not changed."""
+    def open_item(self, draft: Draft, image_id: str, key: str) -> io.RawIOBase:
+        """Open an item that a draft has not changed, of an image that the draft has.
+
+        Raises what :meth:`Items.open` does.
+        """
         ...
 
     @property
@@ -229,7 +232,8 @@ class Reader(Protocol):
     def pages(self, size: int) -> Iterator[list[Image]]:
         """Iterate over all images in the order of images.json, one page in memory at a time.
 
-        Each page is of one commit, not always of the same one. No image comes twice.
+        Each page is of one commit, not always of the same one. No image comes twice. After
+        :exc:`ChangeUnderWayError`, the iteration can go on.
 
         :param size: the most images in a page
         """

@@ -1,15 +1,15 @@
-"""Copies the items of an additional store's image into the store, before the lock is held.
+"""Copies the items of an additional store's image into the store, before the lock is acquired.
 
-What is copied must belong to the version of the image that the commit finds, not to one that looks
-like it. So each item stays open in the additional store until the commit, which opens it once more:
-if it is the same content still, it was that all the time in between.
+The copies must belong to the version of the image that the commit finds, not to one that looks like
+it. So each item stays open in the additional store until the commit, which opens it again: if both
+are one file or one object, the item was not replaced in between.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from .._core.content import Content
 from .._core.digest import is_canonical, is_digest
@@ -25,11 +25,11 @@ _CHANGED = (ImageUnknownError, BigDataUnknownError, BigDataMissingError)
 
 
 class _Item:
-    """One item on its way.
+    """One item and its copy.
 
     :ivar file: the item, open in the additional store
     :ivar source: reads the file
-    :ivar staged: its copy
+    :ivar staged: the copy
     """
 
     def __init__(self, file: io.RawIOBase, source: Source, staged: StagedContent) -> None:
@@ -38,8 +38,10 @@ class _Item:
         self.staged = staged
 
     def close(self) -> None:
-        self.staged.discard()
-        self.source.close()
+        try:
+            self.staged.discard()
+        finally:
+            self.source.close()
 
 
 class ItemCopies:
@@ -47,8 +49,8 @@ class ItemCopies:
 
     :param engine: the additional store
     :param record: the image's record there
-    :param keys: which of its items are copied
-    :param items: where they are copied to
+    :param keys: the keys of the items to copy
+    :param items: copies them into the store
     """
 
     def __init__(self, engine: Engine, record: Record, keys: Sequence[str], items: Items) -> None:
@@ -70,10 +72,10 @@ class ItemCopies:
             raise ValueError("the copying has ended")
 
     def steps(self) -> Steps[None]:
-        """Copy the items, and compare them with their digests; except what the store has.
+        """Copy the items, and verify them. Content that the store has already is not read.
 
-        :raises BigDataMissingError: when the content of one is missing
-        :raises DigestMismatchError: when one is damaged
+        :raises BigDataMissingError: when the content of an item is missing
+        :raises DigestMismatchError: when an item is damaged
         """
         sizes = self._record.image.big_data_sizes
         total = sum(sizes.get(key, 0) for key in self._keys)
@@ -85,7 +87,7 @@ class ItemCopies:
                 with self._in_use(), reading(self._engine):
                     self._open(key)
             except (ImageUnknownError, BigDataUnknownError):
-                return  # changed since: the commit finds that it needs another copy
+                return  # changed meanwhile: the commit finds that it needs other copies
             item = self._items[key]
             if item.staged.is_stored:
                 done += item.staged.size
@@ -115,7 +117,7 @@ class ItemCopies:
             raise
 
     def _known(self, digest: str, size: int | None) -> StagedContent | None:
-        """Return the content of an item, if the store has it: then it is not read."""
+        """Return the content of an item if the store has it already."""
         if size is None or not (is_digest(digest) and is_canonical(digest)):
             return None
         return self._target.stage_stored(digest, size, self._check_open)
@@ -139,11 +141,12 @@ class ItemCopies:
             return is_same and as_read_only(image) == record.image
 
     def close(self) -> None:
-        self._last_use.is_over = True
+        self._last_use.is_over = True  # so that no write begins after the interruption
         for item in list(self._items.values()):
             item.staged.interrupt()
         self._last_use.end(self._close)
 
     def _close(self) -> None:
-        while self._items:
-            self._items.popitem()[1].close()
+        with ExitStack() as stack:  # closes each, even if another cannot be closed
+            while self._items:
+                stack.callback(self._items.popitem()[1].close)

@@ -19,63 +19,67 @@ from .reading import reading
 from .views import EngineView, ReadOnlyCatalog, ReadOnlyView, Stack
 
 
-class Below:
+class AdditionalViews:
     """The additional stores, as one commit or one transaction sees them.
 
-    :param engines: the additional stores
-    :param items: where items are copied to
+    :param engines: the additional stores, in order
     """
 
-    def __init__(self, engines: Sequence[Engine], items: Items) -> None:
-        self.engines = engines
-        self.items = items
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._engines = engines
 
     @cached_property
     def views(self) -> Sequence[View]:
-        """Their views, in order."""
-        return [self._view(engine) for engine in self.engines]
+        """The views of the stores, in order. Blocks when they are first read."""
+        return [_view_of(engine) for engine in self._engines]
 
     def reload(self) -> None:
-        """Have their present views. Blocks."""
-        self.views = [self._view(engine) for engine in self.engines]
-
-    @staticmethod
-    def _view(engine: Engine) -> View:
-        if not engine.reader.keeps_catalog:
-            return ReadOnlyView(EngineView(engine))
-        with reading(engine):
-            return ReadOnlyCatalog(engine.reader.snapshot())
+        """Read the present views. Blocks."""
+        self.views = [_view_of(engine) for engine in self._engines]
 
     def find(self, image_id: str) -> tuple[Engine, Record] | None:
         """Return the first of these stores that has an image, and the record there."""
-        for engine, view in zip(self.engines, self.views, strict=True):
+        for engine, view in zip(self._engines, self.views, strict=True):
             record = view.record_of(image_id)
             if record is not None:
                 return engine, record
         return None
 
 
+def _view_of(engine: Engine) -> View:
+    if not engine.reader.keeps_catalog:
+        return ReadOnlyView(EngineView(engine))
+    with reading(engine):
+        return ReadOnlyCatalog(engine.reader.snapshot())
+
+
 class StackedDraft(Stack, Draft):
-    """A draft of the writable store that looks up in the additional stores as well."""
+    """A draft of the writable store that looks up in the additional stores as well.
 
-    __slots__ = ("_below", "_own")
+    :param own: the draft of the writable store
+    :param additional: the additional stores
+    :param items: copies items into the writable store
+    """
 
-    def __init__(self, own: Draft, below: Below) -> None:
+    __slots__ = ("_additional", "_items", "_own")
+
+    def __init__(self, own: Draft, additional: AdditionalViews, items: Items) -> None:
         super().__init__(own.base)
         self.files = own.files
         self._own = own
-        self._below = below
+        self._additional = additional
+        self._items = items
 
     @property
     def views(self) -> Sequence[View]:
-        return [self._own, *self._below.views]
+        return [self._own, *self._additional.views]
 
     @property
     def own(self) -> Draft:
         return self._own
 
     def record_of(self, image_id: str) -> Record | None:
-        # Most of what is changed is the store's own: then the others need not be read.
+        # Most changes are of the store's own images: then the others need not be read.
         return self._own.record_of(image_id) or super().record_of(image_id)
 
     def owner_of(self, name: str) -> str | None:
@@ -97,13 +101,13 @@ class StackedDraft(Stack, Draft):
         """
         if self._own.record_of(image_id) is not None:
             return own
-        found = self._below.find(image_id)
+        found = self._additional.find(image_id)
         return own if found is None else found[0]
 
     def record_to_copy(self, image_id: str) -> Record | None:
         if self._own.record_of(image_id) is not None:
             return None
-        found = self._below.find(image_id)
+        found = self._additional.find(image_id)
         if found is None:
             return None
         edited = RecordDraft(without_hidden_names(self, found[1]))
@@ -123,34 +127,35 @@ class StackedDraft(Stack, Draft):
     def _check_own(self, image_id: str) -> None:
         if self._own.record_of(image_id) is not None:
             return
-        found = self._below.find(image_id)
+        found = self._additional.find(image_id)
         if found is not None:
             name = found[0].name
             raise StoreReadOnlyError(
-                f"image {image_id} is in the additional store {name}, which is only read: delete "
-                "it there",
+                f"image {image_id} is in the additional store {name}, which this store only "
+                "reads: delete it there",
                 id=image_id,
                 path=name,
             )
 
     def _with_items(self, plan: Plan, copies: Copies | None) -> Plan:
-        """Return a plan with the content of the items that its new record takes over."""
+        """Return the plan with the content of those items of a new record that are copies.
+
+        :raises CopyNeededError: when there are no copies of them, or copies of another version
+        """
         record = plan.created
         if record is None:
             return plan
         keys = [key for key in record.image.big_data_names if (record.id, key) not in plan.files]
         if not keys:
             return plan
-        found = self._below.find(record.id)
+        found = self._additional.find(record.id)
         assert found is not None, "an item without given content is one of an additional store"
         engine, original = found
-        contents = None
-        if copies is not None:
-            contents = copies.contents_of(original, keys)
-            if contents is None:
-                self._below.reload()
-                engine, original = self._below.find(record.id) or found
+        contents = None if copies is None else copies.contents_of(original, keys)
         if contents is None:
-            raise CopyNeededError(partial(ItemCopies, engine, original, keys, self._below.items))
+            if copies is not None:  # of another version: copy the present one
+                self._additional.reload()
+                engine, original = self._additional.find(record.id) or found
+            raise CopyNeededError(partial(ItemCopies, engine, original, keys, self._items))
         files = {(record.id, key): content for key, content in contents.items()}
         return msgspec.structs.replace(plan, files={**plan.files, **files})

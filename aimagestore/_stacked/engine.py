@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from .._core.draft import Draft
 from .._engine.lock import AnyLine
-from .._engine.protocol import Engine, Items, PodmanReader
+from .._engine.protocol import Engine, PodmanReader
 from .draft import StackedDraft
 from .items import StackedItems
 from .podman import StackedPodman
 from .reader import StackedReader
+from .reading import reading
 from .writer import StackedWriter
 
 
@@ -47,7 +50,10 @@ class StackedEngine:
 
     @property
     def read_lock(self) -> AnyLine:
-        """The line for the readers' lock of the writable store; an error names that of others."""
+        """The line for the readers' lock of the writable store.
+
+        Where another store's is needed, the :exc:`ChangeUnderWayError` has it.
+        """
         return self._own.read_lock
 
     @property
@@ -60,10 +66,12 @@ class StackedEngine:
         """The items of all of them."""
         return self._items
 
-    def items_of(self, draft: Draft, image_id: str) -> Items:
-        """Return the items of the store in which a draft sees an image."""
-        assert isinstance(draft, StackedDraft), "it was made here"
-        return draft.engine_of(image_id, self._own).items
+    def open_item(self, draft: Draft, image_id: str, key: str) -> io.RawIOBase:
+        """Open an item in the store in which a draft sees the image."""
+        assert isinstance(draft, StackedDraft), "the writer made it"
+        engine = draft.engine_of(image_id, self._own)
+        with reading(engine):
+            return engine.items.open(image_id, key)[1]
 
     @property
     def layer_store(self) -> str | None:
@@ -78,5 +86,6 @@ class StackedEngine:
 
     def close(self) -> None:
         """Release everything."""
-        for engine in reversed(self._engines):
-            engine.close()
+        with ExitStack() as stack:  # closes each, even if another cannot be closed
+            for engine in self._engines:
+                stack.callback(engine.close)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 
 from .._core.events import ChangeEvent, Kind
@@ -17,20 +17,20 @@ from .views import as_read_only
 _Events = list[list[ChangeEvent]]
 
 _PRESENT = object()
-"""An image that nobody sees: it is changed before it is seen."""
+"""Stands for an image before its first event, where only its presence matters."""
 
 
 class StackedFeed:
     """The changes of several stores; see :class:`aimagestore._engine.protocol.Feed`.
 
-    What changes in one store is a change of the whole only if no earlier store has the image. An
-    image that one store loses and a later one has is changed, and not deleted.
+    A change in one store is a change of the whole only if no earlier store has the image. If an
+    image is deleted in one store and a later store has it, the image has changed.
     """
 
     def __init__(self, engines: Sequence[Engine]) -> None:
         self._engines = engines
         self._feeds: list[Feed] = []
-        # The changes of each store that are not worked out yet.
+        # The events of each store that no poll has returned yet.
         self._events: _Events = [[] for _ in engines]
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
         try:
@@ -51,14 +51,14 @@ class StackedFeed:
             return None
         descriptors = [d for feed in self._feeds if (d := feed.descriptor) is not None]
         for descriptor in descriptors:
-            # The kernel forgets a descriptor that is closed, as that of a lost session.
+            # Again each time: a feed may have another one, and the kernel drops those closed.
             with suppress(FileExistsError):
                 self._epoll.register(descriptor, select.EPOLLIN)
         return self._epoll.fileno() if descriptors else None
 
     def is_due(self) -> bool:
-        # All are asked: each takes the notifications that it has.
-        return [feed.is_due() for feed in self._feeds].count(True) > 0
+        due = [feed.is_due() for feed in self._feeds]  # each reads its own notifications
+        return any(due)
 
     def poll(self) -> Sequence[ChangeEvent]:
         self._collect()
@@ -66,8 +66,7 @@ class StackedFeed:
         if not ids:
             return ()
         found = self._look_up(ids)
-        # What came of these images before the lookup or since is worked out together, so that the
-        # lookup is right for the stores in which nothing came.
+        # With the events since the lookup, the lookup is right for the stores without any.
         self._collect()
         taken = [[event for event in events if event.id in ids] for events in self._events]
         changes = list(_changes(taken, found))
@@ -77,7 +76,7 @@ class StackedFeed:
     def _collect(self) -> None:
         """Poll all feeds.
 
-        :raises ChangeUnderWayError: when nothing has changed but the half of a change
+        :raises ChangeUnderWayError: when there is no event but the half of another program's change
         """
         failure: ChangeUnderWayError | None = None
         for engine, feed, events in zip(self._engines, self._feeds, self._events, strict=True):
@@ -90,7 +89,7 @@ class StackedFeed:
             raise failure
 
     def _look_up(self, ids: set[str]) -> list[Mapping[str, Image]]:
-        """Return, for each store, the images that have not changed there."""
+        """Return, for each store, those of the images that have no event there."""
         found = []
         for engine, events in zip(self._engines, self._events, strict=True):
             rest = ids - {event.id for event in events}
@@ -99,10 +98,11 @@ class StackedFeed:
         return found
 
     def close(self) -> None:
-        for feed in self._feeds:
-            feed.close()
-        if self._epoll is not None:
-            self._epoll.close()
+        with ExitStack() as stack:  # closes each, even if another cannot be closed
+            if self._epoll is not None:
+                stack.callback(self._epoll.close)
+            for feed in self._feeds:
+                stack.callback(feed.close)
 
 
 def _images(view: View, ids: set[str]) -> Mapping[str, Image]:
@@ -111,17 +111,20 @@ def _images(view: View, ids: set[str]) -> Mapping[str, Image]:
 
 
 class _States:
-    """Which stores have one image, the first of them first, as far as events were worked out."""
+    """One image in each store, in the order of the stores.
+
+    :param images: ``None`` for a store that does not have it
+    """
 
     def __init__(self, images: list[object | None]) -> None:
         self._images = images
 
     def seen(self) -> tuple[int, object] | None:
-        """Return the store whose image is seen, and the image."""
+        """Return the number of the first store that has the image, and its image."""
         return next(((n, i) for n, i in enumerate(self._images) if i is not None), None)
 
     def change(self, event: ChangeEvent, number: int) -> ChangeEvent | None:
-        """Return what the event of one store is for all of them together."""
+        """Apply the event of one store; return what it is for all of them together."""
         before = self.seen()
         self._images[number] = event.image
         after = self.seen()
@@ -130,16 +133,16 @@ class _States:
         if before is not None and before[0] == after[0] != number:
             return None  # an earlier store hides it
         image = after[1]
-        assert isinstance(image, Image), "later stores were worked out before"
+        assert isinstance(image, Image), "the events of later stores were applied before"
         kind: Kind = "created" if before is None else "changed"
         return ChangeEvent(kind, event.id, as_read_only(image) if after[0] else image)
 
 
 def _changes(taken: _Events, found: Sequence[Mapping[str, Image]]) -> Iterator[ChangeEvent]:
-    """Work out what the events of all stores amount to.
+    """Iterate over what the events of all stores are for all of them together.
 
     :param taken: the events of each store
-    :param found: the images of each store that has no events of them
+    :param found: for each store, the images that have no event there
     """
     first = [{event.id: event for event in reversed(events)} for events in taken]
     states: dict[str, _States] = {}
@@ -152,7 +155,7 @@ def _changes(taken: _Events, found: Sequence[Mapping[str, Image]]) -> Iterator[C
             else:
                 images.append(None if event.kind == "created" else _PRESENT)
         states[image_id] = _States(images)
-    # Later stores first: an image that comes to be seen in one is then known.
+    # Later stores first, so that an image is known when it is not hidden any more.
     for number in reversed(range(len(taken))):
         for event in taken[number]:
             change = states[event.id].change(event, number)

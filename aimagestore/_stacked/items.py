@@ -48,13 +48,13 @@ class StackedItems:
                 with reading(engine):
                     image, file = engine.items.open(image_id, key)
             except ImageUnknownError:
-                continue  # deleted since
+                continue  # it was deleted meanwhile
             if image.id == image_id:
                 return as_read_only(image) if number else image, file
-            file.close()  # deleted since, and the ID is the beginning of another
+            file.close()  # it was deleted meanwhile, and its ID is a prefix of another
 
     def is_same(self, one: io.RawIOBase, other: io.RawIOBase) -> bool:
-        raise NotImplementedError("items are copied from one additional store, not from a stack")
+        raise NotImplementedError("each additional store compares its own items")
 
     def usage(self) -> Steps[StoredContent]:
         return self._own.usage()
@@ -62,6 +62,6 @@ class StackedItems:
 
 def _locate(view: View, ref: str) -> tuple[str, int]:
     """Return the ID of an image, and the number of the store that has it."""
-    assert isinstance(view, Stack), "it is that of several stores"
+    assert isinstance(view, Stack), "the reader's views are of several stores"
     image_id = view.lookup(ref)
     return image_id, view.number_of(image_id)

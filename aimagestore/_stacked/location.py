@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from .._engine.protocol import Checker, Engine, Location, OtherStores, Repairer
@@ -15,14 +16,14 @@ from .others import AdditionalStores
 class AdditionalLocation:
     """Where an additional store is.
 
-    :ivar is_required: whether it is an error that it is not there
+    :ivar is_required: whether it is an error if the store is missing or cannot be reached
     """
 
     location: Location
     is_required: bool = True
 
     def open(self) -> Engine | None:
-        """Open it to be read; ``None`` where it is not there, and not required."""
+        """Open the store read-only; return ``None`` if it is missing and not required."""
         try:
             return self.location.open(read_only=True)
         except (FileNotFoundError, StoreUnavailableError) as error:
@@ -31,8 +32,8 @@ class AdditionalLocation:
             if isinstance(error, FileNotFoundError):
                 raise FileNotFoundError(
                     error.errno,
-                    f"{error.strerror} (this is an additional store: give it as "
-                    "AdditionalStore(…, required=False) to do without it)",
+                    f"{error.strerror} (this is an additional store: to open the others without "
+                    "it, give it as AdditionalStore(…, required=False))",
                     error.filename,
                 ) from error
             raise
@@ -41,8 +42,8 @@ class AdditionalLocation:
 class StackedLocation:
     """A store and its additional stores; see :class:`aimagestore._engine.protocol.Location`.
 
-    A check of it is one of the writable store, whose layers and images additional ones may have,
-    and of whether those can be read. What repairs it sees the writable one alone.
+    A check is one of the writable store. Of the additional stores, it uses their layers and
+    images, and reports one that cannot be read. A repair uses the writable store alone.
     """
 
     def __init__(self, own: Location, additional: Sequence[AdditionalLocation]) -> None:
@@ -58,18 +59,18 @@ class StackedLocation:
         return f"StackedLocation({self._own!r}, {list(self._additional)!r})"
 
     def open(self, *, read_only: bool) -> Engine:
-        own = self._own.open(read_only=read_only)
-        additional: list[Engine] = []
-        try:
+        with ExitStack() as opened:
+            own = self._own.open(read_only=read_only)
+            opened.callback(own.close)
+            additional: list[Engine] = []
             for store in self._additional:
                 engine = store.open()
                 if engine is not None:
+                    opened.callback(engine.close)
                     additional.append(engine)
-            return StackedEngine(own, additional) if additional else own
-        except BaseException:
-            for engine in (*reversed(additional), own):
-                engine.close()
-            raise
+            whole = StackedEngine(own, additional) if additional else own
+            opened.pop_all()  # the caller closes them
+        return whole
 
     def checker(self, *, verify: bool, others: OtherStores | None = None) -> Checker:
         others = AdditionalStores((each.location.name, each.open) for each in self._additional)

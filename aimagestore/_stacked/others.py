@@ -1,4 +1,4 @@
-"""What additional stores have, for a check of the store in front of them."""
+"""What additional stores have, for a check of the store that they are additional to."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .._engine.protocol import ChangeUnderWayError, Elsewhere, Engine, Steps
 from ..errors import ImageStoreError
 
 _READ_AGAIN: Final = 0.05
-"""Seconds after which a store is read again that another program is changing."""
+"""Seconds before a store is read again after another program was in the middle of a change."""
 
 
 class AdditionalStores:
     """Additional stores; see :class:`aimagestore._engine.protocol.OtherStores`.
 
-    :param stores: the name of each, and what opens it, or returns ``None`` if it is not there and
-        need not be
+    :param stores: the name of each, and a function that opens it, or returns ``None`` if the store
+        is missing and not required
     """
 
     def __init__(self, stores: Iterable[tuple[str, Callable[[], Engine | None]]]) -> None:
@@ -47,6 +47,8 @@ class AdditionalStores:
 
 
 def _add(engine: Engine, image_ids: Collection[str], layers: set[str], images: set[str]) -> None:
+    """Add the layers of a store and those of the images that it has, and close it."""
+
     def found(view: View) -> list[str]:
         view.prefetch(image_ids, ())
         return [image_id for image_id in image_ids if view.record_of(image_id) is not None]

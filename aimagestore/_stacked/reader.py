@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from .._core.catalog import Catalog
@@ -14,16 +13,28 @@ from .._core.view import View
 from .._engine.protocol import Engine
 from .feed import StackedFeed
 from .reading import reading
-from .views import ReadOnlyCatalog, ReadOnlyView, StackedCatalog, StackedView, as_read_only
+from .views import (
+    ReadOnlyCatalog,
+    ReadOnlyView,
+    StackedCatalog,
+    StackedView,
+    as_read_only,
+    in_pages,
+)
 
 T = TypeVar("T")
 
 _RETRIES = 5
-"""Times that all stores are read again because one changed while the others were read."""
+"""How often all stores are read again because one changed while the others were read."""
 
 
 class _Last(NamedTuple):
-    """What was read last."""
+    """What was read last.
+
+    :ivar catalogs: the catalogs of all stores
+    :ivar additional: those of the additional stores, marked as read-only
+    :ivar stacked: all of them together
+    """
 
     catalogs: Sequence[Catalog]
     additional: Sequence[ReadOnlyCatalog]
@@ -54,8 +65,8 @@ class StackedReader:
     def _are_current(self, catalogs: Sequence[Catalog]) -> bool:
         """Return whether these are still the last commits.
 
-        Then there was a moment at which all that were looked at were: an image that moves from one
-        store to another is seen in one of them.
+        Then there was a moment at which all catalogs that were read were the last commits. So an
+        image that moves from one store to another is found in one of them.
         """
         pairs = zip(self._readers, catalogs, strict=False)
         return all(reader.current() is catalog for reader, catalog in pairs)
@@ -64,7 +75,7 @@ class StackedReader:
         last = self._last
         if last is not None and all(map(operator.is_, last.catalogs, catalogs)):
             return last.stacked
-        # What an additional store has decoded is kept for as long as it does not change.
+        # The decoded records of an additional store are kept until it changes.
         kept = {} if last is None else {id(seen.catalog): seen for seen in last.additional}
         additional = [kept.get(id(each)) or ReadOnlyCatalog(each) for each in catalogs[1:]]
         stacked = StackedCatalog([catalogs[0], *additional])
@@ -104,32 +115,8 @@ class StackedReader:
 
     def pages(self, size: int) -> Iterator[list[Image]]:
         if self.keeps_catalog:
-            return _pages(self.snapshot(), size)
-        begun = []
-        for engine in self._engines:
-            with reading(engine):
-                begun.append(engine.reader.pages(size))
-        return self._pages(begun)
-
-    def _pages(self, begun: Sequence[Iterator[list[Image]]]) -> Iterator[list[Image]]:
-        # What an earlier store may lose, and a later one has, comes only once.
-        repeated: set[str] = set()
-        for number, pages in enumerate(begun):
-            for page in pages:
-                ids = [image.id for image in page]
-                hidden = repeated | self._known(ids, self._engines[:number])
-                repeated |= self._known(ids, self._engines[number + 1 :])
-                images = [image for image in page if image.id not in hidden]
-                if images:
-                    yield [as_read_only(image) for image in images] if number else images
-
-    @staticmethod
-    def _known(image_ids: Sequence[str], engines: Sequence[Engine]) -> set[str]:
-        known: set[str] = set()
-        for engine in engines:
-            with reading(engine):
-                known |= engine.reader.read(lambda view: view.known_ids(image_ids))
-        return known
+            return in_pages(self.snapshot(), size)
+        return _Pages(self._engines, size)
 
     def refresh(self) -> bool:
         is_modified = False
@@ -148,7 +135,50 @@ class StackedReader:
         return StackedFeed(self._engines)
 
 
-def _pages(catalog: Catalog, size: int) -> Iterator[list[Image]]:
-    images = iter(catalog)
-    while page := list(islice(images, size)):
-        yield page
+class _Pages(Iterator[list[Image]]):
+    """The images of several stores in pages, where not all of them are in memory.
+
+    If :func:`next` raises :exc:`ChangeUnderWayError`, it may be called again.
+    """
+
+    def __init__(self, engines: Sequence[Engine], size: int) -> None:
+        self._engines = engines
+        self._stores: list[Iterator[list[Image]]] = []
+        for engine in engines:
+            with reading(engine):
+                self._stores.append(engine.reader.pages(size))
+        # The store whose pages come now, and its page, until that is returned.
+        self._number = 0
+        self._page: list[Image] | None = None
+        # The IDs that came already, or were hidden, and that a later store has as well.
+        self._repeated: set[str] = set()
+
+    def __next__(self) -> list[Image]:
+        while True:
+            if self._page is None:
+                self._page = self._next_page()
+            ids = [image.id for image in self._page]
+            hidden = self._repeated | self._known(ids, self._engines[: self._number])
+            repeated = self._known(ids, self._engines[self._number + 1 :])
+            # An image that an earlier store loses meanwhile, and a later one has, comes once.
+            self._repeated |= repeated
+            images = [image for image in self._page if image.id not in hidden]
+            self._page = None
+            if images:
+                return [as_read_only(image) for image in images] if self._number else images
+
+    def _next_page(self) -> list[Image]:
+        while self._number < len(self._stores):
+            page = next(self._stores[self._number], None)
+            if page is not None:
+                return page
+            self._number += 1
+        raise StopIteration
+
+    @staticmethod
+    def _known(image_ids: Sequence[str], engines: Sequence[Engine]) -> set[str]:
+        known: set[str] = set()
+        for engine in engines:
+            with reading(engine):
+                known |= engine.reader.read(lambda view: view.known_ids(image_ids))
+        return known

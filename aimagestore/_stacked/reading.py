@@ -1,4 +1,4 @@
-"""Says whose lock a reader waits for, if it has to wait."""
+"""Names the lock that a reader waits for, if it has to wait."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .._engine.protocol import ChangeUnderWayError, Engine
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[None]:
-    """Read one of several stores."""
+    """Read one of several stores inside the block: an error that says to wait has its lock."""
     try:
         yield
     except ChangeUnderWayError as error:

@@ -1,4 +1,4 @@
-"""Lookups in several stores at once, and in one that is only read."""
+"""Lookups in several stores at once, and in an additional store."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .reading import reading
 
 T = TypeVar("T")
 
-PAGE = 500
-"""Records that are looked up in other stores in one go."""
+_PAGE = 500
+"""Records that are looked up in other stores in one call."""
 
 
 class Stack(View):
-    """Lookups in the views of several stores, of which an earlier one hides what later ones have.
+    """Lookups in the views of several stores, of which an earlier one hides IDs of later ones.
 
-    Names are not hidden in the records: podman lists them as each store has them.
+    The names in a record are not hidden: podman lists them as each store has them.
     """
 
     __slots__ = ()
@@ -38,7 +38,7 @@ class Stack(View):
         return any(view.record_of(image_id) is not None for view in self.views[:number])
 
     def number_of(self, image_id: str) -> int:
-        """Return the number of the store that has an image, which is there."""
+        """Return the number of the first store that has an image, which at least one has."""
         return next(n for n, view in enumerate(self.views) if view.known_ids([image_id]))
 
     def prefetch(self, refs: Iterable[str], names: Iterable[str]) -> None:
@@ -47,7 +47,7 @@ class Stack(View):
             view.prefetch(refs, names)
 
     def get(self, ref: str) -> Image:
-        return self.find(ref).image
+        return self.find(ref).image  # Catalog.get() looks in the indexes of one store
 
     def record_of(self, image_id: str) -> Record | None:
         for view in self.views:
@@ -66,7 +66,7 @@ class Stack(View):
     def owner_of(self, name: str) -> str | None:
         for number, view in enumerate(self.views):
             owner = view.owner_of(name)
-            # Hidden, the image has lost the name in the store that has copied it.
+            # If the image is hidden, an earlier store has it without this name.
             if owner is not None and not self._is_hidden(owner, number):
                 return owner
         return None
@@ -96,11 +96,12 @@ class Stack(View):
         own, *additional = self.views
         yield from own.records()
         for number, view in enumerate(additional, 1):
-            for page in _pages(view.records()):
+            for page in in_pages(view.records(), _PAGE):
                 hidden = self._hidden([record.id for record in page], number)
                 yield from (record for record in page if record.id not in hidden)
 
     def _hidden(self, image_ids: Sequence[str], number: int) -> set[str]:
+        """Return which of the images of a store are hidden by earlier ones."""
         return {i for view in self.views[:number] for i in view.known_ids(image_ids)}
 
     def is_damaged(self, image_id: str) -> bool:
@@ -110,8 +111,10 @@ class Stack(View):
         return StackedCatalog([view.freeze() for view in self.views])
 
 
-def _pages(records: Iterator[Record]) -> Iterator[list[Record]]:
-    while page := list(islice(records, PAGE)):
+def in_pages(things: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Iterate over things, in lists of this length."""
+    rest = iter(things)
+    while page := list(islice(rest, size)):
         yield page
 
 
@@ -134,7 +137,7 @@ class StackedCatalog(Stack, Catalog):
     __slots__ = ("_length", "_views")
 
     def __init__(self, catalogs: Sequence[Catalog]) -> None:
-        # The indexes stay where they are: to merge those of large stores would take long.
+        # The indexes are not merged, because that takes long for large stores.
         self._images = None
         self._views = catalogs
         self._length: int | None = None
@@ -157,12 +160,12 @@ class StackedCatalog(Stack, Catalog):
 
 
 def as_read_only(image: Image) -> Image:
-    """Return an image as one that is seen in an additional store."""
+    """Return the image as one of an additional store."""
     return msgspec.structs.replace(image, read_only=True)
 
 
 class ReadOnlyView(View):
-    """Lookups in the view of an additional store: the same records, said to be read-only."""
+    """Lookups in the view of an additional store: the same records, marked as read-only."""
 
     __slots__ = ("_view",)
 
@@ -196,7 +199,7 @@ class ReadOnlyView(View):
 
 
 class ReadOnlyCatalog(Catalog):
-    """The records of one commit of an additional store, said to be read-only. Immutable.
+    """The records of one commit of an additional store, marked as read-only. Immutable.
 
     :ivar catalog: the same records as that store has them
     """
@@ -209,11 +212,11 @@ class ReadOnlyCatalog(Catalog):
         self._seen: dict[str, Record] = {}
 
     def _as_read_only(self, record: Record) -> Record:
-        # Kept, so that each is decoded once.
+        # Kept, so that each record is decoded only once.
         return self._seen.get(record.id) or self._seen.setdefault(record.id, record.as_read_only())
 
     def get(self, ref: str) -> Image:
-        return self.find(ref).image
+        return self.find(ref).image  # Catalog.get() returns records as the store itself has them
 
     def record_of(self, image_id: str) -> Record | None:
         record = self.catalog.record_of(image_id)
@@ -224,7 +227,7 @@ class ReadOnlyCatalog(Catalog):
 
 
 class EngineView(View):
-    """Lookups in the last commit of a store, each by a read of its own."""
+    """Lookups in a store, each in what is then its last commit."""
 
     __slots__ = ("_engine",)
 

@@ -1,4 +1,4 @@
-"""Writes the writable store of several."""
+"""Writes to the writable store of several."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .._core.draft import Draft, Plan
 from .._core.mutations import Mutation
 from .._engine.lock import AnyGrant
 from .._engine.protocol import Engine, Outcome, Removal
-from .draft import Below, StackedDraft
+from .draft import AdditionalViews, StackedDraft
 
 
 class StackedWriter:
     """Writes a store that has additional ones; see :class:`aimagestore._engine.protocol.Writer`.
 
     :param own: the writable store
-    :param additional: the additional stores
+    :param additional: the additional stores, in order
     """
 
     def __init__(self, own: Engine, additional: Sequence[Engine]) -> None:
@@ -25,20 +25,20 @@ class StackedWriter:
         self._items = own.items
         self._additional = additional
 
-    def _below(self) -> Below:
-        return Below(self._additional, self._items)
-
     def commit(self, grant: AnyGrant, mutations: Sequence[Mutation]) -> list[Outcome]:
-        below = self._below()
+        views = AdditionalViews(self._additional)
         stacked = [
-            replace(mutation, plan=partial(_plan, mutation, below)) for mutation in mutations
+            replace(mutation, plan=partial(self._plan, mutation, views)) for mutation in mutations
         ]
         return self._writer.commit(grant, stacked)
 
+    def _plan(self, mutation: Mutation, additional: AdditionalViews, draft: Draft) -> Plan:
+        return mutation(StackedDraft(draft, additional, self._items))
+
     def draft(self, grant: AnyGrant) -> Draft:
-        below = self._below()
-        _ = below.views  # read here, where that may block
-        return StackedDraft(self._writer.draft(grant), below)
+        views = AdditionalViews(self._additional)
+        views.reload()  # here, where it may block
+        return StackedDraft(self._writer.draft(grant), views, self._items)
 
     def publish(self, grant: AnyGrant, draft: Draft) -> None:
         self._writer.publish(grant, draft.own)
@@ -51,7 +51,3 @@ class StackedWriter:
 
     def garbage(self, *, dry_run: bool) -> Iterator[Removal]:
         return self._writer.garbage(dry_run=dry_run)
-
-
-def _plan(mutation: Mutation, below: Below, draft: Draft) -> Plan:
-    return mutation(StackedDraft(draft, below))

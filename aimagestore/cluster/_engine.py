@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from datetime import timedelta
 
 from .._core.draft import Draft
@@ -119,9 +120,9 @@ class ClusterEngine:
         """Keeps the content of big-data items."""
         return self._items
 
-    def items_of(self, draft: Draft, image_id: str) -> ClusterItems:
-        """Return what keeps the content of big-data items."""
-        return self._items
+    def open_item(self, draft: Draft, image_id: str, key: str) -> io.RawIOBase:
+        """Open an item of the last commit."""
+        return self._items.open(image_id, key)[1]
 
     @property
     def layer_store(self) -> str | None:

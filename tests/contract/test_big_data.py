@@ -271,8 +271,9 @@ async def test_a_reader_is_closed_at_the_end_of_its_block(store: ImageStore, ima
     await store.set_big_data(image, "key", CONTENT)
     async with store.open_big_data(image, "key") as reader:
         await reader.read(5)
-    with pytest.raises(StoreClosedError):
-        await reader.read(5)
+    for call in (reader.read(5), reader.receive(), reader.seek(0), anext(reader)):
+        with pytest.raises(StoreClosedError):
+            await call
 
 
 async def test_nothing_is_also_content(store: ImageStore, image: str) -> None:
