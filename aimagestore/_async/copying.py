@@ -1,4 +1,4 @@
-"""Copies images from one store into another, of whatever kind."""
+"""Copies images from one store into another, of any kind."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from .store import ImageStore, core_of
 class CopyResult(metaclass=PlainType):
     """What a copy did.
 
-    :ivar images: the number of images that were copied or brought up to date
-    :ivar present: the number of images that the destination had already
-    :ivar bytes: the bytes of big data that were copied, without what the destination had
+    :ivar images: the number of images that were copied or updated
+    :ivar present: the number of images that the destination had already, unchanged
+    :ivar bytes: the bytes of big data that were copied, without those that the destination had
     """
 
     images: int = 0
@@ -46,34 +46,37 @@ async def copy_images(
     force: bool = False,
     progress: Progress | None = None,
 ) -> CopyResult:
-    """Copy images with everything that is recorded of them, between stores of any kind.
+    """Copy images with their whole records and all of their items, between stores of any kind.
 
-    Records are copied as they are spelled, in no certain order, and items compared with their
-    digests on the way. Each image is copied as a whole or not at all. One that the destination
-    has already becomes what it is in the source, and names move to the copied images; other images
-    stay as they are. What changes in the source meanwhile may be copied or not. Content that the
-    destination has, of any image, is neither read nor kept again.
+    Each image is copied as a whole or not at all, in no particular order. Its record is copied byte
+    for byte, and its items are verified against their digests. An image that the destination has
+    already becomes as it is in the source. Names move to the copied images; other images stay as
+    they are. Changes in the source meanwhile may be copied or not. Content that any image of the
+    destination has already is neither read nor stored again.
 
-    Cancelled, or interrupted in any other way, it has copied some of the images. Called again, it
-    continues: what the destination has is not copied again.
+    If cancelled, or ended by an error, it has copied some of the images. Another call copies the
+    rest.
 
-    :param source: where the images are; may be open read-only
+    :param source: the store to copy from; may be open read-only
+    :param destination: the store to copy into
     :param refs: the images to copy; ``None`` for all
-    :param force: copy images even if podman, which keeps layers beside the destination, cannot
-        read them there, and ``podman images`` fails from then on
+    :param force: into podman's store, copy images even if podman cannot read them: ``podman
+        images`` fails from then on
     :param progress: called with the bytes done and the total, as recorded
-    :raises PodmanFailsError: when it cannot read one, and ``force`` is not given
+    :raises PodmanFailsError: when the destination is podman's store, and podman cannot read an
+        image
+    :raises AmbiguousImageError: when one of the refs stands for several images
     :raises ImageUnknownError: when the source has no image for one of the refs
     :raises DigestMismatchError: when an item differs from what the source's record says
     :raises BigDataMissingError: when the content of an item is missing in the source
     :raises StoreReadOnlyError: when the destination was opened read-only
-    :raises ValueError: when both are one store
+    :raises ValueError: when the source is the destination
     """
     check_type(source, ImageStore, "source")
     check_type(destination, ImageStore, "destination")
     check_type(force, bool, "force")
     if source is destination:
-        raise ValueError("the source and the destination of a copy must be two stores")
+        raise ValueError("the source is the destination: give two stores")
     core_of(destination).check_writable()
     wanted = None if refs is None else check_names(refs)
     found = await core_of(source).read(partial(_find, refs=wanted), is_slow=True)
@@ -107,9 +110,9 @@ class _Copying:
         self._progress = progress
         self._force = force
         self._done = 0
-        # What is done of the items that are being copied.
+        # The bytes that are done of the items that are being copied.
         self._parts: dict[tuple[str, str], int] = {}
-        # The digests of what is copied now, so that no other task copies it too, and what was.
+        # The digests of what a task copies now, so that no other task does, and of what was copied.
         self._under_way: dict[str, Event] = {}
         self._copied: set[str] = set()
         self._images = self._present = self._bytes = 0
@@ -121,7 +124,7 @@ class _Copying:
     async def _copy_until_done(self, found: tuple[str, int]) -> None:
         image_id, size = found
         while not await self._copy(image_id):
-            pass  # it was changed meanwhile, in either store
+            pass  # it was changed meanwhile, in one of the stores
         self._done += size
         self._report()
 
@@ -131,7 +134,7 @@ class _Copying:
             self._progress(min(done, self._total), self._total)
 
     async def _copy(self, image_id: str) -> bool:
-        """Copy an image as it is now; return whether that is done."""
+        """Copy an image as it is now; return ``False`` if it was changed meanwhile."""
         seen = await self._read_source(partial(_seen, image_id=image_id))
         if seen is None:
             return True
@@ -152,7 +155,7 @@ class _Copying:
     async def _copy_with_items(self, seen: _Seen) -> bool:
         digests = {digest for _, (digest, _) in _contents(seen.record.image)} - self._copied
         while under_way := [e for digest in digests if (e := self._under_way.get(digest))]:
-            # What another task copies is in the destination afterwards.
+            # Afterwards, the destination has what the other task copies.
             await under_way[0].wait()
             digests -= self._copied
         event = Event()
@@ -194,7 +197,7 @@ class _Copying:
         return True
 
     async def _stage(self, stack: AsyncExitStack, image: Image, key: str) -> StagedItem | None:
-        """Stage an item in the destination; ``None`` when its image has changed since."""
+        """Stage an item in the destination; return ``None`` if its image has changed meanwhile."""
 
         def report(done: int, total: int | None) -> None:
             self._parts[image.id, key] = done
@@ -215,8 +218,8 @@ class _Copying:
 class _Seen(NamedTuple):
     """An image in the source.
 
-    :ivar record: its record
-    :ivar image: the image as the source shows it, with names that stand for others
+    :ivar record: its record, without names that stand for other images
+    :ivar image: the image as the source shows it, with those names
     """
 
     record: Record
@@ -224,10 +227,10 @@ class _Seen(NamedTuple):
 
 
 def _contents(image: Image) -> Iterator[tuple[str, tuple[str, int]]]:
-    """Iterate over the items whose content is known by a digest: keys, with digests and sizes."""
+    """Iterate over the keys, digests and sizes of the items that have a SHA-256 digest."""
     for key in image.big_data_names:
         digest, size = image.big_data_digests.get(key, ""), image.big_data_sizes.get(key)
-        # The size as well: the digest of a signed manifest is that of a part of it.
+        # The size is needed because the digest of a signed manifest is that of a part of it.
         if size is not None and is_digest(digest) and is_canonical(digest):
             yield key, (digest, size)
 
@@ -240,5 +243,5 @@ def _seen(view: View, image_id: str) -> _Seen | None:
     record = view.record_of(image_id)
     if record is None:
         return None
-    is_own = not record.read_only
-    return _Seen(record if is_own else without_hidden_names(view, record), record.image)
+    copied = without_hidden_names(view, record) if record.read_only else record
+    return _Seen(copied, record.image)

@@ -24,19 +24,20 @@ async def check(
     verify: bool = True,
     progress: Progress | None = None,
 ) -> Report:
-    """Check a store for damage and for garbage; change nothing.
+    """Check a store for damage and garbage, without changing anything.
 
-    Works on stores that cannot be opened, on read-only ones, and beside writers: what looks
-    damaged is checked again while no writer is in the middle of a change. Cancelled, it stops at
-    once.
+    It works on stores that cannot be opened, on read-only ones, and beside writers: what looks
+    damaged is checked again while the lock keeps writers out. If cancelled, it stops at once.
 
     :param where: the directory that holds images.json, or a location, as for :class:`ImageStore`
-    :param additional_stores: as for :class:`ImageStore`: they are not checked, but may have layers
-        and images that the store needs, and one that cannot be read is a finding
+    :param additional_stores: as for :class:`ImageStore`. They are not checked, but may have layers
+        and images that the store needs; one that cannot be read is a finding
     :param verify: read every item, and compare it with its recorded digest
     :param progress: called with the bytes read, and with the total
+    :returns: the findings, and how much was read
     :raises FileNotFoundError: when there is no such directory
     :raises GraphRootError: when it is podman's graph root, which holds image stores
+    :raises StoreUnavailableError: when a server of a cluster is unavailable
     """
     location = stacked_location(where, additional_stores)
     threads = Threads(EventLoop())
@@ -58,28 +59,28 @@ async def _check(checker: Checker, threads: Threads, progress: Progress | None) 
             return await Stepper(checker.steps(), threads).run(progress)
         except ChangeUnderWayError:
             line = await threads.run_abandonable(checker.join_lock, dispose=_leave)
-        assert line is not None, "a change is under way"
-        # Released at once, because checking everything may take long.
+        assert line is not None, "the checker has seen a change under way"
+        # Only to wait for the change: checking everything may take too long to keep the lock.
         async with _held(line, threads):
             pass
 
 
 @asynccontextmanager
 async def _held(line: AnyLine, threads: Threads) -> AsyncIterator[AnyGrant]:
-    """Acquire the lock, and release it and leave its line at the end of the block."""
+    """Hold the lock inside the block, and leave its line at the end."""
     grant: AnyGrant | None = None
     try:
         grant = await acquire(line, threads, None)
-        assert grant is not None, "there is no timeout"
+        assert grant is not None, "the wait has no timeout"
         yield grant
     finally:
         await threads.run_shielded(_release_and, line.leave, grant)
 
 
 def _release_and(close: Callable[[], object], grant: AnyGrant | None) -> None:
-    """Release the lock, and then close what it belongs to.
+    """Release the lock, then close what it belongs to.
 
-    In one call: the release waits for the step that a closed coroutine has left to its thread.
+    Both are one call, because the release may have to wait for a step in another thread.
     """
     if grant is not None:
         grant.release()
@@ -99,37 +100,38 @@ async def repair(
     lock_timeout: float | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Repair what a check has reported, where it is still so, and return what was done.
+    """Repair what a check has reported, if it is still so.
 
-    Records are rebuilt for directories that have none, but have big data (from their files; names,
-    where the annotations of a manifest give them and no other image has them), and recorded sizes
-    that the data disproves and malformed digests are corrected. A lost or damaged index is rebuilt
-    from what can be read of it and from the directories; the old one is kept beside it as
-    ``images.json.old-1``. What no file says, such as the flags of an image, stays lost. Files
-    are never removed: :meth:`ImageStore.collect_garbage` does that.
+    A directory that has big data but no record gets a record, made from its files. Its names come
+    from the annotations of a manifest, unless other images have them. Recorded sizes that are wrong
+    and malformed digests are corrected. A lost or damaged index is rebuilt from its readable parts
+    and from the directories; the old one is kept beside it as ``images.json.old-1``. What no file
+    says, such as the flags of an image, stays lost. Files are never removed:
+    :meth:`ImageStore.collect_garbage` does that.
 
-    Where podman keeps layers beside the store, what it cannot read is put right, or taken out of
-    the index, so that ``podman images`` works again. Nothing is lost: the index as it was stays
-    beside the new one as ``images.json.old-1``, and directories of images that are taken out stay
-    under names like ``<id>.old-1``.
+    In podman's store, what podman cannot read is corrected or taken out of the index, so that
+    ``podman images`` works again. The old index is kept beside the new one as
+    ``images.json.old-1``, and the directories of images that are taken out are kept under names
+    like ``<id>.old-1``.
 
     On a cluster, the tables of names, digests and items and the counters are rebuilt from the
     records of the images that were reported, in one transaction that holds the lock. An item whose
     object is missing gets another object with its content, if the check has found one.
 
-    Cancelled, it has changed nothing, or its last step is completed.
+    If cancelled, it has changed nothing, or has completed its last step.
 
     :param where: the directory that holds images.json, or a location
-    :param report: what :func:`check` found
-    :param drop: take out of the index what cannot be repaired: damaged records, and items that are
-        missing or altered from the records that list them; in podman's store also images whose top
-        layer it does not know, which an additional store may have
-    :param lock_timeout: seconds to wait for the store's lock; ``None`` waits for ever
+    :param report: what :func:`check` returned
+    :param drop: also take out of the index what cannot be repaired: damaged records, and items
+        whose content is missing or altered; in podman's store, images whose top layer podman does
+        not know, which an additional store may have
+    :param lock_timeout: seconds to wait for the store's lock; ``None`` waits for ever, 0 tries once
     :param progress: called with the bytes checked again, and with the total; what it raises ends
         the repair before the records change
+    :returns: what was repaired
     :raises LockTimeoutError: when the lock was not free in time
     :raises StoreCorruptError: when images.json is not a regular file
-    :raises StoreUnavailableError: when a server of a cluster is unavailable, or refuses
+    :raises StoreUnavailableError: when a server of a cluster is unavailable or refuses a request
     """
     location = location_of(where)
     check_type(report, Report, "report")

@@ -9,12 +9,12 @@ from .core import StoreCore
 
 
 async def read_with_layers(core: StoreCore) -> tuple[Catalog, PodmanRecords]:
-    """Return all images, and all layers and containers, as they were at one moment.
+    """Return all images, layers and containers, as they were at one moment.
 
-    There are no layers and containers where podman cannot use the store. Interrupted, this returns
-    at once.
+    A store that podman cannot use has no layers and containers. If interrupted, this returns at
+    once.
 
-    :raises StoreCorruptError: when a file with layers or containers is damaged
+    :raises StoreCorruptError: when the index, or a file with layers or containers, is damaged
     """
     core.check_open()
     while True:
@@ -26,7 +26,7 @@ async def read_with_layers(core: StoreCore) -> tuple[Catalog, PodmanRecords]:
 
 
 def _read_if_unchanged(engine: Engine) -> tuple[Catalog, PodmanRecords] | None:
-    """Return everything, or ``None`` when layers or containers changed while images were read."""
+    """Return everything, or ``None`` if layers or containers changed while images were read."""
     podman = engine.podman
     if podman is None:
         return engine.reader.snapshot(), PodmanRecords()

@@ -1,4 +1,4 @@
-"""Where a store is, as its users say it."""
+"""Where stores are: what callers give, as locations."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class AdditionalStore(metaclass=PlainType):
     """A store that is read beside another one; see :class:`ImageStore`.
 
     :ivar where: the directory that holds its images.json, or its location
-    :ivar required: whether opening fails while it is not there; otherwise the other stores are
-        opened without it
+    :ivar required: whether opening fails if the store is missing or cannot be reached; otherwise
+        the others are opened without it
     """
 
     where: str | os.PathLike[str] | Location
@@ -31,8 +31,8 @@ def location_of(where: str | os.PathLike[str] | Location) -> Location:
     """Return the location of a store.
 
     :raises TypeError: when it is neither a path nor a location
-    :raises ValueError: when it is the address of a server; the message does not repeat it, because
-        it may contain a password
+    :raises ValueError: when it is the address of a server, which the message does not repeat
+        because it may contain a password
     """
     if isinstance(where, str | os.PathLike):
         location = DirectoryLocation(where)
@@ -47,7 +47,7 @@ def location_of(where: str | os.PathLike[str] | Location) -> Location:
         hasattr(where, name) for name in ("open", "checker", "repairer", "name")
     ):
         kind: Any = type(where).__name__
-        raise TypeError(f"a store is a directory's path or a location, not {kind}")
+        raise TypeError(f"a store must be the path of a directory or a location, not {kind}")
     return where
 
 
@@ -55,7 +55,7 @@ def stacked_location(
     where: str | os.PathLike[str] | Location,
     additional: Iterable[str | os.PathLike[str] | Location | AdditionalStore],
 ) -> Location:
-    """Return the location of a store with additional ones.
+    """Return the location of a store with its additional stores.
 
     :raises TypeError: when one is neither a path nor a location
     :raises ValueError: when one is the address of a server

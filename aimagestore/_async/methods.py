@@ -30,7 +30,7 @@ T = TypeVar("T")
 JSONValue: TypeAlias = Union[  # noqa: UP007 (it refers to itself)
     bool, int, float, str, Sequence["JSONValue"], Mapping[str, "JSONValue"], None
 ]
-"""A value of a flag: anything that JSON can say."""
+"""The value of a flag: anything that JSON can represent."""
 
 
 class ImageMethods(ABC):
@@ -40,27 +40,27 @@ class ImageMethods(ABC):
     ``sha256:<id>``, as ``podman images --no-trunc`` prints it, and ``name@sha256:<digest>``. The
     empty ref matches nothing.
 
-    Cancelled, a read returns at once. A cancelled change has happened as a whole or never will,
-    and the call returns when that is decided.
+    If a read is cancelled, it returns at once. If a change is cancelled, it has happened as a whole
+    or never will, and the call returns when that is decided.
     """
 
-    # What differs between the two
+    # What differs between stores and transactions
 
     @abstractmethod
     def _view(self) -> View | None:
-        """Return the view to read, if reading it never blocks."""
+        """Return the view to read if reading it never blocks, else ``None``."""
 
     @abstractmethod
     async def _read(self, look: Callable[[View], T], *, is_slow: bool = False) -> T:
-        """Call ``look`` with the view to read, in a worker thread if it blocks or is slow."""
+        """Call ``look`` with the view to read; in a worker thread if that blocks or is slow."""
 
     @abstractmethod
     async def _change(self, mutation: Mutation) -> Image | None:
-        """Make a change, and return the image that it returns."""
+        """Make a change, and return the image that the mutation returns, if any."""
 
     @abstractmethod
     def _check_writable(self) -> None:
-        """Check that changes can be made."""
+        """Raise what keeps the caller from making changes."""
 
     @abstractmethod
     def _contents(
@@ -69,11 +69,11 @@ class ImageMethods(ABC):
         expectations: Expectations,
         progress: Progress | None,
     ) -> AbstractAsyncContextManager[Mapping[str, Content]]:
-        """Provide the content of big data for the duration of a block."""
+        """Provide the content of big data, by key, for the duration of a block."""
 
     @abstractmethod
     async def _read_item(self, image: Image, key: str) -> bytes:
-        """Return the content of an item of an image that lists it."""
+        """Return the content of an item that the image lists."""
 
     @abstractmethod
     async def _measure(self, image: Image, key: str, progress: Progress | None) -> Measured:
@@ -126,6 +126,7 @@ class ImageMethods(ABC):
     # Changing records
 
     async def _changed(self, mutation: Mutation) -> Image:
+        """Make a change that returns an image."""
         image = await self._change(mutation)
         assert image is not None, "this mutation returns an image"
         return image
@@ -145,26 +146,26 @@ class ImageMethods(ABC):
     ) -> Image:
         """Create an image with its big data, in one commit (upstream: ``Create``).
 
-        Cancelled, the image exists with all of its items, or does not exist.
+        If cancelled, the image exists with all of its items, or does not exist.
 
         :param id: its ID; ``None`` for 64 random hex digits
         :param names: its names
         :param top_layer: the ID of its top layer
         :param metadata: text to keep with it
         :param created: an aware datetime; ``None`` for now
-        :param digest: a digest to be found by, besides those of its manifests
+        :param digest: a digest by which to find it, besides those of its manifests
         :param flags: flag to any JSON value
         :param big_data: key to bytes, a :class:`StagedItem`, or, outside a transaction, any
             source that :meth:`set_big_data` takes
-        :param force: create it even if podman, which keeps layers beside this store, cannot read
-            it, and ``podman images`` fails from then on
-        :raises PodmanFailsError: in podman's store, when podman cannot read the image: it has no
-            manifest for instance, or is an artifact. In a transaction at its end, so that a
-            manifest may be added to a new image
-        :raises DuplicateIDError: when there is an image with this ID
+        :param force: in podman's store, create it even if podman cannot read it: ``podman images``
+            fails from then on
+        :raises PodmanFailsError: in podman's store, when podman cannot read the image: for
+            instance, it has no manifest, or is an artifact. A transaction raises it at its end, so
+            that a manifest can be added after the image
+        :raises DuplicateIDError: when an image with this ID exists
         :raises DuplicateNameError: when a name belongs to another image
-        :raises InvalidIDError: when the ID could not name a directory
-        :raises InvalidBigDataNameError: when a key could not name a file
+        :raises InvalidIDError: when the ID cannot name a directory
+        :raises InvalidBigDataNameError: when a key cannot name a file
         :raises InvalidDigestError: when the digest is malformed
         :raises ValueError: when containers/storage could not read a value back
         :raises StoreCorruptError: when a damaged record may have this ID
@@ -172,6 +173,7 @@ class ImageMethods(ABC):
         """
         self._check_writable()
         names = check_names(names)
+        data = {} if big_data is None else big_data
         planned = partial(
             mutations.create,
             id,
@@ -183,11 +185,11 @@ class ImageMethods(ABC):
             flags=flags,
             force=force,
         )
-        planned()  # raises what is wrong with the arguments before any data is read
-        check_type({} if big_data is None else big_data, Mapping, "big_data")
-        for key in big_data or ():
+        planned()  # checks these arguments before any data is read
+        check_type(data, Mapping, "big_data")
+        for key in data:
             check_key(key)
-        async with self._contents(big_data or {}, Expectations(None, None), None) as contents:
+        async with self._contents(data, Expectations(None, None), None) as contents:
             return await self._changed(planned(big_data=contents))
 
     async def set_metadata(self, ref: str, metadata: str) -> Image:
@@ -209,7 +211,7 @@ class ImageMethods(ABC):
         return await self._changed(mutations.set_names(ref, names))
 
     async def add_names(self, ref: str, names: Iterable[str]) -> Image:
-        """Put names before those that an image has (upstream: ``AddNames``).
+        """Add names to an image, before those that it has (upstream: ``AddNames``).
 
         A name on another image moves to this one.
 
@@ -219,7 +221,9 @@ class ImageMethods(ABC):
         return await self._changed(mutations.add_names(ref, names))
 
     async def remove_names(self, ref: str, names: Iterable[str]) -> Image:
-        """Remove those of the names that an image has (upstream: ``RemoveNames``).
+        """Remove names from an image (upstream: ``RemoveNames``).
+
+        Names that it does not have are ignored.
 
         :raises ImageUnknownError: when there is no such image
         :raises LockTimeoutError: when the lock was not free in time
@@ -229,11 +233,11 @@ class ImageMethods(ABC):
     async def delete(self, ref: str, *, force: bool = False) -> None:
         """Delete an image and its big data (upstream: ``Delete``; podman's: ``DeleteImage``).
 
-        So goes what podman keeps with it in its directory. Layers are not touched: where podman
-        keeps layers beside the store, use ``podman rmi`` for its images, which removes both. The
-        layers of an image that was deleted here stay through every prune of podman's; only
-        ``podman system check --repair --max 0s`` and ``containers-storage check --repair
-        --max 0s`` free them, which podman 4.3 has not.
+        The image's directory is removed with everything that podman keeps in it. Layers are not
+        touched: in podman's store, use ``podman rmi``, which removes the image with its layers.
+        No prune of podman's frees the layers of an image that was deleted here. ``podman system
+        check --repair --max 0s`` and ``containers-storage check --repair --max 0s`` do; podman 4.3
+        has neither.
 
         :param force: delete it even if a container uses it
         :raises ImageUnknownError: when there is no such image
@@ -257,7 +261,8 @@ class ImageMethods(ABC):
         Integers beyond 2**53 are kept as they are, but podman rounds them at its next save.
 
         :raises ImageUnknownError: when there is no such image
-        :raises ValueError: for numbers that are not finite, and 1,000 levels of nesting or more
+        :raises ValueError: when a number is not finite, or the value is nested 1,000 levels deep
+            or more (400 on Python 3.11)
         :raises LockTimeoutError: when the lock was not free in time
         """
         return await self._changed(mutations.set_flag(ref, flag, value))
@@ -294,16 +299,16 @@ class ImageMethods(ABC):
         """Add an item to an image, or replace the content it has (upstream: ``SetBigData``).
 
         The data is written, hashed and made durable before the store's lock is acquired; content
-        and record are committed in one step. Cancelled, the item has the new content, or is as it
-        was before. In a transaction the data is bytes or a :class:`StagedItem`.
+        and record are committed in one step. If cancelled, the item has the new content, or is as
+        it was before.
 
-        :param data: bytes-like, :class:`StagedItem`, an object with an async ``read(n)`` or
-            ``receive()``, an async iterable, a binary file, or a plain iterable; the last two are
-            read in a worker thread
+        :param data: bytes, a :class:`StagedItem`, or, outside a transaction, an object with an
+            async ``read(n)`` or ``receive()``, an async iterable, a binary file, or a plain
+            iterable; the last two are read in a worker thread
         :param expected_digest: the digest that the data must have
         :param expected_size: the size that it must have, in bytes
         :param progress: called with the bytes written, and with the total or ``None``
-        :raises ImageUnknownError: when there is no such image, or no longer
+        :raises ImageUnknownError: when there is no such image, or it was deleted meanwhile
         :raises TypeError: when the data is not bytes
         :raises DigestMismatchError: when the data has another digest than expected
         :raises SizeMismatchError: when the data has another size than expected
@@ -326,12 +331,13 @@ class ImageMethods(ABC):
     async def big_data_size(self, ref: str, key: str, *, progress: Progress | None = None) -> int:
         """Return the size of an item in bytes (upstream: ``BigDataSize``).
 
-        Where none is recorded the item is read, and its size recorded if the store is writable.
+        If no size is recorded, the item is read, and its size is recorded if the store is writable.
 
-        :param progress: called with the bytes read and the total, where the item is read
+        :param progress: called with the bytes read and the total, if the item is read
         :raises ImageUnknownError: when there is no such image
         :raises BigDataUnknownError: when its record does not list the item
-        :raises SizeUnknownError: when none is recorded, and the content is missing
+        :raises SizeUnknownError: when no size is recorded, and the content is missing
+        :raises LockTimeoutError: when the lock was not free in time to record the size
         """
         image = await self._listing(ref, key)
         size = image.big_data_sizes.get(key)
@@ -342,12 +348,14 @@ class ImageMethods(ABC):
     async def big_data_digest(self, ref: str, key: str, *, progress: Progress | None = None) -> str:
         """Return the digest of an item (upstream: ``BigDataDigest``).
 
-        Where none is recorded the item is read, and its digest recorded if the store is writable.
+        If no digest is recorded, the item is read, and its SHA-256 digest is recorded if the store
+        is writable.
 
-        :param progress: called with the bytes read and the total, where the item is read
+        :param progress: called with the bytes read and the total, if the item is read
         :raises ImageUnknownError: when there is no such image
         :raises BigDataUnknownError: when its record does not list the item
-        :raises DigestUnknownError: when none is recorded, and the content is missing
+        :raises DigestUnknownError: when no digest is recorded, and the content is missing
+        :raises LockTimeoutError: when the lock was not free in time to record the digest
         """
         image = await self._listing(ref, key)
         if digest := image.big_data_digests.get(key):
@@ -355,7 +363,7 @@ class ImageMethods(ABC):
         return (await self._measured(image, key, DigestUnknownError, progress)).digest
 
     async def _listing(self, ref: str, key: str) -> Image:
-        """Return the image, which lists the item."""
+        """Return an image, and check that it lists the item."""
         image = await self.get(ref)
         require_item(image, key)
         return image
@@ -378,9 +386,9 @@ class ImageMethods(ABC):
             ) from error
 
     async def _record(self, image: Image, key: str, measured: Measured) -> None:
-        """Record what an item was found to be."""
+        """Record the size and digest that an item was found to have."""
         if image.read_only:
-            return  # to read an image of an additional store does not copy it
-        # Another writer may have changed or deleted the image: then there is nothing to record.
+            return  # recording them would copy the image from its additional store
+        # Another writer may have changed or deleted the image meanwhile.
         with suppress(ImageUnknownError, BigDataUnknownError):
             await self._change(mutations.note_big_data(image.id, key, measured))

@@ -1,4 +1,4 @@
-"""Measuring what images take, and pruning them by a policy."""
+"""Measuring the space that images take, and pruning them by a policy."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from .threads import Stepper
 logger = logging.getLogger("aimagestore")
 
 _AT_ONCE = 50
-"""Images that are deleted in one commit, while others wait for the lock."""
+"""Images that are deleted in one commit. Others wait for the lock as long as that takes."""
 
 
 async def measure(core: StoreCore) -> StoredContent:
-    """Find what is stored for each image. Interrupted, this stops at once."""
+    """Find what is stored for each image. If interrupted, this stops at once."""
     return await core.read_whole(lambda: Stepper(core.engine.items.usage(), core.threads).run())
 
 
 async def usage_of(core: StoreCore) -> Usage:
-    """Return what each image takes, and all of them."""
+    """Measure each image and the whole store. If interrupted, this stops at once."""
     content = await measure(core)
     catalog, records = await read_with_layers(core)
     is_podmans = core.engine.podman is not None
@@ -54,27 +54,28 @@ async def usage_of(core: StoreCore) -> Usage:
 
 
 def _containers(records: PodmanRecords) -> dict[str, tuple[str, ...]]:
-    """Return the containers of each image that has any, by its ID."""
+    """Return the names of the containers that use each image, by its ID."""
     users = records.users.items()
     return {image_id: tuple(each.name for each in found) for image_id, found in users}
 
 
 class Pruning:
-    """One pruning of a store: the images deleted so far, and why the others are kept.
+    """One pruning of a store.
 
-    Worker threads change it while the task waits, because there may be many images.
+    Worker threads change its state while the task waits, because there may be many images.
     """
 
     def __init__(self, core: StoreCore) -> None:
         self._core = core
+        # What was deleted so far, how much that freed, and why other images are kept.
         self._deleted: list[Image] = []
         self._deletion = Deletion(StoredContent({}, 0))
         self._kept: dict[str, str] = {}
 
     async def run(self, policy: PrunePolicy, progress: Progress | None) -> PruneResult:
-        """Delete what the policy says, in several commits.
+        """Delete the images that the policy does not keep, in several commits.
 
-        What ends it early carries what was deleted until then.
+        An exception that ends this early carries the result so far, for :meth:`PruneResult.of`.
         """
         try:
             candidates = await self._plan(policy)
@@ -129,22 +130,22 @@ class Pruning:
         return await core.threads.run_abandonable(plan)
 
     def _instances(self, catalog: Catalog) -> Mapping[str, str]:
-        """Return the IDs of image indexes, by the digests of the images that they name."""
+        """Return the IDs of image indexes, by the digests of the images that they list."""
         found: dict[str, str] = {}
         for image in catalog.images:
-            # An item that podman's image indexes alone have.
+            # Only image indexes have this item of podman's.
             is_index = INSTANCES in image.big_data_names
             if not is_index or image.big_data_sizes.get(MANIFEST, 0) > DOCUMENT_MAX:
                 continue
             try:
                 text = items.read_item(self._core.engine.items, image.id, MANIFEST)
             except (ImageUnknownError, BigDataUnknownError, BigDataMissingError):
-                continue  # it was deleted meanwhile, or is damaged: a check says so
+                continue  # it was deleted meanwhile, or is damaged, which a check reports
             found |= dict.fromkeys(read_documents(read_manifest(text), None).instances, image.id)
         return found
 
     async def _delete(self, candidates: Sequence[Candidate]) -> None:
-        """Delete images in one commit. Interrupted, this returns when that is decided."""
+        """Delete images in one commit. If interrupted, this returns when that is decided."""
         async with self._core.hold() as grant:
             threads = self._core.threads
             await threads.run_shielded(grant.run, self._commit, grant, candidates)

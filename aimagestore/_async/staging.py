@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from .threads import Threads
 
 Progress: TypeAlias = Callable[[int, int | None], object]
-"""Called with what is done and with the total, in bytes; ``None`` where that is not known."""
+"""Called with the amount done and the total, which is ``None`` if it is not known.
+
+The amounts are bytes unless the call that takes it says otherwise.
+"""
 
 
 @runtime_checkable
@@ -51,28 +54,28 @@ class Readable(Protocol):
 
 
 _GATHER_SECONDS = 0.02
+"""Seconds for which a thread gathers pieces of an iterable before it passes them on."""
 
 _JOINED = 256 * 1024
-"""Bytes from small pieces that are worth a hop to a thread."""
+"""Bytes of small pieces that are joined before a thread writes them."""
 
-_NOT_USABLE = "staged data can be used once, inside the block that staged it"
+_NOT_USABLE = "staged data can be used once, inside the block that staged it: stage it again"
 
 
 class StagedItem:
-    """Data in the store that belongs to no image yet.
+    """Data in the store that belongs to no image yet; :meth:`ImageStore.stage` provides it.
 
     Give it to :meth:`ImageStore.create`, :meth:`ImageStore.set_big_data` or a transaction of the
-    same store, inside the block that made it. Otherwise it is discarded at the end of the block,
-    and with the process.
+    same store, inside the block that staged it. Otherwise it is discarded at the end of the block,
+    or with the process.
     """
 
     def __init__(self, core: StoreCore, content: StagedContent) -> None:
         self._core = core
         self._content = content
-        self._file: Any = core.threads.async_file(content.sink)
         self._is_used = False
         self._writes = 0
-        # Kept here: the content's own would wait for a write that another task has under way.
+        # Kept, because the content's own digest waits for a write that another task has under way.
         self._digest = content.digest
 
     def __repr__(self) -> str:
@@ -85,18 +88,18 @@ class StagedItem:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 digest of what was written so far, without a write that is under way."""
+        """The SHA-256 digest of the bytes written so far, without a write that is under way."""
         return self._digest
 
     async def write(self, chunk: Buffer) -> None:
-        """Append data. Each call is a hop to a worker thread, so larger chunks are faster.
+        """Append data. Each call takes a worker thread, so larger chunks are faster.
 
-        Cancelled, the chunk was written as a whole or not at all; ``size`` tells. Cancelled while
-        an object store does not answer, the data cannot be used any more.
+        If cancelled, the chunk was written as a whole or not at all: see ``size``. If cancelled
+        while an object store does not answer, the data cannot be used any more.
 
-        :raises TypeError: when it is not bytes
-        :raises ValueError: when the data was used already
-        :raises OSError: when it cannot be written, for instance to a full disk
+        :raises TypeError: when the chunk is not bytes
+        :raises ValueError: when the data is or was used, its block has ended, or a write failed
+        :raises OSError: when the chunk cannot be written, for instance to a full disk
         """
         self._core.check_open()
         if self._is_used or not self._content.is_open:
@@ -104,24 +107,27 @@ class StagedItem:
         check_piece(chunk)
         self._writes += 1
         try:
-            write = self._write_and_flush
-            await self._core.threads.run(write, chunk, interrupt=self._interrupt)
+            await self._core.threads.run(self._write, chunk, interrupt=self._interrupt)
         finally:
             self._writes -= 1
 
     def _interrupt(self) -> None:
-        # With several writes under way, another task's may be the one that would fail.
+        # With several writes under way, the one that fails could be another task's.
         if self._writes == 1:
             self._content.interrupt()
 
-    def _write_and_flush(self, chunk: Buffer) -> None:
+    def _write(self, chunk: Buffer) -> None:
         self._content.sink.write(chunk)
         self._digest = self._content.digest
 
     def use(self, core: StoreCore) -> StagedContent:
-        """Lend the content to a call or a transaction; :meth:`unuse` follows."""
+        """Return the content for use in a call or a transaction; :meth:`unuse` must follow.
+
+        :raises ValueError: when it cannot be used: it is another store's, is used already, its
+            block has ended, or a write is under way
+        """
         if core is not self._core:
-            raise ValueError("staged data belongs to the store that staged it: stage it there")
+            raise ValueError("the data belongs to the store that staged it: stage it in this one")
         if self._is_used or not self._content.is_open:
             raise ValueError(_NOT_USABLE)
         if self._writes:
@@ -143,11 +149,11 @@ BigDataSource: TypeAlias = (
     | Readable
     | Iterable[Buffer]
 )
-"""Where big data comes from: bytes-like, staged, a stream or file to read, or an iterable."""
+"""Where big data comes from: bytes, staged data, a stream, an open file, or an iterable."""
 
 
 def is_buffer(data: object) -> bool:
-    """Return whether it is bytes-like."""
+    """Return whether the data is bytes-like."""
     try:
         memoryview(data)  # type: ignore[arg-type]
     except TypeError:
@@ -156,7 +162,7 @@ def is_buffer(data: object) -> bool:
 
 
 def check_piece(piece: object) -> Any:
-    """Return a piece of data as it is.
+    """Check a piece of data, and return it.
 
     :raises TypeError: when it is not bytes-like
     """
@@ -167,16 +173,19 @@ def check_piece(piece: object) -> Any:
 
 
 class Expectations:
-    """The digest and the size that the caller expects, checked as the data passes."""
+    """The digest and the size that the caller expects of some data.
+
+    :ivar size: the expected size in bytes, if one is expected
+    """
 
     def __init__(self, digest: str | None, size: int | None) -> None:
         self._digest = None if digest is None else check_digest(digest)
         if size is not None and size < 0:
             raise ValueError(f"expected_size must be a number of bytes, not {size}")
         self.size = size
-        is_other = self._digest is not None and not is_canonical(self._digest)
         # The store computes the canonical digest itself; another one is computed beside it.
-        self._other = hasher(self._digest) if self._digest is not None and is_other else None
+        other = None if self._digest is None or is_canonical(self._digest) else self._digest
+        self._other = None if other is None else hasher(other)
         self._digested = 0
 
     @property
@@ -186,7 +195,7 @@ class Expectations:
 
     @property
     def content(self) -> tuple[str, int | None] | None:
-        """The digest and size by which the store knows such content; ``None`` for no digest."""
+        """The digest and size by which to find such content; ``None`` without a usable digest."""
         digest = self._digest
         return None if digest is None or not is_canonical(digest) else (digest, self.size)
 
@@ -196,13 +205,13 @@ class Expectations:
         return self._other is not None
 
     def add(self, chunk: Buffer) -> None:
-        """Hash what was written, by the algorithm that the store does not use. Blocks."""
+        """Hash a written chunk with the expected algorithm. Blocks."""
         assert self._other is not None, "a digest of another algorithm is expected"
         self._other.update(chunk)
         self._digested += len(chunk)
 
     def check_growing(self, size: int) -> None:
-        """Check the size so far.
+        """Check the number of bytes so far.
 
         :raises SizeMismatchError: when there is more data than expected
         """
@@ -214,11 +223,11 @@ class Expectations:
             )
 
     def check(self, content: StagedContent) -> None:
-        """Check the whole.
+        """Check complete content.
 
-        :raises ValueError: when the digest cannot be compared, because it is of another algorithm
+        :raises ValueError: when the expected digest is of an algorithm that was not computed
         :raises SizeMismatchError: when there are more or fewer bytes than expected
-        :raises DigestMismatchError: when the digest is another
+        :raises DigestMismatchError: when the digest differs
         """
         self.check_growing(content.size)
         if self.size is not None and content.size != self.size:
@@ -230,7 +239,10 @@ class Expectations:
         actual = content.digest
         if self._other is not None:
             if self._digested != content.size:
-                raise ValueError(f"staged data has a {CANONICAL} digest: expect that one")
+                raise ValueError(
+                    f"staged data has only a {CANONICAL} digest: give that as expected_digest, or "
+                    "give the expected_digest to stage()"
+                )
             actual = digest_of(self._other)
         if self._digest is not None and actual != self._digest:
             raise DigestMismatchError(
@@ -241,7 +253,7 @@ class Expectations:
 
 
 class Pouring:
-    """One source of data on its way into staged content."""
+    """Writes one source of data into staged content."""
 
     def __init__(
         self,
@@ -257,12 +269,12 @@ class Pouring:
         self._pieces = _pieces_of(data, threads)
 
     def skip(self, content: StagedContent) -> None:
-        """Read nothing, because the store has the content."""
+        """Read nothing, because the store has the content, and report all of it as done."""
         self._total = content.size
         self._report(content.size)
 
     async def into(self, content: StagedContent) -> None:
-        """Write everything, small pieces joined until they are worth a hop to a thread."""
+        """Write all data. Small pieces are joined, because each write takes a worker thread."""
         file: Any = self._threads.async_file(content.sink)
         joined = bytearray()
         done = 0
@@ -275,10 +287,10 @@ class Pouring:
                     continue
                 if joined:
                     chunk = bytes(joined)
-                    joined.clear()  # frees the memory before a wait
+                    joined.clear()  # frees the memory before the wait
                     await self._write(file, chunk)
                 for start in range(0, len(view), CHUNK):
-                    # A copy: who gave it may change it while it is hashed beside the writing.
+                    # Copied, because its owner may change it while it is being hashed.
                     await self._write(file, bytes(view[start : start + CHUNK]))
                     done = content.size
                     self._report(done)
@@ -288,7 +300,7 @@ class Pouring:
             if content.size != done or not done:
                 self._report(content.size)
         finally:
-            # One that was made for this call has nobody else to close it.
+            # An asynchronous generator that was made for this call is closed here.
             pieces: Any = self._pieces
             if inspect.isasyncgen(pieces):
                 await pieces.aclose()
@@ -304,9 +316,9 @@ class Pouring:
 
 
 def _pieces_of(data: Any, threads: Threads) -> AsyncIterator[Buffer]:
-    """Return the data in pieces, whatever kind of source it is.
+    """Return the data of any kind of source in pieces.
 
-    :raises TypeError: when it is none
+    :raises TypeError: when the data is no source
     """
     if isinstance(data, str):
         raise TypeError("big data is bytes: encode the str first")
@@ -321,13 +333,13 @@ def _pieces_of(data: Any, threads: Threads) -> AsyncIterator[Buffer]:
     if isinstance(data, AsyncIterable):
         return aiter(data)
     if callable(read):
-        # Not its lines, which is what iterating gives: one may be as long as the file.
+        # Not by iterating, which gives lines: one may be as long as the file.
         return _gathered(_file_pieces(read), threads)
     if isinstance(data, Iterable):
         return _gathered(iter(data), threads)
     raise TypeError(
-        "big data is bytes, staged data, something with an async read or receive, a binary file, "
-        f"or an iterable of bytes, async or not; not {type(data).__name__}"
+        "big data must be bytes, staged data, an object with an async read or receive, a binary "
+        f"file, or an iterable of bytes, async or not; not {type(data).__name__}"
     )
 
 
@@ -352,9 +364,9 @@ def _file_pieces(read: Callable[[int], Any]) -> Iterator[Buffer]:
 
 
 async def _gathered(pieces: Iterator[Buffer], threads: Threads) -> AsyncIterator[Buffer]:
-    """Iterate in worker threads, small pieces joined.
+    """Iterate in worker threads, and join small pieces.
 
-    A cancelled task waits for the piece that the iterator is at, not for a full chunk.
+    If cancelled, this waits for the iterator's next piece, not for a full chunk.
     """
     is_over = False
 
