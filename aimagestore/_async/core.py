@@ -383,7 +383,7 @@ class StoreCore:
         try:
             for key, source in data.items():
                 if isinstance(source, StagedItem):
-                    contents[key] = source.use(self)
+                    contents[key] = source._use(self)
                     used.append(source)
                     expectations.check(contents[key])
                     await self.finish(contents[key])
@@ -404,7 +404,7 @@ class StoreCore:
             yield {key: contents[key] for key in data}
         finally:
             for item in used:
-                item.unuse()
+                item._unuse()
             await self.release(*staged)
 
     def on_closing(self, notify: Callable[[], object]) -> None:

@@ -120,8 +120,8 @@ class StagedItem:
         self._content.sink.write(chunk)
         self._digest = self._content.digest
 
-    def use(self, core: StoreCore) -> StagedContent:
-        """Return the content for use in a call or a transaction; :meth:`unuse` must follow.
+    def _use(self, core: StoreCore) -> StagedContent:
+        """Return the content for use in a call or a transaction; :meth:`_unuse` must follow.
 
         :raises ValueError: when it cannot be used: it is another store's, is used already, its
             block has ended, or a write is under way
@@ -135,7 +135,7 @@ class StagedItem:
         self._is_used = True
         return self._content
 
-    def unuse(self) -> None:
+    def _unuse(self) -> None:
         """Allow another use, unless the content was published."""
         self._is_used = False
 

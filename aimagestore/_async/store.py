@@ -346,13 +346,13 @@ class ImageStore(ImageMethods):
         feed = await self._read_whole(core.engine.reader.watch, dispose=lambda feed: feed.close())
         core.own(feed, feed.close)
         watch = Watch(core, feed)
-        core.on_closing(watch.end)
+        core.on_closing(watch._end)
         try:
             yield watch
         finally:
-            core.not_on_closing(watch.end)
+            core.not_on_closing(watch._end)
             try:
-                await watch.aclose()
+                await watch._aclose()
             finally:
                 await core.release(feed)
 

@@ -38,9 +38,9 @@ def _chunk_size(readers: int, *, verify: bool) -> int:
 class BigDataReader:
     """An open big-data item, to be read in pieces.
 
-    Iterating gives chunks of up to 3 MiB. The content stays that of the moment when the item was
-    opened, even if the item is replaced or its image deleted. The reader is closed at the end of
-    its :meth:`ImageStore.open_big_data` block, or with its store.
+    It is an async iterator, which gives chunks of up to 3 MiB. The content is that of the moment
+    when the item was opened, even if the item is replaced or its image deleted. The reader is
+    closed at the end of its :meth:`ImageStore.open_big_data` block, or with its store.
     """
 
     def __init__(self, core: StoreCore, image: Image, key: str, source: Source) -> None:
@@ -133,6 +133,7 @@ class BigDataReader:
         return self
 
     async def __anext__(self) -> bytes:
+        """Return the next chunk."""
         size = _chunk_size(self._core.readers, verify=self._source.is_verified)
         if data := await self.read(size):
             return data

@@ -143,7 +143,7 @@ class Transaction(ImageMethods):
             for key, item in data.items():
                 check_key(key)
                 if isinstance(item, StagedItem):
-                    staged = item.use(self._core)
+                    staged = item._use(self._core)
                     used.append(item)
                     expectations.check(staged)
                     contents[key] = staged
@@ -154,7 +154,7 @@ class Transaction(ImageMethods):
             yield contents
         except BaseException:
             for item in used:
-                item.unuse()
+                item._unuse()
             raise
         self._used += used
 
@@ -249,7 +249,7 @@ class TransactionBlock:
                 await core.threads.finish(call)
         finally:
             for item in transaction._used:
-                item.unuse()
+                item._unuse()
             core.end_hold()
             await core.release(*transaction._staged, *transaction._copies)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Self
 
 from anyio import CancelScope, Event, move_on_after
@@ -18,8 +17,8 @@ if TYPE_CHECKING:
     from .core import StoreCore
 
 
-class Watch(AsyncIterator[ChangeEvent]):
-    """The changes of a store since its :meth:`ImageStore.watch` block was entered.
+class Watch:
+    """The changes of a store since its :meth:`ImageStore.watch` block began: an async iterator.
 
     Each change comes once, and the changes of one image come in order. The commits of this store
     come one by one. If others commit several times between two polls, only the result comes.
@@ -55,6 +54,7 @@ class Watch(AsyncIterator[ChangeEvent]):
         return self
 
     async def __anext__(self) -> ChangeEvent:
+        """Wait for the next change, and return it."""
         while not self._pending:
             if self._is_closed:
                 raise StoreClosedError("the watch has ended, or its store was closed")
@@ -99,15 +99,15 @@ class Watch(AsyncIterator[ChangeEvent]):
             self._waiting = None
             self._core.threads.release()
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """Have iteration end after the pending changes, also in a task that waits."""
         self._is_closed = True
         for scope in (self._reading, self._waiting):
             if scope is not None:
                 scope.cancel()
 
-    async def aclose(self) -> None:
+    async def _aclose(self) -> None:
         """End the iteration, and return when no task waits for the feed's descriptor any more."""
-        self.end()
+        self._end()
         if self._waiting is not None and self._polling is not None:
             await wait_through(self._polling)
