@@ -1,4 +1,4 @@
-"""podman's own storage: where it is, and the images, layers and containers in it.
+"""Finds and opens podman's own storage, with its images, layers and containers.
 
 ::
 

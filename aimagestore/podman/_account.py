@@ -1,4 +1,4 @@
-"""Whose podman is meant."""
+"""The user whose storage podman would use, and that user's directories."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 _CAP_SYS_ADMIN = 21
 _WHOLE_RANGE = 4294967295
-"""The number of user IDs where all are mapped."""
+"""The number of user IDs in a namespace that maps all of them."""
 
 _RUNTIME_DIRECTORIES = "/run/user"
 
+# The variables that ``podman unshare`` and ``buildah unshare`` set.
 _USER = "_CONTAINERS_ROOTLESS_UID"
 _IN_NAMESPACE = "_CONTAINERS_USERNS_CONFIGURED"
-"""What ``podman unshare`` and ``buildah unshare`` set."""
 
 # $NAME, ${NAME}, and the special parameters of a shell, as Go expands them.
 _VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|\{|([*#$@!?0-9-])|(\w+))", re.ASCII)
@@ -28,7 +28,7 @@ class Account:
     """A user and an environment.
 
     :ivar environ: the environment variables
-    :ivar user: the ID of the user, seen from outside of a user namespace
+    :ivar user: the user ID, as it is outside of a user namespace
     :ivar is_rootless: whether podman works without root's privileges
     """
 
@@ -47,9 +47,9 @@ class Account:
 
     @property
     def has_own_storage(self) -> bool:
-        """Whether it is a user's own storage, and not the system's.
+        """Whether the storage is the user's own, and not the system's.
 
-        Root in a user namespace has the system's: of a container, for example.
+        Root in a user namespace uses the system's storage: that of a container, for example.
         """
         return self.user != 0
 
@@ -87,7 +87,7 @@ class Account:
         return os.path.join(temporary, f"{name}-{self.user}")
 
     def expand(self, path: str) -> str:
-        """Return a path of the configuration with its variables and links resolved. Blocking."""
+        """Return a path of the configuration with variables and links resolved. Blocking."""
         path = path.replace("$UID", str(self.user))
         path = _VARIABLE.sub(
             lambda found: self.environ.get(found[1] or found[2] or found[3] or "", ""), path

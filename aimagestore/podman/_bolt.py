@@ -1,7 +1,7 @@
 """Reads one bucket of a bbolt database, in which podman 4 keeps its state.
 
-A bbolt file is a tree of pages. Two pages at its beginning take turns to name the root of the
-newest version, and pages are copied before they are written.
+A bbolt file is a tree of pages, which are copied before they are changed. Two meta pages at the
+beginning name the roots of the last two versions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _MAGIC = 0xED0CDAED
 _BRANCH = 1
 _LEAF = 2
 _IS_BUCKET = 1
-_DEPTH = 16
+_DEPTH_MAX = 16
 _PAGE_SIZES = (4096, 8192, 16384, 65536)
 
 _PAGE = struct.Struct("<QHHI")  # ID, flags, number of elements, overflow
@@ -24,7 +24,7 @@ _BUCKET = struct.Struct("<QQ")  # root page, sequence
 
 
 def read_bucket(path: str, name: bytes) -> dict[bytes, bytes] | None:
-    """Return the values of a bucket at the top; ``None`` if it cannot be read. Blocking."""
+    """Return the entries of a top-level bucket; ``None`` if it cannot be read. Blocking."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Database(data).bucket(name)
@@ -46,12 +46,12 @@ class _Database:
         _, self._page_size, self._root = max(metas)
 
     def bucket(self, name: bytes) -> dict[bytes, bytes]:
-        for is_bucket, key, value in self._elements(self._root * self._page_size, _DEPTH):
+        for is_bucket, key, value in self._elements(self._root * self._page_size, _DEPTH_MAX):
             if is_bucket and key == name:
                 root, _ = _BUCKET.unpack_from(value)
                 if root:
-                    found = self._elements(root * self._page_size, _DEPTH)
-                else:
+                    found = self._elements(root * self._page_size, _DEPTH_MAX)
+                else:  # a small bucket is stored in its own element
                     found = _leaf(value, _BUCKET.size)
                 return {key: value for is_bucket, key, value in found if not is_bucket}
         raise LookupError(name)
@@ -83,6 +83,7 @@ def _leaf(data: bytes | mmap.mmap, offset: int) -> list[tuple[bool, bytes, bytes
 
 
 def _fnv(data: bytes) -> int:
+    """Return the 64-bit FNV-1a hash, the checksum of meta pages."""
     value = 0xCBF29CE484222325
     for byte in data:
         value = (value ^ byte) * 0x100000001B3 % 2**64

@@ -1,6 +1,6 @@
-"""The storage driver that podman has written down in its own database.
+"""Reads the storage driver that podman has recorded in its own database.
 
-podman prefers it to the configured one, because it has containers there.
+podman prefers it to the configured one, because its containers are there.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from . import _bolt
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What podman has written down.
+    """What podman has recorded.
 
     :ivar path: the database
-    :ivar graph_root: the graph root that it belongs to
-    :ivar driver: the storage driver; empty when it was chosen by itself
+    :ivar graph_root: the graph root that the database belongs to
+    :ivar driver: the storage driver; empty if podman chose one by itself
     """
 
     path: str
@@ -43,7 +43,7 @@ def read_database(graph_root: str) -> Recorded | None:
 
 def _read_sqlite(path: str) -> tuple[str, str] | None:
     try:
-        # Read-only, so that no journal is made; a reader may wait for a writer for a moment.
+        # Read-only, so that no journal is made. A reader may have to wait for a writer.
         uri = f"file:{quote(path)}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True, timeout=5)) as connection:
             row = connection.execute("SELECT GraphRoot, GraphDriver FROM DBConfig").fetchone()

@@ -1,4 +1,4 @@
-"""The storage driver where none is configured, and the stores that its options name."""
+"""Chooses the storage driver, and reads its options for additional stores."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ._rules import Rules
 
 
 def choose_driver(options: Options, rules: Rules) -> str:
-    """Return the driver that podman chooses: one that the graph root has, or the first. Blocking.
+    """Return the configured driver, else the graph root's, else the first of all. Blocking.
 
-    Whether a driver works here is not tried.
+    Whether the driver works here is not tried.
 
     :raises StoreConfigurationError: when the graph root has several, so that podman refuses it
     """
@@ -35,7 +35,7 @@ def choose_driver(options: Options, rules: Rules) -> str:
 
 
 def additional_roots(options: Options, driver: str) -> list[str]:
-    """Return the directories of more stores that a driver's options name."""
+    """Return the graph roots of additional stores that a driver's options name."""
     names = {"overlay": ("overlay", "overlay2", ""), "vfs": ("vfs", "")}.get(driver, ())
     keys = {f"{name}.imagestore".lstrip(".") for name in names} | {".imagestore"}
     if driver == "overlay":

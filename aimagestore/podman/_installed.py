@@ -1,4 +1,4 @@
-"""Which rules the installed podman follows."""
+"""Finds out which rules the installed podman follows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PIECE = 1 << 20
 
 
 def installed_rules(environ: Mapping[str, str]) -> Rules | None:
-    """Return the rules of the podman in ``PATH``; ``None`` when they are not known. Blocking.
+    """Return the rules of the podman in ``PATH``; ``None`` if they are not known. Blocking.
 
-    The program is not run, which could start processes in a user's namespace: it is searched for
-    the names of functions, which every Go program contains.
+    The program is not run, because that could start processes in a user namespace. It is searched
+    for names of functions, which every Go program contains.
     """
     program = shutil.which("podman", path=environ.get("PATH"))
     if program is None:
@@ -33,7 +33,7 @@ def _rules_of(program: str, _modified: int, _size: int) -> Rules | None:
     best = len(RULES)
     overlap = max(len(rules.symbol) for rules in RULES) - 1
     with open(program, "rb") as file:
-        # In pieces, so that no other thread waits for long.
+        # In small pieces, because a search blocks all other threads.
         piece = b""
         while best and (more := file.read(_PIECE)):
             piece = piece[-overlap:] + more

@@ -23,17 +23,17 @@ logger = logging.getLogger("aimagestore")
 
 @dataclass(frozen=True, slots=True)
 class PodmanStorage(metaclass=PlainType):
-    """Where a podman keeps what. None of the directories need exist.
+    """The directories of a podman. None of them need exist.
 
-    :ivar graph_root: the directory of everything that lasts
+    :ivar graph_root: the directory of everything that is kept
     :ivar run_root: the directory of everything that is lost when the machine stops
     :ivar driver: the storage driver, such as ``"overlay"``
     :ivar image_store: the image store, for :class:`aimagestore.ImageStore`
-    :ivar additional_image_stores: the image stores that podman reads beside it, in this order
+    :ivar additional_image_stores: the image stores that podman reads besides, in this order
     :ivar layer_store: the directory of the image store's layers
     :ivar container_store: the directory of the containers' records
     :ivar is_rootless: whether podman works without root's privileges
-    :ivar sources: the files that say so, in the order in which they were read
+    :ivar sources: the files that all this comes from, in the order in which they were read
     """
 
     graph_root: str
@@ -48,14 +48,14 @@ class PodmanStorage(metaclass=PlainType):
 
 
 async def locate(*, environ: Mapping[str, str] | None = None) -> PodmanStorage:
-    """Find the storage that ``podman info`` names, without podman.
+    """Find the storage that ``podman info`` shows, without running podman.
 
-    Reads ``storage.conf`` by the rules of the podman in ``PATH``, or by the newest ones when there
-    is none; the driver that podman's database names wins over the configured one. Changes nothing.
-    Cancelled, it returns at once.
+    Reads ``storage.conf`` by the rules of the podman in ``PATH``, or by the newest rules if there
+    is none. A driver in podman's database has precedence over the configured one. Changes nothing.
+    If it is cancelled, it returns at once.
 
-    :param environ: the environment variables; the default is this process's. ``podman unshare``
-        and ``buildah unshare`` set some that say whose storage is meant.
+    :param environ: the environment variables, those of this process by default. ``podman unshare``
+        and ``buildah unshare`` set some that tell whose storage is meant.
     :raises StoreConfigurationError: when a configuration file cannot be read, when podman refuses
         what it says, or when no podman is installed and versions of it keep images in different
         stores here
@@ -97,8 +97,8 @@ def find_storage(
     if found.image_store in existing and len(existing) > 1:
         each = "; ".join(f"containers/storage {stores[store]}: {store}" for store in existing)
         raise StoreConfigurationError(
-            "versions of podman keep images in different stores here, and which podman is meant "
-            f"is not known, because there is none in PATH: {each}. Give one of them",
+            "versions of podman keep images in different stores here, and which version is meant "
+            f"is not known, because no podman is in PATH: {each}. Open one of them by its path",
             stores=tuple(existing),
         )
     return found

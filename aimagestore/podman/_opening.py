@@ -20,9 +20,10 @@ async def open_store(
     lock_timeout: float | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> AsyncIterator[ImageStore]:
-    """Open the image store that :func:`locate` finds, with its additional stores, for a block.
+    """Open podman's image store, which :func:`locate` finds, with its additional stores.
 
-    An additional store that is not there is left out, as podman takes it for an empty one.
+    An async context manager. An additional store that does not exist is left out, as podman takes
+    it for an empty one.
 
     :param read_only: as for :class:`aimagestore.ImageStore`
     :param lock_timeout: as for :class:`aimagestore.ImageStore`
@@ -41,9 +42,9 @@ async def open_store(
 
 
 def storage_location(storage: PodmanStorage) -> Location:
-    """Return where a podman keeps its images, and the containers that use them.
+    """Return where podman keeps its images and the containers that use them.
 
-    Those are elsewhere when images have a root of their own, or containers are transient.
+    With ``imagestore`` or ``transient_store`` the containers are not beside the images.
     """
     transient = os.path.join(storage.run_root, f"{storage.driver}-containers")
     return DirectoryLocation(
@@ -52,5 +53,5 @@ def storage_location(storage: PodmanStorage) -> Location:
 
 
 def additional_stores(storage: PodmanStorage) -> list[AdditionalStore]:
-    """Return the additional stores of a podman, as :class:`ImageStore` takes them."""
+    """Return podman's additional stores, as :class:`ImageStore` takes them."""
     return [AdditionalStore(path, required=False) for path in storage.additional_image_stores]

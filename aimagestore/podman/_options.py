@@ -1,4 +1,4 @@
-"""What the configuration says together: which files count, and what wins over what."""
+"""Reads the configuration: which files count, and which setting has precedence."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _NAMED_FILE = "CONTAINERS_STORAGE_CONF"
 
 _ROOTLESS_DRIVERS = frozenset({"btrfs", "overlay", "overlay2", "vfs"})
 _OVERLAY_FOR_USERS = (5, 13)
-"""The first version of Linux in which users can mount overlay."""
+"""The first version of Linux in which users other than root can mount overlay."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a store is to be opened.
+    """What the configuration says about a store.
 
-    :ivar graph_root: where everything is kept
-    :ivar run_root: where everything is kept until the machine stops
-    :ivar driver: the storage driver; empty when it is still to be chosen
+    :ivar graph_root: the directory of everything that is kept
+    :ivar run_root: the directory of everything that is lost when the machine stops
+    :ivar driver: the storage driver; empty if it is not configured
     :ivar driver_priority: the drivers to choose from; empty for all
-    :ivar image_root: where images and their layers are kept instead; empty for the graph root
-    :ivar driver_options: such as ``overlay.imagestore=/srv/images``
+    :ivar image_root: the directory of images and their layers; empty for the graph root
+    :ivar driver_options: options such as ``overlay.imagestore=/srv/images``
     """
 
     graph_root: str = ""
@@ -44,10 +44,10 @@ class Options:
 
 @dataclass
 class Configuration:
-    """The configuration of an account. Its methods are blocking.
+    """Reads the configuration of an account. Its methods are blocking.
 
-    :ivar account: whose it is
-    :ivar rules: the rules by which it is read
+    :ivar account: the account
+    :ivar rules: the rules by which the files are read
     :ivar system_directories: the directories of the system's files
     :ivar sources: the files that were read, in this order
     """
@@ -84,7 +84,7 @@ class Configuration:
         return StoreConfigurationError(f"podman refuses {where}: {reason}", path=path)
 
     def _read(self, path: str, settings: Settings) -> Settings:
-        """Return the settings after one more file."""
+        """Return the settings, updated by one more file; each file is read once."""
         text = self._texts.get(path)
         if text is None:
             self.sources.append(path)
@@ -140,7 +140,7 @@ class Configuration:
         return os.path.join(home, "containers")
 
     def _drop_ins(self, files: Sequence[str]) -> list[str]:
-        """Return the drop-in files, in the order of their names, whatever their directories."""
+        """Return the drop-in files in the order of their names; of two, the last directory's."""
         *system, own = files
         user = self.account.user
         directories: list[str] = []
@@ -172,13 +172,10 @@ class Configuration:
         account = self.account
         path = self._system_file()
         system = self._from_file(path) if path is not None else Options()
-        options = Options(
+        options = replace(
+            system,
             graph_root=system.graph_root or SYSTEM_GRAPH_ROOT,
             run_root=system.run_root or SYSTEM_RUN_ROOT,
-            driver=system.driver,
-            driver_priority=system.driver_priority,
-            image_root=system.image_root,
-            driver_options=system.driver_options,
         )
         is_named = _NAMED_FILE in account.environ
         if account.has_own_storage:
@@ -188,7 +185,7 @@ class Configuration:
             files = [os.path.join(d, _FILE) for d in reversed(self.system_directories)]
             path = next((file for file in files if _exists(file)), None)
         if is_named and (account.has_own_storage or self.rules.reads_once):
-            # It has become the system's, which leaves a user's graph root as it is.
+            # The named file was read as the system's, which has no effect on a user's graph root.
             path = None
         if path is not None and _exists(path):
             defaults, options = options, self._from_file(path)
@@ -236,13 +233,13 @@ class Configuration:
     def _for_user(self, system: Options, *, is_named: bool) -> Options:
         """Return the options of a user without a file of their own.
 
-        :param is_named: the user has named the system's file
+        :param is_named: whether ``CONTAINERS_STORAGE_CONF`` names the system's file
         """
         account = self.account
         graph_root = os.path.join(account.data_home, "containers/storage")
         if self._rootless_path:
             graph_root = account.expand(self._rootless_path)
-        # The drivers of the system that only root can use are passed over.
+        # A driver of the system that only root can use does not count.
         driver = system.driver if system.driver in _ROOTLESS_DRIVERS else ""
         driver = _driver(account.environ.get("STORAGE_DRIVER") or driver)
         priority: tuple[str, ...] = ()
@@ -268,7 +265,7 @@ class Configuration:
 
 
 def _with_podmans_variables(account: Account) -> Account:
-    """Return the account after podman has set the variables that it finds missing."""
+    """Return the account with the variables that podman sets if they are missing."""
     home = os.path.join(os.path.realpath(account.home), ".config")
     return replace(account, environ={"XDG_CONFIG_HOME": home, **account.environ})
 
@@ -294,7 +291,7 @@ def _rootless_driver(environ: Mapping[str, str]) -> str:
 
 
 def _exists(path: str) -> bool:
-    """Return whether a file exists; ``True`` if this is not known, and reading it says why."""
+    """Return whether a file exists; ``True`` also if that is not known: reading it says why."""
     try:
         os.stat(path)
     except FileNotFoundError:

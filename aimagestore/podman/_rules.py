@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SYSTEM_DIRECTORIES = ("/usr/share/containers", "/etc/containers")
-"""Where the distribution's files and the administrator's are; the latter win."""
+"""The directories of the distribution's files and of the administrator's, which have precedence."""
 
 SYSTEM_GRAPH_ROOT = "/var/lib/containers/storage"
 SYSTEM_RUN_ROOT = "/run/containers/storage"
@@ -16,17 +16,17 @@ class Rules:
     """How a range of versions finds its store.
 
     :ivar versions: the versions of containers/storage
-    :ivar symbol: the name of a function in each program that was built with one of them, and in
-        none that was built with a later one
-    :ivar merges_files: ``storage.conf`` has drop-in directories, the file in a user's home applies
-        to root as well, and the system's settings apply to users; otherwise one file counts
-    :ivar reads_once: where one file counts: root's own file counts only if the system has none, and
-        a file that root names need not have a run root
-    :ivar has_image_store: ``imagestore`` and ``driver_priority`` are known
-    :ivar tries_overlay: a user's storage without a configured driver has the one that it has
-        images of, or overlay, and not always vfs
-    :ivar counts_vfs: a directory of vfs is one of the drivers that a graph root has already
-    :ivar drivers: those that are chosen by themselves, in this order
+    :ivar symbol: the name of a function that is in every program built with one of these versions,
+        and in none built with a later one
+    :ivar merges_files: whether ``storage.conf`` has drop-in directories, the file in a user's home
+        applies to root as well, and the system's settings apply to users; otherwise one file counts
+    :ivar reads_once: if one file counts: whether root's own file counts only if the system has
+        none, and a file that root names need not have a run root
+    :ivar has_image_store: whether ``imagestore`` and ``driver_priority`` are known
+    :ivar tries_overlay: whether a user's storage without a configured driver uses the driver of its
+        images, or overlay; otherwise it uses vfs
+    :ivar counts_vfs: whether a directory of vfs counts as a driver that the graph root has
+    :ivar drivers: the drivers that may be chosen without a configuration, in this order
     :ivar run_directory: the name of a user's runtime directory in the temporary directory
     """
 

@@ -1,4 +1,4 @@
-"""The text of ``storage.conf``."""
+"""Reads the text of ``storage.conf``."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..errors import StoreConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class Strings:
-    """A list of strings, which a later file replaces, or extends by ``{append = true}``.
+    """A list of strings, which a later file replaces, or with ``{append = true}`` extends.
 
     :ivar values: the strings
-    :ivar appends: whether a later list extends this one, unless that says otherwise itself
+    :ivar appends: whether a later list extends this one, unless it says otherwise itself
     """
 
     values: tuple[str, ...] = ()
     appends: bool = False
 
     def updated(self, value: list[Any]) -> Strings:
-        """Return the list after another file's value for it.
+        """Return the list, updated by another file's value.
 
         :raises TypeError: when the value has other elements than strings and ``append``
         """
@@ -62,10 +62,10 @@ class Settings:
     image_stores: Strings = Strings()
 
     def updated(self, text: bytes, path: str) -> Settings:
-        """Return the settings after one more file.
+        """Return the settings, updated by one more file.
 
-        :param path: the file, for messages
-        :raises StoreConfigurationError: when it is no TOML, or a setting is of another type
+        :param path: the path of the file, for messages
+        :raises StoreConfigurationError: when it is not TOML, or a setting has another type
         """
         storage = _table(_parse(text, path), "storage", text, path)
         options = _table(storage, "options", text, path)
@@ -84,7 +84,7 @@ class Settings:
                 try:
                     lists[field] = getattr(self, field).updated(value)
                 except TypeError as error:
-                    raise _error(path, _line_of(key, text), f"{key} {error}") from None
+                    raise _error(path, _line_of(key, text), f"{key} {error}") from error
         return replace(self, **strings, **lists)
 
 
@@ -118,7 +118,7 @@ def _table(table: Mapping[str, Any], key: str, text: bytes, path: str) -> dict[s
 
 
 def _get(table: Mapping[str, Any], key: str, kind: type[Any], text: bytes, path: str) -> Any:
-    """Return a value; upstream finds its key in any case, too."""
+    """Return a value of a table. Its key may be in any case, as upstream."""
     spellings = [key, *(other for other in table if other.lower() == key)]
     value = next((table[spelling] for spelling in spellings if spelling in table), None)
     if value is not None and not isinstance(value, kind):

@@ -12,10 +12,10 @@ async def snapshot(store: ImageStore) -> PodmanSnapshot:
     """Return the images of an open store, with their layers and containers, as they are now.
 
     Layers and containers are those that podman, buildah or CRI-O keep beside the store; other
-    stores have none. Nothing is written, no lock is taken, and nobody is waited for, except for
-    another program in the middle of a change of the images. Cancelled, it returns at once.
+    stores have none. Nothing is written and no lock is taken. It waits only for another program
+    that is in the middle of a change of the images. If it is cancelled, it returns at once.
 
-    :raises StoreCorruptError: when a file with layers or containers is damaged; it says which
+    :raises StoreCorruptError: when a file of layers or containers is damaged; it names the file
     """
     catalog, records = await read_with_layers(core_of(store))
     return PodmanSnapshot(snapshot_of(catalog), records)
