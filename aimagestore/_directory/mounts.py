@@ -53,5 +53,5 @@ def is_local(fd: int) -> bool:
 
 def _mounts() -> str:
     """Return the table of mounts, whose paths may be any bytes."""
-    with open("/proc/self/mountinfo", "rb") as file:
-        return os.fsdecode(file.read())
+    with open("/proc/self/mountinfo", errors="surrogateescape", newline="\n") as file:
+        return file.read()
