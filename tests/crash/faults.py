@@ -40,6 +40,7 @@ OUTSIDE = {
 
 NO_POINTS = {
     "close": "its descriptor is closed whatever it answers, and what matters is synced by then",
+    "fsdecode": "no system call",
     "fspath": "no system call",
     "geteuid": "cannot fail",
     "fchmod": "about a file of a caller, outside the store",
