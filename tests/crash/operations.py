@@ -25,6 +25,7 @@ from aimagestore._directory.pending import pending_name
 from aimagestore._directory.stored import verified_files
 from aimagestore._engine.items import discard_all, stage_all
 from aimagestore._engine.protocol import Outcome
+from aimagestore._stacked import copying
 
 from .faults import Failpoints
 from .state import NEW, ONE, THREE, TWO, USER_DATA, apply_all
@@ -32,6 +33,9 @@ from .state import NEW, ONE, THREE, TWO, USER_DATA, apply_all
 THEN = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 OLD = b"old content"
 BIG = b"x" * 1_100_000
+PIECE = 1000
+PIECES = b"x" * (PIECE + 100)
+"""What is copied in two pieces of this size."""
 
 BESIDE = "b" * 64
 """The image of the additional store."""
@@ -309,6 +313,8 @@ def _circumstances(operation: Operation) -> Iterator[None]:
             patch.setattr(files, "_TMPFILE", None)
         if operation.linkless:
             forbid_links(patch)
+        if operation.beside:
+            patch.setattr(copying, "CHUNK", PIECE)
         yield
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,6 @@ LAST = "f" * 64
 
 USER_DATA = "userdata"
 """A directory that containers/storage keeps beside an image's big data."""
-
-"""Whether to take hours instead of seconds."""
 
 
 @dataclass(frozen=True)
@@ -78,25 +77,49 @@ async def read_again(path: Path, *, read_only: bool = True) -> State:
 
 def files_of(path: Path) -> set[str]:
     """Return every file and directory of a store."""
-    return {str(found.relative_to(path)) for found in path.rglob("*")}
+    start = len(str(path)) + 1
+    return {
+        os.path.join(directory, name)[start:]
+        for directory, below, files in os.walk(path)
+        for name in (*below, *files)
+    }
 
 
-def strays(path: Path, state: State) -> set[str]:
+Keys = dict[str, Iterable[str]]
+"""The IDs of images, and the keys of their items."""
+
+
+async def read_keys(store: ImageStore) -> Keys:
+    """Return the images of a store and their items' keys, without a look at the items."""
+    return {image.id: image.big_data_names for image in await store.images()}
+
+
+def keys_of(state: State) -> Keys:
+    """Return the same of a state."""
+    return {image_id: image.items for image_id, image in state.items()}
+
+
+def strays(path: Path, keys: Keys) -> set[str]:
     """What lies in a store's directory that has no place there."""
     mine = {"images.json", "images.lock"}
-    for image_id, image in state.items():
+    for image_id, items in keys.items():
         mine.add(image_id)
-        mine |= {f"{image_id}/{big_data_file(key)}" for key in image.items}
+        mine |= {f"{image_id}/{big_data_file(key)}" for key in items}
+    files = files_of(path)
     # What other programs keep in an image's directory belongs to the image.
-    return files_of(path) - mine - of_others(path, state)
+    return files - mine - _of_others(files, keys)
 
 
-def of_others(path: Path, state: State) -> set[str]:
+def of_others(path: Path, keys: Keys) -> set[str]:
     """Return what other programs keep in the images' directories."""
+    return _of_others(files_of(path), keys)
+
+
+def _of_others(files: set[str], keys: Keys) -> set[str]:
     return {
         name
-        for name in files_of(path)
-        if name.partition("/")[0] in state and name.split("/")[1:2] == [USER_DATA]
+        for name in files
+        if name.partition("/")[0] in keys and name.split("/")[1:2] == [USER_DATA]
     }
 
 

@@ -1,4 +1,7 @@
-"""Changes that copy an image of an additional store first, failing or killed at every call."""
+"""Changes that copy an image of an additional store first, failing or killed at every call.
+
+A usual run takes one call of each kind, on each kind of file, and a thorough run all.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,12 @@ import pytest
 
 from aimagestore import ImageStore, check
 
+from ..support.loops import EXTENTS, one_of_each
 from ..support.stores import tree
 from .driver import Driver, driver
 from .faults import Failpoints, Failure, Point
-from .operations import BESIDE, BIG, COPYING, THEN, attempt, make
-from .state import LAST, State, read_again, read_state, strays
+from .operations import BESIDE, COPYING, PIECES, THEN, attempt, make
+from .state import LAST, State, keys_of, read_again, read_state, strays
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ class Case:
         """Run it undisturbed, for its points and for what it does."""
         await make(self.template, "full")
         async with ImageStore(self.beside) as store:
-            items = {"manifest": b"old content", "k": BIG, "empty": b""}
+            items = {"manifest": b"old content", "k": PIECES, "empty": b""}
             await store.create(BESIDE, names=["below"], created=THEN, big_data=items)
         self.additional = tree(self.beside)
         self.renew()
@@ -66,19 +70,27 @@ class Case:
             await store.create(LAST)
             await store.collect_garbage()
             state = await read_state(store)
-            assert strays(self.path, state) == set()
+            assert strays(self.path, keys_of(state)) == set()
             del state[LAST]
             assert state in expected
         assert (await check(self.path, verify=True)).findings == ()
         assert tree(self.beside) == self.additional
 
+    def numbers(self, *, whole: bool) -> list[int]:
+        """Return the numbers of all points, or of one of each kind."""
+        numbers = range(1, len(self.points) + 1)
+        if whole:
+            return list(numbers)
+        return one_of_each(numbers, lambda at: self.points[at - 1], self.name)
 
+
+@pytest.mark.parametrize("whole", EXTENTS)
 @pytest.mark.parametrize("name", [name for name, each in COPYING.items() if not each.named])
-def test_killed_at_every_point(scratch: Path, name: str, killer: Driver) -> None:
+def test_killed_at_every_point(scratch: Path, name: str, killer: Driver, whole: bool) -> None:
     async def run() -> int:
         case = Case(name, scratch)
         await case.prepare()
-        deaths = [at for at, point in enumerate(case.points, 1) if point.changes]
+        deaths = [at for at in case.numbers(whole=whole) if case.points[at - 1].changes]
         for at in deaths:
             case.renew()
             assert os.WIFSIGNALED(killer.kill_at(case.path, name, at))
@@ -90,13 +102,15 @@ def test_killed_at_every_point(scratch: Path, name: str, killer: Driver) -> None
     assert anyio.run(run) >= 10
 
 
+@pytest.mark.parametrize("whole", EXTENTS)
 @pytest.mark.parametrize("name", COPYING)
-def test_failing_at_every_point(scratch: Path, name: str) -> None:
+def test_failing_at_every_point(scratch: Path, name: str, whole: bool) -> None:
     async def run() -> None:
         case = Case(name, scratch)
         await case.prepare()
-        for at, point in enumerate(case.points, 1):
-            for code in (errno.EIO, errno.ENOSPC) if point.creates else (errno.EIO,):
+        for at in case.numbers(whole=whole):
+            creates = case.points[at - 1].creates
+            for code in (errno.EIO, errno.ENOSPC) if creates else (errno.EIO,):
                 case.renew()
                 points = Failpoints(case.path, Failure(at, code))
                 error = await attempt(case.operation, case.path, points)

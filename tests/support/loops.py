@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import pytest
 
@@ -26,6 +27,21 @@ USUAL_LOOPS = EVERY_LOOP if NIGHTLY else [EVERY_LOOP[0], EVERY_LOOP[2]]
 
 EXTENTS = [pytest.param(False, id="part"), pytest.param(True, id="all", marks=pytest.mark.thorough)]
 """Whether a test tries all that it can, which a usual run does not."""
+
+T = TypeVar("T")
+
+
+def one_of_each(cases: Iterable[T], kind: Callable[[T], object], name: str) -> list[T]:
+    """Return one case of each kind; which one depends on the name of what is tried, and is fixed.
+
+    So all cases of a kind have their turn in the end, in different tests.
+    """
+    kinds: dict[object, list[T]] = {}
+    for case in cases:
+        kinds.setdefault(kind(case), []).append(case)
+    return [
+        alike[zlib.crc32(f"{name} {each}".encode()) % len(alike)] for each, alike in kinds.items()
+    ]
 
 
 def depends_on_the_loop(item: pytest.Function) -> bool:
