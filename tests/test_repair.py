@@ -96,6 +96,17 @@ async def test_a_lost_index_is_rebuilt_from_the_directories(path: Path, image: P
     assert (await check(path)).ok
 
 
+async def test_a_name_that_is_not_valid_unicode_is_left_out(path: Path, image: Path) -> None:
+    (image / "manifest").write_text(
+        r'{"annotations":{"io.containerd.image.name":"\ud800",'
+        r'"org.opencontainers.image.ref.name":"valid"}}'
+    )
+    (path / "images.json").write_bytes(b"[]")
+    await repair(path, await check(path))
+    async with ImageStore(path) as store:
+        assert (await store.get(FIXTURE_ID)).names == ("valid",)
+
+
 async def test_what_can_be_read_of_a_damaged_index_comes_back(path: Path) -> None:
     async with ImageStore(path) as store, store.transaction() as tx:
         for i in range(5):

@@ -138,6 +138,23 @@ async def test_collecting_skips_a_directory_with_a_mount_in_it(
     assert not (path / STALE).exists()
 
 
+async def test_a_directory_with_files_of_the_year_33658_is_adopted(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount")
+    path.mkdir()
+    mount("-t", "tmpfs", "tmpfs", path)  # other file systems have no such times
+    try:
+        add_tree(path / ONE)
+        (path / ONE / "manifest").write_bytes(MANIFEST)
+        os.utime(path / ONE / "manifest", (10**12, 10**12))
+        (path / "images.json").write_bytes(b"[]")
+        await repair(path, await check(path))
+        async with ImageStore(path) as store:
+            assert (await store.get("a")).id == ONE
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
 async def test_the_name_of_a_mount_elsewhere_may_be_any_bytes(path: Path, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root to mount")

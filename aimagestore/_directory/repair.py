@@ -16,7 +16,13 @@ from .._core import mutations
 from .._core.digest import MANIFEST, canonical_digest, is_manifest_key, signed_payload
 from .._core.draft import Draft
 from .._core.mutations import Mutation
-from .._core.names import INDEX_FILE, NAME_ANNOTATIONS, big_data_file, big_data_key
+from .._core.names import (
+    INDEX_FILE,
+    NAME_ANNOTATIONS,
+    big_data_file,
+    big_data_key,
+    check_text,
+)
 from .._core.record import Record, read
 from .._core.report import Finding, FindingKind, Report
 from .._engine.items import MANIFEST_MAX, Measured, measure_file, run
@@ -287,7 +293,15 @@ def _adopt(root: Directory, image_id: str) -> Mutation:
         if not contents:
             # A record without items would make `podman images` fail.
             raise root.corrupt(image_id, "has no big data: collect_garbage removes it")
-    return mutations.adopt(image_id, contents, names, datetime.fromtimestamp(min(modified), UTC))
+    return mutations.adopt(image_id, contents, names, _time(min(modified)))
+
+
+def _time(seconds: float) -> datetime:
+    """Return the time of a file; the present one if no record can have it."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError):
+        return datetime.now(UTC)
 
 
 def _names_in(manifest: bytes) -> Iterator[str]:
@@ -296,7 +310,10 @@ def _names_in(manifest: bytes) -> Iterator[str]:
         found = [annotations.get(annotation) for annotation in NAME_ANNOTATIONS]
     except (ValueError, AttributeError, RecursionError):
         return
-    yield from (name for name in found if isinstance(name, str) and name)
+    for name in found:
+        if isinstance(name, str) and name:
+            with suppress(ValueError):  # JSON can have names that are not valid Unicode
+                yield check_text(name, "a name")
 
 
 # An index that is lost or damaged
