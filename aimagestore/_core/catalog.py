@@ -187,11 +187,6 @@ class Catalog(View):
         return len(self.indexes.by_id)
 
     @property
-    def are_images_decoded(self) -> bool:
-        """Whether ``images`` is available without decoding records."""
-        return self._images is not None
-
-    @property
     def images(self) -> tuple[Image, ...]:
         """All images, in the order of images.json. Records are decoded on the first access."""
         if self._images is None:

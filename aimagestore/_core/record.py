@@ -153,11 +153,6 @@ class Record(msgspec.Struct, gc=False, eq=False):
             return self
         return Record(self.raw, NO_BLOCK, self.id, self.names, self.digests)
 
-    @property
-    def is_decoded(self) -> bool:
-        """Whether ``image`` has been decoded."""
-        return self._image is not None
-
 
 def read(raw: RawJSON, block_id: int = NO_BLOCK) -> Record | None:
     """Read an element of images.json; ``None`` when it is damaged."""

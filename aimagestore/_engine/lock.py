@@ -211,16 +211,6 @@ class LockLine(Generic[H]):
             request.take()
         return request
 
-    def acquire(self) -> Grant[H]:
-        """Wait in line in this thread."""
-        grant = self.try_acquire()
-        if grant is not None:
-            return grant
-        decided = threading.Event()
-        request = self.request(decided.set)
-        decided.wait()
-        return request.take()
-
     def describe_holder(self) -> Holder:
         """Say who holds the lock."""
         return self.primitive.describe_holder()

@@ -37,6 +37,8 @@ from aimagestore.cluster._blobs import Blob, Blobs, Marker
 from aimagestore.cluster._lookups import Lookups
 from aimagestore.cluster._views import LockedView
 
+from ..support.blocking import acquire
+
 if TYPE_CHECKING:
     from .proxy import Proxy
     from .servers import Place, Servers
@@ -731,7 +733,7 @@ async def test_garbage_whose_session_is_lost_is_collected_later(
 
         def lose() -> None:
             removal = next_removal(engine, removals)
-            grant = engine.lock.acquire()
+            grant = acquire(engine.lock)
             servers.postgres.end_sessions(place.database)
             try:
                 list(removal(grant))
@@ -753,7 +755,7 @@ async def test_objects_are_removed_after_the_lock_was_released(
 
         def condemn() -> None:
             removal = next_removal(engine, removals)
-            grant = engine.lock.acquire()
+            grant = acquire(engine.lock)
             list(removal(grant))
             grant.release()
 
@@ -797,7 +799,7 @@ async def stage_orphan(engine: Any) -> Any:
 def next_removal(engine: Any, removals: Iterator[Any]) -> Any:
     """Begin a collection, and return its first removal."""
     begin = next(removals)
-    grant = engine.lock.acquire()
+    grant = acquire(engine.lock)
     list(begin(grant))
     grant.release()
     return next(removals)

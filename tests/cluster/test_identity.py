@@ -22,6 +22,7 @@ for package in ("psycopg", "obstore"):
 
 from aimagestore.cluster import adopt
 
+from ..support.blocking import acquire
 from ..support.stores import becomes_true
 from .drills import (
     MARKER,
@@ -452,7 +453,7 @@ async def begin_collection(store: ImageStore) -> Any:
 
     def remove() -> None:
         removal = next(removals)
-        grant = engine.lock.acquire()
+        grant = acquire(engine.lock)
         try:
             list(removal(grant))
         finally:

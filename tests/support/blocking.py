@@ -1,13 +1,23 @@
-"""A store's directory changed at once, in the thread that says so: for tests that interleave."""
+"""Changes and locks of a store in the thread of the test itself, for tests that interleave them."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from aimagestore._core import mutations
 from aimagestore._core.content import InlineContent
 from aimagestore._core.mutations import Mutation
 from aimagestore._directory.engine import DirectoryEngine
+from aimagestore._engine.lock import AnyGrant, AnyLine
+
+
+def acquire(line: AnyLine) -> AnyGrant:
+    """Wait in line for a lock."""
+    decided = threading.Event()
+    request = line.request(decided.set)
+    decided.wait()
+    return request.take()
 
 
 def commit(path: Path, *wanted: Mutation) -> None:
