@@ -97,8 +97,8 @@ def find_storage(
     if found.image_store in existing and len(existing) > 1:
         each = "; ".join(f"containers/storage {stores[store]}: {store}" for store in existing)
         raise StoreConfigurationError(
-            "versions of podman keep images in different stores here, and which version is meant "
-            f"is not known, because no podman is in PATH: {each}. Open one of them by its path",
+            "versions of podman keep images in different stores here, and no podman in PATH tells "
+            f"which version is meant: {each}. Open one of them by its path",
             stores=tuple(existing),
         )
     return found
@@ -112,8 +112,8 @@ def _find(account: Account, rules: Rules, system_directories: Sequence[str]) -> 
     if recorded is not None:
         if not _is_same(recorded.graph_root, options.graph_root):
             raise StoreConfigurationError(
-                f"{recorded.path} belongs to another graph root, {recorded.graph_root}, and podman "
-                f"does not use {options.graph_root} with it",
+                f"podman refuses the graph root {options.graph_root}: its database {recorded.path} "
+                f"belongs to another graph root, {recorded.graph_root}; set graphroot to that one",
                 path=recorded.path,
             )
         options = replace(options, graph_root=recorded.graph_root)
