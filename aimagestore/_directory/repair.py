@@ -152,7 +152,7 @@ class _Repairs:
             unreadable = [
                 name
                 for name in image_directories(self._root)
-                if base.is_damaged(name) and self._draft.record_of(name) is None
+                if self._draft.record_of(name) is None and base.is_damaged(name)
             ]
         return [*self._podman.taken_out, *unreadable]
 
