@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from .._core.addresses import is_address
 
-# Either side notices a lost peer after this, not after two hours: a lost client may hold the lock.
+# Each side notices a lost peer within 25 seconds, not two hours: a lost client may hold the lock.
 # The check interval has the server end a query, or a wait for the lock, whose client has left.
 # Calls have deadlines of their own, so the time limits that the role may have do not apply.
 SERVER_SETTINGS = {
@@ -32,7 +32,7 @@ SERVER_SETTINGS = {
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
 }
-"""What every session asks the server for, when it is opened."""
+"""The server's settings for every session, sent when it is opened."""
 
 _DEFAULTS = {
     "connect_timeout": 5,
@@ -141,10 +141,10 @@ class BucketAddress:
         return cls("/".join(["s3:/", bucket, *segments]), bucket, "/".join(segments))
 
     def open(self, *, attempt: float, retries: float) -> S3Store:
-        """Return a client. It sends no request yet, and may be that of another store.
+        """Return a client, perhaps one that other stores use too. It sends no request yet.
 
-        :param attempt: seconds within which the response to a request begins, and between two
-            parts of it
+        :param attempt: seconds within which the response to a request must begin, and within
+            which each further piece of it must come
         :param retries: seconds from the first attempt in which another one may begin
         :raises ValueError: when a setting in the environment cannot be used, or credentials would
             be sent over the network in the clear
@@ -154,7 +154,7 @@ class BucketAddress:
 
 
 # Making a client reads all certificates of this machine, which stops every thread of the process,
-# the event loop's too, for about 20 ms. All else that it reads is in the environment.
+# the event loop's too, for about 20 ms. Everything else that it reads is in the environment.
 @lru_cache(maxsize=32)
 def _client(
     address: BucketAddress,
@@ -163,7 +163,7 @@ def _client(
     process: int,
     environment: frozenset[tuple[str, str]],
 ) -> S3Store:
-    del process, environment  # a client is good for one of each
+    del process, environment  # only part of the cache's key: a client serves one of each
     return S3Store(
         address.bucket,
         prefix=address.prefix or None,
@@ -183,7 +183,7 @@ def _client(
 
 
 def _parse(records_url: str) -> Mapping[str, Any]:
-    """Return what a libpq URL or connection string says.
+    """Return the parameters of a libpq URL or connection string.
 
     :raises ValueError: when it is malformed
     """
@@ -216,7 +216,7 @@ def _parse(records_url: str) -> Mapping[str, Any]:
 
 
 def _is_name(database: str) -> bool:
-    """Return whether it is the name of a database: not another address, or a part of one."""
+    """Return whether it can be the name of a database, and is not an address or part of one."""
     is_part = re.search(r":.*@", database) is not None
     return database.isprintable() and not is_part and not is_address(database)
 
@@ -235,17 +235,11 @@ def _check_environment() -> None:
 def endpoint() -> SplitResult | None:
     """Return the endpoint of the object store, if one is set.
 
-    :raises ValueError: when one is malformed, or has credentials, which messages would show
+    :raises ValueError: when one that is set, even if it is not used, is malformed or has
+        credentials, which messages would show
     """
-    return next(iter(_endpoints()), None)
-
-
-def _endpoints() -> list[SplitResult]:
-    """Return the endpoints that are set; the first one counts.
-
-    :raises ValueError: when one is malformed, or has credentials, which messages would show
-    """
-    return [_endpoint(name) for name in _ENDPOINTS if os.environ.get(name)]
+    found = [_endpoint(name) for name in _ENDPOINTS if os.environ.get(name)]
+    return found[0] if found else None
 
 
 def _endpoint(name: str) -> SplitResult:

@@ -12,7 +12,7 @@ _LONGEST_PAUSE = 0.5
 class Backoff:
     """Pauses between retries, each twice as long as the one before.
 
-    :param until: the deadline, as :func:`time.monotonic` tells it
+    :param until: the deadline, by the clock of :func:`time.monotonic`
     :param closing: set when the store is closed, which ends the retries
     """
 

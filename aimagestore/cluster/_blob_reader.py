@@ -12,7 +12,7 @@ from obstore.exceptions import BaseError
 
 from .._engine.items import CHUNK
 from ._backoff import Backoff
-from ._blobs import RETRIES, Blobs
+from ._blobs import RETRY_SHARE, Blobs
 
 if TYPE_CHECKING:
     from obstore import BytesStream
@@ -21,24 +21,25 @@ if TYPE_CHECKING:
 class BlobReader(io.RawIOBase):
     """Reads an object as a stream, and continues at the same position after a lost connection.
 
+    Making one and reading raise :exc:`FileNotFoundError` when there is no such object, and
+    :exc:`StoreUnavailableError` when the object store is unavailable, or sends nothing for a whole
+    deadline.
+
     :ivar blob: the object
-    :raises FileNotFoundError: when there is no such object
-    :raises StoreUnavailableError: when the object store is unavailable, or sends nothing for the
-        whole deadline
     """
 
     def __init__(self, blobs: Blobs, blob: UUID) -> None:
         self._blobs = blobs
         self.blob = blob
         self._position = 0
-        # The stream, the rest of its last chunk, and the position of that.
+        # The stream, the rest of its last chunk, and the position of that rest.
         self._chunks: BytesStream | None = None
         self._rest = memoryview(b"")
         self._next = 0
         self._size = self._begin(self._backoff())
 
     def _backoff(self) -> Backoff:
-        return Backoff(time.monotonic() + RETRIES * self._blobs.deadline)
+        return Backoff(time.monotonic() + RETRY_SHARE * self._blobs.deadline)
 
     def _begin(self, backoff: Backoff) -> int:
         """Request the object from the present position on, and return its size."""
@@ -86,15 +87,20 @@ class BlobReader(io.RawIOBase):
             if self._rest:
                 return self._rest
             assert self._chunks is not None
+            failure: Exception
             try:
                 self._rest = memoryview(next(self._chunks))
-            except (StopIteration, BaseError) as error:
-                self._chunks = None
-                if not backoff.wait():
-                    raise self._blobs.unavailable(error) from None
+                continue
+            except StopIteration:
+                failure = EOFError("the object ends before its size")
+            except BaseError as error:
+                failure = error
+            self._chunks = None
+            if not backoff.wait():
+                raise self._blobs.unavailable(failure)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        # Only a read requests another part: most seeks to the end merely ask for the size.
+        # Only a read requests the object anew: most seeks to the end only ask for the size.
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = start + offset
         return self._position

@@ -1,4 +1,4 @@
-"""Objects: each has the content of one item, never changes, and has a name that is used once."""
+"""Objects in a bucket: each has the content of items, never changes, and has a name used once."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 # S3 takes parts of 5 MiB and more, and 10,000 of them: this allows items of 78 GiB.
 PART = 8 * 1024 * 1024
 
-RETRIES = 0.6
-"""The part of a deadline in which a request is sent again; the last attempt ends in the rest."""
+# Objects in a page of a listing: as many as an S3 server sends in one answer.
+_LISTED = 1000
 
-# Both kinds come from writers.
+RETRY_SHARE = 0.6
+"""The share of a deadline in which a request is sent again; the last attempt has the rest."""
+
 FAILURES = (BaseError, OSError)
+"""What an object store's failures raise; a writer raises both kinds."""
 
 _MARKER = "aimagestore.json"
 
@@ -66,11 +69,11 @@ class Blob(NamedTuple):
 
 
 class Marker(NamedTuple):
-    """The object that says whose the prefix is.
+    """The object that says which store the prefix belongs to.
 
     :ivar text: its content
-    :ivar version: identifies this content; ``None`` for a marker that is not there
-    :ivar written: when, by the object store's clock
+    :ivar version: identifies this content; ``None`` if there is no marker
+    :ivar written: when it was written, by the object store's clock
     """
 
     text: bytes = b""
@@ -85,38 +88,38 @@ class NotPermittedError(StoreUnavailableError):
 class Blobs:
     """The objects of one store.
 
-    :param address: where they are
-    :param deadline: seconds within which every request ends
-    :ivar deadline: the same
+    :ivar name: the URL of their prefix, which is their name in messages
+    :ivar deadline: seconds within which every request ends
     """
 
     def __init__(self, address: BucketAddress, deadline: float) -> None:
         self.name: str = address.name
         self.deadline = deadline
-        attempt = (1 - RETRIES) * deadline
-        self._store: S3Store = address.open(attempt=attempt, retries=RETRIES * deadline)
-        # Readers retry by themselves, from the position where they are.
+        attempt = (1 - RETRY_SHARE) * deadline
+        self._store: S3Store = address.open(attempt=attempt, retries=RETRY_SHARE * deadline)
+        # Readers retry by themselves, from their position.
         self._reads: S3Store = address.open(attempt=attempt, retries=0)
-        # Whoever uploads has a deadline of its own, because parts are sent in the background.
+        # Uploads have deadlines of their own, because parts are sent in the background.
         self._uploads: S3Store = address.open(attempt=deadline, retries=deadline)
 
     def path_of(self, blob: UUID) -> str:
-        """Return an object's name in messages: its URL."""
+        """Return an object's URL, which is its name in messages."""
         return f"{self.name}/{blob.hex}"
 
     def writer(self, blob: UUID) -> WritableFile:
         """Begin to write an object, which exists when the writer is closed.
 
-        It sends parts of :data:`PART` bytes in the background. The first byte after a part is
-        written when that part is stored, so there is one part of an object in memory at most.
+        The writer sends parts of :data:`PART` bytes in the background. A write of the first byte
+        after a part returns when that part is stored, so memory has one part of an object at most.
         """
         return obstore.open_writer(self._uploads, blob.hex, buffer_size=PART, max_concurrency=1)
 
     def get(self, blob: UUID, offset: int) -> GetResult:
-        """Begin to read an object, without retries.
+        """Begin to read an object from an offset on, without retries.
 
-        :raises FileNotFoundError: when there is none
-        :raises StoreUnavailableError: when there is no bucket either
+        :raises FileNotFoundError: when there is no such object
+        :raises StoreUnavailableError: when there is no bucket
+        :raises BaseError: when the object store is unavailable, or refuses
         """
         # An empty object has no range, not even an empty one.
         options: GetOptions = {"range": {"offset": offset}} if offset else {}
@@ -125,17 +128,6 @@ class Blobs:
         except FileNotFoundError as error:
             self._require_bucket(error)
             raise
-
-    def exists(self, blob: UUID) -> bool:
-        """Return whether there is such an object.
-
-        :raises BaseError: when the object store is unavailable, or refuses
-        """
-        try:
-            obstore.head(self._store, blob.hex)
-        except FileNotFoundError:
-            return False
-        return True
 
     def size_of(self, blob: UUID) -> int | None:
         """Return the size of an object; ``None`` when there is none.
@@ -164,7 +156,7 @@ class Blobs:
             raise self.unavailable(error) from None
 
     def id_in(self, path: str) -> UUID | None:
-        """Return which object has this name in messages; ``None`` when none of this store has."""
+        """Return the object that has this URL; ``None`` for any other text."""
         prefix, _, name = path.rpartition("/")
         return _id_of(name) if prefix == self.name else None
 
@@ -174,7 +166,7 @@ class Blobs:
         :raises StoreUnavailableError: when the object store is unavailable, or refuses
         """
         try:
-            for page in obstore.list(self._store):
+            for page in obstore.list(self._store, chunk_size=_LISTED):
                 found = ((_id_of(entry["path"]), entry) for entry in page)
                 yield [Blob(i, e["size"], e["last_modified"]) for i, e in found if i is not None]
         except BaseError as error:
@@ -196,25 +188,25 @@ class Blobs:
             raise self.unavailable(error) from None
 
     def replace_marker(self, old: Marker, text: bytes) -> bool:
-        """Write the marker, unless another one has taken the place of the old one.
+        """Write the marker, unless it is not the old one any more.
 
-        :returns: whether it was written
+        :returns: whether it has this text now
         :raises StoreUnavailableError: when the object store is unavailable, or refuses
         """
         mode: PutMode = "create" if old.version is None else {"e_tag": old.version}
         try:
-            # The client does not repeat conditional writes: one attempt has the whole deadline.
+            # The client does not retry conditional writes, so one attempt has the whole deadline.
             obstore.put(self._uploads, _MARKER, text, mode=mode)
         except (AlreadyExistsError, PreconditionError):
-            # An attempt whose answer was lost has written it.
+            # An attempt whose answer was lost may have written it.
             return self.read_marker().text == text
         except BaseError as error:
             raise self.unavailable(error) from None
         return True
 
     def _require_bucket(self, error: FileNotFoundError) -> None:
-        """Raise unless it is the object that is missing, and not the bucket."""
-        if _code_of(error) == _NO_BUCKET:
+        """Raise if the bucket is missing, not only the object."""
+        if code_in(str(error)) == _NO_BUCKET:
             raise self.unavailable(error) from None
 
     def unavailable(self, error: Exception) -> StoreUnavailableError:
@@ -222,14 +214,15 @@ class Blobs:
 
         It has no cause, because the full text of the error may contain the access key.
         """
-        message = f"{self.name}: {_explain(error)}"
-        return (NotPermittedError if _NOT_PERMITTED in message else StoreUnavailableError)(message)
+        text = _explain(error)
+        kind = NotPermittedError if text.startswith(_NOT_PERMITTED) else StoreUnavailableError
+        return kind(f"{self.name}: {text}")
 
 
 def _explain(error: Exception) -> str:
-    """Return what is wrong, as far as the object store's answer tells it."""
+    """Return what is wrong, as far as the error tells."""
     summary = str(error).partition("\n\nDebug source")[0].partition(": <?xml")[0].strip()
-    code = _code_of(error)
+    code = code_in(str(error))
     if any(address in summary for address in _METADATA):
         return "there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     if "redirect without LOCATION" in summary:
@@ -243,13 +236,14 @@ def _explain(error: Exception) -> str:
     return summary + (f" ({code})" if code else "")
 
 
-def _code_of(error: Exception) -> str:
-    found = _CODE.search(str(error))
+def code_in(text: str) -> str:
+    """Return the error code in an S3 server's answer; ``""`` if it has none."""
+    found = _CODE.search(text)
     return found[1] if found else ""
 
 
 def _id_of(path: str) -> UUID | None:
-    """Return which object it is; ``None`` when it is not one of this library."""
+    """Return the object that has this name; ``None`` when it is not one of this library."""
     try:
         blob = UUID(path)
     except ValueError:

@@ -1,11 +1,10 @@
-"""Asks an S3 server for the settings of a bucket, which the client for objects cannot."""
+"""Reads the settings of a bucket, which the client for objects cannot."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import os
-import re
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
@@ -13,26 +12,23 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from ._addresses import endpoint
+from ._blobs import code_in
 
 _NOTHING = hashlib.sha256(b"").hexdigest()
 
 _LARGEST = 1 << 20
 
-_CODE = re.compile(r"<Code>(\w+)</Code>")
-
 
 class SettingsError(Exception):
-    """The server does not tell the settings."""
+    """The settings cannot be read."""
 
 
 def read_settings(bucket: str, name: str, seconds: float) -> ElementTree.Element | None:
-    """Return one of the settings of a bucket; ``None`` when nothing is set.
-
-    The namespace of its elements is left out.
+    """Return one of the settings of a bucket as XML without namespaces; ``None`` if it is not set.
 
     :param name: ``versioning`` or ``lifecycle``
     :param seconds: how long the server may take
-    :raises SettingsError: when it does not tell them, or there are no keys in the environment
+    :raises SettingsError: when it does not answer or refuses, or the environment has no keys
     """
     request = _signed(bucket, name)
     try:
@@ -40,10 +36,10 @@ def read_settings(bucket: str, name: str, seconds: float) -> ElementTree.Element
             text = answer.read(_LARGEST)
     except urllib.error.HTTPError as error:
         with error:
-            code = _CODE.search(error.read(_LARGEST).decode(errors="replace"))
-        if code is not None and code[1].startswith("NoSuch") and code[1] != "NoSuchBucket":
+            code = code_in(error.read(_LARGEST).decode(errors="replace"))
+        if code.startswith("NoSuch") and code != "NoSuchBucket":
             return None
-        raise SettingsError(f"the server answers {code[1] if code else error.code}") from None
+        raise SettingsError(f"the server answers {code or error.code}") from None
     except OSError as error:
         raise SettingsError(f"the server does not answer: {type(error).__name__}") from None
     try:

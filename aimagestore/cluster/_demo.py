@@ -25,7 +25,7 @@ _CHUNK = bytes(1024 * 1024)
 _CHUNKS = 64
 _NAME = "registry.example.com/app:1"
 
-
+# The signals that end the demo.
 _ENDS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
@@ -38,7 +38,7 @@ def _timed(step: str) -> Iterator[None]:
 
 
 async def demonstrate(local: LocalCluster, location: ClusterLocation) -> None:
-    """Use one store from two places, as two machines would."""
+    """Use one store from two sides, as two machines would."""
     async with ImageStore(location) as here, ImageStore(location) as there:
         with _timed("create an image with its manifest and config, in one commit"):
             image = await here.create(names=[_NAME], big_data={"manifest": b"{}", "config": b"{}"})
@@ -81,8 +81,11 @@ def _crash(local: LocalCluster) -> None:
 class _Demo:
     """Everything that the demo does, in a thread of its own.
 
-    The main thread does nothing but wait, for its end or for a signal, and then removes everything:
-    so it does not matter where a signal finds the other one.
+    The main thread only waits for the end of this or for a signal, and then removes everything. So
+    a signal may come at any moment.
+
+    :ivar is_kept: whether the demo is complete, and the servers are to be kept
+    :ivar error: what the demo raised
     """
 
     def __init__(self, local: LocalCluster, backend: str, *, keep: bool) -> None:
@@ -142,17 +145,17 @@ def main() -> None:
         number = os.read(events, 1)[0]
         is_complete = demo.is_kept or not number
         if number:
-            # What fails now fails because the servers have stopped.
+            # All errors from now on are due to the end of the servers.
             logging.disable()
     finally:
         local.close()
     if demo.error is not None and is_complete:
         raise demo.error
-    # The reader may be closed, with a terminal for instance.
+    # The terminal may be closed.
     with suppress(OSError):
         print("\n" * bool(number), end="")
         print("stopped the servers, and removed everything that they have written", flush=True)
-    # The other thread may be in the middle of anything, printing for instance.
+    # The other thread may be at work, and hold a lock that an orderly exit would wait for.
     os._exit(0 if is_complete else 128 + number)
 
 

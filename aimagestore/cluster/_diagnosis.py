@@ -1,4 +1,4 @@
-"""What a look at a cluster's servers says."""
+"""The results of examining the servers of a cluster's store."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ class Severity(StrEnum, metaclass=PlainEnum):
     """How much a diagnosis matters."""
 
     OK = "ok"
-    """It is as it should be."""
+    """Nothing is wrong."""
     NOTE = "note"
-    """Worth knowing; or it is not known, and the text says why."""
+    """Worth knowing, or could not be examined; the text says why."""
     WARNING = "warning"
-    """It works, and will do harm one day."""
+    """It works, but will do harm."""
     ERROR = "error"
     """It does not work, or loses data."""
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis(metaclass=PlainType):
-    """One thing that was looked at.
+    """The result for one thing that :func:`doctor` examined.
 
     :ivar severity: how much it matters
-    :ivar about: what was looked at, in a word or two
+    :ivar about: what was examined, in a word or two
     :ivar text: what was found; without secrets
-    :ivar advice: what to do; ``""`` where there is nothing to do
+    :ivar advice: what to do; ``""`` if there is nothing to do
     """
 
     severity: Severity

@@ -1,4 +1,4 @@
-"""Tells an operator what is wrong with the servers of a store, before it hurts."""
+"""Examines the servers of a store, so that an operator learns of problems before they do harm."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from ._sessions import Sessions
 
 
 def doctor(location: ClusterLocation) -> tuple[Diagnosis, ...]:
-    """Look at the servers of a store, and say what is wrong with them or will be. Blocks.
+    """Examine the servers of a store: what is wrong with them, or will be. Blocks.
 
     The records stay as they are. In the bucket, an object is written and removed again. Run it with
-    the role and the credentials that the programs have, because it judges these too.
+    the role and the credentials that the programs have, because it judges these too. An unavailable
+    server is a result, not an error.
 
-    :returns: what was looked at, in a fixed order; what is fine is among it
-    :raises TypeError: when it is not a location of a cluster
+    :returns: the results in a fixed order, those without a problem too
+    :raises TypeError: when ``location`` is not a location of a cluster
     :raises ValueError: when a setting in the environment cannot be used
     """
     if not isinstance(location, ClusterLocation):
@@ -37,7 +38,7 @@ def _diagnoses(location: ClusterLocation) -> Iterator[Diagnosis]:
     try:
         database = DatabaseDoctor(sessions)
         yield from database.diagnoses()
-        objects = BucketDoctor(bucket, location.deadline)
+        objects = BucketDoctor(bucket, blobs)
         yield from objects.diagnoses(database.ahead, writes=database.writes)
         if database.has_tables and objects.is_reachable:
             yield _identity(Identity(sessions, blobs), writes=database.writes)

@@ -1,4 +1,4 @@
-"""Looks at the bucket of a store: what the credentials permit, and what the bucket does itself."""
+"""Examines the bucket of a store: what the credentials permit, and what the bucket does itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from ..errors import StoreUnavailableError
 from ._addresses import BucketAddress
-from ._blobs import RETRIES, Blobs, NotPermittedError
+from ._blobs import RETRY_SHARE, Blobs, NotPermittedError
 from ._bucket_settings import SettingsError, read_settings
 from ._diagnosis import Diagnosis, Severity
 from ._doctor_database import compare_clocks
@@ -33,23 +33,26 @@ _ARCHIVES = {"GLACIER", "DEEP_ARCHIVE"}
 
 
 class BucketDoctor:
-    """Looks at the bucket.
+    """Examines the bucket.
 
-    :ivar is_reachable: whether it is there, and the credentials permit to read it
+    :ivar is_reachable: whether it is there, and the credentials permit reading it
     """
 
-    def __init__(self, bucket: BucketAddress, deadline: float) -> None:
+    def __init__(self, bucket: BucketAddress, blobs: Blobs) -> None:
         self._bucket = bucket
-        self._deadline = deadline
-        self._blobs = Blobs(bucket, deadline)
-        self._store = bucket.open(attempt=(1 - RETRIES) * deadline, retries=RETRIES * deadline)
+        self._blobs = blobs
+        deadline = blobs.deadline
+        self._store = bucket.open(
+            attempt=(1 - RETRY_SHARE) * deadline, retries=RETRY_SHARE * deadline
+        )
         self.is_reachable = False
 
     def diagnoses(self, database_ahead: float | None, *, writes: bool) -> Iterator[Diagnosis]:
-        """Look at everything.
+        """Examine everything.
 
-        :param database_ahead: how many seconds the database's clock is ahead of this machine's
-        :param writes: whether the role may write records, so that objects are to be written too
+        :param database_ahead: how many seconds the database's clock is ahead of this machine's;
+            ``None`` if not known
+        :param writes: whether the role may write records: then the credentials must permit writing
         """
         try:
             self._blobs.read_marker()
@@ -60,8 +63,8 @@ class BucketDoctor:
         yield Diagnosis(Severity.OK, "bucket", f"{self._bucket.name} answers")
         yield self._listing(writes=writes)
         yield from self._writing(database_ahead, writes=writes)
-        yield from self._told("versioning", self._versioning)
-        yield from self._told("lifecycle", self._lifecycle)
+        yield from self._settings("versioning", self._versioning)
+        yield from self._settings("lifecycle", self._lifecycle)
 
     def _listing(self, *, writes: bool) -> Diagnosis:
         try:
@@ -73,7 +76,7 @@ class BucketDoctor:
         return Diagnosis(Severity.OK, "listing", "the credentials permit it")
 
     def _writing(self, database_ahead: float | None, *, writes: bool) -> Iterator[Diagnosis]:
-        about, name = "writing", uuid4().hex  # a name that garbage collection knows
+        about, name = "writing", uuid4().hex  # garbage collection removes what has such a name
         begun = time.time()
         try:
             obstore.put(self._store, name, _DATA, mode="create")
@@ -120,14 +123,14 @@ class BucketDoctor:
             return self._blobs.unavailable(error)
         return None
 
-    def _told(
+    def _settings(
         self, about: str, judge: Callable[[Element | None], Iterator[Diagnosis]]
     ) -> Iterator[Diagnosis]:
         try:
-            settings = read_settings(self._bucket.bucket, about, self._deadline)
+            settings = read_settings(self._bucket.bucket, about, self._blobs.deadline)
         except SettingsError as error:
             text = f"this is not known: {error}"
-            advice = f"see yourself, or permit {_PERMISSIONS[about]}"
+            advice = f"look it up yourself, or permit {_PERMISSIONS[about]}"
             yield Diagnosis(Severity.NOTE, about, text, advice)
         else:
             yield from judge(settings)
@@ -161,7 +164,7 @@ class BucketDoctor:
             yield Diagnosis(Severity.NOTE, about, text, advice)
 
     def _concerns(self, rule: Element) -> bool:
-        """Return whether a rule is in force for any object of the store."""
+        """Return whether a rule is enabled, and applies to any object of the store."""
         prefixes = [found.text or "" for found in rule.iter("Prefix")]
         own = f"{self._bucket.prefix}/" if self._bucket.prefix else ""
         is_near = all(own.startswith(prefix) or prefix.startswith(own) for prefix in prefixes)

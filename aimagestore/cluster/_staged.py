@@ -23,19 +23,19 @@ from ._upload import MOMENT, Interruption, Upload, wait_for
 
 logger = logging.getLogger("aimagestore")
 
-# Seconds after which an object is not believed to be there still: a collection of garbage may have
-# removed it. This clock need not be right, because a commit that refers to one fails as well.
+# Seconds after which an object is looked for again: a garbage collection may have removed it. This
+# clock need not be right, because a commit that refers to a removed object fails as well.
 _YOUNG = 60.0
 
-# Seconds after which the database need not know any more that a collection removed an object: half
-# of the time for which it keeps that.
+# Seconds after which the database may have forgotten that a garbage collection removed an object:
+# half of the time for which it keeps tombstones.
 _OLD = 30 * 86400.0
 
 T = TypeVar("T")
 
 
 class StoredBlob(NamedTuple):
-    """An object that an item has."""
+    """An object that an item has, with its size in bytes and its digest."""
 
     id: UUID
     size: int
@@ -45,8 +45,8 @@ class StoredBlob(NamedTuple):
 class Search(NamedTuple):
     """The result of a search for content that the store has.
 
-    :ivar found: the object
-    :ivar is_certain: whether the store had none, so that one that it has later is a new one
+    :ivar found: the object, if there is one
+    :ivar is_certain: whether there was none, not even a lost one, so that one found later is new
     """
 
     found: StoredBlob | None
@@ -54,7 +54,11 @@ class Search(NamedTuple):
 
 
 class _Sink(io.BufferedIOBase):
-    """Passes on what is written, and digests it beside that."""
+    """Passes on what is written, and digests it in another thread.
+
+    :param begin: called before each write
+    :param append: called with each piece
+    """
 
     def __init__(
         self, begin: Callable[[], None], append: Callable[[memoryview], None], helpers: Executor
@@ -76,7 +80,7 @@ class _Sink(io.BufferedIOBase):
             self.size += len(piece)
         finally:
             if not isinstance(data, bytes):
-                self.flush()  # the caller may change it from here on
+                self.flush()  # from here on, the caller may change the data
         return len(piece)
 
     def flush(self) -> None:
@@ -84,18 +88,19 @@ class _Sink(io.BufferedIOBase):
 
 
 class StagedBlob:
-    """An object that no record refers to yet; see :class:`aimagestore._engine.StagedContent`.
+    """Content for items; see :class:`aimagestore._engine.protocol.StagedContent`.
 
-    Where the store has the content already, it is the object of another item. When its process
-    dies, ``collect_garbage`` removes what was written.
+    It is a new object, or that of another item with the same content. When the process dies,
+    ``collect_garbage`` removes what was written.
 
     :param uploaders: threads that wait for the object store
     :param removers: threads that remove what is discarded
     :param search: looks for content that the store has, by its digest and size
-    :param stored: the content, where the store has it
+    :param stored: the object of another item; ``None`` for a new one
     :ivar id: the object
-    :ivar is_stored: whether it is the object of an item
-    :ivar may_share: whether an item that has the content by now has got it since it was looked for
+    :ivar is_stored: whether it is the object of another item
+    :ivar may_share: whether a commit may use an object with this content that another commit has
+        added since the search
     """
 
     def __init__(
@@ -112,7 +117,7 @@ class StagedBlob:
         self.id: UUID = self._upload.id if stored is None else stored.id
         self.is_stored: bool = stored is not None
         self.may_share: bool = False
-        # Where nothing was written: what the content is.
+        # The object of another item, as long as nothing is written to it.
         self._stored = stored
         self._search = search
         self._blobs = blobs
@@ -124,7 +129,7 @@ class StagedBlob:
         self._is_broken = False
         self._is_open = True
         self._is_in_doubt = False
-        # Done when the present write is to end soon.
+        # Done when the present write is to end.
         self._interruption: Interruption = Future()
 
     def _begin(self) -> None:
@@ -138,6 +143,10 @@ class StagedBlob:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
+        """Use the upload in the block, which :meth:`interrupt` ends.
+
+        :raises ValueError: when a write has failed before
+        """
         with self._last_use.in_use(self._close):
             if self._is_broken:
                 raise _broken()
@@ -151,7 +160,7 @@ class StagedBlob:
 
     @contextmanager
     def _breaking(self) -> Iterator[None]:
-        """Note that nothing more can be written when a write fails."""
+        """Refuse all further writes when the block fails."""
         try:
             yield
         except BaseException:
@@ -159,15 +168,15 @@ class StagedBlob:
             raise
 
     def _wait(self, call: Callable[[], T]) -> T:
-        """Wait for a call of a server, until its deadline or :meth:`interrupt`.
+        """Call in another thread, and wait until the deadline or :meth:`interrupt`.
 
-        :raises StoreUnavailableError: when the object store is unavailable
+        :raises StoreUnavailableError: when a server is unavailable
         """
         until = time.monotonic() + self._blobs.deadline
         return wait_for(self._uploaders.submit(call), until, self._interruption, self._blobs)
 
     def _begin_again(self) -> None:
-        """Continue in another object that begins with the finished one: objects never change."""
+        """Continue in a new object that begins with the finished one: objects never change."""
         former, is_mine = self._upload, not self.is_stored
         longer = Upload(self._blobs, self._uploaders)
         try:
@@ -210,10 +219,10 @@ class StagedBlob:
     def finish(self) -> None:
         """Complete the object, so that it is durable; if it was complete, check that it is there.
 
-        Where the store has the content, that is used instead.
+        If the store has the content, its object is used instead.
 
         :raises ValueError: when a write has failed before, or the object was collected
-        :raises StoreUnavailableError: when it could not be stored
+        :raises StoreUnavailableError: when the object store is unavailable, or refuses
         """
         self._sink.flush()
         with self._writing():
@@ -223,12 +232,12 @@ class StagedBlob:
                         self._upload.complete(self._interruption)
             elif self.is_young:
                 return
-            elif not self._wait(lambda: self._blobs.exists(self.id)):
+            elif self._wait(lambda: self._blobs.size_of(self.id)) is None:
                 raise collected()
             self._finished = time.time()
 
     def _use_stored(self) -> bool:
-        """Use an object of the store instead, and return whether it has one."""
+        """Use an object of the store instead; return whether it has one."""
         try:
             found, self.may_share = self._wait(partial(self._search, self.digest, self.size))
         except StoreUnavailableError:
@@ -246,16 +255,16 @@ class StagedBlob:
 
     @property
     def is_young(self) -> bool:
-        """Whether the object was there so lately that no collection can have taken it since."""
+        """Whether the object was there so lately that no garbage collection has taken it since."""
         return self._finished is not None and 0 <= time.time() - self._finished < _YOUNG
 
     @property
     def is_old(self) -> bool:
-        """Whether only the object store can tell if the object is there still."""
+        """Whether the database cannot tell any more if a garbage collection took the object."""
         return self._finished is not None and time.time() - self._finished > _OLD
 
     def interrupt(self) -> None:
-        """Make a write that waits for the object store in another thread end within a moment."""
+        """Make a write that waits in another thread end within :data:`MOMENT`. Does not block."""
         with suppress(InvalidStateError):
             self._interruption.set_result(None)
 
@@ -266,7 +275,7 @@ class StagedBlob:
             return reader.readall()
 
     def mark_in_doubt(self) -> None:
-        """Note that a commit which may be made refers to it."""
+        """Note that a commit refers to it whose outcome is not known."""
         self._is_in_doubt = True
 
     def mark_undone(self) -> None:
@@ -274,50 +283,52 @@ class StagedBlob:
         self._is_in_doubt = False
 
     def mark_committed(self, *, is_needed: bool) -> None:
-        """Note that a commit was made: from now on the object belongs to the store.
+        """Note that a commit was made, so that the object belongs to the store.
 
-        :param is_needed: whether an item has it; otherwise the item has another with its content
+        :param is_needed: whether an item has it; otherwise its item has another object with the
+            same content, and this one is removed
         """
         self._is_open = False
         if not is_needed and not self.is_stored:
             self._remove_soon(self._upload)
 
     def discard(self) -> None:
-        """Remove the object, unless a commit may refer to it.
+        """Remove the object, unless a commit may refer to it. Idempotent.
 
-        Returns after a moment, even when the object store does not answer: the removal goes on in
-        another thread, and what it leaves behind is garbage.
+        Returns after :data:`MOMENT` at most. The removal continues in another thread; if that
+        fails, ``collect_garbage`` removes the object.
         """
         is_mine = self._is_open and not self._is_in_doubt and not self.is_stored
         self._is_open = False
-        # A write that is under way in a thread that its task has left may still send something.
+        # A write may still send something, in a thread whose task was cancelled.
         is_mine &= not self._last_use.is_unused() or self._upload.is_sent
         self._last_use.end(self._close)
         if is_mine:
             with suppress(TimeoutError, RuntimeError):  # RuntimeError: the store has been closed
-                self._removers.submit(self._remove).result(MOMENT)
+                self._removers.submit(self._remove_unused).result(MOMENT)
 
-    def _remove(self) -> None:
+    def _remove_unused(self) -> None:
+        """Remove the object once no write uses it."""
         with self._last_use.in_use(self._close):
-            _remove(self._upload)
+            self._remove(self._upload)
 
     def _remove_soon(self, upload: Upload) -> None:
-        """Remove an object that is not needed."""
+        """Have a remover remove an object that is not needed."""
         upload.close()
         if upload.is_sent:
             with suppress(RuntimeError):  # the store has been closed
-                self._removers.submit(_remove, upload)
+                self._removers.submit(self._remove, upload)
 
-
-def _remove(upload: Upload) -> None:
-    try:
-        upload.remove()
-    except StoreUnavailableError as error:
-        logger.warning("left to collect_garbage: %s", error)
+    def _remove(self, upload: Upload) -> None:
+        try:
+            upload.remove()
+        except StoreUnavailableError as error:
+            path = self._blobs.path_of(upload.id)
+            logger.warning("%s is left to collect_garbage: %s", path, error)
 
 
 def collected() -> ValueError:
-    """Return what to raise for data that a collection of garbage has removed."""
+    """Return what to raise for staged data that a garbage collection has removed."""
     return ValueError(
         "the data was staged longer ago than the grace period, and was collected as garbage: "
         "stage it again"

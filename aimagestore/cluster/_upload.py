@@ -1,4 +1,4 @@
-"""One object on its way into the object store."""
+"""The upload of one object."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ._memory import budget
 _SPOOLED_IN_MEMORY = 64 * 1024
 
 MOMENT = 0.25
-"""Seconds in which a call that was interrupted may still end by itself."""
+"""Seconds that an interrupted call has to end by itself."""
 
 T = TypeVar("T")
 
 Interruption = Future[None]
-"""Done when the caller is to wait no longer."""
+"""Done when a wait is to end."""
 
 
 class Upload:
     """Writes one object, for one thread at a time.
 
     A part is spooled until it is complete, in a file unless it is small, and then sent while the
-    next one is spooled. Memory has only what is being sent: a shared budget bounds that.
+    next one is spooled. Only what is being sent is in memory, which a shared budget limits.
 
     :param uploaders: threads that wait for the object store
     :ivar id: the object
@@ -41,9 +41,9 @@ class Upload:
         self._blobs = blobs
         self._uploaders = uploaders
         self._writer = blobs.writer(self.id)
-        # Data that is not sent yet, if there is any.
+        # Data that is not sent yet, if there is any, and the bytes that it still takes. The first
+        # time it takes one byte more than a part: a write of that byte waits for the part.
         self._spool: IO[bytes] | None = None
-        # The writer takes one byte more to tell that a part is stored.
         self._room = PART + 1
         # The last call of the writer, if there was one, and the moment by which it must have ended.
         self._call: Future[None] | None = None
@@ -52,14 +52,14 @@ class Upload:
 
     @property
     def is_sent(self) -> bool:
-        """Whether there may be anything in the object store: not of less than a part, at first."""
+        """Whether the object store may have got anything of the object."""
         return self._call is not None
 
     def write(self, rest: memoryview, interruption: Interruption) -> None:
         """Spool a piece, and send the parts that it completes.
 
-        :raises StoreUnavailableError: when the object store is unavailable
-        :raises OSError: when nothing can be spooled
+        :raises StoreUnavailableError: when the object store is unavailable, or refuses
+        :raises OSError: when the piece cannot be spooled
         """
         while rest:
             taken, rest = rest[: self._room], rest[self._room :]
@@ -73,16 +73,17 @@ class Upload:
     def complete(self, interruption: Interruption) -> None:
         """Send the rest, so that the object exists and is durable.
 
-        :raises StoreUnavailableError: when the object store is unavailable
+        :raises StoreUnavailableError: when the object store is unavailable, or refuses
         """
         self._send(self._write_rest, interruption)
         self._wait_for_call(interruption)
         self._is_complete = True
 
     def _send(self, write: Callable[[IO[bytes], int], None], interruption: Interruption) -> None:
-        """Begin to send what is spooled, when what was sent before has arrived.
+        """Begin to send what is spooled, once what was sent before has arrived.
 
-        :raises StoreUnavailableError: when that, or what others send, has not arrived in time
+        :raises StoreUnavailableError: when that has not arrived in time, or no other upload that
+            has the memory made progress
         """
         self._wait_for_call(interruption)
         spool, self._spool = self._spool or _new_spool(), None
@@ -92,7 +93,7 @@ class Upload:
             budget.acquire(size, self._blobs.deadline, lambda: not interruption.done())
         except TimeoutError:
             spool.close()
-            raise overdue(self._blobs) from None
+            raise _overdue(self._blobs) from None
 
         def send() -> None:
             has_arrived = False
@@ -113,7 +114,7 @@ class Upload:
             raise
 
     def _write_part(self, spool: IO[bytes], size: int) -> None:
-        """Write what is spooled, and return when the part that it completes is stored."""
+        """Write what is spooled; return when the part that it completes is stored."""
         for start in range(0, size - 1, CHUNK):
             self._writer.write(spool.read(min(CHUNK, size - 1 - start)))
         self._writer.write(spool.read(1))
@@ -134,9 +135,9 @@ class Upload:
             spool.close()
 
     def remove(self) -> None:
-        """Remove the object, or what there is of it. Waits for as long as it takes.
+        """Remove the object, or what was sent of it. Waits for the last call of the writer.
 
-        :raises StoreUnavailableError: when the object store is unavailable
+        :raises StoreUnavailableError: when the object store is unavailable, or refuses
         """
         self.close()
         if self._call is None:
@@ -144,34 +145,35 @@ class Upload:
         with suppress(*FAILURES):
             self._call.result()
         if not self._is_complete:
-            # This client cannot abort an upload in parts: complete it, then remove it.
+            # The client cannot abort an upload in parts, so complete it first.
             with suppress(*FAILURES):
                 self._writer.close()
         self._blobs.delete([self.id])
 
 
 def wait_for(call: Future[T], until: float, interruption: Interruption, blobs: Blobs) -> T:
-    """Wait for a call of the object store, until a moment or an interruption.
+    """Wait for a call of a server, until a moment or an interruption.
 
-    :raises StoreUnavailableError: when the object store is unavailable
+    :raises StoreUnavailableError: when a server is unavailable, or refuses
     """
     either: list[Future[Any]] = [call, interruption]
     wait(either, max(0.0, until - time.monotonic()), FIRST_COMPLETED)
     try:
         return call.result(MOMENT if interruption.done() else 0)
     except TimeoutError:
-        raise overdue(blobs) from None
+        raise _overdue(blobs) from None
+    except StoreUnavailableError:
+        raise  # an OSError too
     except FAILURES as error:
         raise blobs.unavailable(error) from None
 
 
-def overdue(blobs: Blobs) -> StoreUnavailableError:
-    """Return what to raise when the object store does not take what is sent to it."""
+def _overdue(blobs: Blobs) -> StoreUnavailableError:
     return StoreUnavailableError(
         f"{blobs.name}: an upload made no progress for {blobs.deadline:g} s"
     )
 
 
 def _new_spool() -> IO[bytes]:
-    """Return an empty file without a name; what is small stays in memory."""
+    """Return an empty file without a name; little data stays in memory."""
     return SpooledTemporaryFile(_SPOOLED_IN_MEMORY)

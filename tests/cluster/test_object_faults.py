@@ -13,6 +13,7 @@ import pytest
 from aimagestore import ImageStore, StoreUnavailableError
 
 from ..support.stores import library_threads, until
+from .drills import Bucket
 from .ledger import TASKS, Ledger, check_whole, fails, gone, in_thread
 
 if TYPE_CHECKING:
@@ -75,6 +76,23 @@ async def test_a_download_that_is_cut_half_way(place: Place, to_objects: Proxy) 
             to_objects.cut()
             data += await reader.read()
         assert data == b"".join([chunk async for chunk in chunks(40)])
+
+
+async def test_an_object_that_could_not_be_removed_is_named_in_the_log(
+    servers: Servers,
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StoreUnavailableError("the object store is unavailable")
+
+    async with ImageStore(place.location()) as store:
+        monkeypatch.setattr("aimagestore.cluster._blobs.Blobs.delete", refuse)
+        async with store.stage(b"content"):
+            names = await anyio.to_thread.run_sync(Bucket(servers, place).read)
+        (name,) = (name for name in names if not name.startswith("aimagestore"))
+    assert f"{place.blobs_url}/{name} is left to collect_garbage" in caplog.text
 
 
 async def test_an_upload_that_never_ends(place: Place, to_objects: Proxy) -> None:
