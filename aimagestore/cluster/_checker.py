@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any, LiteralString, NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -41,8 +41,8 @@ _OBJECTS = """
     ) FROM image_items i WHERE removed IS NULL AND image_id = ANY(%s)
 """
 
-# Of items that are replaced or deleted, or have the same content: they are not collected before the
-# grace period is over.
+# Objects that may have the content of missing items: those of replaced or deleted items, which stay
+# for the grace period, those of items with the same digest, and those of unlisted items.
 _CANDIDATES = """
     SELECT DISTINCT blob, size FROM image_items
     WHERE (removed > clock_timestamp() - (SELECT grace_period FROM image_store)
@@ -52,14 +52,14 @@ _CANDIDATES = """
 
 _TOTAL = "SELECT coalesce(sum(size), 0)::bigint FROM image_items WHERE removed IS NULL"
 
-
-# With the digest, so that a repair knows whether the item is still to have this content.
+# With the digest, so that a repair can tell whether the record still describes this content.
 _FOUND = "it has no object, but this one has its content: {}"
 
 
 class _Item(NamedTuple):
-    """An item, and the object with its content, if the tables have one.
+    """An item, and its object.
 
+    :ivar blob: the object; ``None`` if the table has none
     :ivar is_shared: whether other items have that object too
     """
 
@@ -73,8 +73,8 @@ class ClusterChecker:
     """Checks a cluster's store; see :class:`aimagestore._engine.protocol.Checker`.
 
     The tables are compared as they are at one moment. An item that looks damaged is checked again,
-    because it may have been replaced meanwhile. For one whose object is missing, an object with its
-    content is looked for among those that no image has.
+    because it may have been replaced meanwhile. If the object of an item is missing, another object
+    with its content is looked for.
     """
 
     def __init__(
@@ -90,9 +90,9 @@ class ClusterChecker:
         self._deadline = deadline
         self._verify = verify
         self._findings: list[Finding] = []
-        # Of missing items, by their size and digest: the places of their findings.
+        # The positions of the findings of missing items, by their size and digest.
         self._missing: dict[tuple[int, str], list[int]] = {}
-        # Objects of several items that are intact, with their digests: each is read once.
+        # Intact objects of several items, with their digests, so that each is read once.
         self._intact: set[tuple[UUID, str]] = set()
         self._not_read = 0
         self._images = self._items = self._bytes = 0
@@ -116,7 +116,7 @@ class ClusterChecker:
                 blobs = Blobs(self._bucket, self._deadline)
                 self._sessions.call(partial(check_schema, name=self._database.name))
                 Identity(self._sessions, blobs).check(writes=False)
-                total = int(self._rows(_TOTAL)[0][0])
+                ((total,),) = self._sessions.rows(_TOTAL)
                 for size in self._read_everything(blobs, helpers):
                     self._bytes += size
                     done = self._bytes + self._not_read
@@ -126,15 +126,15 @@ class ClusterChecker:
         return self._report()
 
     def _read_everything(self, blobs: Blobs, helpers: Executor) -> Iterator[int]:
-        """Check everything; iterate over numbers of bytes that were read."""
+        """Check everything; yield how many bytes each step has read."""
         yield from self._compare_tables(blobs)
         for item in self._all_items():
             yield from self._check_item(item, blobs, helpers)
         if self._missing:
-            unlisted = [f for f in self._findings if f.kind is FindingKind.ITEM_UNLISTED]
-            known = [blobs.id_in(finding.path) for finding in unlisted]
+            found = [f for f in self._findings if f.kind is FindingKind.ITEM_UNLISTED]
+            unlisted = [blobs.id_in(finding.path) for finding in found]
             sizes, digests = zip(*self._missing, strict=True)
-            rows = self._rows(_CANDIDATES, list(digests), known, list(sizes))
+            rows = self._sessions.rows(_CANDIDATES, [list(digests), unlisted, list(sizes)])
             yield from self._match(dict(rows), blobs)
         try:
             for page in orphans(self._sessions, blobs):
@@ -151,7 +151,7 @@ class ClusterChecker:
     def _compare_tables(self, blobs: Blobs) -> Iterator[int]:
         session = None
         try:
-            session = self._sessions.acquire(self._sessions.begin())
+            session = self._sessions.acquire(self._sessions.end_of_call())
             session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             for page in Tables(session, blobs.path_of, self._deadline).differences():
                 self._findings += [difference.finding for difference in page]
@@ -164,7 +164,10 @@ class ClusterChecker:
                 self._sessions.release(session)
 
     def _match(self, candidates: Mapping[UUID, int], blobs: Blobs) -> Iterator[int]:
-        """Look for the contents of missing items in objects that no image has."""
+        """Look for the contents of missing items in other objects.
+
+        :param candidates: the sizes of objects, by object
+        """
         sizes = {size for size, _ in self._missing}
         for blob in [blob for blob, size in candidates.items() if size in sizes]:
             state = hasher()
@@ -180,25 +183,21 @@ class ClusterChecker:
             for place in self._missing.pop((candidates[blob], digest), ()):
                 self._findings[place] = replace(self._findings[place], path=path, detail=detail)
 
-    def _rows(self, statement: LiteralString, *values: object) -> Sequence[tuple[Any, ...]]:
-        return self._sessions.call(lambda s: s.execute(statement, values).fetchall())
-
     def _all_items(self) -> Iterator[_Item]:
         place = -1
-        while rows := self._rows(_RECORDS, place, PAGE):
+        while rows := self._sessions.rows(_RECORDS, [place, PAGE]):
             place = rows[-1][0]
             self._images += len(rows)
             for item in self._items_of([row[1:] for row in rows]):
                 self._items += 1
                 yield item
 
-    def _items_of(self, rows: Sequence[tuple[str, str]]) -> Iterator[_Item]:
+    def _items_of(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[_Item]:
         """Iterate over the items of some records, and report damaged records."""
+        ids = [image_id for image_id, _ in rows]
         objects = {
             (image_id, key): (blob, is_shared)
-            for image_id, key, blob, is_shared in self._rows(
-                _OBJECTS, [image_id for image_id, _ in rows]
-            )
+            for image_id, key, blob, is_shared in self._sessions.rows(_OBJECTS, [ids])
         }
         for image_id, text in rows:
             record = readable(image_id, text)
@@ -211,10 +210,11 @@ class ClusterChecker:
                 yield _Item(record.image, key, blob, is_shared)
 
     def _check_item(self, item: _Item, blobs: Blobs, helpers: Executor) -> Iterator[int]:
+        """Check an item, again if it was replaced meanwhile."""
         finding = yield from self._compare(item, blobs, helpers)
         if finding is None:
             return
-        now = self._items_of(self._rows(_RECORD, item.image.id))
+        now = self._items_of(self._sessions.rows(_RECORD, [item.image.id]))
         again = next((other for other in now if other.key == item.key), None)
         if again is not None and again.blob != item.blob:
             finding = yield from self._compare(again, blobs, helpers)
@@ -229,6 +229,7 @@ class ClusterChecker:
     def _compare(
         self, item: _Item, blobs: Blobs, helpers: Executor
     ) -> Generator[int, None, Finding | None]:
+        """Compare an object with the record; return what is wrong with it."""
         image, key, blob, is_shared = item
         if blob is None:
             path = self._bucket.name

@@ -1,4 +1,4 @@
-"""Looks at the database of a store: the way to it, its settings, and what the role may do."""
+"""Examines the database of a store: the connection, the settings, and what the role may do."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..errors import ImageStoreError
 from ._addresses import SERVER_SETTINGS
 from ._diagnosis import Diagnosis, Severity
 from ._schema import check_schema
-from ._sessions import SESSIONS, OverdueError, Session, Sessions
+from ._sessions import SESSIONS, OverdueError, Session, Sessions, columns, reason
 
-CLOCK_TOLERANCE = 60.0
-"""Seconds that two clocks may differ by."""
+# Seconds that two clocks may differ by.
+_CLOCK_TOLERANCE = 60.0
 
-# A transaction-mode pooler need not give another session at the first time.
+# A pooler that shares sessions may give the same session again at first.
 _ROUNDS = 3
 
 # Seconds, and bytes, that a standby may be behind.
@@ -35,7 +35,7 @@ _WRITES = {
     "image_changes": ("INSERT", "DELETE"),
 }
 
-_MAY = """
+_MAY_NOT = """
     SELECT u.tab, u.privilege FROM unnest(%s::text[], %s::text[]) AS u (tab, privilege)
     WHERE NOT has_table_privilege(u.tab, u.privilege)
 """
@@ -79,7 +79,7 @@ _AS_STANDBY = """
 
 
 class DatabaseDoctor:
-    """Looks at the database.
+    """Examines the database.
 
     :ivar ahead: how many seconds its clock is ahead of this machine's; ``None`` if not known
     :ivar has_tables: whether it has the tables of a store
@@ -93,7 +93,7 @@ class DatabaseDoctor:
         self.writes = False
 
     def diagnoses(self) -> Iterator[Diagnosis]:
-        """Look at everything."""
+        """Examine everything."""
         name = self._sessions.address.name
         try:
             self._ask("SELECT")
@@ -101,9 +101,9 @@ class DatabaseDoctor:
             yield Diagnosis(Severity.ERROR, "database", str(error))
             return
         yield Diagnosis(Severity.OK, "database", f"{name} answers")
-        looks: dict[str, Callable[[], Iterator[Diagnosis]]] = {
+        parts: dict[str, Callable[[], Iterator[Diagnosis]]] = {
             "tables": self._tables,
-            "permissions": self._permissions,
+            "role": self._role,
             "pooler": self._pooler,
             "time limits": self._time_limits,
             "durability": self._durability,
@@ -111,18 +111,14 @@ class DatabaseDoctor:
             "standby": self._standbys,
             "clock": self._clock,
         }
-        for about, look in looks.items():
+        for about, examine in parts.items():
             try:
-                yield from look()
+                yield from examine()
             except (psycopg.Error, ImageStoreError) as error:
-                text = str(error).strip().partition("\n")[0]
-                yield Diagnosis(Severity.NOTE, about, f"this is not known: {text}")
+                yield Diagnosis(Severity.NOTE, about, f"this is not known: {reason(error)}")
 
     def _ask(self, statement: LiteralString, *values: object) -> list[tuple[Any, ...]]:
-        def ask(session: Session) -> list[tuple[Any, ...]]:
-            return session.execute(statement, values or None).fetchall()
-
-        return self._sessions.call(ask)
+        return self._sessions.rows(statement, values)
 
     def _settings(self, names: list[str]) -> dict[str, str]:
         return dict(self._ask(_SETTINGS, names))
@@ -140,13 +136,13 @@ class DatabaseDoctor:
         self.has_tables = True
         yield Diagnosis(Severity.OK, "tables", "they have the version that this library needs")
 
-    def _permissions(self) -> Iterator[Diagnosis]:
+    def _role(self) -> Iterator[Diagnosis]:
         about = "role"
         if not self.has_tables:
             return
         reads = [(table, "SELECT") for table in _WRITES]
         writes = [(table, privilege) for table, some in _WRITES.items() for privilege in some]
-        lacking = set(self._ask(_MAY, *_columns(reads + writes)))
+        lacking = set(self._ask(_MAY_NOT, *columns(reads + writes)))
         self.writes = not lacking >= set(writes)
         wanted = reads + (writes if self.writes else [])
         missing = [
@@ -170,7 +166,7 @@ class DatabaseDoctor:
             yield Diagnosis(Severity.NOTE, about, text, advice)
 
     def _pooler(self) -> Iterator[Diagnosis]:
-        until = self._sessions.begin()
+        until = self._sessions.end_of_call()
         first = self._sessions.connect(until)
         try:
             is_known = _process(first) == first.connection.info.backend_pid
@@ -299,9 +295,9 @@ class DatabaseDoctor:
 def compare_clocks(one: str, other: str, ahead: float) -> Diagnosis:
     """Judge the difference of two clocks.
 
-    :param ahead: how many seconds the other one is ahead
+    :param ahead: how many seconds the other clock is ahead
     """
-    if abs(ahead) <= CLOCK_TOLERANCE:
+    if abs(ahead) <= _CLOCK_TOLERANCE:
         return Diagnosis(Severity.OK, "clock", f"{one} and {other} agree")
     way = "behind" if ahead > 0 else "ahead of"
     text = f"the clock of {one} is {abs(ahead):.0f} s {way} that of {other}"
@@ -315,20 +311,16 @@ def _process(session: Session) -> int:
 
 
 def _share(first: Session, second: Session) -> bool:
-    """Return whether two sessions are given to one process of the server in turn."""
+    """Return whether a pooler lets two clients share processes of the server."""
     seen = {_process(first)}
     for _ in range(_ROUNDS):
         second.execute("BEGIN")
         if _process(second) in seen:
             return True
-        # The second one has a process for as long as its transaction is open.
+        # The second session keeps its process while its transaction is open.
         try:
             seen.add(_process(first))
         except OverdueError:
             return True
         second.execute("ROLLBACK")
     return len(seen) > 1
-
-
-def _columns(rows: list[tuple[str, str]]) -> list[list[str]]:
-    return [list(column) for column in zip(*rows, strict=True)]

@@ -1,4 +1,4 @@
-"""A cluster's store, open: its parts by role."""
+"""The engine of a cluster's store: makes the parts that have its roles."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class ClusterEngine:
 
     @property
     def read_lock(self) -> LockLine[HeldLock]:
-        """The line for the lock: nothing needs it to read, because all changes are transactions."""
+        """The line for the lock. Reading never needs it, because each change is a transaction."""
         return self._line
 
     @property

@@ -1,4 +1,4 @@
-"""The changes of a cluster's store: notified by whoever commits, and polled from the tables."""
+"""The changes of a cluster's store: each commit notifies, and the tables have the changes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ._lookups import PAGE, Lookups
 from ._sessions import OverdueError, Session, Sessions
 
 _NOTIFIED_INTERVAL = 5.0
-"""Seconds between two polls where the server notifies: a lost session loses notifications."""
+"""Seconds between two polls if the server notifies: notifications of a lost session are lost."""
 
 _INTERVAL = 1.0
-"""Seconds between two polls where it does not, as on a standby."""
+"""Seconds between two polls if it does not, as on a standby."""
 
 _PENDING_MAX = 10_000
-"""Changes that a watch may be behind, and changes of this store's own that are kept for it."""
+"""Changes that a watch may be behind, and changes by this store that are kept for it."""
 
 _CHANGES = """
     SELECT version, image_id, kind FROM image_changes
     WHERE version > %s ORDER BY version, number LIMIT %s
 """
 
-# What two changes of an image amount to: nothing, where it was created and deleted.
+# What two changes of an image amount to; nothing if it was created and deleted.
 _BOTH: Mapping[tuple[Kind, Kind], Kind | None] = {
     ("created", "changed"): "created",
     ("created", "deleted"): None,
@@ -44,8 +44,8 @@ _BOTH: Mapping[tuple[Kind, Kind], Kind | None] = {
 class ClusterFeed:
     """Collects the changes of a store; see :class:`aimagestore._engine.protocol.Feed`.
 
-    Commits of this store are added one by one. For those of others the tables say which images
-    they changed, and what those are like now.
+    Commits of this store are added one by one. The tables say which images the commits of others
+    have changed, and what these images are now.
     """
 
     def __init__(self, sessions: Sessions, feeds: Feeds, until: float) -> None:
@@ -62,7 +62,7 @@ class ClusterFeed:
             raise
 
     def _listen(self, until: float) -> None:
-        """Have the server notify, if it does."""
+        """Have the server notify, if it can."""
         with suppress(psycopg.Error):  # a standby refuses; an outage shows in the next poll
             session = self._sessions.connect(until)
             try:
@@ -102,7 +102,7 @@ class ClusterFeed:
         return is_notified
 
     def add(self, version: int, events: Sequence[ChangeEvent]) -> None:
-        """Note the changes of a commit of this store."""
+        """Note the changes of a commit of this store, so that a poll yields each of them."""
         self._own_number += len(events)
         if self._own_number > _PENDING_MAX:
             self._own.clear()
@@ -110,7 +110,7 @@ class ClusterFeed:
             self._own[version] = events
 
     def poll(self) -> Sequence[ChangeEvent]:
-        until = self._sessions.begin()
+        until = self._sessions.end_of_call()
         if self._listening is not None and self._is_lost(self._listening):
             self._listening.close()
             self._listening = None
@@ -137,7 +137,7 @@ class ClusterFeed:
     def _changes(self, session: Session) -> tuple[int, Sequence[ChangeEvent]]:
         if self._last_commit(session) <= self._known:
             return self._known, ()  # one standby of several may be behind the others
-        # The changes, and the records after them, of one commit.
+        # In a transaction, so that the changes and the records are of the same commit.
         session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         try:
             head = self._lookups(session).head()
@@ -155,7 +155,7 @@ class ClusterFeed:
     def _events(
         self, rows: Iterable[tuple[int, str, Kind]], session: Session
     ) -> Iterator[ChangeEvent]:
-        """Iterate over this store's own changes, then over what came of those of others."""
+        """Iterate over the changes by this store, then over what those by others amount to."""
         pending: dict[str, Kind] = {}
         for version, image_id, kind in rows:
             before = pending.pop(image_id, None)
@@ -185,7 +185,7 @@ class Feeds:
     """All feeds of a store.
 
     :ivar history: what the store has seen of the database
-    :ivar channel: the channel that they listen to
+    :ivar channel: the server's channel for notifications
     """
 
     def __init__(self, sessions: Sessions, history: History, channel: str) -> None:
@@ -193,7 +193,7 @@ class Feeds:
         self.channel = channel
         self._sessions = sessions
         self._feeds: list[ClusterFeed] = []
-        # Held from a commit until the feeds have it, so that they find it once.
+        # Held from the beginning of a commit until the feeds have it, so that they find it once.
         self._notifying = threading.Lock()
 
     @contextmanager
@@ -214,7 +214,7 @@ class Feeds:
 
         :raises StoreUnavailableError: when the server is unavailable
         """
-        until = self._sessions.begin()
+        until = self._sessions.end_of_call()
         try:
             with self.notifying(until):
                 feed = ClusterFeed(self._sessions, self, until)
@@ -224,13 +224,13 @@ class Feeds:
         return feed
 
     def add(self, version: int, events: Iterable[ChangeEvent]) -> None:
-        """Note the changes of a commit of this store."""
+        """Give the changes of a commit of this store to the feeds."""
         if self._feeds:
             noted = list(events)
-            for feed in self._feeds:
+            for feed in list(self._feeds):  # another thread may close one
                 feed.add(version, noted)
 
     def forget(self, feed: ClusterFeed) -> None:
-        """Notify this feed no longer."""
+        """Give changes to this feed no longer."""
         with suppress(ValueError):
             self._feeds.remove(feed)

@@ -3,11 +3,11 @@
 An object is removed in steps, so that the lock is never held while the object store is at work,
 and so that a collection can stop anywhere:
 
-1. Under the lock, an orphan object gets a row in ``image_items``, a *tombstone* without an image.
-   The object of items that were all replaced or deleted gets one instead of theirs. A commit that
-   would refer to the object fails from now on, be it new or that of another item.
+1. Under the lock, an orphan object gets a *tombstone*: a row in ``image_items`` without an image.
+   If all items of an object were replaced or deleted, a tombstone replaces their rows. From now on,
+   a commit that refers to the object fails.
 2. Without the lock, the object is removed. A collection that stopped before is continued here.
-3. The tombstone is removed; that of an orphan object only much later, when no store can have the
+3. The tombstone is removed. That of an orphan object stays much longer, until no store can have the
    data staged.
 """
 
@@ -17,7 +17,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 import psycopg
@@ -32,13 +32,14 @@ from ._writing import prune
 
 logger = logging.getLogger("aimagestore")
 
-# A commit that refers to a removed object fails for so long. The object of data that was staged a
-# minute ago is looked for as well.
+# How long a commit that refers to a removed object fails because of its tombstone. Data that was
+# staged more than a minute ago is also looked for in the bucket.
 _TOMBSTONES_KEPT = timedelta(days=60)
 
+# Objects that are condemned in one hold of the lock.
 _AT_ONCE = 200
 
-# Of several items with one object, the last that had it.
+# Of several items that had one object, the last one.
 _REMOVED = """
     SELECT removed, blob, image_id, key, size FROM image_items i
     WHERE image_id <> '' AND (removed, blob) > (%s, %s)
@@ -67,7 +68,7 @@ _CONDEMN_REMOVED = """
     RETURNING blob
 """
 
-# Of an object that other items have still.
+# Rows of earlier items, if other items have the object still.
 _FORGET_REMOVED = """
     DELETE FROM image_items i
     WHERE image_id <> '' AND removed < clock_timestamp() - (SELECT grace_period FROM image_store)
@@ -81,7 +82,8 @@ _UNKNOWN = """
     WHERE NOT EXISTS (SELECT FROM image_items i WHERE i.blob = u.blob)
 """
 
-# The key tells whose object a tombstone is for, and whether the object was removed.
+# The key of a tombstone is 'replaced' for the object of earlier items. For an orphan object, it is
+# 'pending' until that is removed.
 _ADD_TOMBSTONES = """
     INSERT INTO image_items (blob, image_id, key, size, removed)
     SELECT u.blob, '', 'pending', u.size, clock_timestamp()
@@ -116,21 +118,18 @@ _NO_BLOB = UUID(int=0)
 def orphans(
     sessions: Sessions, blobs: Blobs, now: datetime | None = None
 ) -> Iterator[Mapping[UUID, int]]:
-    """Iterate over pages of objects older than the grace period that no row knows: their sizes.
+    """Iterate over pages of objects that are older than the grace period and in no row.
 
-    :param now: by the object store's clock, which has stamped the objects; by default by the
-        database's, which is good enough for a report
+    Each page maps objects to their sizes.
+
+    :param now: the present time by the object store's clock, which has stamped the objects;
+        ``None`` to use the database's clock, which is good enough for a report
     """
-    ((oldest,),) = sessions.call(partial(_rows, _OLDEST, [now]))
+    ((oldest,),) = sessions.rows(_OLDEST, [now])
     for page in blobs.pages():
         old = {blob.id: blob.size for blob in page if blob.written < oldest}
         if old:
-            rows = sessions.call(partial(_rows, _UNKNOWN, [list(old)]))
-            yield {blob: old[blob] for (blob,) in rows}
-
-
-def _rows(statement: Any, values: Sequence[object], session: Session) -> list[tuple[Any, ...]]:
-    return session.execute(statement, values).fetchall()
+            yield {blob: old[blob] for (blob,) in sessions.rows(_UNKNOWN, [list(old)])}
 
 
 class Garbage:
@@ -142,7 +141,10 @@ class Garbage:
         self._identity = identity
 
     def pieces(self, *, dry_run: bool) -> Iterator[Removal]:
-        """Iterate over the removals of pieces. Advancing removes the objects of the last one."""
+        """Iterate over the removals of pieces, to be called under the lock.
+
+        The next piece is asked for without the lock, and removes the objects of the one before.
+        """
         marker, token = self._identity.check(writes=True), None if dry_run else uuid4()
         begun: list[bool] = []
         yield partial(self._begin, marker, token, begun)
@@ -164,6 +166,7 @@ class Garbage:
     def _begin(
         self, marker: Marker, token: UUID | None, begun: list[bool], grant: AnyGrant
     ) -> Steps[Report]:
+        """Begin a collection, and add to ``begun`` whether anything may be collected."""
         session: Session = grant.held.session
         try:
             may_collect = self._identity.begin_collection(session, marker, token)
@@ -176,19 +179,22 @@ class Garbage:
 
     def _removed_items(self, *, dry_run: bool) -> Iterator[Removal]:
         after: tuple[object, UUID] = ("-infinity", _NO_BLOB)
-        while rows := self._sessions.call(partial(_rows, _REMOVED, [*after, _AT_ONCE])):
+        while rows := self._sessions.rows(_REMOVED, [*after, _AT_ONCE]):
             after = rows[-1][0], rows[-1][1]
             if dry_run:
-                yield partial(_done, self._items_report(rows))
+                yield partial(_forecast, self._items_report(rows))
             else:
                 condemned: list[UUID] = []
-                yield partial(self._condemn_removed, rows, condemned)
+                yield partial(self._condemn_items, rows, condemned)
                 self._remove(condemned)
 
-    def _condemn_removed(
+    def _condemn_items(
         self, rows: Sequence[tuple[Any, ...]], condemned: list[UUID], grant: AnyGrant
     ) -> Steps[Report]:
-        """Put tombstones in place of items, unless another item has the object by now."""
+        """Replace the rows of items by tombstones, unless another item has the object by now.
+
+        :param condemned: gets the objects to remove
+        """
         blobs = [row[1] for row in rows]
         condemned += (row[0] for row in self._execute_held(grant, _CONDEMN_REMOVED, [blobs]))
         yield len(condemned), len(condemned)
@@ -204,16 +210,19 @@ class Garbage:
             for start in range(0, len(found), _AT_ONCE):
                 piece = dict(found[start : start + _AT_ONCE])
                 if dry_run:
-                    yield partial(_done, self._orphan_report(piece))
+                    yield partial(_forecast, self._orphan_report(piece))
                 else:
                     condemned: list[UUID] = []
-                    yield partial(self._condemn, piece, condemned)
+                    yield partial(self._condemn_orphans, piece, condemned)
                     self._remove(condemned)
 
-    def _condemn(
+    def _condemn_orphans(
         self, piece: Mapping[UUID, int], condemned: list[UUID], grant: AnyGrant
     ) -> Steps[Report]:
-        """Add the tombstones of orphan objects, unless a commit refers to them by now."""
+        """Add the tombstones of orphan objects, unless a commit refers to them by now.
+
+        :param condemned: gets the objects to remove
+        """
         values = [list(piece), list(piece.values())]
         rows = self._execute_held(grant, _ADD_TOMBSTONES, values)
         condemned += [row[0] for row in rows]
@@ -221,31 +230,34 @@ class Garbage:
         return self._orphan_report(dict(rows))
 
     def _execute_held(
-        self, grant: AnyGrant, statement: Any, values: Sequence[object]
+        self, grant: AnyGrant, statement: LiteralString, values: Sequence[object]
     ) -> list[tuple[Any, ...]]:
         """Execute a statement under the lock, and commit it."""
         session: Session = grant.held.session
         try:
-            rows = _rows(statement, values, session)
+            rows = session.rows(statement, values)
             session.execute("COMMIT")
         except psycopg.Error as error:
             raise self._sessions.unavailable(error) from error
         return rows
 
     def _remove_pending(self) -> None:
-        while rows := self._sessions.call(partial(_rows, _PENDING, [_AT_ONCE])):
+        """Remove the objects that earlier collections condemned but did not remove."""
+        while rows := self._sessions.rows(_PENDING, [_AT_ONCE]):
             self._remove([row[0] for row in rows])
 
     def _remove(self, condemned: Sequence[UUID]) -> None:
-        if condemned:
-            self._delete(condemned)
-            for statement in (_SET_REMOVED, _FORGET_REPLACED):
-                self._sessions.call(partial(_execute, statement, [list(condemned)]))
-
-    def _delete(self, blobs: Sequence[UUID]) -> None:
         """Remove objects, if the prefix is still this store's, and the database did not go back."""
+        if not condemned:
+            return
         self._identity.check(writes=True)
-        self._blobs.delete(blobs)
+        self._blobs.delete(condemned)
+
+        def note(session: Session) -> None:
+            session.execute(_SET_REMOVED, [list(condemned)])
+            session.execute(_FORGET_REPLACED, [list(condemned)])
+
+        self._sessions.call(note)
 
     def _count(self, grant: AnyGrant, *, dry_run: bool) -> Steps[Report]:
         """Forget old commits and tombstones, and count the images."""
@@ -276,11 +288,7 @@ class Garbage:
         return Report(tuple(findings), bytes=sum(piece.values()))
 
 
-def _done(report: Report, grant: AnyGrant) -> Steps[Report]:
+def _forecast(report: Report, grant: AnyGrant) -> Steps[Report]:
     """Report what would be removed, which needs no lock."""
     yield len(report.findings), len(report.findings)
     return report
-
-
-def _execute(statement: Any, values: Sequence[object], session: Session) -> None:
-    session.execute(statement, values)

@@ -1,4 +1,4 @@
-"""The grace period of a store: it is in the database, the same for everyone."""
+"""The grace period of a store, which is in the database and the same for all programs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Any
 
 from ._addresses import DatabaseAddress
 from ._schema import check_schema
-from ._sessions import Session, Sessions
-
-_DEADLINE = 10.0
+from ._sessions import DEADLINE, Session, Sessions
 
 _LONGEST = timedelta(days=36_500)
 
@@ -17,7 +15,7 @@ _SET = "UPDATE image_store SET grace_period = %s"
 
 
 def check_grace_period(grace_period: Any) -> None:
-    """Check that it can be used.
+    """Check that a grace period can be used.
 
     :raises TypeError: when it is not a timedelta
     :raises ValueError: when it is not positive, or longer than a hundred years
@@ -36,22 +34,21 @@ def check_grace_period(grace_period: Any) -> None:
 
 
 def set_grace_period(records_url: str, grace_period: timedelta) -> None:
-    """Change the grace period of a store, for all who use it and at once. Blocks.
+    """Change the grace period of a store, at once and for all programs that use it. Blocks.
 
-    For so long the content of a replaced or deleted item stays readable for whoever has it open,
-    changes are kept for watches, and staged data is safe from
-    :meth:`aimagestore.ImageStore.collect_garbage`. A database that is restored to a moment that is
-    no longer ago finds all of its objects.
+    For the grace period, :meth:`aimagestore.ImageStore.collect_garbage` keeps staged data, the
+    content of replaced and deleted items, which open readers can still read, and the changes for
+    watches. A database that is restored to a moment within it finds all of its objects.
 
     :param records_url: as for :class:`ClusterLocation`
-    :raises TypeError: when it is not a timedelta
-    :raises ValueError: when the address is malformed, or the period is not positive, or is longer
-        than a hundred years
+    :param grace_period: more than zero, and at most a hundred years
+    :raises TypeError: when ``grace_period`` is not a timedelta
+    :raises ValueError: when the address is malformed, or the period is too short or too long
     :raises StoreSchemaError: when the database has no tables, or those of another version
     :raises StoreUnavailableError: when the server is unavailable, or refuses
     """
     check_grace_period(grace_period)
-    sessions = Sessions(DatabaseAddress.of(records_url), _DEADLINE)
+    sessions = Sessions(DatabaseAddress.of(records_url), DEADLINE)
 
     def change(session: Session) -> None:
         check_schema(session, sessions.address.name)

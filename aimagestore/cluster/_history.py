@@ -1,8 +1,8 @@
-"""The history of a database as an open store has seen it: every answer continues it, or fails.
+"""The history of a database as an open store has seen it: an answer that breaks it is an error.
 
-A *head* comes with the answers of the database, in one column of the same statement. It has the
-identity of the store and the last commit, whose token is random. It also has the token of the
-commit that the store saw last before it asked: a database that went back in time does not have
+A *head* comes with each answer of the database, as one column of the same statement. It has the
+identity of the store, and the number and random token of the last commit. It also has the token of
+the commit that the store saw last before it asked: a database that went back in time does not have
 that commit, or has another one of that number.
 """
 
@@ -70,7 +70,7 @@ class Head(NamedTuple):
 class History:
     """What an open store has seen of its database. Thread-safe.
 
-    :param name: the name of the database, for messages
+    :param name: the name of the database in messages
     """
 
     def __init__(self, name: str) -> None:
@@ -78,12 +78,12 @@ class History:
         self._mutex = threading.Lock()
         self._identity: str | None = None
         self._seen = Commit(-1, None)
-        # Once the database is not the one that was seen before, nothing is certain any more.
+        # Once the database did not continue the history, no later answer can be trusted.
         self._problem: str | None = None
 
     @property
     def seen(self) -> Commit:
-        """The last commit that was seen: to be taken before a statement, and compared after it."""
+        """The last commit that was seen. Read it before a statement, and give it to accept()."""
         return self._seen
 
     def accept(self, asked: Commit, text: str) -> Head:
@@ -115,7 +115,7 @@ class History:
     def _compare(self, asked: Commit, head: Head) -> None:
         if asked.token is None:
             return
-        # The commits before the last pruned one are forgotten, and nothing of them is used.
+        # Commits before the last pruned one are forgotten, so their tokens cannot be compared.
         is_known = head.seen_token is not None or asked.version > head.pruned
         if is_known and head.seen_token != asked.token:
             self._fail(
@@ -129,7 +129,7 @@ class History:
             self._note(commit)
 
     def _note(self, commit: Commit) -> None:
-        # A statement that met a commit in progress gives the number without the token.
+        # An answer from the middle of a commit may have its number without its token.
         if commit.token is not None and commit.version > self._seen.version:
             self._seen = commit
 

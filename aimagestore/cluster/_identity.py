@@ -2,17 +2,18 @@
 
 1. The first store that is opened for writing gives the database a random identity, and writes a
    *marker* with it into the prefix. It refuses a prefix with a marker, or with unknown objects.
-2. The database also notes its *origin*, its own address, which a restored dump or another copy
-   does not share, and the URL of the prefix, which a copied bucket does not share.
+2. The database also notes its *origin*: the server, database and table, which a restored dump or
+   another copy does not share. And it notes the URL of the prefix, which a copied bucket does not
+   share.
 3. Each garbage collection adds a random token to the row of ``image_store``, then to the marker.
    So a database that was restored to a time before it does not know the token of the marker.
-4. Opening, checking and collecting compare all of this; whoever uploads, once a minute. What a
-   commit reads anyway, and each lookup, shows whether the database went back: see ``_history``.
-5. What differs is a :exc:`StoreIdentityError`. :func:`adopt` accepts it under a new identity, which
-   everyone who uses the old one notices.
+4. Opening, checking and collecting compare all of this; a store that uploads does so once a
+   minute. Each lookup and each commit also shows whether the database went back: see ``_history``.
+5. A difference raises :exc:`StoreIdentityError`. :func:`adopt` accepts it under a new identity;
+   stores that use the old one notice that.
 6. Nothing is collected until the grace period has passed since an adoption, or since the server's
-   timeline changed. A copy that was promoted for a drill shares the objects with the original: its
-   first collection only changes the marker, which tells whoever uses the original.
+   timeline changed. A copy of the server that was promoted, as in a drill, shares the objects with
+   the original. Its first collection only changes the marker, and the original notices that.
 """
 
 from __future__ import annotations
@@ -28,16 +29,14 @@ from ..errors import StoreIdentityError, StoreReadOnlyError
 from ._addresses import BucketAddress, DatabaseAddress
 from ._blobs import Blobs, Marker
 from ._schema import check_schema
-from ._sessions import Session, Sessions
+from ._sessions import DEADLINE, Session, Sessions
 
 _ADVICE = (
     "use the database and the bucket that belong together, or run aimagestore cluster adopt to "
     "make them one store, and then check"
 )
 
-_DEADLINE = 10.0
-
-# Seconds after which whoever uploads compares everything again.
+# Seconds after which a store that uploads compares everything again.
 _RECHECK = 60.0
 
 _ORIGIN = """(
@@ -80,7 +79,7 @@ _MAY_COLLECT = f"""
     FROM image_store
 """
 
-# The tokens of earlier collections are not needed once a later one is in the marker.
+# Tokens before the one that the marker has are not needed any more.
 _ADD_COLLECTION = """
     UPDATE image_store SET collections =
         collections[coalesce(array_position(collections, %(last)s::uuid), 1):] || %(next)s::uuid
@@ -88,12 +87,13 @@ _ADD_COLLECTION = """
 
 
 class _Registered(NamedTuple):
-    """What the row of the store says of its identity.
+    """What the database has about the store's identity.
 
     :ivar blobs_url: the URL of the prefix whose marker names the identity; ``None`` until then
     :ivar origin: the origin of the database that got the identity
     :ivar present_origin: the origin of the database that has the row
-    :ivar collections: tokens, one of which the marker has
+    :ivar collections: tokens of garbage collections; the marker has one of them
+    :ivar is_standby: whether the server is a standby
     :ivar has_items: whether the database refers to any object
     """
 
@@ -107,9 +107,9 @@ class _Registered(NamedTuple):
 
 
 class _Claim(NamedTuple):
-    """What a marker says.
+    """The content of a marker.
 
-    :ivar identity: whose the prefix is
+    :ivar identity: the identity of the store that the prefix belongs to
     :ivar collection: the token of the last garbage collection
     """
 
@@ -127,7 +127,7 @@ class _Claim(NamedTuple):
 
     @property
     def text(self) -> bytes:
-        """What the marker has to contain."""
+        """The text of a marker with this content."""
         return json.dumps(self._asdict()).encode()
 
 
@@ -143,7 +143,7 @@ class Identity:
     def open(self, *, read_only: bool, grace_period: timedelta) -> None:
         """Check the identity, or give the store one if it is new and is not read-only.
 
-        :param grace_period: what a new store gets
+        :param grace_period: the grace period of a new store
         :raises StoreIdentityError: when the database and the bucket do not belong together
         :raises StoreUnavailableError: when a server is unavailable, or refuses
         """
@@ -153,7 +153,7 @@ class Identity:
                 try:
                     self._check_new(found)
                 except StoreIdentityError:
-                    # What is there may be of another opening of this store, which was faster.
+                    # The marker or the objects may be from another first opening, which was faster.
                     if self._registered().identity is None:
                         raise
                 self._register(_REGISTER, grace_period)
@@ -166,14 +166,14 @@ class Identity:
     def check(self, *, writes: bool) -> Marker:
         """Compare everything; return the marker.
 
-        :param writes: whether the bucket is written to, which a copy of it must not be
+        :param writes: whether the bucket is to be written to; then it must not be a copy
         :raises StoreIdentityError: when the database and the bucket do not belong together
         :raises StoreUnavailableError: when a server is unavailable, or refuses
         """
         return self._check(self._registered(), writes=writes)
 
     def check_marker(self) -> None:
-        """Compare everything, if that was not done in the last minute. For whoever uploads.
+        """Compare everything before an upload, unless that was done in the last minute.
 
         :raises StoreIdentityError: when the database and the bucket do not belong together
         :raises StoreUnavailableError: when a server is unavailable, or refuses
@@ -185,8 +185,9 @@ class Identity:
     def begin_collection(self, session: Session, marker: Marker, token: UUID | None) -> bool:
         """Begin a garbage collection, under the store's lock; return whether to collect now.
 
-        :param marker: the marker, when it was checked last
-        :param token: the token of the collection; ``None`` for one that only reports
+        :param marker: the marker, as it was checked last
+        :param token: the token of the collection; ``None`` for a dry run
+        :raises psycopg.Error: when the server is unavailable, or refuses
         """
         if token is not None:
             session.execute(_NOTE_TIMELINE)
@@ -197,11 +198,11 @@ class Identity:
         return row is not None and bool(row[0])
 
     def mark_collection(self, marker: Marker, token: UUID) -> Marker:
-        """Have the marker name a collection that has begun, before anything is removed.
+        """Write the token of a collection that has begun into the marker. Needs no lock.
 
-        Without the lock.
+        Call it before anything is removed.
 
-        :returns: the marker as it is now, which tells what time it is by the object store's clock
+        :returns: the new marker, whose ``written`` is the present time by the object store's clock
         :raises StoreIdentityError: when the prefix belongs to another store by now
         :raises StoreUnavailableError: when a server is unavailable, or refuses
         """
@@ -236,9 +237,9 @@ class Identity:
         self._sessions.call(lambda session: session.execute(statement, values))
 
     def _complete(self, found: _Registered, marker: Marker | None = None) -> None:
-        """Write the marker of an identity, and note in the database that it is there.
+        """Write the marker of an identity, and note in the database that it was written.
 
-        :param marker: the marker to be replaced; by default none
+        :param marker: the marker to replace; ``None`` if there is to be none
         """
         claim = _Claim(str(found.identity), str(found.collections[-1]))
         if not self._blobs.replace_marker(marker or Marker(), claim.text):
@@ -249,7 +250,7 @@ class Identity:
         self._sessions.call(lambda session: session.execute(_COMPLETE, values))
 
     def _check_new(self, found: _Registered) -> None:
-        """Check that nothing in the prefix is another store's."""
+        """Check that the prefix has nothing of another store."""
         marker = self._blobs.read_marker()
         if marker.version is not None:
             self._fail_for_prefix(found, _Claim.of(marker))
@@ -257,7 +258,10 @@ class Identity:
             self._fail("the bucket has none of the objects that the database refers to", found)
 
     def _check_objects(self) -> bool:
-        """Return whether the prefix has objects, some of which the database knows."""
+        """Return whether the prefix has objects.
+
+        :raises StoreIdentityError: when it has, and the database knows none of them
+        """
         is_empty = True
         for page in self._blobs.pages():
             if self._row(_KNOWS, [[blob.id for blob in page]])[0]:
@@ -286,10 +290,10 @@ class Identity:
             self._fail(f"the bucket has no marker of a store at {self._blobs.name}", found)
         claim = _Claim.of(marker)
         if found.is_standby and found.identity is None:
-            return marker  # it has yet to learn of the first opening
+            return marker  # it has not replicated the first opening yet
         if claim is None or claim.identity != str(found.identity):
             self._fail_for_prefix(found, claim)
-        # A standby may have yet to learn of the collection.
+        # A standby may not have replicated the collection yet.
         if not found.is_standby and claim.collection not in map(str, found.collections):
             self._fail(
                 "one of them was restored: the bucket has the mark of a garbage collection that "
@@ -321,10 +325,10 @@ class Identity:
 def adopt(records_url: str, blobs_url: str) -> UUID:
     """Make a database and a prefix of a bucket one store, under a new identity. Blocks.
 
-    For a database that was restored or copied, and for a bucket that was. Stores that are open
-    with the old identity refuse to go on, and so does another database that has used the prefix.
-    Run :func:`aimagestore.check` next: it names what the bucket lacks. Nothing is collected as
-    garbage until the grace period has passed.
+    Use it after a database or a bucket was restored or copied. Stores that are open with the old
+    identity raise :exc:`aimagestore.StoreIdentityError` from then on, as do those of another
+    database that has used the prefix. Run :func:`aimagestore.check` next: it names what the bucket
+    lacks. Nothing is collected as garbage until the grace period has passed.
 
     :param records_url: as for :class:`ClusterLocation`
     :param blobs_url: as for :class:`ClusterLocation`
@@ -335,9 +339,9 @@ def adopt(records_url: str, blobs_url: str) -> UUID:
     :raises StoreReadOnlyError: when it is a standby
     :raises StoreUnavailableError: when a server is unavailable, or refuses
     """
-    sessions = Sessions(DatabaseAddress.of(records_url), _DEADLINE)
+    sessions = Sessions(DatabaseAddress.of(records_url), DEADLINE)
     try:
-        blobs = Blobs(BucketAddress.of(blobs_url), _DEADLINE)
+        blobs = Blobs(BucketAddress.of(blobs_url), DEADLINE)
         sessions.call(lambda session: check_schema(session, sessions.address.name))
         return Identity(sessions, blobs).adopt()
     finally:

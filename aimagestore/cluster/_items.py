@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any, LiteralString
 from uuid import UUID
 
 from .._core.image import Image
@@ -34,7 +33,7 @@ _ITEMS = """
     WHERE removed IS NULL AND (image_id, key) > (%s, %s) ORDER BY image_id, key LIMIT %s
 """
 
-# Of orphan objects that were removed a row without an image is kept.
+# Rows without an image are of orphan objects that were removed.
 _TOTAL = """
     SELECT coalesce(sum(size), 0)
     FROM (SELECT DISTINCT blob, size FROM image_items WHERE image_id <> '') items
@@ -69,7 +68,7 @@ class ClusterItems:
         self._helpers = helpers
         self._uploaders = uploaders
         self._removers = removers
-        # Objects that were looked for once, and were there.
+        # Objects that were looked for before, and found.
         self._present: set[UUID] = set()
 
     @property
@@ -110,7 +109,7 @@ class ClusterItems:
         """
         lost: list[UUID] = []
         for _ in range(_TRIES):
-            row = self._sessions.call(partial(_stored, digest, size, lost))
+            row = self._sessions.call(lambda s: stored_blob(s, digest, size, lost))
             if row is None:
                 return Search(None, is_certain=not lost)
             blob, stored_size = row
@@ -127,22 +126,24 @@ class ClusterItems:
 
     def open(self, ref: str, key: str) -> tuple[Image, io.RawIOBase]:
         missing: FileNotFoundError | None = None
-        record, blob = self._find(ref, key)
-        path: str | None = None
+        image_id = path = ""
+        # Again, because the object may have been replaced and collected since, if the grace period
+        # is very short.
         for _ in range(_TRIES):
-            image = record.image
-            require_item(image, key)
-            path = f"{self._blobs.name} ({image.id}, {key!r})" if blob is None else None
-            if blob is not None:
-                try:
-                    return image, BlobReader(self._blobs, blob)
-                except FileNotFoundError as error:
-                    # Replaced and collected since, with a very short grace period; or lost.
-                    missing, path = error, self._blobs.path_of(blob)
             record, blob = self._find(ref, key)
+            require_item(record.image, key)
+            image_id = record.id
+            if blob is None:
+                path = f"{self._blobs.name} ({image_id}, {key!r})"
+                continue
+            path = self._blobs.path_of(blob)
+            try:
+                return record.image, BlobReader(self._blobs, blob)
+            except FileNotFoundError as error:
+                missing = error
         raise BigDataMissingError(
-            f"the content of item {key!r} of image {record.id} is missing: {path}",
-            id=record.id,
+            f"the content of item {key!r} of image {image_id} is missing: {path}",
+            id=image_id,
             key=key,
             path=path,
         ) from missing
@@ -153,14 +154,14 @@ class ClusterItems:
         return one.blob == other.blob  # an object is written once
 
     def usage(self) -> Steps[StoredContent]:
-        ((total,),) = self._sessions.call(partial(_rows, _TOTAL, []))
+        ((total,),) = self._sessions.rows(_TOTAL)
         images: dict[str, dict[int, int]] = {}
         # Images without items have no rows.
         for page in self._reader.pages(PAGE):
             images |= {image.id: {} for image in page}
             yield len(images), len(images)
         after: tuple[str, bytes] = ("", b"")
-        while rows := self._sessions.call(partial(_rows, _ITEMS, [*after, PAGE])):
+        while rows := self._sessions.rows(_ITEMS, [*after, PAGE]):
             for image_id, key, blob, size in rows:
                 after = image_id, key
                 if image_id in images:
@@ -174,22 +175,12 @@ class ClusterItems:
             found = self._sessions.call(partial(self._item, ref, key)) if ref else None
             if found is not None:
                 return found
-            # Not an ID and not a name: a prefix, or with a digest.
+            # Neither an ID nor a name: a prefix of an ID, or a ref with a digest.
             ref = self._reader.read(partial(_id_of, ref))
         raise ImageUnknownError(f"image {ref} was deleted meanwhile", ref=ref, id=ref)
 
     def _item(self, ref: str, key: str, session: Session) -> tuple[Record, UUID | None] | None:
         return Lookups(session.execute, self._history).item(ref, key)
-
-
-def _stored(
-    digest: str, size: int | None, lost: Sequence[UUID], session: Session
-) -> tuple[UUID, int] | None:
-    return stored_blob(session.execute, digest, size, lost)
-
-
-def _rows(statement: LiteralString, values: Sequence[object], session: Session) -> list[Any]:
-    return session.execute(statement, values or None).fetchall()
 
 
 def _id_of(ref: str, view: View) -> str:

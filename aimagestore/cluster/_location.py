@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from datetime import timedelta
+from types import UnionType
 
 from .._core.plain import PlainType
 from .._engine.protocol import OtherStores
@@ -13,6 +14,7 @@ from ._checker import ClusterChecker
 from ._engine import ClusterEngine
 from ._grace import check_grace_period
 from ._repairer import ClusterRepairer
+from ._sessions import DEADLINE
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -35,12 +37,13 @@ class ClusterLocation(metaclass=PlainType):
         ``s3://bucket/prefix``. Plain http is used on this machine only, unless ``AWS_ALLOW_HTTP``
         is true
     :param cache_size: the bytes of records that are kept in memory, approximately
-    :param grace_period: the grace period of a new store, given to it by the first one who opens it
-        for writing; from then on it is in the database, where :func:`set_grace_period` changes it
+    :param grace_period: the grace period that a new store gets when it is first opened for writing.
+        From then on it is in the database, where :func:`set_grace_period` changes it
     :param deadline: seconds within which a server must answer a request. A commit gets a second
         more for every thousand images that it changes. An upload must store a part of 8 MiB in this
-        time: use more on slow links. All uploads of a process have three parts in memory; the
-        others are in temporary files without names, in the directory that ``TMPDIR`` names
+        time: use more on slow links. All uploads of a process together have three parts in memory;
+        the others are in temporary files without names, in the directory that ``TMPDIR`` names
+    :raises TypeError: when a parameter has another type
     :raises ValueError: when an address is malformed, ``cache_size`` is negative, ``grace_period``
         is not positive or longer than a hundred years, or ``deadline`` is not positive
     """
@@ -49,13 +52,12 @@ class ClusterLocation(metaclass=PlainType):
     blobs_url: str
     cache_size: int = field(default=64 * 1024 * 1024, kw_only=True)
     grace_period: timedelta = field(default=timedelta(days=1), kw_only=True)
-    deadline: float = field(default=10.0, kw_only=True)
+    deadline: float = field(default=DEADLINE, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name, kind in _TYPES.items():
+        for name, kind, wanted in _TYPES:
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool):
-                wanted = "a number" if name == "deadline" else f"of type {kind.__name__}"  # type: ignore[union-attr]
                 raise TypeError(f"{name} must be {wanted}, not {type(value).__name__}")
         DatabaseAddress.of(self.records_url)
         BucketAddress.of(self.blobs_url)
@@ -123,9 +125,9 @@ class ClusterLocation(metaclass=PlainType):
         )
 
 
-_TYPES = {
-    "records_url": str,
-    "blobs_url": str,
-    "cache_size": int,
-    "deadline": int | float,
-}
+_TYPES: tuple[tuple[str, type | UnionType, str], ...] = (
+    ("records_url", str, "of type str"),
+    ("blobs_url", str, "of type str"),
+    ("cache_size", int, "of type int"),
+    ("deadline", int | float, "a number"),
+)

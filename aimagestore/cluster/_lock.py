@@ -1,6 +1,6 @@
 """The store's lock: a lock of PostgreSQL, held by the transaction that then changes the store.
 
-An advisory lock queues the waiting sessions, first come first served. With it, the transaction
+It is an advisory lock, for which sessions queue, first come first served. The transaction also
 locks the one row that has the number of the last commit.
 """
 
@@ -24,7 +24,8 @@ from ._history import HEAD, Commit, History
 from ._schema import LOCK_CLASS
 from ._sessions import Cursor, OverdueError, Session, Sessions, is_lost
 
-# Seconds between two requests to cancel a wait, and until its session is closed without an answer.
+# Seconds between two requests to cancel a wait, and seconds after which its session is closed even
+# if the wait has not ended.
 _CANCEL_PAUSE = 0.02
 _CANCEL_TIMEOUT = 1.0
 
@@ -51,15 +52,15 @@ class HeldLock:
     def __init__(self, session: Session, version: int) -> None:
         self.version: int = version
         self._session: Session | None = session
-        # Held while a transaction's statement is under way: its task may have left it to its
-        # thread, which must not use the session when that has become another's.
+        # Held while a statement of a transaction is under way. Its task may have been cancelled,
+        # and its thread must not use the session any more when that belongs to another call.
         self._mutex = threading.Lock()
 
     @property
     def session(self) -> Session:
         """The session whose transaction holds the lock.
 
-        :raises psycopg.OperationalError: when it was lost, and the lock not acquired again
+        :raises psycopg.OperationalError: when it was lost, or given back
         """
         if self._session is None:
             raise OverdueError("the session that held the lock was lost")
@@ -78,16 +79,16 @@ class HeldLock:
             return self.session.execute(statement, values)
 
     def detach(self, seconds: float) -> Session | None:
-        """Return the session for its last use; the lock is no longer held.
+        """Return the session for its last use, the rollback; ``None`` if that was done before.
 
-        :param seconds: how long a statement that is under way may take before the session is shut
-            down
+        :param seconds: how long a statement that is under way may take; then the session is shut
+            down, and the statement fails
         """
         is_free = self._mutex.acquire(timeout=seconds)
         if not is_free:
             if self._session is not None:
                 self._session.shut_down()
-            self._mutex.acquire()  # the statement fails at once
+            self._mutex.acquire()
         session, self._session = self._session, None
         self._mutex.release()
         return session
@@ -96,14 +97,13 @@ class HeldLock:
 class AdvisoryLock:
     """The lock as the server has it; see :class:`aimagestore._engine.lock.LockPrimitive`.
 
-    Whoever acquires it learns whether the database continues what this store has seen of it.
+    Acquiring it raises :exc:`StoreIdentityError` when the database does not continue the history
+    that this store has seen.
 
-    :param history: what this store has seen
-    :ivar number: the number of the store's table, which tells it from others in its database
+    :param number: the number of the store's table, which tells it from others in its database
     """
 
     def __init__(self, sessions: Sessions, history: History, number: int) -> None:
-        self.number = number
         self._sessions = sessions
         self._history = history
         self._key = LOCK_CLASS + number
@@ -192,7 +192,6 @@ class AdvisoryLock:
         try:
             head = self._wait_in(session, asked)
             if head is not None:
-                session.until = None
                 held = HeldLock(session, self._history.accept(asked, head).last.version)
         finally:
             if held is None:
@@ -227,20 +226,19 @@ class AdvisoryLock:
                     raise OverdueError("the session that waited for the lock does not answer")
 
     def _still_waits(self, backend: int) -> bool:
-        """Ask the server in another session whether that process of it still waits."""
+        """Ask the server, in another session, whether this process of the server still waits."""
         until = time.monotonic() + self._sessions.deadline / 2
-        rows = self._sessions.call(lambda s: s.execute(_IS_WAITING, [backend]).fetchall(), until)
-        return bool(rows)
+        return bool(self._sessions.call(lambda s: s.rows(_IS_WAITING, [backend]), until))
 
     def _cancel(self, session: Session) -> None:
-        """Have the server end the wait, so that no session of it stays behind there."""
+        """Have the server end the wait, so that it does not keep the session for it."""
         pgconn = session.connection.pgconn
         has_ended = threading.Event()
-        # Acquired once: by this thread when it leaves, or by the helper when it has ended.
+        # Acquired by the thread that leaves first, so that the other one frees the session.
         leaving = threading.Lock()
 
         def cancel() -> None:
-            # Repeated: it means nothing to a session whose statement has not begun.
+            # Repeated, because a request that comes before the statement does nothing.
             while not has_ended.is_set():
                 with suppress(psycopg.Error):
                     session.connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
@@ -264,8 +262,8 @@ class AdvisoryLock:
     def reacquire(self, held: HeldLock, until: float) -> None:
         """Acquire the lock in a new session after the one that held it was lost.
 
-        The old session holds it until the server has noticed, so whatever that one was doing is
-        decided when this returns.
+        The server keeps the lock for the old session until that has ended, so whatever the old
+        session was doing is decided when this returns.
 
         :raises StoreUnavailableError: when the lock could not be acquired in time
         """
@@ -276,7 +274,7 @@ class AdvisoryLock:
             asked = self._history.seen
             has_lock = False
             try:
-                # A little less than what remains, so that the server's answer comes in time.
+                # A tenth less than what remains, so that the server's answer comes in time.
                 milliseconds = max(1, int((until - time.monotonic()) * 900))
                 answers = session.execute(
                     session.begin
@@ -315,7 +313,7 @@ class AdvisoryLock:
     def describe_holder(self) -> Holder:
         """Say who holds the lock, as far as the server tells this role."""
         name = f"the lock of {self._sessions.address.name}"
-        rows = self._sessions.call(lambda s: s.execute(_HOLDER, [self._key]).fetchall())
+        rows = self._sessions.rows(_HOLDER, [self._key])
         if not rows:
             return Holder(name, "its holder has released it meanwhile")
         application, address, session = rows[0]
@@ -324,7 +322,7 @@ class AdvisoryLock:
         return Holder(name, f"session {session} of {application!r}{host} holds it")
 
     def close(self) -> None:
-        """Release everything, as soon as no thread waits any more."""
+        """Release everything; if a thread is in :meth:`acquire`, it does so when it leaves."""
         self.interrupt()
         with self._mutex:
             if not self._is_closed:
@@ -357,7 +355,7 @@ def _receive(pgconn: pq.abc.PGconn, results: list[pq.abc.PGresult]) -> bool:
 
 
 def _locked_head(asked: Commit, condition: bytes = b"") -> bytes:
-    """Return the statement that locks the row, and gives its head."""
+    """Return the statement that locks the row of the store, and gives its head."""
     head = HEAD % {"seen": asked.version}
     return b"SELECT %s FROM image_store s %s FOR UPDATE" % (head.encode(), condition)
 
@@ -372,7 +370,7 @@ def _head_in(results: list[pq.abc.PGresult]) -> str:
 
 
 def _last_value(answers: Cursor) -> Any:
-    """Return what the last of several statements gives, if it gives a row."""
+    """Return the value that the last of several statements gives; ``None`` for no row."""
     while answers.nextset():
         pass
     row = answers.fetchone()

@@ -8,11 +8,10 @@ from datetime import datetime
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
-import psycopg
-
 from .._core.record import Record, read
 from ..errors import StoreCorruptError
 from ._history import HEAD, Head, History
+from ._sessions import Cursor, Session
 
 PAGE = 1000
 """Records that are fetched at once."""
@@ -20,7 +19,8 @@ PAGE = 1000
 CHANGES_MAX = 2000
 """Changed images that are listed one by one; with more, everything may have changed."""
 
-# After every ID with a prefix: no ID is as long, and no character comes later.
+# A prefix with this comes after every ID with that prefix: no ID is as long, and no character comes
+# later.
 _LAST = "\U0010ffff" * 64
 
 # One row with the head, to be joined with what is looked up.
@@ -102,8 +102,8 @@ _CONDEMNED = """
     ) OR EXISTS (SELECT FROM image_items i WHERE i.blob = u.blob AND i.image_id = '')
 """
 
-# One that no item has any more is used again only in the first half of the grace period: after that
-# a collection of garbage may take it before the commit.
+# An object that no item has any more is used again only in the first half of the grace period.
+# Later, a garbage collection might take it before the commit.
 _STORED = """
     (
         SELECT blob, size FROM image_items
@@ -127,8 +127,7 @@ _PAGE = f"""
 # Larger than any place.
 _NO_PLACE = 2**63 - 1
 
-
-Execute = Callable[[LiteralString, Mapping[str, Any]], psycopg.Cursor[tuple[Any, ...]]]
+Execute = Callable[[LiteralString, Mapping[str, Any]], Cursor]
 
 
 class ChangesSince(NamedTuple):
@@ -148,7 +147,7 @@ class Found(NamedTuple):
     :ivar record: the record with this ID, else the one with this name, else the only one whose ID
         has this prefix
     :ivar is_ambiguous: whether several IDs have this prefix, and nothing else matches
-    :ivar by_name: whether it was found by its name
+    :ivar by_name: whether the record was found by its name
     """
 
     record: Record | None
@@ -157,20 +156,19 @@ class Found(NamedTuple):
 
 
 class Lookups:
-    """Queries in one session, by one call.
+    """Queries of one call, in one session.
 
-    Most of them raise :exc:`StoreIdentityError` when the database does not continue what this
-    store has seen of it.
+    Most of them raise :exc:`StoreIdentityError` when the database does not continue the history
+    that this store has seen.
 
     :param execute: executes a statement
-    :param history: what this store has seen
     :ivar version: the number of the commit that the last result was of
     """
 
     def __init__(self, execute: Execute, history: History) -> None:
         self._execute = execute
         self._history = history
-        # Taken before the first statement, because all of a transaction may be of that moment.
+        # Read before the first statement: a whole transaction may see the tables of that moment.
         self._asked = history.seen
         self.version = -1
 
@@ -184,7 +182,7 @@ class Lookups:
         return head, [row[1:] for row in rows]
 
     def _rows(self, statement: LiteralString, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """Return rows without the head, and without the row that stands for none."""
+        """Return the rows without the head, and without the empty row that stands for none."""
         _, rows = self._ask(statement, values)
         return [row for row in rows if row[0] is not None]
 
@@ -230,7 +228,7 @@ class Lookups:
         return [row[0] for row in self._rows(_PREFIX, values)] if prefix else []
 
     def ids_with_digest(self, digest: str) -> list[str]:
-        """Return the IDs of the images that have a digest, the oldest image first."""
+        """Return the IDs of the images that have a digest, the oldest first."""
         return [row[0] for row in self._rows(_DIGEST_IDS, {"digest": digest})]
 
     def with_digest(self, digest: str) -> list[Record]:
@@ -279,24 +277,24 @@ class Lookups:
         return (record_of(*rows[0][:2]), rows[0][2]) if rows else None
 
     def condemned(self, blobs: Mapping[UUID, bool]) -> set[UUID]:
-        """Return which of these objects a collection of garbage has taken.
+        """Return which of these objects a garbage collection has taken.
 
-        :param blobs: whether an item has had the object before, by object
+        :param blobs: the objects, and whether an item had each of them when it was chosen
         """
         values = {"blobs": list(blobs), "are_stored": list(blobs.values())}
         return {row[0] for row in self._execute(_CONDEMNED, values)}
 
 
 def stored_blob(
-    execute: Execute, digest: str, size: int | None, lost: Sequence[UUID]
+    session: Session, digest: str, size: int | None, lost: Sequence[UUID]
 ) -> tuple[UUID, int] | None:
     """Return an object with a digest, and its size; ``None`` if there is none.
 
-    :param size: its size as well; ``None`` for any
-    :param lost: objects that are not wanted
+    :param size: the size that it must have; ``None`` for any
+    :param lost: objects to leave out
     """
     values = {"digest": digest, "size": size, "lost": list(lost)}
-    row = execute(_STORED, values).fetchone()
+    row = session.execute(_STORED, values).fetchone()
     return None if row is None else (row[0], row[1])
 
 
@@ -306,7 +304,7 @@ def _changes(known: int, head: Head, ids: Sequence[str]) -> ChangesSince:
 
 
 def record_of(image_id: str, text: str) -> Record:
-    """Return the record that a row has.
+    """Decode the record of a row.
 
     :raises StoreCorruptError: when it is damaged
     """
@@ -319,12 +317,12 @@ def record_of(image_id: str, text: str) -> Record:
 
 
 def hash_of(name: str) -> bytes:
-    """Return what the tables have instead of a name, whose length is not limited."""
+    """Return the hash that stands for a name in the tables; an index limits the length of keys."""
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
 
 
 def _text(ref: str) -> str | None:
-    """Return a ref as text for PostgreSQL; ``None``, which equals nothing, where it has none."""
+    """Return a ref as text of PostgreSQL; ``None``, which equals nothing, if it cannot be one."""
     try:
         ref.encode()
     except UnicodeEncodeError:

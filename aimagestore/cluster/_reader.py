@@ -25,7 +25,6 @@ class ClusterReader:
 
     No catalog is kept in memory, only a cache of records.
 
-    :param history: what this store has seen of the database
     :param seen: the number of the last commit
     """
 
@@ -38,7 +37,7 @@ class ClusterReader:
         self._history = history
         self._cache = cache
         self._feeds = feeds
-        # What watches and writers see is not read: it counts as modified by others.
+        # The last commit that was read or made here. What only a watch has seen does not count.
         self._seen = seen
 
     def current(self) -> Catalog | None:
@@ -52,7 +51,7 @@ class ClusterReader:
         try:
             return look(view)
         except OutdatedError:
-            # Again, now with all lookups of one commit.
+            # Again, now with all lookups of the same commit.
             return self._read_consistently(look, session)
         finally:
             self.note(view.version)
@@ -75,7 +74,7 @@ class ClusterReader:
         return self._sessions.call(partial(self._read_consistently, lambda view: view.freeze()))
 
     def pages(self, size: int) -> Iterator[list[Image]]:
-        # An image that is created again meanwhile gets a place after the last one of now.
+        # An image that is created again meanwhile gets a place after this one, so it comes once.
         last = self._sessions.call(lambda session: self._lookups(session).last_place())
         place = -1
         while page := self._sessions.call(partial(self._page, place, size, last)):

@@ -1,11 +1,10 @@
-"""Repairs a cluster's store: rebuilds the other tables from the records, and drops what is lost."""
+"""Repairs a cluster's store: rebuilds tables from the records, and drops lost items on demand."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 import psycopg
@@ -22,7 +21,7 @@ from ._history import History
 from ._identity import Identity
 from ._lock import AdvisoryLock, HeldLock
 from ._sessions import OverdueError, Session, Sessions, is_lost
-from ._tables import Difference, Tables, readable, set_record
+from ._tables import Difference, Tables, readable, remove_item, set_record
 
 logger = logging.getLogger("aimagestore")
 
@@ -41,12 +40,7 @@ _DROP_RECORD = "DELETE FROM images WHERE id = %s"
 
 _BLOB = "SELECT blob FROM image_items WHERE image_id = %s AND key = %s AND removed IS NULL"
 
-_UNLINK = """
-    UPDATE image_items SET removed = clock_timestamp()
-    WHERE image_id = %s AND key = %s AND removed IS NULL
-"""
-
-# An object that may be about to be collected stays what it is.
+# Only an object that no garbage collection may take meanwhile.
 _LINK = """
     INSERT INTO image_items (blob, image_id, key, size, digest)
     SELECT u.blob, u.image_id, u.key, u.size, u.digest FROM (VALUES
@@ -61,7 +55,7 @@ _LINK = """
     RETURNING blob
 """
 
-# As if no changes before it were known: stores empty their caches, and watches begin anew.
+# All changes before it count as forgotten: stores empty their caches, and watches begin anew.
 _COMMIT = """
     WITH bumped AS (
         UPDATE image_store SET version = version + 1, pruned = version + 1,
@@ -79,6 +73,8 @@ class ClusterRepairer:
     """A store opened for repair; see :class:`aimagestore._engine.protocol.Repairer`.
 
     Everything happens in the transaction that holds the lock, and waits for the database only.
+
+    :ivar lock: the line for its lock
     """
 
     def __init__(
@@ -115,7 +111,7 @@ class ClusterRepairer:
     def _repair(
         self, session: Session, report: Report, *, drop: bool
     ) -> Iterator[Sequence[Finding]]:
-        """Repair everything; iterate over what was done."""
+        """Repair everything; yield what each step has done."""
         reported = {finding.id for finding in report.findings}
         if drop:
             for finding in report.findings:
@@ -129,8 +125,8 @@ class ClusterRepairer:
             yield list(self._link(session, finding))
 
     def _drop(self, session: Session, finding: Finding) -> Iterator[Finding]:
-        """Drop a record or an item that is lost. The tables are compared with what is left."""
-        found = _ask(session, _RECORD, finding.id)
+        """Drop a damaged record or a lost item. The tables are corrected afterwards."""
+        found = session.rows(_RECORD, [finding.id])
         if not found:
             return
         record = readable(*found[0])
@@ -147,25 +143,20 @@ class ClusterRepairer:
                 yield replace(finding, detail="dropped from the record")
 
     def _link(self, session: Session, finding: Finding) -> Iterator[Finding]:
-        """Give a missing item the object that has its content."""
+        """Give a missing item the object with its content that the check found."""
         blob = self._blobs.id_in(finding.path)
         if finding.kind is not FindingKind.ITEM_MISSING or blob is None:
             return
-        found = _ask(session, _RECORD, finding.id)
+        found = session.rows(_RECORD, [finding.id])
         record = readable(*found[0]) if found else None
-        if (
-            record is None
-            or not _has_content(record, finding)
-            or _current(session, finding) == blob
-        ):
+        if record is None or not _describes_content(record, finding):
             return
-        key = finding.key.encode()
-        size, digest = (
-            record.image.big_data_sizes[finding.key],
-            record.image.big_data_digests[finding.key],
-        )
-        session.execute(_UNLINK, [finding.id, key])
-        if _ask(session, _LINK, blob, finding.id, key, size, digest):
+        if _current(session, finding) == blob:
+            return
+        key, image = finding.key.encode(), record.image
+        size, digest = image.big_data_sizes[finding.key], image.big_data_digests[finding.key]
+        session.execute(*remove_item(finding.id, key))
+        if session.rows(_LINK, [blob, finding.id, key, size, digest]):
             yield replace(finding, detail="it has this object now")
 
     def _commit(self, session: Session) -> None:
@@ -196,17 +187,13 @@ def _fix(session: Session, differences: Sequence[Difference]) -> None:
             connection.execute(*difference.fix)
 
 
-def _ask(session: Session, statement: LiteralString, *values: object) -> list[tuple[Any, ...]]:
-    return session.execute(statement, values).fetchall()
-
-
 def _current(session: Session, finding: Finding) -> UUID | None:
     """Return the object that an item has now."""
-    rows = _ask(session, _BLOB, finding.id, finding.key.encode())
+    rows = session.rows(_BLOB, [finding.id, finding.key.encode()])
     return rows[0][0] if rows else None
 
 
-def _has_content(record: Record, finding: Finding) -> bool:
+def _describes_content(record: Record, finding: Finding) -> bool:
     """Return whether the record still describes the content that was found for an item."""
     image, key = record.image, finding.key
     is_described = key in image.big_data_names and key in image.big_data_sizes

@@ -9,7 +9,7 @@ from .._core.digest import is_canonical, is_digest, is_manifest_key
 from .._core.record import read
 from ..errors import StoreSchemaError, StoreUnavailableError
 from ._addresses import DatabaseAddress
-from ._sessions import Connection, Session
+from ._sessions import Connection, Session, columns, reason
 
 _STEPS = (
     # One row. Every commit updates it, so all commits have one order.
@@ -126,27 +126,27 @@ _NOTE_DIGESTS = """
 """
 
 SCHEMA_VERSION = len(_STEPS)
-"""The version that this library works with."""
-
+"""The version of the tables that this library works with."""
 
 LOCK_CLASS = 0x61696D67 << 32
 """The upper half of the key of a store's lock, "aimg"; the lower half is its table's number."""
 
-# Seconds that a step waits for statements that read the tables. More readers wait behind it.
-_PATIENCE = 10
+# Seconds that a step waits for statements that use the tables. New ones wait behind it meanwhile.
+_TABLES_TIMEOUT = 10
 
 
 def migrate(records_url: str) -> int:
     """Create the tables of a cluster's store, or bring them up to date. Blocks.
 
-    Where there is nothing to do, it changes nothing and waits for nobody. Otherwise it waits for
-    the store's lock, and everything happens in one transaction. The role that does it owns the
-    tables; the roles that use the store need fewer privileges.
+    If the tables are current, it changes nothing and waits for nothing. Otherwise it waits for the
+    store's lock, and does everything in one transaction. The role that does it owns the tables;
+    the roles that use the store need fewer privileges.
 
     :param records_url: as for :class:`ClusterLocation`
     :returns: the version that the tables have now
     :raises ValueError: when the address is malformed
-    :raises StoreSchemaError: when the tables are newer than this library
+    :raises StoreSchemaError: when the tables are newer than this library, or the database does not
+        have the encoding UTF8
     :raises StoreUnavailableError: when the server is unavailable, or refuses
     """
     address = DatabaseAddress.of(records_url)
@@ -156,8 +156,7 @@ def migrate(records_url: str) -> int:
                 with connection.transaction():
                     _migrate(connection, address.name)
     except psycopg.Error as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise StoreUnavailableError(f"{address.name}: {reason}") from error
+        raise StoreUnavailableError(f"{address.name}: {reason(error)}") from error
     return SCHEMA_VERSION
 
 
@@ -169,11 +168,11 @@ def _migrate(connection: Connection, name: str) -> None:
     if present == SCHEMA_VERSION:
         return
     if present:
-        # Writers hold this lock for as long as they use the tables. Waiting for the tables
-        # themselves would keep readers out meanwhile.
+        # Writers hold the store's lock while they use the tables. A wait for the tables themselves
+        # would make all readers wait as well.
         statement = "SELECT pg_advisory_xact_lock(%s + 'image_store'::regclass::oid::bigint)"
         connection.execute(statement, [LOCK_CLASS])
-    connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{_PATIENCE}s"])
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{_TABLES_TIMEOUT}s"])
     for step in _STEPS[present:]:
         connection.execute(step)
     if 0 < present < _WITH_DIGESTS:
@@ -182,7 +181,7 @@ def _migrate(connection: Connection, name: str) -> None:
 
 
 def _note_digests(connection: Connection) -> None:
-    """Note the digests of the objects that there are."""
+    """Note the digests of the objects that items have."""
     place = -1
     while rows := connection.execute(_RECORDS, [place]).fetchall():
         place = rows[-1][0]
@@ -191,20 +190,24 @@ def _note_digests(connection: Connection) -> None:
             (image.id, key.encode(), digest)
             for image in images
             for key, digest in image.big_data_digests.items()
-            # That of a manifest may be the digest of a part of it.
+            # The digest of a manifest may be that of a part of it.
             if is_canonical(digest) and is_digest(digest) and not is_manifest_key(key)
         ]
         if noted:
-            columns = [list(column) for column in zip(*noted, strict=True)]
-            connection.execute(_NOTE_DIGESTS, columns)
+            connection.execute(_NOTE_DIGESTS, columns(noted))
 
 
 def _present_version(connection: Connection, name: str) -> int:
+    """Return the version of the tables; 0 when there are none, and they can be created."""
     row = connection.execute("SELECT to_regclass('image_store') IS NOT NULL").fetchone()
     if row is None or not row[0]:
         found = connection.execute("SHOW server_encoding").fetchone()
         if found is None or found[0] != "UTF8":
-            raise StoreSchemaError(f"{name} must be a database of encoding UTF8", path=name)
+            raise StoreSchemaError(
+                f"{name} does not have the encoding UTF8: create a database with ENCODING 'UTF8' "
+                "TEMPLATE template0",
+                path=name,
+            )
         return 0
     row = connection.execute("SELECT schema_version FROM image_store").fetchone()
     assert row is not None, "the table has one row"
@@ -221,10 +224,10 @@ def check_schema(session: Session, name: str) -> None:
     """
     try:
         row = session.execute("SELECT schema_version FROM image_store").fetchone()
-    except UndefinedTable:
+    except UndefinedTable as error:
         raise StoreSchemaError(
             f"{name} has no tables of a store: run aimagestore cluster migrate", path=name
-        ) from None
+        ) from error
     check_version(row[0] if row is not None else 0, name)
 
 

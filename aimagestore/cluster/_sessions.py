@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, LiteralString, TypeVar
 
@@ -27,17 +27,20 @@ T = TypeVar("T")
 Connection = psycopg.Connection[tuple[Any, ...]]
 Cursor = psycopg.Cursor[tuple[Any, ...]]
 
+DEADLINE = 10.0
+"""The default deadline of a request, in seconds."""
+
 SESSIONS = 8
 """Sessions of a store at most, besides one for each watch.
 
 More would queue at the server's processors, and a server has a limited number of sessions.
 """
 
+# Seconds for which an unused session is kept for the next call. It is much shorter than a deadline,
+# for which other stores wait until a pooler has a session for them: a small one serves many stores.
 _KEPT = 1.0
-"""Seconds for which a session is kept for the next call. Those who wait for one do so for a whole
-deadline, so that the few sessions of a small pooler serve many stores."""
 
-# Seconds that a watchdog without work waits for more.
+# Seconds after which a watchdog that has nothing to watch ends.
 _IDLE = 60.0
 
 _BEGIN = (
@@ -71,15 +74,25 @@ def is_lost(error: psycopg.Error) -> bool:
     return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not is_refused
 
 
+def reason(error: Exception) -> str:
+    """Return the first line of an error; the others quote the statement."""
+    return str(error).strip().partition("\n")[0]
+
+
+def columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
+    """Return rows as columns: the arrays that ``unnest`` makes these rows of."""
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
 class Watchdog:
     """Shuts down the sessions whose statements are overdue, and closes those kept for too long.
 
-    The process has one for all stores, so that opening and closing many leaves one thread. That is
-    a daemon, starts on demand, and ends when it has had no work for a minute.
+    The process has one for all stores, so that opening and closing many leaves one thread. The
+    thread is a daemon, starts on demand, and ends when it has had nothing to watch for a minute.
     """
 
     def __init__(self) -> None:
-        # Guards everything below, and that no session is closed while its socket is shut down.
+        # Guards everything below, and keeps a session from being closed during its shutdown.
         self.mutex: threading.Condition = threading.Condition()
         self._overdue_at: dict[Session, float] = {}
         self._is_running = False
@@ -138,12 +151,12 @@ class Session:
     :ivar renews: whether a statement that succeeds clears ``until``
     """
 
-    def __init__(self, connection: Connection, seconds: float) -> None:
+    def __init__(self, connection: Connection, deadline: float) -> None:
         self.connection = connection
         self.until: float | None = None
         self.renews = True
         self._watchdog = _watchdog
-        self._seconds = seconds
+        self._deadline = deadline
         self._is_shut_down = False
         self._is_closed = False
         self._is_kept = False
@@ -154,13 +167,13 @@ class Session:
 
         :raises OverdueError: when it did not
         """
-        until = time.monotonic() + self._seconds if self.until is None else self.until
+        until = time.monotonic() + self._deadline if self.until is None else self.until
         self._watchdog.watch(self, until)
         try:
             yield self.connection
         except psycopg.Error as error:
             if self._is_shut_down:
-                raise _overdue(self._seconds) from error
+                raise _overdue(self._deadline) from error
             raise
         finally:
             self._watchdog.forget(self)
@@ -179,11 +192,18 @@ class Session:
         with self.limited() as connection:
             return connection.execute(statement, values)
 
+    def rows(self, statement: LiteralString, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Execute a statement, and return its rows.
+
+        :raises OverdueError: when the server did not answer by the deadline
+        """
+        return self.execute(statement, values or None).fetchall()
+
     @property
     def begin(self) -> bytes:
         """The statements that begin a transaction, which no time limit of the server ends.
 
-        Sessions ask for none when they are opened, but a pooler may have ignored that.
+        Sessions turn the limits off when they are opened, but a pooler may have ignored that.
         """
         return _BEGIN_17 if self.connection.info.server_version >= 170_000 else _BEGIN
 
@@ -203,10 +223,10 @@ class Session:
         return status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}
 
     def roll_back(self, seconds: float) -> None:
-        """Discard the open transaction, if that takes no longer than a moment.
+        """Discard the open transaction, if there is one.
 
-        Otherwise the session is shut down, and the server discards the transaction when it
-        notices.
+        :param seconds: how long that may take; then the session is shut down, and the server
+            discards the transaction when it notices
         """
         if not self._is_shut_down and not self.is_idle:
             self.until = time.monotonic() + seconds
@@ -214,7 +234,7 @@ class Session:
                 self.execute("ROLLBACK")
 
     def keep(self) -> None:
-        """Have the session closed soon, unless :meth:`take` is called before.
+        """Have the session closed in a second, unless :meth:`take` is called before.
 
         :raises RuntimeError: when the process can have no more threads
         """
@@ -258,7 +278,7 @@ class Session:
             self.free()
 
     def hand_over(self) -> bool:
-        """Count as closed, and leave :meth:`free` to another thread that uses it for the last time.
+        """Count as closed; another thread, which still uses the session, calls :meth:`free`.
 
         :returns: ``False`` when it was closed before
         """
@@ -277,7 +297,7 @@ def _overdue(seconds: float) -> OverdueError:
 
 
 class _Opening:
-    """A session that a thread opens: libpq may hang while it looks up a host's address."""
+    """A connection that another thread opens: libpq may hang while it looks up a host."""
 
     def __init__(self, address: DatabaseAddress) -> None:
         self._address = address
@@ -288,7 +308,10 @@ class _Opening:
         self._error: BaseException | None = None
 
     def result(self, seconds: float) -> Connection | None:
-        """Open the connection; return ``None`` when that takes longer."""
+        """Open the connection; return ``None`` when that takes longer.
+
+        :raises psycopg.Error: when that fails
+        """
         threading.Thread(target=self._open, name="aimagestore connect", daemon=True).start()
         self._has_ended.wait(max(0.0, seconds))
         with self._mutex:
@@ -300,7 +323,7 @@ class _Opening:
     def _open(self) -> None:
         try:
             connection = self._address.connect(autocommit=True)
-        except BaseException as error:  # noqa: BLE001 (raised by whoever waits)
+        except BaseException as error:  # noqa: BLE001 (result() raises it)
             self._error = error
         else:
             with self._mutex:
@@ -314,11 +337,11 @@ class _Opening:
 class Sessions:
     """Sessions of one database, for many threads.
 
-    psycopg's own pool reconnects in the background, with growing pauses, while calls fail although
-    the server is back. Here each call tries for itself.
+    psycopg's own pool reconnects in the background, with growing pauses, so calls fail although the
+    server is back. Here each call tries for itself.
 
-    :param address: where the database is
-    :param deadline: seconds within which a statement must end
+    :ivar address: the database
+    :ivar deadline: seconds within which a statement must end
     :ivar closing: set when the store is closed
     """
 
@@ -332,7 +355,7 @@ class Sessions:
         self._idle: list[Session] = []
         self._acquired: set[Session] = set()
 
-    def begin(self) -> float:
+    def end_of_call(self) -> float:
         """Return the moment by which a call that begins now must have ended."""
         return time.monotonic() + self.deadline
 
@@ -340,6 +363,7 @@ class Sessions:
         """Open a session that its caller closes.
 
         :raises OverdueError: when it is not open in time
+        :raises psycopg.Error: when it cannot be opened
         """
         connection = _Opening(self.address).result(until - time.monotonic())
         if connection is None:
@@ -352,6 +376,7 @@ class Sessions:
         Its first statement must end by ``until`` too.
 
         :raises OverdueError: when none is available in time
+        :raises psycopg.Error: when none can be opened
         """
         if not self._slots.acquire(timeout=max(0.0, until - time.monotonic())):
             raise OverdueError(f"all {SESSIONS} sessions were in use for {self.deadline:g} s")
@@ -368,7 +393,7 @@ class Sessions:
         return session
 
     def _take(self) -> Session | None:
-        """Return a session that was kept, the one used last."""
+        """Return the kept session that was used last; ``None`` if none is kept."""
         while True:
             with self._mutex:
                 if not self._idle:
@@ -411,26 +436,32 @@ class Sessions:
 
         return self.retried(once, until)
 
+    def rows(self, statement: LiteralString, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return the rows of a statement, executed again while the server is unavailable.
+
+        :raises StoreUnavailableError: when the server was not available in time, or refuses
+        """
+        return self.call(lambda session: session.rows(statement, values))
+
     def retried(self, work: Callable[[float], T], until: float | None = None) -> T:
         """Call ``work`` with the moment by which it must have ended, again after a lost session.
 
         :raises StoreUnavailableError: when the server was not available in time, or refuses
         """
-        until = self.begin() if until is None else until
+        until = self.end_of_call() if until is None else until
         backoff = Backoff(until, self.closing)
         while True:
             try:
                 return work(until)
             except psycopg.Error as error:
-                # Where one session is lost or hangs, those that are idle mostly are as well.
+                # When one session is lost or hangs, the idle ones mostly are lost as well.
                 self.drop_idle()
                 if not is_lost(error) or not backoff.wait():
                     raise self.unavailable(error) from error
 
     def unavailable(self, error: psycopg.Error) -> StoreUnavailableError:
         """Return what to raise for an error of the server, or of the connection to it."""
-        reason = str(error).strip().partition("\n")[0]
-        return StoreUnavailableError(f"{self.address.name}: {reason}")
+        return StoreUnavailableError(f"{self.address.name}: {reason(error)}")
 
     def drop_idle(self) -> None:
         """Close the sessions that nobody uses."""

@@ -1,8 +1,8 @@
-"""Compares the tables with the records, which are what the others are made of.
+"""Compares the tables with the records, from which the other tables can be rebuilt.
 
-A record is what everything else can be rebuilt from: whose a name is, which images have a digest,
-and which items an image has. So a difference is always repaired in the other tables; except where
-two records have one name, which stays with the image that the table gives it to.
+A record says which names, digests and items its image has. So a difference is repaired in the other
+tables, with one exception: if two records have one name, it stays with the image that has it in the
+table.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from uuid import UUID
 from .._core.record import Record, read, without_names
 from .._core.report import Finding, FindingKind
 from ._lookups import PAGE, hash_of
-from ._sessions import Session
+from ._sessions import Session, columns
 
 Fix = tuple[LiteralString, Sequence[Any]]
+"""A statement, with its values."""
 
+# Bytes for which a statement that reads whole tables may take a second more.
 _BYTES_PER_SECOND = 20_000_000
-"""What a statement reads at least that reads a whole table, and may take so much longer for."""
 
 _SIZE = """
     SELECT sum(pg_table_size(name::regclass))
     FROM unnest(ARRAY['images', 'image_names', 'image_digests', 'image_items']) AS t (name)
 """
 
-# The last record first: of two that have a name that is in no table, it keeps it.
+# The last record first: of two that have one name, it keeps the name if the table lacks it.
 _RECORDS = "SELECT id, record FROM images ORDER BY place DESC"
 
 _WITH_IDS = "SELECT id, record FROM images WHERE id = ANY(%s)"
@@ -73,7 +74,7 @@ _ADD_DIGESTS = """
 
 _REMOVE_DIGESTS = "DELETE FROM image_digests WHERE digest = ANY(%s::text[]) AND image_id = %s"
 
-# The object stays until it is collected.
+# The object becomes garbage.
 _REMOVE_ITEM = """
     UPDATE image_items SET removed = clock_timestamp()
     WHERE image_id = %s AND key = %s AND removed IS NULL
@@ -88,9 +89,9 @@ _SET_COUNTERS = """
 
 
 class Difference(NamedTuple):
-    """Something in the tables that is not as the records say.
+    """Something in the tables that differs from the records.
 
-    :ivar fix: the statement that makes it so, with its values
+    :ivar fix: what corrects it
     """
 
     finding: Finding
@@ -102,19 +103,19 @@ class Tables:
 
     :param session: is in that transaction
     :param path_of: returns the name of an object in messages
-    :param seconds: how long a statement may take that reads little
+    :param deadline: seconds for a statement that reads little
     """
 
-    def __init__(self, session: Session, path_of: Callable[[UUID], str], seconds: float) -> None:
+    def __init__(self, session: Session, path_of: Callable[[UUID], str], deadline: float) -> None:
         self._session = session
         self._path_of = path_of
-        ((size,),) = self._ask(_SIZE)
-        self._seconds = seconds + int(size) / _BYTES_PER_SECOND
+        ((size,),) = session.rows(_SIZE)
+        self._seconds = deadline + int(size) / _BYTES_PER_SECOND
 
     def differences(self) -> Iterator[Sequence[Difference]]:
         """Iterate over all differences, in pages.
 
-        Those of a page may be fixed before the next one is asked for.
+        Those of one page may be fixed before the next page is asked for.
         """
         for rows in self._pages(_RECORDS):
             yield list(self._lacking(rows))
@@ -126,12 +127,9 @@ class Tables:
             yield list(self._stale_items(rows, records))
         yield list(self._counters())
 
-    def _ask(self, statement: LiteralString, *values: object) -> list[tuple[Any, ...]]:
-        return self._session.execute(statement, values or None).fetchall()
-
     def _pages(self, query: LiteralString) -> Iterator[list[tuple[Any, ...]]]:
         self._session.execute(f"DECLARE page_rows NO SCROLL CURSOR FOR {query}")
-        # The first of them may have to wait until the whole table is sorted.
+        # The first page may have to wait until the whole table is sorted.
         self._session.until = time.monotonic() + self._seconds
         fetch = b"FETCH %d FROM page_rows" % PAGE
         while rows := self._session.execute(fetch).fetchall():
@@ -143,7 +141,7 @@ class Tables:
     ) -> Iterator[tuple[list[tuple[Any, ...]], Mapping[str, Record | None]]]:
         """Iterate over pages, each with the records of its images.
 
-        A record that is damaged is ``None``; an image without one is not in the mapping.
+        A damaged record is ``None``; an image without a record is not in the mapping.
         """
         records: dict[str, Record | None] = {}
         for rows in self._pages(query):
@@ -154,22 +152,22 @@ class Tables:
             yield rows, records
 
     def _records(self, ids: Sequence[str]) -> dict[str, Record | None]:
-        return {row[0]: readable(*row) for row in self._ask(_WITH_IDS, list(ids))} if ids else {}
+        rows = self._session.rows(_WITH_IDS, [list(ids)]) if ids else []
+        return {row[0]: readable(*row) for row in rows}
 
     def _lacking(self, rows: Iterable[tuple[str, str]]) -> Iterator[Difference]:
-        """Iterate over what records have, and the tables of names and digests have not."""
+        """Iterate over what the tables of names and digests lack of some records."""
         records = [record for row in rows if (record := readable(*row)) is not None]
         names = {name for record in records for name in record.names}
-        owners: dict[bytes, str] = dict(self._ask(_OWNERS, [hash_of(name) for name in names]))
-        own = {record.id: record.names for record in records}
-        strangers = [i for i in set(owners.values()) if i not in own]
-        theirs = self._records(strangers)
-        own |= {i: record.names for i, record in theirs.items() if record is not None}
-        rights = {image_id: frozenset(names) for image_id, names in own.items()}
+        hashes = [hash_of(name) for name in names]
+        owners: dict[bytes, str] = dict(self._session.rows(_OWNERS, [hashes]))
+        names_of = {record.id: frozenset(record.names) for record in records}
+        others = self._records([i for i in set(owners.values()) if i not in names_of])
+        names_of |= {i: frozenset(r.names) for i, r in others.items() if r is not None}
         pairs = [(record.id, digest) for record in records for digest in record.digests]
-        known = set(self._ask(_HAVE_DIGESTS, *_columns(pairs))) if pairs else set()
+        known = set(self._session.rows(_HAVE_DIGESTS, columns(pairs))) if pairs else set()
         for record in records:
-            yield from _lacking_names(record, owners, rights)
+            yield from _lacking_names(record, owners, names_of)
             lacking = [digest for digest in record.digests if (record.id, digest) not in known]
             if lacking:
                 finding = Finding(
@@ -191,7 +189,7 @@ class Tables:
                     "there is no such image" if record is None else "its record does not list it"
                 )
                 finding = Finding(FindingKind.ITEM_UNLISTED, image_id, key, path, detail)
-                yield Difference(finding, (_REMOVE_ITEM, [image_id, raw_key]))
+                yield Difference(finding, remove_item(image_id, raw_key))
             elif sizes.get(key, size) != size:
                 detail = f"the table has {size} bytes, and the record {sizes[key]}"
                 finding = Finding(FindingKind.ITEMS_DIFFER, image_id, key, path, detail)
@@ -199,12 +197,11 @@ class Tables:
 
     def _counters(self) -> Iterator[Difference]:
         self._session.until = time.monotonic() + self._seconds
-        ((images, images_now, place, place_now, version, version_now, pruned),) = self._ask(
-            _COUNTERS
-        )
-        wrong = [f"{images} images are counted, and there are {images_now}"] * (
-            images != images_now
-        )
+        (row,) = self._session.rows(_COUNTERS)
+        images, images_now, place, place_now, version, version_now, pruned = row
+        wrong: list[str] = []
+        if images != images_now:
+            wrong.append(f"{images} images are counted, and there are {images_now}")
         if place < place_now:
             wrong.append(f"the last place is {place}, and a record has {place_now}")
         if version < version_now:
@@ -218,24 +215,34 @@ class Tables:
 
 
 def readable(image_id: str, text: str) -> Record | None:
-    """Return the record that a row has; ``None`` when it is damaged, or another image's."""
+    """Decode the record of a row; ``None`` when it is damaged, or has another image's ID."""
     record = read(text.encode())
     return record if record is not None and record.id == image_id else None
 
 
 def set_record(record: Record) -> Fix:
-    """Return the statement that replaces a record, with its values."""
+    """Return what replaces a record by this one."""
     return _SET_RECORD, [bytes(record.raw).decode(), record.id]
 
 
+def remove_item(image_id: str, key: bytes) -> Fix:
+    """Return what takes an item out of the table."""
+    return _REMOVE_ITEM, [image_id, key]
+
+
 def _lacking_names(
-    record: Record, owners: dict[bytes, str], rights: Mapping[str, frozenset[str]]
+    record: Record, owners: dict[bytes, str], names_of: Mapping[str, frozenset[str]]
 ) -> Iterator[Difference]:
+    """Iterate over the names of a record that the table lacks, or gives rightly to another image.
+
+    :param owners: the IDs of images by the hash of a name; names that the table lacks are added
+    :param names_of: the names that the records have, by ID
+    """
     lacking: list[str] = []
     lost: dict[str, str] = {}
     for name in dict.fromkeys(record.names):
         owner = owners.get(hash_of(name), "")
-        if owner != record.id and name in rights.get(owner, ()):
+        if owner != record.id and name in names_of.get(owner, ()):
             lost[name] = owner
         elif owner != record.id:
             lacking.append(name)
@@ -277,10 +284,10 @@ def _stale(
     records: Mapping[str, Record | None],
     own: Mapping[str, set[Any]],
 ) -> dict[str, list[Any]]:
-    """Return the values that an image's record does not have, by image."""
+    """Return the values of rows that the image's record does not have, by image."""
     found: dict[str, list[Any]] = {}
     for image_id, value in rows:
-        # What a damaged record has is not known.
+        # Nobody knows what a damaged record had.
         is_damaged = image_id in records and records[image_id] is None
         if not is_damaged and value not in own.get(image_id, ()):
             found.setdefault(image_id, []).append(value)
@@ -294,7 +301,3 @@ def _lacks(what: str, values: Sequence[str]) -> str:
 def _has(what: str, values: Sequence[Any], *, is_known: bool) -> str:
     reason = "its record does not have them" if is_known else "there is no such image"
     return f"the table has {len(values)} {what} for it, but {reason}"
-
-
-def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]

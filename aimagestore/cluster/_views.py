@@ -1,4 +1,4 @@
-"""Views of the tables: for readers, and for whoever holds the lock."""
+"""Views of the tables: for readers, and for the holder of the lock."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class CommittedView(_TableView):
         if found.record is not None:
             return found.record
         if found.is_ambiguous:
-            # This raises, because all lookups of this view are answered from one commit.
+            # This raises: the prefix is ambiguous in this commit, and no other one is accepted.
             resolve_prefix(ref, self.ids_with_prefix(ref, CANDIDATES_MAX + 1))
         record = self.find_by_digest(ref) if ref else None
         if record is None:
@@ -160,8 +160,8 @@ class LockedView(_TableView):
 
     def ids_with_digest(self, digest: str) -> Sequence[str]:
         ids = self._lookups.ids_with_digest(digest)
-        # Their records are looked up next, one by one. A digest of very many images is rare, and
-        # is not worth the memory.
+        # The caller looks up their records next, one by one. A digest that very many images have is
+        # rare, and not worth the memory.
         if len(ids) <= PAGE:
             for record in self._lookups.with_ids([i for i in ids if i not in self._records]):
                 self._note(record)
@@ -171,9 +171,9 @@ class LockedView(_TableView):
         return list(self._lookups.with_ids(self._lookups.ids_with_digest(digest)))
 
     def condemned(self, blobs: Mapping[UUID, bool]) -> set[UUID]:
-        """Return which of these objects a collection of garbage has taken.
+        """Return which of these objects a garbage collection has taken.
 
-        :param blobs: whether an item has had the object before, by object
+        :param blobs: the objects, and whether an item had each of them when it was chosen
         """
         return self._lookups.condemned(blobs)
 

@@ -1,4 +1,4 @@
-"""Writes a cluster's store: commits, each made once whatever becomes of the server's answers."""
+"""Writes a cluster's store: makes each commit once, even if answers of the server are lost."""
 
 from __future__ import annotations
 
@@ -32,11 +32,14 @@ from ._staged import StagedBlob, collected
 from ._views import LockedView
 from ._writing import Change, NewCommit, changes_of, find_commit, used, write
 
+# Contents of a transaction that are stored at the same time.
 _UPLOADS = 8
+
+# Attempts of one commit.
 _TRIES = 5
 
+# Changed images for which a commit may take a second more.
 _IMAGES_PER_SECOND = 1000
-"""Changed images for which a commit may take a second more."""
 
 
 class ClusterWriter:
@@ -99,11 +102,12 @@ class ClusterWriter:
     def prepare(self, plan: Plan, draft: Draft) -> None:
         """Raise what would keep a plan from being committed.
 
-        The lock is held, so the object store is asked for nothing but the rest of what was staged
-        piece by piece. The database tells which objects a collection has taken.
+        The lock is held, so the object store only gets the rest of what was staged piece by piece.
+        The database tells which objects a garbage collection has taken.
 
-        :raises ValueError: when it refers to staged data that is broken, or was collected
-        :raises StoreUnavailableError: when a server is unavailable
+        :raises ValueError: when it refers to staged data whose write has failed, or that was
+            collected as garbage
+        :raises StoreUnavailableError: when a server is unavailable, or refuses
         """
         staged = [content for content in plan.files.values() if isinstance(content, StagedBlob)]
         for content in staged:
@@ -119,7 +123,7 @@ class ClusterWriter:
         base = held.version
         name = self._sessions.address.name
 
-        def again(checks_all: bool) -> Draft:
+        def make(checks_all: bool) -> Draft:
             if held.version != base:
                 raise StoreUnavailableError(
                     f"{name}: the session that held the lock was lost, and others have changed "
@@ -131,14 +135,14 @@ class ClusterWriter:
             return draft
 
         with self._stored(draft):
-            self._commit(held, again)
+            self._commit(held, make)
 
     @contextmanager
     def _stored(self, draft: Draft) -> Iterator[None]:
         """Store the contents that are in memory, and remove them again if they are not committed.
 
-        The lock is held meanwhile, because it is held from the transaction's beginning. Only bytes
-        that a transaction was given are in memory: what is staged is stored already.
+        They are the bytes that a transaction was given: staged data is stored already. The lock is
+        held meanwhile, because a transaction holds it from its beginning.
         """
         inline = {item: c for item, c in draft.files.items() if isinstance(c, InlineContent)}
         contents = {content.digest: content for content in inline.values()}
@@ -154,13 +158,18 @@ class ClusterWriter:
                 content.discard()
 
     def _commit(self, held: HeldLock, make: Callable[[bool], Draft]) -> None:
-        """Commit what ``make`` makes of the last commit, again if the session was lost.
+        """Commit the draft that ``make`` returns, in another session if the first one was lost.
 
-        Once the lock is acquired again, it is certain whether a commit whose answer was lost was
-        made.
+        When the lock is acquired again, a commit whose answer was lost was either made or undone.
+
+        :param make: returns a draft on top of the last commit; its argument says whether to check
+            that no staged data was collected as garbage
+        :raises StoreIdentityError: when the database went back in time
+        :raises StoreUnavailableError: when the server is unavailable, or refuses; both tell with
+            ``may_have_happened`` whether the outcome is unknown
         """
         first, token = held.version, uuid4()
-        begun = until = self._sessions.begin()
+        begun = until = self._sessions.end_of_call()
         attempt: _Attempt | None = None
         checks_all = False
         for number in count(1):
@@ -187,9 +196,10 @@ class ClusterWriter:
                     self._conclude(attempt, Commit(version, str(token)), stored)
                 return
             except psycopg.Error as error:
+                # Any other error is the server's answer, and it has undone the transaction.
                 is_decided = not is_lost(error) and not isinstance(error, OverdueError)
                 if attempt is not None and is_decided:
-                    attempt.mark_undone()  # the server has answered, and undone it
+                    attempt.mark_undone()
                     attempt = None
                 is_collected = isinstance(error, NotNullViolation) and not checks_all
                 checks_all |= is_collected
@@ -207,7 +217,7 @@ class ClusterWriter:
     def _conclude(self, attempt: _Attempt, commit: Commit, stored: set[UUID]) -> None:
         """Note a commit that was made.
 
-        :param stored: the objects that its items have
+        :param stored: the objects that its new items have
         """
         for content in attempt.contents:
             content.mark_committed(is_needed=content.id in stored)
@@ -224,12 +234,12 @@ class ClusterWriter:
         except psycopg.Error as error:
             raise self._sessions.unavailable(error) from error
 
-    def garbage(self, *, dry_run: bool = False) -> Iterator[Removal]:
+    def garbage(self, *, dry_run: bool) -> Iterator[Removal]:
         return self._garbage.pieces(dry_run=dry_run)
 
 
 class _Attempt(NamedTuple):
-    """A commit that may have been made.
+    """An attempt to make a commit, whose outcome may be unknown.
 
     :ivar base: the number of the last commit before it
     """
@@ -240,7 +250,7 @@ class _Attempt(NamedTuple):
 
     @property
     def contents(self) -> Sequence[StagedBlob]:
-        """The objects that it refers to."""
+        """The staged data that it refers to."""
         return [c for c in self.draft.files.values() if isinstance(c, StagedBlob)]
 
     def mark_in_doubt(self) -> None:
@@ -259,14 +269,14 @@ def _apply(draft: Draft, mutation: Mutation, *, checks_all: bool) -> Outcome:
             _check_contents(plan.files.values(), draft.base)
     except psycopg.Error:
         raise
-    except Exception as error:  # noqa: BLE001 (whoever asked for the mutation raises it)
+    except Exception as error:  # noqa: BLE001 (the call that asked for the mutation raises it)
         return error
     draft.apply(plan)
     return plan
 
 
 def _check_contents(contents: Iterable[Content], view: View) -> None:
-    """Check that no collection of garbage has taken staged data.
+    """Check that no garbage collection has taken any of these contents.
 
     :raises ValueError: when one has
     """

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from .._core.content import Content
 from .._core.draft import Draft, RecordDelta
 from .._core.events import ChangeEvent, Kind
 from ._lookups import hash_of
-from ._sessions import Connection, Cursor, Session
+from ._sessions import Connection, Cursor, Session, columns
 from ._staged import StagedBlob
 
+# Commits after which changes that are older than the grace period are forgotten.
 _PRUNE_EVERY = 256
-"""Commits after which changes that are older than the grace period are forgotten."""
 
 _REMOVE_ITEMS_OF = """
     UPDATE image_items SET removed = clock_timestamp()
@@ -27,8 +27,8 @@ _REPLACE_ITEMS = """
     WHERE i.image_id = u.image_id AND i.key = u.key AND i.removed IS NULL
 """
 
-# Where another commit has stored the content since it was looked for, its object is used. An object
-# that a collection of garbage has taken, or may take, makes the statement fail: a blob is not null.
+# If another commit has stored the content since the search, the object of that one is used. If a
+# garbage collection has taken the object, or may do so, the statement fails: a blob is not null.
 _ADD_ITEMS = """
     INSERT INTO image_items (image_id, key, blob, size, digest)
     SELECT u.image_id, u.key, coalesce(
@@ -155,10 +155,11 @@ def write(
 ) -> tuple[int, set[UUID]]:
     """Write a draft and commit it.
 
-    :returns: the number of the commit, and the objects of the new items
-
     All statements are sent before the first answer comes. So an error does not tell whether the
-    commit was made, unless it is the server's.
+    commit was made, unless the server has answered with it.
+
+    :returns: the number of the commit, and the objects of the new items
+    :raises psycopg.Error: when the server is unavailable, or refuses
     """
     deltas = [change.delta for change in changed]
     with session.limited() as connection, connection.pipeline():
@@ -205,13 +206,13 @@ def _write_items(
         ids = [image_id for image_id, _ in draft.files]
         keys = [key.encode() for _, key in draft.files]
         connection.execute(_REPLACE_ITEMS, [ids, keys])
-        contents = _columns(_content_row(content) for content in _alike(draft.files.values()))
+        contents = columns(_content_row(content) for content in _shared(draft.files.values()))
         return connection.execute(_ADD_ITEMS, [ids, keys, *contents])
     return None
 
 
-def _alike(contents: Iterable[Content]) -> Iterator[StagedBlob]:
-    """Iterate over contents, and instead of one that is like an earlier one over that."""
+def _shared(contents: Iterable[Content]) -> Iterator[StagedBlob]:
+    """Iterate over contents, each replaced by the first one that equals it."""
     first: dict[tuple[str, int], StagedBlob] = {}
     for content in contents:
         assert isinstance(content, StagedBlob), "contents are stored before they are referred to"
@@ -237,11 +238,11 @@ def _write_indexes(connection: Connection, deltas: Iterable[RecordDelta]) -> Non
     if lost_names:
         connection.execute(_REMOVE_NAMES, [lost_names])
     if new_names:
-        connection.execute(_ADD_NAMES, _columns(new_names))
+        connection.execute(_ADD_NAMES, columns(new_names))
     if lost_digests:
-        connection.execute(_REMOVE_DIGESTS, _columns(lost_digests))
+        connection.execute(_REMOVE_DIGESTS, columns(lost_digests))
     if new_digests:
-        connection.execute(_ADD_DIGESTS, _columns(new_digests))
+        connection.execute(_ADD_DIGESTS, columns(new_digests))
 
 
 def _write_images(connection: Connection, deltas: Iterable[RecordDelta]) -> None:
@@ -257,18 +258,14 @@ def _write_images(connection: Connection, deltas: Iterable[RecordDelta]) -> None
     if removed:
         connection.execute(_REMOVE_IMAGES, [removed])
     if updated:
-        connection.execute(_UPDATE_IMAGES, _columns(updated))
+        connection.execute(_UPDATE_IMAGES, columns(updated))
     if added:
-        connection.execute(_ADD_IMAGES, _columns(added))
-
-
-def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]
+        connection.execute(_ADD_IMAGES, columns(added))
 
 
 def used(session: Session, blobs: Sequence[UUID]) -> set[UUID]:
-    """Return which of these new objects items have."""
-    rows = session.execute("SELECT blob FROM image_items WHERE blob = ANY(%s)", [list(blobs)])
+    """Return which of these objects items have."""
+    rows = session.rows("SELECT blob FROM image_items WHERE blob = ANY(%s)", [list(blobs)])
     return {row[0] for row in rows}
 
 

@@ -729,7 +729,7 @@ async def test_garbage_whose_session_is_lost_is_collected_later(
     async with open_store(place, grace_period=NOW) as store:
         engine = engine_of(store)
         await stage_orphan(engine)
-        removals = engine.writer.garbage()
+        removals = engine.writer.garbage(dry_run=False)
 
         def lose() -> None:
             removal = next_removal(engine, removals)
@@ -759,7 +759,7 @@ async def test_objects_are_removed_after_the_lock_was_released(
             list(removal(grant))
             grant.release()
 
-        removals = engine.writer.garbage()
+        removals = engine.writer.garbage(dry_run=False)
         await anyio.to_thread.run_sync(condemn)
         assert await objects_of(engine) == [orphan.id]
         with pytest.raises(ValueError, match="stage it again"):
