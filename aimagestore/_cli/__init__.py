@@ -1,1 +1,1 @@
-"""The command line: which store is meant, what is printed, and a function for every command."""
+"""The command line: the store of a command, its output, and a function for every command."""

@@ -1,4 +1,4 @@
-"""What ``copy`` takes: stores, and images as skopeo addresses them."""
+"""Parses the addresses that ``copy`` takes: stores, and images as skopeo addresses them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIR = "dir"
 
 _LAYOUTS = frozenset({"oci", "oci-archive", "docker-archive", DIR})
 _OTHERS = frozenset({"docker", "docker-daemon", "ostree", "sif", "tarball"})
-# [driver@graph root+run root:options]name@ID; the run root and the options say nothing here.
+# [driver@graph root+run root:options]name@ID; the run root and the options are not needed here.
 _STORAGE_PLACE = re.compile(r"(?:\[(?:(?P<driver>\w+)@)?(?P<root>[^]+]*)[^]]*\])?(?P<ref>(?!\[).*)")
 _ID = re.compile(r"(?:.*@)?(?P<id>[0-9a-f]{64})")
 
@@ -25,8 +25,9 @@ _ID = re.compile(r"(?:.*@)?(?P<id>[0-9a-f]{64})")
 class StoreAddress:
     """A store, or one image in it.
 
-    :ivar root: the store, as ``--root`` has it; ``None`` for the one that is meant without it
-    :ivar ref: the image; ``None`` for those that are named otherwise
+    :ivar root: the store, as ``--root`` takes it; ``None`` for the store of ``--root`` itself, or
+        podman's own
+    :ivar ref: the image; ``None`` where the address names none
     """
 
     root: str | None
@@ -37,9 +38,8 @@ class StoreAddress:
 class LayoutAddress:
     """A layout, or one image in it.
 
-    :ivar transport: what kind of layout
-    :ivar path: where it is
-    :ivar name: what the image is called there; ``None`` where that is not said
+    :ivar transport: the kind of layout
+    :ivar name: the image's name in the layout; ``None`` where the address names none
     """
 
     transport: Transport
@@ -48,9 +48,9 @@ class LayoutAddress:
 
 
 def parse_address(text: str) -> StoreAddress | LayoutAddress:
-    """Tell what an argument of ``copy`` means.
+    """Parse an address. A text without a known transport is a store.
 
-    :raises CommandError: when it is of a kind that is not known here
+    :raises CommandError: when it is incomplete, or has a transport that only skopeo knows
     """
     transport, _, rest = text.partition(":")
     if transport == STORAGE:
@@ -62,7 +62,7 @@ def parse_address(text: str) -> StoreAddress | LayoutAddress:
         return LayoutAddress(cast("Transport", transport), path, name or None)
     if transport in _OTHERS and rest:
         raise CommandError(
-            f"{transport}: is for skopeo: copy knows stores, {STORAGE}:, "
+            f"use skopeo for {transport}: copy knows stores, {STORAGE}:, "
             f"{', '.join(f'{known}:' for known in sorted(_LAYOUTS))}",
             ExitCode.USAGE,
         )

@@ -1,4 +1,4 @@
-"""What a shell can complete: refs, names, keys and flags."""
+"""Completes refs, names, keys and flags in a shell."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _stem = ""
 
 
 def join_words_of_bash() -> None:
-    """Join words that bash takes apart at a colon.
+    """Join words in the environment that bash has split at a colon.
 
-    Of the word to complete, bash wants what comes after the last colon; what comes before it is
-    kept aside.
+    bash replaces only what comes after the last colon of the word to complete: the rest of the word
+    is kept in ``_stem``.
     """
     global _stem  # noqa: PLW0603 - a process completes one word
     _stem = ""
@@ -42,32 +42,32 @@ def join_words_of_bash() -> None:
 
 
 def complete_ref(context: typer.Context, incomplete: str) -> list[str]:
-    """The names and short IDs that begin so, of the store meant."""
+    """Return the names and short IDs that complete a REF."""
     return _completed(context, incomplete, _refs)
 
 
 def complete_name(context: typer.Context, incomplete: str) -> list[str]:
-    """The names that begin so, of the image that is given."""
+    """Return the names of the given image that complete a NAME."""
     return _completed(context, incomplete, lambda images: _of_image(context, images).names)
 
 
 def complete_key(context: typer.Context, incomplete: str) -> list[str]:
-    """The keys that begin so, of the image that is given."""
+    """Return the keys of the given image that complete a KEY."""
     return _completed(context, incomplete, lambda images: _of_image(context, images).big_data_names)
 
 
 def complete_flag(context: typer.Context, incomplete: str) -> list[str]:
-    """The flags that begin so, of the image that is given."""
+    """Return the flags of the given image that complete a FLAG."""
     return _completed(context, incomplete, lambda images: _of_image(context, images).flags)
 
 
 def _completed(
     context: typer.Context, incomplete: str, find: Callable[[list[Image]], Iterable[str]]
 ) -> list[str]:
-    """What is found and begins so. Never fails, makes no store."""
+    """Return what is found and completes the word. Never fails, and makes no store."""
     try:
         found = find(anyio.run(_images, Session.of(context)))
-    except Exception:  # noqa: BLE001 - a shell that completes has no use for any error
+    except Exception:  # noqa: BLE001 - a shell cannot show an error while it completes
         return []
     words = (word.removeprefix(_stem) for word in found if word.startswith(_stem))
     return sorted(word for word in words if word.startswith(incomplete))

@@ -1,4 +1,4 @@
-"""What the exit codes say, and which error ends with which."""
+"""The exit codes, and the messages and codes of errors."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..errors import (
     DuplicateImageNamesError,
     ImageStoreError,
     ImageUnknownError,
+    LockTimeoutError,
     SizeUnknownError,
     StoreCorruptError,
 )
@@ -24,7 +25,7 @@ Exit codes:
 
 \b
   0    done
-  1    failed; standard error says why; or the doctor has found something wrong
+  1    failed, and standard error says why; or cluster doctor has found something wrong
   2    wrong usage
   3    no such image, item or flag, or an ambiguous prefix
   4    the store is damaged, or a check has found something
@@ -57,9 +58,9 @@ class ExitCode(IntEnum):
 
 
 class CommandError(Exception):
-    """A command cannot be carried out, for a reason that the library knows nothing of.
+    """A command cannot be carried out, for a reason that is not the library's.
 
-    :ivar code: what to exit with
+    :ivar code: the exit code
     """
 
     def __init__(self, message: str, code: ExitCode = ExitCode.FAILED) -> None:
@@ -69,7 +70,7 @@ class CommandError(Exception):
 
 @contextmanager
 def damage(*errors: type[Exception]) -> Iterator[None]:
-    """Take these errors for damage of the store: what it has itself should be as it says."""
+    """Report these errors as damage of the store, whose content does not match its records."""
     try:
         yield
     except errors as error:
@@ -86,12 +87,12 @@ def usage_errors() -> Iterator[None]:
 
 
 def exit_code(error: Exception) -> ExitCode:
-    """What a command that failed with this exits with."""
+    """Return the exit code of a command that failed with an error."""
     if isinstance(error, CommandError):
         return error.code
     if isinstance(error, BrokenPipeError):
         return ExitCode.UNREAD
-    if isinstance(error, TimeoutError):
+    if isinstance(error, LockTimeoutError):
         return ExitCode.LOCKED
     if isinstance(error, _UNKNOWN):
         return ExitCode.UNKNOWN
@@ -99,11 +100,11 @@ def exit_code(error: Exception) -> ExitCode:
 
 
 def describe(error: Exception) -> str:
-    """Return the message of an error, in one line."""
+    """Return the message of an error."""
     if isinstance(error, AmbiguousImageError):
         return f"{error}: {', '.join(error.candidates)}"
     if isinstance(error, ImageStoreError | CommandError):
-        # What the library calls the option.
+        # The library's message names the parameter, not the option.
         return str(error).replace("force=True", "--force")
     if isinstance(error, OSError) and error.strerror:
         about = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "

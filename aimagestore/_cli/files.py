@@ -1,6 +1,6 @@
-"""Files, pipes and standard streams, read and written in chunks without holding the loop.
+"""Reads and writes files, pipes and standard streams in chunks, off the event loop.
 
-A pipe can keep a read or write waiting for ever: cancelled, it is left to its thread.
+A pipe can keep a read or a write waiting for ever: a cancelled one is left to its thread.
 """
 
 from __future__ import annotations
@@ -38,19 +38,28 @@ async def _finish(call: Callable[[], T]) -> T:
 class Source:
     """An open file to read.
 
-    :ivar size: its length in bytes; ``None`` for what is no regular file
-    :ivar is_terminal: whether it is one
+    :ivar size: its length in bytes; ``None`` for anything but a regular file
+    :ivar is_terminal: whether it is a terminal
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
+        self._path = path
         found = os.fstat(fd)
         self.size = found.st_size if stat.S_ISREG(found.st_mode) else None
         self.is_terminal = os.isatty(fd)
 
     async def read(self, n: int) -> bytes:
-        """Read up to ``n`` bytes; none at the end."""
-        return await _wait(lambda: read_some(self._fd, n))
+        """Return at most ``n`` bytes; no bytes at the end.
+
+        :raises OSError: with the path of the file, or the name of the stream
+        """
+        try:
+            return await _wait(lambda: read_some(self._fd, n))
+        except OSError as error:
+            if error.filename is None:
+                error.filename = self._path
+            raise
 
 
 class Sink:
@@ -71,23 +80,23 @@ class Sink:
 
 @asynccontextmanager
 async def reading(file: str) -> AsyncIterator[Source]:
-    """A file to read; ``-`` is standard input."""
+    """Open a file to read; ``-`` is standard input."""
     if file == STANDARD:
-        yield Source(STANDARD_INPUT)
+        yield Source(STANDARD_INPUT, file)
         return
     fd = await _wait(lambda: os.open(file, os.O_RDONLY))
     try:
-        yield Source(fd)
+        yield Source(fd, file)
     finally:
         await _finish(lambda: os.close(fd))
 
 
 @asynccontextmanager
 async def writing(file: str) -> AsyncIterator[Sink]:
-    """A file to write; ``-`` is standard output.
+    """Open a file to write; ``-`` is standard output.
 
-    It takes the place of what was there when the block ends, whole; nothing is left of it when
-    the block fails. Devices and pipes are written to as they are.
+    A file replaces what has its name when the block ends. If the block fails, nothing is left of
+    it. Devices and pipes are written to as they are.
     """
     target: Any = RawOutput(STANDARD_OUTPUT) if file == STANDARD else file
     threads = Threads(EventLoop())

@@ -1,4 +1,4 @@
-"""Sizes, ages and names as ``podman images`` shows them. Pure."""
+"""Formats sizes, ages and names as ``podman images`` does, and text for a terminal. Pure."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from datetime import UTC, datetime, timedelta
 
 NONE = "<none>"
 
-# Greedy: a password that is not percent-encoded has any characters.
+# Greedy, because a password that is not percent-encoded may contain any character.
 _CREDENTIALS = re.compile(r"((?:postgres|s3)[\w+.-]*:/+).*@", re.IGNORECASE | re.DOTALL)
 _PASSWORD = re.compile(r"(password\s*=).*", re.IGNORECASE | re.DOTALL)
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
 
-# Go's durations are nanoseconds in 64 bits: nothing is older for podman, not even its zero time.
+# The longest duration in Go, nanoseconds in 64 bits. podman shows no greater age.
 _OLDEST = timedelta(microseconds=(2**63 - 1) // 1000)
 _GO_ZERO = datetime(1, 1, 1, tzinfo=UTC)
 
 
 def short_id(image_id: str) -> str:
-    """As much of an ID as people need."""
+    """Return the beginning of an ID, as podman shows it."""
     return image_id[:12]
 
 
 def human_size(size: float) -> str:
-    """A size in bytes, in three digits (Go: ``units.HumanSizeWithPrecision``)."""
+    """Format a size in bytes with three digits (Go: ``units.HumanSizeWithPrecision``)."""
     unit = 0
     while size >= 1000 and unit < len(_UNITS) - 1:
         size /= 1000
@@ -34,7 +34,7 @@ def human_size(size: float) -> str:
 
 
 def human_age(created: datetime | None, now: datetime) -> str:
-    """How long ago that was (Go: ``units.HumanDuration``)."""
+    """Format how long ago a time was (Go: ``units.HumanDuration``)."""
     since = (created or _GO_ZERO).replace(microsecond=0)
     return f"{_human_duration(min(now - since, _OLDEST))} ago"
 
@@ -42,7 +42,7 @@ def human_age(created: datetime | None, now: datetime) -> str:
 def _human_duration(duration: timedelta) -> str:
     seconds = duration // timedelta(seconds=1)
     minutes = seconds // 60
-    # Go rounds them, but not those that it makes years of.
+    # Go rounds the hours, but not those that it converts to years.
     hours = (seconds + 1800) // 3600
     if seconds < 1:
         return "Less than a second"
@@ -67,7 +67,10 @@ def _in_days(hours: int, whole_hours: int) -> str:
 
 
 def repositories_and_tags(names: Sequence[str]) -> list[tuple[str, str]]:
-    """An image's names, each in two parts; a name of a digest only where none has a tag."""
+    """Split each of an image's names into repository and tag.
+
+    Names with a digest and no tag are left out if another name has a tag.
+    """
     parts = [(name, *_repository_and_tag(name)) for name in names]
     if any(tag != NONE for _, _, tag in parts):
         parts = [part for part in parts if part[2] != NONE or "@" not in part[0]]
@@ -81,16 +84,16 @@ def _repository_and_tag(name: str) -> tuple[str, str]:
 
 
 def printable(text: str) -> str:
-    """Text in which nothing can steer a terminal, or break a line."""
+    """Escape everything in a text that could control a terminal or end a line."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def without_secrets(text: str) -> str:
-    """Text in which no address of a cluster shows its password.
+    """Remove the passwords of cluster addresses from a text.
 
-    Addresses are where nobody expects them: one that was given for a command, say, is in the
+    An address can be anywhere: one that was given in place of a command, for instance, is in the
     message that there is no such command.
     """
     return _PASSWORD.sub(r"\1…", _CREDENTIALS.sub(r"\1…@", text))

@@ -1,4 +1,4 @@
-"""How images are listed: in podman's columns, in a template of one's own, or as podman's JSON."""
+"""Lists images: in podman's columns, in a template that was given, or as podman's JSON."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ _FORMAT = "table {{.Repository}} {{.Tag}} {{.ID}} {{.Created}} {{.Size}}"
 _HEADINGS = {"ID": "IMAGE ID", "ReadOnly": "R/O"}
 _OLDEST = datetime.min.replace(tzinfo=UTC)
 
+# Fields that podman's JSON leaves out if they are empty.
+_OMITTED_IF_EMPTY = frozenset({"Names", "History", "Digest", "ReadOnly"})
+
 
 class Sorting(StrEnum):
-    """By what a list of images is sorted."""
+    """The field by which a list of images is sorted."""
 
     CREATED = "created"
     ID = "id"
@@ -36,7 +39,7 @@ class Sorting(StrEnum):
 class Row:
     """An image under one of its names.
 
-    :ivar names: all names under which it is listed
+    :ivar names: all names under which the image is listed
     :ivar sizes: the sizes of all images
     """
 
@@ -49,7 +52,7 @@ class Row:
 
     @property
     def repository_digests(self) -> list[str]:
-        """Its digests, with each repository that it is in."""
+        """Each of its digests with each repository that it is in."""
         repositories = {repository_of(name) for name in self.names}
         return sorted({f"{name}@{d}" for name in repositories for d in self.image.digests})
 
@@ -57,9 +60,9 @@ class Row:
 def rows_of(
     image: Image, names: tuple[str, ...], sizes: Sizes, documents: Documents | None
 ) -> list[Row]:
-    """The rows of an image.
+    """Return the rows of an image.
 
-    :param documents: what its config says, where that is shown
+    :param documents: its manifest and config; ``None`` if nothing of them is shown
     """
     labels = {} if documents is None else documents.labels
     return [
@@ -69,7 +72,7 @@ def rows_of(
 
 
 def sorted_rows(rows: Iterable[Row], sorting: Sorting) -> list[Row]:
-    """Sort rows: the newest image first, or by something else upwards."""
+    """Sort rows: the newest image first, or in ascending order of another field."""
     if sorting is Sorting.CREATED:
         return sorted(rows, key=lambda row: row.image.created or _OLDEST, reverse=True)
     keys: dict[Sorting, Callable[[Row], Any]] = {
@@ -82,14 +85,14 @@ def sorted_rows(rows: Iterable[Row], sorting: Sorting) -> list[Row]:
 
 
 def usual_format(rows: Iterable[Row]) -> str:
-    """Return podman's columns: one says which images are of additional stores, if any is."""
+    """Return podman's columns, with one for images of additional stores if there are any."""
     return _FORMAT + " {{.ReadOnly}}" * any(row.image.read_only for row in rows)
 
 
 def row_template(text: str, *, whole_ids: bool) -> Template[Row]:
-    """Return the template for rows.
+    """Parse a template for rows.
 
-    :raises ValueError: when it has anything but fields that are known
+    :raises ValueError: when it has anything but known fields
     """
     now = datetime.now(UTC)
 
@@ -126,7 +129,7 @@ def _whole_seconds(image: Image) -> datetime:
 
 
 async def write_rows(rows: Sequence[Row], template: Template[Row], *, heading: bool) -> None:
-    """Write rows as the template says."""
+    """Write rows in the form of a template."""
     if template.is_table:
         await write_table(
             template.heading(), (template.cells(row) for row in rows), folded=0, is_headed=heading
@@ -136,7 +139,7 @@ async def write_rows(rows: Sequence[Row], template: Template[Row], *, heading: b
 
 
 async def write_podman_json(rows: Iterable[Row]) -> None:
-    """Write each image under the names that podman has for what is known of it here."""
+    """Write each image once, with podman's names for the fields."""
     images = {row.image.id: row for row in rows}
     await write_json([_podman_json(row) for row in images.values()])
 
@@ -156,8 +159,4 @@ def _podman_json(row: Row) -> dict[str, Any]:
         "Created": int(_whole_seconds(image).timestamp()),
         "CreatedAt": rfc3339(_whole_seconds(image)),
     }
-    # What is empty podman leaves out.
-    return {key: value for key, value in found.items() if key not in _LEFT_OUT or value}
-
-
-_LEFT_OUT = frozenset({"Names", "History", "Digest", "ReadOnly"})
+    return {key: value for key, value in found.items() if value or key not in _OMITTED_IF_EMPTY}

@@ -1,4 +1,4 @@
-"""What is printed: tables and text for people, JSON for programs."""
+"""Prints tables and text for people, and JSON for programs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _COLUMN_GAP = 2
 
 
 def say(message: str) -> None:
-    """Say something on standard error, in one line, without secrets."""
+    """Write a message to standard error, in one line, without secrets."""
     sys.stderr.write(f"aimagestore: {printable(without_secrets(message))}\n")
     sys.stderr.flush()
 
 
 async def write(text: str) -> None:
-    """Write to standard output. Cancelled, a reader that does not read is not waited for."""
+    """Write to standard output. A cancelled call does not wait for whoever reads it."""
     await to_thread.run_sync(_write, text, abandon_on_cancel=True)
 
 
@@ -48,15 +48,10 @@ async def write_json(value: Any, *, indent: int | None = 2) -> None:
     await write(json.dumps(value, indent=indent) + "\n")
 
 
-def size_of(image: Image) -> int:
-    """What an image's own items take, in bytes."""
-    return sum(image.big_data_sizes.values())
-
-
 def image_json(image: Image, layers_size: int | None = None) -> dict[str, Any]:
-    """An image under the names that it has in the library, and its sizes.
+    """Return an image with the library's names for its fields.
 
-    :param layers_size: the size of its layers in bytes; ``None`` where it is not known
+    :param layers_size: the size of its layers in bytes; ``None`` if it is not known
     """
     return {
         "id": image.id,
@@ -65,7 +60,7 @@ def image_json(image: Image, layers_size: int | None = None) -> dict[str, Any]:
         "digest": image.digest,
         "digests": image.digests,
         "created": None if image.created is None else rfc3339(image.created),
-        "size": size_of(image),
+        "size": image.size,
         "layers_size": layers_size,
         "top_layer": image.top_layer,
         "mapped_top_layers": image.mapped_top_layers,
@@ -79,12 +74,12 @@ def image_json(image: Image, layers_size: int | None = None) -> dict[str, Any]:
 
 
 def rfc3339(when: datetime) -> str:
-    """A time in UTC."""
+    """Format a time in UTC."""
     return when.isoformat().replace("+00:00", "Z")
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """What was looked at, and found."""
+    """Return what was examined and found."""
     return {
         "ok": report.ok,
         "images": report.images,
@@ -95,7 +90,7 @@ def report_json(report: Report) -> dict[str, Any]:
 
 
 def findings_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
-    """What was found, or done."""
+    """Return what was found or done."""
     return [
         {"kind": f.kind.value, "id": f.id, "key": f.key, "path": f.path, "detail": f.detail}
         for f in findings
@@ -112,12 +107,19 @@ async def write_table(
     folded: int | None = None,
     is_headed: bool = True,
 ) -> None:
-    """Write a table in columns, as podman has them. Nothing in it is ever cut off.
+    """Write a table with columns as podman's are. Nothing in it is cut off.
 
-    :param folded: the column that is folded where the terminal is too narrow; of the others, the
-        next command may need each as a whole
+    :param folded: the column that is folded if the terminal is too narrow. The others are not, so
+        that their cells can be copied as a whole.
     :param is_headed: whether the headings are written; the columns are as wide as with them
     """
+    # In a thread, because it may import rich, and many rows take long.
+    await write(await to_thread.run_sync(_table, headings, rows, folded, is_headed))
+
+
+def _table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], folded: int | None, is_headed: bool
+) -> str:
     cells = [list(headings), *([printable(cell) for cell in row] for row in rows)]
     widths = _widths(cells, _NARROWEST_COLUMN)
     if sys.stdout.isatty() and sum(widths) > (columns := get_terminal_size().columns):
@@ -129,11 +131,12 @@ async def write_table(
             if room >= _NARROWEST_COLUMN:
                 widths[folded] = room + gap
                 cells = [line for row in cells for line in _fold(row, folded, room)]
-    await write("".join(_line(row, widths) for row in cells[not is_headed :]))
+    shown = cells if is_headed else cells[1:]
+    return "".join(_line(row, widths) for row in shown)
 
 
 def _widths(cells: Sequence[Sequence[str]], least: int) -> list[int]:
-    """The widths of the columns, with the gaps between them."""
+    """Return the widths of the columns, each with the gap after it."""
     longest = [_longest(column) for column in zip(*cells, strict=True)]
     return [*(max(width + _COLUMN_GAP, least) for width in longest[:-1]), longest[-1]]
 
@@ -169,7 +172,7 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 async def write_findings(findings: Sequence[Finding]) -> None:
-    """Write what was found or done as a table, if there is anything."""
+    """Write what was found or done as a table; nothing if it is empty."""
     if findings:
         rows = [[f.kind.value, f.path, f.key, f.detail] for f in findings]
         await write_table(["FINDING", "PATH", "KEY", "DETAIL"], rows, folded=3)

@@ -1,4 +1,4 @@
-"""A bar with its speed on standard error, for what takes long; none where nobody looks."""
+"""A progress bar on standard error, if that is a terminal, for calls that take long."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 DELAY = 0.5
-"""Seconds before a bar shows: what is done by then needs none."""
+"""Seconds before a bar is shown. Calls that end earlier show none."""
 
 
 class Bar:
-    """How much of something is done, in bytes."""
+    """Shows how many bytes of something are done, or shows nothing."""
 
     def __init__(self, progress: Progress | None, what: str, total: int | None) -> None:
         self._progress = progress
@@ -27,7 +27,7 @@ class Bar:
         self._due = monotonic() + DELAY
 
     def show(self, done: int, total: int | None) -> None:
-        """Show how much is done, and of how much if that is known."""
+        """Show how many bytes are done, and the total if it is known."""
         if total is not None:
             self._total = total
         if self._progress is None or monotonic() < self._due:
@@ -42,7 +42,7 @@ class Bar:
 def progress_bar(
     what: str, total: int | None = None, *, beside_data: bool = False
 ) -> Iterator[Bar]:
-    """Show a bar for as long as the block takes, where standard error is a terminal.
+    """Show a bar while the block runs, if standard error is a terminal.
 
     :param beside_data: whether the data itself comes from a terminal or goes to one, which a bar
         would garble
@@ -50,7 +50,7 @@ def progress_bar(
     if beside_data or not sys.stderr.isatty():
         yield Bar(None, what, total)
         return
-    from rich.console import Console  # noqa: PLC0415 - it takes long, and commands are short
+    from rich.console import Console  # noqa: PLC0415 - the import is slow, and most commands are short
     from rich.progress import (  # noqa: PLC0415
         BarColumn,
         DownloadColumn,
@@ -68,7 +68,7 @@ def progress_bar(
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-        # What is printed meanwhile goes where it is sent, and not through this.
+        # Other output goes directly to its stream.
         redirect_stdout=False,
         redirect_stderr=False,
     )

@@ -1,4 +1,4 @@
-"""Which store is meant: an image store's directory, the one in a graph root, or a cluster."""
+"""Finds the store of ``--root``: an image store's directory, one in a graph root, or a cluster."""
 
 from __future__ import annotations
 
@@ -25,21 +25,24 @@ _ADDRESSES = re.compile(r"(postgres(?:ql)?://\S+) +(s3://\S+)")
 
 
 async def given_store(root: str) -> str:
-    """The image store that a directory is or has in it; it need not exist yet.
+    """Return the image store that a directory is or contains. It need not exist yet.
 
-    :raises CommandError: when there are several, and nothing says which is meant
+    :raises CommandError: when it contains several, and the configuration names none of them
     """
     names = await to_thread.run_sync(_directory_names, root)
     is_graph_root = "storage.lock" in names or any(
         name.endswith((_IMAGES, _LAYERS)) for name in names
     )
-    if "images.json" in names or "images.lock" in names or not is_graph_root:
-        return root
-    return await _in_graph_root(root, names)
+    if is_graph_root and names.isdisjoint(_STORE_FILES):
+        return await _in_graph_root(root, names)
+    return root
 
 
 def may_be_store(path: str) -> bool:
-    """Return whether a directory is an image store, or is empty, or is for the store to judge."""
+    """Return whether a directory is an image store, is empty, or cannot be read.
+
+    Opening a store there gives the error of one that cannot be read.
+    """
     try:
         names = os.listdir(path)
     except FileNotFoundError:
@@ -51,22 +54,22 @@ def may_be_store(path: str) -> bool:
 
 
 def is_cluster(root: str) -> bool:
-    """Return whether a root is meant as a cluster's addresses, not as a directory."""
+    """Return whether a root is a cluster's addresses, and not a directory."""
     return is_address(root)
 
 
 def given_addresses(root: str) -> tuple[str, str]:
     """Return a cluster's two addresses: that of the records, and that of the big data.
 
-    :raises CommandError: when it is not two of them; without what was given, which may contain a
-        password
+    :raises CommandError: when it is not two addresses. The message does not repeat them, because
+        they may contain a password.
     """
     found = _ADDRESSES.fullmatch(root)
     if found is None:
         raise CommandError(
-            "a cluster is given by two addresses in one argument: "
-            "'postgresql://HOST/DATABASE s3://BUCKET/PREFIX'; a directory whose path looks like an "
-            "address begins with ./",
+            "give the two addresses of a cluster in one argument: "
+            "'postgresql://HOST/DATABASE s3://BUCKET/PREFIX'; put ./ before the path of a "
+            "directory that looks like an address",
             ExitCode.USAGE,
         )
     return found[1], found[2]
@@ -75,7 +78,7 @@ def given_addresses(root: str) -> tuple[str, str]:
 def given_cluster(root: str) -> Location:
     """Return the location of a cluster's store.
 
-    :raises CommandError: when it is not two addresses, or the extra is missing
+    :raises CommandError: when it is not two valid addresses, or the extra is missing
     """
     addresses = given_addresses(root)
     module = cluster_module()
@@ -96,17 +99,17 @@ def cluster_module() -> Any:
 
 
 async def podman_storage() -> PodmanStorage:
-    """The storage of this user's podman.
+    """Return the storage of this user's podman.
 
     :raises CommandError: when podman has no images yet
-    :raises StoreConfigurationError: when it is not known where podman has it
+    :raises StoreConfigurationError: when podman's configuration does not say where it is
     """
     from ..podman import locate  # noqa: PLC0415 - what commands with --root need not load
 
     storage = await locate()
     store = storage.image_store
     if not await to_thread.run_sync(os.path.isdir, store):
-        raise CommandError(f"podman has no images yet in {store}: --root names another store")
+        raise CommandError(f"podman has no images yet in {store}: give --root for another store")
     return storage
 
 

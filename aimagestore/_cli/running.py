@@ -29,9 +29,9 @@ Command = Callable[P, Awaitable[ExitCode | None]]
 
 
 def command(text: str) -> Callable[[Command[P]], Callable[P, None]]:
-    """Make of an async function what Typer calls, which exits as it is documented.
+    """Turn an async function into one that Typer can call and that exits with a documented code.
 
-    :param text: what the command's help says. As a docstring, python -OO would leave it out.
+    :param text: the command's help, which python -OO would remove from a docstring
     """
 
     def decorate(function: Command[P]) -> Callable[P, None]:
@@ -50,9 +50,9 @@ def command(text: str) -> Callable[[Command[P]], Callable[P, None]]:
 
 
 async def _until_signal(call: Callable[[], Awaitable[ExitCode | None]]) -> int:
-    """Make the call, and cancel it when a signal comes.
+    """Make the call, and cancel it when a signal arrives.
 
-    Errors leave outside of the task group, which would wrap them.
+    Errors are raised outside of the task group, which would wrap them.
     """
     error: Exception | None = None
     code: int | None = ExitCode.DONE
@@ -60,7 +60,7 @@ async def _until_signal(call: Callable[[], Awaitable[ExitCode | None]]) -> int:
     async with anyio.create_task_group() as tasks:
 
         async def watch(*, task_status: anyio.abc.TaskStatus[None]) -> None:
-            with anyio.open_signal_receiver(*_heeded()) as signals:
+            with anyio.open_signal_receiver(*_handled()) as signals:
                 task_status.started()
                 async for number in signals:
                     received.append(number)
@@ -73,29 +73,29 @@ async def _until_signal(call: Callable[[], Awaitable[ExitCode | None]]) -> int:
             error = caught
         tasks.cancel_scope.cancel()
     if received:
-        _leave(128 + received[0])
+        _exit_by(signal.Signals(received[0]))
     if error is not None:
         raise error
     return code or ExitCode.DONE
 
 
-def _heeded() -> list[signal.Signals]:
-    """Return the signals that end a command: all that it was not started to ignore (``nohup``)."""
+def _handled() -> list[signal.Signals]:
+    """Return the signals that end a command: those that are not ignored, as by ``nohup``."""
     return [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
-def _leave(code: int) -> None:
-    """Exit though a thread may still wait for input that never comes.
+def _exit_by(number: signal.Signals) -> None:
+    """Exit at once, though a thread may still wait for input that never comes.
 
-    The store is closed and everything staged is removed by now; an orderly exit would wait for the
+    The store is closed and everything staged is removed by now. A normal exit would wait for the
     thread.
     """
-    say(_SIGNALS[signal.Signals(code - 128)])
-    os._exit(code)
+    say(_SIGNALS[number])
+    os._exit(128 + number)
 
 
 def exit_for(error: Exception) -> ExitCode:
-    """Say on standard error why a command failed, and return what to exit with."""
+    """Report on standard error why a command failed, and return its exit code."""
     code = exit_code(error)
     if code is not ExitCode.UNREAD:  # a reader that has closed the pipe needs no message
         logger.debug("the command failed", exc_info=error)

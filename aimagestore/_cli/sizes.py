@@ -1,4 +1,4 @@
-"""The sizes of images as ``podman images`` shows them: of their layers and items."""
+"""The sizes of images as ``podman images`` shows them: layers and items together."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from .._core.podman_snapshot import PodmanSnapshot
 from ..errors import ImageUnknownError, StoreCorruptError
 from ..podman import snapshot
 from .human import human_size
-from .output import say, size_of
+from .output import say
 
 
 class Sizes:
     """The sizes of the images of one store.
 
-    :param now: the store with its layers; ``None`` where it has none, or they cannot be read
+    :param now: the store with its layers; ``None`` if it has none, or they cannot be read
     """
 
     def __init__(self, now: PodmanSnapshot | None) -> None:
@@ -22,7 +22,7 @@ class Sizes:
 
     @classmethod
     async def of(cls, store: ImageStore) -> Sizes:
-        """Read the sizes of all images. Damaged lists are said on standard error."""
+        """Read the sizes of all images. Damage of podman's lists is reported on standard error."""
         if store.layer_store is None:
             return cls(None)
         try:
@@ -32,25 +32,25 @@ class Sizes:
             return cls(None)
 
     def of_layers(self, image: Image) -> int | None:
-        """The size of an image's layers in bytes; ``None`` where it is not known."""
+        """Return the size of an image's layers in bytes; ``None`` if it is not known."""
         try:
             size = None if self._now is None else self._now.size_of(image.id)
         except ImageUnknownError:  # it was deleted meanwhile
             return None
-        return None if size is None else size - size_of(image)
+        return None if size is None else size - image.size
 
     def of_all(self, image: Image) -> int:
-        """The size of an image in bytes, of its layers and items, as far as it is known."""
-        return size_of(image) + (self.of_layers(image) or 0)
+        """Return the size of an image's layers and items in bytes, as far as it is known."""
+        return image.size + (self.of_layers(image) or 0)
 
     def shown(self, image: Image) -> str:
-        """The size of an image for people: ``>`` before it says that it is not all known."""
+        """Format the size of an image, with ``>`` before it if a part is not known."""
         is_partial = self._now is not None and self.of_layers(image) is None
         return ">" * is_partial + human_size(self.of_all(image))
 
     def described(self, image: Image) -> str:
-        """The size of an image for people, and how it is made up."""
-        layers, items = self.of_layers(image), human_size(size_of(image))
+        """Format the size of an image with its parts."""
+        layers, items = self.of_layers(image), human_size(image.size)
         if not layers:
             return self.shown(image)
         return f"{self.shown(image)} ({human_size(layers)} of layers, {items} of items)"

@@ -1,7 +1,7 @@
-"""The standard streams: what is written to them is written whole, or is an error.
+"""The standard streams. What is written to them is written as a whole, or an error is raised.
 
-They have no buffer that fails when no message can be written any more, and their numbers are never
-left for a file of the store.
+They have no buffer, which could fail at the exit, when no message can be written any more. A file
+of the store never gets the number of one that is closed.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ T = TypeVar("T")
 
 
 def claim_standard_streams() -> None:
-    """Make standard output and error write whole, and keep the numbers of closed streams."""
+    """Make standard output and error write as a whole, and keep the numbers of closed streams."""
     for fd, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
         try:
             os.fstat(fd)
         except OSError:
-            # What is opened next would get the number. The device opened the wrong way round
-            # keeps it, and fails each use.
+            # The next file to be opened would get the number. The null device, opened for the
+            # wrong direction, takes it, and every use fails.
             os.open(os.devnull, flags)
     sys.stdout = _text(RawOutput(STANDARD_OUTPUT), sys.stdout)
     sys.stderr = _text(_Messages(STANDARD_ERROR), sys.stderr)
 
 
 def _text(stream: io.RawIOBase, before: TextIO | None) -> TextIO:
-    """Return a text stream that spells what the locale has no characters for in another way."""
+    """Return a text stream that escapes characters that the locale does not have."""
     encoding = locale.getencoding() if before is None else before.encoding
     return io.TextIOWrapper(
         stream,  # type: ignore[type-var]
@@ -56,7 +56,7 @@ def _text(stream: io.RawIOBase, before: TextIO | None) -> TextIO:
 
 
 class RawOutput(io.RawIOBase):
-    """An open file that is never written in part without an error."""
+    """An open file. Each write writes all of its data, or raises an error."""
 
     def __init__(self, fd: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class RawOutput(io.RawIOBase):
         try:
             write_whole(self._fd, data)
         except BrokenPipeError as error:
-            # Typer has an exit code of its own for what it was.
+            # Typer would exit with a code of its own for a BrokenPipeError.
             raise CommandError(
                 "the reader of standard output has closed it", ExitCode.UNREAD
             ) from error
@@ -83,7 +83,7 @@ class RawOutput(io.RawIOBase):
 
 
 class _Messages(RawOutput):
-    """Where messages go. They are lost where they cannot be written."""
+    """Standard error. Messages that cannot be written are lost."""
 
     def write(self, data: ReadableBuffer) -> int:
         try:
@@ -93,7 +93,7 @@ class _Messages(RawOutput):
 
 
 def check_output() -> None:
-    """Ask for the failures that a file on a network file system only reports when it is closed.
+    """Check for errors that a file on a network file system reports only when it is closed.
 
     :raises OSError: with the name of the stream
     """
@@ -102,7 +102,7 @@ def check_output() -> None:
 
 
 def write_whole(fd: int, data: ReadableBuffer) -> None:
-    """Write all of the data, and wait where an open file is set not to.
+    """Write all of the data, and wait even if the file is in non-blocking mode.
 
     :raises OSError: with the name of a standard stream
     """
@@ -113,7 +113,7 @@ def write_whole(fd: int, data: ReadableBuffer) -> None:
 
 
 def read_some(fd: int, size: int) -> bytes:
-    """Read at most ``size`` bytes, none at the end, and wait where an open file is set not to.
+    """Read at most ``size`` bytes, none at the end, and wait even in non-blocking mode.
 
     :raises OSError: with the name of a standard stream
     """
@@ -126,7 +126,7 @@ def _waited_for(fd: int, events: int, call: Callable[[], T]) -> T:
         try:
             return call()
         except BlockingIOError:
-            # Whoever shares the open file may have set it so.
+            # Another process that shares the open file may have made it non-blocking.
             poll = select.poll()
             poll.register(fd, events)
             poll.poll()

@@ -1,4 +1,4 @@
-"""The part of Go's templates that people use with ``podman images --format``. Pure."""
+"""The part of Go's templates that ``podman images --format`` is used with. Pure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z][a-z]*")
 class Template(Generic[T]):
     """A text with fields such as ``{{.ID}}``; after ``table``, columns with a heading.
 
-    :param fields: what a field stands for, by its name
-    :param headings: headings of columns that are not the field's name in words
+    :param fields: name to the function that returns the field's value
+    :param headings: name to heading, where that is not the name in words
     :raises ValueError: when it has anything but these fields
     """
 
@@ -32,13 +32,13 @@ class Template(Generic[T]):
         self.is_table = text.startswith(_TABLE)
         self._headings = headings
         self._fields = fields
-        # What is outside of fields, and the fields' names, in turn.
+        # Text and names of fields, alternating.
         self._parts = _FIELD.split(text.removeprefix(_TABLE))
         if any("{{" in part or "}}" in part for part in self._parts[::2]):
             raise ValueError(f"{text!r}: only fields such as {{{{.ID}}}} are known")
         for name in self.names:
             if name not in fields:
-                raise ValueError(f"there is no field {name!r}: there are {', '.join(fields)}")
+                raise ValueError(f"there is no field {name!r}: the fields are {', '.join(fields)}")
         self._parts[::2] = [self._unescaped(part) for part in self._parts[::2]]
 
     @property
@@ -51,11 +51,11 @@ class Template(Generic[T]):
         return text.replace(" ", "\t") if self.is_table else text
 
     def cells(self, row: T) -> list[str]:
-        """What is shown of one row: a text, or the cells of a table. No value can break a line."""
+        """Return one row: one text, or the cells of a table. No value can end a line."""
         return self._filled(lambda name: printable(shown(self._fields[name](row))))
 
     def heading(self) -> list[str]:
-        """The headings of the columns."""
+        """Return the headings of the columns."""
         return self._filled(lambda name: self._headings.get(name) or _in_words(name))
 
     def _filled(self, value_of: Callable[[str], str]) -> list[str]:
@@ -77,7 +77,7 @@ def _in_words(name: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as Go shows it."""
+    """Format a value as Go does."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):

@@ -63,8 +63,9 @@ def test_a_file_that_cannot_be_had(image: Cli, tmp_path: Path) -> None:
     image("put", "one", "data", "/dev/null")
     error = image("get", "one", "data", tmp_path / "missing" / "out", code=1).errors
     assert error.endswith("No such file or directory\n")
-    error = image("get", "one", "data", tmp_path, code=1).errors
-    assert error == f"aimagestore: {tmp_path}: Is a directory\n"
+    for command in ("get", "put"):
+        error = image(command, "one", "data", tmp_path, code=1).errors
+        assert error == f"aimagestore: {tmp_path}: Is a directory\n"
     assert os.listdir(tmp_path) == ["store"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from aimagestore import LockTimeoutError
+from aimagestore._cli.exits import ExitCode, exit_code
 
 from .conftest import PROGRAM, Cli, environment, program
 from .test_items import LARGE
@@ -46,6 +50,11 @@ def test_the_root_from_the_environment(image: Cli) -> None:
     found = program("images", "--quiet", variables={"AIMAGESTORE_ROOT": str(image.root)})
     assert found.stdout == b"one\n"
     assert b"must not be empty" in program("--root", "", "images", code=2).stderr
+
+
+def test_only_the_stores_lock_has_the_exit_code_of_a_lock() -> None:
+    assert exit_code(LockTimeoutError("the lock was not free in time")) is ExitCode.LOCKED
+    assert exit_code(OSError(errno.ETIMEDOUT, "Connection timed out")) is ExitCode.FAILED
 
 
 def test_version_and_help() -> None:
