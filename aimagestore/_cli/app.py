@@ -1,4 +1,4 @@
-"""The program: what stands before the command, and the commands."""
+"""The program: its commands, and the options that may stand before or after them."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from .streams import check_output, claim_standard_streams
 _HELP = f"""\
 Look at and change an image store of containers/storage, beside podman.
 
-Without --root it is podman's own store, and only looked at unless --write is given. --root,
---write, --lock-timeout and --verbose may stand before or after the command.
+Without --root, the store is podman's own, which is not changed unless --write is given. --root,
+--additional-store, --write, --lock-timeout and --verbose may stand before or after the command.
 
-REF is an image's ID, its name, or the beginning of its ID. Wherever a file is taken, - is
-standard input or output.
+REF is an image's ID, its name, or the beginning of its ID. Instead of a file, - is standard input
+or output.
 
 {EXIT_CODES}
 {examples("images", "--root images import hello.tar", "--root images inspect localhost/hello:1")}
 """
 
 _ANYWHERE = frozenset({"root", "additional_store", "write", "lock_timeout", "verbose"})
-"""The options that stand before the command, or after it."""
+"""The options that may stand before the command or after it."""
 
 
 class _Program(TyperGroup):
-    """The commands. Messages about wrong usage repeat what was given, but no password."""
+    """The commands. Messages about wrong usage repeat the arguments, but no password."""
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
         super().__init__(*args, **attributes)
@@ -49,7 +49,7 @@ class _Program(TyperGroup):
         join_words_of_bash()
         try:
             return self._main(*args, **options)
-        except (OSError, CommandError) as error:  # what is shown without a command, such as help
+        except (OSError, CommandError) as error:  # help, for instance, is written by no command
             sys.exit(exit_for(error))
 
     def _main(self, *args: Any, **options: Any) -> Any:
@@ -70,7 +70,7 @@ class _Program(TyperGroup):
 
 
 def _accept(group: TyperGroup, options: list[Any]) -> None:
-    """Accept options of the program in the commands of a group, too."""
+    """Make the commands of a group accept options of the program."""
     for command in group.commands.values():
         if isinstance(command, TyperGroup):
             _accept(command, options)
@@ -79,7 +79,7 @@ def _accept(group: TyperGroup, options: list[Any]) -> None:
 
 
 def _late(option: Any) -> Any:
-    """Return an option that stands after the command, and counts as if it stood before."""
+    """Return an option that stands after the command, and works as if it stood before it."""
     late = copy.copy(option)
     late.hidden, late.expose_value, late.envvar = True, False, None
 
@@ -87,7 +87,10 @@ def _late(option: Any) -> Any:
         if value is not None and value is not False and value not in ([], ()):
             if option.callback is not None:
                 value = option.callback(context, parameter, value)
-            context.find_root().params[option.name] = value
+            before = context.find_root().params
+            if option.multiple:
+                value = [*(before.get(option.name) or ()), *value]
+            before[option.name] = value
 
     late.callback = take
     return late
@@ -105,7 +108,7 @@ def _without_secrets() -> Iterator[None]:
 
 
 class _Formatter(logging.Formatter):
-    """Formats what is logged, tracebacks included, without secrets."""
+    """Formats log messages and tracebacks without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         return without_secrets(super().format(record))
@@ -150,8 +153,8 @@ def _begin(
             envvar="AIMAGESTORE_ROOT",
             metavar="DIR",
             callback=_not_empty,
-            help="An image store, or a graph root that has one; or a cluster's two addresses in "
-            "one argument. create, import and copy make a store where there is none.",
+            help="An image store, or a graph root that has one, or a cluster's two addresses in "
+            "one argument. create, import, load and copy make a store where there is none.",
         ),
     ] = None,
     additional_store: Annotated[
@@ -159,7 +162,7 @@ def _begin(
         typer.Option(
             "--additional-store",
             metavar="DIR",
-            help="A store to read beside it, as a root is given; several times. Podman's own "
+            help="A store to read beside it, given as for --root; several times. podman's own "
             "store has those of storage.conf.",
         ),
     ] = None,
@@ -172,7 +175,7 @@ def _begin(
             "--lock-timeout",
             min=0,
             metavar="SECONDS",
-            help="Wait no longer for the store's lock to make a change.",
+            help="How long a change waits for the store's lock, at most.",
         ),
     ] = None,
     verbose: Annotated[
@@ -180,7 +183,7 @@ def _begin(
         typer.Option(
             "--verbose",
             callback=_log_level,
-            help="Say what is done, and where an error came from.",
+            help="Log to standard error, and show where an error came from.",
         ),
     ] = False,
     version: Annotated[
@@ -194,9 +197,9 @@ def _begin(
 
 
 def run() -> None:
-    """Run the program with the arguments that it was given, and exit.
+    """Run the program with the arguments of the process, and exit.
 
-    :raises SystemExit: always, with what is documented as the exit code
+    :raises SystemExit: always, with a documented exit code
     """
     claim_standard_streams()
     app(prog_name="aimagestore")

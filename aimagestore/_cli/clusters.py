@@ -56,8 +56,8 @@ async def migrate(
 @command(
     """Make the database and the bucket of --root one store, and print its new identity.
 
-    For a database that was restored or copied, and for a bucket that was. Whatever has used either
-    of them until now refuses to go on. Run `check` next: it names what the bucket lacks.
+    Use it after the database or the bucket was restored or copied. Programs that have used either
+    of them refuse to go on. Then run check, which names what the bucket lacks.
     """
 )
 async def adopt(context: typer.Context, json: Json = False) -> None:
@@ -75,10 +75,10 @@ async def adopt(context: typer.Context, json: Json = False) -> None:
     epilog=examples('--root "postgresql://db.example/images s3://bucket/images" cluster doctor')
 )
 @command(
-    """Look at the servers of --root, and print what is wrong with them or will be.
+    """Examine the servers of --root, and print what is wrong with them or will be.
 
-    Run it as the programs run: it judges their role and their credentials. In the bucket, an object
-    is written and removed again. Exits with 1 when there is a warning or an error.
+    Run it as the programs run, because it checks their role and their credentials. It writes an
+    object to the bucket and removes it again. Exits with 1 when there is a warning or an error.
     """
 )
 async def doctor(context: typer.Context, json: Json = False) -> ExitCode:
@@ -97,14 +97,14 @@ async def doctor(context: typer.Context, json: Json = False) -> ExitCode:
 
 @group.command(epilog=examples("cluster grace-period 86400 postgresql://db.example/images"))
 @command(
-    """Change how long replaced and staged data is kept, for all who use the store.
+    """Change how long replaced and staged data is kept, for all programs that use the store.
 
     RECORDS is postgresql://HOST/DATABASE; the default is that of --root.
     """
 )
 async def grace_period(
     context: typer.Context,
-    seconds: Annotated[float, typer.Argument(metavar="SECONDS", help="how long, more than 0")],
+    seconds: Annotated[float, typer.Argument(metavar="SECONDS", help="How long, more than 0.")],
     records: Annotated[
         str | None, typer.Argument(metavar="RECORDS", help="postgresql://HOST/DATABASE")
     ] = None,
@@ -119,11 +119,12 @@ async def grace_period(
 
 
 async def _wait(call: Callable[[], Any]) -> Any:
-    """Make a call to the servers. Interrupted, it ends with the program, as after a crash."""
+    """Make a call to the servers. An interrupted one ends with the program, as in a crash."""
     return await to_thread.run_sync(call, abandon_on_cancel=True)
 
 
 def _records(context: typer.Context, given: str | None) -> str:
+    """Return the address of the database that was given, or else that of --root."""
     root = Session.of(context).root or ""
     if given is None and is_cluster(root):
         given, _ = given_addresses(root)

@@ -1,4 +1,4 @@
-"""Commands that say what images take, and delete those that a policy does not keep."""
+"""Commands that show how much space images take, and delete those that a policy does not keep."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 
 @command(
-    """Show what each image takes of the store, and the whole store.
+    """Show how much space each image and the whole store take.
 
     OWN is what deleting the image frees. Other images share the rest of SIZE. An image that a
     container uses cannot be deleted. The last line is about the whole store: what it takes, and
@@ -91,13 +91,13 @@ def _age(text: str | None) -> timedelta | None:
     duration = parse_duration(rest)
     if duration is None:
         raise CommandError(
-            f"--older-than: {text!r} is no duration: write 36h, 7d or 1d12h", ExitCode.USAGE
+            f"--older-than: {text!r} is not a duration such as 36h, 7d or 1d12h", ExitCode.USAGE
         )
     return duration + timedelta(days=0 if days is None else int(days[1]))
 
 
 @command(
-    """Delete images that nobody needs: those without names, or what the options say.
+    """Delete images without names, or those that the options select.
 
     An image is deleted if it meets every given option. Never deleted are images that a container
     uses, that an image index names, or that have the flag aimagestore.keep, whatever its value.
@@ -127,7 +127,7 @@ async def prune(
         typer.Option(
             "--keep",
             metavar="PATTERN",
-            help="Keep images with such a name, * for any characters; several times.",
+            help="Keep images with a name that matches, where * is any text; several times.",
         ),
     ] = None,
     filters: Filters = None,

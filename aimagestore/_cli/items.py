@@ -1,4 +1,4 @@
-"""Commands about an image's items: its big data."""
+"""Commands about an image's items, its big data."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def register(app: typer.Typer) -> None:
 
 
 @command(
-    """Give an image an item, new or instead of the one it has.
+    """Store an item of an image, or replace it.
 
-    Interrupted, the item is there whole, or as it was before.
+    An interrupted command has stored the whole item, or changed nothing.
     """
 )
 async def put(
@@ -56,8 +56,8 @@ async def put(
 @command(
     """Write an item to a file or to standard output.
 
-    It is compared with its digest on the way. FILE is replaced when all is written and nothing
-    was wrong.
+    The item is compared with its digest while it is written. FILE is replaced only when all of it
+    is written and correct.
     """
 )
 async def get(

@@ -1,4 +1,4 @@
-"""Commands that take images from elsewhere, and put them there: OCI layouts, other stores."""
+"""Commands that import, export and copy images: from and to OCI layouts and other stores."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ Names = Annotated[
     list[str] | None,
     typer.Option("--name", metavar="NAME", help="A name for the image; several times."),
 ]
-InLayout = Annotated[
+RefInLayout = Annotated[
     str | None,
-    typer.Option("--ref", metavar="NAME", help="Which of several images in the layout."),
+    typer.Option("--ref", metavar="NAME", help="Take only the image with this name or digest."),
 ]
 Platform = Annotated[
     str | None,
-    typer.Option("--platform", metavar="OS/ARCH", help="Which of several platforms."),
+    typer.Option("--platform", metavar="OS/ARCH", help="Take only this platform of an image."),
 ]
-NameThere = Annotated[
-    str | None, typer.Option("--name", metavar="NAME", help="What to call it in the layout.")
+NameInLayout = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="The image's name in the layout.")
 ]
 
 
 class Format(StrEnum):
-    """What ``save`` makes, by the names that podman has for it."""
+    """What ``save`` writes, by podman's names."""
 
     OCI_ARCHIVE = "oci-archive"
     DOCKER_ARCHIVE = "docker-archive"
@@ -64,7 +64,7 @@ class Format(StrEnum):
 
     @property
     def transport(self) -> Transport:
-        """What skopeo calls it."""
+        """The same by skopeo's names."""
         return "oci" if self is Format.OCI_DIR else cast("Transport", self.value)
 
 
@@ -101,11 +101,10 @@ def register(app: typer.Typer) -> None:
 
 
 @command(
-    """Take images from an OCI image layout, and print their IDs.
+    """Import images from an OCI image layout, and print their IDs.
 
-    Everything is verified. An image that is there already is not stored again. A store of
-    podman's keeps layers elsewhere: they are left out there, and standard error says what podman
-    makes of that.
+    Everything is verified. Content that the store has is not stored again. Layers are left out of a
+    store of podman's, because podman keeps them elsewhere; standard error says so.
     """
 )
 async def import_layout(
@@ -113,7 +112,7 @@ async def import_layout(
     layout: Layout,
     *,
     name: Names = None,
-    ref: InLayout = None,
+    ref: RefInLayout = None,
     platform: Platform = None,
     force: Force = False,
     json: Json = False,
@@ -121,7 +120,7 @@ async def import_layout(
     await _import(context, layout, name, ref, platform, force=force, json=json)
 
 
-@command("Take images from a layout as import does, with the options of podman load.")
+@command("Import images as import does, with the options of podman load.")
 async def load(
     context: typer.Context,
     layout: Annotated[
@@ -131,11 +130,11 @@ async def load(
     input: Annotated[
         str | None,
         typer.Option(
-            "--input", "-i", metavar="LAYOUT", help="The same; else it is standard input."
+            "--input", "-i", metavar="LAYOUT", help="The same; the default is standard input."
         ),
     ] = None,
     name: Names = None,
-    ref: InLayout = None,
+    ref: RefInLayout = None,
     platform: Platform = None,
     force: Force = False,
     json: Json = False,
@@ -164,7 +163,8 @@ async def _import(
 
     if await is_terminal(layout, writes=False):
         raise CommandError(
-            "an archive is not read from a terminal: give a file, or redirect one", ExitCode.USAGE
+            "an archive is not read from a terminal: give a file, or redirect it to standard input",
+            ExitCode.USAGE,
         )
     async with (
         Session.of(context).writing(makes=True) as store,
@@ -197,21 +197,21 @@ async def _import(
 
 
 @command(
-    """Put an image into an OCI image layout.
+    """Export an image into an OCI image layout.
 
-    LAYOUT is made a tar file where it ends in .tar, or is standard output; else a directory. A
-    layout that is there gets one more image.
+    LAYOUT becomes a tar file if it ends in .tar, or is standard output, and a directory otherwise.
+    A directory that is a layout already gets one more image.
     """
 )
 async def export_layout(
-    context: typer.Context, ref: Ref, layout: Layout, name: NameThere = None
+    context: typer.Context, ref: Ref, layout: Layout, name: NameInLayout = None
 ) -> None:
     async with Session.of(context).reading() as store:
         await _export(store, [ref], layout, name)
 
 
 @command(
-    """Put images into a layout as export does, with the options of podman save.
+    """Export images as export does, with the options of podman save.
 
     Several images go into one archive, or into one directory, all of them or none.
     """
@@ -222,23 +222,23 @@ async def save(
     *,
     output: Annotated[
         str,
-        typer.Option("--output", "-o", metavar="LAYOUT", help="What to write."),
+        typer.Option("--output", "-o", metavar="LAYOUT", help="Where to write."),
     ] = STANDARD,
     format: Annotated[
         Format | None,
-        typer.Option("--format", help="Without it, a tar file that all of them read."),
+        typer.Option("--format", help="The default is a tar file that all tools read."),
     ] = None,
-    name: NameThere = None,
+    name: NameInLayout = None,
     multi_image_archive: Annotated[
         bool,
         typer.Option(
-            "--multi-image-archive", "-m", help="For podman's sake: several are always allowed."
+            "--multi-image-archive", "-m", help="Ignored: several images are always allowed."
         ),
     ] = False,
 ) -> None:
     del multi_image_archive
     if name is not None and len(refs) > 1:
-        raise CommandError("--name is for one image", ExitCode.USAGE)
+        raise CommandError("--name is for one image: give one REF", ExitCode.USAGE)
     transport: Transport | None = None
     if format is not None:
         transport = format.transport
@@ -257,8 +257,8 @@ async def _export(
 ) -> int:
     """Export images, and return the number of bytes written.
 
-    :param name: what to call the only one
-    :param transport: what to make; ``None`` where the layout's path says it
+    :param name: the name of a single image in the layout
+    :param transport: what to write; ``None`` if the layout's path decides that
     """
     from .. import oci  # noqa: PLC0415 - what other commands need not load
 
@@ -278,66 +278,74 @@ async def _export(
 async def _writable(layout: str, transport: Transport | None) -> Any:
     """Return what to export into; ``-`` is standard output.
 
-    :raises CommandError: when it is no place for that
+    :raises CommandError: when it is a terminal, or cannot be a directory and must be one
     """
     if await is_terminal(layout, writes=True):
-        raise CommandError("a tar is not for a terminal", ExitCode.USAGE)
+        raise CommandError(
+            "an archive is not written to a terminal: give a file, or redirect standard output",
+            ExitCode.USAGE,
+        )
     if layout != STANDARD:
         return layout
     if transport in {"oci", "dir"}:
-        raise CommandError("a directory is not for standard output", ExitCode.USAGE)
+        raise CommandError(
+            "a directory cannot be written to standard output: give a path", ExitCode.USAGE
+        )
     return RawOutput(STANDARD_OUTPUT)
 
 
 @command(
     """Copy images between stores and layouts.
 
-    An address is as skopeo has it: containers-storage:[DRIVER@DIR]NAME, without the brackets for
+    Addresses are those of skopeo: containers-storage:[DRIVER@DIR]NAME, without the brackets for
     the store of --root or podman's own; oci:PATH:NAME, oci-archive:PATH:NAME,
-    docker-archive:PATH:NAME, dir:PATH. A store whose path looks like one begins with ./
+    docker-archive:PATH:NAME, dir:PATH. Put ./ before the path of a store that looks like one.
 
-    Everything is compared with its digest. Interrupted, each image is there wholly or not at all;
-    called again, it goes on where it was.
+    Everything is compared with its digest. An interrupted copy has copied each image as a whole or
+    not at all; the same command copies the rest.
     """
 )
 async def copy(
     context: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A store, as --root has it, or an address.")
+        str, typer.Argument(metavar="SRC", help="A store, as for --root, or an address.")
     ],
-    destination: Annotated[str, typer.Argument(metavar="DST", help="A store or an address, too.")],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="A store or an address.")],
     refs: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="REF",
             autocompletion=complete_ref,
-            help="The images of the store SRC; all without any.",
+            help="The images of the store SRC; without any, all of them.",
         ),
     ] = None,
     *,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    there, here = parse_address(source), parse_address(destination)
+    src, dst = parse_address(source), parse_address(destination)
     session = Session.of(context)
-    if isinstance(there, LayoutAddress):
+    if isinstance(src, LayoutAddress):
         if refs:
-            raise CommandError("of a layout, SRC names the image", ExitCode.USAGE)
-        if isinstance(here, LayoutAddress):
-            copied = await _copy_layout(there, here)
+            raise CommandError(
+                "SRC is a layout: give no REF, and name the image as in oci:PATH:NAME",
+                ExitCode.USAGE,
+            )
+        if isinstance(dst, LayoutAddress):
+            copied = await _copy_layout(src, dst)
         else:
-            copied = await _copy_in(there, session, here, force=force)
+            copied = await _copy_in(src, session, dst, force=force)
     else:
-        if there.ref is not None:
+        if src.ref is not None:
             if refs:
-                raise CommandError("SRC names an image already", ExitCode.USAGE)
-            refs = [there.ref]
-        if isinstance(here, LayoutAddress):
-            copied = await _copy_out(session, there, here, refs or [])
+                raise CommandError("SRC names the image: give no REF", ExitCode.USAGE)
+            refs = [src.ref]
+        if isinstance(dst, LayoutAddress):
+            copied = await _copy_out(session, src, dst, refs or [])
         else:
-            copied = await _copy_across(session, there, here, refs or [], force=force)
-    if isinstance(here, LayoutAddress) and here.path == STANDARD:
-        return  # the archive is there
+            copied = await _copy_across(session, src, dst, refs or [], force=force)
+    if isinstance(dst, LayoutAddress) and dst.path == STANDARD:
+        return  # the archive was written to it
     if json:
         await write_json(asdict(copied))
     else:
@@ -352,98 +360,99 @@ def _session(session: Session, address: StoreAddress) -> Session:
 
 
 async def _copy_in(
-    there: LayoutAddress, session: Session, here: StoreAddress, *, force: bool
+    src: LayoutAddress, session: Session, dst: StoreAddress, *, force: bool
 ) -> CopyResult:
     from .. import oci  # noqa: PLC0415 - what other commands need not load
 
-    names = None if here.ref is None else [_full(here.ref)]
+    names = None if dst.ref is None else [_full(dst.ref)]
     async with (
-        _session(session, here).writing(makes=True) as store,
-        _readable(there.path) as readable,
+        _session(session, dst).writing(makes=True) as store,
+        _readable(src.path) as readable,
     ):
         with progress_bar("copy") as bar:
             imported = await oci.import_layout(
-                store, readable, names=names, ref=there.name, force=force, progress=bar.show
+                store, readable, names=names, ref=src.name, force=force, progress=bar.show
             )
     new = sum(each.is_new for each in imported)
     stored = sum(each.stored for each in imported)
     return CopyResult(images=new, present=len(imported) - new, bytes=stored)
 
 
-async def _copy_layout(there: LayoutAddress, here: LayoutAddress) -> CopyResult:
+async def _copy_layout(src: LayoutAddress, dst: LayoutAddress) -> CopyResult:
     from .. import oci  # noqa: PLC0415 - what other commands need not load
 
-    target = await _writable(here.path, here.transport)
-    async with _readable(there.path) as readable:
+    target = await _writable(dst.path, dst.transport)
+    async with _readable(src.path) as readable:
         with progress_bar("copy") as bar:
             copied = await oci.copy_layout(
                 readable,
                 target,
-                ref=there.name,
-                name=_name_there(here),
-                transport=here.transport,
+                ref=src.name,
+                name=_name_in_layout(dst),
+                transport=dst.transport,
                 progress=bar.show,
             )
     return CopyResult(images=len(copied), present=0, bytes=sum(each.written for each in copied))
 
 
 async def _copy_out(
-    session: Session, there: StoreAddress, here: LayoutAddress, refs: list[str]
+    session: Session, src: StoreAddress, dst: LayoutAddress, refs: list[str]
 ) -> CopyResult:
-    name = _name_there(here)
-    if not refs or (len(refs) > 1 and (name is not None or here.transport == DIR)):
+    name = _name_in_layout(dst)
+    if not refs or (len(refs) > 1 and (name is not None or dst.transport == DIR)):
         raise CommandError(f"name {'one image' if refs else 'an image'} to copy", ExitCode.USAGE)
-    async with _session(session, there).reading() as store:
+    async with _session(session, src).reading() as store:
         known = [await _known(store, ref) for ref in refs]
-        written = await _export(store, known, here.path, name, here.transport)
+        written = await _export(store, known, dst.path, name, dst.transport)
     return CopyResult(images=len(refs), present=0, bytes=written)
 
 
-def _name_there(here: LayoutAddress) -> str | None:
-    """What an image will be called in a layout; in a docker-archive, its whole name."""
-    if here.name is None or here.transport != "docker-archive":
-        return here.name
-    return _full(here.name)
+def _name_in_layout(dst: LayoutAddress) -> str | None:
+    """Return the name of an image in a layout; in a docker-archive, a full one."""
+    if dst.name is None or dst.transport != "docker-archive":
+        return dst.name
+    return _full(dst.name)
 
 
 async def _copy_across(
-    session: Session, there: StoreAddress, here: StoreAddress, refs: list[str], *, force: bool
+    session: Session, src: StoreAddress, dst: StoreAddress, refs: list[str], *, force: bool
 ) -> CopyResult:
-    if here.ref is not None and len(refs) != 1:
-        raise CommandError("DST names one image: name one of SRC, too", ExitCode.USAGE)
+    if dst.ref is not None and len(refs) != 1:
+        raise CommandError("DST names one image: name one image of SRC, too", ExitCode.USAGE)
+    name = None if dst.ref is None else _full(dst.ref)
     async with (
-        _session(session, there).reading() as source,
-        _session(session, here).writing(makes=True) as destination,
+        _session(session, src).reading() as source,
+        _session(session, dst).writing(makes=True) as destination,
     ):
         ids = [(await source.get(await _known(source, ref))).id for ref in refs]
         with progress_bar("copy") as bar, damage(DigestMismatchError):
             copied = await copy_images(
                 source, destination, ids or None, force=force, progress=bar.show
             )
-        if here.ref is not None:
-            await destination.add_names(ids[0], [_full(here.ref)])
+        if name is not None:
+            await destination.add_names(ids[0], [name])
     return copied
 
 
 def _full(name: str) -> str:
-    """A name as skopeo gives it to an image."""
+    """Return the full name that skopeo gives to an image with this name."""
     full = full_name(name, DOCKER)
     if full is None:
-        raise CommandError(f"{name!r} is not a name for an image", ExitCode.USAGE)
+        raise CommandError(f"{name!r} cannot be the name of an image", ExitCode.USAGE)
     return full
 
 
 async def _known(store: ImageStore, ref: str) -> str:
-    """The ref by which a store knows an image, which may have been given by a short name."""
-    for candidate in (full_name(ref), full_name(ref, DOCKER)):
-        if candidate is not None and not await store.exists(ref) and await store.exists(candidate):
+    """Return the ref by which a store knows an image that may be given by a short name."""
+    for candidate in (ref, full_name(ref), full_name(ref, DOCKER)):
+        if candidate is not None and await store.exists(candidate):
             return candidate
     return ref
 
 
 @asynccontextmanager
 async def _readable(layout: str) -> AsyncIterator[str | BinaryIO]:
-    """A layout's path, or its tar on standard input, made seekable."""
+    """Return a layout's path; for standard input, a file that can seek."""
     if layout != STANDARD:
         yield layout
         return

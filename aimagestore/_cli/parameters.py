@@ -31,7 +31,7 @@ Key = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[
-    bool, typer.Option("--force", help="Even what podman cannot read, into its store.")
+    bool, typer.Option("--force", help="Put even what podman cannot read into its store.")
 ]
 NoVerify = Annotated[
     bool, typer.Option("--no-verify", help="Do not compare the data with its digest.")
@@ -39,14 +39,15 @@ NoVerify = Annotated[
 
 
 def examples(*lines: str) -> str:
-    """The examples that a command's help ends with."""
+    """Format the examples at the end of a command's help."""
     return "\n".join(["Examples:", "", "\b", *(f"  aimagestore {line}" for line in lines)])
 
 
 def pair(text: str, what: str) -> tuple[str, str]:
-    """The two sides of the first ``=``.
+    """Split a text at the first ``=``.
 
-    :raises CommandError: when there is none
+    :param what: the form that the text should have
+    :raises CommandError: when there is no ``=``
     """
     left, separator, right = text.partition("=")
     if not separator:
@@ -55,9 +56,9 @@ def pair(text: str, what: str) -> tuple[str, str]:
 
 
 def json_or_text(text: str) -> Any:
-    """A JSON value where the text is one, else the text.
+    """Return the JSON value of a text, or the text itself if it is not JSON.
 
-    :raises CommandError: when it is nested too deeply to tell
+    :raises CommandError: when it is nested too deeply to decode
     """
     try:
         return json.loads(text, parse_constant=_no_number)
@@ -68,5 +69,5 @@ def json_or_text(text: str) -> Any:
 
 
 def _no_number(constant: str) -> NoReturn:
-    """Refuse NaN and the infinities, which are numbers for Python, but not for JSON."""
+    """Refuse NaN and the infinities, which Python's decoder accepts and JSON does not have."""
     raise ValueError(constant)

@@ -1,4 +1,4 @@
-"""Commands about an image's record: what is there, and what it is called."""
+"""Commands about images' records: listing, creating, naming, flags and deletion."""
 
 from __future__ import annotations
 
@@ -75,16 +75,16 @@ def register(app: typer.Typer) -> None:
 @command(
     """List the images.
 
-    The newest come first, and each name has a line. SIZE is what podman images shows: an image's
-    items in this store (manifest, configuration, and whatever else is kept with it), and where
-    podman keeps layers beside the store, its layers as they are unpacked, each counted for every
-    image that has it. With > before it, the size of a layer is not recorded. inspect shows both
-    parts. R/O says which images are in additional stores, if any is.
+    The newest come first, with a line for each name. SIZE is what podman images shows: an image's
+    items in this store (manifest, configuration, and whatever else is kept with it), and if podman
+    keeps layers beside the store, its unpacked layers, each counted for every image that has it. A
+    > before it means that the size of a layer is not recorded. inspect shows both parts. If there
+    are additional stores, R/O shows which images are in them.
 
-    Filters are those of podman images, which leaves out images that others were built on
-    unless it is given --all: --filter intermediate=false does that here. TEMPLATE is a
-    text with fields such as {{.ID}} and {{.Repository}}; after the word table, columns with
-    headings; or json, for what podman prints with it.
+    Filters are those of podman images. Without --all, podman leaves out images that others were
+    built on: here, --filter intermediate=false does. TEMPLATE is a text with fields such as {{.ID}}
+    and {{.Repository}}. If it begins with the word table, it gives columns with headings. The
+    template json prints podman's JSON.
     """
 )
 async def images(
@@ -95,13 +95,13 @@ async def images(
         Sorting, typer.Option("--sort", metavar="FIELD", help=f"By {', '.join(Sorting)}.")
     ] = Sorting.CREATED,
     template: Annotated[
-        str | None, typer.Option("--format", metavar="TEMPLATE", help="What to print of each.")
+        str | None, typer.Option("--format", metavar="TEMPLATE", help="What to print for each.")
     ] = None,
     no_heading: Annotated[
         bool, typer.Option("--noheading", "-n", help="Print no headings.")
     ] = False,
     json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print IDs alone.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only IDs.")] = False,
     no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Print whole IDs.")] = False,
 ) -> None:
     query = parse_query(filters)
@@ -136,7 +136,7 @@ async def images(
         await write_rows(rows, shown, heading=not no_heading)
 
 
-@command("Show all that is recorded of images.")
+@command("Show the whole records of images.")
 async def inspect(context: typer.Context, refs: Refs, json: Json = False) -> None:
     async with Session.of(context).reading() as store:
         found = [await store.get(ref) for ref in refs]
@@ -167,22 +167,23 @@ def _described(image: Image, sizes: Sizes) -> list[str]:
 def _item_row(image: Image, key: str) -> tuple[str, str, str]:
     size = image.big_data_sizes.get(key)
     digest = image.big_data_digests.get(key, "")
-    # What the key says already is left out: the row then fits into 80 columns.
+    # A digest that is in the key is not repeated, so that the row fits into 80 columns.
     return "" if size is None else human_size(size), key, "" if digest in key else digest
 
 
-@command("Say by the exit code whether there is an image: 0, or 3 where there is none.")
+@command("Exit with 0 if there is such an image, and with 3 if there is none.")
 async def exists(context: typer.Context, ref: Ref) -> ExitCode:
     async with Session.of(context).reading() as store:
         return ExitCode.DONE if await store.exists(ref) else ExitCode.UNKNOWN
 
 
-@command("Make an image with its items, and print its ID.")
+@command("Create an image with its items, and print its ID.")
 async def create(
     context: typer.Context,
     *,
     id: Annotated[
-        str | None, typer.Option("--id", metavar="ID", help="Its ID; else 64 random hex digits.")
+        str | None,
+        typer.Option("--id", metavar="ID", help="Its ID, by default 64 random hex digits."),
     ] = None,
     name: Annotated[
         list[str] | None, typer.Option("--name", metavar="NAME", help="A name; several times.")
@@ -240,8 +241,8 @@ async def create(
 @command(
     """Give an image more names.
 
-    A name that another image has moves here. Names are kept as they are given; podman wants full
-    ones, such as localhost/hello:1.
+    A name that another image has moves to this one. Names are stored as they are given; podman
+    needs full ones, such as localhost/hello:1.
     """
 )
 async def tag(
@@ -253,14 +254,14 @@ async def tag(
         await store.add_names(ref, names)
 
 
-@command("Take names from an image, all of them where none is given.")
+@command("Remove names from an image, or all of its names.")
 async def untag(
     context: typer.Context,
     ref: Ref,
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME", autocompletion=complete_name, help="The names to take away."
+            metavar="NAME", autocompletion=complete_name, help="The names; without any, all."
         ),
     ] = None,
 ) -> None:
@@ -274,8 +275,8 @@ async def untag(
 @command(
     """Delete images and their items, and print their IDs.
 
-    All of them are deleted, or none if one is unknown or used by a container. The layers of
-    podman's images stay, and standard error says so: podman rmi removes both.
+    If one of them is unknown or used by a container, none is deleted. The layers of podman's images
+    stay, and standard error says so: podman rmi removes both.
     """
 )
 async def remove(
@@ -284,13 +285,13 @@ async def remove(
     *,
     remove_all: Annotated[
         bool,
-        typer.Option("--all", "-a", help="Delete all images, but for those of additional stores."),
+        typer.Option("--all", "-a", help="Delete all images except those of additional stores."),
     ] = False,
     ignore: Annotated[
-        bool, typer.Option("--ignore", "-i", help="Pass over images that do not exist.")
+        bool, typer.Option("--ignore", "-i", help="Ignore images that do not exist.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", "-f", help="Delete images that containers use, too.")
+        bool, typer.Option("--force", "-f", help="Delete even images that containers use.")
     ] = False,
 ) -> None:
     if remove_all == bool(refs):
@@ -310,7 +311,7 @@ async def remove(
 
 
 async def _found(tx: Transaction, refs: Iterable[str], *, ignore: bool) -> list[Image]:
-    """Return the images of refs; with ``ignore`` those that exist."""
+    """Return the images of refs; with ``ignore``, without those that do not exist."""
     images = []
     for ref in refs:
         try:
@@ -324,7 +325,7 @@ async def _found(tx: Transaction, refs: Iterable[str], *, ignore: bool) -> list[
 @command(
     """Show, set or clear an image's flags.
 
-    VALUE is JSON; what is none is taken as text.
+    A VALUE that is not JSON is stored as text.
     """
 )
 async def flag(
@@ -333,19 +334,17 @@ async def flag(
     flag: Annotated[
         str | None,
         typer.Argument(
-            metavar="FLAG", autocompletion=complete_flag, help="The flag; without one, all."
+            metavar="FLAG", autocompletion=complete_flag, help="The flag; without it, all flags."
         ),
     ] = None,
-    value: Annotated[
-        str | None, typer.Argument(metavar="VALUE", help="What to set it to: JSON, or text.")
-    ] = None,
+    value: Annotated[str | None, typer.Argument(metavar="VALUE", help="The new value.")] = None,
     *,
     clear: Annotated[bool, typer.Option("--clear", help="Remove the flag.")] = False,
     json: Json = False,
 ) -> None:
     session = Session.of(context)
     if clear and (flag is None or value is not None):
-        raise CommandError("--clear takes a FLAG, and no VALUE", ExitCode.USAGE)
+        raise CommandError("give --clear with a FLAG and without a VALUE", ExitCode.USAGE)
     if clear and flag is not None:
         async with session.writing() as store:
             await store.clear_flag(ref, flag)

@@ -1,4 +1,4 @@
-"""Which images a command is about: those that pass podman's filters."""
+"""Selects images by podman's filters."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ Filters = Annotated[
         "--filter",
         "-f",
         metavar="KEY=VALUE",
-        help="Only images that pass a filter of podman's, several times; KEY!=VALUE: that do "
-        f"not. KEY: {', '.join(FILTERS)}.",
+        help="Only images that pass this filter of podman's; several times. With KEY!=VALUE, "
+        f"only those that do not. KEY: {', '.join(FILTERS)}.",
     ),
 ]
 
 
 def parse_query(filters: Sequence[str] | None) -> ImageQuery:
-    """Parse the filters that were given.
+    """Parse filters.
 
-    :raises CommandError: when one cannot be read
+    :raises CommandError: when one is invalid
     """
     with usage_errors():
         return ImageQuery.parse(filters or (), datetime.now().astimezone())
 
 
 async def select(store: ImageStore, query: ImageQuery) -> list[Image]:
-    """Return the images that pass, in the order of images.json."""
+    """Return the images that pass the filters, in the order of images.json."""
     return await _select(store, query, await store.images())
 
 
 async def passes(store: ImageStore, query: ImageQuery, image: Image) -> bool:
-    """Return whether an image passes as it is given, whatever its record has become since."""
+    """Return whether an image passes as it is given, even if its record has changed since."""
     others = [each for each in await store.images() if each.id != image.id]
     return image in await _select(store, query, [*others, image])
 
@@ -62,7 +62,7 @@ async def _select(store: ImageStore, query: ImageQuery, images: list[Image]) -> 
 
 
 async def documents_of(store: ImageStore, image: Image) -> Documents:
-    """Read what an image's manifest and config say; nothing where they are missing."""
+    """Read an image's manifest and config. What is missing or too large reads as absent."""
     text = await _read(store, image, MANIFEST)
     manifest = None if text is None else read_manifest(text)
     if manifest is None or manifest.is_index:
@@ -76,4 +76,4 @@ async def _read(store: ImageStore, image: Image, key: str) -> bytes | None:
     try:
         return await store.big_data(image.id, key)
     except (ImageUnknownError, BigDataUnknownError, BigDataMissingError):
-        return None  # it was deleted meanwhile, or is damaged: a check says so
+        return None  # it was deleted meanwhile, or is damaged, which check reports

@@ -1,4 +1,4 @@
-"""What stands before the command, and the store that it means."""
+"""The options of the program, and the store that they name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Session:
 
     :ivar root: the directory or cluster that was given; ``None`` for podman's own store
     :ivar may_write: whether podman's own store may be changed
-    :ivar lock_timeout: seconds that a change waits for the store's lock
+    :ivar lock_timeout: seconds that a change waits for the store's lock; ``None`` for no limit
     :ivar additional: additional stores that were given
     """
 
@@ -38,7 +38,7 @@ class Session:
 
     @classmethod
     def of(cls, context: typer.Context) -> Session:
-        """What was given before the command."""
+        """Return the session that the options of the program describe."""
         parameters = context.find_root().params
         return cls(
             parameters["root"],
@@ -47,85 +47,74 @@ class Session:
             tuple(parameters["additional_store"] or ()),
         )
 
-    async def place(self, *, writes: bool = False) -> str:
-        """The image store's directory, which need not exist yet if it was given.
-
-        :raises CommandError: when the store may not be written to, or none can be meant
-        """
-        place, _ = await self._place(writes=writes)
-        return place.name
-
-    async def _place(self, *, writes: bool) -> tuple[Location, list[AdditionalStore]]:
-        """The image store's directory, and the additional stores that podman's own has."""
+    async def _directory(self, *, writes: bool) -> tuple[Location, list[AdditionalStore]]:
+        """Return the store's directory, and the additional stores of podman's configuration."""
         if self.root is not None:
             return location_of(await given_store(self.root)), []
         storage = await podman_storage()
         if writes and not self.may_write:
             raise CommandError(
-                f"{storage.image_store} is podman's own store: give --write before the command to "
-                "change it",
+                f"{storage.image_store} is podman's own store: give --write to change it",
                 ExitCode.USAGE,
             )
         return storage_location(storage), additional_stores(storage)
 
-    async def home(self, *, writes: bool = False, makes: bool = False) -> Location:
-        """What keeps the store: a directory, or a cluster; additional ones only help a check.
+    async def location(self, *, writes: bool = False) -> Location:
+        """Return the location of the store with its additional stores, for a check or a repair.
 
-        :param makes: whether a directory is made where there is none
-        :raises CommandError: when there is none, when the store may not be written to, or none
-            can be meant
+        :raises CommandError: when there is no store, or it must not be changed
         """
-        return stacked_location(*await self._home(writes=writes, makes=makes))
+        return stacked_location(*await self._locate(writes=writes))
 
-    async def _home(
+    async def _locate(
         self, *, writes: bool = False, makes: bool = False
     ) -> tuple[Location, list[AdditionalStore]]:
-        """What keeps the store, and its additional stores."""
+        """Return the locations of the store and of its additional stores.
+
+        :param makes: whether the command creates a store where there is none
+        """
         given = [AdditionalStore(await _given(root)) for root in self.additional]
         if self.root is not None and is_cluster(self.root):
             return given_cluster(self.root), given
-        place, additional = await self._place(writes=writes)
-        if not makes and not await to_thread.run_sync(may_be_store, place.name):
+        directory, additional = await self._directory(writes=writes)
+        if not makes and not await to_thread.run_sync(may_be_store, directory.name):
             raise CommandError(
-                f"there is no image store at {place.name}: create, import and copy make one"
+                f"there is no image store at {directory.name}: create, import, load and copy make "
+                "one"
             )
-        logger.info("the store is %s", place.name)
-        return place, [*given, *additional]
+        logger.info("the store is %s", directory.name)
+        return directory, [*given, *additional]
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[ImageStore]:
-        """The store, to look at."""
-        home, additional = await self._home()
-        async with ImageStore(home, read_only=True, additional_stores=additional) as store:
+        """Open the store to read it."""
+        location, additional = await self._locate()
+        async with ImageStore(location, read_only=True, additional_stores=additional) as store:
             yield store
 
     @asynccontextmanager
     async def writing(self, *, makes: bool = False) -> AsyncIterator[ImageStore]:
-        """The store, to change.
+        """Open the store to change it.
 
-        :param makes: whether a directory is made where there is none
+        :param makes: whether a directory is created where there is none
         """
-        home, additional = await self._home(writes=True, makes=makes)
+        location, additional = await self._locate(writes=True, makes=makes)
         async with ImageStore(
-            home, lock_timeout=self.lock_timeout, additional_stores=additional
+            location, lock_timeout=self.lock_timeout, additional_stores=additional
         ) as store:
             yield store
 
 
 async def _given(root: str) -> str | Location:
-    """The store that is given by a root."""
+    """Return the store that a root names."""
     return given_cluster(root) if is_cluster(root) else await given_store(root)
 
 
 def say_layers_stay(store: ImageStore) -> None:
-    """Say on standard error what becomes of the layers of images that were deleted here.
-
-    Nothing is said where no other program keeps them.
-    """
+    """Report on standard error that the layers of deleted images stay, if podman keeps them."""
     if store.layer_store is not None:
         say(
             f"the layers stay in {store.layer_store}: podman rmi removes an image with its "
-            "layers. Those of a deleted image are freed only by podman system check "
-            "--repair --max 0s and containers-storage check --repair --max 0s, which podman "
-            "4.3 does not have"
+            "layers. Without the image, only podman system check --repair --max 0s and "
+            "containers-storage check --repair --max 0s free them, and podman 4.3 has neither"
         )

@@ -1,4 +1,4 @@
-"""Commands that look after a store: watching, checking, repairing, collecting garbage."""
+"""Commands that watch, check and repair a store, and collect its garbage."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def register(app: typer.Typer) -> None:
 
 
 @command(
-    """Print a line for each change, whoever makes it.
+    """Print a line for each change, whichever program makes it.
 
-    It says created, changed or deleted, the ID, and the names. With filters: the changes of images
-    that pass after it, or passed before it.
+    The line has created, changed or deleted, the ID, and the names. With filters, changes are
+    printed if the image passes after the change, or passed before it.
     """
 )
 async def watch(context: typer.Context, filters: Filters = None, json: Json = False) -> None:
@@ -70,14 +70,14 @@ async def watch(context: typer.Context, filters: Filters = None, json: Json = Fa
 @command(
     """Check the store for damage and garbage.
 
-    Nothing is changed. Works on stores that nothing else can open, too. Exits with 4 when
-    anything was found.
+    Nothing is changed. It also works on a damaged store that no other command can open. Exits with
+    4 when it finds anything.
     """
 )
 async def check(
     context: typer.Context, json: Json = False, no_verify: NoVerify = False
 ) -> ExitCode:
-    where = await Session.of(context).home()
+    where = await Session.of(context).location()
     report = await _checked(where, verify=not no_verify)
     if json:
         await write_json(report_json(report))
@@ -94,23 +94,23 @@ async def _checked(where: Location, *, verify: bool) -> Report:
 
 
 @command(
-    """Check the store, undo what was found, and look again.
+    """Check the store, repair what was found, and check it again.
 
     No file or object is removed. What is taken out of the index, because podman cannot read it or
-    with --drop, stays beside it: images.json.old-1. Exits with 4 when something is left:
-    gc removes garbage, and --drop gives up what cannot be repaired.
+    with --drop, is kept in a file beside it, such as images.json.old-1. Exits with 4 when something
+    is left: gc removes garbage, and --drop removes from the records what cannot be repaired.
     """
 )
 async def repair(
     context: typer.Context,
     drop: Annotated[
-        bool, typer.Option("--drop", help="Drop what is beyond help from the records.")
+        bool, typer.Option("--drop", help="Remove what cannot be repaired from the records.")
     ] = False,
     no_verify: NoVerify = False,
     json: Json = False,
 ) -> ExitCode:
     session = Session.of(context)
-    where = await session.home(writes=True)
+    where = await session.location(writes=True)
     found = await _checked(where, verify=not no_verify)
     done, left = Report(), found
     if not found.ok:
@@ -134,7 +134,7 @@ async def _repaired(session: Session, where: Location, found: Report, *, drop: b
         return await repair_store(where, found, drop=drop, lock_timeout=timeout, progress=bar.show)
 
 
-@command("Remove what belongs to no image and to no living writer.")
+@command("Remove what belongs neither to an image nor to a running program.")
 async def collect_garbage(
     context: typer.Context,
     dry_run: Annotated[
@@ -149,11 +149,6 @@ async def collect_garbage(
         await write_json({"bytes": report.bytes, "removed": removed})
     else:
         await write_findings(report.findings)
-        freed = human_size(report.bytes)
-        number = len(report.findings)
-        done = (
-            f"{number} would be removed, {freed} freed"
-            if dry_run
-            else f"{number} removed, {freed} freed"
-        )
-        await write_lines([done])
+        number, freed = len(report.findings), human_size(report.bytes)
+        done_to_them = "would be removed" if dry_run else "removed"
+        await write_lines([f"{number} {done_to_them}, {freed} freed"])

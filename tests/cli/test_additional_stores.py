@@ -42,6 +42,16 @@ def test_additional_stores_are_given_before_or_after_the_command(
     assert [image["read_only"] for image in found] == [True]
 
 
+def test_additional_stores_may_be_given_before_and_after_the_command(
+    cli: Cli, additional: Path, tmp_path: Path
+) -> None:
+    cli("create", "--id", "own")
+    other = Cli(tmp_path / "other")
+    other("create", "--id", "beside")
+    given = ("--additional-store", additional, "images", "-q", "--additional-store", other.root)
+    assert set(cli(*given).lines) == {"own", "below", "beside"}
+
+
 def test_an_image_of_an_additional_store_is_copied_but_not_deleted(
     cli: Cli, additional: Path
 ) -> None:

@@ -61,6 +61,14 @@ def test_addresses(text: str, address: StoreAddress | LayoutAddress) -> None:
     assert parse_address(text) == address
 
 
+def test_nothing_is_copied_to_a_name_that_images_cannot_have(image: Cli, tmp_path: Path) -> None:
+    other = Cli(tmp_path / "other")
+    other("create", "--id", "own")
+    destination = f"containers-storage:[{other.root}]Capitals"
+    image("copy", image.root, destination, "localhost/x:1", code=2)
+    assert other("images", "-q").lines == ["own"]
+
+
 @pytest.mark.parametrize("text", ["oci:", "oci::x", "docker://alpine", "containers-storage:[x"])
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(CommandError):

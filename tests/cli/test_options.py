@@ -116,7 +116,8 @@ def test_a_root_with_a_typo(cli: Cli, name: str) -> None:
         before = sorted(os.listdir(cli.root.parent))
         errors = Cli(wrong)(*parts, code=1).errors
         assert errors == (
-            f"aimagestore: there is no image store at {wrong}: create, import and copy make one\n"
+            f"aimagestore: there is no image store at {wrong}: create, import, load and copy "
+            "make one\n"
         )
         assert sorted(os.listdir(cli.root.parent)) == before
         assert not wrong.exists() or os.listdir(wrong) == ["file"]

@@ -140,13 +140,13 @@ def test_no_bar_where_the_data_comes_from_the_terminal(terminal: Terminal, argum
 @pytest.mark.parametrize("arguments", ["export a:1 -", "export a:1 {}", "save a:1"])
 def test_archives_are_not_for_terminals(terminal: Terminal, arguments: str) -> None:
     parts = arguments.replace("{}", terminal.path).split()
-    assert "a tar is not for a terminal" in terminal(*parts, code=2)
+    assert "an archive is not written to a terminal" in terminal(*parts, code=2)
 
 
 @pytest.mark.parametrize("arguments", ["import -", "import {}", "load"])
 def test_archives_are_not_read_from_terminals(terminal: Terminal, arguments: str) -> None:
     parts = arguments.replace("{}", terminal.path).split()
-    assert "redirect one" in terminal(*parts, on=(0, 1, 2), code=2)
+    assert "redirect it" in terminal(*parts, on=(0, 1, 2), code=2)
 
 
 def test_no_progress_in_a_pipe(terminal: Terminal, tmp_path: Path) -> None:
