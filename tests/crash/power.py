@@ -72,6 +72,17 @@ class Allowed:
 Event = Write | Sync | Naming | Allowed
 
 
+def kind_of(event: Event) -> str:
+    """Say what kind of thing happened: to a file or to a directory, or to how many names."""
+    what = type(event).__name__
+    match event:
+        case Naming(entries):
+            return f"{what} {[node is not None for _, node in entries]}"
+        case Write(node) | Sync(node):
+            return f"{what} {node.is_directory}"
+    return what
+
+
 class Recorder:
     """Notes what the engine does below a directory."""
 

@@ -1,4 +1,7 @@
-"""Hostile files: whatever lies in a store's directory, errors are the contract's own."""
+"""Hostile files: whatever lies in a store's directory, errors are the contract's own.
+
+A usual run tries a third of the inputs of a thorough one.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from aimagestore._core.record import read
 from aimagestore._directory.pending import pending_name
 from tests.support import strategies
 
-from ..support.loops import NIGHTLY
+from ..support.loops import EXTENTS, NIGHTLY
 from .operations import THEN, leave_half_done
 from .state import NEW, ONE, THREE, TWO
 
@@ -171,11 +174,16 @@ async def call(function: Callable[[], Awaitable[Any]]) -> Any:
     return await function()
 
 
-def fuzz(default: int, nightly: int) -> settings:
+def fuzz(default: int, nightly: int, *, whole: bool) -> settings:
     """So many inputs on each backend."""
+    if not whole:
+        default //= 3
     return settings(
         max_examples=nightly if NIGHTLY else default, suppress_health_check=list(HealthCheck)
     )
+
+
+each_extent = pytest.mark.parametrize("whole", EXTENTS)
 
 
 # The index
@@ -238,12 +246,16 @@ def edited(text: bytes, changes: list[tuple[str, float, float, bytes]]) -> bytes
     return text
 
 
-@fuzz(400, 20_000)
-@given(changes=edits)
-def test_an_index_with_bytes_changed(victim: Victim, changes: Any) -> None:
-    with victim.renewed() as path:
-        (path / "images.json").write_bytes(edited(victim.index, changes))
-        victim.use()
+@each_extent
+def test_an_index_with_bytes_changed(victim: Victim, whole: bool) -> None:
+    @fuzz(400, 20_000, whole=whole)
+    @given(changes=edits)
+    def use(changes: Any) -> None:
+        with victim.renewed() as path:
+            (path / "images.json").write_bytes(edited(victim.index, changes))
+            victim.use()
+
+    use()
 
 
 hostile = st.one_of(
@@ -296,25 +308,33 @@ fields = st.sampled_from(
 )
 
 
-@fuzz(150, 10_000)
-@given(changes=st.lists(st.tuples(st.integers(0, 2), fields, hostile), min_size=1, max_size=4))
-@example(changes=[(0, "big-data-names", ["../../outside/file"])])
-@example(changes=[(0, "id", "../outside/directory")])
-def test_an_index_with_fields_changed(victim: Victim, changes: Any) -> None:
-    records = json.loads(victim.index)
-    for number, name, value in changes:
-        records[number][name] = value
-    with victim.renewed() as path:
-        (path / "images.json").write_text(json.dumps(records), encoding="utf-8")
-        victim.use()
+@each_extent
+def test_an_index_with_fields_changed(victim: Victim, whole: bool) -> None:
+    @fuzz(150, 10_000, whole=whole)
+    @given(changes=st.lists(st.tuples(st.integers(0, 2), fields, hostile), min_size=1, max_size=4))
+    @example(changes=[(0, "big-data-names", ["../../outside/file"])])
+    @example(changes=[(0, "id", "../outside/directory")])
+    def use(changes: Any) -> None:
+        records = json.loads(victim.index)
+        for number, name, value in changes:
+            records[number][name] = value
+        with victim.renewed() as path:
+            (path / "images.json").write_text(json.dumps(records), encoding="utf-8")
+            victim.use()
+
+    use()
 
 
-@fuzz(100, 5_000)
-@given(elements=strategies.indexes())
-def test_an_index_of_any_records(victim: Victim, elements: list[bytes]) -> None:
-    with victim.renewed() as path:
-        (path / "images.json").write_bytes(b"[" + b",".join(elements) + b"]")
-        victim.use()
+@each_extent
+def test_an_index_of_any_records(victim: Victim, whole: bool) -> None:
+    @fuzz(100, 5_000, whole=whole)
+    @given(elements=strategies.indexes())
+    def use(elements: list[bytes]) -> None:
+        with victim.renewed() as path:
+            (path / "images.json").write_bytes(b"[" + b",".join(elements) + b"]")
+            victim.use()
+
+    use()
 
 
 # The directory
@@ -407,12 +427,16 @@ def put(victim: Victim, name: str, kind: str) -> None:
             path.symlink_to(victim.outside / target)
 
 
-@fuzz(250, 15_000)
-@given(changes=st.lists(st.tuples(places, kinds), min_size=1, max_size=4))
-@example(changes=[("images.lock", "fifo")])
-@example(changes=[(ONE, "link to directory")])
-def test_a_directory_with_files_changed(victim: Victim, changes: list[tuple[str, str]]) -> None:
-    with victim.renewed():
-        for name, kind in changes:
-            put(victim, name, kind)
-        victim.use()
+@each_extent
+def test_a_directory_with_files_changed(victim: Victim, whole: bool) -> None:
+    @fuzz(250, 15_000, whole=whole)
+    @given(changes=st.lists(st.tuples(places, kinds), min_size=1, max_size=4))
+    @example(changes=[("images.lock", "fifo")])
+    @example(changes=[(ONE, "link to directory")])
+    def use(changes: list[tuple[str, str]]) -> None:
+        with victim.renewed():
+            for name, kind in changes:
+                put(victim, name, kind)
+            victim.use()
+
+    use()

@@ -1,4 +1,7 @@
-"""Random histories on two stores in one place, against a dictionary."""
+"""Random histories on two stores in one place, against a dictionary.
+
+A usual run tries a third of the histories of a thorough one.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ from aimagestore import (
     Transaction,
 )
 
-from ..support.loops import NIGHTLY
+from ..support.loops import EXTENTS, NIGHTLY
 from ..support.stores import ClusterStore, StoreUnderTest
 from .model import Change, Entry, Model, RefusedError, digest_of, digests_of
 from .state import held, read_state
@@ -79,7 +82,7 @@ async def pieces(content: bytes) -> Any:
 class TwoStores(RuleBasedStateMachine):
     """Two stores in one place, and the dictionary."""
 
-    backend = "asyncio"
+    backend: tuple[str, dict[str, Any]]
     where: StoreUnderTest
 
     def __init__(self) -> None:
@@ -88,7 +91,7 @@ class TwoStores(RuleBasedStateMachine):
         self.model = Model()
         self.held: list[tuple[Snapshot, dict[str, Entry]]] = []
         self._portals: AbstractContextManager[anyio.from_thread.BlockingPortal] = (
-            anyio.from_thread.start_blocking_portal(self.backend)
+            anyio.from_thread.start_blocking_portal(*self.backend)
         )
         self.portal = self._portals.__enter__()
         self.stores = [self._open(), self._open()]
@@ -271,16 +274,20 @@ class TwoStores(RuleBasedStateMachine):
             ]
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_two_stores_are_one_dictionary(where: StoreUnderTest, scratch: Path, backend: str) -> None:
+@pytest.mark.parametrize("whole", EXTENTS)
+def test_two_stores_are_one_dictionary(
+    where: StoreUnderTest, scratch: Path, anyio_backend: tuple[str, dict[str, Any]], whole: bool
+) -> None:
     where.root = scratch
     # Each step of a cluster's store is a few round trips.
-    usual = 10 if isinstance(where, ClusterStore) else 30
-    machine = type("TwoStores", (TwoStores,), {"backend": backend, "where": where})
+    histories = 12 if isinstance(where, ClusterStore) else 30
+    if not whole:
+        histories //= 3
+    machine = type("TwoStores", (TwoStores,), {"backend": anyio_backend, "where": where})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=2000 if NIGHTLY else usual,
+            max_examples=2000 if NIGHTLY else histories,
             stateful_step_count=60 if NIGHTLY else 40,
             suppress_health_check=list(HealthCheck),
         ),

@@ -1,10 +1,16 @@
-"""The power goes at any moment: what was acknowledged is there, and nothing is half done."""
+"""The power goes at any moment: what was acknowledged is there, and nothing is half done.
+
+A usual run cuts, in each step of a history, after one write, one sync and one change of names of
+each kind, and lets a writer die at one call of each kind that writes or syncs. A thorough run cuts
+after all of them, and lets it die at every call.
+"""
 
 from __future__ import annotations
 
 import errno
 import shutil
 from collections.abc import Awaitable, Callable
+from itertools import accumulate
 from pathlib import Path
 
 import anyio
@@ -12,7 +18,7 @@ import pytest
 
 from aimagestore import ImageStore
 
-from ..support.loops import NIGHTLY
+from ..support.loops import EXTENTS, NIGHTLY, one_of_each
 from .faults import Failpoints, Failure
 from .operations import (
     OPERATIONS,
@@ -26,7 +32,7 @@ from .operations import (
     make,
     several,
 )
-from .power import Disk, Event, Recorder, Tree, as_written, put_on_disk
+from .power import Allowed, Disk, Event, Recorder, Tree, as_written, kind_of, put_on_disk
 from .state import (
     LAST,
     NEW,
@@ -70,8 +76,9 @@ HISTORY: list[Step] = [
 class Checker:
     """Builds the states of the disk that a cut may leave, and looks at each once."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, *, whole: bool) -> None:
         self._base = scratch / "cut"
+        self._whole = whole
         self._seen: set[tuple[Tree, str]] = set()
 
     @property
@@ -81,10 +88,21 @@ class Checker:
     async def check(self, recorder: Recorder, first: int = 0) -> None:
         """Cut after each event from the first of interest on."""
         disk = Disk(recorder)
+        cuts = self._cuts(recorder, first)
         for number, event in enumerate(recorder.events):
             disk.do(event)
-            if number >= first:
+            if number in cuts:
                 await self._check_cut(disk, event)
+
+    def _cuts(self, recorder: Recorder, first: int) -> set[int]:
+        numbers = range(first, len(recorder.events))
+        if self._whole:
+            return set(numbers)
+        steps = list(accumulate(isinstance(event, Allowed) for event in recorder.events))
+        kinds = [
+            f"{step} {kind_of(event)}" for step, event in zip(steps, recorder.events, strict=True)
+        ]
+        return set(one_of_each(numbers, kinds.__getitem__, "cut"))
 
     async def _check_cut(self, disk: Disk, event: Event) -> None:
         allowed = repr(disk.allowed)
@@ -152,16 +170,17 @@ def tree_of(base: Path) -> Tree:
     )
 
 
-def test_the_power_goes_at_any_moment(scratch: Path) -> None:
+@pytest.mark.parametrize("whole", EXTENTS)
+def test_the_power_goes_at_any_moment(scratch: Path, whole: bool) -> None:
     async def run() -> int:
         (scratch / "live").mkdir()
         recorder = await record_history(scratch / "live")
-        checker = Checker(scratch)
+        checker = Checker(scratch, whole=whole)
         await checker.check(recorder)
         print(f"{len(recorder.events)} cuts, {checker.checked} states of the disk")
         return checker.checked
 
-    assert anyio.run(run) > 300
+    assert anyio.run(run) > (300 if whole else 150)
 
 
 KILLED = [
@@ -173,7 +192,20 @@ KILLED = [
 ]
 
 
-async def record_death(base: Path, operation: Operation, at: int) -> tuple[Recorder, int] | None:
+async def deaths(base: Path, name: str, *, whole: bool) -> list[int]:
+    """Return the numbers of a change's calls to die at."""
+    operation = OPERATIONS[name]
+    await make(base / "store", operation.start)
+    points = Failpoints(base / "store")
+    assert await attempt(operation, base / "store", points) is None
+    numbered = dict(enumerate(points.passed, 1))
+    if whole:
+        return list(numbered)
+    writing = [at for at, point in numbered.items() if point.changes or point.call == "fsync"]
+    return one_of_each(writing, numbered.__getitem__, name)
+
+
+async def record_death(base: Path, operation: Operation, at: int) -> tuple[Recorder, int]:
     """Die at a point of a change, go on with another store; where the second began.
 
     Every call of the first from that point on fails, which to the disk is its death.
@@ -185,8 +217,7 @@ async def record_death(base: Path, operation: Operation, at: int) -> tuple[Recor
     points = Failpoints(base / "store", Failure(at, errno.EIO, stays=True))
     with recorder.active():
         await attempt(operation, base / "store", points)
-        if not points.hit:
-            return None
+        assert points.hit
         after = await read_again(base / "store")
         allowed = [before, after]
         recorder.allow(allowed)
@@ -199,24 +230,19 @@ async def record_death(base: Path, operation: Operation, at: int) -> tuple[Recor
     return recorder, first
 
 
+@pytest.mark.parametrize("whole", EXTENTS)
 @pytest.mark.parametrize("name", OPERATIONS if NIGHTLY else KILLED)
-def test_the_power_goes_after_a_writer_died(scratch: Path, name: str) -> None:
+def test_the_power_goes_after_a_writer_died(scratch: Path, name: str, whole: bool) -> None:
     operation = OPERATIONS[name]
     if operation.opens or operation.meanwhile or operation.start != "full" or name == "wipe":
         pytest.skip("begins with another store")
 
     async def run() -> int:
-        checker = Checker(scratch)
-        at = 0
-        while True:
-            at += 1
+        checker = Checker(scratch, whole=whole)
+        for at in await deaths(scratch / "undisturbed", name, whole=whole or NIGHTLY):
             base = scratch / "live"
-            recorded = await record_death(base, operation, at)
-            if recorded is not None:
-                await checker.check(*recorded)
+            await checker.check(*await record_death(base, operation, at))
             shutil.rmtree(base)
-            if recorded is None:
-                break
         print(f"{checker.checked} states of the disk")
         return checker.checked
 
