@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from psycopg import sql
 
 from aimagestore.cluster import ClusterLocation, migrate
 from aimagestore.cluster._local.cluster import LocalCluster
+from aimagestore.cluster._local.postgres import Postgres
 from aimagestore.cluster._local.seaweedfs import SeaweedFS
 
 from .moto import Moto
@@ -30,9 +33,37 @@ POSTGRES = os.environ.get("AIMAGESTORE_TEST_POSTGRES")
 """The directory of the programs of another PostgreSQL than the one that is found."""
 
 
+_MEMORY = Path("/dev/shm")
+_ENOUGH = 8 << 30
+"""Bytes; each of several servers takes a few hundred million."""
+
+
+class PostgresInMemory(Postgres):
+    """A PostgreSQL whose data are in memory: each database that a test has is 300 files."""
+
+    def __init__(self, root: Path, programs: Path) -> None:
+        super().__init__(root, programs)
+        self.options["max_wal_size"] = "256MB"
+        self._memory: Path | None = None
+
+    def _make_root(self) -> None:
+        super()._make_root()
+        self._memory = Path(tempfile.mkdtemp(prefix="aimagestore-", dir=_MEMORY))
+        self._own(self._memory)
+        self.data.symlink_to(self._memory)
+
+    def end(self) -> None:
+        super().end()
+        if self._memory is not None:
+            shutil.rmtree(self._memory, ignore_errors=True)
+
+
 def make_cluster() -> LocalCluster:
     """Prepare the servers that the environment asks for."""
-    return LocalCluster(Path(POSTGRES) if POSTGRES else None, Moto if USES_MOTO else SeaweedFS)
+    local = LocalCluster(Path(POSTGRES) if POSTGRES else None, Moto if USES_MOTO else SeaweedFS)
+    if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ENOUGH:
+        local.postgres = PostgresInMemory(local.postgres.root, local.postgres.programs)
+    return local
 
 
 @dataclass(frozen=True)

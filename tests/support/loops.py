@@ -44,6 +44,17 @@ def one_of_each(cases: Iterable[T], kind: Callable[[T], object], name: str) -> l
     ]
 
 
+def sample(values: Iterable[Any], every: int, *, first: int = 0) -> list[Any]:
+    """Return parameters of which a usual run tries one in so many, and a thorough run the others.
+
+    :param first: the first of them
+    """
+    return [
+        pytest.param(value, marks=() if number % every == first else pytest.mark.thorough)
+        for number, value in enumerate(values)
+    ]
+
+
 def depends_on_the_loop(item: pytest.Function) -> bool:
     """Return whether a test shows something on each loop that it does not show on another.
 
