@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,8 +15,10 @@ import pytest
 
 from aimagestore import Image, ImageStore, LockTimeoutError, StoreClosedError, Watch, check
 from aimagestore._directory import lock
+from aimagestore._directory.files import Directory
 from aimagestore._directory.lock import SharedLock
 
+from .support.faults import Faults
 from .support.foreign import ForeignWriter, foreign_writer
 from .support.stores import is_requested, locked, until_not_requested, until_requested
 
@@ -303,3 +306,14 @@ def test_a_process_is_known_whose_name_is_cut_off_within_a_character() -> None:
         assert lock._number_in_its_namespace(os.getpid()) == os.getpid()
     finally:
         name.write_bytes(before)
+
+
+def test_no_lock_is_taken_for_held_that_could_not_be_opened(path: Path, faults: Faults) -> None:
+    path.mkdir()
+    (path / "images.lock").touch()
+    with (
+        Directory.at(str(path)) as directory,
+        faults.fail_call("open", errno.EMFILE, lambda *_, **__: True),
+        pytest.raises(OSError, match="Too many open files"),
+    ):
+        SharedLock(directory).acquire()

@@ -205,10 +205,10 @@ class SharedLock:
         return fd
 
     def _open(self) -> int:
-        """Open the lock file; -1 if it cannot be opened, for instance in a store without one."""
+        """Open the lock file; -1 if the store has none that this user can read."""
         try:
             return _open_noted(partial(self._root.open_file, LOCK_FILE))
-        except (OSError, StoreCorruptError):
+        except (FileNotFoundError, PermissionError, StoreCorruptError):
             return -1
 
     def interrupt(self) -> None:
