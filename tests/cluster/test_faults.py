@@ -16,6 +16,7 @@ import pytest
 from aimagestore import ImageStore, StoreUnavailableError
 
 from ..peers.peer import Running, running
+from ..support.loops import NIGHTLY
 from .ledger import TASKS, Ledger, check_whole, fails, gone, in_thread
 from .machines import ALL, Network, can_make_networks, network
 from .proxy import Proxy
@@ -23,7 +24,8 @@ from .proxy import Proxy
 if TYPE_CHECKING:
     from .servers import Place, Servers
 
-ROUNDS = 5
+ROUNDS = 5 if NIGHTLY else 2
+"""How often a server goes and comes back under tasks that change a store."""
 
 # The session that commits first ends itself, when all that is left to do is to write the commit.
 # A sequence counts for rolled-back transactions too.

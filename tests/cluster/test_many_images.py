@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from aimagestore.oci import export_layout, import_layout
 
 from ..support.layouts import hello
 from ..support.loops import EVERY_LOOP, NIGHTLY
+from .test_program import run as command
 
 if TYPE_CHECKING:
     from .proxy import Proxy
@@ -166,12 +165,11 @@ async def test_moving_an_image_loads_little(meter: Meter, tmp_path: Path) -> Non
 
 
 def test_a_command_loads_little(meter: Meter, tmp_path: Path) -> None:
+    root = f"{meter.place.records_url} {meter.place.blobs_url}"
+
     def run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "aimagestore"]
-        command += ["--root", f"{meter.place.records_url} {meter.place.blobs_url}"]
         with meter.little():
-            result = subprocess.run([*command, *arguments], capture_output=True, check=True)
-        return result.stdout.decode()
+            return command("--root", root, *arguments)
 
     assert id_of(4) in run("inspect", name_of(4))
     run("tag", name_of(4), "other")
