@@ -14,6 +14,8 @@ import pytest
 from anyio.abc import Process
 
 from aimagestore import ImageStore, LockTimeoutError
+from aimagestore._directory.files import Directory
+from aimagestore._directory.lock import describe_holder, exclusive_line
 
 from .support.stores import is_locked, is_requested, library_threads, open_files, until
 
@@ -202,6 +204,32 @@ async def test_a_child_that_is_forked_while_the_lock_is_held_neither_has_nor_bre
     assert program.returncode == 0
     async with ImageStore(path) as store:
         assert [image.id for image in await store.images()] == ["parent", "child"]
+
+
+def test_a_lock_that_is_free_by_now_is_said_to_be_free(path: Path) -> None:
+    path.mkdir()
+    (path / "images.lock").touch()
+    with Directory.at(str(path)) as root:
+        holder = describe_holder(root)
+    assert holder.process is None
+    assert holder.description.startswith("it is free now")
+
+
+def test_a_line_that_is_not_used_any_more_leaves_the_next_one_alone(path: Path) -> None:
+    path.mkdir()
+    with Directory.at(str(path)) as root:
+        first = exclusive_line(root)
+        first.leave()
+        second = exclusive_line(root)
+        with pytest.MonkeyPatch.context() as patch:
+            # As if the last thread of the first line came now, before the second is forgotten.
+            patch.setattr(second, "_when_unused", first._when_unused)
+            second.leave()
+            second.join()
+        assert exclusive_line(root) is second
+        second.leave()
+        second.leave()
+    assert not open_files(str(path))
 
 
 # The child opens another file, which gets the number of the descriptor that the parent locks.

@@ -226,8 +226,9 @@ class SharedLock:
 
 _Key = tuple[int, int, bool]
 
-# The lines of this process. A store joins one under the mutex, and leaves it when it is closed.
-_lines: dict[_Key, AnyLine] = {}
+# The lines of this process, each with the directory that it has open. A store joins one under the
+# mutex, and leaves it when it is closed.
+_lines: dict[_Key, tuple[AnyLine, Directory]] = {}
 _lines_mutex = threading.RLock()
 
 
@@ -271,22 +272,23 @@ def _join(
     found = root.stat_self()
     key = (found.st_dev, found.st_ino, is_exclusive)
     with _lines_mutex:
-        line = _lines.get(key)
-        if line is None:
+        if key not in _lines:
             own = root.duplicate()
             try:
-                line = _lines[key] = LockLine(make(own), name, partial(_forget, key, own))
+                _lines[key] = LockLine(make(own), name, partial(_forget, key, own)), own
             except BaseException:
                 own.close()
                 raise
+        line, _ = _lines[key]
         line.join()
         return line
 
 
 def _forget(key: _Key, root: Directory) -> None:
     with _lines_mutex:
-        line = _lines.get(key)
-        if line is not None and line.is_unused:
+        line, own = _lines.get(key, (None, None))
+        # It may be called again when another line has come into this one's place.
+        if line is not None and own is root and line.is_unused:
             del _lines[key]
             root.close()
 
@@ -376,15 +378,17 @@ def describe_holder(root: Directory) -> Holder:
     """Describe who holds the lock of a directory, as far as the kernel tells."""
     process, writer = _holder(root), last_writer(root)
     description = f"process {process} holds it" if process else "another process holds it"
-    if process == os.getpid():
+    if process == 0:
+        description = "it is free now"
+    elif process == os.getpid():
         description = "this process holds it"
     if writer:
         description += f", process {writer} wrote last"
-    return Holder(root.path_of(LOCK_FILE), description, process, writer)
+    return Holder(root.path_of(LOCK_FILE), description, process or None, writer)
 
 
 def _holder(root: Directory) -> int | None:
-    """Return a process that holds the lock; ``None`` if that cannot be found out."""
+    """Return a process that holds the lock: 0 for none, ``None`` if it cannot be found out."""
     if not RECORD_LOCKS:
         return None
     try:
@@ -395,7 +399,7 @@ def _holder(root: Directory) -> int | None:
         answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, whole_file(fcntl.F_WRLCK))
         kind, _, _, _, pid = struct.unpack(FLOCK, answer)
         if kind == fcntl.F_UNLCK:
-            return None
+            return 0
         return pid if pid > 0 else _descriptor_holder(os.fstat(fd).st_ino)
     finally:
         os.close(fd)
