@@ -1,8 +1,8 @@
 """Every change, failing or killed at every system call that it makes.
 
-A usual run takes of each change one call of each kind, on each kind of file, and lets it fail with
-one error, stay failing, and be the last. Which call and which error differs between the changes. A
-thorough run tries all of them.
+A usual run takes of each change one call of each kind, on each kind of file, lets it fail in one
+way, and kills at one that changes files. Which call and which way differs between the changes. A
+thorough run tries each call in each way.
 """
 
 from __future__ import annotations
@@ -110,14 +110,10 @@ class Case:
             shutil.copytree(self.template, self.path, symlinks=True)
 
     def failures(self, *, whole: bool) -> list[Failure]:
-        """Return each fault at each point it can be at, or at one point of each kind."""
+        """Return each fault at each point it can be at, or one at a point of each kind."""
         if whole:
             return list(self._failures())
-        return one_of_each(self._failures(), self._kind, self.name)
-
-    def _kind(self, failure: Failure) -> object:
-        """Return what is alike: an error, whatever its number, at a point of the same kind."""
-        return self.points[failure.at - 1], failure.short, failure.stays
+        return one_of_each(self._failures(), lambda each: self.points[each.at - 1], self.name)
 
     def _failures(self) -> Iterator[Failure]:
         for at, point in enumerate(self.points, 1):
@@ -255,7 +251,7 @@ async def check_reopened(case: Case, failure: Failure, points: Failpoints) -> No
 def test_failing_at_every_point(scratch: Path, name: str, loop: str, whole: bool) -> None:
     tried = run_on(loop, sweep, Case(name, scratch), whole)
     print(f"{tried} failures")
-    assert tried >= 10
+    assert tried >= (10 if whole else 5)
 
 
 async def sweep_batch(scratch: Path, whole: bool) -> int:
