@@ -232,7 +232,9 @@ async def fill(store: ImageStore, silence: Silence, name: str) -> None:
     await import_layout(store, layout, names=["imported"])
 
 
-@pytest.mark.parametrize("name", sample((name for name in CALLS if name != "leave a reader"), 2))
+@pytest.mark.parametrize(
+    "name", sample((name for name in CALLS if name != "leave a reader"), every=2)
+)
 async def test_a_call_ends_by_its_deadline(silence: Silence, name: str) -> None:
     """A usual run tries every second call, and cancels the others."""
     async with ImageStore(silence.location) as store:
@@ -249,7 +251,7 @@ async def test_a_call_ends_by_its_deadline(silence: Silence, name: str) -> None:
             await store.create("after")
 
 
-@pytest.mark.parametrize("name", sample(CALLS, 2, first=1))
+@pytest.mark.parametrize("name", sample(CALLS, every=2, first=1))
 async def test_a_cancelled_call_ends_at_once(
     silence: Silence, name: str, anyio_backend_name: str
 ) -> None:

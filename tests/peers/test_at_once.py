@@ -97,8 +97,8 @@ async def _work(
     await anyio.to_thread.run_sync(look)
     with ExitStack() as stack:
         workers = [
-            *_python_workers(stack, path, "asyncio", 3, mode),
-            *_python_workers(stack, path, "trio", 2, mode),
+            *_python_workers(stack, path, "asyncio", 2, mode),
+            *_python_workers(stack, path, "trio", 1, mode),
             *_go_workers(stack, program, tools.root, 2, mode),
         ]
         for worker in workers:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import runpy
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import anyio
@@ -37,9 +40,12 @@ def tools(short_path: Path, prepared: PreparedStores) -> Tools:
 
 
 def run_app(name: str, *arguments: object) -> str:
-    """Run one of the programs, and return what it prints."""
-    command = [sys.executable, str(APPS / name), *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    """Run one of the programs, in this process, and return what it prints."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(APPS / name), run_name="__main__")
+    return printed.getvalue()
 
 
 def test_a_scanner_prints_what_podman_has(tools: Tools) -> None:

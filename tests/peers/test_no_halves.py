@@ -23,7 +23,7 @@ from .worker import COUNTER, SHARED, content
 pytestmark = pytest.mark.peers
 
 PATIENCE = 60
-SECONDS = 5
+SECONDS = 2
 """How long other programs are at work."""
 
 OLD, NEW = b'{"n":1}', b'{"n":2}'

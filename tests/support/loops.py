@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import pytest
+from _pytest.mark import ParameterSet
 
 NIGHTLY = bool(os.environ.get("AIMAGESTORE_NIGHTLY"))
 """Whether everything is tried on every loop, for as long as that takes."""
@@ -44,15 +46,30 @@ def one_of_each(cases: Iterable[T], kind: Callable[[T], object], name: str) -> l
     ]
 
 
-def sample(values: Iterable[Any], every: int, *, first: int = 0) -> list[Any]:
-    """Return parameters of which a usual run tries one in so many, and a thorough run the others.
+def sample(
+    cases: Iterable[Any],
+    *,
+    every: int,
+    first: int = 0,
+    kind: Callable[[Any], object] = lambda case: None,
+) -> list[ParameterSet]:
+    """Return parameters of a test, with those marked that a usual run leaves out.
 
-    :param first: the first of them
+    :param every: a usual run tries one in this number of the cases of each kind
+    :param first: the position of the first of them
+    :param kind: returns the kind of a case
     """
-    return [
-        pytest.param(value, marks=() if number % every == first else pytest.mark.thorough)
-        for number, value in enumerate(values)
-    ]
+    numbers: Counter[object] = Counter()
+    found = []
+    for case in cases:
+        parameters = case if isinstance(case, ParameterSet) else pytest.param(case)
+        of_kind = kind(parameters.values[0])
+        marks = [] if numbers[of_kind] % every == first else [pytest.mark.thorough]
+        numbers[of_kind] += 1
+        found.append(
+            pytest.param(*parameters.values, marks=[*parameters.marks, *marks], id=parameters.id)
+        )
+    return found
 
 
 def depends_on_the_loop(item: pytest.Function) -> bool:
