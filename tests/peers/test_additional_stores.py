@@ -17,8 +17,9 @@ import pytest
 from aimagestore import ImageStore, StoreReadOnlyError
 from aimagestore.podman import open_store, snapshot
 
-from ..cli.conftest import program
+from ..cli.conftest import environment
 from ..support.stores import tree
+from ..support.template import Template
 from . import generation
 from .mounts import read_only_bind
 from .tools import Tools, forget_root, require
@@ -39,7 +40,8 @@ class Stacked:
     :ivar second: the second
     """
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, template: Template) -> None:
+        self._template = template
         self.own, self.first, self.second = (Tools(base / name) for name in ("a", "b", "c"))
         self._configuration = base / "storage.conf"
         self.configure(self.first.graph, self.second.graph)
@@ -79,7 +81,20 @@ class Stacked:
     def our_rows(self) -> list[Row]:
         """What this library's program lists."""
         variables = {**self.variables, "PATH": PROGRAMS}
-        return _rows(program("images", variables=variables).stdout.decode())
+        prepare = f"import os\nos.environ.update({variables!r})"
+        with tempfile.TemporaryFile() as file, open(os.devnull, "rb") as empty:
+            process = self._template.start(
+                "images",
+                stdin=empty.fileno(),
+                stdout=file.fileno(),
+                stderr=file.fileno(),
+                prepare=prepare,
+            )
+            code = self._template.wait(process)
+            file.seek(0)
+            text = file.read().decode()
+        assert code == 0, text
+        return _rows(text)
 
     def open(self, *, read_only: bool = False) -> AbstractAsyncContextManager[ImageStore]:
         """Open the store that is found by the configuration."""
@@ -100,22 +115,30 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Stores with images of buildah's."""
     require("podman", "buildah")
     base = Path(tempfile.mkdtemp(prefix="peers-"))
-    stacked = Stacked(base)
-    stacked.own.commit("localhost/own:1", "own")
+    own, first, second = (Tools(base / name) for name in ("a", "b", "c"))
+    own.commit("localhost/own:1", "own")
     for name in ("one", "two"):
-        stacked.first.commit(f"localhost/{name}:1", name)
-    stacked.second.commit("localhost/three:1", "three")
-    stacked.second.podman("tag", "localhost/three:1", "localhost/one:1", "localhost/own:1")
+        first.commit(f"localhost/{name}:1", name)
+    second.commit("localhost/three:1", "three")
+    second.podman("tag", "localhost/three:1", "localhost/one:1", "localhost/own:1")
     yield base
     shutil.rmtree(base)
 
 
+@pytest.fixture(scope="module")
+def template() -> Iterator[Template]:
+    """The process that runs this library's program."""
+    template = Template(variables=environment())
+    yield template
+    template.close()
+
+
 @pytest.fixture
-def stacked(made: Path, short_path: Path) -> Iterator[Stacked]:
+def stacked(made: Path, template: Template, short_path: Path) -> Iterator[Stacked]:
     """A podman with additional stores, which are as they were in the end."""
     for name in ("a", "b", "c"):
         shutil.copytree(made / name, short_path / name, symlinks=True)
-    found = Stacked(short_path)
+    found = Stacked(short_path, template)
     forget_root(found.own)
     before = [tree(each.image_store) for each in (found.first, found.second)]
     yield found
@@ -137,10 +160,11 @@ async def test_both_list_and_find_the_same(stacked: Stacked) -> None:
         now = await snapshot(store)
         for image in now.images:
             assert [layer.id for layer in now.layers_of(image.id)][-1] == image.top_layer
-        for image in await store.images():
-            for ref in (image.id, image.id[:10], *image.names):
-                theirs = stacked.podman("image", "inspect", "--format", "{{.Id}}", ref).strip()
-                assert await store.lookup(ref) == theirs
+        refs = [
+            ref for image in await store.images() for ref in (image.id, image.id[:10], *image.names)
+        ]
+        theirs = stacked.podman("image", "inspect", "--format", "{{.Id}}", *refs).split()
+        assert [await store.lookup(ref) for ref in refs] == theirs
         three = ids_of(stacked.second)["localhost/one:1"]
         assert three not in {
             await store.lookup("localhost/one:1"),

@@ -10,21 +10,24 @@ import pytest
 from aimagestore import ImageStore, oci
 
 from ..test_apps import serving
-from .tools import Tools, require, run
+from .tools import PreparedStores, Tools, require, run
 
 pytestmark = pytest.mark.peers
 
 NAME = "localhost/hello:1"
 
 
+def make_hello(tools: Tools) -> None:
+    tools.commit(NAME, "hello")
+
+
 @pytest.mark.parametrize("kind", ["asyncio", "trio"])
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_skopeo_and_podman_pull_an_imported_image(
-    short_path: Path, tmp_path: Path, kind: str
+    short_path: Path, prepared: PreparedStores, tmp_path: Path, kind: str
 ) -> None:
     require("skopeo", "buildah", "podman")
-    made = Tools(short_path / "made")
-    made.commit(NAME, "hello")
+    made = prepared.copy(make_hello, short_path / "made")
     layout = tmp_path / "layout"
     run("skopeo", "copy", "--quiet", f"{made.reference}{NAME}", f"oci:{layout}:{NAME}")
     async with ImageStore(tmp_path / "images") as store:

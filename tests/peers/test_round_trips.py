@@ -12,7 +12,7 @@ import pytest
 
 from aimagestore import ImageStore, ImageUnknownError
 
-from .tools import Tools, require, run
+from .tools import PreparedStores, Tools, require, run
 
 pytestmark = pytest.mark.peers
 
@@ -25,16 +25,23 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def make_hello(tools: Tools) -> None:
+    tools.commit(NAME, "hello")
+
+
 @pytest.fixture(params=["vfs", "overlay"])
-def tools(request: pytest.FixtureRequest, short_path: Path) -> Iterator[Tools]:
+def tools(
+    request: pytest.FixtureRequest, short_path: Path, prepared: PreparedStores
+) -> Iterator[Tools]:
     """The tools, with an image of buildah's."""
     require("podman", "buildah", "skopeo")
+    if request.param == "vfs":
+        yield prepared.copy(make_hello, short_path)
+        return
     tools = Tools(short_path, request.param)
     try:
-        tools.commit(NAME, "hello")
+        make_hello(tools)
     except AssertionError as error:
-        if request.param == "vfs":
-            raise
         pytest.skip(f"needs overlay mounts: {error}")
     yield tools
     # podman leaves its overlay directory mounted on itself.
