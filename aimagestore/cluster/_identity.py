@@ -333,7 +333,7 @@ def adopt(records_url: str, blobs_url: str) -> UUID:
     :param records_url: as for :class:`ClusterLocation`
     :param blobs_url: as for :class:`ClusterLocation`
     :returns: the new identity
-    :raises ValueError: when an address is malformed
+    :raises ValueError: when an address is malformed, or a setting in the environment cannot be used
     :raises StoreIdentityError: when the database knows none of the objects that are there
     :raises StoreSchemaError: when the database has no tables, or those of another version
     :raises StoreReadOnlyError: when it is a standby

@@ -84,6 +84,7 @@ class ClusterLocation(metaclass=PlainType):
     def open(self, *, read_only: bool) -> ClusterEngine:
         """Open the store; :class:`aimagestore.ImageStore` calls this.
 
+        :raises ValueError: when a setting in the environment cannot be used
         :raises StoreIdentityError: when the database and the bucket do not belong together
         :raises StoreSchemaError: when the database has no tables, or those of another version
         :raises StoreReadOnlyError: when it is a standby, and ``read_only`` is false
@@ -113,6 +114,7 @@ class ClusterLocation(metaclass=PlainType):
     def repairer(self) -> ClusterRepairer:
         """Open the store for repair; :func:`aimagestore.repair` calls this.
 
+        :raises ValueError: when a setting in the environment cannot be used
         :raises StoreIdentityError: when the database and the bucket do not belong together
         :raises StoreSchemaError: when the database has no tables, or those of another version
         :raises StoreReadOnlyError: when it is a standby
