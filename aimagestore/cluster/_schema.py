@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import psycopg
-from psycopg.errors import UndefinedTable
+from psycopg.errors import LockNotAvailable, UndefinedTable
 
 from .._core.digest import is_canonical, is_digest, is_manifest_key
 from .._core.record import read
@@ -155,6 +155,11 @@ def migrate(records_url: str) -> int:
             if _present_version(connection, address.name) < SCHEMA_VERSION:
                 with connection.transaction():
                     _migrate(connection, address.name)
+    except LockNotAvailable as error:
+        raise StoreUnavailableError(
+            f"{address.name}: transactions of other programs used the tables for "
+            f"{_TABLES_TIMEOUT} s: migrate again when they have ended"
+        ) from error
     except psycopg.Error as error:
         raise StoreUnavailableError(f"{address.name}: {reason(error)}") from error
     return SCHEMA_VERSION

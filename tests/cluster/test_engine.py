@@ -93,6 +93,18 @@ def test_migrating_twice_changes_nothing(servers: Servers, place: Place) -> None
         migrate(place.records_url)
 
 
+def test_a_migration_does_not_wait_long_for_others_that_use_the_tables(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimagestore.cluster._schema._TABLES_TIMEOUT", 0.1)
+    with psycopg.connect(place.records_url) as reader:
+        reader.execute("UPDATE image_store SET schema_version = %s", [SCHEMA_VERSION - 1])
+        reader.commit()
+        reader.execute("SELECT FROM image_items")
+        with pytest.raises(StoreUnavailableError, match="migrate again"):
+            migrate(place.records_url)
+
+
 def test_a_database_of_another_encoding_is_refused(servers: Servers) -> None:
     servers.postgres.execute(
         "CREATE DATABASE latin TEMPLATE template0 ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C'"
