@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -408,6 +409,26 @@ async def test_a_compressed_archive(store: ImageStore, tmp_path: Path, case: str
         (tmp_path / "a").write_bytes(damaged)
         with pytest.raises(InvalidLayoutError, match="cannot be decompressed"):
             await oci.import_layout(store, tmp_path / "a")
+
+
+async def test_zstd_with_frames_that_hold_no_data(store: ImageStore, tmp_path: Path) -> None:
+    """pzstd writes the sizes of its frames into such frames, zstd:chunked a list of files."""
+    maker = Maker()
+    maker.enter(maker.image(b"layer"), "hello:1")
+    data = zstd_compress(archive(files_of(maker.write(tmp_path / "layout"))))
+
+    def skippable(number: int, content: bytes) -> bytes:
+        return struct.pack("<II", 0x184D2A50 + number, len(content)) + content
+
+    for before, after in (
+        (skippable(0, b"size"), b""),
+        (b"", skippable(15, os.urandom(1000))),
+        (skippable(7, b""), skippable(1, b"x")),
+    ):
+        (tmp_path / "a").write_bytes(before + data + after)
+        (imported,) = await oci.import_layout(store, tmp_path / "a")
+        assert imported.image.digest == maker.entries[0]["digest"]
+        await store.wipe()
 
 
 @pytest.mark.parametrize("case", PACKERS)
