@@ -309,6 +309,7 @@ async def test_a_source_that_fails_leaves_nothing(
     with pytest.raises(ConnectionError):
         await store.set_big_data(image, "key", failing())
     assert await store.big_data_names(image) == []
+    await where.until_no_garbage()
     assert where.contents() == before
 
 
