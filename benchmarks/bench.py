@@ -52,7 +52,7 @@ class Bench:
 
     @contextmanager
     def store(self, size: int) -> Iterator[Path]:
-        """A graph root with so many images, for the block."""
+        """Yield a graph root with ``size`` images for the block."""
         if size not in self._seeds:
             make_store(self.scratch / f"seed-{size}", size)
             self._seeds[size] = self.scratch / f"seed-{size}"

@@ -31,7 +31,7 @@ class ClusterBench(Bench):
     places: Places
 
     def root(self, contender: Contender, size: int) -> str | None:
-        """What a contender opens; ``None`` where it can't take so many images."""
+        """What a contender opens; ``None`` where it can't hold ``size`` images."""
         if contender.peer != "directory":
             return str(self.places.store(size))
         if size > _LARGEST_DIRECTORY:

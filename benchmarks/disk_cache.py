@@ -14,7 +14,7 @@ from .peer import Peer, Reply, Stopwatch, new_metadata, seconds
 
 
 class DiskCachePeer(Peer):
-    """One cache, told to sync what it commits; by default it does not."""
+    """One cache, set to sync what it commits; by default it does not."""
 
     _serial = 0
 

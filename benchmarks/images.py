@@ -75,7 +75,7 @@ def image_store(root: Path) -> Path:
 
 
 def make_store(root: Path, images: int) -> None:
-    """Make a graph root with so many images in it; their items have no files."""
+    """Make a graph root with ``images`` images; their items have no files."""
     directory = image_store(root)
     directory.mkdir(parents=True, mode=0o700)
     (directory / "images.json").write_bytes(index(images))

@@ -31,7 +31,7 @@ class Places:
     _stores: dict[int, Place] = field(default_factory=dict)
 
     def store(self, size: int) -> Place:
-        """A store with so many images, and whatever else scenarios have put there."""
+        """Return a store with ``size`` images, and whatever else scenarios have put there."""
         if size not in self._stores:
             database = f"store{size}"
             self.local.postgres.create_database(database)

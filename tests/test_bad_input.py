@@ -631,7 +631,7 @@ async def test_deleting_an_image_removes_its_tree_and_nothing_else(
 # What a crash seems to have left
 
 
-async def test_leftover_of_a_hostile_key_is_not_renamed_out_of_the_store(
+async def test_pending_file_of_a_hostile_key_is_not_renamed_out_of_the_store(
     path: Path, outside: Path
 ) -> None:
     key = "AB?ABC"  # its file would be =QUI/QUJD
@@ -646,7 +646,7 @@ async def test_leftover_of_a_hostile_key_is_not_renamed_out_of_the_store(
 
 
 @pytest.mark.parametrize("key", ["..", ".", "", "a/", "A" * 200])
-async def test_leftover_of_a_hostile_key_holds_nothing_up(path: Path, key: str) -> None:
+async def test_pending_file_of_a_hostile_key_does_not_block_writers(path: Path, key: str) -> None:
     record = listing("one", key, b"evil")
     plant(path, record, items={"one": {}})
     (path / pending_of(record, key)).write_bytes(b"evil")
@@ -667,15 +667,15 @@ async def test_pending_content_of_a_key_that_is_listed_twice_is_put_in_place(pat
     assert (path / "one" / "k").read_bytes() == b"new"
 
 
-LEFTOVERS = [".new-x", ".new-", ".new-a-b-c", f".new-{'a' * 32}-{'b' * 32}"]
+PENDING_NAMES = [".new-x", ".new-", ".new-a-b-c", f".new-{'a' * 32}-{'b' * 32}"]
 
 
 @pytest.mark.parametrize("planter", [link, fifo, directory, dangling, regular])
-async def test_leftovers_of_any_kind_hold_nothing_up(
+async def test_pending_files_of_any_kind_do_not_block_writers(
     path: Path, outside: Path, planter: Planter
 ) -> None:
     plant(path, element("one"))
-    for name in LEFTOVERS:
+    for name in PENDING_NAMES:
         planter(path / name, outside / "k")
     if planter is not directory:
         planter(path / ".new-images.json", outside / "k")
@@ -686,7 +686,7 @@ async def test_leftovers_of_any_kind_hold_nothing_up(
     assert tree(outside) == untouched
 
 
-async def test_directory_in_the_next_indexs_place_is_told_and_left(path: Path) -> None:
+async def test_directory_in_place_of_the_next_index_is_reported_and_kept(path: Path) -> None:
     plant(path, element("one"))
     directory(path / ".new-images.json", path)
     async with ImageStore(path) as store:

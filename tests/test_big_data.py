@@ -81,7 +81,7 @@ async def test_reading_verified(store: ImageStore, image: str, path: Path) -> No
 async def test_sizes_and_digests_that_nobody_recorded(path: Path) -> None:
     (path / "image").mkdir(parents=True)
     (path / "image" / "key").write_bytes(CONTENT)
-    index = b'[{"id":"image","big-data-names":["key","gone"],"created":"0001-01-01T00:00:00Z"}]'
+    index = b'[{"id":"image","big-data-names":["key","lost"],"created":"0001-01-01T00:00:00Z"}]'
     (path / "images.json").write_bytes(index)
     async with ImageStore(path, read_only=True) as store:
         assert await store.big_data_size("image", "key") == len(CONTENT)
@@ -91,12 +91,12 @@ async def test_sizes_and_digests_that_nobody_recorded(path: Path) -> None:
     assert (path / "images.json").read_bytes() == index
     async with ImageStore(path) as store:
         with pytest.raises(SizeUnknownError):
-            await store.big_data_size("image", "gone")
+            await store.big_data_size("image", "lost")
         with pytest.raises(DigestUnknownError):
-            await store.big_data_digest("image", "gone")
+            await store.big_data_digest("image", "lost")
         with pytest.raises(FileNotFoundError) as info:
-            await store.big_data("image", "gone")
-        assert info.value.filename == str(path / "image" / "gone")
+            await store.big_data("image", "lost")
+        assert info.value.filename == str(path / "image" / "lost")
         async with store.transaction():
             assert await store.big_data_digest("image", "key") == DIGEST
         assert (await store.get("image")).big_data_digests == {}

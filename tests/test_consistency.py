@@ -202,7 +202,7 @@ def move_and_replace(path: Path) -> None:
 
 @pytest.mark.damage
 @pytest.mark.parametrize("fate", [remove, replace_directory, move, move_and_replace])
-async def test_a_store_whose_directory_is_gone_says_so_and_writes_nothing_anywhere(
+async def test_a_store_whose_directory_was_moved_or_removed_raises_and_writes_nothing(
     old: ImageStore, path: Path, fate: Callable[[Path], None]
 ) -> None:
     await anyio.to_thread.run_sync(fate, path)

@@ -93,14 +93,14 @@ def view(request: pytest.FixtureRequest) -> View:
     """Return a view of the same images, of each kind."""
     if request.param == "catalog":
         return BASE
-    base = catalog_of(element("abc1", metadata="old"), element("gone"))
+    base = catalog_of(element("abc1", metadata="old"), element("deleted"))
     draft = apply(
         base,
         mutations.delete("abc1"),
         mutations.create("abc1", names=["one", "first"], digest=D1, created=CREATED),
         mutations.create("abc2", names=["two"], digest=D2, created=CREATED),
         mutations.create("b", names=["abc1x", ""], digest=D1, created=CREATED),
-        mutations.delete("gone"),
+        mutations.delete("deleted"),
         mutations.create("bc", names=["b2"], metadata="m", created=CREATED),
     )
     if request.param == "applied":

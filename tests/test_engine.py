@@ -58,7 +58,7 @@ async def test_a_store_that_was_open_finishes_anothers_commit(path: Path) -> Non
     assert sorted(os.listdir(path)) == ["images.json", "images.lock", "one"]
 
 
-async def test_leftovers_that_nobody_waits_for_go(store: ImageStore, path: Path) -> None:
+async def test_unneeded_pending_files_are_removed(store: ImageStore, path: Path) -> None:
     await store.create("one")
     await store.aclose()
     (path / f".new-{'0' * 32}-{'1' * 32}").write_bytes(b"x")
@@ -355,11 +355,11 @@ async def test_elsewhere_filelocks_own_lock_serves(
                 await other.create("two")
             assert info.value.holder_pid is None
         async with (
-            ImageStore(path) as patient,
+            ImageStore(path) as waiting,
             anyio.create_task_group() as tasks,
             store.transaction() as tx,
         ):
-            tasks.start_soon(patient.create, "two")
-            await until(lambda: bool(core_of(patient).engine.lock._line))
+            tasks.start_soon(waiting.create, "two")
+            await until(lambda: bool(core_of(waiting).engine.lock._line))
             await tx.create("three")
         assert [image.id for image in await store.images()] == ["one", "three", "two"]

@@ -331,7 +331,7 @@ async def test_it_is_not_deleted_in_a_transaction_which_goes_on(
     assert await store.images() == []
 
 
-async def test_a_container_that_is_gone_uses_nothing(store: ImageStore, beside: Beside) -> None:
+async def test_a_removed_container_uses_no_image(store: ImageStore, beside: Beside) -> None:
     beside.write_containers(container("c1", ONE, "web"))
     with pytest.raises(ImageInUseError):
         await store.delete("one")

@@ -153,8 +153,8 @@ async def test_what_is_wrong_with_an_archive_of_docker_save(
     altered.files[layer] = b"LAYER"
     longer = saved()
     longer.files[longer.items[0]["Config"]] += b" "
-    gone = saved()
-    del gone.files[layer]
+    incomplete = saved()
+    del incomplete.files[layer]
     no_config = saved(Config="other.json")
     cut = DockerArchive()
     cut.image(os.urandom(1000), pack=lambda data: gzip.compress(data)[:-20])
@@ -162,7 +162,7 @@ async def test_what_is_wrong_with_an_archive_of_docker_save(
     for case, match, error in [
         (altered, "digest", DigestMismatchError),
         (longer, "config .* has the digest", DigestMismatchError),
-        (gone, "is missing", InvalidLayoutError),
+        (incomplete, "is missing", InvalidLayoutError),
         (no_config, "config other.json is missing", InvalidLayoutError),
         (saved(Config="/etc/passwd"), "outside of it", InvalidLayoutError),
         (saved(Config="../../etc/passwd"), "outside of it", InvalidLayoutError),
@@ -183,7 +183,7 @@ async def test_what_is_missing_of_one_image_keeps_nobody_from_another(
 ) -> None:
     saved = DockerArchive()
     saved.image(b"there", tags=["a:1"], n=1)
-    saved.image(b"gone", tags=["b:1"], n=2)
+    saved.image(b"missing", tags=["b:1"], n=2)
     saved.image(b"there", tags=["c:1"], n=3)
     del saved.files[saved.items[1]["Layers"][0]], saved.files[saved.items[2]["Config"]]
     path = saved.write(tmp_path / "a.tar")

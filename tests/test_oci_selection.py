@@ -309,8 +309,8 @@ async def test_a_platform_without_its_blobs_is_not_there(
     maker = sparse("arm64", "amd64", "s390x")
     for architecture in ("amd64", "s390x"):
         config = {"architecture": architecture, "os": "linux"}
-        gone = json.dumps(config).encode() if part == "config" else architecture.encode()
-        del maker.files["blobs/" + digest_of(gone).replace(":", "/")]
+        removed = json.dumps(config).encode() if part == "config" else architecture.encode()
+        del maker.files["blobs/" + digest_of(removed).replace(":", "/")]
     (imported,) = await oci.import_layout(store, maker.write(tmp_path / "layout"))
     assert digest_of(b"arm64") in imported.image.big_data_names
 
@@ -336,7 +336,7 @@ def artifact(maker: Maker, content: bytes = b"note", **fields: Any) -> dict[str,
 
 BESIDE: dict[str, Callable[[Maker], dict[str, Any]]] = {
     "unknown type": lambda maker: maker.blob(b"<component/>", "application/xml"),
-    "unknown type, missing": lambda _: {"mediaType": "text/plain", "digest": digest_of(b"gone")},
+    "unknown type, missing": lambda _: {"mediaType": "text/plain", "digest": digest_of(b"missing")},
     "unknown type and digest": lambda _: {"mediaType": "text/plain", "digest": "blake3:0"},
     "artifact": artifact,
     "artifact that no type tells of": lambda maker: artifact(maker, artifactType=None),
@@ -411,19 +411,21 @@ ATTESTATION = {
 }
 
 
-@pytest.mark.parametrize("gone", ["nothing", "its manifest", "its layer"])
-async def test_attestations_may_be_missing(store: ImageStore, tmp_path: Path, gone: str) -> None:
+@pytest.mark.parametrize("missing", ["nothing", "its manifest", "its layer"])
+async def test_attestations_may_be_missing(store: ImageStore, tmp_path: Path, missing: str) -> None:
     maker = Maker()
     image = maker.image(b"layer", **runs_on("amd64"))
     statement = maker.image(b"statement") | ATTESTATION
     maker.enter(maker.index(image, statement), "a:1")
-    if gone == "its manifest":
+    if missing == "its manifest":
         del maker.files[blob_of(maker, statement)]
-    if gone == "its layer":
+    if missing == "its layer":
         del maker.files["blobs/" + digest_of(b"statement").replace(":", "/")]
     layout = maker.write(tmp_path / "layout")
     (imported,) = await oci.import_layout(store, layout)
-    assert imported.image.digest == (maker.entries[0] if gone != "its layer" else image)["digest"]
+    assert (
+        imported.image.digest == (maker.entries[0] if missing != "its layer" else image)["digest"]
+    )
     await oci.export_layout(store, imported.image.id, tmp_path / "out")
     assert files_of(tmp_path / "out").keys() <= files_of(layout).keys()
     (picked,) = await oci.import_layout(store, layout, platform="linux/amd64", names=["b"])

@@ -149,7 +149,7 @@ async def test_file_systems_without_nameless_files(
 
 
 class Slow(io.RawIOBase):
-    """Takes a few bytes at a time, or answers as it is told to."""
+    """Takes a few bytes at a time, or returns the given answer."""
 
     def __init__(self, answer: Any = 0) -> None:
         self.got = bytearray()

@@ -1,4 +1,4 @@
-"""Repair: what comes back, what is dropped when told to, and what is left alone."""
+"""Repair: what it restores, what it drops on request, and what it leaves alone."""
 
 from __future__ import annotations
 

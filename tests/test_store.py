@@ -128,7 +128,7 @@ async def test_a_read_only_store_must_be_there(path: Path) -> None:
     assert not path.exists()
 
 
-async def test_two_images_of_one_name_are_cured_or_refused(path: Path) -> None:
+async def test_name_conflicts_are_resolved_or_refused(path: Path) -> None:
     path.mkdir()
     one = b'{"id":"one","names":["a","b"],"created":"0001-01-01T00:00:00Z"}'
     two = b'{"id":"two","names":["a"],"created":"0001-01-01T00:00:00Z"}'

@@ -42,7 +42,7 @@ async def answer(_: Request, error: Exception) -> Response:
 
 
 class ItemResponse(Response):
-    """An item, or a range of it, streamed; let go of as soon as the client is gone."""
+    """An item, or a range of it, streamed; closed as soon as the client disconnects."""
 
     def __init__(self, store: ImageStore, image: Image, key: str, asked: str | None) -> None:
         self._store, self._image, self._key = store, image, key
@@ -81,7 +81,7 @@ class ItemResponse(Response):
             if is_whole and reader.path and "http.response.pathsend" in scope.get("extensions", {}):
                 await send({"type": "http.response.pathsend", "path": reader.path})
                 # The path leads there for as long as the reader is open: until the server says
-                # that the client has everything, or is gone.
+                # that the client has everything, or has disconnected.
                 return
             await reader.seek(self._span.start)
             left = len(self._span)

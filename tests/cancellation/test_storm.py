@@ -71,11 +71,11 @@ def storms(where: str, backends: list[str]) -> list[subprocess.Popen[bytes]]:
 
 
 def ledgers_of(processes: list[subprocess.Popen[bytes]]) -> list[dict[str, Any]]:
-    """Wait for processes, and return what their clients were told."""
+    """Wait for processes, and return the ledgers of their clients."""
     found: list[dict[str, Any]] = []
-    # Of all before any is looked at: none is left behind when one has failed.
-    told = [process.communicate(timeout=SECONDS + 120) for process in processes]
-    for process, (output, errors) in zip(processes, told, strict=True):
+    # Wait for all before checking any: no process is left running when one has failed.
+    outputs = [process.communicate(timeout=SECONDS + 120) for process in processes]
+    for process, (output, errors) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, errors.decode()
         found += json.loads(output)
     return found

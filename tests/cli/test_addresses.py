@@ -77,8 +77,8 @@ def test_what_is_no_address(text: str) -> None:
 
 def test_exists(image: Cli, tmp_path: Path) -> None:
     assert image("exists", "localhost/x:1").output == ""
-    gone = image("exists", "localhost/y:1", code=3)
-    assert (gone.output, gone.errors) == ("", "")
+    missing = image("exists", "localhost/y:1", code=3)
+    assert (missing.output, missing.errors) == ("", "")
 
 
 # load and save
@@ -141,7 +141,7 @@ def test_several_images_are_saved_together(image: Cli, tmp_path: Path, form: str
 
 
 def test_what_save_does_not_do(image: Cli, tmp_path: Path) -> None:
-    image("save", "localhost/x:1", "localhost/gone:1", "-o", tmp_path / "new", code=3)
+    image("save", "localhost/x:1", "localhost/missing:1", "-o", tmp_path / "new", code=3)
     image("save", "localhost/x:1", "localhost/x:1", "--name", "y", "-o", tmp_path / "new", code=2)
     image("save", "localhost/x:1", "--format", "oci-dir", code=2)
     image("load", "a.tar", "-i", "b.tar", code=2)

@@ -68,8 +68,8 @@ def test_the_root_after_the_command(cli: Cli) -> None:
 
 def test_the_other_options_after_the_command(cli: Cli) -> None:
     cli("create", "--id", "one")
-    told = program("--root", cli.root, "inspect", "x", "--verbose", code=3).stderr
-    assert b"Traceback" in told
+    errors = program("--root", cli.root, "inspect", "x", "--verbose", code=3).stderr
+    assert b"Traceback" in errors
     with (cli.root / "images.lock").open("r+b") as file:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhlli4x", fcntl.F_WRLCK, 0, 0, 0, 0))
         cli("tag", "one", "a:1", "--lock-timeout", "0", code=5)

@@ -116,11 +116,11 @@ def test_nobody_reads_any_more(image: Cli, arguments: list[str]) -> None:
 
 
 def test_errors_are_one_line_and_more_only_when_asked(image: Cli) -> None:
-    told = program("--root", image.root, "inspect", "x", code=3).stderr
-    assert told == b"aimagestore: no image is known by 'x'\n"
-    told = program("--verbose", "--root", image.root, "inspect", "x", code=3).stderr
-    assert b"Traceback" in told
-    assert told.endswith(b"\naimagestore: no image is known by 'x'\n")
+    errors = program("--root", image.root, "inspect", "x", code=3).stderr
+    assert errors == b"aimagestore: no image is known by 'x'\n"
+    errors = program("--verbose", "--root", image.root, "inspect", "x", code=3).stderr
+    assert b"Traceback" in errors
+    assert errors.endswith(b"\naimagestore: no image is known by 'x'\n")
     program("--root", "/dev/null", "images", code=1)
 
 

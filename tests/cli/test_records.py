@@ -168,7 +168,7 @@ def test_rm_takes_either_refs_or_all(two: Cli) -> None:
     assert len(two("images", "--quiet").lines) == 2
 
 
-def test_rm_ignores_unknown_images_when_told_to_and_no_ambiguous_ones(two: Cli) -> None:
+def test_rm_with_ignore_skips_unknown_images_but_not_ambiguous_prefixes(two: Cli) -> None:
     assert two("rm", "--ignore", "nobody", "a" * 64).lines == ["a" * 64]
     assert two("rm", "--ignore", "nobody").lines == []
     two("create", "--id", "abc")

@@ -72,7 +72,7 @@ def test_a_lost_index_is_rebuilt(cli: Cli) -> None:
 
 
 @pytest.mark.damage
-def test_leftovers_are_collected(image: Cli) -> None:
+def test_gc_removes_an_unlisted_item(image: Cli) -> None:
     (image.root / "one" / "other").write_bytes(b"x" * 2000)
     assert image("repair", code=4).lines[0] == "0 repaired, 1 left"
     removed = image("gc").lines

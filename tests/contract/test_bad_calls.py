@@ -69,7 +69,7 @@ async def test_hostile_ids_are_refused(store: ImageStore, where: StoreUnderTest)
     await refused(store, where, InvalidIDError, *map(create, HOSTILE_IDS))
 
 
-async def test_refused_id_is_told(store: ImageStore) -> None:
+async def test_error_has_the_invalid_id(store: ImageStore) -> None:
     with pytest.raises(InvalidIDError) as caught:
         await store.create("../x")
     assert caught.value.id == "../x"
@@ -115,7 +115,7 @@ async def test_hostile_key_is_refused(store: ImageStore, where: StoreUnderTest, 
     )
 
 
-async def test_refused_key_is_told(store: ImageStore) -> None:
+async def test_error_has_the_invalid_key(store: ImageStore) -> None:
     with pytest.raises(InvalidBigDataNameError) as caught:
         await store.create("one", big_data={"a/": b""})
     assert caught.value.key == "a/"

@@ -303,7 +303,7 @@ async def test_a_source_that_fails_leaves_nothing(
     async def failing() -> AsyncIterator[bytes]:
         for _ in range(4):
             yield CONTENT
-        raise ConnectionError("gone")
+        raise ConnectionError("lost")
 
     before = where.contents()
     with pytest.raises(ConnectionError):

@@ -182,7 +182,7 @@ async def test_a_leader_that_gives_up_hands_over(store: ImageStore, where: Store
 
 async def test_each_waiters_time_is_its_own(where: StoreUnderTest) -> None:
     async with (
-        ImageStore(where.location) as patient,
+        ImageStore(where.location) as store,
         ImageStore(where.location, lock_timeout=0.05) as hasty,
     ):
         timeouts = []
@@ -195,13 +195,13 @@ async def test_each_waiters_time_is_its_own(where: StoreUnderTest) -> None:
 
         async with anyio.create_task_group() as tasks:
             with where.locked():
-                tasks.start_soon(patient.create, "patient")
+                tasks.start_soon(store.create, "waiting")
                 async with anyio.create_task_group() as hurried:
                     for i in range(3):
                         hurried.start_soon(change, i)
         await where.until_not_requested()
         assert len(timeouts) == 3
-        assert [image.id for image in await patient.images()] == ["patient"]
+        assert [image.id for image in await store.images()] == ["waiting"]
 
 
 async def test_waiting_writers_leave_the_applications_threads_alone(
@@ -398,6 +398,6 @@ async def test_two_stores_of_one_process_exclude_each_other(
             assert where.is_locked()
         assert info.value.path is not None
         assert isinstance(info.value, TimeoutError)
-        async with ImageStore(where.location) as patient:
-            await patient.create()
+        async with ImageStore(where.location) as third:
+            await third.create()
     await where.until_free()

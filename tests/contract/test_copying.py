@@ -105,7 +105,7 @@ async def test_what_is_there_is_not_copied_again(
     assert await store.get(FIXTURE_ID) == await there.get(FIXTURE_ID)
 
 
-async def test_items_that_the_source_has_no_more_are_gone(
+async def test_items_that_the_source_lacks_are_removed(
     there: ImageStore, store: ImageStore
 ) -> None:
     await copy_images(there, store, ["bare"])

@@ -63,11 +63,11 @@ async def pruned(store: ImageStore, policy: PrunePolicy) -> list[str]:
     total = (await store.usage()).total
     result = await store.prune(policy)
     assert result == forecast
-    gone = [image for image in before if not await store.exists(image.id)]
-    assert list(result.images) == gone
-    assert result.kept.keys() == {image.id for image in before} - {image.id for image in gone}
+    deleted = [image for image in before if not await store.exists(image.id)]
+    assert list(result.images) == deleted
+    assert result.kept.keys() == {image.id for image in before} - {image.id for image in deleted}
     assert (await store.usage()).total <= total
-    return [image.id for image in gone]
+    return [image.id for image in deleted]
 
 
 async def test_usage_of_an_empty_store(store: ImageStore) -> None:

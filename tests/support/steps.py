@@ -9,7 +9,7 @@ import anyio
 
 
 class Steps:
-    """Awaits something, and cancels a scope when it has been suspended so many times."""
+    """Awaits something, and cancels a scope when it has been suspended ``steps`` times."""
 
     def __init__(self, call: Awaitable[object], scope: anyio.CancelScope, steps: int) -> None:
         self._call = call

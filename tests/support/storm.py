@@ -3,8 +3,8 @@
 Run as ``python -m tests.support.storm WHERE NAME SECONDS BACKEND CLIENTS SEED``. Each client uses
 every kind of call on the shared store, under a random time limit: with asyncio it is
 ``asyncio.timeout`` and ``wait_for``, which pass through anyio's shields; with trio its own. At the
-end the program prints, as JSON, what each client was told is done, and fails if anything is held,
-open or running that was not before.
+end the program prints, as JSON, which calls of each client were acknowledged. It fails if anything
+is held, open or running that was not before.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LONGEST_ON_A_CLUSTER = 0.5
 
 @dataclass
 class Ledger:
-    """What a client was told.
+    """What the store has acknowledged to a client.
 
     :ivar created: IDs whose creation was acknowledged, and not deleted since
     :ivar deleted: IDs whose deletion was acknowledged

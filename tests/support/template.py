@@ -82,8 +82,8 @@ class Template:
         return self._answer("ended")
 
     def _answer(self, kind: str) -> int:
-        told, _, number = self._socket.recv(100).decode().partition(" ")
-        assert told == kind, "the template has ended, or a copy of it was not waited for"
+        answer, _, number = self._socket.recv(100).decode().partition(" ")
+        assert answer == kind, "the template has ended, or a copy of it was not waited for"
         return int(number)
 
     def close(self) -> None:

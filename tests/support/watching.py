@@ -19,7 +19,7 @@ def kinds(events: Iterable[ChangeEvent]) -> list[tuple[str, str]]:
 
 
 async def take(watch: Watch, number: int) -> list[ChangeEvent]:
-    """Return the next so many events."""
+    """Return the next ``number`` events."""
     with anyio.fail_after(20):
         return [await anext(watch) for _ in range(number)]
 
