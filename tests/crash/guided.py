@@ -28,7 +28,7 @@ with atheris.instrument_imports(include=["aimagestore"]):
     from aimagestore._format.index import MalformedIndexError, Text, compose, parse
 
 _STORE_EVERY = 50
-"""Only one of so many inputs is tried with a store, which takes a hundred times as long."""
+"""One in this many inputs is also tried with a store, which takes a hundred times as long."""
 
 
 def load(text: bytes, known: BlockCatalog = EMPTY) -> BlockCatalog | None:

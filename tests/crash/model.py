@@ -67,9 +67,9 @@ class Model:
         history = list(entry.history)
         for name in chosen:
             history = [name, *(h for h in history if h != name)]
-        for other, loser in self.images.items():
-            kept = tuple(name for name in loser.names if name not in chosen)
-            self.images[other] = replace(loser, names=kept)
+        for other, owner in self.images.items():
+            kept = tuple(name for name in owner.names if name not in chosen)
+            self.images[other] = replace(owner, names=kept)
         self._edit(image_id, names=chosen, history=tuple(history))
 
     def set_metadata(self, ref: str, metadata: str) -> None:

@@ -23,7 +23,7 @@ from .faults import PACKAGE
 from .state import State
 
 BOUND = 7 if NIGHTLY else 4
-"""Up to so many changes of names are lost in every combination; of more, in the plainest."""
+"""The most changes of names that are lost in every combination; more only in the plainest."""
 
 MORE = 50 if NIGHTLY else 8
 """How many combinations of more changes are tried beside the plainest."""

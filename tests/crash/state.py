@@ -99,8 +99,8 @@ def keys_of(state: State) -> Keys:
     return {image_id: image.items for image_id, image in state.items()}
 
 
-def strays(path: Path, keys: Keys) -> set[str]:
-    """What lies in a store's directory that has no place there."""
+def unknown_files(path: Path, keys: Keys) -> set[str]:
+    """Return the files of a store's directory that belong to none of its images."""
     mine = {"images.json", "images.lock"}
     for image_id, items in keys.items():
         mine.add(image_id)

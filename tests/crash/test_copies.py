@@ -21,7 +21,7 @@ from ..support.stores import tree
 from .driver import Driver, driver
 from .faults import Failpoints, Failure, Point
 from .operations import BESIDE, COPYING, PIECES, THEN, attempt, make
-from .state import LAST, State, keys_of, read_again, read_state, strays
+from .state import LAST, State, keys_of, read_again, read_state, unknown_files
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ class Case:
             await store.create(LAST)
             await store.collect_garbage()
             state = await read_state(store)
-            assert strays(self.path, keys_of(state)) == set()
+            assert unknown_files(self.path, keys_of(state)) == set()
             del state[LAST]
             assert state in expected
         assert (await check(self.path, verify=True)).findings == ()

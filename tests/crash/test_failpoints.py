@@ -47,7 +47,7 @@ from .state import (
     read_again,
     read_keys,
     read_state,
-    strays,
+    unknown_files,
 )
 
 # What fails is below the event loop. So the loops take turns, unless there is time for all.
@@ -94,7 +94,7 @@ class Case:
             self.before = await read_again(self.path, read_only=self.operation.start != "names")
             self.of_others_before = of_others(self.path, keys_of(self.before))
         if self.operation.start == "stale":
-            self.garbage = strays(self.path, keys_of(self.before))
+            self.garbage = unknown_files(self.path, keys_of(self.before))
         self.renew()
         points = Failpoints(self.path)
         assert await attempt(self.operation, self.path, points) is None
@@ -192,7 +192,7 @@ async def check_open_store(
     happened = error is None or "may have happened" in str(error)
     assert state == (case.after if happened else case.before)
     await store.create(LAST, metadata="last")
-    state = await check_strays(case, failure, points, store)
+    state = await check_unknown_files(case, failure, points, store)
     if not happened:
         await case.operation.run(store)
         state = await read_state(store)
@@ -208,22 +208,22 @@ def check_next_index(case: Case, failure: Failure, points: Failpoints) -> None:
         assert not (case.path / ".new-images.json").exists()
 
 
-async def check_strays(
+async def check_unknown_files(
     case: Case, failure: Failure, points: Failpoints, store: ImageStore
 ) -> State:
     """Check that nothing is left over but what could not be removed, which is garbage.
 
-    A commit was made since: what the store itself waits to rename or remove is gone by now.
+    A commit was made since: it has renamed or removed the files that the store left pending.
     Returns what the store holds beside what that commit created.
     """
     hit = points.hit[0] if points.hit else None
     could_not_remove = failure.stays or hit is None or hit.call in REMOVING or hit == COMMIT
-    left = strays(case.path, await read_keys(store))
+    left = unknown_files(case.path, await read_keys(store))
     left -= case.garbage
     assert {name for name in left if not (could_not_remove and is_garbage(case, name))} == set()
     await store.collect_garbage()
     state = await read_state(store)
-    assert strays(case.path, keys_of(state)) == set()
+    assert unknown_files(case.path, keys_of(state)) == set()
     state.pop(LAST, None)
     expected = case.of_others_before if state == case.before else case.of_others_after
     assert of_others(case.path, keys_of(state)) == expected
@@ -242,7 +242,7 @@ async def check_reopened(case: Case, failure: Failure, points: Failpoints) -> No
         if case.operation.opens:
             assert await read_state(store) in (case.before, case.after)
             await store.create(LAST)
-        state = await check_strays(case, failure, points, store)
+        state = await check_unknown_files(case, failure, points, store)
         assert state == case.after or (case.operation.opens and state == case.before)
 
 
@@ -282,7 +282,7 @@ async def sweep_batch(scratch: Path, whole: bool) -> int:
             assert isinstance(unusable, ValueError | OSError)
             await store.create(LAST)
             await store.collect_garbage()
-            assert strays(path, await read_keys(store)) == set()
+            assert unknown_files(path, await read_keys(store)) == set()
         assert descriptors(path) == open_before, "a descriptor was left open"
         shutil.rmtree(path)
         return points
@@ -364,7 +364,7 @@ async def check_killed(case: Case, at: int) -> None:
             await case.operation.run(store)
             assert await read_state(store) == case.after
         await store.create(LAST)
-        await check_strays(case, Failure(at, kills=True), Failpoints(case.path), store)
+        await check_unknown_files(case, Failure(at, kills=True), Failpoints(case.path), store)
     last = await read_again(case.path)
     del last[LAST]
     assert last in states
@@ -392,7 +392,7 @@ def test_a_batch_is_killed_at_every_point(scratch: Path, killer: Driver) -> None
                 await store.create(LAST)
                 await store.collect_garbage()
                 state = await read_state(store)
-                assert strays(case.path, keys_of(state)) == set()
+                assert unknown_files(case.path, keys_of(state)) == set()
                 del state[LAST]
                 assert state in [case.before, between, case.after]
         return len(deaths)

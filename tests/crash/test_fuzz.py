@@ -68,7 +68,7 @@ class Victim:
             shutil.rmtree(self.path)
 
     def use(self) -> None:
-        """Open it, read all of it, look it through, and change something."""
+        """Open it, read all of it, check it, change something, and repair it."""
         self._run(lambda: use_all(self.path))
 
 
@@ -175,7 +175,7 @@ async def call(function: Callable[[], Awaitable[Any]]) -> Any:
 
 
 def fuzz(default: int, nightly: int, *, whole: bool) -> settings:
-    """So many inputs on each backend."""
+    """Return settings with the number of inputs that a run tries on each backend."""
     if not whole:
         default //= 3
     return settings(
@@ -363,8 +363,8 @@ places = st.sampled_from(
         NEW,
         f"{NEW}/key",
         "5" * 64,
-        "stray",
-        f"{ONE}/stray",
+        "unknown",
+        f"{ONE}/unknown",
         "HALF",
         ".tmp-x",
         f"{ONE}/.tmp-x",

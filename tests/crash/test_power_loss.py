@@ -43,7 +43,7 @@ from .state import (
     keys_of,
     read_again,
     read_state,
-    strays,
+    unknown_files,
 )
 
 Step = Callable[[ImageStore], Awaitable[object]]
@@ -130,14 +130,14 @@ async def check_store(path: Path, allowed: list[State]) -> None:
         state = await read_state(store)
         assert state in allowed
         await store.create(LAST)
-        hidden = {name for name in strays(path, {}) if name.startswith(".")}
+        hidden = {name for name in unknown_files(path, {}) if name.startswith(".")}
         # What a commit has withdrawn has a name: it is staged data of a dead writer.
         assert {name for name in hidden if not name.startswith(".stage-")} == set()
         now = await read_state(store)
         del now[LAST]
         assert now == state
         await store.collect_garbage()
-        assert strays(path, keys_of(state) | {LAST: ()}) == set()
+        assert unknown_files(path, keys_of(state) | {LAST: ()}) == set()
 
 
 async def record_history(base: Path) -> Recorder:
