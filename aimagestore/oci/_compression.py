@@ -62,8 +62,7 @@ _DECOMPRESSORS: dict[bytes, Callable[[], Any]] = {
     b"BZh": bz2.BZ2Decompressor,
     b"\xfd7zXZ\0": _xz,
     b"\x28\xb5\x2f\xfd": _zstd,
-    # Frames of zstd that hold no data. They may stand anywhere: at the beginning by pzstd, at the end
-    # by zstd:chunked.
+    # Frames of zstd that hold no data: pzstd writes them first, and zstd:chunked last.
     **{bytes([0x50 + number]) + b"\x2a\x4d\x18": _zstd for number in range(16)},
 }
 
