@@ -174,11 +174,11 @@ func serve() error {
 			return err
 		}
 		result, err := perform(stores, &asked)
-		told := answer{Result: result}
+		reply := answer{Result: result}
 		if err != nil {
-			told = answer{Error: kind(err), Message: err.Error()}
+			reply = answer{Error: kind(err), Message: err.Error()}
 		}
-		if err := answers.Encode(told); err != nil {
+		if err := answers.Encode(reply); err != nil {
 			return err
 		}
 	}
@@ -211,7 +211,7 @@ func perform(stores map[string]storage.Store, r *request) (interface{}, error) {
 	case "open", "reopen":
 		return nil, nil
 	case "layers":
-		// Images may lie on the base; it outlives them, for it has a child.
+		// Images may use the base; it outlives them because it has a child.
 		if _, err = s.CreateLayer("~base", "", nil, "", false, nil); err == nil {
 			_, err = s.CreateLayer("~child", "~base", nil, "", false, nil)
 		}
@@ -240,7 +240,7 @@ func perform(stores map[string]storage.Store, r *request) (interface{}, error) {
 	case "wipe":
 		return nil, s.Wipe()
 	case "set_names", "add_names", "remove_names":
-		// The name that it was found by may be gone afterwards.
+		// The change may remove the name that it was found by.
 		id := ref
 		if found, err := s.Image(ref); err == nil {
 			id = found.ID
@@ -410,7 +410,7 @@ func change(root, name string, howLong time.Duration, steady bool) error {
 	if err != nil {
 		return err
 	}
-	w := &worker{store: s, steady: steady, told: report{
+	w := &worker{store: s, steady: steady, report: report{
 		Worker: name, Images: map[string]kept{}, Deleted: []string{},
 	}}
 	// Making an image takes several steps; who only looks must not see it half made.
@@ -434,7 +434,7 @@ func change(root, name string, howLong time.Duration, steady bool) error {
 			time.Sleep(pause)
 		}
 	}
-	if err := out.Encode(w.told); err != nil {
+	if err := out.Encode(w.report); err != nil {
 		return err
 	}
 	if _, err := in.ReadString('\n'); err != nil {
@@ -478,14 +478,15 @@ type worker struct {
 	steady bool
 	round  int
 	mine   []string
-	told   report
+	report report
 }
 
-// changeOnce makes an image, or takes the oldest one, and changes it; lets go of an older one.
+// changeOnce makes an image, or takes the oldest one, and changes it; with enough images, it
+// removes the oldest one.
 func (w *worker) changeOnce() error {
-	text := fmt.Sprintf("%s %d", w.told.Worker, w.round)
-	name := fmt.Sprintf("localhost/%s:%d", w.told.Worker, w.round)
-	sharedName := fmt.Sprintf("localhost/shared-%s:%d", w.told.Worker, w.round)
+	text := fmt.Sprintf("%s %d", w.report.Worker, w.round)
+	name := fmt.Sprintf("localhost/%s:%d", w.report.Worker, w.round)
+	sharedName := fmt.Sprintf("localhost/shared-%s:%d", w.report.Worker, w.round)
 	w.round++
 	id, err := w.begin(name, text)
 	if err != nil {
@@ -497,18 +498,18 @@ func (w *worker) changeOnce() error {
 		func() error { return s.SetMetadata(id, again) },
 		func() error { return s.AddNames(sharedImage, []string{sharedName}) },
 		func() error {
-			return s.SetImageBigData(sharedImage, w.told.Worker+".item", []byte(text), digestManifest)
+			return s.SetImageBigData(sharedImage, w.report.Worker+".item", []byte(text), digestManifest)
 		},
 		func() error { return s.AddNames(id, []string{"localhost/moving:1"}) },
 	)
 	if err != nil {
 		return err
 	}
-	w.told.Images[id] = kept{Name: name, Metadata: again, Data: text}
-	w.told.SharedItem = text
-	w.told.SharedNames = append(w.told.SharedNames, sharedName)
+	w.report.Images[id] = kept{Name: name, Metadata: again, Data: text}
+	w.report.SharedItem = text
+	w.report.SharedNames = append(w.report.SharedNames, sharedName)
 	w.mine = append(w.mine, id)
-	return w.letGo()
+	return w.removeOldest()
 }
 
 func (w *worker) do(steps ...func() error) error {
@@ -516,7 +517,7 @@ func (w *worker) do(steps ...func() error) error {
 		if err := step(); err != nil {
 			return err
 		}
-		w.told.Operations++
+		w.report.Operations++
 	}
 	return nil
 }
@@ -540,21 +541,21 @@ func (w *worker) begin(name, text string) (string, error) {
 		set("manifest", manifest), set(digest.FromBytes(config).String(), config))
 }
 
-func (w *worker) letGo() error {
-	if len(w.told.SharedNames) > keep {
-		gone := w.told.SharedNames[:1]
-		w.told.SharedNames = w.told.SharedNames[1:]
-		err := w.do(func() error { return w.store.RemoveNames(sharedImage, gone) })
+func (w *worker) removeOldest() error {
+	if len(w.report.SharedNames) > keep {
+		oldest := w.report.SharedNames[:1]
+		w.report.SharedNames = w.report.SharedNames[1:]
+		err := w.do(func() error { return w.store.RemoveNames(sharedImage, oldest) })
 		if err != nil {
 			return err
 		}
 	}
 	if len(w.mine) > keep {
-		gone := w.mine[0]
+		oldest := w.mine[0]
 		w.mine = w.mine[1:]
-		delete(w.told.Images, gone)
-		w.told.Deleted = append(w.told.Deleted, gone)
-		return w.do(func() error { _, err := w.store.DeleteImage(gone, true); return err })
+		delete(w.report.Images, oldest)
+		w.report.Deleted = append(w.report.Deleted, oldest)
+		return w.do(func() error { _, err := w.store.DeleteImage(oldest, true); return err })
 	}
 	return nil
 }

@@ -91,12 +91,12 @@ class Peer:
         if not select.select([self._process.stdout], [], [], _PATIENCE)[0]:
             self._process.kill()
             raise AssertionError(f"no answer to {asked}: who holds the lock?")
-        told = json.loads(self._process.stdout.readline())
-        if told["error"]:
-            raise PeerError(told["error"], told["message"])
+        answer = json.loads(self._process.stdout.readline())
+        if answer["error"]:
+            raise PeerError(answer["error"], answer["message"])
         if op == "big_data":
-            return b64decode(told["result"])
-        return told["result"]
+            return b64decode(answer["result"])
+        return answer["result"]
 
     def close(self) -> None:
         """End the process."""

@@ -224,11 +224,11 @@ async def test_two_images_of_one_name_are_put_right(peer: Peer, root: Path) -> N
             pass
     async with ImageStore(image_store(root)) as store:
         ours = [image.names for image in await store.images()]
-    cured = index.read_bytes()
+    repaired = index.read_bytes()
     index.write_bytes(both)
     theirs = [tuple(image["names"]) for image in peer.ask("images", root)]
     assert ours == theirs == [("b",), ("a", "c")]
-    assert index.read_bytes() == cured
+    assert index.read_bytes() == repaired
 
 
 async def test_an_index_cut_short_is_refused_and_kept(peer: Peer, root: Path) -> None:

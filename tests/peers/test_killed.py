@@ -41,8 +41,8 @@ RENAMES = "rename,renameat,renameat2"
 PAUSE = 5_000
 """Microseconds before each rename, for the kill to come in time."""
 
-LEFTOVERS = frozenset({Kind.DIRECTORY_ORPHANED, Kind.ITEM_UNLISTED, Kind.TEMPORARY_STALE})
-"""What is for garbage collection."""
+GARBAGE = frozenset({Kind.DIRECTORY_ORPHANED, Kind.ITEM_UNLISTED, Kind.TEMPORARY_STALE})
+"""The kinds of findings that garbage collection removes."""
 
 
 def make_victim(tools: Tools) -> None:
@@ -133,7 +133,7 @@ class Victim:
 
     async def _drop_what_podman_cannot_use(self) -> None:
         left: Report = await check(self.tools.image_store)
-        if any(finding.kind not in LEFTOVERS for finding in left.findings):
+        if any(finding.kind not in GARBAGE for finding in left.findings):
             await repair(self.tools.image_store, left, drop=True)
 
 

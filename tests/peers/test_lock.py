@@ -54,7 +54,7 @@ def waiting(lock_file: Path) -> int:
 
 
 async def until_waiting(lock_file: Path, number: int = 1) -> None:
-    """Return when so many wait for the lock. The kernel tells, but has no event for it."""
+    """Return when ``number`` processes wait for the lock. The kernel has no event for this."""
     with anyio.fail_after(PATIENCE):
         while waiting(lock_file) < number:
             await anyio.sleep(0.002)
@@ -165,7 +165,7 @@ async def test_other_code_that_opens_and_closes_the_file_does_not_lose_the_lock(
 ) -> None:
     async with AsyncExitStack() as stack:
         async with store.transaction() as transaction:
-            # A POSIX record lock of this process would be gone after any of these.
+            # A POSIX record lock of this process would be released by any of these.
             os.close(os.open(lock_file, os.O_RDWR))
             lock_file.read_bytes()
             async with ImageStore(image_store(root)):

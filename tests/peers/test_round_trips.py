@@ -102,7 +102,7 @@ async def test_names_changed_here_are_seen_there(tools: Tools) -> None:
         assert (await store.get(second)).names == ("localhost/tagged:1",)
 
 
-async def test_deleted_here_is_gone_there_and_the_other_way_round(tools: Tools) -> None:
+async def test_each_sees_what_the_other_has_deleted(tools: Tools) -> None:
     first = tools.inspect(NAME)["Id"]
     second = tools.commit("localhost/other:1", "other")
     async with ImageStore(tools.image_store) as store:

@@ -59,8 +59,8 @@ async def test_collecting_takes_what_containers_storage_takes(peer: Peer, tmp_pa
     peer.ask("close", theirs)
     after = tree(path)
     assert after == tree(image_store(theirs)) | {"images.lock": after["images.lock"]}
-    gone = {name for name in before if name.split("/")[0] in ORPHANS}
-    assert before.keys() - after.keys() == gone
+    removed = {name for name in before if name.split("/")[0] in ORPHANS}
+    assert before.keys() - after.keys() == removed
     assert os.listdir(outside) == ["precious"]
 
 

@@ -23,7 +23,7 @@ PAUSE = 0.5
 
 @dataclass
 class Report:
-    """What a worker was told is done.
+    """What a worker has done, as the store acknowledged it.
 
     :ivar counts: when it had counted on, by a clock that all processes share, and to what
     :ivar looks: when it looked at the common count, and what it saw
@@ -135,10 +135,10 @@ class Worker:
             await self.store.remove_names(SHARED, [report.shared_names.pop(0)])
             report.operations += 1
         if len(self.mine) > KEEP:
-            gone = self.mine.pop(0)
-            await self.store.delete(gone)
-            del report.images[gone]
-            report.deleted.append(gone)
+            oldest = self.mine.pop(0)
+            await self.store.delete(oldest)
+            del report.images[oldest]
+            report.deleted.append(oldest)
             report.operations += 1
 
 
