@@ -91,9 +91,9 @@ class Bucket:
 
 
 class DrillLedger(Ledger):
-    """A ledger whose tasks end where they learn that the store is another one.
+    """A ledger whose tasks end when they learn that the store is another one.
 
-    :ivar refused: what they were told
+    :ivar refused: the errors that ended them
     """
 
     def __init__(self, store: ImageStore) -> None:

@@ -1,4 +1,4 @@
-"""What a store is told to do while servers and networks fail, and what has to be true then."""
+"""Changes to a store while servers and networks fail, and checks of what must be true then."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ TASKS = 8
 
 
 class Ledger:
-    """Tasks that change a store, whatever happens, and what each was told."""
+    """Tasks that change a store whatever happens, and the results of their calls.
+
+    :ivar acknowledged: the names of the images that were created
+    :ivar unavailable: the errors of the calls that failed
+    """
 
     def __init__(self, store: ImageStore) -> None:
         self._store = store
@@ -56,7 +60,7 @@ class Ledger:
                 self.acknowledged.add(name)
 
     async def until_acknowledged(self, more: int) -> None:
-        """Wait for some more to be told that all is well."""
+        """Wait until ``more`` further changes are acknowledged."""
         enough = len(self.acknowledged) + more
         with anyio.fail_after(60):
             while len(self.acknowledged) < enough:
@@ -81,8 +85,8 @@ async def in_thread(function: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def gone(server: Server) -> AsyncIterator[None]:
-    """A server is not there, for the block."""
+async def killed(server: Server) -> AsyncIterator[None]:
+    """Kill a server, and start it again after the block."""
     await in_thread(server.kill)
     try:
         yield
@@ -93,7 +97,7 @@ async def gone(server: Server) -> AsyncIterator[None]:
 
 @contextmanager
 def frozen(*servers: Server) -> Iterator[None]:
-    """Servers do nothing and answer nothing, for the block; their connections stay."""
+    """Stop servers with SIGSTOP for the block; their connections stay open."""
     stopped: list[int] = []
     try:
         for server in servers:
@@ -102,7 +106,7 @@ def frozen(*servers: Server) -> Iterator[None]:
         yield
     finally:
         for pid in reversed(stopped):
-            with suppress(ProcessLookupError):  # it had been told to end
+            with suppress(ProcessLookupError):  # it was already ending
                 os.kill(pid, signal.SIGCONT)
 
 

@@ -27,7 +27,7 @@ class Network:
 
     @contextmanager
     def unplugged(self, machine: int) -> Iterator[None]:
-        """Meanwhile all that is sent to it or by it is lost, and nobody is told."""
+        """Lose all that a machine sends or is sent during the block, without an error."""
         *_, name = self.machines[machine]
         _ip("link", "set", name, "down")
         yield
@@ -48,7 +48,7 @@ def can_make_networks() -> bool:
 
 @contextmanager
 def network(count: int) -> Iterator[Network]:
-    """So many machines on one bridge; plain processes where namespaces can't be made."""
+    """Yield ``count`` machines on one bridge, or plain processes where namespaces can't be made."""
     if not can_make_networks():
         yield Network([[]] * count, "127.0.0.1")
         return

@@ -10,12 +10,12 @@ from contextlib import contextmanager, suppress
 from typing import Self
 
 _CHUNK = 1 << 16
-# Closed with this, a connection is reset; the other side is not told that all is well.
+# Closed with this, a connection is reset; the other side sees no orderly end.
 _RESET = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Passes on what comes in at its port, and what is answered; until it is told otherwise.
+    """Forwards requests to a server, and its answers to the clients, until a test interferes.
 
     :ivar port: where it listens
     :ivar answered: how many bytes the server has answered
@@ -53,7 +53,7 @@ class Proxy:
             _reset(end)
 
     def cut_after(self, size: int) -> None:
-        """Reset all connections as soon as clients have sent so many bytes more."""
+        """Reset all connections as soon as clients have sent ``size`` more bytes."""
         with self._mutex:
             self._allowance = size
 

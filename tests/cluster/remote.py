@@ -54,9 +54,9 @@ async def is_unavailable(made: Awaitable[object]) -> bool:
     return False
 
 
-async def say(told: object) -> None:
-    """Tell something, and wait to be told to go on."""
-    print(json.dumps(told), flush=True)
+async def say(message: object) -> None:
+    """Print a message as JSON, and wait for a line of input."""
+    print(json.dumps(message), flush=True)
     await anyio.to_thread.run_sync(sys.stdin.readline)
 
 

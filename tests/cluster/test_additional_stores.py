@@ -150,11 +150,11 @@ async def test_changes_of_all_stores_are_seen_and_watched(
 async def test_an_additional_cluster_that_cannot_be_reached_is_an_error_or_left_out(
     tmp_path: Path,
 ) -> None:
-    gone = ClusterLocation("postgresql://127.0.0.1:1/none", "s3://bucket/none", deadline=1.0)
+    unreachable = ClusterLocation("postgresql://127.0.0.1:1/none", "s3://bucket/none", deadline=1.0)
     with pytest.raises(StoreUnavailableError):
-        async with ImageStore(tmp_path / "store", additional_stores=[gone]):
+        async with ImageStore(tmp_path / "store", additional_stores=[unreachable]):
             pass
-    optional = AdditionalStore(gone, required=False)
+    optional = AdditionalStore(unreachable, required=False)
     async with ImageStore(tmp_path / "store", additional_stores=[optional]) as store:
         await store.create("one")
         assert shown(await store.images()) == [("one", False)]

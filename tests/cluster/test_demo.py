@@ -27,16 +27,16 @@ COMMAND = (sys.executable, "-m", "aimagestore.cluster")
 @pytest.mark.parametrize("backend", ["asyncio", pytest.param("trio", marks=pytest.mark.thorough)])
 def test_the_demo(servers: Servers, backend: str) -> None:
     environment = {n: v for n, v in os.environ.items() if n not in servers.local.environment}
-    told = subprocess.run(
+    result = subprocess.run(
         [*COMMAND, "--backend", backend],
         env=environment,
         check=True,
         capture_output=True,
         text=True,
     )
-    assert "nothing is lost" in told.stdout
-    assert told.stdout.splitlines()[-1].startswith("stopped the servers")
-    assert told.stderr == ""
+    assert "nothing is lost" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("stopped the servers")
+    assert result.stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_the_demo(servers: Servers, backend: str) -> None:
     ],
 )
 def test_servers_that_are_kept(servers: Servers, end: signal.Signals, backend: str) -> None:
-    """Another terminal finds the store with what it is told; the end leaves nothing.
+    """Another terminal can open the store with the printed settings; the end leaves nothing.
 
     A usual run ends it as a terminal's Ctrl-C does.
     """
@@ -150,18 +150,18 @@ _demo.main()
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_signal_ends_the_demo_whichever_thread_it_comes_to(end: signal.Signals) -> None:
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", IN_ANOTHER_THREAD, str(int(end))],
         capture_output=True,
         check=False,
         timeout=60,
     )
-    assert (told.returncode, told.stderr) == (128 + end, b"")
-    assert b"stopped the servers" in told.stdout
+    assert (result.returncode, result.stderr) == (128 + end, b"")
+    assert b"stopped the servers" in result.stdout
 
 
 def _processes_in(directory: str) -> list[str]:
-    """Return the processes that work in a directory, which may be gone."""
+    """Return the processes that work in a directory, which may no longer exist."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

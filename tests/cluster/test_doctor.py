@@ -151,26 +151,26 @@ def test_limits_of_the_role_do_not_apply(servers: Servers, opened: Place) -> Non
 def role(servers: Servers, place: Place, *statements: str, options: str = "") -> Iterator[Place]:
     """The place for another role."""
     execute: Any = servers.postgres.execute
-    execute(f"CREATE ROLE patient LOGIN {options} PASSWORD '{servers.postgres.password}'")
+    execute(f"CREATE ROLE examined LOGIN {options} PASSWORD '{servers.postgres.password}'")
     try:
         for statement in statements:
             execute(statement, (), place.database)
-        yield replace(place, records_url=place.records_url.replace("postgres@", "patient@"))
+        yield replace(place, records_url=place.records_url.replace("postgres@", "examined@"))
     finally:
-        execute("DROP OWNED BY patient", (), place.database)
-        execute("DROP ROLE patient")
+        execute("DROP OWNED BY examined", (), place.database)
+        execute("DROP ROLE examined")
 
 
-READ = "GRANT SELECT ON ALL TABLES IN SCHEMA public TO patient"
-WRITE = "GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO patient"
+READ = "GRANT SELECT ON ALL TABLES IN SCHEMA public TO examined"
+WRITE = "GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO examined"
 
 
 def test_what_the_role_lacks_is_named(servers: Servers, opened: Place) -> None:
-    revoked = "REVOKE UPDATE ON images, image_store FROM patient"
+    revoked = "REVOKE UPDATE ON images, image_store FROM examined"
     with role(servers, opened, READ, WRITE, revoked) as there:
         text = "the role lacks UPDATE on image_store, UPDATE on images"
         assert wrong(there) == [(ERROR, "role", text)]
-    with role(servers, opened, READ, "REVOKE SELECT ON image_names FROM patient") as there:
+    with role(servers, opened, READ, "REVOKE SELECT ON image_names FROM examined") as there:
         assert wrong(there) == [(ERROR, "role", "the role lacks SELECT on image_names")]
 
 
@@ -216,7 +216,7 @@ def test_commits_that_do_not_wait_for_the_disk_are_an_error(
     assert (severity, about, text.split()[0]) == (ERROR, "durability", "synchronous_commit")
 
 
-def test_commits_that_wait_for_a_standby_which_is_gone_are_an_error(
+def test_commits_that_wait_for_a_missing_standby_are_an_error(
     servers: Servers, opened: Place
 ) -> None:
     with server_setting(servers, "synchronous_standby_names", "*"):
@@ -409,7 +409,7 @@ def test_a_rule_that_takes_objects_away_is_an_error(
     assert [d[:2] for d in wrong(opened)] == errors * [(ERROR, "lifecycle")]
 
 
-def test_a_rule_that_ends_incomplete_uploads_is_told(opened: Place, gateway: Gateway) -> None:
+def test_a_rule_that_ends_incomplete_uploads_is_reported(opened: Place, gateway: Gateway) -> None:
     abort = ABORT.format("IncompleteMultipartUpload")
     text = f"<C><Rule>{abort}<Status>Enabled</Status></Rule></C>"
     gateway.rule = lambda method, path, query: (
@@ -431,7 +431,7 @@ def test_a_rule_that_ends_incomplete_uploads_is_told(opened: Place, gateway: Gat
         (Answer(200, "not XML"), NOTE, "is not known: the server's answer is not XML"),
     ],
 )
-def test_whether_the_bucket_keeps_versions_is_told_or_that_it_is_not_known(
+def test_whether_the_bucket_keeps_versions_is_reported_or_unknown(
     opened: Place, gateway: Gateway, answer: Answer, severity: str, part: str
 ) -> None:
     gateway.rule = lambda method, path, query: answer if query.startswith("versioning") else None

@@ -148,7 +148,7 @@ def test_a_bad_option_of_a_location_is_refused(
         ClusterLocation("postgresql://host/db", "s3://bucket", **options)
 
 
-async def test_a_server_that_refuses_is_told_at_once(servers: Servers, place: Place) -> None:
+async def test_a_refused_login_is_reported_at_once(servers: Servers, place: Place) -> None:
     where = place.records_url.replace("postgres@", "postgres:s3cret@")
     with pytest.raises(StoreUnavailableError, match="authentication failed") as caught:
         with anyio.fail_after(5):
@@ -357,15 +357,15 @@ async def test_replaced_and_deleted_items_are_garbage_after_the_grace(place: Pla
         await store.delete("two")
         assert (await store.collect_garbage()).findings == ()
         await shorten_grace_period(place)
-        told: list[tuple[int, int]] = []
-        report = await other.collect_garbage(progress=lambda *figures: told.append(figures))
+        figures: list[tuple[int, int]] = []
+        report = await other.collect_garbage(progress=lambda *each: figures.append(each))
         found = {(f.kind, f.id, f.key) for f in report.findings}
         assert found == {
             (FindingKind.ITEM_UNLISTED, "one", "a"),
             (FindingKind.ITEM_UNLISTED, "two", "a"),
         }
         assert (report.images, report.bytes) == (1, 4)
-        assert told[-1] == (2, 2)
+        assert figures[-1] == (2, 2)
         assert (await other.collect_garbage()).findings == ()
         assert await store.big_data("one", "a") == b"4444"
         assert await store.big_data("one", "b") == b"22"
@@ -379,7 +379,7 @@ async def test_what_a_dead_process_has_uploaded_is_garbage(servers: Servers, pla
         staged = await anyio.to_thread.run_sync(engine.items.stage)
         await anyio.to_thread.run_sync(staged.sink.write, b"12345")
         await anyio.to_thread.run_sync(staged.finish)
-        # The object store tells the time in seconds.
+        # The object store's times are whole seconds.
         with anyio.fail_after(10):
             while not (findings := (await store.collect_garbage()).findings):
                 await anyio.sleep(0.1)
@@ -426,12 +426,12 @@ async def test_what_was_staged_long_ago_is_looked_for(
     """The clock of this machine was adjusted, or two minutes have passed."""
     present = time.time
     engine = engine_of(store)
-    async with store.stage(b"gone") as gone, store.stage() as there:
+    async with store.stage(b"collected") as collected, store.stage() as there:
         await anyio.to_thread.run_sync(engine.items._blobs.delete, await objects_of(engine))
         await there.write(b"there")
         monkeypatch.setattr(time, "time", lambda: present() + 60 * minutes)
         with pytest.raises(ValueError, match="stage it again"):
-            await store.create("one", big_data={"gone": gone})
+            await store.create("one", big_data={"collected": collected})
         await store.create("two", big_data={"there": there})
     assert [image.id for image in await store.images()] == ["two"]
     assert await store.big_data("two", "there") == b"there"
@@ -440,13 +440,13 @@ async def test_what_was_staged_long_ago_is_looked_for(
 async def test_a_transaction_refuses_staged_data_that_was_collected(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The database tells, for twice as long as the data can be used."""
+    """The database remembers it, for twice as long as the data can be used."""
     present = time.time
     async with (
         open_store(place, grace_period=NOW) as store,
-        store.stage(b"gone") as gone,
+        store.stage(b"collected") as collected,
     ):
-        # The object store tells the time in seconds.
+        # The object store's times are whole seconds.
         with anyio.fail_after(10):
             while not (await store.collect_garbage()).findings:
                 await anyio.sleep(0.1)
@@ -454,7 +454,7 @@ async def test_a_transaction_refuses_staged_data_that_was_collected(
             monkeypatch.setattr(time, "time", lambda: present() + 3600)
             async with store.transaction() as transaction:
                 with pytest.raises(ValueError, match="stage it again"):
-                    await transaction.create("one", big_data={"gone": gone})
+                    await transaction.create("one", big_data={"collected": collected})
                 await transaction.create("two", big_data={"there": there})
         async with store.stage(b"there") as there:
             monkeypatch.setattr(time, "time", lambda: present() + 31 * 86400)
@@ -477,7 +477,7 @@ async def test_a_missing_object_is_a_missing_file(place: Place, store: ImageStor
 async def test_a_check_finds_what_is_missing_altered_and_left_over(
     place: Place, store: ImageStore
 ) -> None:
-    items = {key: key.encode() for key in ("fine", "gone", "short", "altered", "unlisted")}
+    items = {key: key.encode() for key in ("fine", "lost", "short", "altered", "unlisted")}
     await store.create("one", big_data=items)
     engine = engine_of(store)
     blobs = engine.items._blobs
@@ -487,7 +487,7 @@ async def test_a_check_finds_what_is_missing_altered_and_left_over(
             lambda c: c.execute("SELECT key, blob FROM image_items").fetchall()
         )
         objects = {key.decode(): blob for key, blob in rows}
-        blobs.delete([objects["gone"]])
+        blobs.delete([objects["lost"]])
         for key, data in [("short", b"s"), ("altered", b"ALTERED")]:
             writer = blobs.writer(objects[key])
             writer.write(data)
@@ -497,11 +497,11 @@ async def test_a_check_finds_what_is_missing_altered_and_left_over(
     await anyio.to_thread.run_sync(damage)
     await shorten_grace_period(place)
     report = await check(place.location())
-    with anyio.fail_after(10):  # the object store tells the time in seconds
+    with anyio.fail_after(10):  # the object store's times are whole seconds
         while len(report.findings) < 5:
             report = await check(place.location())
     assert {(finding.kind, finding.key) for finding in report.findings} == {
-        (FindingKind.ITEM_MISSING, "gone"),
+        (FindingKind.ITEM_MISSING, "lost"),
         (FindingKind.ITEM_SHORT, "short"),
         (FindingKind.ITEM_ALTERED, "altered"),
         (FindingKind.ITEM_MISSING, "unlisted"),
@@ -509,7 +509,7 @@ async def test_a_check_finds_what_is_missing_altered_and_left_over(
     }
     assert (report.images, report.items) == (1, 5)
     quick = await check(place.location(), verify=False)
-    assert [finding.key for finding in quick.findings] == ["gone", "short", "unlisted", ""]
+    assert [finding.key for finding in quick.findings] == ["lost", "short", "unlisted", ""]
 
 
 # Watching
@@ -528,41 +528,39 @@ async def test_a_watch_that_is_too_far_behind_says_so(place: Place, store: Image
         assert (await anext(changes)).kind == "deleted"
 
 
-async def test_what_others_did_is_told_as_what_came_of_it(place: Place, store: ImageStore) -> None:
+async def test_a_watch_yields_the_net_changes_of_others(place: Place, store: ImageStore) -> None:
     await store.create("kept")
-    await store.create("gone")
+    await store.create("deleted")
     async with open_store(place) as other, store.watch() as changes:
         await other.create("brief")
         await other.delete("brief")
         await other.create("new")
         await other.set_metadata("new", "text")
-        await other.set_metadata("gone", "text")
-        await other.delete("gone")
+        await other.set_metadata("deleted", "text")
+        await other.delete("deleted")
         await other.delete("kept")
         await other.create("kept", metadata="anew")
-        told = [await anext(changes) for _ in range(3)]
-    assert {(c.kind, c.id, c.image.metadata if c.image else None) for c in told} == {
+        events = [await anext(changes) for _ in range(3)]
+    assert {(c.kind, c.id, c.image.metadata if c.image else None) for c in events} == {
         ("created", "new", "text"),
-        ("deleted", "gone", None),
+        ("deleted", "deleted", None),
         ("changed", "kept", "anew"),
     }
 
 
-async def test_own_changes_among_others_are_told_one_by_one(
-    place: Place, store: ImageStore
-) -> None:
+async def test_a_watch_yields_own_changes_one_by_one(place: Place, store: ImageStore) -> None:
     await store.create("one")
     async with open_store(place) as other, store.watch() as changes:
         for number, who in zip(range(6), itertools.cycle([store, other]), strict=False):
             await who.set_metadata("one", str(number))
-        told = [await anext(changes) for _ in range(4)]
-    assert [c.image.metadata for c in told if c.image] == ["0", "2", "4", "5"]
+        events = [await anext(changes) for _ in range(4)]
+    assert [c.image.metadata for c in events if c.image] == ["0", "2", "4", "5"]
 
 
 # The lock
 
 
-async def test_who_holds_the_lock_is_told(place: Place, store: ImageStore) -> None:
+async def test_a_lock_timeout_names_the_holder(place: Place, store: ImageStore) -> None:
     async with open_store(place) as other, other.transaction():
         impatient = ImageStore(place.location(), lock_timeout=0.05)
         async with impatient:
@@ -590,7 +588,7 @@ async def test_a_cancelled_wait_for_the_lock_does_not_hold_up_the_next_one(
         assert [image.id for image in await store.images()] == ["two"]
 
 
-async def test_waiting_for_a_server_that_is_gone_can_be_cancelled(
+async def test_waiting_for_an_unreachable_server_can_be_cancelled(
     servers: Servers, place: Place, to_postgres: Proxy
 ) -> None:
     async with ImageStore(servers.by_way_of(place, to_postgres.port).location()) as store:
@@ -662,7 +660,7 @@ async def test_a_lock_that_was_lost_and_taken_by_another(servers: Servers, place
                 await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
                 tasks.start_soon(take)
                 await has_taken.wait()
-        # The commit was sent, and what became of it can only be told by who has the lock.
+        # The commit was sent, and only who has the lock can learn what became of it.
         assert caught.value.may_have_happened
         is_over.set()
     async with open_store(place) as after:
@@ -681,7 +679,7 @@ async def test_a_transaction_on_what_others_have_changed_since_is_not_committed(
     assert [image.id for image in await store.images()] == ["theirs"]
 
 
-async def test_what_the_server_refuses_is_told_and_undone(
+async def test_a_commit_that_the_server_refuses_raises_and_is_undone(
     servers: Servers, place: Place, store: ImageStore
 ) -> None:
     await servers.execute(place, "ALTER TABLE images ADD CHECK (id <> 'bad')")
@@ -725,7 +723,7 @@ def records_url_of_other(servers: Servers, place: Place) -> Iterator[str]:
     servers.postgres.execute("DROP ROLE other")
 
 
-async def test_a_holder_of_another_role_is_told_without_its_address(
+async def test_a_holder_of_another_role_is_named_without_its_address(
     place: Place, records_url_of_other: str
 ) -> None:
     async with ImageStore(place.location()) as holder, holder.transaction():
@@ -804,7 +802,7 @@ async def stage_orphan(engine: Any) -> Any:
         return staged
 
     staged = await anyio.to_thread.run_sync(stage)
-    await anyio.sleep(1.1)  # the object store tells the time in seconds
+    await anyio.sleep(1.1)  # the object store's times are whole seconds
     return staged
 
 

@@ -17,7 +17,7 @@ from aimagestore import ImageStore, StoreUnavailableError
 
 from ..peers.peer import Running, running
 from ..support.loops import NIGHTLY
-from .ledger import TASKS, Ledger, check_whole, fails, gone, in_thread
+from .ledger import TASKS, Ledger, check_whole, fails, in_thread, killed
 from .machines import ALL, Network, can_make_networks, network
 from .proxy import Proxy
 
@@ -56,7 +56,7 @@ async def test_a_session_that_ends_in_its_commit(servers: Servers, place: Place)
 async def test_an_acknowledgement_that_is_lost(
     servers: Servers, place: Place, to_postgres: Proxy
 ) -> None:
-    """The commit has happened, but nobody was told: it isn't made twice."""
+    """The commit has happened without an acknowledgement: it isn't made twice."""
     there = servers.by_way_of(place, to_postgres.port)
     async with ImageStore(there.location()) as store:
         one = await store.create("one", names=["name"])
@@ -107,10 +107,10 @@ async def test_postgres_goes_and_comes_back(servers: Servers, place: Place, end:
     await check_whole(place, ledger)
 
 
-async def test_a_call_while_postgres_is_gone(servers: Servers, place: Place) -> None:
+async def test_a_call_while_postgres_is_stopped(servers: Servers, place: Place) -> None:
     async with ImageStore(place.location()) as store:
         await store.create("one")
-        async with gone(servers.postgres), anyio.create_task_group() as tasks:
+        async with killed(servers.postgres), anyio.create_task_group() as tasks:
             # At the same time, since each takes as long as it is tried again.
             tasks.start_soon(fails, servers, lambda: store.get("one"))
             tasks.start_soon(fails, servers, lambda: store.create("two"))

@@ -61,12 +61,12 @@ async def test_nothing_is_lost(
             assert worker.read_line() == '"ready"'
         for worker in workers:
             worker.go_on()
-        told = [json.loads(worker.read_line()) for worker in workers]
+        lines = [json.loads(worker.read_line()) for worker in workers]
         for worker in workers:
             worker.go_on()
         lists = [json.loads(worker.read_line()) for worker in workers]
     monkeypatch.setenv("AWS_ENDPOINT_URL", servers.objects.endpoint)
-    reports = list(chain.from_iterable(told))
+    reports = list(chain.from_iterable(lines))
     async with ImageStore(place.location(), read_only=True) as store:
         images = {image.id: image for image in await store.images()}
         check_images(images, reports)

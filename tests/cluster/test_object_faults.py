@@ -14,7 +14,7 @@ from aimagestore import ImageStore, StoreUnavailableError
 
 from ..support.stores import library_threads, until
 from .drills import Bucket
-from .ledger import TASKS, Ledger, check_whole, fails, gone, in_thread
+from .ledger import TASKS, Ledger, check_whole, fails, in_thread, killed
 
 if TYPE_CHECKING:
     from .proxy import Proxy
@@ -36,11 +36,11 @@ async def test_the_object_store_goes_and_comes_back(servers: Servers, place: Pla
     await check_whole(place, ledger)
 
 
-async def test_a_call_while_the_object_store_is_gone(servers: Servers, place: Place) -> None:
+async def test_a_call_while_the_object_store_is_stopped(servers: Servers, place: Place) -> None:
     async with ImageStore(place.location()) as store:
         await store.create("one", big_data={"layer": b"old" * 100_000})
         before = await store.get("one")
-        async with gone(servers.objects), anyio.create_task_group() as tasks:
+        async with killed(servers.objects), anyio.create_task_group() as tasks:
             new = b"new" * 100_000
             tasks.start_soon(fails, servers, lambda: store.set_big_data("one", "layer", new))
             tasks.start_soon(fails, servers, lambda: store.big_data("one", "layer"))

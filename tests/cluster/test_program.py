@@ -58,8 +58,8 @@ def test_the_tables_are_made_by_a_command(servers: Servers) -> None:
     root = f"{records_url} s3://anything/at-all"
     assert "aimagestore cluster migrate" in run("--root", root, "images", code=1)
     assert run("cluster", "migrate", records_url) == f"{SCHEMA_VERSION}\n"
-    told = json.loads(run("--root", root, "cluster", "migrate", "--json"))
-    assert told == {"version": SCHEMA_VERSION}
+    output = json.loads(run("--root", root, "cluster", "migrate", "--json"))
+    assert output == {"version": SCHEMA_VERSION}
     run("cluster", "migrate", code=2)
     servers.postgres.drop_database("without_tables")
 
@@ -77,8 +77,8 @@ def test_a_copied_bucket_is_adopted_by_a_command(servers: Servers, place: Place)
     assert identity.encode() in Bucket(servers, copy).read()["aimagestore.json"]
     assert run("--root", copied, "gc") == "0 removed, 0 B freed\n"
     assert "another database uses" in run("--root", root, "gc", code=1)
-    told = json.loads(run("--root", root, "cluster", "adopt", "--json"))
-    assert told["identity"] != identity
+    output = json.loads(run("--root", root, "cluster", "adopt", "--json"))
+    assert output["identity"] != identity
     run("cluster", "adopt", code=2)
 
 

@@ -84,7 +84,7 @@ async def test_a_missing_bucket_is_named(place: Place, read_only: bool, is_new: 
         await check(elsewhere.location())
 
 
-async def test_a_bucket_that_is_gone_is_not_a_missing_item(place: Place, gateway: Gateway) -> None:
+async def test_a_deleted_bucket_is_not_a_missing_item(place: Place, gateway: Gateway) -> None:
     async with ImageStore(place.location()) as store:
         await store.create("one", big_data={"key": b"data"})
         gateway.rule = lambda *_: error(404, "NoSuchBucket")

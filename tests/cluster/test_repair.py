@@ -246,7 +246,7 @@ async def test_an_object_that_may_be_collected_is_given_to_nobody(
     assert kinds(await check(location)) == {("item-missing", "one", "key")}
 
 
-async def test_two_images_with_one_name_are_told_apart(place: Place, execute: Execute) -> None:
+async def test_repair_resolves_a_name_conflict(place: Place, execute: Execute) -> None:
     location = place.location()
     await fill(location)
     record = 'replace(record, \'"c"\', \'"c","a"\')'

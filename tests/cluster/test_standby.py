@@ -14,7 +14,7 @@ import pytest
 
 from aimagestore import ImageStore
 
-from .ledger import TASKS, Ledger, check_whole, gone, in_thread
+from .ledger import TASKS, Ledger, check_whole, in_thread, killed
 
 if TYPE_CHECKING:
     from aimagestore.cluster._local.postgres import Postgres
@@ -44,7 +44,7 @@ async def test_a_standby_for_reads(servers: Servers, place: Place, standby: Post
                 await anyio.sleep(0.01)
         assert await reader.get("name") == image
         assert await reader.big_data("name", "manifest") == b"m"
-        async with gone(servers.postgres):
+        async with killed(servers.postgres):
             assert await reader.get("name") == image
         await store.set_metadata("name", "later")
         with anyio.fail_after(30):
