@@ -1,4 +1,4 @@
-"""Idioms that readers have to decode stay out of the package and its pages."""
+"""Idioms that readers have to decode stay out of the package, its pages, tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -20,16 +20,23 @@ IDIOMS = re.compile(
 
 
 def texts() -> list[Path]:
-    """All modules of the package, and all pages."""
-    return [README, *sorted(DOCS.glob("*.md")), *sorted(DOCS.parent.rglob("*.py"))]
+    """Return the package's modules and pages, and the sources and pages of tests and benchmarks."""
+    beside = [
+        file
+        for directory in ("tests", "benchmarks")
+        for suffix in ("py", "md", "go")
+        for file in sorted((ROOT / directory).rglob(f"*.{suffix}"))
+        if file != Path(__file__)  # it lists the idioms
+    ]
+    return [README, *sorted(DOCS.glob("*.md")), *sorted(DOCS.parent.rglob("*.py")), *beside]
 
 
 def idioms_in(text: str) -> list[str]:
-    """Return the idioms in a text, each with its line."""
+    """Return the idioms in a text and in its names, each with the number of its line."""
     return [
         f"{number}: {found[0]}"
         for number, line in enumerate(text.splitlines(), 1)
-        for found in IDIOMS.finditer(line)
+        for found in IDIOMS.finditer(line.replace("_", " "))
     ]
 
 
@@ -39,11 +46,12 @@ def test_there_is_no_idiom(file: Path) -> None:
 
 
 def test_idioms_are_found() -> None:
-    text = "It is to be had.\nNobody was told, for it is gone.\nThey look it through."
+    text = "It is to be had.\nNobody was told, for it is gone.\nThey look it through.\nis_gone()"
     assert idioms_in(text) == [
         "1: to be had",
         "2: told",
         "2: , for it is",
         "2: gone",
         "3: look it through",
+        "4: gone",
     ]
