@@ -158,7 +158,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
-async def test_file_that_is_no_array_is_refused_and_left(path: Path, text: bytes) -> None:
+async def test_index_that_is_not_an_array_is_refused_and_kept(path: Path, text: bytes) -> None:
     plant(path, items={"one": {"k": b"data"}})
     (path / "images.json").write_bytes(text)
     before = tree(path)
@@ -173,7 +173,7 @@ async def test_file_that_is_no_array_is_refused_and_left(path: Path, text: bytes
 
 
 @pytest.mark.parametrize("text", [b"", b" \n\t", b"\0\0\0\0", None])
-async def test_lost_index_beside_images_is_refused_and_left(path: Path, text: bytes | None) -> None:
+async def test_missing_index_beside_images_is_refused(path: Path, text: bytes | None) -> None:
     plant(path, items={"a" * 64: {"manifest": b"{}"}})
     (path / "images.json").unlink()
     if text is not None:
@@ -190,7 +190,9 @@ async def test_lost_index_beside_images_is_refused_and_left(path: Path, text: by
 
 
 @pytest.mark.parametrize("text", [b"", b" \n\t", b"\0\0\0\0", b"[]", b" [ ] ", None])
-async def test_lost_index_without_images_is_an_empty_store(path: Path, text: bytes | None) -> None:
+async def test_missing_index_without_images_is_an_empty_store(
+    path: Path, text: bytes | None
+) -> None:
     path.mkdir()
     (path / "lost+found").mkdir()
     (path / ".hidden").mkdir()
@@ -203,7 +205,7 @@ async def test_lost_index_without_images_is_an_empty_store(path: Path, text: byt
 
 
 @pytest.mark.parametrize("name", ["\udcff", "x\udcff", "\udcffx", "=\udcff", "AB"])
-async def test_lost_index_beside_other_programs_directories_is_an_empty_store(
+async def test_missing_index_beside_directories_of_other_programs_is_an_empty_store(
     path: Path, name: str
 ) -> None:
     plant(path, items={"other": {name: b""}})
@@ -213,7 +215,7 @@ async def test_lost_index_beside_other_programs_directories_is_an_empty_store(
 
 
 @pytest.mark.parametrize("text", [b"", b"[", b"{}", None])
-async def test_index_broken_while_the_store_is_open_is_refused_and_left(
+async def test_index_damaged_while_the_store_is_open_is_refused_and_kept(
     store: ImageStore, path: Path, text: bytes | None
 ) -> None:
     image = await store.create(big_data={"k": b"data"})
@@ -228,7 +230,7 @@ async def test_index_broken_while_the_store_is_open_is_refused_and_left(
     assert tree(path) == before
 
 
-async def test_index_that_is_whole_again_is_read_again(store: ImageStore, path: Path) -> None:
+async def test_index_that_is_valid_again_is_read_again(store: ImageStore, path: Path) -> None:
     await store.create("one")
     whole = index_of(path)
     (path / "images.json").write_bytes(whole[:-1])
@@ -299,7 +301,7 @@ async def test_id_of_a_damaged_record_cannot_be_created(path: Path, bad: bytes) 
     assert index_of(path).endswith(b"," + bad + b"]")
 
 
-async def test_reading_leaves_damage_where_it_is(path: Path) -> None:
+async def test_reading_does_not_change_damaged_records(path: Path) -> None:
     plant(path, b"null", element("one"))
     before = index_of(path)
     async with ImageStore(path) as store:
@@ -350,7 +352,7 @@ async def test_change_of_a_name_leaves_the_bytes_of_third_records(path: Path) ->
 
 
 @pytest.mark.parametrize("bad_key", ["..", "", "a/", "AB?", "A" * 200])
-async def test_hostile_key_in_a_record_is_data_only(
+async def test_hostile_key_in_a_record_is_not_used_as_a_path(
     path: Path, outside: Path, bad_key: str
 ) -> None:
     plant(path, listing("one", bad_key, b"x"), element("two"), items={"one": {"k": b""}})
@@ -398,7 +400,7 @@ def dangling(place: Path, target: Path) -> None:
 
 @pytest.mark.parametrize("read_only", [False, True])
 @pytest.mark.parametrize("planter", [link, fifo, directory, dangling])
-async def test_index_that_is_no_regular_file_is_refused(
+async def test_index_that_is_not_a_regular_file_is_refused(
     path: Path,
     outside: Path,
     planter: Planter,
@@ -436,7 +438,7 @@ def twice_linked(place: Path, target: Path) -> None:
 
 
 @pytest.mark.parametrize("planter", [link, fifo, directory, dangling, twice_linked])
-async def test_lock_that_is_no_regular_file_of_its_own_is_refused(
+async def test_lock_that_is_not_a_regular_file_with_one_name_is_refused(
     path: Path, outside: Path, planter: Planter
 ) -> None:
     plant(path, element("one"))
@@ -485,7 +487,7 @@ NO_DIRECTORIES = [link_to_directory, fifo, regular, dangling]
 
 
 @pytest.mark.parametrize("planter", NO_DIRECTORIES)
-async def test_image_directory_that_is_none_is_not_entered(
+async def test_image_directory_that_is_not_a_directory_is_not_entered(
     path: Path, outside: Path, planter: Planter
 ) -> None:
     plant(path, listing("one", "k", b"outside"))
@@ -506,7 +508,7 @@ async def test_image_directory_that_is_none_is_not_entered(
 
 
 @pytest.mark.parametrize("planter", NO_DIRECTORIES)
-async def test_image_directory_that_is_none_is_no_place_for_a_new_image(
+async def test_image_cannot_be_created_where_its_directory_is_something_else(
     store: ImageStore, path: Path, outside: Path, planter: Planter
 ) -> None:
     planter(path / "one", outside / "k")
@@ -525,7 +527,7 @@ async def test_image_directory_that_is_none_is_no_place_for_a_new_image(
 
 
 @pytest.mark.parametrize("planter", NO_DIRECTORIES)
-async def test_image_is_deleted_without_what_stands_in_its_directorys_place(
+async def test_deleting_an_image_keeps_a_file_in_place_of_its_directory(
     path: Path, outside: Path, planter: Planter
 ) -> None:
     plant(path, listing("one", "k", b"outside"), element("two"))
@@ -540,7 +542,7 @@ async def test_image_is_deleted_without_what_stands_in_its_directorys_place(
 
 
 @pytest.mark.parametrize("planter", [link, fifo, directory, dangling])
-async def test_item_that_is_no_regular_file_is_not_read(
+async def test_item_that_is_not_a_regular_file_is_not_read(
     path: Path, outside: Path, planter: Planter
 ) -> None:
     plant(path, element("one", big_data_names=["k"]), items={"one": {}})
@@ -579,7 +581,7 @@ async def test_item_replaces_what_stands_in_its_place(
 
 
 @pytest.mark.parametrize("is_listed", [True, False])
-async def test_directory_in_an_items_place_holds_up_no_other_image(
+async def test_directory_in_place_of_an_item_does_not_block_other_images(
     path: Path,
     is_listed: bool,
 ) -> None:

@@ -30,7 +30,7 @@ async def image(store: ImageStore) -> str:
     return (await store.create("image")).id
 
 
-async def test_nothing_is_also_content(store: ImageStore, image: str, path: Path) -> None:
+async def test_an_item_may_be_empty(store: ImageStore, image: str, path: Path) -> None:
     sources: list[BigDataSource] = [b"", [], chunks(b"")]
     for source in sources:
         changed = await store.set_big_data(image, "key", source)
@@ -49,7 +49,7 @@ async def test_files_have_upstreams_names_and_modes(
     assert {p.stat().st_mode & 0o777 for p in (path / image).iterdir()} == {0o600}
 
 
-async def test_an_altered_file_is_put_right_by_the_same_content(
+async def test_writing_the_same_content_repairs_an_altered_file(
     store: ImageStore, image: str, path: Path
 ) -> None:
     await store.set_big_data(image, "key", b"right")
@@ -78,7 +78,7 @@ async def test_reading_verified(store: ImageStore, image: str, path: Path) -> No
 
 
 @pytest.mark.damage
-async def test_sizes_and_digests_that_nobody_recorded(path: Path) -> None:
+async def test_unrecorded_sizes_and_digests(path: Path) -> None:
     (path / "image").mkdir(parents=True)
     (path / "image" / "key").write_bytes(CONTENT)
     index = b'[{"id":"image","big-data-names":["key","lost"],"created":"0001-01-01T00:00:00Z"}]'
@@ -146,7 +146,7 @@ async def test_staged_data_is_durable_before_its_block_begins(
     assert await store.big_data("two", "key") == b"content, and more"
 
 
-async def test_staged_data_vanishes_unless_used(store: ImageStore, path: Path) -> None:
+async def test_unused_staged_data_is_removed(store: ImageStore, path: Path) -> None:
     kept: list[StagedItem] = []
     with pytest.raises(RuntimeError, match="mine"):
         async with store.stage(CONTENT) as staged:
@@ -157,7 +157,7 @@ async def test_staged_data_vanishes_unless_used(store: ImageStore, path: Path) -
         await store.create(big_data={"key": kept[0]})
 
 
-async def test_a_file_that_is_no_file_is_refused(
+async def test_an_item_that_is_not_a_regular_file_is_refused(
     store: ImageStore, image: str, path: Path, tmp_path: Path
 ) -> None:
     secret = tmp_path / "secret"
@@ -177,7 +177,7 @@ async def test_a_file_that_is_no_file_is_refused(
     assert secret.read_bytes() == b"secret"
 
 
-async def test_a_long_item_goes_to_the_disk_on_its_way(
+async def test_a_long_item_is_synced_while_it_is_written(
     store: ImageStore, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(staged_files, "SYNC_BYTES", len(CONTENT) // 3)
@@ -194,7 +194,7 @@ async def test_a_long_item_goes_to_the_disk_on_its_way(
     assert await store.big_data(image, "key") == CONTENT
 
 
-async def test_a_sync_that_fails_on_the_way_fails_the_call(
+async def test_a_sync_that_fails_during_a_write_fails_the_call(
     store: ImageStore, image: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The kernel tells of a failed write once: the sync at the end would know nothing of it.

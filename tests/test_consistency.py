@@ -217,7 +217,7 @@ async def test_a_store_whose_directory_was_moved_or_removed_raises_and_writes_no
 
 
 @pytest.mark.damage
-async def test_a_store_whose_directory_comes_back_goes_on(old: ImageStore, path: Path) -> None:
+async def test_a_store_works_again_when_its_directory_is_back(old: ImageStore, path: Path) -> None:
     move(path)
     with pytest.raises(StoreLostError):
         await old.get("a")
@@ -227,7 +227,7 @@ async def test_a_store_whose_directory_comes_back_goes_on(old: ImageStore, path:
 
 
 @pytest.mark.damage
-async def test_a_transaction_whose_directory_goes_away_commits_nothing(
+async def test_a_transaction_whose_directory_is_moved_away_commits_nothing(
     old: ImageStore, path: Path
 ) -> None:
     with pytest.raises(StoreLostError):

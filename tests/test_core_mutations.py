@@ -130,7 +130,7 @@ def test_image_is_found_by_id_and_name(view: View, ref: str, image_id: str) -> N
     assert ref in view
 
 
-def test_id_goes_before_name_and_name_before_prefix() -> None:
+def test_id_takes_precedence_over_name_and_name_over_prefix() -> None:
     catalog = catalog_of(element("x1"), element("x2", names=["x1", "y"]), element("y9"))
     assert catalog.lookup("x1") == "x1"
     assert catalog.lookup("y") == "x2"

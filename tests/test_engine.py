@@ -47,7 +47,7 @@ async def test_opening_finishes_a_commit(half_done: Path) -> None:
     assert sorted(os.listdir(half_done)) == ["images.json", "images.lock", "one"]
 
 
-async def test_a_store_that_was_open_finishes_anothers_commit(path: Path) -> None:
+async def test_an_open_store_finishes_the_commit_of_another(path: Path) -> None:
     async with ImageStore(path) as store:
         await store.create("one", names=["a"], big_data={"manifest": b"old content"})
         await die_after_commit(path)
@@ -73,7 +73,7 @@ async def test_unneeded_pending_files_are_removed(store: ImageStore, path: Path)
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EACCES])
 @pytest.mark.parametrize("name", ["fsync", "writev", "rename", "link"])
-async def test_what_fails_before_the_commit_changes_nothing(
+async def test_a_failure_before_the_commit_changes_nothing(
     one: ImageStore, path: Path, faults: Faults, name: str, code: int
 ) -> None:
     before = contents(path)
@@ -121,7 +121,7 @@ async def test_when_the_last_sync_fails_memory_follows_the_disk(
         assert await again.metadata("one") == "text"
 
 
-async def test_what_fails_after_the_commit_is_left_to_the_next(
+async def test_a_failure_after_the_commit_is_completed_by_the_next_commit(
     one: ImageStore, path: Path, faults: Faults, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING), faults.fail("rename", errno.EIO, lambda call: call == 2):
@@ -330,7 +330,7 @@ def test_a_directory_that_cannot_be_written(path: Path) -> None:
     assert output == f"{path / 'images.lock'}\n[]\n"
 
 
-async def test_one_directory_that_cannot_be_removed_does_not_keep_the_others(
+async def test_a_directory_that_cannot_be_removed_does_not_keep_the_others(
     store: ImageStore, path: Path, faults: Faults, caplog: pytest.LogCaptureFixture
 ) -> None:
     for image_id in ("one", "two", "three"):
@@ -344,7 +344,7 @@ async def test_one_directory_that_cannot_be_removed_does_not_keep_the_others(
     assert "deleted image one" in caplog.text
 
 
-async def test_elsewhere_filelocks_own_lock_serves(
+async def test_without_record_locks_filelock_is_used(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aimagestore._directory.lock.RECORD_LOCKS", False)

@@ -61,7 +61,7 @@ async def test_the_layers_of_an_image_come_from_the_lowest_up(store: ImageStore)
     assert repr(now) == "<PodmanSnapshot of 2 images, 3 layers, 0 containers>"
 
 
-async def test_all_that_is_recorded_of_a_layer_is_known(store: ImageStore, beside: Beside) -> None:
+async def test_a_layer_has_all_that_is_recorded_of_it(store: ImageStore, beside: Beside) -> None:
     compressed = {"compressed-diff-digest": DIGEST[:-1] + "e", "compressed-size": 5}
     beside.write_layers(layer("a", "base", 20, **compressed), layer("base"))
     found, _ = reversed((await podman.snapshot(store)).layers_of("one"))
@@ -100,7 +100,7 @@ async def test_the_size_of_an_image_is_that_of_layers_and_items(
         layer("other"),
     ],
 )
-async def test_a_size_that_is_not_known_is_none(
+async def test_an_unknown_size_is_none(
     store: ImageStore, beside: Beside, unknown: dict[str, object]
 ) -> None:
     beside.write_layers(layer("a", "base"), layer("b"), unknown)
@@ -118,7 +118,7 @@ async def test_a_missing_layer_is_an_error_that_names_it(store: ImageStore, besi
     assert len(now.layers_of("two")) == 1
 
 
-async def test_layers_in_a_circle_end(store: ImageStore, beside: Beside) -> None:
+async def test_a_cycle_of_layers_ends(store: ImageStore, beside: Beside) -> None:
     beside.write_layers(layer("a", "base"), layer("base", "a"))
     now = await podman.snapshot(store)
     assert [found.id for found in now.layers_of("one")] == ["base", "a"]
@@ -139,7 +139,7 @@ async def test_containers_of_an_image_are_known(store: ImageStore, beside: Besid
 
 
 @pytest.mark.parametrize("is_volatile", [False, True])
-async def test_what_changes_is_seen_at_once(
+async def test_changes_are_seen_at_once(
     store: ImageStore, beside: Beside, *, is_volatile: bool
 ) -> None:
     for size in (5, 6, 7, 8):
@@ -159,7 +159,7 @@ async def test_a_file_that_has_not_changed_is_read_once(
     assert second.layers["a"] is first.layers["a"]
 
 
-async def test_of_two_layers_with_one_id_the_first_counts(
+async def test_the_first_of_two_layers_with_one_id_counts(
     store: ImageStore, beside: Beside
 ) -> None:
     beside.write_layers(layer("x", size=1), layer("x", size=2))
@@ -198,7 +198,7 @@ async def test_a_link_is_not_followed(store: ImageStore, beside: Beside) -> None
         await podman.snapshot(store)
 
 
-async def test_images_and_layers_are_of_one_moment(
+async def test_images_and_layers_are_read_as_of_one_moment(
     store: ImageStore, beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """podman removes an image, and then its layers, while both are being read."""
@@ -259,7 +259,7 @@ async def test_nothing_is_written_and_nothing_locked(store: ImageStore, beside: 
     assert not list(beside.images.parent.glob("*/*layers.lock"))
 
 
-async def test_what_was_read_is_closed_with_the_store(beside: Beside) -> None:
+async def test_open_files_are_closed_with_the_store(beside: Beside) -> None:
     beside.write_layers(layer("a"))
     async with ImageStore(beside.images) as store:
         await podman.snapshot(store)
@@ -317,7 +317,7 @@ async def test_an_image_that_a_container_uses_is_not_deleted(
     assert await store.images() == []
 
 
-async def test_it_is_not_deleted_in_a_transaction_which_goes_on(
+async def test_a_transaction_continues_when_an_image_in_use_is_not_deleted(
     store: ImageStore, beside: Beside
 ) -> None:
     beside.write_containers(container("c1", ONE, "web"))
@@ -370,7 +370,7 @@ async def checked(beside: Beside) -> dict[Kind, list[Finding]]:
     return found
 
 
-async def test_a_whole_store_has_no_findings(store: ImageStore, beside: Beside) -> None:
+async def test_an_undamaged_store_has_no_findings(store: ImageStore, beside: Beside) -> None:
     beside.write_containers(container("c", ONE), container("d", ""))
     assert await checked(beside) == {}
 

@@ -59,7 +59,7 @@ def several() -> Maker:
 
 
 @pytest.mark.parametrize("transport", ["oci", "oci-archive", "docker-archive"])
-async def test_everything_is_copied_as_it_is(tmp_path: Path, transport: Transport) -> None:
+async def test_everything_is_copied_unchanged(tmp_path: Path, transport: Transport) -> None:
     layout = several().write(tmp_path / "layout")
     copied = await oci.copy_layout(layout, tmp_path / "out", transport=transport)
     assert [each.name for each in copied] == ["docker.io/library/one:1", "again:1", ""]
@@ -69,7 +69,7 @@ async def test_everything_is_copied_as_it_is(tmp_path: Path, transport: Transpor
     assert sum(each.written for each in copied) == sum(map(len, blobs.values()))
 
 
-async def test_one_is_selected_and_named(tmp_path: Path) -> None:
+async def test_one_image_is_selected_and_named(tmp_path: Path) -> None:
     layout = several().write(tmp_path / "layout.tar")
     (copied,) = await oci.copy_layout(layout, tmp_path / "out", ref="one:1", name="new:2")
     assert copied.name == "new:2"
@@ -84,7 +84,7 @@ async def test_one_is_selected_and_named(tmp_path: Path) -> None:
         await oci.copy_layout(layout, tmp_path / "out", ref="absent")
 
 
-async def test_what_takes_one_image_is_not_given_several(tmp_path: Path) -> None:
+async def test_several_images_are_refused_where_one_is_expected(tmp_path: Path) -> None:
     layout = several().write(tmp_path / "layout")
     with pytest.raises(ValueError, match="3 images, and a name is for one"):
         await oci.copy_layout(layout, tmp_path / "out", name="a:1")
@@ -126,7 +126,7 @@ async def test_one_name_of_two_images_is_ambiguous(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("transport", ["oci", "oci-archive", "docker-archive", "dir"])
-async def test_what_is_altered_is_not_copied(tmp_path: Path, transport: Transport) -> None:
+async def test_altered_content_is_not_copied(tmp_path: Path, transport: Transport) -> None:
     layout = hello().write(tmp_path / "layout")
     (layout / "blobs" / "sha256" / hex_of(b"layer")).write_bytes(b"LAYER")
     with pytest.raises(DigestMismatchError):
@@ -200,7 +200,7 @@ async def test_a_dir_stays_readable_when_an_export_fails(
     raise AssertionError("it never succeeded")
 
 
-async def test_a_directory_of_something_else_is_no_dir(tmp_path: Path) -> None:
+async def test_a_directory_of_something_else_is_not_written_as_a_dir(tmp_path: Path) -> None:
     layout = hello().write(tmp_path / "layout")
     before = tree(layout)
     with pytest.raises(InvalidLayoutError, match="no file 'version'"):
@@ -212,7 +212,7 @@ async def test_a_directory_of_something_else_is_no_dir(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("transport", ["oci", "dir"])
-async def test_a_link_to_a_directory_that_is_not_there(
+async def test_copying_to_a_dangling_link_creates_its_target(
     tmp_path: Path, transport: Transport
 ) -> None:
     (tmp_path / "link").symlink_to("out")

@@ -139,7 +139,7 @@ async def test_compressed_layers(
     assert await store.big_data(image_id, digest_of(b"small")) == b"small"
 
 
-async def test_what_is_wrong_with_an_archive_of_docker_save(
+async def test_damaged_archives_of_docker_save_are_refused(
     store: ImageStore, tmp_path: Path
 ) -> None:
     def saved(**fields: Any) -> DockerArchive:
@@ -178,7 +178,7 @@ async def test_what_is_wrong_with_an_archive_of_docker_save(
             assert await store.images() == []
 
 
-async def test_what_is_missing_of_one_image_keeps_nobody_from_another(
+async def test_missing_content_of_one_image_does_not_stop_the_import_of_another(
     store: ImageStore, tmp_path: Path
 ) -> None:
     saved = DockerArchive()
@@ -267,7 +267,7 @@ async def test_an_index_in_a_dir(store: ImageStore, tmp_path: Path) -> None:
     assert picked.image.digest == images[1]["digest"]
 
 
-async def test_what_is_wrong_with_a_dir(store: ImageStore, tmp_path: Path) -> None:
+async def test_damaged_dirs_are_refused(store: ImageStore, tmp_path: Path) -> None:
     newer = write_dir(tmp_path / "newer", hello(), version=b"Directory Transport Version: 2.0\n")
     with pytest.raises(InvalidLayoutError, match="only 1 is understood"):
         await oci.import_layout(store, newer)
@@ -324,11 +324,13 @@ async def test_sparse_members(store: ImageStore, tmp_path: Path, form: str, piec
     assert files_of(tmp_path / "out")[f"blobs/sha256/{hex_of(layer)}"] == layer
 
 
-# What is no character, which Go reads as U+FFFD
+# Invalid Unicode, which Go reads as U+FFFD
 
 
 @pytest.mark.parametrize("odd", [b"M\xfcller", rb"\ud800", rb"\udc00\ud800", rb"a\ud800\\ud800"])
-async def test_text_that_is_none(store: ImageStore, tmp_path: Path, odd: bytes) -> None:
+async def test_text_that_is_not_valid_unicode(
+    store: ImageStore, tmp_path: Path, odd: bytes
+) -> None:
     maker = hello()
     layer = maker.blob(b"layer", LAYER)
     config = b'{"os": "linux", "author": "%s", "created": "2024-05-06T07:08:09Z"}' % odd

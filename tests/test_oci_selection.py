@@ -138,7 +138,7 @@ async def test_one_name_for_two_images_stops_the_import(
     assert await store.images() == []
 
 
-async def test_a_whole_name_counts_before_a_tag_that_looks_like_it(
+async def test_a_whole_name_takes_precedence_over_a_tag_that_looks_like_it(
     store: ImageStore, tmp_path: Path
 ) -> None:
     maker = docker_save(ALPHA, BETA)
@@ -179,7 +179,7 @@ async def test_one_name_for_two_images_of_one_platform_is_a_choice(
 
 
 @pytest.mark.parametrize("name", ["localhost/a:1", "a:1"])
-async def test_an_export_takes_the_place_of_what_has_its_name(
+async def test_an_export_replaces_the_entry_with_its_name(
     store: ImageStore, tmp_path: Path, name: str
 ) -> None:
     maker = Maker()
@@ -229,7 +229,7 @@ def test_platforms_are_matched_as_containers_image_does(
     assert (None if position is None else present[position]) == expected
 
 
-def test_what_names_no_platform_comes_last() -> None:
+def test_an_entry_without_a_platform_comes_last() -> None:
     amd64 = Platform.parse("linux/amd64")
     assert best_of([None, amd64], amd64) == 1
     assert best_of([None, Platform.parse("linux/arm64")], amd64) == 0
@@ -303,7 +303,7 @@ async def test_platforms_that_are_there_are_a_choice(store: ImageStore, tmp_path
 
 
 @pytest.mark.parametrize("part", ["config", "layer"])
-async def test_a_platform_without_its_blobs_is_not_there(
+async def test_a_platform_without_its_blobs_is_left_out(
     store: ImageStore, tmp_path: Path, part: str
 ) -> None:
     maker = sparse("arm64", "amd64", "s390x")
@@ -353,7 +353,7 @@ BESIDE: dict[str, Callable[[Maker], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", BESIDE)
 @pytest.mark.parametrize("name", ["", "beside:1"])
-async def test_what_is_beside_an_image_does_not_stop_it(
+async def test_other_entries_do_not_stop_the_import_of_an_image(
     store: ImageStore, tmp_path: Path, case: str, name: str
 ) -> None:
     maker = hello()
@@ -367,7 +367,7 @@ async def test_what_is_beside_an_image_does_not_stop_it(
 
 
 @pytest.mark.parametrize("media_type", ["application/xml", "", None])
-async def test_what_is_no_image_cannot_be_selected(
+async def test_an_entry_that_is_not_an_image_cannot_be_selected(
     store: ImageStore, tmp_path: Path, media_type: str | None
 ) -> None:
     maker = hello()
@@ -376,7 +376,7 @@ async def test_what_is_no_image_cannot_be_selected(
         await oci.import_layout(store, maker.write(tmp_path / "layout"), ref="xml:1")
 
 
-async def test_an_entry_without_a_type_is_what_its_content_says(
+async def test_the_content_decides_the_type_of_an_entry_without_one(
     store: ImageStore, tmp_path: Path
 ) -> None:
     maker = hello()
@@ -385,7 +385,7 @@ async def test_an_entry_without_a_type_is_what_its_content_says(
     assert imported.image.digest == maker.entries[0]["digest"]
 
 
-async def test_an_entry_that_cannot_be_verified_keeps_nobody_from_the_others(
+async def test_an_entry_that_cannot_be_verified_does_not_stop_the_others(
     store: ImageStore, tmp_path: Path
 ) -> None:
     maker = hello()
@@ -434,7 +434,7 @@ async def test_attestations_may_be_missing(store: ImageStore, tmp_path: Path, mi
         await oci.import_layout(store, layout, platform="linux/arm64")
 
 
-async def test_a_platform_that_cannot_be_verified_is_as_good_as_missing(
+async def test_a_platform_that_cannot_be_verified_counts_as_missing(
     store: ImageStore, tmp_path: Path
 ) -> None:
     maker = Maker()
@@ -472,7 +472,7 @@ async def test_artifacts_alone_are_imported_but_not_into_podmans_store(
         (MANIFEST, "application/vnd.docker.container.image.v1+json", False),
     ],
 )
-async def test_podmans_store_gets_only_what_podman_reads(
+async def test_only_what_podman_reads_is_imported_into_its_store(
     tmp_path: Path, manifest_type: str, config_type: str, *, is_read: bool
 ) -> None:
     maker = Maker()

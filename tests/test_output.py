@@ -64,7 +64,7 @@ async def test_a_file_that_is_replaced_keeps_its_permissions(write: Writer, tmp_
     assert not left_in(tmp_path)
 
 
-async def test_a_link_to_nothing_gets_a_file(write: Writer, tmp_path: Path) -> None:
+async def test_writing_to_a_dangling_link_creates_its_target(write: Writer, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
     await write(tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
@@ -136,7 +136,7 @@ async def test_a_write_that_fails_leaves_everything_as_it_was(
     assert not left_in(tmp_path)
 
 
-async def test_file_systems_without_nameless_files(
+async def test_file_systems_without_unnamed_files(
     write: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "_TMPFILE", None)
@@ -250,7 +250,7 @@ anyio.run(main, *sys.argv[2:])
 
 @pytest.mark.parametrize("name", ["new", "new.tar", "old"])
 @pytest.mark.parametrize("call", ["rename", "link"])
-async def test_the_next_export_removes_what_a_killed_one_has_left(
+async def test_an_export_removes_the_staged_files_of_a_killed_one(
     store: ImageStore, path: Path, tmp_path: Path, name: str, call: str
 ) -> None:
     (imported,) = await oci.import_layout(store, hello().write(tmp_path / "layout"))
@@ -271,7 +271,7 @@ async def test_the_next_export_removes_what_a_killed_one_has_left(
     assert imported.image.digest.partition(":")[2] in str(list(files_of(place / name)))
 
 
-async def test_what_a_living_writer_has_stays(
+async def test_the_staged_files_of_a_running_export_are_kept(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new layout, beside which another export begins."""
@@ -291,7 +291,7 @@ async def test_what_a_living_writer_has_stays(
     assert not left_in(tmp_path)
 
 
-def test_only_what_staged_files_are_called_is_removed(
+def test_only_files_named_like_staged_ones_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "_TMPFILE", None)
@@ -316,7 +316,7 @@ def test_only_what_staged_files_are_called_is_removed(
     helpers.shutdown()
 
 
-def test_a_staged_file_that_is_taken_for_a_dead_one_is_made_again(
+def test_a_staged_file_that_another_export_removes_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another removes it between its creation and its lock."""

@@ -49,7 +49,7 @@ def image(path: Path) -> Path:
     return path / FIXTURE_ID
 
 
-async def test_every_kind_is_repaired_in_its_way(tmp_path: Path) -> None:
+async def test_every_kind_of_finding_is_repaired(tmp_path: Path) -> None:
     assert set(DAMAGE) == COMES_BACK | IS_DROPPED | IS_GARBAGE
     for kind, (damage, _) in DAMAGE.items():
         path = tmp_path / f"store-{kind}"
@@ -107,7 +107,7 @@ async def test_a_name_that_is_not_valid_unicode_is_left_out(path: Path, image: P
         assert (await store.get(FIXTURE_ID)).names == ("valid",)
 
 
-async def test_what_can_be_read_of_a_damaged_index_comes_back(path: Path) -> None:
+async def test_the_readable_records_of_a_damaged_index_are_kept(path: Path) -> None:
     async with ImageStore(path) as store, store.transaction() as tx:
         for i in range(5):
             await tx.create(f"id{i}", names=[f"name{i}"], flags={"flag": {"id": "no record"}})
@@ -129,7 +129,7 @@ async def test_what_can_be_read_of_a_damaged_index_comes_back(path: Path) -> Non
     assert (await check(path)).ok
 
 
-async def test_a_size_that_the_data_belies_is_put_right(path: Path, image: Path) -> None:
+async def test_a_size_that_differs_from_the_data_is_corrected(path: Path, image: Path) -> None:
     edit_index(path, lambda records: records[0].update({"big-data-sizes": {"manifest": 7}}))
     done = await repair(path, await check(path))
     assert [finding.key for finding in done.findings] == ["manifest"]
@@ -200,7 +200,7 @@ async def test_a_signed_manifest_gets_the_digest_that_podman_computes(
     assert digest == "sha256:" + sha256(PAYLOAD).hexdigest()
 
 
-async def test_what_is_no_damage_any_more_is_left_alone(path: Path, image: Path) -> None:
+async def test_damage_that_is_already_repaired_is_left_alone(path: Path, image: Path) -> None:
     content = (image / "manifest").read_bytes()
     (image / "manifest").unlink()
     report = await check(path)
@@ -209,7 +209,7 @@ async def test_what_is_no_damage_any_more_is_left_alone(path: Path, image: Path)
     assert (await check(path)).ok
 
 
-async def test_what_was_not_reported_is_left_alone(path: Path, image: Path) -> None:
+async def test_unreported_damage_is_left_alone(path: Path, image: Path) -> None:
     (image / "manifest").unlink()
     report = await check(path)
     edit_index(path, lambda records: records.append({"id": 5}))
@@ -231,7 +231,7 @@ async def test_a_repair_that_waits_for_the_lock_is_cancelled(path: Path, image: 
     assert listing(path) == before
 
 
-async def test_an_index_that_is_no_file_is_not_replaced(path: Path, image: Path) -> None:
+async def test_an_index_that_is_not_a_file_is_not_replaced(path: Path, image: Path) -> None:
     (path / "images.json").unlink()
     (path / "images.json").symlink_to("elsewhere")
     report = await check(path)
@@ -254,7 +254,7 @@ async def test_a_repair_reports_progress(path: Path, image: Path) -> None:
     assert [done for done, _ in reported] == sorted(done for done, _ in reported)
 
 
-async def test_what_progress_raises_ends_it_with_nothing_changed(path: Path, image: Path) -> None:
+async def test_an_error_in_progress_ends_a_repair_without_changes(path: Path, image: Path) -> None:
     def refuse(*_: int | None) -> None:
         raise LookupError("enough")
 

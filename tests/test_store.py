@@ -23,7 +23,7 @@ from .support.buildah import FIXTURE, FIXTURE_ID
 from .support.stores import open_files
 
 
-async def test_the_record_says_what_buildah_wrote(path: Path) -> None:
+async def test_a_record_matches_what_buildah_wrote(path: Path) -> None:
     shutil.copytree(FIXTURE, path)
     record = json.loads((FIXTURE / "images.json").read_bytes())[0]
     async with ImageStore(path) as store:
@@ -52,7 +52,7 @@ async def test_buildahs_manifest_is_read_verified(path: Path) -> None:
                 assert len(await reader.read()) == reader.size
 
 
-async def test_the_index_is_spelled_as_go_spells_it(store: ImageStore, path: Path) -> None:
+async def test_the_index_is_encoded_as_go_encodes_it(store: ImageStore, path: Path) -> None:
     await store.create(
         "id",
         names=["<&>\u2028"],
@@ -120,7 +120,7 @@ async def test_a_read_only_store_changes_nothing(path: Path) -> None:
     assert before == sorted((p.name, p.stat().st_mtime_ns) for p in path.rglob("*"))
 
 
-async def test_a_read_only_store_must_be_there(path: Path) -> None:
+async def test_a_read_only_store_must_exist(path: Path) -> None:
     with pytest.raises(FileNotFoundError) as info:
         async with ImageStore(path, read_only=True):
             pass
@@ -184,7 +184,9 @@ def test_every_public_name_is_documented() -> None:
                 assert inspect.getdoc(member), f"{name}.{attribute}"
 
 
-async def test_what_a_store_gives_shows_what_it_is(store: ImageStore, path: Path) -> None:
+async def test_the_repr_of_a_watch_or_transaction_has_its_state(
+    store: ImageStore, path: Path
+) -> None:
     async with store.watch() as watch, store.transaction() as tx:
         assert repr(watch) == f"<Watch of {str(path)!r}: open>"
         assert repr(tx) == f"<Transaction of {str(path)!r}: open>"
@@ -209,7 +211,7 @@ async def test_everything_is_closed_even_if_something_cannot_be(path: Path) -> N
     assert open_files(str(path)) == set()
 
 
-async def test_images_are_equal_however_they_are_spelled(path: Path) -> None:
+async def test_images_are_equal_however_they_are_encoded(path: Path) -> None:
     spelled = [
         b'[{"id":"one","created":"2020-01-01T00:00:00Z","flags":{"b":1e2,"a":{"d":1,"c":2}}}]',
         b'[{"id":"one","created":"2020-01-01T00:00:00Z","flags":{"a":{"c":2,"d":1},"b":100}}]',

@@ -70,7 +70,7 @@ def test_nothing_is_copied_to_a_name_that_images_cannot_have(image: Cli, tmp_pat
 
 
 @pytest.mark.parametrize("text", ["oci:", "oci::x", "docker://alpine", "containers-storage:[x"])
-def test_what_is_no_address(text: str) -> None:
+def test_invalid_addresses_are_refused(text: str) -> None:
     with pytest.raises(CommandError):
         parse_address(text)
 
@@ -140,7 +140,7 @@ def test_several_images_are_saved_together(image: Cli, tmp_path: Path, form: str
     assert again("load", tmp_path / "new").lines == image("images", "-q", "--no-trunc").lines
 
 
-def test_what_save_does_not_do(image: Cli, tmp_path: Path) -> None:
+def test_misuses_of_load_and_save_are_refused(image: Cli, tmp_path: Path) -> None:
     image("save", "localhost/x:1", "localhost/missing:1", "-o", tmp_path / "new", code=3)
     image("save", "localhost/x:1", "localhost/x:1", "--name", "y", "-o", tmp_path / "new", code=2)
     image("save", "localhost/x:1", "--format", "oci-dir", code=2)
@@ -148,7 +148,9 @@ def test_what_save_does_not_do(image: Cli, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["hello", "store"]
 
 
-def test_what_docker_cannot_load_is_no_docker_archive(cli: Cli, tmp_path: Path) -> None:
+def test_an_image_that_docker_cannot_load_is_not_saved_as_a_docker_archive(
+    cli: Cli, tmp_path: Path
+) -> None:
     maker = Maker()
     platforms = [
         maker.image(
@@ -251,7 +253,7 @@ def test_archives_of_others(cli: Cli, tmp_path: Path) -> None:
         ["oci:{}/hello", "containers-storage:UPPER"],
     ],
 )
-def test_what_copy_does_not_do(image: Cli, tmp_path: Path, arguments: list[str]) -> None:
+def test_misuses_of_copy_are_refused(image: Cli, tmp_path: Path, arguments: list[str]) -> None:
     parts = [part.replace("{}", str(tmp_path)) for part in arguments]
     errors = image("copy", *parts, code=2).errors
     assert errors.count("\n") == 1
@@ -260,7 +262,7 @@ def test_what_copy_does_not_do(image: Cli, tmp_path: Path, arguments: list[str])
 
 @pytest.mark.peers
 @pytest.mark.parametrize("transport", ["oci", "oci-archive", "docker-archive"])
-def test_skopeo_reads_what_copy_writes_and_the_other_way_round(
+def test_skopeo_and_copy_read_what_the_other_writes(
     image: Cli, tmp_path: Path, transport: str
 ) -> None:
     require("skopeo")

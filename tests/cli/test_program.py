@@ -52,7 +52,7 @@ def test_the_root_from_the_environment(image: Cli) -> None:
     assert b"must not be empty" in program("--root", "", "images", code=2).stderr
 
 
-def test_only_the_stores_lock_has_the_exit_code_of_a_lock() -> None:
+def test_only_a_timeout_of_the_stores_lock_exits_as_locked() -> None:
     assert exit_code(LockTimeoutError("the lock was not free in time")) is ExitCode.LOCKED
     assert exit_code(OSError(errno.ETIMEDOUT, "Connection timed out")) is ExitCode.FAILED
 
@@ -105,7 +105,7 @@ def test_a_signal_while_nobody_opens_the_other_end(image: Cli, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("arguments", [["images"], ["images", "--json"], ["get", "one", "large"]])
-def test_nobody_reads_any_more(image: Cli, arguments: list[str]) -> None:
+def test_a_closed_pipe_ends_the_program_silently(image: Cli, arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with start(image.root, *arguments, stdout=writer) as process:
@@ -115,7 +115,7 @@ def test_nobody_reads_any_more(image: Cli, arguments: list[str]) -> None:
         assert process.stderr.read() == b""
 
 
-def test_errors_are_one_line_and_more_only_when_asked(image: Cli) -> None:
+def test_errors_are_one_line_without_verbose(image: Cli) -> None:
     errors = program("--root", image.root, "inspect", "x", code=3).stderr
     assert errors == b"aimagestore: no image is known by 'x'\n"
     errors = program("--verbose", "--root", image.root, "inspect", "x", code=3).stderr
@@ -124,7 +124,7 @@ def test_errors_are_one_line_and_more_only_when_asked(image: Cli) -> None:
     program("--root", "/dev/null", "images", code=1)
 
 
-def test_what_the_locale_cannot_spell(image: Cli) -> None:
+def test_text_that_the_locale_cannot_encode(image: Cli) -> None:
     image("tag", "one", "größe:1")
     shown = program("--root", image.root, "images", variables={"PYTHONIOENCODING": "ascii"}).stdout
     assert b"gr\\xf6\\xdfe" in shown
@@ -140,7 +140,7 @@ def test_without_the_extra() -> None:
     assert result.stderr.count(b"\n") == 1
 
 
-def test_the_library_does_without_the_extra() -> None:
+def test_the_library_works_without_the_extra() -> None:
     code = "import sys, aimagestore; print({'rich', 'typer'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert result.stdout == b"set()\n"

@@ -31,7 +31,7 @@ def test_a_store_without_images(cli: Cli) -> None:
     assert cli("images", "--quiet").output == ""
 
 
-def test_created_as_was_asked(cli: Cli, tmp_path: Path) -> None:
+def test_create_uses_all_options(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "m=1").write_bytes(b"{}")
     created = cli(
         *("create", "--json", "--name", "a:1", "--name", "b:2", "--layer", "top"),
@@ -198,7 +198,7 @@ def test_flags(two: Cli) -> None:
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "nan", "[NaN]", "0x10"])
-def test_a_flag_that_is_no_json_is_text(two: Cli, value: str) -> None:
+def test_a_flag_that_is_not_json_is_text(two: Cli, value: str) -> None:
     two("flag", "abab", "flag", "--", value)
     assert two("flag", "abab", "flag").json == value
 
@@ -218,7 +218,7 @@ def test_wrong_usage(cli: Cli) -> None:
     assert not cli.root.exists()
 
 
-def test_what_the_library_refuses(two: Cli) -> None:
+def test_errors_of_the_library_fail_the_command(two: Cli) -> None:
     assert two("create", "--id", "../x", code=1).errors.startswith("aimagestore: ")
     two("create", "--id", "a" * 64, code=1)
     two("create", "--name", "localhost/a:1", code=1)

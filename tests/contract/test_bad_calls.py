@@ -76,7 +76,7 @@ async def test_error_has_the_invalid_id(store: ImageStore) -> None:
 
 
 @pytest.mark.parametrize("image_id", [1, b"two", ["two"], Path("two")])
-async def test_id_that_is_no_text_is_refused(
+async def test_id_that_is_not_text_is_refused(
     store: ImageStore, where: StoreUnderTest, image_id: Any
 ) -> None:
     await refused(store, where, TypeError, lambda s: s.create(image_id))
@@ -283,7 +283,7 @@ async def test_naive_time_to_compare_with_is_refused(
 
 
 @pytest.mark.parametrize("ref", [5, ["one"]])
-async def test_ref_that_is_no_text_fails_alone(store: ImageStore, ref: Any) -> None:
+async def test_ref_that_is_not_text_fails_alone(store: ImageStore, ref: Any) -> None:
     await store.create("one")
     errors: list[Exception] = []
     locked = anyio.Event()

@@ -54,7 +54,9 @@ async def test_every_kind_of_source(store: ImageStore, image: str, source: str) 
 
 
 @pytest.mark.parametrize("source", ["text", 5, None, ["text"], object()])
-async def test_what_is_no_source_is_refused(store: ImageStore, image: str, source: object) -> None:
+async def test_an_object_that_is_not_a_source_is_refused(
+    store: ImageStore, image: str, source: object
+) -> None:
     with pytest.raises(TypeError):
         await store.set_big_data(image, "key", source)  # type: ignore[arg-type]
     assert await store.big_data_names(image) == []
@@ -218,7 +220,7 @@ async def test_the_same_key_at_once_ends_with_one_of_them(store: ImageStore, ima
     assert digest == "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-async def test_what_was_written_may_be_changed_at_once(store: ImageStore, image: str) -> None:
+async def test_a_buffer_may_be_reused_after_a_write(store: ImageStore, image: str) -> None:
     buffer = bytearray(CONTENT)
     async with store.stage() as staged:
         await staged.write(buffer)
@@ -276,7 +278,7 @@ async def test_a_reader_is_closed_at_the_end_of_its_block(store: ImageStore, ima
             await call
 
 
-async def test_nothing_is_also_content(store: ImageStore, image: str) -> None:
+async def test_an_item_may_be_empty(store: ImageStore, image: str) -> None:
     sources: list[BigDataSource] = [b"", [], chunks(b"")]
     for source in sources:
         changed = await store.set_big_data(image, "key", source)
@@ -313,7 +315,7 @@ async def test_a_source_that_fails_leaves_nothing(
     assert where.contents() == before
 
 
-async def test_sizes_and_digests_that_nobody_recorded(where: StoreUnderTest) -> None:
+async def test_unrecorded_sizes_and_digests(where: StoreUnderTest) -> None:
     async with ImageStore(where.location) as store:
         await store.create("image", big_data={"key": CONTENT})
     where.remove_measures("image")
@@ -361,7 +363,7 @@ async def test_staged_data_may_grow(store: ImageStore, where: StoreUnderTest) ->
     await where.until_no_garbage()
 
 
-async def test_staged_data_vanishes_unless_used(store: ImageStore, where: StoreUnderTest) -> None:
+async def test_unused_staged_data_is_removed(store: ImageStore, where: StoreUnderTest) -> None:
     kept: list[StagedItem] = []
     for content in (CONTENT, CONTENT * 4):
         with pytest.raises(RuntimeError, match="mine"):

@@ -220,7 +220,7 @@ async def test_waiting_writers_leave_the_applications_threads_alone(
     assert len(await store.images()) == 100
 
 
-async def test_closing_turns_away_who_waits(where: StoreUnderTest) -> None:
+async def test_closing_refuses_waiting_changes(where: StoreUnderTest) -> None:
     refused = []
 
     async def create(store: ImageStore) -> None:
@@ -241,7 +241,7 @@ async def test_closing_turns_away_who_waits(where: StoreUnderTest) -> None:
     await where.until_free()
 
 
-async def test_closing_finishes_what_is_under_way(where: StoreUnderTest) -> None:
+async def test_closing_waits_for_an_open_transaction(where: StoreUnderTest) -> None:
     store = ImageStore(where.location)
     async with store, anyio.create_task_group() as tasks:
         in_transaction = anyio.Event()

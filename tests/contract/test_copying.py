@@ -54,7 +54,7 @@ async def there(source: Path, where: StoreUnderTest) -> AsyncIterator[ImageStore
         yield store
 
 
-async def test_everything_is_copied_as_it_is_spelled(
+async def test_images_are_copied_byte_for_byte(
     there: ImageStore, store: ImageStore, source: Path
 ) -> None:
     reported: list[tuple[int, int | None]] = []
@@ -89,7 +89,7 @@ async def test_and_back_again(there: ImageStore, store: ImageStore, tmp_path: Pa
     assert (await check(tmp_path / "back" / "store")).ok
 
 
-async def test_what_is_there_is_not_copied_again(
+async def test_present_images_are_not_copied_again(
     there: ImageStore, store: ImageStore, where: StoreUnderTest
 ) -> None:
     await copy_images(there, store)
@@ -123,7 +123,7 @@ async def test_names_move_and_other_images_stay(there: ImageStore, store: ImageS
     assert len(await store.images()) == 2
 
 
-async def test_only_what_is_asked_for(there: ImageStore, store: ImageStore) -> None:
+async def test_only_the_given_images_are_copied(there: ImageStore, store: ImageStore) -> None:
     assert (await copy_images(there, store, ["ba", "n", "bare"])).images == 2
     assert {image.id for image in await store.images()} == {"bare", "odd"}
     with pytest.raises(ImageUnknownError, match="nobody"):
@@ -131,7 +131,7 @@ async def test_only_what_is_asked_for(there: ImageStore, store: ImageStore) -> N
     assert await copy_images(there, store, []) == CopyResult()
 
 
-async def test_what_cannot_be_copied(there: ImageStore, store: ImageStore) -> None:
+async def test_invalid_copies_are_refused(there: ImageStore, store: ImageStore) -> None:
     with pytest.raises(StoreReadOnlyError):
         await copy_images(store, there)
     with pytest.raises(ValueError, match="two stores"):
@@ -141,7 +141,7 @@ async def test_what_cannot_be_copied(there: ImageStore, store: ImageStore) -> No
 
 
 @pytest.mark.parametrize("damage", ["altered", "missing"])
-async def test_damage_stops_it_and_says_which(
+async def test_damage_stops_copying_and_is_named(
     there: ImageStore, store: ImageStore, source: Path, damage: str
 ) -> None:
     manifest = source / FIXTURE_ID / "manifest"
@@ -176,7 +176,7 @@ async def test_the_source_may_change_meanwhile(source: Path, store: ImageStore) 
             assert await store.get(image.id) == image
 
 
-async def test_two_at_once_make_one_of_each(
+async def test_concurrent_copies_make_each_image_once(
     there: ImageStore, store: ImageStore, where: StoreUnderTest
 ) -> None:
     async with ImageStore(where.location) as other, anyio.create_task_group() as tasks:
@@ -187,7 +187,7 @@ async def test_two_at_once_make_one_of_each(
     )
 
 
-async def test_cancelled_at_every_step_it_goes_on_where_it_was(
+async def test_copying_resumes_after_a_cancellation_at_any_step(
     there: ImageStore, where: StoreUnderTest
 ) -> None:
     for steps in range(1, 300):

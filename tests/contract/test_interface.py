@@ -98,7 +98,7 @@ async def test_every_method_works_in_a_transaction(store: ImageStore) -> None:
     assert await store.images() == []
 
 
-async def test_an_item_that_nobody_measured_is_measured_in_a_transaction(
+async def test_an_unmeasured_item_is_measured_in_a_transaction(
     where: StoreUnderTest,
 ) -> None:
     async with ImageStore(where.location) as store:
@@ -267,7 +267,7 @@ async def test_an_argument_of_a_stores_own_methods_is_checked_too(
         ("str", ("path",), {"read_only": "no"}),
     ],
 )
-def test_what_is_no_place_for_a_store_is_a_type_error_that_names_it(
+def test_an_invalid_location_is_a_type_error_that_names_it(
     kind: str, arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
     with pytest.raises(TypeError, match=says(kind)):
@@ -311,7 +311,7 @@ async def test_missing_content_is_one_error_in_every_call(
 
 
 @pytest.mark.damage
-async def test_missing_content_that_nobody_measured_has_an_unknown_size_and_digest(
+async def test_missing_unmeasured_content_has_an_unknown_size_and_digest(
     where: StoreUnderTest,
 ) -> None:
     async with ImageStore(where.location) as store:
@@ -427,7 +427,7 @@ async def test_an_iteration_loads_a_page_when_it_gets_there(
     assert seen == [image.id for image in await store.images()]
 
 
-async def test_an_iteration_gives_nothing_twice_whatever_changes_meanwhile(
+async def test_an_iteration_yields_no_image_twice_during_changes(
     store: ImageStore,
 ) -> None:
     for number in range(12):
@@ -469,7 +469,7 @@ async def test_a_range_of_an_item_is_read(store: ImageStore, start: int, end: in
         assert await reader.read() == b""
 
 
-async def test_a_range_that_is_none_is_refused(store: ImageStore) -> None:
+async def test_an_invalid_range_is_refused(store: ImageStore) -> None:
     await store.create("image", big_data={"key": b"data"})
     for start, end in ((-1, None), (3, 2), (0, -1)):
         with pytest.raises(ValueError, match="start and end"):
@@ -507,7 +507,7 @@ async def test_progress_has_no_total_where_none_is_known(store: ImageStore) -> N
     assert reported == [(0, None)]
 
 
-async def test_what_progress_raises_ends_the_call_with_nothing_changed(
+async def test_an_error_in_progress_ends_a_call_without_changes(
     store: ImageStore, where: StoreUnderTest
 ) -> None:
     await store.create("image")

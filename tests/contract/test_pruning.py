@@ -89,7 +89,7 @@ async def test_usage_counts_each_image_and_the_whole_store(filled: ImageStore) -
     assert usage.total >= usage.reclaimable >= sum(i.size for i in await filled.images())
 
 
-async def test_content_of_several_images_is_no_images_own(store: ImageStore) -> None:
+async def test_shared_content_belongs_to_no_single_image(store: ImageStore) -> None:
     shared = 10 * DATA
     for name in ("one", "two", "three"):
         await store.create(name, big_data={"shared": shared, "own": name.encode()})
@@ -243,7 +243,7 @@ async def test_progress_counts_images(filled: ImageStore, monkeypatch: pytest.Mo
     assert reported == [(2, 5), (4, 5), (5, 5)]
 
 
-async def test_what_ends_pruning_early_says_what_was_pruned(
+async def test_an_error_during_pruning_says_what_was_pruned(
     filled: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruning, "_AT_ONCE", 2)
