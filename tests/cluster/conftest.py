@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 _NEEDS = {
-    "test_the_object_store_goes_and_comes_back": "its objects survive a restart",
+    "test_nothing_is_lost_when_the_object_store_restarts": "its objects survive a restart",
     "test_a_call_while_the_object_store_is_stopped": "its objects survive a restart",
     "test_the_object_store_keeps_what_it_has_acknowledged": "its objects survive a restart",
     "test_wrong_keys_are_named": "it knows its keys",

@@ -63,7 +63,7 @@ def texts(place: Place, severity: str, about: str) -> list[str]:
     return [d.text for d in examine(place) if (d.severity, d.about) == (severity, about)]
 
 
-def test_nothing_is_wrong_with_servers_that_are_well(servers: Servers, opened: Place) -> None:
+def test_well_configured_servers_have_no_findings(servers: Servers, opened: Place) -> None:
     from .drills import Bucket
 
     before = Bucket(servers, opened).read()
@@ -102,7 +102,7 @@ def test_a_pooler_that_shares_sessions_is_an_error(servers: Servers, opened: Pla
     assert (ERROR, "pooler") in {d[:2] for d in found}
 
 
-def test_a_pooler_that_keeps_sessions_is_not_but_drops_their_options(
+def test_a_pooler_that_keeps_sessions_is_fine_but_drops_their_options(
     servers: Servers, opened: Place
 ) -> None:
     with (
@@ -165,7 +165,7 @@ READ = "GRANT SELECT ON ALL TABLES IN SCHEMA public TO examined"
 WRITE = "GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO examined"
 
 
-def test_what_the_role_lacks_is_named(servers: Servers, opened: Place) -> None:
+def test_missing_privileges_of_the_role_are_named(servers: Servers, opened: Place) -> None:
     revoked = "REVOKE UPDATE ON images, image_store FROM examined"
     with role(servers, opened, READ, WRITE, revoked) as there:
         text = "the role lacks UPDATE on image_store, UPDATE on images"
@@ -181,7 +181,7 @@ def test_a_role_may_read_only(servers: Servers, opened: Place) -> None:
 
 
 @pytest.mark.parametrize(("limit", "severity"), [(8, ERROR), (24, WARNING), (40, OK)])
-def test_few_sessions_that_are_left_are_wrong(
+def test_too_few_free_sessions_are_reported(
     servers: Servers, opened: Place, limit: int, severity: str
 ) -> None:
     with role(servers, opened, READ, options=f"CONNECTION LIMIT {limit}") as there:
@@ -230,7 +230,7 @@ def test_commits_that_wait_for_a_missing_standby_are_an_error(
         assert (WARNING, "durability") in {d[:2] for d in wrong(opened)}
 
 
-def test_standbys_are_looked_at_from_both_sides(servers: Servers, opened: Place) -> None:
+def test_standbys_are_examined_from_both_sides(servers: Servers, opened: Place) -> None:
     standby = servers.postgres.create_standby(servers.local.root / "doctor-standby")
     standby.start()
     try:
@@ -291,7 +291,7 @@ def test_a_database_that_does_not_answer_is_an_error(opened: Place) -> None:
     assert "password authentication failed" in text
 
 
-def test_a_store_that_is_another_is_an_error(servers: Servers, place: Place) -> None:
+def test_a_database_of_another_store_is_an_error(servers: Servers, place: Place) -> None:
     place.location().open(read_only=False).close()
     statement = "UPDATE image_store SET identity = gen_random_uuid()"
     servers.postgres.execute(statement, (), place.database)
@@ -342,7 +342,7 @@ def refusing(wanted: str, part: str = "") -> Callable[[str, str, str], Answer | 
     ("method", "part", "about"),
     [("GET", "list-type", "listing"), ("PUT", "", "writing"), ("POST", "delete", "removing")],
 )
-def test_what_the_credentials_do_not_permit_is_named(
+def test_missing_permissions_of_the_credentials_are_named(
     opened: Place, gateway: Gateway, method: str, part: str, about: str
 ) -> None:
     gateway.rule = refusing(method, part)
@@ -398,7 +398,7 @@ ABORT = "<AbortIncompleteMultipartUpload><DaysAfterInitiation>1</DaysAfterInitia
         (f"{ARCHIVE.format('STANDARD_IA')}<Status>Enabled</Status>", 0),
     ],
 )
-def test_a_rule_that_takes_objects_away_is_an_error(
+def test_a_rule_that_deletes_objects_is_an_error(
     opened: Place, gateway: Gateway, rule: str, errors: int
 ) -> None:
     own = opened.blobs_url.removeprefix("s3://").partition("/")[2]

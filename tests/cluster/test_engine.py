@@ -168,7 +168,7 @@ async def test_a_refused_login_is_reported_at_once(servers: Servers, place: Plac
         ("http://[::1]:1", "", True),
     ],
 )
-def test_plain_http_is_spoken_on_this_machine_only(
+def test_plain_http_is_allowed_on_this_machine_only(
     monkeypatch: pytest.MonkeyPatch, endpoint: str, allows: str, is_open: bool
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
@@ -204,7 +204,7 @@ async def test_a_location_opens_any_number_of_stores(place: Place) -> None:
 # Names and keys that tables do not like
 
 
-async def test_texts_that_postgres_does_not_take(store: ImageStore) -> None:
+async def test_texts_that_postgres_would_refuse_are_stored(store: ImageStore) -> None:
     names = ["a\0b", "x" * 100_000, "\U0010ffff", "'; DROP TABLE images; --", "%s"]
     keys = ["a\0b", "Ä", "'"]
     image = await store.create(names=names, metadata="\0", big_data={k: k.encode() for k in keys})
@@ -256,7 +256,7 @@ async def test_a_batch_costs_a_few_questions(
 # The cache
 
 
-async def test_what_is_cached_is_followed(place: Place, store: ImageStore) -> None:
+async def test_cached_images_and_names_are_kept_up_to_date(place: Place, store: ImageStore) -> None:
     async with open_store(place) as other:
         await store.create("one", names=["a"], metadata="1")
         for i in range(20):
@@ -283,7 +283,7 @@ async def test_a_cached_lookup_asks_what_has_changed_and_no_more(
     assert (await store.get("a")).id == "one"
 
 
-async def test_more_changes_than_are_named_empty_the_cache(
+async def test_too_many_changes_empty_the_cache(
     place: Place, store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aimagestore.cluster._lookups.CHANGES_MAX", 3)
@@ -311,7 +311,7 @@ async def test_a_small_cache_forgets_and_finds_again(place: Place, store: ImageS
         assert (await other.get("small01")).id == "small01"
 
 
-async def test_a_name_that_moved_from_a_record_too_large_for_the_cache_is_followed(
+async def test_a_name_that_moved_from_a_record_too_large_for_the_cache_is_found(
     place: Place, store: ImageStore
 ) -> None:
     await store.create("one", names=["a"], metadata="x" * 10_000)
@@ -324,7 +324,7 @@ async def test_a_name_that_moved_from_a_record_too_large_for_the_cache_is_follow
         assert await other.lookup("a") == "two"
 
 
-async def test_lookups_of_one_look_are_of_one_commit(place: Place, store: ImageStore) -> None:
+async def test_lookups_of_one_read_see_one_commit(place: Place, store: ImageStore) -> None:
     await store.create("one", metadata="0")
     await store.create("two", metadata="0")
     engine = engine_of(store)
@@ -349,7 +349,7 @@ async def test_lookups_of_one_look_are_of_one_commit(place: Place, store: ImageS
 # Big data and garbage
 
 
-async def test_replaced_and_deleted_items_are_garbage_after_the_grace(place: Place) -> None:
+async def test_replaced_and_deleted_items_are_garbage_after_the_grace_period(place: Place) -> None:
     async with open_store(place) as store, open_store(place) as other:
         await store.create("one", big_data={"a": b"1", "b": b"22"})
         await store.create("two", big_data={"a": b"333"})
@@ -371,7 +371,7 @@ async def test_replaced_and_deleted_items_are_garbage_after_the_grace(place: Pla
         assert await store.big_data("one", "b") == b"22"
 
 
-async def test_what_a_dead_process_has_uploaded_is_garbage(servers: Servers, place: Place) -> None:
+async def test_uploads_of_a_dead_process_are_garbage(servers: Servers, place: Place) -> None:
     bucket = servers.objects.bucket(place.blobs_url.rpartition("/")[2])
     await anyio.to_thread.run_sync(bucket.put, "notes.txt", b"mine")
     async with open_store(place, grace_period=NOW) as store:
@@ -420,7 +420,7 @@ async def test_staged_data_is_safe_from_an_object_store_with_a_wrong_clock(
 
 
 @pytest.mark.parametrize("minutes", [-2, 2])
-async def test_what_was_staged_long_ago_is_looked_for(
+async def test_data_that_may_be_expired_is_looked_up_before_use(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch, minutes: int
 ) -> None:
     """The clock of this machine was adjusted, or two minutes have passed."""
@@ -474,7 +474,7 @@ async def test_a_missing_object_is_a_missing_file(place: Place, store: ImageStor
         await store.big_data("one", "key")
 
 
-async def test_a_check_finds_what_is_missing_altered_and_left_over(
+async def test_a_check_finds_missing_altered_and_orphaned_objects(
     place: Place, store: ImageStore
 ) -> None:
     items = {key: key.encode() for key in ("fine", "lost", "short", "altered", "unlisted")}
@@ -515,7 +515,7 @@ async def test_a_check_finds_what_is_missing_altered_and_left_over(
 # Watching
 
 
-async def test_a_watch_that_is_too_far_behind_says_so(place: Place, store: ImageStore) -> None:
+async def test_a_watch_that_is_too_far_behind_expires(place: Place, store: ImageStore) -> None:
     await shorten_grace_period(place)
     async with open_store(place) as other, store.watch() as changes:
         await other.create("one")
@@ -608,7 +608,7 @@ async def test_waiting_for_an_unreachable_server_can_be_cancelled(
 # Sessions that are lost, and commits that are refused
 
 
-async def test_a_watch_goes_on_after_its_session_was_lost(
+async def test_a_watch_continues_after_its_session_was_lost(
     servers: Servers, place: Place, store: ImageStore
 ) -> None:
     async with ImageStore(place.location()) as other, store.watch() as changes:
@@ -667,7 +667,7 @@ async def test_a_lock_that_was_lost_and_taken_by_another(servers: Servers, place
         assert [image.id for image in await after.images()] == ["theirs"]
 
 
-async def test_a_transaction_on_what_others_have_changed_since_is_not_committed(
+async def test_a_transaction_on_an_outdated_state_is_not_committed(
     servers: Servers, place: Place, store: ImageStore
 ) -> None:
     async with ImageStore(place.location()) as other:

@@ -92,7 +92,9 @@ async def test_sessions_that_end_again_and_again(servers: Servers, place: Place)
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
-async def test_postgres_goes_and_comes_back(servers: Servers, place: Place, end: str) -> None:
+async def test_nothing_is_lost_when_postgres_restarts(
+    servers: Servers, place: Place, end: str
+) -> None:
     async with ImageStore(place.location()) as store:
         ledger = Ledger(store)
 

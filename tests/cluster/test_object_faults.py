@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from .servers import Place, Servers
 
 
-async def test_the_object_store_goes_and_comes_back(servers: Servers, place: Place) -> None:
+async def test_nothing_is_lost_when_the_object_store_restarts(
+    servers: Servers, place: Place
+) -> None:
     async with ImageStore(place.location()) as store:
         ledger = Ledger(store)
 

@@ -37,14 +37,14 @@ async def refused(place: Place, *, read_only: bool = False) -> str:
 # The database
 
 
-async def test_a_missing_password_is_no_outage(
+async def test_a_missing_password_is_not_an_outage(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PGPASSWORD")
     assert "no password supplied" in await refused(place)
 
 
-async def test_a_server_without_the_tls_that_is_asked_for_is_no_outage(place: Place) -> None:
+async def test_a_server_without_the_requested_tls_is_not_an_outage(place: Place) -> None:
     asked = replace(place, records_url=f"{place.records_url}?sslmode=require")
     assert "SSL was required" in await refused(asked)
 
@@ -60,7 +60,7 @@ async def test_a_server_without_the_tls_that_is_asked_for_is_no_outage(place: Pl
         ("FATAL:  the database system is starting up", True),
     ],
 )
-def test_what_passes_is_tried_again(message: str, lost: bool) -> None:
+def test_only_transient_errors_are_tried_again(message: str, lost: bool) -> None:
     import psycopg
 
     from aimagestore.cluster._sessions import is_lost
@@ -114,7 +114,7 @@ async def test_wrong_keys_are_named(
         (Answer(403), "the credentials do not permit s3:GetObject"),
     ],
 )
-async def test_what_is_wrong_with_the_bucket_is_named(
+async def test_errors_of_the_bucket_are_named(
     place: Place, gateway: Gateway, answer: Answer, message: str
 ) -> None:
     gateway.rule = lambda *_: answer

@@ -233,7 +233,7 @@ async def test_an_item_that_was_replaced_since_the_check_keeps_its_new_content(
         assert await store.big_data("one", "key") == b"newer"
 
 
-async def test_an_object_that_may_be_collected_is_given_to_nobody(
+async def test_an_object_that_may_be_collected_is_not_restored(
     place: Place, execute: Execute
 ) -> None:
     """A collection that has begun removes it, whatever its row says by then."""
@@ -289,7 +289,7 @@ async def test_a_damaged_record_stays_until_it_is_dropped(
 
 
 @pytest.mark.parametrize("kind", ["item-missing", "item-short", "item-long", "item-altered"])
-async def test_a_lost_item_is_dropped_only_when_that_is_asked_for(
+async def test_a_lost_item_is_dropped_only_on_request(
     servers: Servers, place: Place, execute: Execute, kind: str
 ) -> None:
     from .drills import Bucket
@@ -434,7 +434,7 @@ async def test_many_names_and_images_are_compared_in_pages(
     assert await contents(location) == before
 
 
-async def test_a_check_is_of_one_moment(place: Place) -> None:
+async def test_a_check_reads_one_snapshot(place: Place) -> None:
     """Names move, and images come and go, while it compares."""
     location = place.location()
     async with ImageStore(location) as store:
@@ -456,7 +456,7 @@ async def test_a_check_is_of_one_moment(place: Place) -> None:
             tasks.cancel_scope.cancel()
 
 
-async def test_what_may_not_be_read_is_reported(
+async def test_unreadable_objects_are_reported(
     place: Place, execute: Execute, gateway: Gateway
 ) -> None:
     location = place.location()

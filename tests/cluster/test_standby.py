@@ -60,7 +60,7 @@ async def behind(standby: Postgres) -> AsyncIterator[None]:
     await anyio.to_thread.run_sync(standby.execute, "SELECT pg_wal_replay_resume()")
 
 
-async def test_a_standby_that_is_behind_is_no_other_store(
+async def test_a_standby_that_is_behind_is_not_taken_for_another_store(
     servers: Servers, place: Place, standby: Postgres
 ) -> None:
     there = servers.by_way_of(place, standby.port)

@@ -148,7 +148,7 @@ async def test_the_empty_ref_matches_nothing_even_an_image_of_that_name(
 
 
 @pytest.mark.parametrize("image_id", ["images.json", ".", "..", "a/b", ".hidden", "lost+found"])
-async def test_ids_are_no_paths(peer: Peer, root: Path, image_id: str) -> None:
+async def test_ids_that_are_paths_are_refused(peer: Peer, root: Path, image_id: str) -> None:
     async with ImageStore(image_store(root)) as store:
         with pytest.raises(InvalidIDError) as ours:
             await store.create(image_id, force=True)
@@ -189,9 +189,7 @@ async def test_the_zero_time_can_be_given(peer: Peer, root: Path) -> None:
     assert peer.ask("get", root, ref="ours")["created"] == "0001-01-01T00:00:00Z"
 
 
-async def test_sizes_and_digests_that_are_not_recorded_are_found_out(
-    peer: Peer, root: Path
-) -> None:
+async def test_unrecorded_sizes_and_digests_are_measured(peer: Peer, root: Path) -> None:
     peer.ask("create", root, id="image", big_data={"a": b"data"})
     digest = peer.ask("big_data_digest", root, ref="image", key="a")
     peer.ask("close", root)
@@ -212,7 +210,7 @@ async def test_sizes_and_digests_that_are_not_recorded_are_found_out(
     assert peer.ask("big_data_digest", root, ref="image", key="a") == digest
 
 
-async def test_two_images_of_one_name_are_put_right(peer: Peer, root: Path) -> None:
+async def test_a_name_conflict_is_resolved(peer: Peer, root: Path) -> None:
     peer.ask("create", root, id="image1", names=["a", "b"])
     peer.ask("create", root, id="image2", names=["c"])
     peer.ask("close", root)

@@ -65,7 +65,7 @@ async def line_of(process: Running) -> str:
     return await anyio.to_thread.run_sync(process.read_line)
 
 
-async def test_held_here_it_is_waited_for_there(
+async def test_containers_storage_waits_while_this_library_holds_the_lock(
     store: ImageStore, program: Path, lock_file: Path
 ) -> None:
     with running(program, "hold", lock_file) as other:
@@ -97,7 +97,7 @@ async def test_a_change_there_waits_for_a_transaction_here(
     assert (await store.get("image")).names == ("theirs", "ours")
 
 
-async def test_held_there_it_is_waited_for_here(
+async def test_this_library_waits_while_containers_storage_holds_the_lock(
     store: ImageStore, program: Path, lock_file: Path
 ) -> None:
     with running(program, "hold", lock_file) as other:
@@ -258,7 +258,7 @@ async def test_waiting_writers_leave_the_threads_of_others_alone(
 # Who asks again in the instant of its release often has the lock before those whom the kernel
 # wakes for it: then even equal programs get shares that differ by a factor of four.
 @pytest.mark.parametrize(("pause", "share"), [(1, 1 / 4), (0, 1 / 12)])
-async def test_a_fair_share_beside_programs_that_wait_in_the_kernel(
+async def test_a_waiting_writer_gets_a_fair_share_beside_programs_that_wait_in_the_kernel(
     store: ImageStore, program: Path, lock_file: Path, pause: int, share: float
 ) -> None:
     async with AsyncExitStack() as stack:

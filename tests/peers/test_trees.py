@@ -35,7 +35,9 @@ def user_data(peer: Peer, root: Path, image_id: str) -> Path:
     return directory
 
 
-async def test_collecting_takes_what_containers_storage_takes(peer: Peer, tmp_path: Path) -> None:
+async def test_garbage_collection_removes_what_containers_storage_removes(
+    peer: Peer, tmp_path: Path
+) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     peer.ask("create", ours, id=ONE, names=["a"], big_data={"manifest": b"{}"})
     user_data(peer, ours, ONE)
