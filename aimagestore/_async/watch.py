@@ -28,7 +28,7 @@ class Watch:
 
     :raises StoreClosedError: after the pending changes, when the block has ended or the store was
         closed
-    :raises WatchExpiredError: when more than 10,000 changes were pending: begin another watch, then
+    :raises WatchExpiredError: when more than 10,000 changes were pending: start another watch, then
         read all images
     :raises StoreCorruptError: when images.json is damaged
     """

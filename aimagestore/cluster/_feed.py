@@ -145,7 +145,7 @@ class ClusterFeed:
             if head.pruned > self._known or len(rows) > _PENDING_MAX:
                 raise WatchExpiredError(
                     f"more changed than a watch keeps ({_PENDING_MAX} changes, and those of the "
-                    "grace period): begin another watch, and read the store anew"
+                    "grace period): start another watch, and read all images"
                 )
             return head.last.version, list(self._events(rows, session))
         finally:

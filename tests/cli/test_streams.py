@@ -57,13 +57,13 @@ ImageStore.watch = watch
 _GATE = """
 import os, anyio
 from aimagestore._cli.session import Session
-home = Session._home
+locate = Session._locate
 async def wait(self, **options):
-    Session._home = home
+    Session._locate = locate
     os.write(4, b"x")
     await anyio.to_thread.run_sync(os.read, 3, 1, abandon_on_cancel=True)
-    return await home(self, **options)
-Session._home = wait
+    return await locate(self, **options)
+Session._locate = wait
 """
 
 _SHORT = """

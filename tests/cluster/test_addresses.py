@@ -417,7 +417,7 @@ def test_a_root_that_is_nearly_a_cluster(tmp_path: Path, monkeypatch: pytest.Mon
     for arguments in COMMANDS["near miss"]:
         result = run(*arguments)
         assert result.exit_code == 2, (arguments, result.output)
-        assert "two addresses in one argument" in result.output
+        assert "addresses of a cluster in one argument" in result.output
         assert_secret(result.output)
     assert list(tmp_path.iterdir()) == []
 

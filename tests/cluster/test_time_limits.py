@@ -11,6 +11,8 @@ from anyio.to_thread import run_sync
 
 from aimagestore import ImageStore
 
+from ..support.blocking import acquire
+
 if TYPE_CHECKING:
     from .servers import Place, Servers
 
@@ -79,7 +81,7 @@ async def test_a_wait_for_the_lock_is_longer_than_every_limit(way: Place) -> Non
 async def test_a_statement_under_the_lock_is_longer_than_every_limit(way: Place) -> None:
     async with ImageStore(way.location()) as store:
         engine = engine_of(store)
-        grant = await run_sync(engine.lock.acquire)
+        grant = await run_sync(acquire, engine.lock)
         await run_sync(grant.held.session.execute, SLEEP)
         await run_sync(grant.release)
 

@@ -133,7 +133,7 @@ async def test_a_watch_whose_changes_are_not_taken_expires(
         for number in range(11):
             await store.set_flag("image", "number", number)
         for _ in range(2):
-            with pytest.raises(WatchExpiredError, match="anew"):
+            with pytest.raises(WatchExpiredError, match="start another watch"):
                 await take(watch, 1)
     async with store.watch() as watch:
         await store.delete("image")
