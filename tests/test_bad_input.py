@@ -1,4 +1,4 @@
-"""What callers, files and other programs may give that must do no harm."""
+"""Hostile input from callers, files and other programs does no harm."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DEEP_OBJECT = b'{"a":' * 20_000 + b"1" + b"}" * 20_000
 
 
 def index_of(path: Path) -> bytes:
-    """The index as it stands."""
+    """Return the text of the index."""
     return (path / "images.json").read_bytes()
 
 
@@ -77,7 +77,7 @@ def pending_of(element: bytes, key: str) -> str:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A directory that is none of the store's business."""
+    """A directory outside the store, which must stay as it is."""
     directory = tmp_path / "outside"
     directory.mkdir()
     (directory / "k").write_bytes(b"outside")
@@ -378,7 +378,7 @@ def link(place: Path, target: Path) -> None:
 
 
 def fifo(place: Path, _: Path) -> None:
-    """Plant a FIFO, that would hang who opens it."""
+    """Plant a FIFO, which would block a program that opens it."""
     os.mkfifo(place)
 
 
@@ -394,7 +394,7 @@ def regular(place: Path, _: Path) -> None:
 
 
 def dangling(place: Path, target: Path) -> None:
-    """Plant a link to where nothing is yet."""
+    """Plant a dangling link."""
     place.symlink_to(target.parent / "new")
 
 

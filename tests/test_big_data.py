@@ -1,4 +1,4 @@
-"""Big data: in and out in pieces, from every kind of source, published whole or not at all."""
+"""Big data in a directory: files, staged data, syncs and verification."""
 
 from __future__ import annotations
 

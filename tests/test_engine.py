@@ -1,4 +1,4 @@
-"""The directory: what a crash leaves and the next commit finishes, and what a fault undoes."""
+"""The directory engine: recovery after a crash, and failing system calls."""
 
 from __future__ import annotations
 

@@ -37,13 +37,13 @@ ONE, TWO = "1" * 64, "2" * 64
 
 @pytest.fixture
 def beside(tmp_path: Path) -> Beside:
-    """A store of podman's, still without images, layers and containers."""
+    """A store of podman, without images, layers or containers."""
     return Beside(tmp_path / "store")
 
 
 @pytest.fixture
 async def store(beside: Beside) -> AsyncIterator[ImageStore]:
-    """It, opened: with two images that share a layer."""
+    """The store, open, with two images that share a layer."""
     beside.write_layers(layer("base", size=1), layer("a", "base", 20), layer("b", "base", 300))
     async with ImageStore(beside.images) as store:
         for image_id, top, name in ((ONE, "a", "one"), (TWO, "b", "two")):
@@ -361,7 +361,7 @@ async def test_damaged_layers_and_other_containers_do_not_matter(
 
 
 async def checked(beside: Beside) -> dict[Kind, list[Finding]]:
-    """Check the store, and return what has to do with layers and containers."""
+    """Check the store, and return the findings about layers and containers."""
     found: dict[Kind, list[Finding]] = {}
     for finding in (await check(beside.images)).findings:
         # The images here have no manifests.

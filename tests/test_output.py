@@ -1,4 +1,4 @@
-"""The writer of files outside of stores: where to, what stays, and what is left when it ends."""
+"""The writer of files outside of stores: targets, permissions, failures and staged files."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ async def test_an_export_removes_the_staged_files_of_a_killed_one(
 async def test_the_staged_files_of_a_running_export_are_kept(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A new layout, beside which another export begins."""
+    """Another export begins while a new layout is being written."""
     (imported,) = await oci.import_layout(store, hello().write(tmp_path / "layout"))
     real = DirectoryTarget._rename
     seen: list[str] = []
@@ -319,7 +319,7 @@ def test_only_files_named_like_staged_ones_are_removed(
 def test_a_staged_file_that_another_export_removes_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another removes it between its creation and its lock."""
+    """Another export removes it between its creation and its lock."""
     monkeypatch.setattr(files, "_TMPFILE", None)
     real = Directory.lock_file
     removed: list[str] = []

@@ -1,4 +1,4 @@
-"""Names that podman and skopeo have: ``load``, ``save``, and the addresses of ``copy``."""
+"""Commands like podman's and skopeo's: ``load``, ``save``, and ``copy`` with addresses."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_exists(image: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [["-o", "{}"], ["--output={}"]])
 @pytest.mark.parametrize("name", ["new.tar", "new"])
 def test_save_and_load(image: Cli, tmp_path: Path, name: str, arguments: list[str]) -> None:
-    """A file, whatever its name is, and load finds out what it is."""
+    """The name of the file does not matter: ``load`` detects its format."""
     path = tmp_path / name
     given = [part.replace("{}", str(path)) for part in arguments]
     assert image("save", "localhost/x:1", *given).output == ""
@@ -204,7 +204,7 @@ def test_from_layout_to_layout(image: Cli, tmp_path: Path, source: str, transpor
 
 
 def test_copy_through_standard_streams(image: Cli, tmp_path: Path) -> None:
-    """What is written is the archive alone."""
+    """Standard output gets the archive only."""
     source = "containers-storage:localhost/x:1"
     for there in (source, f"oci:{tmp_path / 'hello'}"):
         saved = program("copy", there, "oci-archive:-:y:1", "--root", image.root).stdout

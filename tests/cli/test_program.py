@@ -1,4 +1,4 @@
-"""The program as a whole: streams, signals, and what it says when it is not complete."""
+"""The program as a whole: streams, signals, and messages about missing packages."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_the_library_works_without_the_extra() -> None:
 
 
 def test_a_large_item_is_streamed(image: Cli) -> None:
-    """What takes part in a transfer is a few chunks, not the whole."""
+    """A transfer takes the memory of a few chunks, not of the item."""
     with start(image.root, "put", "one", "zeros", "-", stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         chunk = bytes(1024 * 1024)

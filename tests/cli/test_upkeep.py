@@ -1,4 +1,4 @@
-"""Commands that look after a store."""
+"""Commands that check, repair and clean a store."""
 
 from __future__ import annotations
 

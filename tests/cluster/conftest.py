@@ -1,4 +1,4 @@
-"""A new place on the servers for each test's store, and ways to them that fail."""
+"""A new database and bucket prefix for each test's store, and proxies to the servers that fail."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NEEDS = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs another object store than the one that the environment asks for."""
+    """Skip tests that the object store selected by the environment does not support."""
     if os.environ.get("AIMAGESTORE_TEST_OBJECTS") == "moto":
         for item in items:
             if reason := _NEEDS.get(getattr(item, "originalname", item.name)):
@@ -39,14 +39,14 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def place(servers: Servers) -> Iterator[Place]:
-    """Where there is no image yet, but a schema."""
+    """A place with tables, and without images."""
     with servers.new_place() as place:
         yield place
 
 
 @pytest.fixture
 def to_postgres(servers: Servers) -> Iterator[Proxy]:
-    """A way to PostgreSQL that can fail."""
+    """A proxy to PostgreSQL that can fail."""
     from .proxy import Proxy
 
     with Proxy(servers.postgres.port) as proxy:
@@ -55,7 +55,7 @@ def to_postgres(servers: Servers) -> Iterator[Proxy]:
 
 @pytest.fixture
 def to_objects(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A way to SeaweedFS that can fail, and that this test's stores take."""
+    """A proxy to SeaweedFS that can fail, and that this test's stores use."""
     from .proxy import Proxy
 
     with Proxy(servers.objects.port) as proxy:

@@ -32,7 +32,7 @@ _TABLES = (
 
 
 class Dump:
-    """The content of a database's tables at one moment, and the way back to it."""
+    """The content of a database's tables at one moment, which can be restored."""
 
     def __init__(self, place: Place) -> None:
         self._place = place

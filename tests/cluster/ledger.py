@@ -40,7 +40,7 @@ class Ledger:
         self.is_over = False
 
     async def run(self, meanwhile: Callable[[], Awaitable[object]]) -> None:
-        """Change the store from some tasks until something else has been done."""
+        """Change the store from several tasks until ``meanwhile`` returns."""
         async with anyio.create_task_group() as tasks:
             for _ in range(TASKS):
                 tasks.start_soon(self._work)
@@ -68,7 +68,7 @@ class Ledger:
 
 
 async def check_whole(place: Place, ledger: Ledger) -> None:
-    """All that was acknowledged is there, once, and what is there is whole."""
+    """Check that each acknowledged image is in the store once, and that all images are whole."""
     async with ImageStore(place.location()) as store:
         images = await store.images()
         names = [name for image in images for name in image.names]
@@ -111,7 +111,7 @@ def frozen(*servers: Server) -> Iterator[None]:
 
 
 def _stop(pid: int, stopped: list[int]) -> None:
-    """Stop a process, and then its children: it starts no more of them."""
+    """Stop a process, and then its children, of which it can start no more."""
     os.kill(pid, signal.SIGSTOP)
     stopped.append(pid)
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
@@ -119,7 +119,7 @@ def _stop(pid: int, stopped: list[int]) -> None:
 
 
 async def fails(servers: Servers, call: Callable[[], Awaitable[object]]) -> None:
-    """A call that can't be made says so, and nothing that is secret."""
+    """Check that a call raises ``StoreUnavailableError``, without secrets in its traceback."""
     with anyio.fail_after(60), pytest.raises(StoreUnavailableError) as caught:
         await call()
     text = "".join(traceback.format_exception(caught.value))

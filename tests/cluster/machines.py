@@ -1,4 +1,4 @@
-"""Network namespaces: machines, as far as the network can tell."""
+"""Network namespaces, which stand for machines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ALL = f"{_RANGE}.0.0/16"
 
 @dataclass(frozen=True)
 class Network:
-    """Some machines and where they find this one.
+    """Several machines, and this machine's address for them.
 
-    :ivar machines: for each, what a command begins with to be run there
+    :ivar machines: for each, the arguments that run a command there, to be put before it
     :ivar host: this machine's address for them
     """
 

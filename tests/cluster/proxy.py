@@ -1,4 +1,4 @@
-"""What stands between a client and a server, and can fail as a network does."""
+"""A TCP proxy between clients and a server that fails as a network does."""
 
 from __future__ import annotations
 
@@ -58,25 +58,25 @@ class Proxy:
             self._allowance = size
 
     def lose_answer_to(self, text: bytes) -> None:
-        """Let the next piece with this text through, and reset all connections at the answer."""
+        """Forward the next request with this text, and reset all connections at its answer."""
         with self._mutex:
             self._unanswered = text
 
     @property
     def has_lost_it(self) -> bool:
-        """Whether that has happened."""
+        """Whether such an answer was lost."""
         return bool(self._silenced)
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Meanwhile all is taken, and nothing answered; afterwards it goes on."""
+        """Accept everything and forward nothing during the block; forward it afterwards."""
         self._is_open.clear()
         yield
         self._is_open.set()
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Meanwhile every connection is reset, old and new."""
+        """Reset every connection, old and new, during the block."""
         self._is_refusing = True
         self.cut()
         yield
@@ -84,7 +84,7 @@ class Proxy:
 
     @contextmanager
     def answering_after(self, wait: Callable[[], object]) -> Iterator[None]:
-        """Meanwhile a call is made before each piece of an answer is passed on."""
+        """Make a call before each piece of an answer is forwarded, during the block."""
         self._before_answers = wait
         yield
         self._before_answers = _nothing

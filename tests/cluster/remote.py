@@ -14,7 +14,7 @@ from aimagestore.cluster import ClusterLocation
 
 
 async def main(records_url: str, blobs_url: str, way: str) -> None:
-    """Use the store as it is asked to, and tell what has become of it."""
+    """Use the store in the given way, and print the results as JSON."""
     async with ImageStore(ClusterLocation(records_url, blobs_url)) as store:
         failed = await (in_calls if way == "calls" else in_a_transaction)(store)
         await say(failed)

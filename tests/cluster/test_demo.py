@@ -100,7 +100,7 @@ PAUSES = [0, 0.3, 1]
 def test_a_signal_ends_the_demo_at_any_moment(
     servers: Servers, end: signal.Signals, step: str, pause: float
 ) -> None:
-    """It leaves no process and no directory, and says nothing of errors.
+    """It leaves no process and no directory, and prints no error.
 
     A usual run leaves out most combinations of a signal with a moment.
     """

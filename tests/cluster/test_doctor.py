@@ -1,4 +1,4 @@
-"""What the doctor finds, with something wrong at a time, on servers that are well otherwise."""
+"""What the doctor finds when one thing at a time is wrong with the servers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ERROR, WARNING, NOTE, OK = "error", "warning", "note", "ok"
 
 @pytest.fixture(autouse=True, scope="module")
 def _durable(servers: Servers) -> Iterator[None]:
-    """The servers as they are to be."""
+    """Let the servers write through to the disk."""
     servers.write_through(True)
     yield
     servers.write_through(False)
@@ -54,7 +54,7 @@ def examine(place: Place, **options: Any) -> tuple[Diagnosis, ...]:
 
 
 def wrong(place: Place, **options: Any) -> list[tuple[str, str, str]]:
-    """Return what is wrong: how much it matters, what it is about, and the text."""
+    """Return the findings that are wrong: severity, subject and text."""
     found = examine(place, **options)
     return [(d.severity.value, d.about, d.text) for d in found if d.severity in {WARNING, ERROR}]
 
@@ -149,7 +149,7 @@ def test_limits_of_the_role_do_not_apply(servers: Servers, opened: Place) -> Non
 
 @contextmanager
 def role(servers: Servers, place: Place, *statements: str, options: str = "") -> Iterator[Place]:
-    """The place for another role."""
+    """Yield the place as another role sees it, which gets its rights from the statements."""
     execute: Any = servers.postgres.execute
     execute(f"CREATE ROLE examined LOGIN {options} PASSWORD '{servers.postgres.password}'")
     try:
@@ -328,7 +328,7 @@ def test_a_wrong_clock_of_the_database_is_a_warning(
 
 
 def refusing(wanted: str, part: str = "") -> Callable[[str, str, str], Answer | None]:
-    """Return a rule that refuses a method, where a part is in the query."""
+    """Return a rule that refuses requests of a method with ``part`` in the query."""
 
     def rule(method: str, path: str, query: str) -> Answer | None:
         is_it = method == wanted and part in query and "versioning" not in query

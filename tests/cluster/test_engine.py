@@ -1,4 +1,4 @@
-"""What is the cluster engine's own: tables, objects, garbage, the cache, and what it never says."""
+"""The cluster engine: tables, objects, garbage, the cache, and secrets in messages."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_plain_http_is_allowed_on_this_machine_only(
 
 
 def test_a_client_is_made_once_for_each_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Making one stops the event loop."""
+    """Making one blocks the event loop."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:1")
     bucket = BucketAddress.of("s3://bucket/prefix")
     client = bucket.open(attempt=5, retries=5)
@@ -793,7 +793,7 @@ async def test_a_dry_run_removes_nothing(place: Place) -> None:
 
 
 async def stage_orphan(engine: Any) -> Any:
-    """Upload an object that no image gets, and wait until its age is known to be over."""
+    """Upload an object that no image uses, and wait until its grace period is over."""
 
     def stage() -> Any:
         staged = engine.items.stage()
@@ -816,7 +816,7 @@ def next_removal(engine: Any, removals: Iterator[Any]) -> Any:
 
 
 async def objects_of(engine: Any) -> list[Any]:
-    """Return the IDs of the objects that the store's part of the bucket has."""
+    """Return the IDs of the objects in the store's prefix of the bucket."""
 
     def listed() -> list[Any]:
         return [blob.id for page in engine.items._blobs.pages() for blob in page]

@@ -1,4 +1,4 @@
-"""PostgreSQL and the way to it fail: what was acknowledged stays, and nothing is half-done."""
+"""PostgreSQL or the network to it fails: acknowledged changes stay, and nothing is half done."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def on_another_machine(
 async def test_a_client_that_is_cut_off(
     servers: Servers, place: Place, net: Network, anyio_backend: Any
 ) -> None:
-    """For longer than its timeouts; while the others go on."""
+    """It is cut off for longer than its timeouts, while others use the store."""
     async with ImageStore(place.location()) as other:
         with on_another_machine(servers, place, net, anyio_backend[0], "calls") as remote:
             assert await answer(remote) == "open"
@@ -264,7 +264,7 @@ async def test_a_client_that_is_cut_off(
 async def test_a_transaction_that_is_cut_off(
     servers: Servers, place: Place, net: Network, anyio_backend: Any
 ) -> None:
-    """It holds the lock when it loses the network: the others get it all the same."""
+    """It holds the lock when it loses the network; others get the lock nevertheless."""
     async with ImageStore(place.location()) as other:
         with on_another_machine(servers, place, net, anyio_backend[0], "transaction") as remote:
             assert await answer(remote) == "in a transaction"

@@ -40,7 +40,7 @@ def anyio_backend() -> str:
 async def test_nothing_is_lost(
     servers: Servers, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Images come and go, and what one process has done is seen by the next call of another."""
+    """Each call sees what other processes have committed before it."""
     async with ImageStore(place.location()) as store:
         for image_id in (SHARED, COUNTER):
             metadata = json.dumps({"count": 0})

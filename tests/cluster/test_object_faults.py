@@ -1,4 +1,4 @@
-"""The object store and the way to it fail: items are old or new, never between."""
+"""The object store or the network to it fails: an item is the old one or the new one."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_an_upload_that_is_cut_half_way(place: Place, to_objects: Proxy) -
 
 
 async def test_a_download_that_is_cut_half_way(place: Place, to_objects: Proxy) -> None:
-    """It goes on where it was."""
+    """It continues at the position that it had reached."""
     async with ImageStore(place.location()) as store:
         await store.create("one")
         await store.set_big_data("one", "layer", chunks(40))

@@ -1,4 +1,4 @@
-"""The program on a cluster's store: wherever it takes a root, and from one kind to the other."""
+"""The program on a cluster's store, and copies between clusters and directories."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytest.importorskip("psycopg")
 
 
 def run(*arguments: object, code: int = 0) -> str:
-    """Carry out a command in this process, and return its output, or what it says of an error."""
+    """Run a command in this process, and return its output, or its error message."""
     result = CliRunner().invoke(app, [*map(str, arguments)], prog_name="aimagestore")
     assert result.exit_code == code, f"{arguments}: {result.output}{result.exception!r}"
     return result.stdout if code == 0 else result.stderr

@@ -1,4 +1,4 @@
-"""What a server refuses is noticed on opening, at once, and named as what it is."""
+"""Refusals of the servers are reported when a store is opened, without retries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOON = 10.0
 
 
 async def refused(place: Place, *, read_only: bool = False) -> str:
-    """Return what opening says, without secrets."""
+    """Return the message of the error that opening raises, after a check for secrets."""
     begun = time.monotonic()
     with pytest.raises(StoreUnavailableError) as caught:
         async with ImageStore(place.location(deadline=DEADLINE), read_only=read_only):

@@ -1,4 +1,4 @@
-"""A standby, which serves readers, and takes over."""
+"""A standby, which serves readers and can take over."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_a_standby_for_reads(servers: Servers, place: Place, standby: Post
 
 @asynccontextmanager
 async def behind(standby: Postgres) -> AsyncIterator[None]:
-    """Let a standby serve what it has, without the commits that reach it meanwhile."""
+    """Let a standby not apply the commits that reach it during the block."""
     await anyio.to_thread.run_sync(standby.execute, "SELECT pg_wal_replay_pause()")
     yield
     await anyio.to_thread.run_sync(standby.execute, "SELECT pg_wal_replay_resume()")
@@ -108,7 +108,7 @@ def synchronous(servers: Servers, standby: Postgres) -> Iterator[Postgres]:
 async def test_a_standby_that_takes_over(
     servers: Servers, place: Place, synchronous: Postgres
 ) -> None:
-    """Both are named, and whichever can be written to is used."""
+    """The location names both servers, and the one that can be written to is used."""
     url = servers.postgres.url(place.database)
     both = replace(
         place,

@@ -1,4 +1,4 @@
-"""Calls that are refused, and change nothing."""
+"""Invalid calls are refused, and change nothing."""
 
 from __future__ import annotations
 

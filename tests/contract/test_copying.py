@@ -36,7 +36,7 @@ RECORD = (
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A store with buildah's image, one that nobody would write, and one without anything."""
+    """A store of three images: buildah's, one with an odd record, and one without items."""
     path = tmp_path / "source" / "store"
     shutil.copytree(FIXTURE, path)
     index = (path / "images.json").read_bytes()
@@ -49,7 +49,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def there(source: Path, where: StoreUnderTest) -> AsyncIterator[ImageStore]:
-    """That store, open to be read, and closed before the other is looked at."""
+    """That store, open for reading, and closed before the other is checked."""
     async with ImageStore(source, read_only=True) as store:
         yield store
 

@@ -1,4 +1,4 @@
-"""What images take, and pruning them by a policy, on both engines."""
+"""The space that images use, and pruning them by a policy, on both engines."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def filled(store: ImageStore) -> ImageStore:
 
 
 def before_deletion(monkeypatch: pytest.MonkeyPatch, do: Any) -> None:
-    """Have something done between the plan and the first commit."""
+    """Call ``do`` between the plan and the first commit."""
     delete = pruning.Pruning._delete
     done: list[bool] = []
 
@@ -57,7 +57,7 @@ def before_deletion(monkeypatch: pytest.MonkeyPatch, do: Any) -> None:
 
 
 async def pruned(store: ImageStore, policy: PrunePolicy) -> list[str]:
-    """Prune, after a forecast that must have been right, and return the IDs."""
+    """Prune, check that a dry run has forecast the result, and return the pruned IDs."""
     forecast = await store.prune(policy, dry_run=True)
     before = await store.images()
     total = (await store.usage()).total

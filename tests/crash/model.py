@@ -1,4 +1,4 @@
-"""A store as a dictionary, and changes that can be made to both."""
+"""A model of a store, and changes that can be made to both."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .state import Held
 
 
 class RefusedError(Exception):
-    """The dictionary has no such image, or too many of them, or one too many."""
+    """The model refuses a change: an unknown or ambiguous image, or an ID or name in use."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image as the dictionary has it."""
+    """One image of the model."""
 
     names: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
@@ -128,7 +128,7 @@ Target = ImageStore | Transaction
 
 @dataclass(frozen=True)
 class Change:
-    """One change, for the dictionary and for a store or a transaction."""
+    """One change, for the model and for a store or a transaction."""
 
     method: str
     arguments: tuple[Any, ...]

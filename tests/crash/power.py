@@ -207,7 +207,7 @@ Tree = tuple[tuple[str, bytes | None], ...]
 
 
 class Disk:
-    """What is on disk for sure, and what may be, after some of the events."""
+    """What is certainly on disk, and what may be, after some of the events."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._root = recorder.root
@@ -218,7 +218,7 @@ class Disk:
         self.allowed: list[State] = []
 
     def do(self, event: Event) -> None:
-        """Let one thing happen."""
+        """Apply one event."""
         match event:
             case Allowed(states):
                 self.allowed = states
@@ -339,7 +339,7 @@ def as_written(recorder: Recorder) -> Tree:
 
 
 def put_on_disk(tree: Tree, path: Path) -> None:
-    """Make a state of the disk real."""
+    """Write a state of the disk to a directory."""
     path.mkdir()
     for name, content in tree:
         if content is None:

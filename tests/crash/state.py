@@ -38,7 +38,7 @@ State = dict[str, Held]
 
 
 async def read_state(store: ImageStore) -> State:
-    """Everything that the store says it holds; each item is what its record says."""
+    """Return all images of the store, after a check of each item against its record."""
     state: State = {}
     for image in await store.images():
         items = {key: await store.big_data(image.id, key) for key in image.big_data_names}
@@ -70,7 +70,7 @@ def check_item(image: Image, key: str, data: bytes) -> None:
 
 
 async def read_again(path: Path, *, read_only: bool = True) -> State:
-    """What another store finds there."""
+    """Return the state that a newly opened store reads."""
     async with ImageStore(path, read_only=read_only) as store:
         return await read_state(store)
 
@@ -95,7 +95,7 @@ async def read_keys(store: ImageStore) -> Keys:
 
 
 def keys_of(state: State) -> Keys:
-    """Return the same of a state."""
+    """Return the images of a state and their items' keys."""
     return {image_id: image.items for image_id, image in state.items()}
 
 

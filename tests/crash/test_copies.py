@@ -44,7 +44,7 @@ class Case:
         self.additional: object = None
 
     async def prepare(self) -> None:
-        """Run it undisturbed, for its points and for what it does."""
+        """Run it without faults, to record its points and its result."""
         await make(self.template, "full")
         async with ImageStore(self.beside) as store:
             items = {"manifest": b"old content", "k": PIECES, "empty": b""}

@@ -57,7 +57,7 @@ COMMIT = Point("fsync", "the root", creates=True)
 
 
 def can_give(point: Point, code: int) -> bool:
-    """Whether the kernel can answer this call so."""
+    """Whether the kernel can answer this call with this error."""
     match code:
         case errno.ENOSPC:
             return point.creates
@@ -85,7 +85,7 @@ class Case:
         self.points: list[Point] = []
 
     async def prepare(self) -> None:
-        """Run it undisturbed, for its points and for what it does."""
+        """Run it without faults, to record its points and its result."""
         await make(self.template, self.operation.start)
         self.renew()
         if self.operation.meanwhile:

@@ -1,4 +1,4 @@
-"""A disk that is really full: what still works there, and what says why it does not."""
+"""A disk that is really full: calls that still work there, and the errors of the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile files: whatever lies in a store's directory, errors are the contract's own.
+"""Hostile files in a store's directory cause only errors that the contract documents.
 
 A usual run tries a third of the inputs of a thorough one.
 """
@@ -73,7 +73,7 @@ class Victim:
 
 
 async def make(path: Path) -> None:
-    """A store with everything in it that a store can have, half done as well."""
+    """Make a store with everything that a store can have, unfinished changes included."""
     async with ImageStore(path) as store:
         big_data = {"manifest": b"content", "sha256:config": b"{}", "empty": b""}
         await store.create(ONE, names=["a", "b"], created=THEN, big_data=big_data)
@@ -84,7 +84,7 @@ async def make(path: Path) -> None:
 
 
 def look(path: Path) -> dict[str, Any]:
-    """All that can be seen of a tree."""
+    """Return all that can be seen of a tree."""
     seen: dict[str, Any] = {}
     for found in sorted(path.rglob("*")):
         what = found.lstat()
@@ -228,7 +228,7 @@ edits = st.lists(
 
 
 def edited(text: bytes, changes: list[tuple[str, float, float, bytes]]) -> bytes:
-    """The text with some bytes other ones."""
+    """Return the text with some bytes changed."""
     for kind, where, how_much, span in changes:
         at = int(where * len(text))
         end = at + 1 + int(how_much * 40)

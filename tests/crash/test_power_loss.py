@@ -141,7 +141,7 @@ async def check_store(path: Path, allowed: list[State]) -> None:
 
 
 async def record_history(base: Path) -> Recorder:
-    """Live through the history."""
+    """Run the history, and record its events."""
     recorder = Recorder(base)
     allowed: list[State] = [{}]
     recorder.allow(allowed)
