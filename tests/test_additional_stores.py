@@ -315,7 +315,7 @@ def _deleted_in_transaction(store: ImageStore) -> Callable[[str], Awaitable[None
     return delete
 
 
-async def test_what_a_transaction_deletes_shows_what_it_has_hidden(stack: Stack) -> None:
+async def test_deleting_an_image_in_a_transaction_reveals_the_hidden_one(stack: Stack) -> None:
     async with stack.open() as store:
         await store.set_big_data("aa1", "manifest", b"other")
         async with store.transaction() as tx:
@@ -408,7 +408,7 @@ async def test_a_graph_root_is_no_additional_store(stack: Stack, tmp_path: Path)
             pass
 
 
-async def test_an_additional_store_that_goes_away_says_so(stack: Stack) -> None:
+async def test_an_additional_store_that_goes_away_raises_an_error(stack: Stack) -> None:
     async with stack.open() as store:
         assert len(await store.images()) == 3
         stack.second.rename(stack.second.with_name("moved"))

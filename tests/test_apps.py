@@ -254,7 +254,7 @@ def test_what_changes_is_served_at_once(server: Server) -> None:
     assert server.ask("localhost/other/manifests/1")[1] == MANIFEST
 
 
-def test_a_client_that_goes_leaves_nothing_open(server: Server) -> None:
+def test_a_client_that_disconnects_leaves_nothing_open(server: Server) -> None:
     connection = http.client.HTTPConnection(server.address, timeout=20)
     connection.request("GET", f"/v2/localhost/big/blobs/{digest_of(LAYER)}")
     response = connection.getresponse()

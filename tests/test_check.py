@@ -35,7 +35,7 @@ def image(path: Path) -> Path:
     return path / FIXTURE_ID
 
 
-async def test_a_whole_store(path: Path, image: Path) -> None:
+async def test_an_undamaged_store_has_no_findings(path: Path, image: Path) -> None:
     steps: list[tuple[int, int | None]] = []
     before = listing(path)
     report = await check(path, progress=lambda done, total: steps.append((done, total)))
@@ -120,9 +120,7 @@ async def test_directories_that_are_deleted_meanwhile_hold_nothing(
     assert await anyio.to_thread.run_sync(look) == []
 
 
-async def test_what_looks_damaged_is_looked_at_again_without_writers(
-    path: Path, image: Path
-) -> None:
+async def test_apparent_damage_is_checked_again_without_writers(path: Path, image: Path) -> None:
     content = (image / "manifest").read_bytes()
     (image / "manifest").write_bytes(b"half of a replacement")
     findings: list[tuple[Finding, ...]] = []
@@ -161,7 +159,7 @@ async def test_a_check_is_cancelled_between_steps(path: Path, image: Path) -> No
 # Collecting
 
 
-async def test_garbage_goes_and_everything_else_stays(path: Path, image: Path) -> None:
+async def test_only_garbage_is_removed(path: Path, image: Path) -> None:
     orphan, empty = "a" * 64, "b" * 64
     (path / orphan / "deep").mkdir(parents=True)
     (path / orphan / "manifest").write_bytes(b"12345")
@@ -240,7 +238,7 @@ async def test_collecting_needs_a_writable_store(path: Path, image: Path) -> Non
             await store.collect_garbage()
 
 
-async def test_what_cannot_be_removed_is_an_error(
+async def test_garbage_that_cannot_be_removed_is_an_error(
     path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (image / "unlisted").touch()

@@ -470,7 +470,7 @@ async def test_a_program_ends_at_once_while_another_has_the_lock(
 # Forks
 
 
-async def test_a_fork_while_the_lock_is_awaited_keeps_nobody_from_it(path: Path) -> None:
+async def test_a_fork_during_a_wait_for_the_lock_does_not_block_others(path: Path) -> None:
     async with ImageStore(path, lock_timeout=0.05) as store:
         await store.create("one")
         with locked_by_another_process(path):

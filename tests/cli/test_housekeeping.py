@@ -21,7 +21,7 @@ def images(cli: Cli, tmp_path: Path) -> Cli:
     return cli
 
 
-def test_what_images_take_is_shown(images: Cli) -> None:
+def test_the_sizes_of_images_are_shown(images: Cli) -> None:
     shown = images("df", "--json").json
     assert [image["id"] for image in shown["images"]] == ["one", "two", "none"]
     assert shown["images"][0]["size"] >= 10_000
@@ -78,7 +78,7 @@ def test_options_that_cannot_be_read_are_wrong_usage(images: Cli) -> None:
         images("prune", f"{option}={value}", code=2)
 
 
-def test_what_was_deleted_before_a_failure_is_said(
+def test_a_failed_deletion_names_the_deleted_images(
     images: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aimagestore._async.pruning._AT_ONCE", 1)

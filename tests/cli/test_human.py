@@ -100,6 +100,6 @@ def test_names_in_two_parts(names: list[str], expected: list[tuple[str, str]]) -
     assert repositories_and_tags(names) == expected
 
 
-def test_what_would_steer_a_terminal_is_spelled_out() -> None:
+def test_control_characters_are_escaped() -> None:
     assert printable("größe 名") == "größe 名"
     assert printable("a\x1b[2J\nb\u202ec\udcff") == r"a\x1b[2J\nb\u202ec\udcff"

@@ -64,7 +64,7 @@ def test_through_standard_streams(path: Path, tmp_path: Path, is_file: bool) -> 
     }
 
 
-def test_what_is_no_layout(cli: Cli, tmp_path: Path) -> None:
+def test_paths_that_are_not_layouts_are_refused(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "no.tar").write_bytes(b"nothing")
     cli("import", tmp_path / "no.tar", code=1)
     cli("import", tmp_path / "missing", code=1)
@@ -83,7 +83,7 @@ def test_layers_that_podman_keeps_elsewhere(tmp_path: Path) -> None:
     assert imported["layers_left_out"] == 1
 
 
-def test_what_podman_cannot_read_goes_into_its_store_by_force(tmp_path: Path) -> None:
+def test_images_that_podman_cannot_read_are_imported_by_force(tmp_path: Path) -> None:
     (tmp_path / "graph" / "vfs-layers").mkdir(parents=True)
     podmans, plain = Cli(tmp_path / "graph" / "vfs-images"), Cli(tmp_path / "plain")
     maker = Maker()
@@ -119,7 +119,7 @@ def test_a_signal_while_nobody_reads(cli: Cli, tmp_path: Path) -> None:
         assert process.wait(30) == 130
 
 
-def test_an_archive_that_nobody_reads_any_more(cli: Cli, tmp_path: Path) -> None:
+def test_an_archive_whose_reader_has_closed_its_pipe(cli: Cli, tmp_path: Path) -> None:
     (image_id,) = cli("import", hello().write(tmp_path / "layout")).lines
     reader, writer = os.pipe()
     os.close(reader)

@@ -64,7 +64,7 @@ def test_the_columns_are_where_podman_has_them(tools: Tools) -> None:
     assert places[0] == places[1]
 
 
-def test_what_is_changed_here_is_seen_there(tools: Tools) -> None:
+def test_podman_sees_changes_of_the_program(tools: Tools) -> None:
     cli = Cli(tools.graph)
     cli("tag", "localhost/hello:1", "localhost/hello:2")
     assert tools.inspect("localhost/hello:2")["RepoTags"] == [

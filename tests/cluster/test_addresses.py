@@ -254,7 +254,7 @@ def test_a_malformed_endpoint_is_named(monkeypatch: pytest.MonkeyPatch, value: s
         "s3://bucket?secret=s3cr3tA",
     ],
 )
-def test_what_is_no_address_of_big_data_is_refused(blobs: str) -> None:
+def test_invalid_addresses_of_big_data_are_refused(blobs: str) -> None:
     with pytest.raises(ValueError, match="s3://bucket/prefix") as caught:
         ClusterLocation("postgresql://host/database", blobs)
     assert_secret(*texts_of(caught.value))
@@ -266,7 +266,7 @@ def test_what_is_no_address_of_big_data_is_refused(blobs: str) -> None:
     ("s3://bucket/a/b/", "bucket", "a/b"),
     ("s3://My_bucket.1/é@x", "My_bucket.1", "é@x"),
 ])  # fmt: skip
-def test_what_is_an_address_of_big_data_is_taken(blobs: str, bucket: str, prefix: str) -> None:
+def test_valid_addresses_of_big_data_are_accepted(blobs: str, bucket: str, prefix: str) -> None:
     address = BucketAddress.of(blobs)
     assert (address.bucket, address.prefix) == (bucket, prefix)
     assert address.name == blobs.rstrip("/")
@@ -286,7 +286,7 @@ def test_what_is_an_address_of_big_data_is_taken(blobs: str, bucket: str, prefix
         "postgresql://host/db?user=u@host",
     ],
 )
-def test_what_is_no_address_of_records_is_refused(records: str) -> None:
+def test_invalid_addresses_of_records_are_refused(records: str) -> None:
     for call in (lambda: ClusterLocation(records, "s3://bucket"), lambda: migrate(records)):
         with pytest.raises(ValueError, match="postgresql://host/database") as caught:
             call()
@@ -305,7 +305,7 @@ def test_what_is_no_address_of_records_is_refused(records: str) -> None:
         ("service=name", "postgresql://name/"),
     ],
 )
-def test_what_is_an_address_of_records_is_taken(records: str, name: str) -> None:
+def test_valid_addresses_of_records_are_accepted(records: str, name: str) -> None:
     assert ClusterLocation(records, "s3://bucket").name == f"{name} with s3://bucket"
 
 
@@ -435,7 +435,7 @@ def test_an_address_that_was_given_for_an_image_is_not_repeated(
     assert_secret(result.output)
 
 
-def test_what_is_no_secret_is_shown() -> None:
+def test_texts_without_secrets_are_shown_unchanged() -> None:
     for text in ["docker://h/a@sha256:0", "name@sha256:0", "postgresql://h/db", "", "a\nb@c"]:
         assert without_secrets(text) == text
 

@@ -131,7 +131,7 @@ async def test_a_first_opening_that_was_interrupted_is_completed(
     await assert_nothing_is_lost(place)
 
 
-async def test_a_place_that_nobody_has_written_to_can_be_read(place: Place) -> None:
+async def test_a_new_place_can_be_read(place: Place) -> None:
     async with ImageStore(place.location(), read_only=True) as reader:
         assert await reader.images() == []
         async with ImageStore(place.location()) as store:

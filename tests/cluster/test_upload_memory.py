@@ -72,7 +72,7 @@ class Waiting:
         return self.has_it
 
 
-def test_what_does_not_fit_waits_until_enough_was_given_back(budget: Budget) -> None:
+def test_a_request_over_the_budget_waits_until_enough_is_released(budget: Budget) -> None:
     budget.acquire(2, 20, lambda: True)
     waiting = Waiting(budget)
     budget.release(2, has_arrived=True)
@@ -104,7 +104,7 @@ def test_a_wait_goes_on_as_long_as_others_make_progress(budget: Budget) -> None:
     assert waiting.result() is False
 
 
-def test_what_is_larger_than_the_budget_goes_alone(budget: Budget) -> None:
+def test_a_request_larger_than_the_budget_is_granted_alone(budget: Budget) -> None:
     waiting = threading.Thread(target=budget.acquire, args=(100, 20, lambda: True))
     waiting.start()
     budget.release(8, has_arrived=True)

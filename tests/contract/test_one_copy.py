@@ -244,7 +244,7 @@ async def test_images_on_one_base_take_the_space_of_one_base(
     assert (await check(where.location, verify=True)).ok
 
 
-async def test_what_is_small_is_not_read_again_either(
+async def test_a_small_item_is_not_read_again(
     store: ImageStore, where: StoreUnderTest, tmp_path: Path
 ) -> None:
     maker = Maker()

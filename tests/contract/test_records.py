@@ -90,7 +90,7 @@ async def test_a_ref_with_another_id_or_digest_is_unknown(reads: Any, ref: str) 
 
 
 @pytest.mark.parametrize("ref", ["", "e", FIXTURE_ID + "0", "localhost/hello", "\ud800"])
-async def test_what_is_not_there_is_unknown(reads: Any, ref: str) -> None:
+async def test_missing_images_are_unknown(reads: Any, ref: str) -> None:
     with pytest.raises(ImageUnknownError) as info:
         await value(reads.get(ref))
     assert info.value.ref == ref
@@ -140,7 +140,7 @@ async def test_create_with_everything(store: ImageStore) -> None:
     assert [i.id for i in await store.by_digest(image.digests[1])] == ["my-id"]
 
 
-async def test_create_refuses_what_is_taken(store: ImageStore) -> None:
+async def test_create_refuses_ids_and_names_in_use(store: ImageStore) -> None:
     await store.create("one", names=["a"])
     with pytest.raises(DuplicateIDError) as id_info:
         await store.create("one")

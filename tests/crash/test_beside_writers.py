@@ -40,7 +40,7 @@ async def test_a_store_that_another_process_writes_is_not_called_damaged(written
         assert report.items > 0
 
 
-async def test_what_another_process_has_under_way_is_not_collected(written: Path) -> None:
+async def test_unfinished_writes_of_other_processes_are_not_collected(written: Path) -> None:
     async with ImageStore(written) as store:
         seen = set()
         for _ in range(ROUNDS):

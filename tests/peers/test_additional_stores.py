@@ -173,7 +173,7 @@ async def test_both_list_and_find_the_same(stacked: Stacked) -> None:
         assert await store.lookup("localhost/three:1") == three
 
 
-async def test_what_is_copied_here_is_podmans_to_use(stacked: Stacked) -> None:
+async def test_podman_uses_images_that_were_copied_here(stacked: Stacked) -> None:
     one, two = ids_of(stacked.first)["localhost/one:1"], ids_of(stacked.first)["localhost/two:1"]
     async with stacked.open(read_only=False) as store:
         await store.add_names("localhost/one:1", ["localhost/new:1"])
@@ -198,7 +198,7 @@ async def test_what_is_copied_here_is_podmans_to_use(stacked: Stacked) -> None:
     assert (one[:12], "true") in {(row[2], row[-1]) for row in stacked.our_rows()}
 
 
-async def test_what_podman_copies_is_seen_here(stacked: Stacked) -> None:
+async def test_images_that_podman_copies_are_seen_here(stacked: Stacked) -> None:
     two = ids_of(stacked.first)["localhost/two:1"]
     async with stacked.open(read_only=True) as store, store.watch() as watch:
         stacked.podman("tag", "localhost/two:1", "localhost/new:1")

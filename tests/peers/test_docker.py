@@ -88,7 +88,7 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
         yield docker
 
 
-async def test_docker_loads_what_is_exported_and_what_it_saves_is_imported(
+async def test_docker_loads_exported_archives_and_its_saved_ones_are_imported(
     docker: Docker, tmp_path: Path
 ) -> None:
     saved = DockerArchive()

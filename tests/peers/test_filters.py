@@ -196,7 +196,7 @@ def test_filters_by_id_and_digest_select_what_they_select_for_podman(both: Both)
     "filter",
     ["x", "x=1", "dangling=maybe", "digest=md5:0", "until=soon", "since=nobody", "before="],
 )
-def test_what_podman_refuses_is_refused(both: Both, filter: str) -> None:
+def test_filters_that_podman_refuses_are_refused(both: Both, filter: str) -> None:
     command = generation.command("podman", *both.tools.where, "images", "--filter", filter)
     import subprocess
 

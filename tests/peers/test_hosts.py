@@ -48,7 +48,7 @@ def run_app(name: str, *arguments: object) -> str:
     return printed.getvalue()
 
 
-def test_a_scanner_prints_what_podman_has(tools: Tools) -> None:
+def test_a_scanner_prints_the_images_of_podman(tools: Tools) -> None:
     tools.podman("create", "--name", "user", "localhost/app:1", "/x")
     before = tree(tools.graph)
     output = run_app("scan.py", tools.image_store)

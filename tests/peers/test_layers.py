@@ -104,7 +104,7 @@ async def test_reading_beside_podman_finds_every_layer(
     assert len(seen) > 4
 
 
-async def test_what_a_check_finds_is_put_right_by_what_it_says(tools: Tools) -> None:
+async def test_the_advice_of_each_finding_repairs_it(tools: Tools) -> None:
     assert (await check(tools.image_store)).ok
     async with ImageStore(tools.image_store) as store:
         app = await store.get("localhost/app:1")

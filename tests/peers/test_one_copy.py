@@ -31,7 +31,7 @@ def links(path: Path, image_id: str, key: str) -> int:
     return (path / image_id / big_data_file(key)).stat().st_nlink
 
 
-async def test_what_containers_storage_does_to_an_item_leaves_the_others_alone(
+async def test_changing_an_item_with_containers_storage_keeps_the_others(
     peer: Peer, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"

@@ -135,7 +135,7 @@ async def test_a_change_keeps_what_it_does_not_touch(peer: Peer, root: Path, ima
     }
 
 
-async def test_what_nobody_knows_outlives_every_kind_of_change(peer: Peer, root: Path) -> None:
+async def test_unknown_fields_are_kept_by_every_kind_of_change(peer: Peer, root: Path) -> None:
     unknown = '"future":{"b":1.50,"a":"\\u00fc/"},"another":[1,2,{}],"zero":null}'
     async with ImageStore(image_store(root)) as store:
         await store.set_names("future", ["g", "b"])
@@ -166,7 +166,7 @@ async def _record(root: Path, image_id: str) -> str:
     return next(record for record in found if json.loads(record)["id"] == image_id)
 
 
-async def test_what_they_write_after_us_is_read_again(peer: Peer, root: Path) -> None:
+async def test_an_index_written_by_containers_storage_is_read_again(peer: Peer, root: Path) -> None:
     async with ImageStore(image_store(root)) as store:
         await store.set_flag("today", "more", {"n": 0.1})
         images = {image.id: image for image in await store.images()}
