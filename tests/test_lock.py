@@ -19,7 +19,7 @@ from aimagestore._directory.lock import describe_holder, exclusive_line
 
 from .support.stores import is_locked, is_requested, library_threads, open_files, until
 
-PATIENCE = 60
+TIMEOUT = 60
 STORES = 12
 
 HOLD = """
@@ -192,7 +192,7 @@ async def test_a_child_that_is_forked_while_the_lock_is_held_neither_has_nor_bre
         assert program.stdin is not None
         assert program.stdout is not None
         seen = b""
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             while not {b"forked", b"refused"} <= set(seen.split()):
                 seen += await program.stdout.receive()
             assert is_locked(path)
@@ -307,7 +307,7 @@ async def test_a_child_that_is_forked_while_its_parent_waits_does_not_keep_the_l
             assert program.stdout.readline() == b"held\n"
             program.wait()
             # The child lives on, with its parent's descriptors.
-            with anyio.fail_after(PATIENCE):
+            with anyio.fail_after(TIMEOUT):
                 async with ImageStore(path) as store:
                     await store.create("two")
                     assert [image.id for image in await store.images()] == ["zero", "two"]

@@ -31,7 +31,7 @@ from .operations import THEN, leave_half_done
 from .state import NEW, ONE, THREE, TWO
 
 SECRET = b"the content of a file outside"
-PATIENCE = 20
+TIMEOUT = 20
 MEMORY_KIB = 200 * 1024
 """What no input of a few kB can need; most of it is what Hypothesis keeps."""
 
@@ -100,7 +100,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 async def use_all(path: Path) -> None:
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(TIMEOUT):
         await allowed(lambda: use(path, read_only=True))
         report = await allowed(lambda: check(path))
         await allowed(lambda: use(path, read_only=False))

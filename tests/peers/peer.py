@@ -15,7 +15,7 @@ from typing import Any
 
 from . import generation
 
-_PATIENCE = 300.0
+_TIMEOUT = 300.0
 """Seconds; an answer takes a few milliseconds, but others may hold the lock."""
 
 _STORAGE = "github.com/containers/storage"
@@ -88,7 +88,7 @@ class Peer:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(asked).encode() + b"\n")
         self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], _PATIENCE)[0]:
+        if not select.select([self._process.stdout], [], [], _TIMEOUT)[0]:
             self._process.kill()
             raise AssertionError(f"no answer to {asked}: who holds the lock?")
         answer = json.loads(self._process.stdout.readline())

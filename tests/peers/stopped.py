@@ -17,7 +17,7 @@ import pytest
 
 # System calls that change something, or come right before that; a process stops after each.
 _STEPS = "openat,mkdirat,pwrite64,rename,renameat,renameat2,unlink,unlinkat"
-_PATIENCE = 60
+_TIMEOUT = 60
 
 
 class Stepped:
@@ -75,7 +75,7 @@ def stepped(process: int) -> Iterator[Stepped]:
     tracer = subprocess.Popen(command, stderr=subprocess.PIPE)
     found = Stepped(process)
     try:
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + _TIMEOUT
         while not found.is_traced():
             if tracer.poll() is not None:
                 assert tracer.stderr is not None

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(Path("/") != generation.ROOT, reason="Docker is tried beside Debian 12"),
 ]
 
-PATIENCE = 60
+TIMEOUT = 60
 
 
 class Docker:
@@ -70,7 +70,7 @@ def serving(root: Path) -> Iterator[Docker]:
         subprocess.Popen(command, stdout=log, stderr=log) as daemon,
     ):
         try:
-            end = time.monotonic() + PATIENCE
+            end = time.monotonic() + TIMEOUT
             while not docker.is_up():
                 if daemon.poll() is not None:
                     pytest.skip(f"dockerd cannot run here: {(root / 'log').read_text()[-300:]}")

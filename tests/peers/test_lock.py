@@ -21,7 +21,7 @@ pytestmark = pytest.mark.peers
 
 GO_WRITERS = 3
 SHARE_SECONDS = 4.0
-PATIENCE = 60
+TIMEOUT = 60
 """Seconds after which something that has to happen never will."""
 
 
@@ -55,7 +55,7 @@ def waiting(lock_file: Path) -> int:
 
 async def until_waiting(lock_file: Path, number: int = 1) -> None:
     """Return when ``number`` processes wait for the lock. The kernel has no event for this."""
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(TIMEOUT):
         while waiting(lock_file) < number:
             await anyio.sleep(0.002)
 
@@ -129,7 +129,7 @@ async def test_timeout_names_the_lock_and_its_holder(
                 lambda: impatient.transaction().__aenter__(),
             ):
                 started = time.monotonic()
-                with anyio.fail_after(PATIENCE), pytest.raises(LockTimeoutError) as raised:
+                with anyio.fail_after(TIMEOUT), pytest.raises(LockTimeoutError) as raised:
                     await call()
                 assert time.monotonic() - started >= 0.1
                 assert raised.value.path == str(lock_file)
@@ -144,7 +144,7 @@ async def test_timeout_names_the_lock_and_its_holder(
 async def assert_free(program: Path, lock_file: Path) -> None:
     """Whoever comes next has the lock at once."""
     with running(program, "hold", lock_file) as next_one:
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             assert await line_of(next_one) == "held"
 
 
@@ -209,7 +209,7 @@ async def test_a_cancelled_wait_ends_at_once_and_leaves_nothing_held(
     image = await store.get("image")
     assert (image.metadata, image.big_data_names) == ("", ())
     assert lock_file.read_bytes() == token
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(TIMEOUT):
         await store.set_metadata("image", "after")
 
 
@@ -224,7 +224,7 @@ async def test_a_store_can_be_closed_while_a_change_waits(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(other.set_metadata, "image", "never")
                 await until_waiting(lock_file)
-                with anyio.fail_after(PATIENCE):
+                with anyio.fail_after(TIMEOUT):
                     await other.aclose()
         assert [type(error).__name__ for error in raised.value.exceptions] == ["StoreClosedError"]
     await assert_free(program, lock_file)
@@ -244,7 +244,7 @@ async def test_waiting_writers_leave_the_threads_of_others_alone(
                 writer = stores[number % len(stores)]
                 tasks.start_soon(writer.add_names, "image", [f"name-{number}"])
             await until_waiting(lock_file)
-            with anyio.fail_after(PATIENCE):
+            with anyio.fail_after(TIMEOUT):
                 async with anyio.create_task_group() as others:
                     for _ in range(100):
                         others.start_soon(anyio.to_thread.run_sync, threading.get_ident)

@@ -22,7 +22,7 @@ from .worker import COUNTER, SHARED, content
 
 pytestmark = pytest.mark.peers
 
-PATIENCE = 60
+TIMEOUT = 60
 SECONDS = 2
 """How long other programs are at work."""
 
@@ -180,7 +180,7 @@ async def test_every_completed_change_is_seen_beside_writers_that_never_pause(
             while time.monotonic() < end:
                 number += 1
                 text = f"{number:03}"
-                with anyio.fail_after(PATIENCE):
+                with anyio.fail_after(TIMEOUT):
                     await ask("set_metadata", metadata=text)
                     assert await store.metadata(COUNTER) == text
                     data = text.encode()

@@ -16,7 +16,7 @@ from .tools import Tools, require
 
 pytestmark = pytest.mark.peers
 
-PATIENCE = 120
+TIMEOUT = 120
 """Seconds; on a slow machine a command of podman takes some."""
 
 
@@ -41,7 +41,7 @@ async def test_a_go_program_is_watched(peer: Peer, short_path: Path) -> None:
             await ask("create", id=f"image{number}")
             await ask("delete", ref=f"image{number}")
             await ask("set_metadata", ref="image", metadata=str(number))
-        with anyio.move_on_after(PATIENCE):
+        with anyio.move_on_after(TIMEOUT):
             while images["image"].metadata != "19" or len(images) > 1:
                 replay(images, await take(changes, 1))
         assert images == {image.id: image for image in await store.images()}
@@ -63,7 +63,7 @@ async def test_podman_is_watched(short_path: Path) -> None:
         assert set(change.image.names) == {"localhost/other:1", "localhost/hello:1"}
         second = await anyio.to_thread.run_sync(tools.commit, "localhost/second:1", "second")
         images = {first: change.image}
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             while second not in images or not images[second].names:
                 replay(images, await take(changes, 1))
         _, change = await meanwhile(changes, podman("rmi", first, "--force"))
