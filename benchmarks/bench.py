@@ -64,7 +64,7 @@ class Bench:
 
     @contextmanager
     def worker(self, contender: Contender) -> Iterator[Worker]:
-        """A contender's process, for the block."""
+        """Run a contender's process for the block."""
         worker = Worker(contender, self.scratch)
         try:
             yield worker
@@ -72,7 +72,7 @@ class Bench:
             worker.close()
 
     def pick(self, *peers: str) -> list[Contender]:
-        """Those of the contenders that are of these peers."""
+        """Return the contenders of these peers."""
         return [contender for contender in self.contenders if contender.peer in peers]
 
 

@@ -1,4 +1,4 @@
-"""What an asyncio user would build instead: diskcache, its calls made in worker threads."""
+"""What an asyncio user would build instead: diskcache, called in worker threads."""
 
 from __future__ import annotations
 

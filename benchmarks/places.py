@@ -48,7 +48,7 @@ class Places:
 
 @contextmanager
 def serving() -> Iterator[Places]:
-    """Servers for the block, known to all processes that are started meanwhile."""
+    """Run servers for the block, and set the environment for processes started in it."""
     local = LocalCluster()
     # A quarter of a small machine's memory, as operators give it.
     local.postgres.options["shared_buffers"] = "1GB"

@@ -29,14 +29,14 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
 class UnknownError(HTTPException):
-    """The answer to what is not here, in the protocol's form."""
+    """Something is not in the store: an error response in the protocol's form."""
 
     def __init__(self, code: str, about: str) -> None:
         super().__init__(404, json.dumps({"errors": [{"code": code, "message": about}]}))
 
 
 async def answer(_: Request, error: Exception) -> Response:
-    """Give such an answer."""
+    """Return the response for such an error."""
     assert isinstance(error, UnknownError)
     return Response(error.detail, error.status_code, media_type="application/json")
 
@@ -137,7 +137,7 @@ class Catalog:
 
 
 async def version(_: Request) -> Response:
-    """Say that the protocol is spoken here."""
+    """Confirm that the registry speaks the protocol."""
     return Response("{}", headers={"Docker-Distribution-Api-Version": "registry/2.0"})
 
 
@@ -149,7 +149,7 @@ async def tags(request: Request) -> Response:
 
 
 async def manifest(request: Request) -> Response:
-    """Give a manifest, by tag or by digest."""
+    """Return a manifest, by tag or by digest."""
     catalog: Catalog = request.app.state.catalog
     repository, reference = request.path_params["repository"], request.path_params["reference"]
     if ":" in reference:
@@ -169,7 +169,7 @@ async def manifest(request: Request) -> Response:
 
 
 async def blob(request: Request) -> Response:
-    """Give a config or a layer, or a range of it."""
+    """Return a config or a layer, or a range of it."""
     catalog: Catalog = request.app.state.catalog
     repository, digest = request.path_params["repository"], request.path_params["digest"]
     image, key = await catalog.item(repository, digest, "BLOB_UNKNOWN")

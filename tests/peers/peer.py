@@ -1,4 +1,4 @@
-"""The Go program main.go: containers/storage, asked line by line."""
+"""The Go program main.go, which uses containers/storage on request, line by line."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def compile_go(source: str, program: Path) -> Path:
 
 
 def image_store(root: Path) -> Path:
-    """Where the program keeps the images of a root."""
+    """Return the directory of the image store in a root."""
     return root / "graph" / "vfs-images"
 
 
 class PeerError(Exception):
-    """What containers/storage answered instead of a result.
+    """An error of containers/storage.
 
     :ivar kind: the name of its error
     """
@@ -79,7 +79,7 @@ class Peer:
         self.process = self._process.pid
 
     def ask(self, op: str, root: Path, **fields: Any) -> Any:
-        """Have an operation done on the store of a root; bytes go and come as bytes.
+        """Run an operation on the store of a root; bytes are passed and returned as bytes.
 
         :raises PeerError: when it fails there
         """
@@ -128,7 +128,7 @@ class Running:
         )
 
     def read_line(self) -> str:
-        """The next line of what it prints; blocks."""
+        """Return the next line that it prints; blocks."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline().strip()
         if not line:
@@ -155,7 +155,7 @@ class Running:
 
 @contextmanager
 def running(*command: object) -> Iterator[Running]:
-    """A process for as long as the block takes."""
+    """Run a process for the block."""
     started = Running(*command)
     try:
         yield started

@@ -1,4 +1,4 @@
-"""Programs of podman's that are killed in the middle of a change: what is left, podman can use."""
+"""Programs of podman that are killed during a change leave a store that podman can use."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = [
 
 
 def moments(*, whole: bool) -> int:
-    """Return how many are tried of a command; nightly, that is more than there are renames."""
+    """Return how many moments are tried of a command; at night, more than it has renames."""
     if NIGHTLY:
         return 200
     return 6 if whole else 2
@@ -115,7 +115,7 @@ class Victim:
         return begun
 
     async def check_left(self) -> None:
-        """What is left is named, goes, and leaves a store that podman lists and prunes."""
+        """Check that garbage is found and removed, and that podman can list and prune the rest."""
         path = self.tools.image_store
         report = await check(path)
         if not report.ok:

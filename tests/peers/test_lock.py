@@ -1,4 +1,4 @@
-"""One lock for this library and containers/storage: held by one of them, waited for by all."""
+"""One lock for this library and containers/storage: while one holds it, all others wait."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ TIMEOUT = 60
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Where the store is kept."""
+    """The graph root of the store."""
     return tmp_path / "store"
 
 
 @pytest.fixture
 def lock_file(root: Path) -> Path:
-    """Its lock."""
+    """The store's lock file."""
     return image_store(root) / "images.lock"
 
 
@@ -47,7 +47,7 @@ async def store(root: Path, peer: Peer) -> AsyncIterator[ImageStore]:
 
 
 def waiting(lock_file: Path) -> int:
-    """How many wait in the kernel for the lock."""
+    """Return the number of processes that wait in the kernel for the lock."""
     inode = lock_file.stat().st_ino
     with open("/proc/locks") as locks:
         return sum(f":{inode} " in line and "->" in line for line in locks)
@@ -61,7 +61,7 @@ async def until_waiting(lock_file: Path, number: int = 1) -> None:
 
 
 async def line_of(process: Running) -> str:
-    """The next line of a process; others go on meanwhile."""
+    """Return the next line of a process, without blocking the event loop."""
     return await anyio.to_thread.run_sync(process.read_line)
 
 
@@ -142,7 +142,7 @@ async def test_timeout_names_the_lock_and_its_holder(
 
 
 async def assert_free(program: Path, lock_file: Path) -> None:
-    """Whoever comes next has the lock at once."""
+    """Check that the lock can be acquired at once."""
     with running(program, "hold", lock_file) as next_one:
         with anyio.fail_after(TIMEOUT):
             assert await line_of(next_one) == "held"

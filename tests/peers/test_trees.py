@@ -1,4 +1,4 @@
-"""What containers/storage keeps with an image besides big data, and what it collects as garbage."""
+"""Other data that containers/storage keeps with an image, and its garbage collection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that changes a store for a while, then says what it should hold; as main.go does."""
+"""A process that changes a store, then reports what it should hold, as main.go does."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def content(text: str) -> dict[str, bytes]:
 
 @dataclass
 class Worker:
-    """One task that changes images of its own, and two that all workers change."""
+    """One task that changes images of its own, and two that all workers share."""
 
     store: ImageStore
     report: Report

@@ -190,7 +190,7 @@ async def _coroutine(call: Callable[[], Awaitable[None]]) -> None:
 
 
 async def storm(where: Any, name: str, seconds: float, clients: int, seed: str) -> list[Ledger]:
-    """Let clients loose on a store, and return their ledgers."""
+    """Run clients on a store, and return their ledgers."""
     ledgers = [Ledger(f"{name}-{number}") for number in range(clients)]
     async with ImageStore(where) as store:
         tasks = [Client(store, where, ledger, f"{seed} {ledger.client}") for ledger in ledgers]

@@ -87,7 +87,7 @@ class Template:
         return int(number)
 
     def close(self) -> None:
-        """End it, and what it runs."""
+        """End the process and its copies."""
         self._socket.close()
         self._process.wait(_SECONDS)
 

@@ -1,4 +1,4 @@
-"""Watching a store: events, who waits for them, and what is to come of them."""
+"""Watching a store: taking events, and replaying them on a list of images."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def meanwhile(watch: Watch, call: Awaitable[T]) -> tuple[T, ChangeEvent]:
 
 
 def replay(images: dict[str, Image], events: Iterable[ChangeEvent]) -> None:
-    """Do to the images what the events say, which has to be possible."""
+    """Apply events to images, and check that each of them is possible."""
     for event in events:
         if event.kind == "deleted":
             assert event.image is None
@@ -58,7 +58,7 @@ def replay(images: dict[str, Image], events: Iterable[ChangeEvent]) -> None:
 
 
 async def change_everything(store: ImageStore) -> list[tuple[str, str]]:
-    """Change the store in every way, and return the events that a watch has to give."""
+    """Change the store in every way, and return the events that a watch must yield."""
     await store.create("one", names=["a"])
     await store.create("two")
     await store.set_big_data("one", "manifest", b"content")
