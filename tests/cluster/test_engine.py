@@ -521,7 +521,7 @@ async def test_a_watch_that_is_too_far_behind_expires(place: Place, store: Image
         await other.create("one")
         await other.create("two")
         await other.collect_garbage()
-        with pytest.raises(WatchExpiredError, match="begin another"):
+        with pytest.raises(WatchExpiredError, match="start another"):
             await anext(changes)
     async with store.watch() as changes:
         await store.delete("one")
