@@ -80,7 +80,7 @@ async def test_one_image_is_selected_and_named(tmp_path: Path) -> None:
         "new:2",
         None,
     ]
-    with pytest.raises(ImageUnknownError, match="absent"):
+    with pytest.raises(ImageUnknownError, match="missing"):
         await oci.copy_layout(layout, tmp_path / "out", ref="absent")
 
 
@@ -112,7 +112,7 @@ async def test_platforms(tmp_path: Path) -> None:
     (layout / "blobs" / "sha256" / hex_of(b"arm64")).unlink()
     await oci.copy_layout(layout, tmp_path / "sparse")
     assert entries_of(tmp_path / "sparse") == [images[0] | {"annotations": {REF: "all:1"}}]
-    with pytest.raises(InvalidLayoutError, match="absent"):
+    with pytest.raises(InvalidLayoutError, match="missing"):
         await oci.copy_layout(layout, tmp_path / "no", platform="linux/arm64")
 
 
