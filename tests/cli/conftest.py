@@ -8,15 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from typer.testing import CliRunner
-
-from aimagestore._cli.app import app
 
 from ..peers.conftest import short_path  # noqa: F401 - a fixture
+from ..support.commands import invoke
 from ..support.template import Template
 
 PROGRAM = [sys.executable, "-m", "aimagestore"]
@@ -43,9 +42,8 @@ class Result:
 
 def call(*arguments: object, code: int = 0, variables: Mapping[str, str] | None = None) -> Result:
     """Carry out a command in this process, and expect this exit code."""
-    parts = [str(argument) for argument in arguments]
-    result = CliRunner().invoke(app, parts, prog_name="aimagestore", env=variables)
-    assert result.exit_code == code, f"{parts}: {result.output}{result.exception!r}"
+    result = invoke(*arguments, variables=variables)
+    assert result.exit_code == code, f"{arguments}: {result.output}{result.exception!r}"
     return Result(code, result.stdout, result.stderr)
 
 
@@ -62,7 +60,7 @@ class Cli:
 
 def help_of(command: str) -> str:
     """The help of a command; ``""`` for that of the program."""
-    result = CliRunner().invoke(app, [*command.split(), "--help"], prog_name="aimagestore")
+    result = invoke(*command.split(), "--help")
     assert result.exit_code == 0
     return result.stdout
 
@@ -73,13 +71,24 @@ def cli(path: Path) -> Cli:
     return Cli(path)
 
 
-@pytest.fixture(scope="session")
-def template() -> Iterator[Template]:
-    """The process that copies of the program are made of."""
+@cache
+def _template() -> Template:
     # The tests themselves may run without buffers.
-    found = Template(variables=environment(PYTHONUNBUFFERED="", TERM="xterm"))
-    yield found
-    found.close()
+    return Template(variables=environment(PYTHONUNBUFFERED="", TERM="xterm"))
+
+
+@pytest.fixture(scope="session")
+def template() -> Template:
+    """The process that copies of the program are made of."""
+    return _template()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _end_template() -> Iterator[None]:
+    yield
+    if _template.cache_info().currsize:
+        _template().close()
+        _template.cache_clear()
 
 
 def environment(**variables: str) -> Mapping[str, str]:
@@ -99,15 +108,12 @@ def program(
     stdin: IO[bytes] | None = None,
     variables: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run the program, and expect this exit code."""
-    result = subprocess.run(
-        [*PROGRAM, *map(str, arguments)],
-        input=data if stdin is None else None,
-        stdin=stdin,
-        capture_output=True,
-        check=False,
-        timeout=60,
-        env=environment(**(variables or {})),
+    """Run the program in a process of its own, and expect this exit code."""
+    result = _template().run(
+        *arguments,
+        stdin=None if stdin is None else stdin.fileno(),
+        data=data,
+        variables=environment(**(variables or {})),
     )
     assert result.returncode == code, f"{arguments}: {result.stdout!r} {result.stderr!r}"
     return result

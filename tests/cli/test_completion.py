@@ -8,10 +8,8 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from aimagestore._cli.app import app
-
+from ..support.commands import invoke
 from .conftest import Cli, environment, program
 
 SCRIPTS = sysconfig.get_path("scripts")
@@ -41,7 +39,7 @@ def completed(root: Path, *words: str) -> list[str]:
         "COMP_WORDS": "\n".join(line),
         "COMP_CWORD": str(len(line) - 1),
     }
-    result = CliRunner().invoke(app, [], prog_name="aimagestore", env=variables)
+    result = invoke(variables=variables)
     assert result.exit_code == 0
     assert result.stderr == ""
     return result.stdout.split()

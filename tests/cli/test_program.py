@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,12 @@ def image(cli: Cli, tmp_path: Path) -> Cli:
     return cli
 
 
-def start(root: Path, *arguments: object, **streams: Any) -> subprocess.Popen[bytes]:
+def start(
+    root: Path, *arguments: object, variables: Mapping[str, str] | None = None, **streams: Any
+) -> subprocess.Popen[bytes]:
     parts = [*PROGRAM, "--root", str(root), *map(str, arguments)]
-    return subprocess.Popen(parts, stderr=subprocess.PIPE, env=environment(), **streams)
+    env = environment(**(variables or {}))
+    return subprocess.Popen(parts, stderr=subprocess.PIPE, env=env, **streams)
 
 
 def test_standard_streams(image: Cli) -> None:
@@ -126,7 +130,10 @@ def test_errors_are_one_line_without_verbose(image: Cli) -> None:
 
 def test_text_that_the_locale_cannot_encode(image: Cli) -> None:
     image("tag", "one", "größe:1")
-    shown = program("--root", image.root, "images", variables={"PYTHONIOENCODING": "ascii"}).stdout
+    variables = {"PYTHONIOENCODING": "ascii"}
+    with start(image.root, "images", variables=variables, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        shown = process.stdout.read()
     assert b"gr\\xf6\\xdfe" in shown
 
 

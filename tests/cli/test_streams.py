@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from aimagestore._cli.app import app
 
+from ..support.commands import invoke
 from ..support.layouts import files_of, hello
 from ..support.stores import becomes_true
 from ..support.template import Template
@@ -264,7 +264,7 @@ def test_the_table_has_every_command() -> None:
     assert {name.removesuffix(" -") for name in COMMANDS} == set(
         names_of(typer.main.get_command(app))
     )
-    assert CliRunner().invoke(app, ["--help"]).exit_code == 0
+    assert invoke("--help").exit_code == 0
 
 
 def expected(program: Program, row: Row) -> bytes:

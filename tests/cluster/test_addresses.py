@@ -15,18 +15,19 @@ from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given, settings, strategies as st
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from aimagestore import ImageStore, Report, StoreUnavailableError, check, repair
 
 for package in ("psycopg", "obstore"):
     pytest.importorskip(package, reason="needs the clients: pip install 'aimagestore[cluster]'")
 
-from aimagestore._cli.app import app
 from aimagestore._cli.human import without_secrets
 from aimagestore.cluster import ClusterLocation, migrate
 from aimagestore.cluster._addresses import BucketAddress
 from aimagestore.cluster._blobs import Blobs
+
+from ..support.commands import invoke
 
 if TYPE_CHECKING:
     from .servers import Place, Servers
@@ -373,7 +374,7 @@ async def test_a_directory_may_have_an_unusual_name(
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["--verbose", *arguments], prog_name="aimagestore")
+    return invoke("--verbose", *arguments)
 
 
 COMMANDS = {

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from typer.testing import CliRunner
 
-from aimagestore._cli.app import app
-
+from ..support.commands import invoke
 from ..support.layouts import hello
 
 if TYPE_CHECKING:
@@ -23,7 +21,7 @@ pytest.importorskip("psycopg")
 
 def run(*arguments: object, code: int = 0) -> str:
     """Run a command in this process, and return its output, or its error message."""
-    result = CliRunner().invoke(app, [*map(str, arguments)], prog_name="aimagestore")
+    result = invoke(*arguments)
     assert result.exit_code == code, f"{arguments}: {result.output}{result.exception!r}"
     return result.stdout if code == 0 else result.stderr
 

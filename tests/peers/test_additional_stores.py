@@ -80,21 +80,10 @@ class Stacked:
 
     def our_rows(self) -> list[Row]:
         """What this library's program lists."""
-        variables = {**self.variables, "PATH": PROGRAMS}
-        prepare = f"import os\nos.environ.update({variables!r})"
-        with tempfile.TemporaryFile() as file, open(os.devnull, "rb") as empty:
-            process = self._template.start(
-                "images",
-                stdin=empty.fileno(),
-                stdout=file.fileno(),
-                stderr=file.fileno(),
-                prepare=prepare,
-            )
-            code = self._template.wait(process)
-            file.seek(0)
-            text = file.read().decode()
-        assert code == 0, text
-        return _rows(text)
+        variables = environment(**self.variables, PATH=PROGRAMS)
+        result = self._template.run("images", stdin=None, data=b"", variables=variables)
+        assert result.returncode == 0, result.stderr
+        return _rows(result.stdout.decode())
 
     def open(self, *, read_only: bool = False) -> AbstractAsyncContextManager[ImageStore]:
         """Open the store that is found by the configuration."""

@@ -39,9 +39,10 @@ def blocks(text: str, language: str) -> list[str]:
 def commands_and_help() -> Iterator[tuple[str, str]]:
     """Iterate over all commands, and the help that each prints at 80 columns."""
     import typer.main
-    from typer.testing import CliRunner
 
     from aimagestore._cli.app import app
+
+    from .commands import invoke
 
     def names(group: Any, above: str) -> Iterator[str]:
         for name, command in group.commands.items():
@@ -52,9 +53,7 @@ def commands_and_help() -> Iterator[tuple[str, str]]:
                 yield whole
 
     for name in names(typer.main.get_command(app), ""):
-        result = CliRunner().invoke(
-            app, [*name.split(), "--help"], prog_name="aimagestore", env={"COLUMNS": "80"}
-        )
+        result = invoke(*name.split(), "--help", variables={"COLUMNS": "80"})
         assert result.exit_code == 0, name
         yield name, result.stdout
 

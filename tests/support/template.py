@@ -76,6 +76,37 @@ class Template:
         socket.send_fds(self._socket, [json.dumps(request).encode()], files)
         return self._answer("started")
 
+    def run(
+        self, *arguments: object, stdin: int | None, data: bytes, variables: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run the program in a copy, in the present directory, and return what it prints.
+
+        :param stdin: its standard input; ``None`` for a pipe with the data
+        :param variables: its environment, all of it
+        """
+        here, there = os.pipe()
+        prepare = (
+            f"import os; os.chdir({os.getcwd()!r}); os.environ.clear(); "
+            f"os.environ.update({dict(variables)!r})"
+        )
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            process = self.start(
+                *arguments,
+                stdin=here if stdin is None else stdin,
+                stdout=output.fileno(),
+                stderr=errors.fileno(),
+                prepare=prepare,
+            )
+            os.close(here)
+            # The data may not fit into the pipe.
+            writer = threading.Thread(target=_write, args=(there, data))
+            writer.start()
+            code = self.wait(process)
+            writer.join()
+            for file in (output, errors):
+                file.seek(0)
+            return subprocess.CompletedProcess(arguments, code, output.read(), errors.read())
+
     def wait(self, process: int) -> int:
         """Wait for the end of a copy, and return its exit code, as a shell has it."""
         self._socket.send(json.dumps({"wait": process}).encode())
@@ -90,6 +121,11 @@ class Template:
         """End the process and its copies."""
         self._socket.close()
         self._process.wait(_SECONDS)
+
+
+def _write(pipe: int, data: bytes) -> None:
+    with suppress(BrokenPipeError), open(pipe, "wb") as file:
+        file.write(data)
 
 
 def _at_the_end(copies: Iterable[int]) -> NoReturn:
