@@ -16,7 +16,7 @@ from aimagestore import ImageStore
 
 from .support.faults import Faults, die_after_commit
 from .support.guard import guarded
-from .support.loops import USUAL_LOOPS, second_runs
+from .support.loops import USUAL_LOOPS, repeats_on_stacked_stores, second_runs
 from .support.stores import (
     ClusterStore,
     DirectoryStore,
@@ -36,8 +36,8 @@ settings.load_profile("default")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to thorough runs what runs on one more loop only."""
-    for item in second_runs(items):
+    """Leave to thorough runs what only repeats something on one more loop or kind of store."""
+    for item in {*second_runs(items), *repeats_on_stacked_stores(items)}:
         item.add_marker("thorough")
 
 

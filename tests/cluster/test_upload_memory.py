@@ -23,7 +23,11 @@ MIB = 1024 * 1024
 
 @pytest.mark.parametrize(
     ("way", "stores"),
-    [pytest.param("tasks", 1, marks=pytest.mark.thorough), ("tasks", 32), ("turn", 1)],
+    [
+        pytest.param("tasks", 1, marks=pytest.mark.thorough),
+        ("tasks", 32),
+        pytest.param("turn", 1, marks=pytest.mark.thorough),
+    ],
 )
 def test_32_uploads_hold_at_most_64_mib(place: Place, way: str, stores: int) -> None:
     """A usual run leaves out that one store makes all of them, which is the easier case."""

@@ -99,3 +99,19 @@ def second_runs(items: list[pytest.Item]) -> list[pytest.Item]:
         group.pop(zlib.crc32(name.encode()) % len(group))
         found += group
     return found
+
+
+def repeats_on_stacked_stores(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return two thirds of the tests of the contract on a store with additional stores.
+
+    Its own part of the contract is in tests of its own; the rest is that of a directory.
+    """
+    return [
+        item
+        for item in items
+        if isinstance(item, pytest.Function)
+        and "contract" in item.path.parts
+        and hasattr(item, "callspec")
+        and item.callspec.params.get("where") == "stacked"
+        and zlib.crc32(item.originalname.encode()) % 3
+    ]
