@@ -80,7 +80,7 @@ async def test_one_image_is_selected_and_named(tmp_path: Path) -> None:
         "new:2",
         None,
     ]
-    with pytest.raises(ImageUnknownError, match="missing"):
+    with pytest.raises(ImageUnknownError, match="has no image 'absent'"):
         await oci.copy_layout(layout, tmp_path / "out", ref="absent")
 
 

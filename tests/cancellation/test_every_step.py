@@ -104,7 +104,7 @@ def test_ctrl_c_leaves_nothing_behind(where: DirectoryStore, operation: str, who
     before = signal.getsignal(signal.SIGINT)
     sweep = Sweep(where, operation)
     # Each in a loop of its own: the second Ctrl-C in one would be a KeyboardInterrupt at once.
-    for step in range(1, 300, 1 if whole else 2):
+    for step in range(1, 300, 1 if whole else 3):
         if not asyncio.run(sweep.at(step, interruptions.by_ctrl_c)):
             break
     assert signal.getsignal(signal.SIGINT) is before

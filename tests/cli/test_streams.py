@@ -20,6 +20,7 @@ from aimagestore._cli.app import app
 
 from ..support.commands import invoke
 from ..support.layouts import files_of, hello
+from ..support.loops import pairs
 from ..support.stores import becomes_true
 from ..support.template import Template
 from .conftest import Cli, environment
@@ -376,8 +377,9 @@ _POLL = {"7", "271", "73"}  # poll and ppoll, of x86-64 and of arm64
 # Closed streams
 
 
-@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
-@rows(TABLE)
+@pytest.mark.parametrize(
+    ("row", "closed"), pairs(TABLE, {str(files): files for files in [(0,), (1,), (2,), (0, 1, 2)]})
+)
 def test_closed_streams(program: Program, row: Row, closed: tuple[int, ...]) -> None:
     output = expected(program, row)
     before = files_of(program.directory)
@@ -401,8 +403,9 @@ def test_closed_streams(program: Program, row: Row, closed: tuple[int, ...]) -> 
 # Interpreters
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "usual"])
-@rows(TABLE)
+@pytest.mark.parametrize(
+    ("row", "mode"), pairs(TABLE, {mode: mode for mode in MODES if mode != "usual"})
+)
 def test_modes_of_the_interpreter(program: Program, row: Row, mode: str) -> None:
     output = expected(program, row)
     program.mode = mode
@@ -479,14 +482,14 @@ def gates(program: Program) -> Iterator[Gates]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    ("row", "number"),
+    pairs(COMMANDS, {each.name: each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}),
 )
-@rows(COMMANDS)
-def test_signals_that_end_a_command(gates: Gates, row: Row, number: int, code: int) -> None:
+def test_signals_that_end_a_command(gates: Gates, row: Row, number: int) -> None:
     before = files_of(gates.program.directory)
     begun = gates.start(row)
     os.kill(begun.process, number)
-    assert gates.program.wait(begun.process) == code
+    assert gates.program.wait(begun.process) == 128 + number
     assert os.pread(gates.errors, 1000, 0).count(b"\n") == 1
     assert os.pread(gates.output, 1000, 0) == b""
     assert files_of(gates.program.directory) == before

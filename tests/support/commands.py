@@ -11,7 +11,7 @@ from typer import testing
 from aimagestore._cli.app import app
 
 # Otherwise each call makes all commands again, which takes longer than most of them.
-testing._get_command = cache(testing._get_command)
+testing._get_command = cache(testing._get_command)  # type: ignore[attr-defined]
 
 
 def invoke(*arguments: object, variables: Mapping[str, str] | None = None) -> testing.Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import pytest
@@ -70,6 +70,20 @@ def sample(
             pytest.param(*parameters.values, marks=[*parameters.marks, *marks], id=parameters.id)
         )
     return found
+
+
+def pairs(cases: Mapping[str, Any], ways: Mapping[str, Any]) -> list[ParameterSet]:
+    """Return each case in each way, as two parameters; a usual run takes one way by turns."""
+    return [
+        pytest.param(
+            case,
+            way,
+            id=f"{name}-{way_name}",
+            marks=() if (number + turn) % len(ways) == 0 else pytest.mark.thorough,
+        )
+        for number, (name, case) in enumerate(cases.items())
+        for turn, (way_name, way) in enumerate(ways.items())
+    ]
 
 
 def depends_on_the_loop(item: pytest.Function) -> bool:

@@ -21,6 +21,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -105,7 +106,8 @@ class Template:
             writer.join()
             for file in (output, errors):
                 file.seek(0)
-            return subprocess.CompletedProcess(arguments, code, output.read(), errors.read())
+            parts = [str(argument) for argument in arguments]
+            return subprocess.CompletedProcess(parts, code, output.read(), errors.read())
 
     def wait(self, process: int) -> int:
         """Wait for the end of a copy, and return its exit code, as a shell has it."""
@@ -197,6 +199,11 @@ def _run(main: Callable[[], object]) -> NoReturn:
 
 
 if __name__ == "__main__":
+    import typer.main
+
+    # A copy need not make all commands again, which takes longer than most of them.
+    typer.main.get_command = cache(typer.main.get_command)
+
     from typer.testing import CliRunner
 
     from aimagestore.__main__ import main
