@@ -620,7 +620,7 @@ async def test_a_transaction_waits_for_a_change_of_an_item_in_an_additional_stor
                 return await tx.big_data_digest("i", "k")
             return digest(await tx.big_data("i", "k"))
 
-    async with moving.open() as store, moving.open(lock_timeout=0.01) as hasty:
+    async with moving.open() as store, moving.open(lock_timeout=0.2) as hasty:
         await store.get("i")
         await hasty.get("i")
         with foreign_writer(moving.first) as writer:

@@ -150,5 +150,5 @@ async def collect_garbage(
     else:
         await write_findings(report.findings)
         number, freed = len(report.findings), human_size(report.bytes)
-        done_to_them = "would be removed" if dry_run else "removed"
-        await write_lines([f"{number} {done_to_them}, {freed} freed"])
+        removed = "would be removed" if dry_run else "removed"
+        await write_lines([f"{number} {removed}, {freed} freed"])
