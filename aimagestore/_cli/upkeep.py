@@ -150,5 +150,5 @@ async def collect_garbage(
     else:
         await write_findings(report.findings)
         number, freed = len(report.findings), human_size(report.bytes)
-        removed = "would be removed" if dry_run else "removed"
-        await write_lines([f"{number} {removed}, {freed} freed"])
+        done = "would be removed" if dry_run else "removed"
+        await write_lines([f"{number} {done}, {freed} freed"])
