@@ -11,11 +11,14 @@ from pathlib import Path
 
 import anyio
 import pytest
+from anyio import to_thread
 
 from aimagestore import ImageStore, LockTimeoutError, StoreCorruptError
 from aimagestore._async.store import core_of
 from aimagestore._directory import files
 from aimagestore._directory.mounts import is_local
+from aimagestore._engine.items import discard_all, stage_all
+from aimagestore._engine.protocol import StagedContent
 
 from .support.faults import Faults, die, die_after_commit
 from .support.stores import contents, until
@@ -170,6 +173,25 @@ async def test_staged_data_is_not_used_after_a_failed_write(
             await staged.write(b"bad")
         with pytest.raises(ValueError, match="stage it again"):
             await one.create(big_data={"key": staged})
+
+
+async def test_all_contents_are_discarded_even_if_one_fails(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"a": b"1", "b": b"2", "c": b"3"}
+    staged = await to_thread.run_sync(stage_all, core_of(store).engine.items, data)
+    kind = type(staged["b"])
+    discard = kind.discard
+
+    def fail_in_the_middle(content: StagedContent) -> None:
+        discard(content)
+        if content is staged["b"]:
+            raise OSError(errno.EIO, "no more")
+
+    monkeypatch.setattr(kind, "discard", fail_in_the_middle)
+    with pytest.raises(OSError, match="no more"):
+        await to_thread.run_sync(discard_all, staged)
+    assert not any(content.is_open for content in staged.values())
 
 
 async def test_a_file_system_without_unnamed_files(

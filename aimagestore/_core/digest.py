@@ -96,6 +96,16 @@ def signed_payload(manifest: bytes) -> bytes | None:
         return None
 
 
+def signed_digest(manifest: bytes, digest: str) -> str | None:
+    """Return the digest of a signed manifest by another digest's algorithm; else ``None``."""
+    payload = signed_payload(manifest)
+    if payload is None:
+        return None
+    state = hasher(digest)
+    state.update(payload)
+    return digest_of(state)
+
+
 def _base64url(text: str) -> bytes:
     return urlsafe_b64decode(text.encode() + b"=" * (-len(text) % 4))
 

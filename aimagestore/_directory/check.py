@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 
-from .._core.digest import digest_of, hasher, is_digest, is_manifest_key, signed_payload
+from .._core.digest import digest_of, hasher, is_digest, is_manifest_key, signed_digest
 from .._core.image import Image
 from .._core.names import INDEX_FILE, big_data_file, check_key
 from .._core.record import Record
@@ -284,18 +284,8 @@ class DirectoryChecker:
             self._bytes += done if counted else 0
             yield done
         actual = digest_of(state)
-        if expected not in {actual, _signed_digest(kept, expected)}:
+        if expected not in {actual, signed_digest(kept, expected)}:
             detail = f"its digest is {actual}, {expected} is recorded"
             self._add(FindingKind.ITEM_ALTERED, directory.path_of(name), detail, image.id, key)
         elif found.st_nlink > 1:
             self._intact.add(version)
-
-
-def _signed_digest(manifest: bytes, digest: str) -> str | None:
-    """Return the digest of a signed manifest by another one's algorithm; ``None`` if unsigned."""
-    payload = signed_payload(manifest)
-    if payload is None:
-        return None
-    state = hasher(digest)
-    state.update(payload)
-    return digest_of(state)

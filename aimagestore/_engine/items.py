@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 from .._core.digest import (
@@ -13,7 +13,7 @@ from .._core.digest import (
     digest_of,
     hasher,
     is_manifest_key,
-    signed_payload,
+    signed_digest,
 )
 from .._core.image import Image
 from .._core.names import check_key
@@ -94,9 +94,10 @@ def stage_all(items: Items, data: Mapping[str, bytes]) -> dict[str, StagedConten
 
 
 def discard_all(contents: Mapping[str, StagedContent]) -> None:
-    """Release contents, and remove those that were not published."""
-    for content in contents.values():
-        content.discard()
+    """Release contents, and remove those that were not published, even if one of them fails."""
+    with ExitStack() as stack:
+        for content in contents.values():
+            stack.callback(content.discard)
 
 
 class Measured(NamedTuple):
@@ -231,12 +232,8 @@ class Source(io.BufferedIOBase):
         expected = self._expected
         if actual == expected or expected is None:
             return
-        payload = signed_payload(bytes(self._kept)) if self._kept is not None else None
-        if payload is not None:
-            state = hasher(expected)
-            state.update(payload)
-            if digest_of(state) == expected:
-                return
+        if self._kept is not None and signed_digest(bytes(self._kept), expected) == expected:
+            return
         raise DigestMismatchError(
             f"item {self._key!r} has the digest {actual}, its record says {expected}: "
             "its content was altered",
