@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio.abc import Process
+from filelock import BaseFileLock
 
 from aimagestore import ImageStore, LockTimeoutError
 from aimagestore._directory.files import Directory
@@ -58,6 +60,16 @@ async def running(code: str, *arguments: object) -> AsyncIterator[Process]:
         finally:
             if program.returncode is None:
                 program.kill()
+
+
+async def test_the_lock_on_disk_is_a_filelock(path: Path) -> None:
+    def held() -> int:
+        locks = [each for each in gc.get_objects() if isinstance(each, BaseFileLock)]
+        return sum(lock.is_locked for lock in locks)
+
+    before = held()
+    async with ImageStore(path) as store, store.transaction():
+        assert held() == before + 1
 
 
 async def test_stores_that_are_open_together_wait_in_one_line(path: Path) -> None:

@@ -1,4 +1,8 @@
-"""The writers' lock as a filelock. A module of its own, so that only writers import filelock."""
+"""The writers' lock as a filelock. A module of its own, so that only writers import filelock.
+
+The project's design has filelock hold the lock on disk: it also closes the lock's descriptor in
+forked children. What it costs a commit is part of the price of a commit.
+"""
 
 from __future__ import annotations
 
