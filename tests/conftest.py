@@ -14,8 +14,8 @@ from hypothesis import settings
 
 from aimagestore import ImageStore
 
+from .support import guard
 from .support.faults import Faults, die_after_commit
-from .support.guard import guarded
 from .support.loops import USUAL_LOOPS, repeats_on_stacked_stores, second_runs
 from .support.stores import (
     ClusterStore,
@@ -48,10 +48,9 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _guard() -> Iterator[None]:
+def _guard() -> None:
     """Fail a test in which the library blocks the event loop."""
-    with guarded():
-        yield
+    guard.turn_on()
 
 
 @pytest.fixture
@@ -101,19 +100,19 @@ def _no_damage_left(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_left_open() -> Iterator[None]:
     """Fail a test that leaves descriptors or threads of a store behind."""
-    files, threads = _open_files(), library_threads()
+    before = _open()
     yield
     # A step of a check that was cancelled ends by itself, in its thread.
-    if not becomes_true(lambda: _open_files() <= files and library_threads() <= threads, 1):
-        gc.collect()  # the lock of a directory is closed with the last object that refers to it
-    becomes_true(lambda: _open_files() <= files and library_threads() <= threads)
-    assert _open_files() <= files
-    assert library_threads() <= threads
+    if becomes_true(lambda: _open() <= before, 1):
+        return
+    gc.collect()  # the lock of a directory is closed with the last object that refers to it
+    becomes_true(lambda: _open() <= before)
+    assert _open() <= before
 
 
-def _open_files() -> set[str]:
-    """Return what stores have open, and what notifies their watches."""
-    return open_files("/store") | open_files("inotify")
+def _open() -> set[object]:
+    """Return what stores have open, what notifies their watches, and their threads."""
+    return {*open_files("/store", "inotify"), *library_threads()}
 
 
 @pytest.fixture(scope="session")

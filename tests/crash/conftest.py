@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ..support import guard
 from ..support.loops import NIGHTLY
 
 SHM = Path("/dev/shm")
@@ -40,6 +41,7 @@ def _guard() -> None:
 
     They make the same calls as tests elsewhere, a hundred times each.
     """
+    guard.turn_off()
 
 
 @pytest.fixture(autouse=True)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import _hashlib
+import asyncio
+import asyncio.events
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from types import FrameType, SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
-import anyio.lowlevel
 import blockbuster.blockbuster as blocking
+import trio.lowlevel
+
+import aimagestore
 
 HASHED_BYTES = 64 * 1024
 """Bytes that may be hashed on the event loop at once."""
@@ -60,7 +65,42 @@ def _is_short_data(data: Any = b"", *_: Any, **__: Any) -> bool:
 
 def _running_loop() -> object:
     # Raises a RuntimeError where none runs, as asyncio.get_running_loop does.
-    return anyio.lowlevel.current_token()
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return trio.lowlevel.current_trio_token()
+
+
+_LIBRARY = os.path.dirname(aimagestore.__file__)
+# What runs each step of a task: asyncio's handles and trio's runner. uvloop is not in Python.
+_LOOPS = frozenset(
+    function.__code__.co_filename
+    for function in (asyncio.events.Handle._run, trio.lowlevel.current_trio_token)
+)
+
+
+def _is_made_elsewhere() -> bool:
+    """Return whether no code of the library makes this call.
+
+    blockbuster finds that out too, but goes through all frames of pytest for it, which takes
+    longer than most calls.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(_LIBRARY):
+            return False
+        if name in _LOOPS:
+            return True
+        frame = frame.f_back
+    return True
+
+
+def _allowing_calls_elsewhere(is_allowed: Callable[..., bool]) -> Callable[..., bool]:
+    def is_allowed_here(*args: Any, **kwargs: Any) -> bool:
+        return _is_made_elsewhere() or is_allowed(*args, **kwargs)
+
+    return is_allowed_here
 
 
 def _function(
@@ -85,9 +125,8 @@ def _functions() -> Iterator[blocking.BlockBusterFunction]:
         yield _function(algorithm, hashlib, _is_short_data)
 
 
-@contextmanager
-def guarded() -> Iterator[None]:
-    """Fail calls of the library that block the event loop: files, locks, SQL, HTTP, hashing."""
+@cache
+def _guard() -> blocking.BlockBuster:
     guard = blocking.BlockBuster("aimagestore")
     # The mutexes of the library are held for a few instructions only.
     guard.functions.pop("threading.Lock.acquire", None)
@@ -96,10 +135,21 @@ def guarded() -> Iterator[None]:
         guard.functions[function.full_name] = function
     # Whether the index has changed is a stat of a local file, which does not wait.
     guard.functions["os.stat"].can_block_in("_directory/index_file.py", "current")
+    for function in guard.functions.values():
+        function.can_block_predicate = _allowing_calls_elsewhere(function.can_block_predicate)
     loops = SimpleNamespace(get_running_loop=_running_loop)
-    with patch.object(blocking, "asyncio", loops):
-        guard.activate()
-        try:
-            yield
-        finally:
-            guard.deactivate()
+    setattr(blocking, "asyncio", loops)  # noqa: B010 - it does not export that
+    return guard
+
+
+def turn_on() -> None:
+    """From now on, fail calls of the library that block the loop: files, locks, SQL, HTTP, hashing.
+
+    It stays on after a test, because turning it on takes longer than many tests.
+    """
+    _guard().activate()
+
+
+def turn_off() -> None:
+    """Let the library block the event loop."""
+    _guard().deactivate()

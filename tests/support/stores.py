@@ -38,15 +38,15 @@ _LINE_THREADS = {"aimagestore lock", "aimagestore shared lock"}
 _BRIEF_THREADS = _LINE_THREADS | {"aimagestore connect", "aimagestore cancel"}
 
 
-def open_files(part: str) -> set[str]:
-    """Return the descriptors of this process whose files have this in their path."""
+def open_files(*parts: str) -> set[str]:
+    """Return the descriptors of this process whose files have one of these in their path."""
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{fd}")
         except OSError:
             continue  # closed since, such as the descriptor of the listing itself
-        if part in target:
+        if any(part in target for part in parts):
             found.add(f"{fd} {target}")
     return found
 
