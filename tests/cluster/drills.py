@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import psycopg
+import pytest
 from anyio.to_thread import run_sync
 
 from aimagestore import FindingKind, ImageStore, StoreIdentityError, check
+from aimagestore.cluster import adopt
 
 from .ledger import Ledger
 
@@ -122,6 +125,31 @@ class DrillLedger(Ledger):
         with anyio.fail_after(60):
             while len(self.refused) < number:
                 await anyio.sleep(0.01)
+
+
+def adopted(place: Place) -> Awaitable[object]:
+    return run_sync(adopt, place.records_url, place.blobs_url)
+
+
+async def refuses(place: Place, problem: str, *, reads: bool = False) -> None:
+    """Check that the place is refused by all that would open it, or by all but a reader."""
+
+    async def opened(**options: Any) -> None:
+        async with ImageStore(place.location(), **options):
+            pass
+
+    calls: list[Callable[[], Awaitable[object]]] = [opened]
+    if not reads:
+        calls += [partial(opened, read_only=True), partial(check, place.location())]
+    for call in calls:
+        with pytest.raises(StoreIdentityError, match=problem) as caught:
+            await call()
+        assert "aimagestore cluster adopt" in str(caught.value)
+
+
+async def fill(store: ImageStore, *names: str) -> None:
+    for name in names:
+        await store.create(name, big_data={"manifest": name.encode()})
 
 
 async def assert_nothing_is_lost(place: Place, *missing: str) -> None:

@@ -15,12 +15,10 @@ import anyio
 import pytest
 from anyio.to_thread import run_sync
 
-from aimagestore import ImageStore, StoreIdentityError, StoreReadOnlyError, check
+from aimagestore import ImageStore, StoreIdentityError, StoreReadOnlyError
 
 for package in ("psycopg", "obstore"):
     pytest.importorskip(package, reason="needs the clients: pip install 'aimagestore[cluster]'")
-
-from aimagestore.cluster import adopt
 
 from ..support.blocking import acquire
 from ..support.stores import becomes_true
@@ -28,7 +26,10 @@ from .drills import (
     MARKER,
     Bucket,
     DrillLedger,
+    adopted,
     assert_nothing_is_lost,
+    fill,
+    refuses,
     restored_elsewhere,
     take_dump,
 )
@@ -62,31 +63,6 @@ def restored(servers: Servers, place: Place) -> Callable[[], Any]:
             await run_sync(restoring.__exit__, None, None, None)
 
     return restore
-
-
-def adopted(place: Place) -> Awaitable[object]:
-    return run_sync(adopt, place.records_url, place.blobs_url)
-
-
-async def refuses(place: Place, problem: str, *, reads: bool = False) -> None:
-    """Check that the place is refused by all that would open it, or by all but a reader."""
-
-    async def opened(**options: Any) -> None:
-        async with ImageStore(place.location(), **options):
-            pass
-
-    calls: list[Callable[[], Awaitable[object]]] = [opened]
-    if not reads:
-        calls += [partial(opened, read_only=True), partial(check, place.location())]
-    for call in calls:
-        with pytest.raises(StoreIdentityError, match=problem) as caught:
-            await call()
-        assert "aimagestore cluster adopt" in str(caught.value)
-
-
-async def fill(store: ImageStore, *names: str) -> None:
-    for name in names:
-        await store.create(name, big_data={"manifest": name.encode()})
 
 
 def engine_of(store: ImageStore) -> Any:
@@ -518,7 +494,7 @@ def stop_following(standby: Postgres) -> None:
     """Have a standby get no more commits."""
     standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
     standby.execute("SELECT pg_reload_conf()")
-    assert becomes_true(lambda: not standby.execute("SELECT FROM pg_stat_wal_receiver"))
+    assert becomes_true(lambda: not standby.execute("SELECT 1 FROM pg_stat_wal_receiver"))
 
 
 async def test_a_copy_that_is_promoted_beside_the_original_takes_nothing_from_it(

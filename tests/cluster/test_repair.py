@@ -355,7 +355,7 @@ async def test_a_repair_waits_for_the_lock(place: Place, execute: Execute) -> No
     ):
         tasks.start_soon(repair, location, found)
         await anyio.sleep(0.3)
-        assert await execute("SELECT FROM image_names") == []
+        assert await execute("SELECT 1 FROM image_names") == []
         await transaction.create("four", names=["d"])
     assert (await check(location)).findings == ()
 
