@@ -6,6 +6,7 @@ thread and no event loop of its own, so that forking it is safe.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -16,7 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
-import anyio._backends._asyncio  # once for all children
+
+# Once for all children.
+import anyio._backends._asyncio
+
+import aimagestore._directory.record_lock  # noqa: F401 - imported by the first change
 
 from .faults import Failpoints, Failure
 from .operations import attempt, operation_named
@@ -25,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def main() -> None:
+    gc.freeze()  # the collector of a child then leaves the pages alone that it shares
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -204,18 +204,22 @@ if __name__ == "__main__":
     # A copy need not make all commands again, which takes longer than most of them.
     typer.main.get_command = cache(typer.main.get_command)
 
+    # Once for all copies; a command imports them when it needs them.
+    import aiofiles.tempfile  # noqa: F401
     from typer.testing import CliRunner
 
+    import aimagestore.oci  # noqa: F401
     from aimagestore.__main__ import main
     from aimagestore._cli.app import app
 
     _number = int(sys.argv[1])
     _high = fcntl.fcntl(_number, fcntl.F_DUPFD_CLOEXEC, _LEAST)
     os.close(_number)
-    # Imports what is only imported when a command runs.
+    # This imports what else is only imported when a command runs.
     with tempfile.TemporaryDirectory() as directory:
         for name in ("create", "images", "check"):
             CliRunner().invoke(app, ["--root", f"{directory}/store", name])
+        CliRunner().invoke(app, ["--help"])
     while threading.active_count() > 1:  # a fork has no others
         threading.enumerate()[-1].join(_SECONDS)
     gc.freeze()  # its collector then leaves the pages alone that the copies share
