@@ -37,10 +37,11 @@ class Transaction(ImageMethods):
     changes. A method that raises changes nothing, and the transaction can go on; an exception that
     leaves the block discards all changes.
 
-    Other writers wait until the block ends. On a cluster, reading big data and giving it as bytes
-    takes long while the lock is held: read what is needed, and stage what is added, before the
-    transaction. What ``store.stage(data)`` has staged is durable already, so that the transaction
-    waits for the database only.
+    Other writers wait until the block ends. On a cluster, big data that is read here or given as
+    bytes makes them wait for the object store too: read what is needed, and stage what is added,
+    before the transaction. What ``store.stage(data)`` has staged is durable already, so that the
+    transaction waits for the database only. If the object store does not answer, a transaction
+    that waits for it fails at the deadline, and the others go on.
     """
 
     def __init__(self, core: StoreCore, draft: Draft) -> None:

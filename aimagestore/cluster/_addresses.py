@@ -84,7 +84,9 @@ class DatabaseAddress:
         host = given.get("host") or given.get("hostaddr") or given.get("service") or ""
         port = f":{given['port']}" if given.get("port") else ""
         settings = (f"-c {setting}={value}" for setting, value in SERVER_SETTINGS.items())
-        options = " ".join([*settings, str(given.get("options") or "")]).rstrip()
+        # libpq reads the variable only where it is given no options.
+        more = given.get("options") or os.environ.get("PGOPTIONS", "")
+        options = " ".join([*settings, str(more)]).rstrip()
         name = f"postgresql://{host}{port}/{given.get('dbname', '')}"
         parameters: dict[str, Any] = {**_DEFAULTS, **given, "options": options}
         return cls(make_conninfo("", **parameters), name)

@@ -20,13 +20,13 @@ from ._items import ClusterItems
 from ._lock import AdvisoryLock, HeldLock
 from ._lookups import Lookups
 from ._reader import ClusterReader
+from ._removers import Removers
 from ._schema import check_schema
 from ._sessions import Session, Sessions
 from ._writer import ClusterWriter
 
 _HELPERS = 4
 _UPLOADERS = 12
-_REMOVERS = 2
 
 
 class ClusterEngine:
@@ -49,7 +49,7 @@ class ClusterEngine:
         self._sessions = Sessions(database, deadline)
         self._helpers = WorkerPool(_HELPERS, "aimagestore helper")
         self._uploaders = WorkerPool(_UPLOADERS, "aimagestore upload")
-        self._removers = WorkerPool(_REMOVERS, "aimagestore remover")
+        self._removers = Removers()
         self._primitive: AdvisoryLock | None = None
         try:
             blobs = Blobs(bucket, deadline)

@@ -21,6 +21,7 @@ from ._history import History
 from ._identity import Identity
 from ._lookups import PAGE, Lookups, stored_blob
 from ._reader import ClusterReader
+from ._removers import Removers
 from ._sessions import Session, Sessions
 from ._staged import Search, StagedBlob, StoredBlob
 
@@ -45,7 +46,7 @@ class ClusterItems:
 
     :param helpers: threads for work beside a stream
     :param uploaders: threads that wait for the object store while data is written
-    :param removers: threads that remove what is discarded
+    :param removers: remove what is discarded
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class ClusterItems:
         *,
         helpers: Executor,
         uploaders: Executor,
-        removers: Executor,
+        removers: Removers,
     ) -> None:
         self._sessions = sessions
         self._reader = reader

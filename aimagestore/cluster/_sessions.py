@@ -362,13 +362,17 @@ class Sessions:
     def connect(self, until: float) -> Session:
         """Open a session that its caller closes.
 
+        Its first statement must end by ``until`` too.
+
         :raises OverdueError: when it is not open in time
         :raises psycopg.Error: when it cannot be opened
         """
         connection = _Opening(self.address).result(until - time.monotonic())
         if connection is None:
             raise _overdue(self.deadline)
-        return Session(connection, self.deadline)
+        session = Session(connection, self.deadline)
+        session.until = until
+        return session
 
     def acquire(self, until: float) -> Session:
         """Return a session; :meth:`release` must follow.

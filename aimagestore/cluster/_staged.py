@@ -19,7 +19,8 @@ from .._engine.items import CHUNK
 from ..errors import StoreUnavailableError
 from ._blob_reader import BlobReader
 from ._blobs import Blobs
-from ._upload import MOMENT, Interruption, Upload, wait_for
+from ._removers import Removers
+from ._upload import Interruption, Upload, wait_for
 
 logger = logging.getLogger("aimagestore")
 
@@ -94,7 +95,7 @@ class StagedBlob:
     ``collect_garbage`` removes what was written.
 
     :param uploaders: threads that wait for the object store
-    :param removers: threads that remove what is discarded
+    :param removers: remove what is discarded
     :param search: looks for content that the store has, by its digest and size
     :param stored: the object of another item; ``None`` for a new one
     :ivar id: the object
@@ -108,7 +109,7 @@ class StagedBlob:
         blobs: Blobs,
         helpers: Executor,
         uploaders: Executor,
-        removers: Executor,
+        removers: Removers,
         *,
         search: Callable[[str, int], Search],
         stored: StoredBlob | None = None,
@@ -292,11 +293,13 @@ class StagedBlob:
         if not is_needed and not self.is_stored:
             self._remove_soon(self._upload)
 
-    def discard(self) -> None:
+    def discard(self, *, waits: bool = True) -> None:
         """Remove the object, unless a commit may refer to it. Idempotent.
 
-        Returns after :data:`MOMENT` at most. The removal continues in another thread; if that
-        fails, ``collect_garbage`` removes the object.
+        Waits a moment for the removal, which continues in another thread. If it fails,
+        ``collect_garbage`` removes the object.
+
+        :param waits: whether to wait at all
         """
         is_mine = self._is_open and not self._is_in_doubt and not self.is_stored
         self._is_open = False
@@ -304,8 +307,7 @@ class StagedBlob:
         is_mine &= not self._last_use.is_unused() or self._upload.is_sent
         self._last_use.end(self._close)
         if is_mine:
-            with suppress(TimeoutError, RuntimeError):  # RuntimeError: the store has been closed
-                self._removers.submit(self._remove_unused).result(MOMENT)
+            self._removers.remove(self._remove_unused, waits=waits)
 
     def _remove_unused(self) -> None:
         """Remove the object once no write uses it."""
@@ -316,8 +318,7 @@ class StagedBlob:
         """Have a remover remove an object that is not needed."""
         upload.close()
         if upload.is_sent:
-            with suppress(RuntimeError):  # the store has been closed
-                self._removers.submit(self._remove, upload)
+            self._removers.remove(partial(self._remove, upload), waits=False)
 
     def _remove(self, upload: Upload) -> None:
         try:

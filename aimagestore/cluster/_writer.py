@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, LiteralString, NamedTuple
@@ -29,6 +29,7 @@ from ._lock import AdvisoryLock, HeldLock
 from ._reader import ClusterReader
 from ._sessions import Cursor, OverdueError, Sessions, is_lost
 from ._staged import StagedBlob, collected
+from ._upload import MOMENT
 from ._views import LockedView
 from ._writing import Change, NewCommit, changes_of, find_commit, used, write
 
@@ -150,12 +151,11 @@ class ClusterWriter:
         try:
             if stored:
                 draft.files |= {item: stored[content.digest] for item, content in inline.items()}
-                with ThreadPoolExecutor(min(len(stored), _UPLOADS)) as uploads:
-                    list(uploads.map(_store, stored.values(), contents.values()))
+                _store_all([(stored[digest], contents[digest].data) for digest in stored])
             yield
         finally:
             for content in stored.values():
-                content.discard()
+                content.discard(waits=False)
 
     def _commit(self, held: HeldLock, make: Callable[[bool], Draft]) -> None:
         """Commit the draft that ``make`` returns, in another session if the first one was lost.
@@ -285,8 +285,28 @@ def _check_contents(contents: Iterable[Content], view: View) -> None:
         raise collected()
 
 
-def _store(staged: StagedBlob, content: InlineContent) -> None:
-    staged.sink.write(content.data)
+def _store_all(contents: Sequence[tuple[StagedBlob, bytes]]) -> None:
+    """Store contents, several at the same time. If one of them fails, this ends all others.
+
+    :raises StoreUnavailableError: when a server is unavailable, or refuses
+    """
+    with ThreadPoolExecutor(min(len(contents), _UPLOADS)) as uploads:
+        calls = {uploads.submit(_store, staged, data): staged for staged, data in contents}
+        done, rest = wait(calls, return_when=FIRST_EXCEPTION)
+        failure = next((error for call in done if (error := call.exception()) is not None), None)
+        if failure is None:
+            return
+        for call in rest:
+            call.cancel()
+        while rest:
+            for call in rest:
+                calls[call].interrupt()
+            _, rest = wait(rest, MOMENT)
+        raise failure
+
+
+def _store(staged: StagedBlob, data: bytes) -> None:
+    staged.sink.write(data)
     staged.finish()
 
 

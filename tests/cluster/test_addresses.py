@@ -24,7 +24,7 @@ for package in ("psycopg", "obstore"):
 
 from aimagestore._cli.human import without_secrets
 from aimagestore.cluster import ClusterLocation, migrate
-from aimagestore.cluster._addresses import BucketAddress
+from aimagestore.cluster._addresses import BucketAddress, DatabaseAddress
 from aimagestore.cluster._blobs import Blobs
 
 from ..support.commands import invoke
@@ -308,6 +308,20 @@ def test_invalid_addresses_of_records_are_refused(records: str) -> None:
 )
 def test_valid_addresses_of_records_are_accepted(records: str, name: str) -> None:
     assert ClusterLocation(records, "s3://bucket").name == f"{name} with s3://bucket"
+
+
+def test_options_of_the_environment_are_used(
+    servers: Servers, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = place.records_url
+
+    def work_mem(records_url: str) -> tuple[object, ...] | None:
+        with DatabaseAddress.of(records_url).connect() as connection:
+            return connection.execute("SHOW work_mem").fetchone()
+
+    monkeypatch.setenv("PGOPTIONS", "-c work_mem=3MB")
+    assert work_mem(url) == ("3MB",)
+    assert work_mem(f"{url}?options=-c%20work_mem%3D5MB") == ("5MB",)
 
 
 # Addresses where a directory belongs

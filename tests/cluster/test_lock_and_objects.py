@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from aimagestore import ImageStore, check, copy_images, repair
+from aimagestore import ImageStore, StoreUnavailableError, check, copy_images, repair
 from aimagestore.oci import import_layout
 
 from ..support.layouts import Maker
@@ -19,10 +19,14 @@ from ..support.stores import ClusterStore
 
 if TYPE_CHECKING:
     from .gateway import Answer, Gateway
+    from .proxy import Proxy
     from .servers import Place
 
 LARGE = bytes(range(256)) * 4096 * 10
 """More than a part of an upload."""
+
+DEADLINE = 3.0
+"""Seconds."""
 
 
 class Witness:
@@ -162,3 +166,24 @@ async def test_bytes_that_a_transaction_is_given_are_uploaded_under_its_lock(
         async with store.transaction() as tx:
             await tx.create("one", big_data={"key": b"small"})
     assert witness.held == ["PUT"]
+
+
+async def test_a_transaction_that_waits_for_the_object_store_lets_others_go_on_at_its_deadline(
+    place: Place, to_objects: Proxy
+) -> None:
+    async with (
+        ImageStore(place.location(deadline=DEADLINE)) as store,
+        ImageStore(place.location()) as other,
+        anyio.create_task_group() as tasks,
+    ):
+        transaction = store.transaction()
+        tx = await transaction.__aenter__()
+        for number in range(40):
+            await tx.create(f"image{number}", big_data={"key": str(number).encode()})
+        tasks.start_soon(other.create, "other")
+        with to_objects.silent(), anyio.fail_after(2 * DEADLINE):
+            with pytest.raises(StoreUnavailableError):
+                await transaction.__aexit__(None, None, None)
+            while not await other.exists("other"):
+                await anyio.sleep(0.01)
+        assert [image.id for image in await store.images()] == ["other"]

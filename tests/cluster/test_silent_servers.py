@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -322,3 +323,34 @@ async def test_a_cancelled_write_fails_no_write_of_another_task(silence: Silence
             silence.end()
         await staged.write(b"more")
         assert staged.size in {2 * len(DATA) + 4, 3 * len(DATA) + 4}
+
+
+async def test_a_watch_has_one_deadline_for_its_session_and_its_statements(
+    silence: Silence, to_postgres: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aimagestore.cluster._sessions import Session, Sessions
+
+    async with ImageStore(silence.location) as store:
+        connect = Sessions.connect
+        with ExitStack() as stack:
+
+            def connect_and_fall_silent(sessions: Sessions, until: float) -> Session:
+                session = connect(sessions, until)
+                stack.enter_context(to_postgres.silent())
+                return session
+
+            monkeypatch.setattr(Sessions, "connect", connect_and_fall_silent)
+            # Most of the deadline has passed already.
+            monkeypatch.setattr(Sessions, "end_of_call", lambda _: time.monotonic() + SHORT)
+            with anyio.fail_after(AT_ONCE), pytest.raises(StoreUnavailableError):
+                await store.watch().__aenter__()
+
+
+async def test_discarding_many_items_waits_for_one_removal(silence: Silence) -> None:
+    async with ImageStore(silence.location) as store:
+        async with AsyncExitStack() as stack:
+            for number in range(40):
+                await stack.enter_async_context(store.stage(str(number).encode()))
+            silence()
+        assert anyio.current_time() - silence.began < AT_ONCE
+        silence.end()
