@@ -1,7 +1,7 @@
-"""A CI runner with a warm cache: has a job's images at hand, and pulls only those that are nowhere.
+"""A CI runner with a warm cache: prepares a job's images, and pulls only the missing ones.
 
 The cache is a read-only store that many runners share. A runner whose cache is not mounted works
-without it. The job's podman is to have the same store and the same additionalimagestores.
+without it. The job's podman needs the same store and the same additionalimagestores.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from aimagestore import AdditionalStore, ImageStore
 
 
 async def prepare(own: str, cache: str, pull: Sequence[str], names: Sequence[str]) -> None:
-    """Have all images at hand, and say of each where it is."""
+    """Pull the images that are missing, and print where each image is."""
     additional = [AdditionalStore(cache, required=False)]
     async with ImageStore(own, lock_timeout=60, additional_stores=additional) as store:
         for name in names:
@@ -31,11 +31,13 @@ async def prepare(own: str, cache: str, pull: Sequence[str], names: Sequence[str
 
 
 def main() -> None:
-    """Prepare the images of a job."""
+    """Prepare the images that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--own", required=True, help="the runner's store")
     parser.add_argument("--cache", required=True, help="the cache, such as /cache/overlay-images")
-    parser.add_argument("--pull", default="podman pull --quiet", help="pulls what comes after it")
+    parser.add_argument(
+        "--pull", default="podman pull --quiet", help="the command that pulls an image"
+    )
     parser.add_argument("names", nargs="+")
     given = parser.parse_args()
     anyio.run(prepare, given.own, given.cache, shlex.split(given.pull), given.names)

@@ -1,4 +1,4 @@
-"""A first look: a store that buildah wrote is opened, read, and given another image.
+"""A first look: opens a store that buildah wrote, reads it, and creates another image in it.
 
 Works on a copy of ``tests/data/vfs-images`` in a new directory below the current one.
 """
@@ -55,12 +55,12 @@ async def first_look(path: Path) -> None:
     async with ImageStore(path, read_only=True) as store:
         print("opened again, read-only:")
         for image in await store.images():
-            size = sum(image.big_data_sizes.values())
-            print(f"  {image.id[:12]}  {size:5} bytes of big data  {', '.join(image.names)}")
+            names = ", ".join(image.names)
+            print(f"  {image.id[:12]}  {image.size:5} bytes of big data  {names}")
 
 
 def main() -> None:
-    """Make a copy of the fixture and look at it."""
+    """Copy the fixture, and take a first look at the copy."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
     arguments = parser.parse_args()

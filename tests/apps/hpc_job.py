@@ -1,8 +1,8 @@
-"""An HPC node: says how a job's container is started, from an image that all nodes share.
+"""An HPC node: prints how to start a job's container from an image that all nodes share.
 
 The site's store is on a read-only mount, and each user has a store of their own in front of it. A
-job may give the image a name of its own: its record is then copied into the user's store, and its
-layers stay where all nodes share them. podman with the same additionalimagestores agrees.
+job may give the image another name: its record is then copied into the user's store, and its layers
+stay where all nodes share them. podman with the same additionalimagestores sees the same images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aimagestore.podman import snapshot
 
 
 async def describe(own: str, shared: str, name: str, alias: str | None) -> dict[str, Any]:
-    """Find an image in the user's store, or in the site's, and say what is in it."""
+    """Find an image in the user's store or in the site's, and return what starts its container."""
     async with ImageStore(own, lock_timeout=30, additional_stores=[shared]) as store:
         if alias is not None:
             await store.add_names(name, [alias])
@@ -38,7 +38,7 @@ async def describe(own: str, shared: str, name: str, alias: str | None) -> dict[
 
 
 def main() -> None:
-    """Print what a job's image is, as JSON."""
+    """Print the description of a job's image as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("own", help="the user's store, such as ~/graph/overlay-images")
     parser.add_argument("shared", help="the site's store, such as /site/graph/overlay-images")

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from aimagestore import Image, ImageStore, Snapshot
+from aimagestore import Image, ImageStore
 
 OCI = "application/vnd.oci.image.{}.v1+json"
 MANIFEST_MAX = 4 * 1024 * 1024
@@ -36,13 +36,13 @@ class UnknownError(HTTPException):
 
 
 async def answer(_: Request, error: Exception) -> Response:
-    """Return the response for such an error."""
+    """Return the response for an :class:`UnknownError`."""
     assert isinstance(error, UnknownError)
     return Response(error.detail, error.status_code, media_type="application/json")
 
 
 class ItemResponse(Response):
-    """An item, or a range of it, streamed; closed as soon as the client disconnects."""
+    """Streams an item, or a range of it, and closes it as soon as the client disconnects."""
 
     def __init__(self, store: ImageStore, image: Image, key: str, asked: str | None) -> None:
         self._store, self._image, self._key = store, image, key
@@ -80,8 +80,8 @@ class ItemResponse(Response):
             is_whole = len(self._span) == reader.size
             if is_whole and reader.path and "http.response.pathsend" in scope.get("extensions", {}):
                 await send({"type": "http.response.pathsend", "path": reader.path})
-                # The path leads there for as long as the reader is open: until the server says
-                # that the client has everything, or has disconnected.
+                # The path leads to the item while the reader is open: the block ends only when the
+                # server says that the client has everything, or has disconnected.
                 return
             await reader.seek(self._span.start)
             left = len(self._span)
@@ -93,7 +93,7 @@ class ItemResponse(Response):
 
 
 def span(asked: str | None, size: int) -> range | None:
-    """The bytes that a Range header asks for; ``None`` where it asks for nothing that is known."""
+    """Return the bytes that a Range header asks for; ``None`` for the whole item."""
     match = _RANGE.fullmatch(asked or "")
     if match is None or match[0] == "bytes=-":
         return None
@@ -110,25 +110,21 @@ class Catalog:
 
     def __init__(self, store: ImageStore) -> None:
         self.store = store
-        self._snapshot: Snapshot | None = None
-        self._images: dict[str, dict[str, Image]] = {}
 
     async def images(self, repository: str) -> dict[str, Image]:
-        """The images of a repository by their tags."""
-        snapshot = await self.store.snapshot()
-        if snapshot is not self._snapshot:  # it is another one only when something has changed
-            self._images = {}
-            for image in await self.store.images():
-                for name in image.names:
-                    place, _, tag = name.rpartition(":")
-                    self._images.setdefault(place, {})[tag] = image
-            self._snapshot = snapshot
-        if repository not in self._images:
+        """Return the images of a repository by their tags."""
+        found = {}
+        for image in await self.store.images():
+            for name in image.names:
+                owner, _, tag = name.rpartition(":")
+                if owner == repository:
+                    found[tag] = image
+        if not found:
             raise UnknownError("NAME_UNKNOWN", repository)
-        return self._images[repository]
+        return found
 
     async def item(self, repository: str, digest: str, code: str) -> tuple[Image, str]:
-        """The image of a repository that has an item of this digest, and the item's key."""
+        """Return the image of a repository that has an item of this digest, and the item's key."""
         for image in (await self.images(repository)).values():
             for key, recorded in image.big_data_digests.items():
                 if recorded == digest:
@@ -177,7 +173,7 @@ async def blob(request: Request) -> Response:
 
 
 def registry(path: Path) -> Starlette:
-    """The application, on the image store in a directory."""
+    """Return the application for the image store in a directory."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

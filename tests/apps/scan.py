@@ -1,7 +1,7 @@
 """A scanner: prints what podman has on this host, one image a line, as JSON.
 
 Each image comes with its names, digests, size, layers (the lowest first) and the containers that
-use it. podman may be at work meanwhile: all of it is of one moment, and nothing is written.
+use it. podman may change the store meanwhile: all output is of one moment, and nothing is written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aimagestore.podman import PodmanSnapshot, locate, snapshot
 
 
 def describe(image: Image, now: PodmanSnapshot) -> dict[str, Any]:
-    """What a vulnerability scanner wants to know of an image."""
+    """Return what a vulnerability scanner wants to know of an image."""
     return {
         "id": image.id,
         "names": image.names,
@@ -35,7 +35,7 @@ def describe(image: Image, now: PodmanSnapshot) -> dict[str, Any]:
 
 
 async def scan(path: str | None) -> None:
-    """Print each image of a store, podman's own one if none is given."""
+    """Print each image of a store; without a path, of podman's own store."""
     where = path or (await locate()).image_store
     async with ImageStore(where, read_only=True) as store:
         now = await snapshot(store)
@@ -47,7 +47,7 @@ async def scan(path: str | None) -> None:
 
 
 def main() -> None:
-    """Scan a store."""
+    """Scan the store that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", nargs="?", help="such as /srv/graph/overlay-images")
     anyio.run(scan, parser.parse_args().store)

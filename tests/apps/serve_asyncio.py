@@ -1,4 +1,4 @@
-"""Serve a store's images to skopeo, podman and docker: on asyncio, by uvicorn.
+"""Serve a store's images to skopeo, podman and docker, on asyncio with uvicorn.
 
 ``python -m tests.apps.serve_asyncio STORE [--port PORT]``, then
 ``skopeo copy --src-tls-verify=false docker://127.0.0.1:PORT/REPOSITORY:TAG …``.

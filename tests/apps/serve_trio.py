@@ -1,4 +1,4 @@
-"""Serve a store's images to skopeo, podman and docker: on trio, by Hypercorn.
+"""Serve a store's images to skopeo, podman and docker, on trio with Hypercorn.
 
 ``python -m tests.apps.serve_trio STORE [--port PORT]``, then
 ``skopeo copy --src-tls-verify=false docker://127.0.0.1:PORT/REPOSITORY:TAG …``.
@@ -18,7 +18,7 @@ from .registry import registry
 
 
 async def interrupted() -> None:
-    """Return when the program is to end."""
+    """Return at SIGINT or SIGTERM."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
             return
@@ -42,7 +42,7 @@ async def run(store: Path, port: int) -> None:
 
 
 def main() -> None:
-    """Serve a directory."""
+    """Serve the store that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path, help="the directory that holds images.json")
     parser.add_argument("--port", type=int, default=5000, help="0 for any that is free")
