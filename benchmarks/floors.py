@@ -21,7 +21,7 @@ from .heartbeat import heartbeat
 from .images import image_store
 from .peer import Peer, Reply, Stopwatch, seconds
 
-CHUNK = 3 * 1024 * 1024
+CHUNK = 2 * 1024 * 1024
 """What the library reads at a time, while few readers are open."""
 
 SENT = 1024 * 1024

@@ -182,13 +182,13 @@ async def test_a_long_item_is_synced_while_it_is_written(
 ) -> None:
     monkeypatch.setattr(staged_files, "SYNC_BYTES", len(CONTENT) // 3)
     synced: list[str] = []
-    sync_file = Directory.sync_file
+    sync_data = Directory.sync_data
 
     def record(directory: Directory, name: str, fd: int) -> None:
         synced.append(threading.current_thread().name)
-        sync_file(directory, name, fd)
+        sync_data(directory, name, fd)
 
-    monkeypatch.setattr(Directory, "sync_file", record)
+    monkeypatch.setattr(Directory, "sync_data", record)
     await store.set_big_data(image, "key", chunks())
     assert any(name.startswith("aimagestore helper") for name in synced)
     assert await store.big_data(image, "key") == CONTENT
@@ -206,7 +206,7 @@ async def test_a_sync_that_fails_during_a_write_fails_the_call(
             raise failures.pop()
 
     with monkeypatch.context() as failing:
-        failing.setattr(Directory, "sync_file", fail_once)
+        failing.setattr(Directory, "sync_data", fail_once)
         with pytest.raises(OSError, match="Input/output error"):
             await store.set_big_data(image, "key", chunks())
     assert await store.big_data_names(image) == []

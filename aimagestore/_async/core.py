@@ -47,6 +47,12 @@ T = TypeVar("T")
 _READ_AGAIN: Final = 0.05
 """Seconds that a reader waits for the lock before it tries again to read without it."""
 
+_ALL_WRITTEN: Final = 16 * CHUNK
+"""The memory for the chunks of all streams into a store, until each has the smallest size."""
+
+_CHUNKS: Final = 3
+"""The chunks of a stream: two that are written and hashed, and the next one."""
+
 
 def _call_all(functions: Iterable[Callable[[], object]]) -> None:
     """Call functions in order, each even if an earlier one has raised."""
@@ -355,9 +361,14 @@ class StoreCore:
         if content.is_stored:
             pouring.skip(content)
         else:
-            await pouring.into(content)
+            await pouring.into(content, self._write_size())
         expectations.check(content)
         await self.finish(content)
+
+    def _write_size(self) -> int:
+        """Return how many bytes to write at a time: less, the more streams share the memory."""
+        writers = max(len(self._owned) - self.readers, 1)
+        return max(CHUNK // 4, min(_ALL_WRITTEN // _CHUNKS // writers, CHUNK))
 
     async def finish(self, content: StagedContent) -> None:
         """Make content durable, or find that the store has such content."""

@@ -17,7 +17,7 @@ from ..errors import DigestMismatchError, SizeMismatchError
 
 if TYPE_CHECKING:
     from .core import StoreCore
-    from .threads import Threads
+    from .threads import Call, Threads
 
 Progress: TypeAlias = Callable[[int, int | None], object]
 """Called with the amount done and the total, which is ``None`` if it is not known.
@@ -252,6 +252,37 @@ class Expectations:
             )
 
 
+class WriteBehind:
+    """Makes the calls of a file in worker threads, one behind: a call returns when it has begun.
+
+    So the next piece of a stream is on its way while this one is written. Calls never overlap.
+    """
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+        self._last: Call[Any] | None = None
+
+    async def run_in_executor(self, executor: object, function: Callable[[], object]) -> None:
+        """Begin a call, after the one before. aiofiles takes this object for its event loop.
+
+        Raises what the call before has raised. If interrupted, the call is not made.
+        """
+        await self.finish()
+        self._last = self._threads.start_streaming(function)
+
+    async def finish(self) -> None:
+        """Wait for the last call, and raise what it has raised."""
+        if self._last is not None:
+            await self._last.ended.wait()
+            last, self._last = self._last, None
+            last.result()
+
+    async def aclose(self) -> None:
+        """Leave the last call, unless :meth:`finish` has waited for it."""
+        if self._last is not None:
+            await self._threads.leave(self._last)
+
+
 class Pouring:
     """Writes one source of data into staged content."""
 
@@ -273,15 +304,20 @@ class Pouring:
         self._total = content.size
         self._report(content.size)
 
-    async def into(self, content: StagedContent) -> None:
-        """Write all data. Small pieces are joined, because each write takes a worker thread."""
-        file: Any = self._threads.async_file(content.sink)
+    async def into(self, content: StagedContent, chunk_size: int = CHUNK) -> None:
+        """Write all data. Small pieces are joined, because each write takes a worker thread.
+
+        :param chunk_size: the most bytes to write at a time; up to three chunks are in memory
+        """
+        behind = WriteBehind(self._threads)
+        file: Any = self._threads.async_file(content.sink, loop=behind)
         joined = bytearray()
-        done = 0
+        size = done = 0
         try:
             async for piece in self._pieces:
                 view = memoryview(check_piece(piece)).cast("B")
-                self._expectations.check_growing(content.size + len(joined) + len(view))
+                size += len(view)
+                self._expectations.check_growing(size)
                 if len(joined) + len(view) < _JOINED:
                     joined += view
                     continue
@@ -289,21 +325,26 @@ class Pouring:
                     chunk = bytes(joined)
                     joined.clear()  # frees the memory before the wait
                     await self._write(file, chunk)
-                for start in range(0, len(view), CHUNK):
+                for start in range(0, len(view), chunk_size):
                     # Copied, because its owner may change it while it is being hashed.
-                    await self._write(file, bytes(view[start : start + CHUNK]))
-                    done = content.size
-                    self._report(done)
+                    await self._write(file, bytes(view[start : start + chunk_size]))
+                    if content.size > done:
+                        done = content.size
+                        self._report(done)
             if joined:
                 await self._write(file, bytes(joined))
             await file.flush()
+            await behind.finish()
             if content.size != done or not done:
                 self._report(content.size)
         finally:
-            # An asynchronous generator that was made for this call is closed here.
-            pieces: Any = self._pieces
-            if inspect.isasyncgen(pieces):
-                await pieces.aclose()
+            try:
+                await behind.aclose()
+            finally:
+                # An asynchronous generator that was made for this call is closed here.
+                pieces: Any = self._pieces
+                if inspect.isasyncgen(pieces):
+                    await pieces.aclose()
 
     async def _write(self, file: Any, chunk: bytes) -> None:
         await file.write(chunk)

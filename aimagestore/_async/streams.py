@@ -11,26 +11,27 @@ from anyio import EndOfStream
 from .._core.image import Image
 from .._engine.items import CHUNK, Source
 from ..errors import StoreClosedError
+from .read_ahead import PIECES, ReadAhead
 
 if TYPE_CHECKING:
     from .core import StoreCore
 
-_LARGEST_CHUNK = 3 * CHUNK
-_LARGEST_VERIFIED_CHUNK = 2 * CHUNK
+_LARGEST_CHUNK = 2 * CHUNK
+_LARGEST_VERIFIED_CHUNK = CHUNK
 _SMALLEST_CHUNK = CHUNK // 4
-_ALL_CHUNKS = 8 * CHUNK
+_ALL_CHUNKS = 12 * CHUNK
 """The memory for the chunks of all readers of a store, until each has the smallest size."""
 
 
 def _chunk_size(readers: int, *, verify: bool) -> int:
     """Return how many bytes to read at a time.
 
-    Chunks are large, because calling a worker thread takes longer than reading 1 MiB. They are
-    smaller if they are hashed, and the more readers share the memory.
+    Chunks are large, because waking a thread takes as long as reading 1 MiB. They are smaller, the
+    more readers share the memory. Each has those that are read ahead, and the caller's.
 
     :param readers: the number of open readers
     """
-    share = _ALL_CHUNKS // max(readers, 1) // _SMALLEST_CHUNK * _SMALLEST_CHUNK
+    share = _ALL_CHUNKS // max(readers, 1) // (PIECES + 1) // _SMALLEST_CHUNK * _SMALLEST_CHUNK
     largest = _LARGEST_VERIFIED_CHUNK if verify else _LARGEST_CHUNK
     return max(_SMALLEST_CHUNK, min(share, largest))
 
@@ -38,7 +39,7 @@ def _chunk_size(readers: int, *, verify: bool) -> int:
 class BigDataReader:
     """An open big-data item, to be read in pieces.
 
-    It is an async iterator, which gives chunks of up to 3 MiB. The content is that of the moment
+    It is an async iterator, which gives chunks of up to 2 MiB. The content is that of the moment
     when the item was opened, even if the item is replaced or its image deleted. The reader is
     closed at the end of its :meth:`ImageStore.open_big_data` block, or with its store.
     """
@@ -46,7 +47,9 @@ class BigDataReader:
     def __init__(self, core: StoreCore, image: Image, key: str, source: Source) -> None:
         self._core = core
         self._source = source
-        self._file: Any = core.threads.async_file(source)
+        self._ahead = ReadAhead(source, core.threads)
+        self._file: Any = core.threads.async_file(self._ahead)
+        self._stream: Any = core.threads.async_file(self._ahead, loop=self._ahead)
         self._image = image
         self._key = key
 
@@ -113,7 +116,7 @@ class BigDataReader:
         :raises DigestMismatchError: with ``verify``, at the end of the data
         :raises StoreClosedError: when the reader or its store was closed
         """
-        if data := await self.read(max_bytes):
+        if data := await self._read_next(max_bytes):
             return data
         raise EndOfStream
 
@@ -134,7 +137,13 @@ class BigDataReader:
 
     async def __anext__(self) -> bytes:
         """Return the next chunk."""
-        size = _chunk_size(self._core.readers, verify=self._source.is_verified)
-        if data := await self.read(size):
+        if data := await self._read_next(-1):
             return data
         raise StopAsyncIteration
+
+    async def _read_next(self, max_bytes: int) -> bytes:
+        """Return bytes that were read ahead, or the next ones; none at the end."""
+        self._check_open()
+        self._ahead.piece_size = _chunk_size(self._core.readers, verify=self._source.is_verified)
+        data: bytes = await self._stream.read1(max_bytes)
+        return data

@@ -219,6 +219,10 @@ class Threads:
         """
         return await self._run(self.start(function, *args), interrupt)
 
+    def start_streaming(self, function: Callable[[], T]) -> Call[T]:
+        """Begin a call as :meth:`start` does, in one of the few threads that move big data."""
+        return self._start(self._streams, function)
+
     async def run_streaming(
         self,
         function: Callable[[*Ts], T],
@@ -226,19 +230,27 @@ class Threads:
         interrupt: Callable[[], object] | None = None,
     ) -> T:
         """Make a call as :meth:`run` does, in one of the few threads that move big data."""
-        return await self._run(self._start(self._streams, lambda: function(*args)), interrupt)
+        return await self._run(self.start_streaming(lambda: function(*args)), interrupt)
 
     async def _run(self, call: Call[T], interrupt: Callable[[], object] | None = None) -> T:
         try:
             await call.ended.wait()
         except BaseException:
-            if not call.cancel():
-                if interrupt is not None and interrupt() is False:
-                    call.abandon()
-                else:
-                    await wait_through(call.ended)
+            await self._end(call, interrupt)
             raise
         return call.result()
+
+    async def _end(self, call: Call[T], interrupt: Callable[[], object] | None = None) -> None:
+        """End a call for a task that was interrupted, as :meth:`run` does."""
+        if not call.cancel():
+            if interrupt is not None and interrupt() is False:
+                call.abandon()
+            else:
+                await wait_through(call.ended)
+
+    async def leave(self, call: Call[Any]) -> None:
+        """Leave a call of :meth:`start_streaming` that nobody waits for any more to its thread."""
+        call.abandon()
 
     async def run_shielded(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Make a call that must be made. If interrupted, it is waited for.
@@ -314,11 +326,17 @@ class Threads:
             raise
         return call.result()
 
-    def async_file(self, file: io.RawIOBase | io.BufferedIOBase) -> Any:
-        """Return an asynchronous file whose calls are made in the threads that move big data."""
+    def async_file(
+        self, file: io.RawIOBase | io.BufferedIOBase, *, loop: object | None = None
+    ) -> Any:
+        """Return an asynchronous file.
+
+        :param loop: has a ``run_in_executor`` that makes its calls; ``None`` to make them in the
+            threads that move big data
+        """
         from aiofiles.threadpool import wrap  # noqa: PLC0415 (it imports all of asyncio)
 
-        return wrap(file, loop=self)
+        return wrap(file, loop=self if loop is None else loop)
 
     def run_in_executor(self, executor: object, function: Callable[[], T]) -> Awaitable[T]:
         """Begin a call of an asynchronous file: aiofiles takes this object for its event loop.
@@ -326,7 +344,7 @@ class Threads:
         So aiofiles works on trio, too. If interrupted, the task leaves the call to its thread;
         sources and sinks make one call at a time.
         """
-        return self._wait(self._start(self._streams, function))
+        return self._wait(self.start_streaming(function))
 
     def shutdown(self) -> None:
         """Let the threads end after the calls that were started."""

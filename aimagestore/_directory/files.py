@@ -245,6 +245,11 @@ class Directory:
         with self._about(name):
             os.fsync(fd)
 
+    def sync_data(self, name: str, fd: int) -> None:
+        """Return when what was written has reached the disk, before :meth:`sync_file` does more."""
+        with self._about(name):
+            os.fdatasync(fd)
+
     def sync(self) -> None:
         """Return when the names in the directory have reached the disk."""
         with self._about(""):

@@ -28,7 +28,7 @@ Find: TypeAlias = Callable[[str, int, Callable[[], object]], StoredFile | None]
 STAGED_PREFIX = ".stage-"
 """The prefix of files that are staged under a name. Their writer holds a lock on them."""
 
-SYNC_BYTES = 64 * 1024 * 1024
+SYNC_BYTES = 32 * 1024 * 1024
 """Bytes after which a sync is begun, so that not everything is left to the one at the end."""
 
 _STAGED_NAME = re.compile(rf"{re.escape(STAGED_PREFIX)}[0-9a-f]{{32}}")
@@ -119,7 +119,7 @@ class _Sink(io.BufferedIOBase):
             self.finish_sync()
             self._unsynced = 0
             with suppress(RuntimeError):  # the store is closing: the sync at the end is enough
-                self._syncing = self._helpers.submit(self._directory.sync_file, "", fd)
+                self._syncing = self._helpers.submit(self._directory.sync_data, "", fd)
 
     def finish_sync(self) -> None:
         """Return when no sync is under way.

@@ -2,40 +2,79 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from concurrent.futures import Executor, Future
-from contextlib import suppress
 
 from .._core.digest import CANONICAL, digest_of, hasher
 
 WORTH_HELP = 64 * 1024
 """The number of bytes from which on a helper thread saves time."""
 
+_PIECES = 2
+"""The pieces that a helper has: while it hashes one, the next is there, so that it never waits."""
+
 
 class Digester:
-    """Takes pieces in order, and digests each while the next one is on its way.
+    """Takes pieces in order, and digests them while the next ones are on their way.
 
-    No more than one piece is ever waiting, so memory stays flat.
+    No more than two pieces are ever in its hands, so memory stays flat. One thread at a time adds
+    pieces.
     """
 
     def __init__(self, helpers: Executor, digest: str = CANONICAL) -> None:
         self._helpers = helpers
         self._hash = hasher(digest)
-        self._pending: Future[None] | None = None
+        # Guards what follows; held for a few instructions.
+        self._changed = threading.Condition(threading.Lock())
+        # The first one is being hashed, if a helper has begun.
+        self._pieces: deque[bytes | memoryview] = deque()
+        self._helping: Future[None] | None = None
 
     def add(self, piece: bytes | memoryview) -> None:
-        """Add a piece, which must not change before the next :meth:`add` or :meth:`finish`."""
-        self.finish()
-        if len(piece) >= WORTH_HELP:
-            with suppress(RuntimeError):  # the helpers were shut down, or no thread can start
-                self._pending = self._helpers.submit(self._hash.update, piece)
-                return
-        self._hash.update(piece)
+        """Add a piece, which must not change before :meth:`finish`, or the second next call."""
+        if len(piece) < WORTH_HELP:
+            self.finish()
+            self._hash.update(piece)
+            return
+        with self._changed:
+            self._wait(_PIECES - 1)
+            self._pieces.append(piece)
+            if self._helping is None:
+                try:
+                    self._helping = self._helpers.submit(self._help)
+                except RuntimeError:  # the helpers were shut down, or no thread can start
+                    self._hash.update(self._pieces.pop())
 
     def finish(self) -> None:
         """Wait until everything that was added is digested."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        with self._changed:
+            self._wait(0)
+
+    def _wait(self, pieces: int) -> None:
+        """Wait until no more than this number of pieces are left. Called with the guard held."""
+        while len(self._pieces) > pieces:
+            assert self._helping is not None, "a helper has the pieces"
+            if self._helping.cancel():  # all helpers are busy
+                self._helping = None
+                while self._pieces:
+                    self._hash.update(self._pieces.popleft())
+            else:
+                self._changed.wait()
+
+    def _help(self) -> None:
+        """Hash pieces until none is left, in a helper thread."""
+        while True:
+            with self._changed:
+                if not self._pieces:
+                    self._helping = None
+                    return
+                piece = self._pieces[0]
+            self._hash.update(piece)
+            del piece
+            with self._changed:
+                self._pieces.popleft()
+                self._changed.notify()
 
     @property
     def digest(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, TypeVar, ge
 from .._async.loop import EventLoop
 from .._async.staging import Expectations, Pouring, Progress
 from .._async.store import ImageStore
-from .._async.threads import Threads
+from .._async.threads import Call, Threads
 from .._core.digest import digest_of, hasher
 from .._core.image import Image
 from .._core.names import check_names, check_text
@@ -236,8 +236,8 @@ class _ExportThreads(Threads):
 
     target: Target | None = None
 
-    def run_in_executor(self, executor: object, function: Callable[[], T]) -> Awaitable[T]:
-        return self.run_streaming(function, interrupt=self.stop)
+    async def leave(self, call: Call[Any]) -> None:
+        await self._end(call, self.stop)
 
     def stop(self) -> bool:
         return self.target is None or self.target.stop()
