@@ -15,10 +15,9 @@ from ..support.interruptions import (
     ASYNCIO,
     Interruption,
     by_scope,
-    by_task_cancel,
     by_two_cancels,
 )
-from ..support.loops import EXTENTS
+from ..support.loops import EXTENTS, pairs
 from ..support.stores import ClusterStore
 from ..support.sweep import CHANGES, OPERATIONS, ClusterSweep, fill
 
@@ -26,10 +25,17 @@ if TYPE_CHECKING:
     from ..cluster.servers import Servers
     from ..support.requests import Requests
 
-pytestmark = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+LOOPS = ["asyncio", "trio"]
+on_both_loops = pytest.mark.parametrize("anyio_backend", LOOPS)
 
 # A cluster's store cannot be repaired.
 EACH = [operation for operation in OPERATIONS if operation != "repair"]
+
+# The others are like one of CHANGES or only read: in a usual run one loop is enough for them.
+ON_LOOPS = [
+    *(pytest.param(each, loop) for each in EACH if each in CHANGES for loop in LOOPS),
+    *pairs({each: each for each in EACH if each not in CHANGES}, {loop: loop for loop in LOOPS}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,35 +62,49 @@ def requests(where: ClusterStore, monkeypatch: pytest.MonkeyPatch) -> Requests:
     return Requests(monkeypatch)
 
 
+async def interrupt(
+    sweep: ClusterSweep, ways: list[Interruption], request: Interruption, *, whole: bool
+) -> None:
+    """Interrupt a call in these ways, and during its requests.
+
+    A usual run does it at every second step, each in one way by turns, and during every fourth
+    request.
+    """
+    async with sweep.opened():
+        if whole:
+            await sweep.run_ways([*ways, request], whole=True)
+        else:
+            await sweep.run(*ways, every=2)
+            await sweep.run(request, first=2, every=4)
+
+
 @pytest.mark.parametrize("whole", EXTENTS)
-@pytest.mark.parametrize("operation", EACH)
+@pytest.mark.parametrize(("operation", "anyio_backend"), ON_LOOPS)
 async def test_an_interruption_leaves_nothing_behind(
     where: ClusterStore, requests: Requests, operation: str, whole: bool, anyio_backend: str
 ) -> None:
     sweep = ClusterSweep(where, operation)
-    async with sweep.opened():
-        if anyio_backend == "trio":
-            ways: list[Interruption] = [by_scope, requests.by_scope]
-        else:
-            ways = [by_task_cancel, requests.by_task_cancel]
-            ways += [ASYNCIO[way] for way in ("scope", "two_cancels", "timeout")]
-        await sweep.run_ways(ways, whole=whole)
+    if anyio_backend == "trio":
+        await interrupt(sweep, [by_scope], requests.by_scope, whole=whole)
+    else:
+        ways = [ASYNCIO[way] for way in ("task_cancel", "scope", "two_cancels", "timeout")]
+        await interrupt(sweep, ways, requests.by_task_cancel, whole=whole)
 
 
 @pytest.mark.parametrize("whole", EXTENTS)
 @pytest.mark.parametrize("operation", [each for each in CHANGES if each in EACH])
+@on_both_loops
 async def test_an_interruption_while_another_program_has_the_lock_leaves_nothing_behind(
     where: ClusterStore, requests: Requests, operation: str, whole: bool, anyio_backend: str
 ) -> None:
     sweep = ClusterSweep(where, operation, is_held=True)
-    async with sweep.opened():
-        if anyio_backend == "trio":
-            ways = [by_scope, requests.by_scope]
-        else:
-            ways = [by_two_cancels, requests.by_task_cancel]
-        await sweep.run_ways(ways, whole=whole)
+    if anyio_backend == "trio":
+        await interrupt(sweep, [by_scope], requests.by_scope, whole=whole)
+    else:
+        await interrupt(sweep, [by_two_cancels], requests.by_task_cancel, whole=whole)
 
 
+@on_both_loops
 async def test_a_wait_for_the_lock_that_is_cancelled_ends_at_the_server_too(
     where: ClusterStore,
 ) -> None:

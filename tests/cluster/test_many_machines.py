@@ -23,7 +23,7 @@ from .proxy import Proxy
 if TYPE_CHECKING:
     from .servers import Place, Servers
 
-SECONDS = float(os.environ.get("AIMAGESTORE_SECONDS", "6"))
+SECONDS = float(os.environ.get("AIMAGESTORE_SECONDS", "3"))
 """How long; 60 to be thorough."""
 
 MACHINES = 4

@@ -85,6 +85,11 @@ class Point(NamedTuple):
             self.call == "open" and self.creates
         )
 
+    @property
+    def group(self) -> object:
+        """What a usual run tries once of each change: a call, if it writes on each kind of file."""
+        return self if self.changes or self.call == "fsync" else self.call
+
     def __str__(self) -> str:
         return f"{self.call} of {self.kind}"
 

@@ -1,6 +1,7 @@
 """Changes that copy an image of an additional store first, failing or killed at every call.
 
-A usual run takes one call of each kind, on each kind of file, and a thorough run all.
+A usual run takes one call of each kind, and of those that write one on each kind of file. A
+thorough run takes all.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Case:
         numbers = range(1, len(self.points) + 1)
         if whole:
             return list(numbers)
-        return one_of_each(numbers, lambda at: self.points[at - 1], self.name)
+        return one_of_each(numbers, lambda at: self.points[at - 1].group, self.name)
 
 
 @pytest.mark.parametrize("whole", EXTENTS)

@@ -25,7 +25,7 @@ from .worker import COUNTER, SHARED, content
 
 pytestmark = pytest.mark.peers
 
-SECONDS = float(os.environ.get("AIMAGESTORE_SECONDS", "3"))
+SECONDS = float(os.environ.get("AIMAGESTORE_SECONDS", "2"))
 """How long; 60 to be thorough."""
 
 WORKER = Path(__file__).with_name("worker.py")

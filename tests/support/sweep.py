@@ -8,6 +8,7 @@ import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
 from uuid import UUID
 
@@ -249,20 +250,24 @@ class Sweep:
         self._operation = OPERATIONS[operation]
         self._is_held = is_held
 
-    async def run(self, interrupt: Interruption, *, first: int = 1, every: int = 1) -> None:
-        """Interrupt the operation at each of its steps, or at some, until it ends before one."""
+    async def run(self, *interruptions: Interruption, first: int = 1, every: int = 1) -> None:
+        """Interrupt the operation at each of its steps, or at some, until it ends before one.
+
+        Of several ways, each step has one by turns.
+        """
+        ways = cycle(interruptions)
         step = first
-        while await self.at(step, interrupt):
+        while await self.at(step, next(ways)):
             step += every
             assert step < 300, "it never completed"
 
     async def run_ways(self, interruptions: Sequence[Interruption], *, whole: bool) -> None:
         """Interrupt the operation at each step: in all of these ways, or in one by turns."""
-        for number, interrupt in enumerate(interruptions):
-            if whole:
+        if whole:
+            for interrupt in interruptions:
                 await self.run(interrupt)
-            else:
-                await self.run(interrupt, first=number + 1, every=len(interruptions))
+        else:
+            await self.run(*interruptions)
 
     async def run_on(self, backend: object, *, whole: bool) -> None:
         """Interrupt it on a loop, each step in one of its ways by turns, or in each of them.
