@@ -180,7 +180,7 @@ async def test_missing_index_beside_images_is_refused(path: Path, text: bytes | 
         (path / "images.json").write_bytes(text)
     before = tree(path)
     for read_only in (False, True):
-        with pytest.raises(StoreCorruptError) as caught:
+        with pytest.raises(StoreCorruptError, match="repair") as caught:
             async with ImageStore(path, read_only=read_only):
                 pass
         assert caught.value.path == str(path / "images.json")
@@ -204,7 +204,7 @@ async def test_missing_index_without_images_is_an_empty_store(
     assert [image["id"] for image in json.loads(index_of(path))] == ["one"]
 
 
-@pytest.mark.parametrize("name", ["\udcff", "x\udcff", "\udcffx", "=\udcff", "AB"])
+@pytest.mark.parametrize("name", ["\udcff", "x\udcff", "\udcffx", "=\udcff", "AB", "READ ME"])
 async def test_missing_index_beside_directories_of_other_programs_is_an_empty_store(
     path: Path, name: str
 ) -> None:

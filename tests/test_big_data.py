@@ -1,4 +1,4 @@
-"""Big data in a directory: files, staged data, syncs and verification."""
+"""Big data in a directory: the names of files, syncs, verification and measuring."""
 
 from __future__ import annotations
 
@@ -10,13 +10,8 @@ from pathlib import Path
 import pytest
 
 from aimagestore import (
-    BigDataSource,
     DigestMismatchError,
-    DigestUnknownError,
     ImageStore,
-    SizeUnknownError,
-    StagedItem,
-    StoreCorruptError,
 )
 from aimagestore._directory import staged as staged_files
 from aimagestore._directory.files import Directory
@@ -28,14 +23,6 @@ from .support.sources import CONTENT, DIGEST, chunks
 async def image(store: ImageStore) -> str:
     """An image without any item."""
     return (await store.create("image")).id
-
-
-async def test_an_item_may_be_empty(store: ImageStore, image: str, path: Path) -> None:
-    sources: list[BigDataSource] = [b"", [], chunks(b"")]
-    for source in sources:
-        changed = await store.set_big_data(image, "key", source)
-        assert changed.big_data_sizes == {"key": 0}
-    assert (path / image / "key").read_bytes() == b""
 
 
 async def test_files_have_upstreams_names_and_modes(
@@ -61,14 +48,15 @@ async def test_writing_the_same_content_repairs_an_altered_file(
 
 
 @pytest.mark.damage
-async def test_reading_verified(store: ImageStore, image: str, path: Path) -> None:
+async def test_an_altered_file_is_noticed_at_the_end_of_a_verified_read(
+    store: ImageStore, image: str, path: Path
+) -> None:
     await store.set_big_data(image, "key", CONTENT)
     async with store.open_big_data(image, "key", verify=True) as reader:
         assert b"".join([chunk async for chunk in reader]) == CONTENT
         with pytest.raises(ValueError, match="verif"):
             await reader.seek(0)
-    altered = b"x" + CONTENT[1:]
-    (path / image / "key").write_bytes(altered)
+    (path / image / "key").write_bytes(b"x" + CONTENT[1:])
     for size in [-1, len(CONTENT), len(CONTENT) - 1, 1000]:
         async with store.open_big_data(image, "key", verify=True) as reader:
             with pytest.raises(DigestMismatchError) as info:
@@ -78,52 +66,17 @@ async def test_reading_verified(store: ImageStore, image: str, path: Path) -> No
 
 
 @pytest.mark.damage
-async def test_unrecorded_sizes_and_digests(path: Path) -> None:
-    (path / "image").mkdir(parents=True)
-    (path / "image" / "key").write_bytes(CONTENT)
-    index = b'[{"id":"image","big-data-names":["key","lost"],"created":"0001-01-01T00:00:00Z"}]'
-    (path / "images.json").write_bytes(index)
-    async with ImageStore(path, read_only=True) as store:
-        assert await store.big_data_size("image", "key") == len(CONTENT)
-        with pytest.raises(DigestUnknownError):
-            async with store.open_big_data("image", "key", verify=True):
-                pass
-    assert (path / "images.json").read_bytes() == index
-    async with ImageStore(path) as store:
-        with pytest.raises(SizeUnknownError):
-            await store.big_data_size("image", "lost")
-        with pytest.raises(DigestUnknownError):
-            await store.big_data_digest("image", "lost")
-        with pytest.raises(FileNotFoundError) as info:
-            await store.big_data("image", "lost")
-        assert info.value.filename == str(path / "image" / "lost")
-        async with store.transaction():
-            assert await store.big_data_digest("image", "key") == DIGEST
-        assert (await store.get("image")).big_data_digests == {}
-        assert await store.big_data_digest("image", "key") == DIGEST
-        assert (await store.get("image")).big_data_digests == {"key": DIGEST}
-        assert (await store.get("image")).big_data_sizes == {"key": len(CONTENT)}
+async def test_an_error_about_a_missing_file_has_its_path(
+    store: ImageStore, image: str, path: Path
+) -> None:
+    await store.set_big_data(image, "key", b"data")
+    (path / image / "key").unlink()
+    with pytest.raises(FileNotFoundError) as info:
+        await store.big_data(image, "key")
+    assert info.value.filename == str(path / image / "key")
 
 
-async def test_staged_data_is_used(store: ImageStore, path: Path) -> None:
-    async with store.stage() as staged:
-        for start in range(0, len(CONTENT), 500_000):
-            await staged.write(CONTENT[start : start + 500_000])
-        assert (staged.size, staged.digest) == (len(CONTENT), DIGEST)
-        image = await store.create("image", big_data={"key": staged, "other": b"x"})
-        assert image.big_data_digests["key"] == DIGEST
-        with pytest.raises(ValueError, match="used once"):
-            await staged.write(b"more")
-        with pytest.raises(ValueError, match="used once"):
-            await store.set_big_data("image", "again", staged)
-    assert await store.big_data("image", "key") == CONTENT
-    async with store.stage(chunks(), expected_digest=DIGEST) as staged:
-        await store.set_big_data("image", "third", staged, expected_digest=DIGEST)
-    assert await store.big_data("image", "third") == CONTENT
-    assert sorted(os.listdir(path)) == ["image", "images.json", "images.lock"]
-
-
-async def test_staged_data_is_durable_before_its_block_begins(
+async def test_staged_data_is_synced_before_its_block_begins(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[int] = []
@@ -146,37 +99,6 @@ async def test_staged_data_is_durable_before_its_block_begins(
     assert await store.big_data("two", "key") == b"content, and more"
 
 
-async def test_unused_staged_data_is_removed(store: ImageStore, path: Path) -> None:
-    kept: list[StagedItem] = []
-    with pytest.raises(RuntimeError, match="mine"):
-        async with store.stage(CONTENT) as staged:
-            kept.append(staged)
-            raise RuntimeError("mine")
-    assert sorted(os.listdir(path)) == ["images.lock"]
-    with pytest.raises(ValueError, match="used once"):
-        await store.create(big_data={"key": kept[0]})
-
-
-async def test_an_item_that_is_not_a_regular_file_is_refused(
-    store: ImageStore, image: str, path: Path, tmp_path: Path
-) -> None:
-    secret = tmp_path / "secret"
-    secret.write_bytes(b"secret")
-    await store.set_big_data(image, "key", b"data")
-    (path / image / "key").unlink()
-    (path / image / "key").symlink_to(secret)
-    with pytest.raises(StoreCorruptError) as info:
-        await store.big_data(image, "key")
-    assert info.value.path == str(path / image / "key")
-    (path / image / "key").unlink()
-    os.mkfifo(path / image / "key")
-    with pytest.raises(StoreCorruptError):
-        await store.big_data(image, "key")
-    await store.set_big_data(image, "key", b"again")
-    assert await store.big_data(image, "key") == b"again"
-    assert secret.read_bytes() == b"secret"
-
-
 async def test_a_long_item_is_synced_while_it_is_written(
     store: ImageStore, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +119,7 @@ async def test_a_long_item_is_synced_while_it_is_written(
 async def test_a_sync_that_fails_during_a_write_fails_the_call(
     store: ImageStore, image: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The kernel tells of a failed write once: the sync at the end would know nothing of it.
+    # The kernel reports a failed write once: the sync at the end would succeed.
     monkeypatch.setattr(staged_files, "SYNC_BYTES", len(CONTENT) // 3)
     failures = [OSError(errno.EIO, os.strerror(errno.EIO))]
 
@@ -213,7 +135,7 @@ async def test_a_sync_that_fails_during_a_write_fails_the_call(
     assert not list((path / image).glob("*"))
 
 
-async def test_measuring_reports_progress(path: Path) -> None:
+async def test_measuring_an_item_reports_progress(path: Path) -> None:
     (path / "one").mkdir(parents=True)
     (path / "one" / "item").write_bytes(CONTENT)
     (path / "images.json").write_bytes(

@@ -326,24 +326,3 @@ def test_what_is_generated_is_up_to_date(name: str) -> None:
     _, _, generated = page(name).partition(MARK)
     # Versions of Typer differ in the white space.
     assert generated.split() == GENERATED[name]().split(), "run: python -m tests.support.pages"
-
-
-@pytest.mark.parametrize("extensions", [{}, {"http.response.pathsend": {}}], ids=["read", "path"])
-async def test_a_server_sends_a_whole_item(path: Path, extensions: dict[str, Any]) -> None:
-    names: dict[str, Any] = {}
-    await run(SEND, names)
-    received = b""
-
-    async def send(message: dict[str, Any]) -> None:
-        nonlocal received
-        if message["type"] == "http.response.pathsend":
-            received += await anyio.Path(message["path"]).read_bytes()
-        received += message.get("body", b"")
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.disconnect"}
-
-    async with ImageStore(path) as store:
-        await store.create("one", big_data={"layer": LAYER})
-        await names["send_item"](store, "one", "layer", {"extensions": extensions}, receive, send)
-    assert received == LAYER
