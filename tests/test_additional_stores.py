@@ -139,7 +139,7 @@ async def test_a_name_stands_for_the_image_of_the_first_store_that_has_it(stack:
         assert await store.lookup("a") == "aa1"
 
 
-async def test_a_whole_id_and_a_name_come_before_the_beginning_of_an_id(stack: Stack) -> None:
+async def test_an_id_and_a_name_take_precedence_over_a_prefix_in_every_store(stack: Stack) -> None:
     async with stack.open() as store:
         await store.create("aa11")
         await store.create("c12")
@@ -149,7 +149,7 @@ async def test_a_whole_id_and_a_name_come_before_the_beginning_of_an_id(stack: S
         assert await store.lookup(f"c@{digest(MANIFEST)}") == "aa2"
 
 
-async def test_the_first_store_that_has_a_prefix_decides(stack: Stack) -> None:
+async def test_a_prefix_stands_for_the_image_of_the_first_store_that_has_it(stack: Stack) -> None:
     async with stack.open() as store:
         assert await store.lookup("aa") == "aa1"
         await store.create("aa3")
@@ -194,7 +194,7 @@ async def test_measuring_an_item_copies_nothing(tmp_path: Path) -> None:
         assert [is_copied for _, is_copied in await shown(store)] == [True, True]
 
 
-async def test_a_store_that_is_opened_read_only_has_additional_ones_too(stack: Stack) -> None:
+async def test_a_read_only_store_has_additional_stores_too(stack: Stack) -> None:
     async with ImageStore(stack.own):
         pass
     async with stack.open(read_only=True) as store:
@@ -365,7 +365,7 @@ async def test_images_are_copied_out_of_all_stores_with_the_names_they_have(
 # What goes wrong in an additional store
 
 
-async def test_a_missing_additional_store_is_an_error_or_left_out(
+async def test_a_missing_additional_store_raises_an_error_or_is_left_out(
     stack: Stack, tmp_path: Path
 ) -> None:
     missing = tmp_path / "missing"
@@ -381,7 +381,7 @@ async def test_a_missing_additional_store_is_an_error_or_left_out(
     assert not missing.exists()
 
 
-async def test_a_damaged_additional_store_is_an_error_that_names_it(tmp_path: Path) -> None:
+async def test_a_damaged_additional_store_raises_an_error_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     index = tmp_path / "other" / "images.json"
     for text in ("{}", "[", '[{"id":"a"}'):
@@ -401,7 +401,7 @@ async def test_a_damaged_additional_store_is_an_error_that_names_it(tmp_path: Pa
                 await call()
 
 
-async def test_a_graph_root_is_no_additional_store(stack: Stack, tmp_path: Path) -> None:
+async def test_a_graph_root_is_refused_as_an_additional_store(stack: Stack, tmp_path: Path) -> None:
     (tmp_path / "graph" / "overlay-images").mkdir(parents=True)
     with pytest.raises(GraphRootError, match="overlay-images"):
         async with ImageStore(stack.own, additional_stores=[tmp_path / "graph"]):
@@ -419,7 +419,7 @@ async def test_an_additional_store_that_goes_away_raises_an_error(stack: Stack) 
 
 
 @pytest.mark.parametrize("given", ["a path", b"a path", 7, None])
-async def test_additional_stores_are_several(given: Any) -> None:
+async def test_additional_stores_are_a_sequence_of_locations(given: Any) -> None:
     with pytest.raises(TypeError, match="additional_stores"):
         ImageStore("store", additional_stores=given)
     with pytest.raises(TypeError, match="location"):
@@ -484,7 +484,7 @@ async def test_a_change_of_an_additional_store_is_seen_by_the_next_call(moving: 
         assert await store.images() == []
 
 
-async def test_a_watch_yields_what_changes_for_somebody_who_sees_all_stores(
+async def test_a_watch_yields_changes_of_visible_images_only(
     moving: Stack,
 ) -> None:
     async with (
@@ -517,7 +517,7 @@ async def test_a_watch_yields_what_changes_for_somebody_who_sees_all_stores(
         assert [image.read_only for image in images.values()] == [True]
 
 
-async def test_what_changes_in_several_stores_between_two_polls_is_worked_out(
+async def test_a_watch_merges_changes_of_several_stores_between_two_polls(
     moving: Stack,
 ) -> None:
     async with (
@@ -740,7 +740,7 @@ async def test_a_transaction_copies_the_version_that_it_finds(moving: Stack) -> 
 
 @pytest.mark.parametrize("is_in_transaction", [False, True])
 @pytest.mark.parametrize("is_recorded", [True, False])
-async def test_the_copy_is_of_the_version_that_the_commit_finds(
+async def test_a_version_that_is_replaced_during_the_copy_is_copied_anew(
     moving: Stack, monkeypatch: pytest.MonkeyPatch, is_in_transaction: bool, is_recorded: bool
 ) -> None:
     async with ImageStore(moving.first) as first:
@@ -771,7 +771,7 @@ def _forget_measures(records: list[Any]) -> None:
         records[0].pop(name, None)
 
 
-async def test_a_content_that_was_replaced_and_came_back_is_copied_again(
+async def test_content_that_is_replaced_and_restored_during_the_copy_is_copied_anew(
     moving: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ImageStore(moving.first) as first:
@@ -788,7 +788,7 @@ async def test_a_content_that_was_replaced_and_came_back_is_copied_again(
         assert await store.big_data("i", "k") == OLD
 
 
-async def test_a_change_of_an_image_that_is_deleted_meanwhile_finds_none(
+async def test_a_change_of_an_image_that_is_deleted_during_its_copy_raises_an_error(
     moving: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ImageStore(moving.first) as first:
@@ -805,7 +805,7 @@ async def test_a_change_of_an_image_that_is_deleted_meanwhile_finds_none(
     assert [name for name in os.listdir(moving.own) if name.startswith(".")] == []
 
 
-async def test_another_store_that_copies_the_image_first_wins_and_is_changed(
+async def test_a_copy_that_another_store_made_meanwhile_is_changed_in_its_place(
     moving: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ImageStore(moving.first) as first:
@@ -832,7 +832,7 @@ async def test_another_store_that_copies_the_image_first_wins_and_is_changed(
         assert await store.big_data("i", "k") == NEW
 
 
-async def test_two_changes_at_once_copy_the_image_once(moving: Stack) -> None:
+async def test_changes_at_once_of_one_image_make_one_copy(moving: Stack) -> None:
     async with ImageStore(moving.first) as first:
         await first.create("i", big_data={"k": LARGE, "l": OLD})
     async with moving.open() as store:
@@ -867,7 +867,7 @@ async def test_a_damaged_or_missing_item_is_not_copied(moving: Stack) -> None:
     assert tree(moving.first) == before
 
 
-async def test_a_change_that_only_some_of_a_batch_need_a_copy_for_fails_no_other(
+async def test_a_refused_deletion_fails_alone_in_a_batch_that_copies_images(
     stack: Stack,
 ) -> None:
     async with stack.open() as store:
@@ -888,7 +888,7 @@ async def test_a_change_that_only_some_of_a_batch_need_a_copy_for_fails_no_other
         assert [i for i, read_only in await shown(store) if read_only] == ["both"]
 
 
-async def test_a_record_that_is_damaged_here_keeps_its_id(stack: Stack) -> None:
+async def test_the_id_of_a_damaged_record_of_the_store_cannot_be_copied_over(stack: Stack) -> None:
     stack.own.mkdir()
     (stack.own / "images.json").write_text('[{"id":"aa1","names":7}]')
     async with stack.open() as store:

@@ -31,7 +31,7 @@ OCI = "application/vnd.oci.image"
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_the_first_look(tmp_path: Path, backend: str) -> None:
+def test_the_first_look_of_the_readme_runs(tmp_path: Path, backend: str) -> None:
     app = ROOT / "tests" / "apps" / "first_look.py"
     command = [sys.executable, str(app), "--backend", backend]
     output = subprocess.run(
@@ -224,11 +224,11 @@ def test_a_blob_is_served_whole_and_in_ranges(server: Server) -> None:
         ("bytes=" + "9" * 5000 + "-", None),
     ],
 )
-def test_a_range(asked: str | None, expected: range | None) -> None:
+def test_a_range_is_parsed_or_ignored(asked: str | None, expected: range | None) -> None:
     assert span(asked, 10) == expected
 
 
-def test_what_is_not_there_is_said_in_the_protocols_form(server: Server) -> None:
+def test_missing_content_is_an_error_of_the_protocol(server: Server) -> None:
     for path, code in {
         "localhost/other/manifests/1": "NAME_UNKNOWN",
         "localhost/big/manifests/2": "MANIFEST_UNKNOWN",
@@ -242,7 +242,7 @@ def test_what_is_not_there_is_said_in_the_protocols_form(server: Server) -> None
     assert server.ask("localhost/big/blobs/..%2F..%2Fimages.json")[0].status == 404
 
 
-def test_what_changes_is_served_at_once(server: Server) -> None:
+def test_a_change_is_served_at_once(server: Server) -> None:
     assert json.loads(server.ask("localhost/big/tags/list")[1])["tags"] == ["1"]
 
     async def tag() -> None:

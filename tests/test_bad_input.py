@@ -88,7 +88,9 @@ def outside(tmp_path: Path) -> Path:
 # Calls that are refused
 
 
-async def test_keys_like_paths_are_names_like_any_other(store: ImageStore, path: Path) -> None:
+async def test_keys_that_look_like_paths_are_never_used_as_paths(
+    store: ImageStore, path: Path
+) -> None:
     keys = ["../one/k", "../../outside/k", "/etc/passwd", "images.json"]
     await store.create("one", big_data={key: key.encode() for key in keys})
     for key in keys:
@@ -112,7 +114,7 @@ async def test_flag_nested_up_to_the_limit_is_kept(store: ImageStore, path: Path
         assert len((await again.get("one")).flags["f"]) == 1
 
 
-async def test_bad_calls_in_a_transaction_leave_its_good_ones(
+async def test_refused_calls_do_not_undo_the_rest_of_their_transaction(
     store: ImageStore, path: Path
 ) -> None:
     async with store.transaction() as tx:
@@ -311,7 +313,7 @@ async def test_reading_does_not_change_damaged_records(path: Path) -> None:
     assert index_of(path) == before
 
 
-async def test_later_record_of_two_with_one_id_counts(path: Path) -> None:
+async def test_the_later_of_two_records_with_one_id_counts(path: Path) -> None:
     early, late = element("one", metadata="early"), element("one", metadata="late")
     plant(path, early, element("two"), late)
     async with ImageStore(path) as store:
@@ -563,7 +565,7 @@ async def test_item_that_is_not_a_regular_file_is_not_read(
 
 @pytest.mark.parametrize("is_listed", [True, False])
 @pytest.mark.parametrize("planter", [link, fifo, dangling, twice_linked])
-async def test_item_replaces_what_stands_in_its_place(
+async def test_a_new_item_replaces_a_link_or_fifo_in_its_place(
     path: Path,
     outside: Path,
     planter: Planter,

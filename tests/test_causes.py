@@ -42,7 +42,7 @@ def test_a_copied_error_has_notes_of_its_own() -> None:
     assert copies[1].__notes__ == error.__notes__ == ["of all"]
 
 
-async def test_a_full_disk_is_the_cause_of_the_advice(
+async def test_the_advice_about_a_full_disk_keeps_the_cause(
     store: ImageStore, path: Path, faults: Faults
 ) -> None:
     await store.create("one")
@@ -85,7 +85,7 @@ async def test_a_lost_store_is_caused_by_what_is_not_found(store: ImageStore, pa
         assert any(isinstance(cause, FileNotFoundError) for cause in causes)
 
 
-async def test_a_directory_that_cannot_be_made_names_its_path(tmp_path: Path) -> None:
+async def test_an_error_about_a_directory_that_cannot_be_made_has_its_path(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError) as caught:
         async with ImageStore(tmp_path / "file" / "store"):

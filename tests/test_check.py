@@ -64,19 +64,23 @@ async def test_without_verify_only_sizes_are_compared(path: Path, image: Path) -
     assert [f.kind for f in (await check(path, verify=False)).findings] == [Kind.ITEM_SHORT]
 
 
-async def test_the_directory_of_an_image_that_is_something_else(path: Path, image: Path) -> None:
+async def test_a_file_in_place_of_an_images_directory_is_found(path: Path, image: Path) -> None:
     shutil.rmtree(image)
     image.write_bytes(b"")
     assert [f.kind for f in (await check(path)).findings] == [Kind.ITEM_UNREADABLE]
 
 
-async def test_an_index_that_is_a_link(path: Path, image: Path, tmp_path: Path) -> None:
+async def test_a_link_in_place_of_the_index_is_found(
+    path: Path, image: Path, tmp_path: Path
+) -> None:
     (path / "images.json").rename(tmp_path / "elsewhere")
     (path / "images.json").symlink_to(tmp_path / "elsewhere")
     assert [f.kind for f in (await check(path)).findings] == [Kind.INDEX_DAMAGED]
 
 
-async def test_no_store_and_an_empty_one(path: Path) -> None:
+async def test_an_empty_directory_is_no_damage_and_a_missing_one_raises_an_error(
+    path: Path,
+) -> None:
     with pytest.raises(FileNotFoundError):
         await check(path)
     path.mkdir()
@@ -89,7 +93,7 @@ async def test_keys_that_name_no_file_are_missing_items(path: Path, image: Path)
     assert (Kind.ITEM_MISSING, "..") in [(f.kind, f.key) for f in found]
 
 
-async def test_a_store_that_is_written_to_is_not_called_damaged(path: Path) -> None:
+async def test_changes_during_a_check_are_not_taken_for_damage(path: Path) -> None:
     async with ImageStore(path) as store:
         await store.create("image", big_data={"key": b"0" * 5000})
 
@@ -105,7 +109,7 @@ async def test_a_store_that_is_written_to_is_not_called_damaged(path: Path) -> N
                 assert (await check(path)).findings == ()
 
 
-async def test_directories_that_are_deleted_meanwhile_hold_nothing(
+async def test_a_directory_that_is_deleted_during_a_check_has_no_unlisted_files(
     path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ImageStore(path) as store:
@@ -200,7 +204,7 @@ async def test_only_garbage_is_removed(path: Path, image: Path) -> None:
     assert (image / "READ ME").exists()
 
 
-async def test_named_stages_of_living_writers_stay(
+async def test_named_staged_files_of_running_writers_are_kept(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aimagestore._directory.files._TMPFILE", None)
@@ -212,7 +216,7 @@ async def test_named_stages_of_living_writers_stay(
     assert (await check(path)).ok
 
 
-async def test_the_directory_of_a_damaged_record_stays(path: Path, image: Path) -> None:
+async def test_the_directory_of_a_damaged_record_is_kept(path: Path, image: Path) -> None:
     edit_index(path, lambda records: records[0].update({"names": 5}))
     async with ImageStore(path) as store:
         assert (await store.collect_garbage()).ok
@@ -238,7 +242,7 @@ async def test_collecting_needs_a_writable_store(path: Path, image: Path) -> Non
             await store.collect_garbage()
 
 
-async def test_garbage_that_cannot_be_removed_is_an_error(
+async def test_garbage_that_cannot_be_removed_raises_an_error(
     path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (image / "unlisted").touch()
@@ -255,7 +259,7 @@ async def test_garbage_that_cannot_be_removed_is_an_error(
         assert not (await store.collect_garbage()).ok
 
 
-async def test_collecting_reports_progress(path: Path, image: Path) -> None:
+async def test_collecting_garbage_reports_progress(path: Path, image: Path) -> None:
     for number in range(3):
         (image / f"unlisted{number}").touch()
     reported: list[tuple[int, int | None]] = []

@@ -25,7 +25,7 @@ def test_a_resource_that_nobody_uses_is_closed_at_once(last_use: LastUse) -> Non
     assert closed == ["by its owner"]
 
 
-def test_a_call_closes_what_was_closed_during_it(last_use: LastUse) -> None:
+def test_a_resource_that_is_closed_during_a_call_is_closed_after_it(last_use: LastUse) -> None:
     closed: list[str] = []
     with last_use.in_use(lambda: closed.append("by its use")):
         last_use.end(lambda: closed.append("by its owner"))
@@ -33,7 +33,9 @@ def test_a_call_closes_what_was_closed_during_it(last_use: LastUse) -> None:
     assert closed == ["by its use"]
 
 
-def test_a_call_that_fails_closes_it_too(last_use: LastUse) -> None:
+def test_a_resource_that_is_closed_during_a_call_that_fails_is_closed_too(
+    last_use: LastUse,
+) -> None:
     closed: list[str] = []
     with pytest.raises(OSError, match="broken"), last_use.in_use(lambda: closed.append("")):
         last_use.end(lambda: None)
@@ -42,7 +44,7 @@ def test_a_call_that_fails_closes_it_too(last_use: LastUse) -> None:
 
 
 @pytest.mark.parametrize("is_late", [False, True], ids=["before the release", "after the release"])
-def test_it_is_closed_by_either_when_the_call_is_about_to_end(
+def test_a_resource_is_closed_by_one_side_when_both_end_at_once(
     last_use: LastUse, is_late: bool
 ) -> None:
     closed: list[str] = []
@@ -77,7 +79,7 @@ def test_it_is_closed_by_either_when_the_call_is_about_to_end(
     assert closed == (["by its owner", "by its use"] if is_late else ["by its use"])
 
 
-def test_only_one_call_uses_it_at_a_time(last_use: LastUse) -> None:
+def test_only_one_call_uses_a_resource_at_a_time(last_use: LastUse) -> None:
     entered = threading.Event()
 
     def use() -> None:

@@ -58,7 +58,7 @@ ROUND_TRIPS: dict[str, tuple[list[Mutation], list[Mutation]]] = {
 
 @pytest.mark.parametrize("verify", [False, True])
 @pytest.mark.parametrize("way", ROUND_TRIPS)
-async def test_an_item_that_changes_and_changes_back_while_it_is_opened_is_not_mixed_up(
+async def test_an_item_that_changes_and_changes_back_while_it_is_opened_is_read_as_recorded(
     old: ImageStore, path: Path, monkeypatch: pytest.MonkeyPatch, way: str, verify: bool
 ) -> None:
     there, back = ROUND_TRIPS[way]

@@ -48,7 +48,7 @@ def test_a_time_is_read_as_podman_reads_it(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "soon", "1d", "1h30", "2024-13-01", "2024-05-06T25", "9" * 30, "9" * 30 + "h"]
 )
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_text_that_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no time"):
         parse_moment(text, NOW)
 
@@ -108,7 +108,7 @@ def test_after_is_another_word_for_since() -> None:
     assert "after" not in FILTERS
 
 
-async def test_only_what_the_filters_need_is_read(
+async def test_filters_read_no_more_documents_than_they_need(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await create_built(store, config({"a": "1"}), names=["localhost/a:1"])

@@ -151,7 +151,7 @@ async def test_a_check_waits_for_the_end_of_a_change(
     assert [(r.images, r.items, r.findings) for r in reports] == [(1, 1, ())]
 
 
-async def test_an_open_store_and_a_new_one_do_not_wait_for_a_mere_holder(
+async def test_reads_do_not_wait_for_a_writer_that_has_changed_nothing(
     old: ImageStore, path: Path, writer: ForeignWriter
 ) -> None:
     async with ImageStore(path) as fresh:
@@ -249,7 +249,7 @@ async def test_nobody_waits_for_a_writer_of_this_library_that_comes_next(
         never.set()
 
 
-async def test_a_program_in_a_container_is_known_by_its_own_number(
+async def test_a_writer_in_another_process_namespace_is_recognized(
     old: ImageStore, path: Path
 ) -> None:
     with foreign_writer(path, own_namespace=True) as writer:
@@ -261,7 +261,7 @@ async def test_a_program_in_a_container_is_known_by_its_own_number(
         writer.save(record(OLD))
 
 
-async def test_a_watch_gives_what_came_before_a_change_that_is_under_way(
+async def test_a_watch_yields_changes_that_precede_an_unfinished_one(
     old: ImageStore, path: Path
 ) -> None:
     async with old.watch() as changes:
@@ -298,7 +298,7 @@ async def test_a_watch_can_end_while_its_task_waits_for_the_end_of_a_change(
     assert ends
 
 
-def test_a_process_is_known_whose_name_is_cut_off_within_a_character() -> None:
+def test_a_process_whose_name_is_cut_off_within_a_character_is_identified() -> None:
     name = Path("/proc/self/comm")
     before = name.read_bytes().rstrip(b"\n")
     name.write_bytes(b"n" * 14 + "é".encode())
@@ -308,7 +308,7 @@ def test_a_process_is_known_whose_name_is_cut_off_within_a_character() -> None:
         name.write_bytes(before)
 
 
-def test_no_lock_is_taken_for_held_that_could_not_be_opened(path: Path, faults: Faults) -> None:
+def test_a_lock_file_that_cannot_be_opened_raises_the_error(path: Path, faults: Faults) -> None:
     path.mkdir()
     (path / "images.lock").touch()
     with (

@@ -33,7 +33,7 @@ _nested = go.struct(point=_point, points=go.array(_point), names=go.mapping(go.t
         ('{"point":{"x":1},"POINT":{"sizes":[]}}', _nested, {"point": {"x": 1, "sizes": []}}),
     ],
 )
-def test_what_go_decodes(text: str, into: go.Type, value: Any) -> None:
+def test_text_is_decoded_as_go_decodes_it(text: str, into: go.Type, value: Any) -> None:
     assert go.decode(text.encode(), into) == value
 
 
@@ -71,7 +71,7 @@ def test_what_go_decodes(text: str, into: go.Type, value: Any) -> None:
         ("[" * 100_000 + "]" * 100_000, go.anything),
     ],
 )
-def test_what_go_refuses(text: str, into: go.Type) -> None:
+def test_text_that_go_refuses_is_refused(text: str, into: go.Type) -> None:
     with pytest.raises(ValueError):
         go.decode(text.encode(), into)
 

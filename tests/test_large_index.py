@@ -112,7 +112,7 @@ async def test_lookups_find_the_same_as_in_an_indexed_store(
                 await store.big_data(image_id(4), "key")
 
 
-async def test_after_a_few_lookups_the_store_is_indexed(
+async def test_an_index_is_parsed_after_a_few_lookups(
     path: Path, records: list[dict[str, Any]]
 ) -> None:
     write(path, records)
@@ -173,7 +173,7 @@ def text_of(text: str) -> Text:
     return Text(read, len(text))
 
 
-def test_what_is_split_is_the_whole_text(records: list[dict[str, Any]]) -> None:
+def test_a_split_index_has_the_whole_text(records: list[dict[str, Any]]) -> None:
     text = json.dumps(records, separators=(",", ":"))
     texts = split(text_of(text))
     assert texts is not None
@@ -184,7 +184,7 @@ def test_what_is_split_is_the_whole_text(records: list[dict[str, Any]]) -> None:
     assert split(text_of("[]")) is None
 
 
-async def test_two_images_of_one_name_are_noticed_on_opening(
+async def test_two_images_with_one_name_are_noticed_on_opening(
     path: Path, records: list[dict[str, Any]]
 ) -> None:
     records[5]["names"] = ["localhost/x:1", "localhost/image-6:1"]

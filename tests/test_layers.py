@@ -139,7 +139,7 @@ async def test_containers_of_an_image_are_known(store: ImageStore, beside: Besid
 
 
 @pytest.mark.parametrize("is_volatile", [False, True])
-async def test_changes_are_seen_at_once(
+async def test_a_change_of_layers_is_seen_by_the_next_snapshot(
     store: ImageStore, beside: Beside, *, is_volatile: bool
 ) -> None:
     for size in (5, 6, 7, 8):
@@ -331,7 +331,9 @@ async def test_a_transaction_continues_when_an_image_in_use_is_not_deleted(
     assert await store.images() == []
 
 
-async def test_a_removed_container_uses_no_image(store: ImageStore, beside: Beside) -> None:
+async def test_an_image_can_be_deleted_once_its_container_is_removed(
+    store: ImageStore, beside: Beside
+) -> None:
     beside.write_containers(container("c1", ONE, "web"))
     with pytest.raises(ImageInUseError):
         await store.delete("one")
@@ -340,7 +342,7 @@ async def test_a_removed_container_uses_no_image(store: ImageStore, beside: Besi
 
 
 @pytest.mark.parametrize("text", ["[", "[{}", "{}", '[{"id":5,"image":"' + ONE + '"}]'])
-async def test_nothing_is_deleted_while_its_containers_are_not_known(
+async def test_no_image_is_deleted_while_its_containers_cannot_be_read(
     store: ImageStore, beside: Beside, text: str
 ) -> None:
     beside.write(beside.containers, "containers.json", text)
@@ -350,7 +352,7 @@ async def test_nothing_is_deleted_while_its_containers_are_not_known(
     await store.delete("one", force=True)
 
 
-async def test_damaged_layers_and_other_containers_do_not_matter(
+async def test_a_damaged_container_record_of_one_image_does_not_stop_deleting_another(
     store: ImageStore, beside: Beside
 ) -> None:
     beside.write_containers({"id": 5, "image": TWO})

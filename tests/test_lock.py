@@ -218,7 +218,7 @@ async def test_a_child_that_is_forked_while_the_lock_is_held_neither_has_nor_bre
         assert [image.id for image in await store.images()] == ["parent", "child"]
 
 
-def test_a_lock_that_is_free_by_now_is_said_to_be_free(path: Path) -> None:
+def test_a_lock_that_has_become_free_is_described_as_free(path: Path) -> None:
     path.mkdir()
     (path / "images.lock").touch()
     with Directory.at(str(path)) as root:
@@ -227,7 +227,7 @@ def test_a_lock_that_is_free_by_now_is_said_to_be_free(path: Path) -> None:
     assert holder.description.startswith("it is free now")
 
 
-def test_a_line_that_is_not_used_any_more_leaves_the_next_one_alone(path: Path) -> None:
+def test_the_end_of_one_line_does_not_forget_the_next_one(path: Path) -> None:
     path.mkdir()
     with Directory.at(str(path)) as root:
         first = exclusive_line(root)

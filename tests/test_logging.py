@@ -39,7 +39,7 @@ def logged() -> Iterator[list[logging.LogRecord]]:
     logger.setLevel(level)
 
 
-async def test_nothing_while_all_is_well(
+async def test_nothing_is_logged_while_all_is_well(
     store: ImageStore, path: Path, logged: list[object]
 ) -> None:
     await change_everything(store)
@@ -51,7 +51,7 @@ async def test_nothing_while_all_is_well(
     assert logged == []
 
 
-async def test_a_commit_that_was_completed(
+async def test_the_completion_of_a_commit_is_logged(
     half_done: Path,
     logged: list[logging.LogRecord],
 ) -> None:
@@ -62,7 +62,7 @@ async def test_a_commit_that_was_completed(
     assert record.getMessage() == "completed a commit of a dead writer: 'manifest' of one"
 
 
-async def test_an_index_of_a_dead_writer_that_was_removed(
+async def test_the_removal_of_a_dead_writers_index_is_logged(
     store: ImageStore, path: Path, logged: list[logging.LogRecord]
 ) -> None:
     (path / ".new-images.json").write_bytes(b"[")
@@ -73,7 +73,7 @@ async def test_an_index_of_a_dead_writer_that_was_removed(
     assert record.getMessage().startswith("removed a file of a dead writer: ")
 
 
-async def test_a_directory_that_was_cleared(
+async def test_the_clearing_of_a_stale_directory_is_logged(
     store: ImageStore, path: Path, logged: list[logging.LogRecord]
 ) -> None:
     await store.create("one")
@@ -85,7 +85,9 @@ async def test_a_directory_that_was_cleared(
     assert record.getMessage() == f"cleared {path / 'two'}, which no image had"
 
 
-async def test_names_that_two_images_had(path: Path, logged: list[logging.LogRecord]) -> None:
+async def test_a_resolved_name_conflict_is_logged(
+    path: Path, logged: list[logging.LogRecord]
+) -> None:
     path.mkdir()
     one, two = (f'{{"id":"{i}","names":["n"],"created":"2020-01-01T00:00:00Z"}}' for i in "ab")
     (path / "images.json").write_text(f"[{one},{two}]")
@@ -96,7 +98,7 @@ async def test_names_that_two_images_had(path: Path, logged: list[logging.LogRec
     assert record.getMessage() == f"{path} had two images of one name: the later kept it"
 
 
-async def test_what_was_repaired(path: Path, logged: list[logging.LogRecord]) -> None:
+async def test_each_repair_is_logged(path: Path, logged: list[logging.LogRecord]) -> None:
     shutil.copytree(FIXTURE, path)
     (path / "images.json").unlink()
     await repair(path, await check(path))

@@ -119,7 +119,7 @@ async def test_importing_again_stores_nothing(
     assert await store.images() == [image]
 
 
-async def test_what_is_missing_or_cut_off_is_read_again(
+async def test_missing_and_truncated_items_are_imported_again(
     store: ImageStore, tmp_path: Path, path: Path
 ) -> None:
     layout = hello().write(tmp_path / "layout")
@@ -133,7 +133,7 @@ async def test_what_is_missing_or_cut_off_is_read_again(
     assert again.image == image
 
 
-async def test_imports_at_once_make_one_image(
+async def test_imports_of_one_layout_at_once_make_one_image(
     store: ImageStore, path: Path, tmp_path: Path
 ) -> None:
     layout = multi().write(tmp_path / "layout")
@@ -171,7 +171,9 @@ async def test_an_image_that_is_deleted_meanwhile_is_imported_whole(
     assert await store.images() == [again.image]
 
 
-async def test_names(store: ImageStore, tmp_path: Path) -> None:
+async def test_a_name_moves_from_the_image_that_had_it_unless_other_names_are_given(
+    store: ImageStore, tmp_path: Path
+) -> None:
     await store.create("old", names=["localhost/hello:1", "kept"])
     layout = hello().write(tmp_path / "layout")
     image = await import_one(store, layout)
@@ -193,7 +195,7 @@ async def test_the_name_that_containerd_gives_counts_first(
     assert image.names == ("docker.io/library/a:2",)
 
 
-async def test_what_cannot_be_a_name_is_none(
+async def test_a_label_that_cannot_be_a_name_is_left_out(
     store: ImageStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     maker = Maker()
@@ -281,7 +283,7 @@ async def test_an_index_is_one_image(store: ImageStore, tmp_path: Path, form: st
     assert (await import_one(store, tmp_path / f"out-{form}")) == image
 
 
-async def test_one_platform_is_picked(store: ImageStore, tmp_path: Path) -> None:
+async def test_the_image_of_one_platform_is_imported(store: ImageStore, tmp_path: Path) -> None:
     layout = multi().write(tmp_path / "layout")
     image = await import_one(store, layout, platform="linux/arm64")
     assert image.names == ("localhost/multi:1",)
@@ -295,7 +297,9 @@ async def test_one_platform_is_picked(store: ImageStore, tmp_path: Path) -> None
             await oci.import_layout(store, layout, platform=wrong)
 
 
-async def test_variants(store: ImageStore, tmp_path: Path) -> None:
+async def test_the_best_variant_of_a_platform_is_imported(
+    store: ImageStore, tmp_path: Path
+) -> None:
     maker = Maker()
     variants = {
         variant: maker.image(config={"variant": variant}, **platform(architecture, variant))
@@ -324,7 +328,7 @@ async def test_variants(store: ImageStore, tmp_path: Path) -> None:
         await oci.import_layout(store, layout, platform="linux/arm/v5")
 
 
-async def test_the_config_tells_the_platform_where_nothing_else_does(
+async def test_the_platform_comes_from_the_config_where_nothing_else_has_it(
     store: ImageStore, tmp_path: Path
 ) -> None:
     layout = hello(config={"architecture": "arm64"}).write(tmp_path / "layout")
@@ -357,7 +361,7 @@ async def test_index_json_itself_may_be_the_index(
     assert picked.digest == maker.entries[1]["digest"]
 
 
-async def test_what_an_index_lists_beside_images_is_kept(store: ImageStore, tmp_path: Path) -> None:
+async def test_other_content_that_an_index_lists_is_kept(store: ImageStore, tmp_path: Path) -> None:
     maker = Maker()
     note = maker.blob(b"anything", "text/plain")
     maker.enter(maker.index(maker.image(), note), "a:1")
@@ -368,7 +372,9 @@ async def test_what_an_index_lists_beside_images_is_kept(store: ImageStore, tmp_
     assert blobs_of(tmp_path / "out") == blobs_of(layout)
 
 
-async def test_docker_manifests_and_lists(store: ImageStore, tmp_path: Path) -> None:
+async def test_manifests_and_lists_of_docker_are_imported_and_exported_unchanged(
+    store: ImageStore, tmp_path: Path
+) -> None:
     docker = "application/vnd.docker"
     types = [f"{docker}.distribution.manifest.{kind}+json" for kind in ("v2", "list.v2")]
     maker = Maker()
@@ -422,7 +428,9 @@ async def test_foreign_layers_may_be_missing(
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("algorithm", ["sha384", "sha512"])
-async def test_other_digests(store: ImageStore, tmp_path: Path, algorithm: str, form: str) -> None:
+async def test_layouts_with_other_digest_algorithms_are_imported_and_exported(
+    store: ImageStore, tmp_path: Path, algorithm: str, form: str
+) -> None:
     maker = Maker(algorithm)
     maker.enter(maker.index(maker.image(b"layer" * 100_000)), "index:1")
     maker.enter(maker.image(b"layer" * 100_000), "image:1")
@@ -438,7 +446,7 @@ async def test_other_digests(store: ImageStore, tmp_path: Path, algorithm: str, 
     assert blobs_of(tmp_path / "out") == blobs_of(layout)
 
 
-async def test_created_is_now_where_the_config_does_not_tell(
+async def test_an_image_whose_config_has_no_time_is_created_now(
     store: ImageStore, tmp_path: Path
 ) -> None:
     for n, created in enumerate([None, "yesterday", "0001-01-01T00:00:00Z", 5]):
@@ -451,7 +459,7 @@ async def test_created_is_now_where_the_config_does_not_tell(
 # Where the layers are another program's
 
 
-async def test_layers_stay_out_of_a_store_of_podmans(
+async def test_layers_are_left_out_of_podmans_store(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "graph" / "vfs-layers").mkdir(parents=True)
@@ -474,7 +482,7 @@ async def test_layers_stay_out_of_a_store_of_podmans(
     assert not (tmp_path / "out").exists()
 
 
-async def test_layers_go_into_a_store_of_ones_own(tmp_path: Path) -> None:
+async def test_layers_are_imported_into_any_other_store(tmp_path: Path) -> None:
     layout = hello().write(tmp_path / "layout")
     (tmp_path / "-layers").mkdir()
     for name in ("vfs-images", "-images", "vfs"):
@@ -533,7 +541,7 @@ async def test_a_layout_gets_one_more_image(store: ImageStore, tmp_path: Path) -
     assert entries == [more.entries[0], more.entries[0] | {"annotations": {REF_NAME: "other:1"}}]
 
 
-async def test_a_blob_that_is_not_what_it_should_be_is_written_anew(
+async def test_a_damaged_blob_of_a_layout_is_written_anew(
     store: ImageStore, tmp_path: Path
 ) -> None:
     image = await import_one(store, hello().write(tmp_path / "layout"))
@@ -546,7 +554,9 @@ async def test_a_blob_that_is_not_what_it_should_be_is_written_anew(
         assert layer.read_bytes() == b"layer"
 
 
-async def test_exports_at_once_lose_nothing(store: ImageStore, tmp_path: Path) -> None:
+async def test_exports_at_once_into_one_layout_lose_nothing(
+    store: ImageStore, tmp_path: Path
+) -> None:
     maker = Maker()
     for n in range(6):
         maker.enter(maker.image(b"shared", config={"n": n}), f"image:{n}")
@@ -574,7 +584,9 @@ async def test_an_archive_is_replaced_and_always_the_same(
     await oci.export_layout(store, image.id, tmp_path / "d.tar")
 
 
-async def test_archives_through_open_files(store: ImageStore, tmp_path: Path) -> None:
+async def test_archives_are_written_to_and_read_from_open_files(
+    store: ImageStore, tmp_path: Path
+) -> None:
     image = await import_one(store, hello().write(tmp_path / "layout"))
     buffer = io.BytesIO()
     await oci.export_layout(store, image.id, buffer)
@@ -593,7 +605,7 @@ async def test_archives_through_open_files(store: ImageStore, tmp_path: Path) ->
         await oci.import_layout(store, buffer)
 
 
-async def test_tar_files_of_other_programs(store: ImageStore, tmp_path: Path) -> None:
+async def test_tar_files_of_other_programs_are_imported(store: ImageStore, tmp_path: Path) -> None:
     files = {f"./{n}": d for n, d in files_of(hello().write(tmp_path / "layout")).items()}
     image = await import_one(store, tmp_path / "layout")
     for form in (tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT):
@@ -607,7 +619,7 @@ async def test_tar_files_of_other_programs(store: ImageStore, tmp_path: Path) ->
         assert await import_one(store, tmp_path / "b") == image
 
 
-async def test_extensions_of_a_tar(store: ImageStore, tmp_path: Path) -> None:
+async def test_a_tar_with_pax_headers_is_imported(store: ImageStore, tmp_path: Path) -> None:
     image = await import_one(store, hello().write(tmp_path / "layout"))
     with tarfile.open(tmp_path / "a", "w", pax_headers={"comment": "of all"}) as tar:
         for name, data in files_of(tmp_path / "layout").items():
@@ -618,7 +630,9 @@ async def test_extensions_of_a_tar(store: ImageStore, tmp_path: Path) -> None:
     assert await import_one(store, tmp_path / "a") == image
 
 
-async def test_what_is_a_manifest_and_a_blob_is_one_file(store: ImageStore, tmp_path: Path) -> None:
+async def test_a_digest_that_is_listed_as_manifest_and_as_blob_is_exported_once(
+    store: ImageStore, tmp_path: Path
+) -> None:
     maker = Maker()
     one = maker.image(b"layer")
     maker.enter(maker.index(one, one | {"mediaType": "text/plain"}), "a:1")
@@ -629,7 +643,9 @@ async def test_what_is_a_manifest_and_a_blob_is_one_file(store: ImageStore, tmp_
     assert await import_one(store, tmp_path / "out.tar") == image
 
 
-async def test_what_can_not_be_exported(store: ImageStore, tmp_path: Path) -> None:
+async def test_an_image_without_a_readable_manifest_cannot_be_exported(
+    store: ImageStore, tmp_path: Path
+) -> None:
     with pytest.raises(ImageUnknownError):
         await oci.export_layout(store, "nobody", tmp_path / "out")
     await store.create("bare")
@@ -644,7 +660,7 @@ async def test_what_can_not_be_exported(store: ImageStore, tmp_path: Path) -> No
     assert set(os.listdir(tmp_path)) == {"store"}
 
 
-async def test_a_directory_of_something_else_is_left_alone(
+async def test_an_export_leaves_a_directory_that_is_no_layout_as_it_is(
     store: ImageStore, tmp_path: Path
 ) -> None:
     image = await import_one(store, hello().write(tmp_path / "layout"))
@@ -780,7 +796,7 @@ async def test_many_images_are_imported_with_few_open_files(
     assert len(imported) == 40
 
 
-async def test_a_failed_import_leaves_whole_images(
+async def test_an_import_that_fails_leaves_whole_images_only(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_importing, "_OPEN_FILES_MAX", 4)
@@ -799,7 +815,9 @@ async def test_a_failed_import_leaves_whole_images(
     assert [each.image for each in imported[:2]] == whole
 
 
-async def test_only_writable_stores_are_imported_into(tmp_path: Path, store: ImageStore) -> None:
+async def test_an_import_needs_a_writable_store_outside_a_transaction(
+    tmp_path: Path, store: ImageStore
+) -> None:
     layout = hello().write(tmp_path / "layout")
     async with ImageStore(tmp_path / "store", read_only=True) as other:
         with pytest.raises(StoreReadOnlyError):
@@ -809,7 +827,7 @@ async def test_only_writable_stores_are_imported_into(tmp_path: Path, store: Ima
             await oci.import_layout(store, layout)
 
 
-async def test_progress(store: ImageStore, tmp_path: Path) -> None:
+async def test_imports_and_exports_report_progress(store: ImageStore, tmp_path: Path) -> None:
     maker = Maker()
     maker.enter(maker.image(b"x" * 5_000_000), "hello:1")
     layout = maker.write(tmp_path / "layout")
@@ -856,7 +874,9 @@ anyio.run(main, *sys.argv[2:], backend=sys.argv[1])
     ("form", "backend"),
     pairs({form: form for form in FORMS}, {"asyncio": "asyncio", "trio": "trio"}),
 )
-def test_memory_is_flat(tmp_path: Path, form: str, backend: str) -> None:
+def test_importing_and_exporting_a_large_layer_takes_little_memory(
+    tmp_path: Path, form: str, backend: str
+) -> None:
     maker = Maker()
     maker.enter(maker.image(bytes(100 * 1024 * 1024)))
     layout = maker.write(tmp_path / f"large-{form}")

@@ -95,7 +95,7 @@ async def test_several_images_are_refused_where_one_is_expected(tmp_path: Path) 
     assert os.listdir(tmp_path) == ["layout"]
 
 
-async def test_platforms(tmp_path: Path) -> None:
+async def test_a_copy_takes_all_platforms_or_the_one_selected(tmp_path: Path) -> None:
     maker = Maker()
     images = []
     for name in ("amd64", "arm64"):
@@ -252,7 +252,7 @@ async def test_several_images_are_exported_or_none(store: ImageStore, tmp_path: 
     assert sorted(os.listdir(tmp_path)) == ["a.tar", "layout", "store"]
 
 
-async def test_an_archive_lists_for_docker_all_of_its_images_or_none(
+async def test_an_archive_lists_all_of_its_images_for_docker_or_none(
     store: ImageStore, tmp_path: Path
 ) -> None:
     maker = hello()

@@ -64,14 +64,14 @@ DIGEST = digest_of(b"")
         ("a." * 100_000, None),
     ],
 )
-def test_full_names(name: str, full: str | None) -> None:
+def test_a_short_name_gets_its_full_form(name: str, full: str | None) -> None:
     assert full_name(name) == full
     if full is not None:
         assert full_name(full) == full
 
 
 @given(st.text() | st.from_regex(r"[a-z0-9.:/@_A-Z-]{0,40}", fullmatch=True))
-def test_full_names_stay_as_they_are(name: str) -> None:
+def test_a_full_name_does_not_change(name: str) -> None:
     full = full_name(name)
     if full is not None:
         assert full_name(full) == full
@@ -144,7 +144,7 @@ def test_any_index_is_added_to_or_refused(data: bytes) -> None:
 
 
 @given(TEXTS, st.sampled_from([INDEX, MANIFEST]))
-def test_what_is_decoded_is_text_that_can_be_written(data: bytes, media_type: str) -> None:
+def test_decoded_text_can_be_encoded(data: bytes, media_type: str) -> None:
     assert repr(Config.read(data)).encode()
     with suppress(InvalidLayoutError):
         assert repr(decode(data, Marker, "it", "place")).encode()
@@ -160,13 +160,13 @@ def test_a_media_type_is_found_or_refused(data: bytes) -> None:
         assert media_type_of(data, "it", "place")
 
 
-def test_what_is_wrong_is_said_with_its_place() -> None:
+def test_an_error_about_a_document_has_its_path() -> None:
     with pytest.raises(InvalidLayoutError, match=r"^place: it cannot be read: .*imageLayout") as e:
         decode(b"{}", Marker, "it", "place")
     assert e.value.path == "place"
 
 
-def test_what_is_listed_twice_is_read_once() -> None:
+def test_a_manifest_that_is_listed_twice_is_read_once() -> None:
     manifest = encode({"schemaVersion": 2, "config": {"digest": DIGEST, "size": 0}})
     entry = {"mediaType": MANIFEST, "digest": digest_of(manifest), "size": len(manifest)}
     index = encode({"schemaVersion": 2, "manifests": [entry, entry]})
@@ -179,7 +179,7 @@ def test_what_is_listed_twice_is_read_once() -> None:
     assert list(closure.blobs) == [DIGEST]
 
 
-def test_a_layer_that_is_a_config_too_is_no_mere_layer() -> None:
+def test_a_blob_that_is_a_layer_and_a_config_is_required() -> None:
     blob = {"digest": DIGEST, "size": 0}
     foreign = blob | {"urls": ["https://example.com"]}
     data = encode({"schemaVersion": 2, "config": blob, "layers": [foreign, blob]})

@@ -141,7 +141,7 @@ class Interleaving:
 
 @pytest.mark.parametrize("point", ["commit", "_rename"])
 @pytest.mark.parametrize("fails", [False, True], ids=["succeeds", "fails"])
-async def test_a_directory_that_another_export_makes_meanwhile(
+async def test_an_export_completes_or_leaves_a_directory_that_another_makes_meanwhile(
     store: ImageStore,
     path: Path,
     tmp_path: Path,
@@ -184,7 +184,7 @@ async def test_a_directory_that_another_export_makes_meanwhile(
 
 
 @pytest.mark.parametrize("name", ["oci-layout", "index.json"])
-async def test_a_new_directory_is_complete_or_never_there(
+async def test_a_new_layout_appears_whole_or_not_at_all(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     (image_id,) = await import_all(store, hello(), tmp_path / "layout")
@@ -205,7 +205,7 @@ async def test_a_new_directory_is_complete_or_never_there(
 
 
 @pytest.mark.parametrize("given", ["", "missing/.."])
-async def test_a_path_that_leads_nowhere(
+async def test_an_empty_path_and_one_through_a_missing_directory_are_refused(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     """Resolved without a look at the disk, both are the current directory."""
@@ -231,7 +231,7 @@ async def test_a_layout_with_a_large_index_gets_one_more_image(
     assert len(json.loads((other / "index.json").read_bytes())["manifests"]) == 2
 
 
-async def test_an_empty_directory_stays_what_it_is(
+async def test_an_empty_directory_keeps_its_inode_and_mode(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (image_id,) = await import_all(store, hello(), tmp_path / "layout")
@@ -290,7 +290,9 @@ async def test_a_reader_that_stalls_does_not_hold_a_cancelled_export(
         os.close(reader)
 
 
-async def test_a_reader_that_stalls_at_the_end(store: ImageStore, tmp_path: Path) -> None:
+async def test_a_reader_that_stalls_at_the_end_does_not_hold_a_cancelled_export(
+    store: ImageStore, tmp_path: Path
+) -> None:
     """The trailer of the archive waits for it, too."""
     (image_id,) = await import_all(store, hello(), tmp_path / "layout")
     reader, writer = os.pipe()
@@ -335,7 +337,9 @@ async def test_a_slow_reader_gets_everything(
     assert bytes(got) == (tmp_path / "whole.tar").read_bytes()
 
 
-async def test_a_reader_that_leaves(store: ImageStore, large: str) -> None:
+async def test_a_reader_that_closes_its_end_breaks_the_export(
+    store: ImageStore, large: str
+) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "wb", buffering=0) as file, pytest.raises(BrokenPipeError):

@@ -53,7 +53,9 @@ GZIP_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
 
 @pytest.mark.parametrize("name", ["archive.tar", "directory"])
-async def test_docker_save(store: ImageStore, tmp_path: Path, name: str) -> None:
+async def test_an_image_of_docker_save_is_imported(
+    store: ImageStore, tmp_path: Path, name: str
+) -> None:
     saved = DockerArchive()
     image_id = saved.image(b"one", b"two", b"one", tags=["quay.io/a/b:1", "short:2"])
     (imported,) = await oci.import_layout(store, saved.write(tmp_path / name))
@@ -83,7 +85,9 @@ async def test_docker_save(store: ImageStore, tmp_path: Path, name: str) -> None
     assert (again.stored, again.image) == (0, image)
 
 
-async def test_several_images_of_docker_save(store: ImageStore, tmp_path: Path) -> None:
+async def test_several_images_of_docker_save_are_imported_or_selected(
+    store: ImageStore, tmp_path: Path
+) -> None:
     saved = DockerArchive()
     first = saved.image(b"shared", b"1", tags=["docker.io/library/a:latest"], n=1)
     second = saved.image(b"shared", b"2", tags=["docker.io/library/b:latest"], n=2)
@@ -101,7 +105,9 @@ async def test_several_images_of_docker_save(store: ImageStore, tmp_path: Path) 
     assert picked.image.id == first
 
 
-async def test_one_tag_of_two_images_of_docker_save(store: ImageStore, tmp_path: Path) -> None:
+async def test_one_tag_of_two_images_of_docker_save_is_ambiguous(
+    store: ImageStore, tmp_path: Path
+) -> None:
     saved = DockerArchive()
     for n in (1, 2):
         saved.image(b"layer", tags=["a:1"], n=n)
@@ -109,7 +115,9 @@ async def test_one_tag_of_two_images_of_docker_save(store: ImageStore, tmp_path:
         await oci.import_layout(store, saved.write(tmp_path / "a.tar"))
 
 
-async def test_layers_that_are_links(store: ImageStore, tmp_path: Path) -> None:
+async def test_layers_that_are_links_are_followed_within_the_archive_only(
+    store: ImageStore, tmp_path: Path
+) -> None:
     saved = DockerArchive()
     image_id = saved.image(b"layer")
     (path,) = saved.items[0]["Layers"]
@@ -128,7 +136,7 @@ async def test_layers_that_are_links(store: ImageStore, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
-async def test_compressed_layers(
+async def test_compressed_layers_are_imported_decompressed(
     store: ImageStore, tmp_path: Path, pack: Callable[[bytes], bytes]
 ) -> None:
     layer = os.urandom(300_000)
@@ -202,7 +210,7 @@ async def test_both_formats_of_docker_in_one_archive_are_a_layout(
     assert imported.image.digest == maker.entries[0]["digest"]
 
 
-async def test_an_exported_archive_is_one_of_docker_as_well(
+async def test_an_exported_archive_can_be_loaded_by_docker_too(
     store: ImageStore, tmp_path: Path
 ) -> None:
     (imported,) = await oci.import_layout(store, hello().write(tmp_path / "layout"))
@@ -246,7 +254,9 @@ def write_dir(path: Path, maker: Maker, *, version: bytes | None = None) -> Path
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
-async def test_dir(store: ImageStore, tmp_path: Path, algorithm: str) -> None:
+async def test_an_image_in_a_dir_is_imported(
+    store: ImageStore, tmp_path: Path, algorithm: str
+) -> None:
     maker = Maker(algorithm)
     maker.enter(maker.image(b"layer"), "never seen")
     (imported,) = await oci.import_layout(store, write_dir(tmp_path / "dir", maker))
@@ -255,7 +265,9 @@ async def test_dir(store: ImageStore, tmp_path: Path, algorithm: str) -> None:
     assert (same.image.id, same.is_new) == (imported.image.id, False)
 
 
-async def test_an_index_in_a_dir(store: ImageStore, tmp_path: Path) -> None:
+async def test_an_index_in_a_dir_is_imported_whole_or_by_platform(
+    store: ImageStore, tmp_path: Path
+) -> None:
     maker = Maker()
     platforms = [{"os": "linux", "architecture": name} for name in ("amd64", "arm64")]
     images = [maker.image(encode(p), config=p, platform=p) for p in platforms]
@@ -289,7 +301,7 @@ async def test_damaged_dirs_are_refused(store: ImageStore, tmp_path: Path) -> No
     assert await store.images() == []
 
 
-async def test_a_version_without_a_line_feed(store: ImageStore, tmp_path: Path) -> None:
+async def test_a_version_of_a_dir_needs_no_line_feed(store: ImageStore, tmp_path: Path) -> None:
     path = write_dir(tmp_path / "dir", hello(), version=b"Directory Transport Version: 1.1")
     await oci.import_layout(store, path)
     await oci.copy_layout(path, path, transport="dir")
@@ -300,7 +312,9 @@ async def test_a_version_without_a_line_feed(store: ImageStore, tmp_path: Path) 
 
 @pytest.mark.parametrize("form", ["gnu", "0.0", "0.1", "1.0"])
 @pytest.mark.parametrize("pieces", [0, 1, 3, 60])
-async def test_sparse_members(store: ImageStore, tmp_path: Path, form: str, pieces: int) -> None:
+async def test_sparse_files_of_a_tar_are_read_with_their_holes(
+    store: ImageStore, tmp_path: Path, form: str, pieces: int
+) -> None:
     """They are read as they are: a hole is of zeros, also where a tar has no byte of it."""
     layer = b"".join(os.urandom(4096) + bytes(65536) for _ in range(pieces)) + bytes(100_000)
     maker = Maker()
@@ -328,7 +342,7 @@ async def test_sparse_members(store: ImageStore, tmp_path: Path, form: str, piec
 
 
 @pytest.mark.parametrize("odd", [b"M\xfcller", rb"\ud800", rb"\udc00\ud800", rb"a\ud800\\ud800"])
-async def test_text_that_is_not_valid_unicode(
+async def test_text_that_is_not_valid_unicode_does_not_stop_an_import_or_copy(
     store: ImageStore, tmp_path: Path, odd: bytes
 ) -> None:
     maker = hello()
@@ -359,7 +373,9 @@ async def test_text_that_is_not_valid_unicode(
     assert "n\U0001f600" in copied["annotations"]
 
 
-async def test_an_index_of_dockers_type(store: ImageStore, tmp_path: Path) -> None:
+async def test_an_index_json_of_dockers_type_is_one_image(
+    store: ImageStore, tmp_path: Path
+) -> None:
     """Programs write a registry's list as the index of a layout."""
     docker_list = "application/vnd.docker.distribution.manifest.list.v2+json"
     maker = Maker()
@@ -393,7 +409,9 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("case", PACKERS)
-async def test_a_compressed_archive(store: ImageStore, tmp_path: Path, case: str) -> None:
+async def test_a_compressed_archive_is_imported_or_refused_if_damaged(
+    store: ImageStore, tmp_path: Path, case: str
+) -> None:
     maker = Maker()
     maker.enter(maker.image(os.urandom(100_000)), "hello:1")
     files = files_of(maker.write(tmp_path / "layout"))
@@ -413,7 +431,7 @@ async def test_a_compressed_archive(store: ImageStore, tmp_path: Path, case: str
             await oci.import_layout(store, tmp_path / "a")
 
 
-async def test_zstd_with_frames_that_hold_no_data(store: ImageStore, tmp_path: Path) -> None:
+async def test_skippable_frames_of_zstd_are_skipped(store: ImageStore, tmp_path: Path) -> None:
     """pzstd writes the sizes of its frames into such frames, zstd:chunked a list of files."""
     maker = Maker()
     maker.enter(maker.image(b"layer"), "hello:1")
@@ -434,7 +452,7 @@ async def test_zstd_with_frames_that_hold_no_data(store: ImageStore, tmp_path: P
 
 
 @pytest.mark.parametrize("case", PACKERS)
-async def test_streams_that_begin_at_the_end_of_a_chunk(
+async def test_a_compressed_stream_may_begin_at_the_end_of_a_chunk(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     """The bytes that tell the compression of the next stream may be in two chunks."""
@@ -451,7 +469,7 @@ async def test_streams_that_begin_at_the_end_of_a_chunk(
         await store.wipe()
 
 
-async def test_zstd_without_its_library(
+async def test_zstd_without_its_library_is_an_error_that_says_what_to_install(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("compression.zstd", "backports.zstd"):
@@ -461,7 +479,7 @@ async def test_zstd_without_its_library(
         await oci.import_layout(store, tmp_path / "a.tar")
 
 
-async def test_xz_that_needs_very_much_memory(store: ImageStore, tmp_path: Path) -> None:
+async def test_xz_that_needs_too_much_memory_is_refused(store: ImageStore, tmp_path: Path) -> None:
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 4096}]
     data = bytearray(lzma.compress(b"x" * 100, filters=filters))
     # Compressing with a large dictionary takes much memory: change what the header says of it.

@@ -216,19 +216,25 @@ LAYOUTS: dict[str, tuple[Callable[[], Maker], str]] = {
 
 @pytest.mark.parametrize("form", ["layout", "layout.tar"])
 @pytest.mark.parametrize("case", LAYOUTS)
-async def test_refused(store: ImageStore, tmp_path: Path, case: str, form: str) -> None:
+async def test_a_malformed_layout_is_refused(
+    store: ImageStore, tmp_path: Path, case: str, form: str
+) -> None:
     make, match = LAYOUTS[case]
     await refuse(store, tmp_path, make().write(tmp_path / form), match)
 
 
-async def test_just_within_the_limits(store: ImageStore, tmp_path: Path) -> None:
+async def test_a_layout_just_within_the_limits_is_imported(
+    store: ImageStore, tmp_path: Path
+) -> None:
     await oci.import_layout(store, deep(8).write(tmp_path / "deep"))
     await oci.import_layout(store, padded(7, 4 * MIB).write(tmp_path / "padded"))
 
 
 @pytest.mark.parametrize("form", ["layout", "layout.tar"])
 @pytest.mark.parametrize("part", ["layer", "config", "manifest"])
-async def test_altered_content(store: ImageStore, tmp_path: Path, form: str, part: str) -> None:
+async def test_altered_content_is_refused(
+    store: ImageStore, tmp_path: Path, form: str, part: str
+) -> None:
     maker = hello()
     manifest = "blobs/" + maker.entries[0]["digest"].replace(":", "/")
     config = json.loads(maker.files[manifest])["config"]["digest"]
@@ -312,7 +318,7 @@ async def test_only_directories_are_entered(store: ImageStore, tmp_path: Path, n
     await refuse(store, tmp_path, layout, "is not a directory")
 
 
-async def test_a_layout_that_is_none(store: ImageStore, tmp_path: Path) -> None:
+async def test_a_path_without_a_layout_is_refused(store: ImageStore, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         await oci.import_layout(store, tmp_path / "nothing")
     os.mkfifo(tmp_path / "fifo")
@@ -425,7 +431,7 @@ def body(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("case", TARS)
-async def test_refused_tar(store: ImageStore, tmp_path: Path, case: str) -> None:
+async def test_a_malformed_tar_is_refused(store: ImageStore, tmp_path: Path, case: str) -> None:
     make, match = TARS[case]
     whole = body(archive(files_of(hello().write(tmp_path / "layout"))))
     for data in (whole + make(), make() + whole):
@@ -496,7 +502,7 @@ ODD: dict[str, tuple[Callable[[str], bytes], str]] = {
 
 
 @pytest.mark.parametrize("case", ODD)
-async def test_odd_members_are_passed_over_unless_they_are_needed(
+async def test_unusual_members_of_a_tar_are_ignored_unless_they_are_needed(
     store: ImageStore, tmp_path: Path, case: str
 ) -> None:
     make, problem = ODD[case]
@@ -517,7 +523,7 @@ async def test_odd_members_are_passed_over_unless_they_are_needed(
             await refuse(store, tmp_path, tmp_path / "a.tar", match)
 
 
-async def test_harmless_oddities_of_a_tar(store: ImageStore, tmp_path: Path) -> None:
+async def test_harmless_oddities_of_a_tar_are_accepted(store: ImageStore, tmp_path: Path) -> None:
     files = files_of(hello().write(tmp_path / "layout"))
     index = files.pop("index.json")
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
@@ -540,7 +546,9 @@ async def test_harmless_oddities_of_a_tar(store: ImageStore, tmp_path: Path) -> 
     assert digest_of(b"layer") in imported.image.big_data_names
 
 
-async def test_two_different_members_of_one_path(store: ImageStore, tmp_path: Path) -> None:
+async def test_two_different_members_of_one_path_are_refused(
+    store: ImageStore, tmp_path: Path
+) -> None:
     files = files_of(hello().write(tmp_path / "layout"))
     for name in ("index.json", LAYER_PATH):
         other = archive({f"./{name}": files[name][:-1] + b"?"})
@@ -548,7 +556,7 @@ async def test_two_different_members_of_one_path(store: ImageStore, tmp_path: Pa
         await refuse(store, tmp_path, tmp_path / "a.tar", f"two different members '{name}'")
 
 
-async def test_a_tar_of_very_many_members(
+async def test_a_tar_of_too_many_members_is_refused(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_tar, "MEMBERS_MAX", 1_000)
@@ -558,9 +566,7 @@ async def test_a_tar_of_very_many_members(
     await refuse(store, tmp_path, tmp_path / "a.tar", "not an OCI image layout")
 
 
-async def test_any_damage_to_a_tar_is_an_error_of_the_layout(
-    store: ImageStore, tmp_path: Path
-) -> None:
+async def test_random_damage_to_a_tar_is_refused(store: ImageStore, tmp_path: Path) -> None:
     good = archive(hello().files | {"index.json": encode({"schemaVersion": 2, "manifests": []})})
     chance = random.Random(6)
     for _ in range(150):
@@ -578,7 +584,7 @@ async def test_any_damage_to_a_tar_is_an_error_of_the_layout(
     [case for case in LAYOUTS if case.startswith(("config ", "one digest", "manifest that"))]
     + ["ambiguous manifest", "manifest of schema 1", "manifest of no config"],
 )
-async def test_what_a_store_says_is_not_believed_either(
+async def test_a_malformed_manifest_of_a_store_is_not_exported(
     store: ImageStore, tmp_path: Path, case: str
 ) -> None:
     maker = LAYOUTS[case][0]()

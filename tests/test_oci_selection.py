@@ -147,7 +147,7 @@ async def test_a_whole_name_takes_precedence_over_a_tag_that_looks_like_it(
     assert imported.image.names == (BETA,)
 
 
-async def test_platforms_of_one_name_beside_another_image_are_a_choice(
+async def test_platforms_of_one_name_beside_another_image_are_ambiguous(
     store: ImageStore, tmp_path: Path
 ) -> None:
     maker = Maker()
@@ -164,7 +164,7 @@ async def test_platforms_of_one_name_beside_another_image_are_a_choice(
     assert imported.image.names == ("localhost/several:1",)
 
 
-async def test_one_name_for_two_images_of_one_platform_is_a_choice(
+async def test_one_name_for_two_images_of_one_platform_is_ambiguous(
     store: ImageStore, tmp_path: Path
 ) -> None:
     maker = Maker()
@@ -246,7 +246,7 @@ def test_an_entry_without_a_platform_comes_last() -> None:
         ("s390x", "linux/s390x"),
     ],
 )
-def test_the_platform_of_this_machine(
+def test_the_local_platform_is_that_of_the_machine(
     monkeypatch: pytest.MonkeyPatch, machine: str, expected: str
 ) -> None:
     system = os.uname_result(("Linux", "host", "6.1", "1", machine))
@@ -254,7 +254,7 @@ def test_the_platform_of_this_machine(
     assert str(Platform.parse("local")) == expected
 
 
-async def test_of_two_images_for_a_platform_the_one_in_zstd_is_taken(
+async def test_an_image_in_zstd_is_preferred_to_another_for_the_same_platform(
     store: ImageStore, tmp_path: Path
 ) -> None:
     maker = Maker()
@@ -280,7 +280,7 @@ def sparse(*present: str) -> Maker:
     return maker
 
 
-async def test_the_only_platform_that_is_there_is_imported(
+async def test_the_only_platform_with_content_is_imported(
     store: ImageStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     maker = sparse("arm64")
@@ -291,7 +291,9 @@ async def test_the_only_platform_that_is_there_is_imported(
     assert await names_in(store) == {("localhost/a:1",)}
 
 
-async def test_platforms_that_are_there_are_a_choice(store: ImageStore, tmp_path: Path) -> None:
+async def test_several_platforms_with_content_are_ambiguous(
+    store: ImageStore, tmp_path: Path
+) -> None:
     layout = sparse("arm64", "amd64").write(tmp_path / "layout")
     with pytest.raises(AmbiguousImageError, match=r"not complete.*platform") as caught:
         await oci.import_layout(store, layout)
@@ -472,7 +474,7 @@ async def test_artifacts_alone_are_imported_but_not_into_podmans_store(
         (MANIFEST, "application/vnd.docker.container.image.v1+json", False),
     ],
 )
-async def test_only_what_podman_reads_is_imported_into_its_store(
+async def test_only_images_that_podman_reads_are_imported_into_its_store(
     tmp_path: Path, manifest_type: str, config_type: str, *, is_read: bool
 ) -> None:
     maker = Maker()
@@ -526,7 +528,7 @@ async def test_null_reads_as_absent(store: ImageStore, tmp_path: Path) -> None:
         {"history": {"created": 1}},
     ],
 )
-async def test_one_odd_field_of_a_config_leaves_the_date(
+async def test_a_malformed_field_of_a_config_does_not_hide_the_date(
     store: ImageStore, tmp_path: Path, odd: dict[str, Any]
 ) -> None:
     layout = hello(config={"created": "2024-05-06T07:08:09Z"} | odd).write(tmp_path / "layout")
@@ -535,7 +537,7 @@ async def test_one_odd_field_of_a_config_leaves_the_date(
     assert imported.image.created.year == 2024
 
 
-async def test_one_odd_field_leaves_the_platform_and_the_name(
+async def test_malformed_fields_do_not_hide_the_platform_and_the_name(
     store: ImageStore, tmp_path: Path
 ) -> None:
     maker = Maker()
@@ -559,7 +561,7 @@ async def test_one_odd_field_leaves_the_platform_and_the_name(
         (MANIFEST, CONFIG),
     ],
 )
-async def test_an_image_is_its_config_of_whatever_type(
+async def test_the_id_of_an_image_is_the_digest_of_its_config_of_any_type(
     store: ImageStore, tmp_path: Path, manifest_type: str, config_type: str | None
 ) -> None:
     maker = Maker()

@@ -62,7 +62,7 @@ def links(path: Path, image: str, key: str = "key") -> int:
 @pytest.mark.parametrize(
     "code", [errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOENT]
 )
-async def test_what_cannot_be_linked_is_copied(
+async def test_content_that_cannot_be_linked_is_copied(
     store: ImageStore, path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     await store.create("first", big_data={"key": CONTENT})
@@ -83,7 +83,7 @@ async def test_what_cannot_be_linked_is_copied(
         assert await store.big_data(image, "key") == CONTENT
 
 
-async def test_what_fails_otherwise_while_it_is_linked_fails_the_change(
+async def test_any_other_failure_of_a_link_fails_the_change(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.create("first", big_data={"key": CONTENT})
@@ -139,7 +139,7 @@ async def test_content_that_was_altered_is_not_shared(
     file.write_bytes(CONTENT)
 
 
-async def test_who_hides_the_time_of_a_change_cannot_hide_that_there_was_one(
+async def test_alteration_is_noticed_even_if_the_modification_time_is_restored(
     path: Path, store: ImageStore
 ) -> None:
     await store.create("first", big_data={"key": CONTENT})
@@ -229,9 +229,7 @@ async def test_staging_a_file_of_the_store_leaves_nothing_open(
     assert await anyio.to_thread.run_sync(open_items) == 0
 
 
-async def test_what_garbage_frees_is_forecast_and_counted_by_files(
-    store: ImageStore, path: Path
-) -> None:
+async def test_garbage_counts_a_file_only_with_its_last_name(store: ImageStore, path: Path) -> None:
     await store.create("1" * 64, big_data={"key": CONTENT, "own": b"own"})
     await store.create("2" * 64, big_data={"key": CONTENT})
     await store.create("3" * 64, big_data={"key": CONTENT})
@@ -268,7 +266,9 @@ async def test_a_check_reads_a_file_with_many_names_once(store: ImageStore, path
 
 
 @pytest.mark.damage
-async def test_a_check_finds_damage_under_every_name(store: ImageStore, path: Path) -> None:
+async def test_a_check_reports_damage_of_a_file_for_each_of_its_items(
+    store: ImageStore, path: Path
+) -> None:
     for number in range(3):
         await store.create(f"image{number}", big_data={"key": CONTENT})
     with (path / "image1" / "key").open("r+b") as file:
@@ -295,7 +295,7 @@ def test_items_are_found_by_their_digest_with_and_without_an_index_of_the_block(
     assert list(EMPTY.items_with_digest(sha256(b"7"), None)) == []
 
 
-def test_a_block_whose_content_is_not_asked_for_has_no_index() -> None:
+def test_a_new_block_has_no_index_of_digests() -> None:
     assert Block(b"[]", ())._heads is None
 
 

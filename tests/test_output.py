@@ -100,7 +100,7 @@ async def test_a_wait_for_a_reader_ends_with_its_thread(write: Writer, tmp_path:
     await until(lambda: threading.active_count() <= before)
 
 
-async def test_devices_are_written_to(write: Writer) -> None:
+async def test_a_device_can_be_written_to(write: Writer) -> None:
     await write("/dev/null")
     with pytest.raises(OSError, match="No space"):
         await write("/dev/full")
@@ -136,7 +136,7 @@ async def test_a_write_that_fails_leaves_everything_as_it_was(
     assert not left_in(tmp_path)
 
 
-async def test_file_systems_without_unnamed_files(
+async def test_files_are_written_where_no_unnamed_ones_can_be_made(
     write: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "_TMPFILE", None)
@@ -165,7 +165,7 @@ class Slow(io.RawIOBase):
         return len(data[:1000])
 
 
-async def test_an_object_may_take_less_than_it_is_given(store: ImageStore, tmp_path: Path) -> None:
+async def test_an_object_may_write_less_than_it_is_given(store: ImageStore, tmp_path: Path) -> None:
     (imported,) = await oci.import_layout(store, hello().write(tmp_path / "layout"))
     slow: Any = Slow()
     await oci.export_layout(store, imported.image.id, slow)
@@ -174,7 +174,7 @@ async def test_an_object_may_take_less_than_it_is_given(store: ImageStore, tmp_p
 
 
 @pytest.mark.parametrize("answer", [None, "5", -1, 10**9])
-async def test_an_object_that_does_not_say_what_it_took_is_refused(
+async def test_an_object_that_returns_no_number_of_bytes_is_refused(
     store: ImageStore, tmp_path: Path, answer: Any
 ) -> None:
     (imported,) = await oci.import_layout(store, hello().write(tmp_path / "layout"))

@@ -70,7 +70,9 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-async def test_the_tour(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_five_minutes_of_the_guide_run(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names: dict[str, Any] = {}
     printed = []
     for code in TOUR:
@@ -86,7 +88,7 @@ async def test_the_tour(clone: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (clone / "hello.tar").is_file()
 
 
-def test_the_tour_from_the_shell(clone: Path) -> None:
+def test_the_commands_of_the_five_minutes_run(clone: Path) -> None:
     names: dict[str, Any] = {}
     for code in (TOUR[0], TOUR[-1]):
         anyio.run(run, code, names)
@@ -99,7 +101,7 @@ def test_the_tour_from_the_shell(clone: Path) -> None:
 
 
 @pytest.mark.damage
-async def test_the_lines_on_damage(
+async def test_the_lines_on_repair_run(
     clone: Path, path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (code,) = blocks(page("recovery"), "python")
@@ -129,7 +131,7 @@ def served(app: ASGIApp) -> Iterator[str]:
         thread.join()
 
 
-async def test_the_recipe_for_pulling(store: ImageStore, tmp_path: Path) -> None:
+async def test_the_recipe_for_pulling_verifies_a_layer(store: ImageStore, tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     await run(PULL, names)
     await fill(tmp_path / "images")
@@ -144,7 +146,9 @@ async def test_the_recipe_for_pulling(store: ImageStore, tmp_path: Path) -> None
     assert await store.big_data("one", digest) == LAYER
 
 
-async def test_keeping_house(store: ImageStore, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_lines_on_housekeeping_prune_images(
+    store: ImageStore, capsys: pytest.CaptureFixture[str]
+) -> None:
     names: dict[str, Any] = {"ImageStore": ImageStore}
     (code,) = blocks(section(GUIDE, "Housekeeping"), "python")
     await run(code, names)
@@ -157,7 +161,7 @@ async def test_keeping_house(store: ImageStore, capsys: pytest.CaptureFixture[st
     assert "would free" in capsys.readouterr().out
 
 
-async def test_the_recipe_for_many_images(store: ImageStore) -> None:
+async def test_the_recipe_for_many_images_imports_them(store: ImageStore) -> None:
     names: dict[str, Any] = {"ImageStore": ImageStore}
     await run(RECIPES[0], names)
     await names["import_all"](store, {"a": b"1", "b": b"2"})
@@ -165,7 +169,7 @@ async def test_the_recipe_for_many_images(store: ImageStore) -> None:
     assert await store.big_data("b", "content") == b"2"
 
 
-async def test_the_recipe_for_keeping_in_step(store: ImageStore) -> None:
+async def test_the_recipe_for_following_changes_has_each_name(store: ImageStore) -> None:
     names: dict[str, Any] = {"ImageStore": ImageStore}
     await run(RECIPES[1], names)
     await store.create("one", names=["a"])
@@ -178,7 +182,7 @@ async def test_the_recipe_for_keeping_in_step(store: ImageStore) -> None:
     await follower.aclose()
 
 
-def test_the_recipe_for_more_processes(path: Path) -> None:
+def test_the_recipe_for_more_processes_serves_in_a_new_one(path: Path) -> None:
     anyio.run(fill, path)
     program = f"import anyio\nfrom aimagestore import ImageStore\n{RECIPES[2]}"
     command = [sys.executable, "-c", f"{program}\nserve_one_more({str(path)!r})"]
@@ -200,14 +204,18 @@ def graph_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return graph
 
 
-async def test_reading_podmans_store(graph_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_readme_reads_podmans_store(
+    graph_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names: dict[str, Any] = {}
     await run(blocks(section(README, "Read podman's store"), "python")[0], names)
     assert "localhost/hello:1" in capsys.readouterr().out
     assert digest_of(names["manifest"]) == names["image"].digest
 
 
-async def test_finding_podmans_store(graph_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_page_on_podman_finds_its_store(
+    graph_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     reading, finding = blocks(page("podman"), "python")
     await run(reading, {})
     assert digest_of(b"layer") in capsys.readouterr().out
@@ -215,7 +223,9 @@ async def test_finding_podmans_store(graph_root: Path, capsys: pytest.CaptureFix
     assert f"{graph_root} vfs {graph_root}/vfs-images" in capsys.readouterr().out
 
 
-def test_a_store_of_ones_own(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readme_keeps_a_store_of_its_own(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = section(README, "Keep a store of your own")
     (code,) = blocks(text, "python")
     anyio.run(run, code, {})
@@ -238,7 +248,9 @@ def at(place: Place, code: str) -> str:
     return code.replace("s3://bucket/prefix", place.blobs_url)
 
 
-async def test_a_store_on_a_cluster(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_page_on_clusters_and_the_readme_use_a_cluster(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     (code,) = blocks(page("cluster"), "python")
     await run(at(place, code), {})
     async with ImageStore(place.location()) as store:
@@ -248,7 +260,7 @@ async def test_a_store_on_a_cluster(place: Place, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == "False\n"
 
 
-def test_the_recipe_for_ranges(path: Path) -> None:
+def test_the_recipe_for_ranges_serves_them(path: Path) -> None:
     names: dict[str, Any] = {}
     anyio.run(run, SERVE, names)
     anyio.run(fill, path)
@@ -268,7 +280,7 @@ def test_the_recipe_for_ranges(path: Path) -> None:
         assert client.get("/unknown/manifest").status_code == 404
 
 
-async def test_the_recipe_for_sending_a_path(store: ImageStore) -> None:
+async def test_the_recipe_for_sending_a_path_sends_the_item(store: ImageStore) -> None:
     names: dict[str, Any] = {}
     await run(SEND, names)
     await store.create("one", big_data={"key": LAYER})
@@ -295,7 +307,7 @@ PAGES = ["README", *sorted(file.stem for file in DOCS.glob("*.md"))]
 RUN = {"README": 3, "guide": 10, "http": 3, "recovery": 1, "podman": 2, "cluster": 1}
 
 
-def test_every_block_is_run_here() -> None:
+def test_every_block_of_code_is_run_here() -> None:
     for name in PAGES:
         assert len(blocks(page(name), "python")) == RUN.get(name, 0), name
     assert len(blocks(README, "sh")) == 2, "those that .ci/run runs"
@@ -308,7 +320,7 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_links_lead_somewhere(name: str) -> None:
+def test_each_link_has_a_target(name: str) -> None:
     base = ROOT if name == "README" else DOCS
     for target in re.findall(r"\]\(([^)]+)\)", page(name)):
         file, _, anchor = target.partition("#")
@@ -322,7 +334,7 @@ def test_the_readme_is_short() -> None:
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_what_is_generated_is_up_to_date(name: str) -> None:
+def test_generated_text_is_up_to_date(name: str) -> None:
     _, _, generated = page(name).partition(MARK)
     # Versions of Typer differ in the white space.
     assert generated.split() == GENERATED[name]().split(), "run: python -m tests.support.pages"

@@ -72,12 +72,12 @@ def test_the_storage_is_where_each_version_has_it(
     assert found == expected.replace("{base}", str(tmp_path))
 
 
-def test_the_table_has_what_it_is_to_have() -> None:
+def test_the_table_has_many_configurations_with_different_names() -> None:
     assert len(CONFIGURATIONS) >= 40
     assert len({each.name for each in CONFIGURATIONS}) == len(CONFIGURATIONS)
 
 
-def test_everything_has_its_directory(tmp_path: Path) -> None:
+def test_each_kind_of_store_has_its_directory(tmp_path: Path) -> None:
     text = storage(driver="vfs", graphroot="/g", imagestore="/i", options="")
     text += 'additionalimagestores = ["/x/", "/y"]\n'
     configuration = Configuration("", "", {"etc/storage.conf": text})
@@ -181,7 +181,7 @@ def test_a_list_replaces_or_extends_another(
         ("/no/../b//c/", "/b/c"),
     ],
 )
-def test_variables_are_those_of_go(given: str, expected: str) -> None:
+def test_variables_are_expanded_as_go_expands_them(given: str, expected: str) -> None:
     assert Account({"A": "x"}, 7, is_rootless=True).expand(given) == expected
 
 
@@ -320,7 +320,7 @@ def test_the_driver_in_podmans_database_wins(tmp_path: Path, kind: str) -> None:
         find(configuration, tmp_path, 2)
 
 
-def test_a_driver_that_was_chosen_by_itself_is_none_of_the_database(tmp_path: Path) -> None:
+def test_an_empty_driver_in_podmans_database_does_not_count(tmp_path: Path) -> None:
     configuration = Configuration("", "", {"etc/storage.conf": VFS})
     configuration.make(tmp_path)
     (tmp_path / "srv/a").mkdir()
@@ -328,7 +328,7 @@ def test_a_driver_that_was_chosen_by_itself_is_none_of_the_database(tmp_path: Pa
     assert find(configuration, tmp_path, 2).driver == "vfs"
 
 
-def test_a_damaged_database_says_nothing(tmp_path: Path) -> None:
+def test_a_damaged_database_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "libpod").mkdir()
     (tmp_path / "db.sql").write_bytes(b"x" * 5000)
     for damaged in (b"", b"x", b"x" * 50_000, bytes(50_000)):
@@ -418,7 +418,7 @@ async def test_the_environment_is_that_of_the_process(
         await locate(environ={"CONTAINERS_STORAGE_CONF": f"{tmp_path}/missing"})
 
 
-async def test_a_file_that_never_comes_holds_nobody(tmp_path: Path) -> None:
+async def test_a_fifo_as_configuration_does_not_hold_a_cancelled_call(tmp_path: Path) -> None:
     fifo = tmp_path / "own.conf"
     os.mkfifo(fifo)
     podman(tmp_path, RULES[-1].symbol)

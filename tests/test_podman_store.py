@@ -51,12 +51,14 @@ def kept(path: Path) -> list[bytes]:
     return [file.read_bytes() for file in sorted(path.glob("images.json.old-*"))]
 
 
-async def test_a_whole_store_is_no_damage(path: Path) -> None:
+async def test_an_undamaged_store_has_no_findings(path: Path) -> None:
     assert (await check(path)).ok
 
 
 @pytest.mark.parametrize("name", PODMAN_FAILS)
-async def test_what_podman_cannot_read_is_found_and_repaired(path: Path, name: str) -> None:
+async def test_a_record_that_podman_cannot_read_is_found_and_repaired(
+    path: Path, name: str
+) -> None:
     damage = PODMAN_FAILS[name]
     damage.do(path, FIXTURE_ID)
     before = index_of(path)
@@ -76,7 +78,9 @@ async def test_what_podman_cannot_read_is_found_and_repaired(path: Path, name: s
 
 
 @pytest.mark.parametrize("name", PODMAN_FAILS)
-async def test_it_is_no_damage_elsewhere(path: Path, name: str) -> None:
+async def test_a_record_that_podman_cannot_read_is_no_damage_in_another_store(
+    path: Path, name: str
+) -> None:
     shutil.rmtree(path.parent / "vfs-layers")
     PODMAN_FAILS[name].do(path, FIXTURE_ID)
     assert Kind.PODMAN_FAILS not in {finding.kind for finding in (await check(path)).findings}
@@ -157,7 +161,7 @@ async def test_a_repair_that_fails_leaves_everything_where_it_was(
     assert (await check(path)).ok
 
 
-async def test_a_damaged_record_is_taken_out_without_being_asked(path: Path) -> None:
+async def test_a_damaged_record_is_taken_out_without_drop(path: Path) -> None:
     edit_index(path, lambda records: records.append({"id": 5}))
     before = index_of(path)
     report = await check(path)
@@ -175,7 +179,7 @@ async def test_an_unknown_layer_may_be_an_additional_stores(path: Path) -> None:
     assert await check(path) == report
 
 
-async def test_layers_that_go_with_the_machine_are_known(path: Path) -> None:
+async def test_volatile_layers_are_known(path: Path) -> None:
     layers = path.parent / "vfs-layers"
     (layers / "layers.json").rename(layers / "volatile-layers.json")
     assert (await check(path)).ok
@@ -229,7 +233,7 @@ async def test_the_manifest_that_comes_back_is_the_images(path: Path, *, is_know
 # Refused, or done on request
 
 
-async def test_what_podman_cannot_read_is_not_created(
+async def test_an_image_that_podman_cannot_read_is_not_created(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = index_of(path)
@@ -304,7 +308,7 @@ async def test_a_change_that_podman_fails_for_is_made_with_a_warning(
         assert not caplog.records
 
 
-async def test_one_that_is_refused_fails_alone(path: Path) -> None:
+async def test_a_refused_image_fails_alone_in_its_batch(path: Path) -> None:
     failed = set()
     async with ImageStore(path) as store, anyio.create_task_group() as tasks:
 
@@ -325,7 +329,7 @@ async def test_one_that_is_refused_fails_alone(path: Path) -> None:
         assert len((await store.get(FIXTURE_ID)).names) == 7
 
 
-async def test_copies_are_refused_as_well(path: Path, tmp_path: Path) -> None:
+async def test_a_copy_that_podman_cannot_read_is_refused(path: Path, tmp_path: Path) -> None:
     async with ImageStore(tmp_path / "plain") as plain, ImageStore(path) as store:
         await plain.create(OTHER, big_data={"manifest": ARTIFACT})
         with pytest.raises(PodmanFailsError, match="artifact"):
@@ -336,7 +340,7 @@ async def test_copies_are_refused_as_well(path: Path, tmp_path: Path) -> None:
         assert (await copy_images(store, plain)).images == 1
 
 
-async def test_imports_of_artifacts_are_done_on_request(
+async def test_an_artifact_is_imported_with_force(
     path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     maker = Maker()
@@ -361,7 +365,7 @@ async def test_force_is_a_bool(path: Path, tmp_path: Path) -> None:
             await oci.import_layout(store, tmp_path, force="yes")  # type: ignore[arg-type]
 
 
-async def test_a_repair_that_may_have_happened_keeps_what_it_has_taken_out(
+async def test_a_repair_that_may_have_happened_keeps_the_files_that_it_took_out(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     PODMAN_FAILS["artifact"].do(path, FIXTURE_ID)

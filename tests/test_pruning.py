@@ -41,7 +41,7 @@ async def test_an_image_of_exactly_the_age_is_kept(image: Image) -> None:
     }
 
 
-async def test_of_images_of_one_time_the_later_one_counts_as_newer(image: Image) -> None:
+async def test_the_later_record_of_images_with_one_time_counts_as_newer(image: Image) -> None:
     images = [
         msgspec.structs.replace(image, id=image_id, names=(f"localhost:5000/app:{image_id}",))
         for image_id in ("one", "two", "three")
@@ -51,7 +51,7 @@ async def test_of_images_of_one_time_the_later_one_counts_as_newer(image: Image)
     assert found == {"one": "", "two": newest, "three": newest}
 
 
-async def test_a_name_says_which_pattern_keeps_it(image: Image) -> None:
+async def test_the_reason_has_the_name_and_the_pattern_that_keep_an_image(image: Image) -> None:
     named = msgspec.structs.replace(image, names=("localhost/A:1", "localhost/b:1"))
     found = reasons([named], PrunePolicy(unnamed=False, keep_names=["localhost/a:*", "*/b:?"]))
     assert found == {"one": "its name localhost/b:1 matches */b:?"}

@@ -50,7 +50,7 @@ async def test_usage_has_layers_and_containers(beside: Beside) -> None:
     assert usage.reclaimable == sum(usage.images[image_id].unique_size for image_id in unused)
 
 
-async def test_what_a_container_uses_is_kept_and_the_forecast_says_so(beside: Beside) -> None:
+async def test_an_image_that_a_container_uses_is_kept_as_forecast(beside: Beside) -> None:
     one, two = await filled(beside)
     beside.write_containers(container("c" * 64, one, "web"))
     async with ImageStore(beside.images) as store:
@@ -61,7 +61,7 @@ async def test_what_a_container_uses_is_kept_and_the_forecast_says_so(beside: Be
         assert [image.id for image in await store.images()] == [one]
 
 
-async def test_what_a_container_uses_by_then_is_kept(
+async def test_an_image_that_a_container_begins_to_use_is_kept(
     beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = await filled(beside)
@@ -79,7 +79,7 @@ async def test_what_a_container_uses_by_then_is_kept(
         assert await store.exists(one)
 
 
-async def test_nothing_is_pruned_where_the_containers_are_not_known(beside: Beside) -> None:
+async def test_nothing_is_pruned_if_the_containers_cannot_be_read(beside: Beside) -> None:
     await filled(beside)
     beside.write(beside.containers, "containers.json", "[{")
     async with ImageStore(beside.images) as store:

@@ -70,7 +70,7 @@ async def test_every_kind_of_finding_is_repaired(tmp_path: Path) -> None:
         assert (await check(path)).ok, kind
 
 
-async def test_nothing_to_repair(path: Path, image: Path) -> None:
+async def test_a_repair_without_findings_changes_nothing(path: Path, image: Path) -> None:
     before = (path / "images.json").read_bytes()
     assert (await repair(path, await check(path), drop=True)).ok
     assert (path / "images.json").read_bytes() == before

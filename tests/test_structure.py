@@ -172,7 +172,7 @@ def test_every_public_function_is_typed(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_what_a_package_has_in_public_is_exported(package: str) -> None:
+def test_every_public_name_of_a_package_is_exported(package: str) -> None:
     exported = public_of(package)
     module = importlib.import_module(package)
     assert len(set(module.__all__)) == len(module.__all__)

@@ -169,7 +169,7 @@ async def test_the_name_of_a_mount_elsewhere_may_be_any_bytes(path: Path, tmp_pa
         subprocess.run(["umount", directory], check=True)
 
 
-async def test_what_is_mounted_after_the_look_for_mounts_stays_as_it_is(
+async def test_a_file_system_that_is_mounted_during_a_deletion_is_kept(
     two: ImageStore, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(files, "mounts_in", lambda fd: iter(()))

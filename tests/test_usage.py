@@ -117,7 +117,7 @@ async def test_a_forecast_of_pruning_is_right_to_the_byte(disk: Path) -> None:
         assert before - allocated(path) == result.freed > 0
 
 
-async def test_what_deleting_all_images_frees_is_reclaimable(path: Path) -> None:
+async def test_deleting_all_images_frees_the_reclaimable_bytes(path: Path) -> None:
     await fill(path)
     (path / ".tmp-1").unlink()
     async with ImageStore(path) as store:
@@ -127,7 +127,7 @@ async def test_what_deleting_all_images_frees_is_reclaimable(path: Path) -> None
     assert before - allocated(path) == usage.reclaimable
 
 
-async def test_content_with_a_name_outside_of_the_store_is_no_images_own(
+async def test_content_with_a_link_outside_the_store_belongs_to_no_single_image(
     path: Path, tmp_path: Path
 ) -> None:
     async with ImageStore(path) as store:
@@ -138,7 +138,7 @@ async def test_content_with_a_name_outside_of_the_store_is_no_images_own(
     assert usage.reclaimable < 50_000
 
 
-def test_what_several_deletions_free_does_not_depend_on_their_order() -> None:
+def test_the_bytes_that_deletions_free_do_not_depend_on_their_order() -> None:
     content = StoredContent(
         {"a": {1: 10, 2: 20}, "b": {2: 20, 3: 30}, "c": {3: 30, 4: 40}},
         total=100,

@@ -25,7 +25,7 @@ from .support.strategies import edits, indexes
 from .support.watching import kinds, meanwhile, replay, take, until_idle
 
 
-async def test_nobody_looks_while_nothing_changes(
+async def test_the_index_is_read_only_after_a_commit(
     store: ImageStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.create("one")
@@ -49,7 +49,7 @@ async def test_nobody_looks_while_nothing_changes(
     assert 1 <= len(loads) <= 2
 
 
-async def test_after_the_block_nothing_comes(store: ImageStore) -> None:
+async def test_a_watch_ends_with_its_block(store: ImageStore) -> None:
     async with store.watch() as changes:
         pass
     await store.create("one")
@@ -59,7 +59,9 @@ async def test_after_the_block_nothing_comes(store: ImageStore) -> None:
 
 
 @pytest.mark.damage
-async def test_damage_is_raised_and_outlived(store: ImageStore, path: Path) -> None:
+async def test_a_watch_raises_damage_and_continues_after_its_repair(
+    store: ImageStore, path: Path
+) -> None:
     await store.create("one")
     good = (path / "images.json").read_bytes()
     async with store.watch() as changes:
@@ -106,7 +108,7 @@ async def test_an_index_that_is_moved_away_wakes_a_waiting_task(
         assert seen == ChangeEvent("deleted", "one")
 
 
-async def test_without_inotify_it_looks(
+async def test_a_watch_polls_without_inotify(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -121,7 +123,7 @@ async def test_without_inotify_it_looks(
     assert "Too many open files" in caplog.text
 
 
-async def test_a_network_file_system_is_looked_at_too(
+async def test_a_watch_polls_a_network_file_system_too(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(core_of(store).engine.reader, "keeps_catalog", False)
@@ -146,7 +148,7 @@ def catalog_of(elements: list[bytes], known: BlockCatalog) -> BlockCatalog:
 
 
 @given(st.data())
-def test_changes_make_one_snapshot_of_another(data: st.DataObject) -> None:
+def test_replayed_changes_turn_one_snapshot_into_the_next(data: st.DataObject) -> None:
     elements = data.draw(indexes())
     before = catalog_of(elements, EMPTY)
     after = catalog_of(data.draw(edits(elements)), before)
