@@ -1,1 +1,1 @@
-"""Side by side with podman, buildah, skopeo and containers/storage itself."""
+"""Tests beside podman, buildah, skopeo, Docker and containers/storage itself."""

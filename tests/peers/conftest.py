@@ -1,4 +1,4 @@
-"""The Go program, compiled once, and directories in memory."""
+"""The Go program, stores of the tools, and directories for them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .tools import PreparedStores, require
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Go program."""
+    """The compiled Go program."""
     require("go")
     return build(tmp_path_factory.mktemp("peer"))
 
 
 @pytest.fixture(scope="session")
 def peer(program: Path) -> Iterator[Peer]:
-    """containers/storage, for any store."""
+    """A process of the Go program, which opens any number of stores."""
     peer = Peer(program)
     yield peer
     peer.close()
@@ -31,7 +31,7 @@ def peer(program: Path) -> Iterator[Peer]:
 
 @pytest.fixture(scope="session")
 def prepared() -> Iterator[PreparedStores]:
-    """Stores that are made once."""
+    """Stores that are made once, and copied for each test."""
     directory = Path(tempfile.mkdtemp(prefix="peers-"))
     yield PreparedStores(directory)
     shutil.rmtree(directory)
@@ -39,7 +39,7 @@ def prepared() -> Iterator[PreparedStores]:
 
 @pytest.fixture
 def in_memory(tmp_path: Path) -> Iterator[Path]:
-    """A directory on tmpfs, where there is one."""
+    """A directory on tmpfs, if this machine has one."""
     shared = Path("/dev/shm")
     if not os.access(shared, os.W_OK):
         yield tmp_path
@@ -51,7 +51,7 @@ def in_memory(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A directory of a short name: podman refuses a run root of more than 50 characters."""
+    """A directory with a short path: podman refuses a run root of more than 50 characters."""
     directory = Path(tempfile.mkdtemp(prefix="peers-"))
     yield directory
     shutil.rmtree(directory)

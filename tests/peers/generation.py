@@ -1,7 +1,7 @@
-"""Which podman, buildah, skopeo and containers/storage the tests run beside.
+"""The generation of podman, buildah, skopeo and containers/storage that the tests run beside.
 
-``AIMAGESTORE_GENERATION`` names a suite of Debian whose root ``roots`` has made: its programs are
-used then, and the Go program is compiled from its library. Otherwise this machine's own are.
+``AIMAGESTORE_GENERATION`` names a Debian suite. The tests then use the programs of the root that
+``roots`` has made of it, and compile the Go program with its library; otherwise this machine's.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def _find_root(suite: str) -> Path:
     assert suite in _SUITES, f"AIMAGESTORE_GENERATION is one of {_SUITES}, not {suite!r}"
     command = [str(_ROOTS), "find", suite]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    # Not skipped: who names a generation wants it tested.
+    # An error, not a skip: whoever names a generation wants it tested.
     assert result.returncode == 0, result.stderr
     return Path(result.stdout.strip())
 
 
 def _own_suite() -> str:
-    """Return the generation of this machine's own programs, the newest one if it is not known."""
+    """Return the generation of this machine's own programs; the newest one if it is unknown."""
     try:
         suite = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     except OSError:
@@ -40,28 +40,28 @@ def _own_suite() -> str:
 _chosen = os.environ.get("AIMAGESTORE_GENERATION", "")
 
 ROOT = _find_root(_chosen) if _chosen else Path("/")
-"""Where the programs are installed."""
+"""The root directory under which the programs are installed."""
 
 GENERATION = _chosen or _own_suite()
-"""The suite that they are of."""
+"""The suite that the programs come from."""
 
 
 @dataclass(frozen=True)
 class Behaviour:
     """Where the generations differ.
 
-    :ivar loses_cut_index: an index that is cut short is read as far as it goes, and the rest is
-        lost with the next save; otherwise the whole store is refused
-    :ivar looks_at_empty_key_first: an item without a key, for an image that there is not, is the
-        key's error; otherwise it is the image's
+    :ivar loses_cut_index: a truncated index is read as far as it goes, and the next save loses the
+        rest; otherwise the whole store is refused
+    :ivar checks_key_first: setting an item with an empty key of an unknown image is an error about
+        the key; otherwise about the image
     :ivar creates_with_items: an image is created with its items under one hold of the lock, in
-        several steps
-    :ivar keeps_trees: images have directories for what podman keeps with them, and those without a
-        record are collected
+        several saves
+    :ivar keeps_trees: images have directories for other data than big data, and those without a
+        record are collected as garbage
     """
 
     loses_cut_index: bool
-    looks_at_empty_key_first: bool
+    checks_key_first: bool
     creates_with_items: bool
     keeps_trees: bool
 
@@ -69,19 +69,19 @@ class Behaviour:
 BEHAVIOUR_OF = {
     "bookworm": Behaviour(
         loses_cut_index=True,
-        looks_at_empty_key_first=True,
+        checks_key_first=True,
         creates_with_items=False,
         keeps_trees=False,
     ),
     "trixie": Behaviour(
         loses_cut_index=False,
-        looks_at_empty_key_first=False,
+        checks_key_first=False,
         creates_with_items=True,
         keeps_trees=True,
     ),
     "forky": Behaviour(
         loses_cut_index=False,
-        looks_at_empty_key_first=False,
+        checks_key_first=False,
         creates_with_items=True,
         keeps_trees=True,
     ),
@@ -89,7 +89,7 @@ BEHAVIOUR_OF = {
 """From the oldest to the newest."""
 
 BEHAVIOUR = BEHAVIOUR_OF[GENERATION]
-"""What is to be expected of the programs."""
+"""How the programs of this run behave."""
 
 
 def command(*parts: object) -> list[str]:
@@ -106,13 +106,14 @@ def has_program(name: str) -> bool:
 
 
 GOPATH = "/usr/share/gocode"
-"""Where Debian's Go libraries are, in the root."""
+"""The directory of Debian's Go libraries, in the root."""
 
 
 def storage_import() -> str | None:
-    """Return the import path of the Go library containers/storage; ``None`` where it is missing.
+    """Return the import path of the Go library containers/storage; ``None`` if it is missing.
 
-    Where it has moved, the old path is a link, through which a program would have two of it.
+    Since the library has moved, its old path is a link to the new one. A program that imported it
+    by the old path would contain the library twice.
     """
     for path in ("go.podman.io/storage", "github.com/containers/storage"):
         if Path(f"{ROOT}{GOPATH}/src/{path}").is_dir():

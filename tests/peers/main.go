@@ -1,12 +1,12 @@
-// Command peer does through containers/storage what the tests ask of it.
+// Command peer does with containers/storage what the tests request.
 //
 //	peer serve                        answers requests, one JSON object a line each way
 //	peer hold LOCKFILE                holds a lock until its standard input ends
 //	peer contend LOCKFILE SECONDS HOLD PAUSE
 //	                                  takes a lock again and again, for HOLD milliseconds each time
 //	peer change ROOT WORKER SECONDS MODE
-//	                                  changes a store for a while, then says what it should hold;
-//	                                  makes and deletes images (churn), or keeps those (steady)
+//	                                  changes a store for a while, then reports what it should hold;
+//	                                  makes and deletes images (churn), or keeps them (steady)
 //
 // A store is in ROOT/graph, with the vfs driver; its images are in ROOT/graph/vfs-images.
 package main
@@ -184,7 +184,7 @@ func serve() error {
 	}
 }
 
-// perform does one operation. A store is opened by the first one that names it.
+// perform does one operation. The first operation on a store opens it.
 func perform(stores map[string]storage.Store, r *request) (interface{}, error) {
 	if r.Op == "close" || r.Op == "reopen" {
 		if s, ok := stores[r.Root]; ok {
@@ -211,7 +211,7 @@ func perform(stores map[string]storage.Store, r *request) (interface{}, error) {
 	case "open", "reopen":
 		return nil, nil
 	case "layers":
-		// Images may use the base; it outlives them because it has a child.
+		// Images use the base, which is not deleted with them because it has a child.
 		if _, err = s.CreateLayer("~base", "", nil, "", false, nil); err == nil {
 			_, err = s.CreateLayer("~child", "~base", nil, "", false, nil)
 		}
@@ -224,7 +224,7 @@ func perform(stores map[string]storage.Store, r *request) (interface{}, error) {
 		_, err := s.DeleteImage(ref, true)
 		return nil, err
 	case "collect_garbage":
-		// Libraries before 1.45 have none of images.
+		// Libraries before 1.45 do not collect images.
 		collector, ok := s.(interface{ GarbageCollect() error })
 		if !ok {
 			return nil, errors.New("this library collects no garbage")
@@ -333,8 +333,8 @@ func create(s storage.Store, r *request) (string, error) {
 	return made.ID, nil
 }
 
-// setItems has the image created with its items under one hold of the lock, which libraries before
-// August 2023 could not do: they have no such option.
+// setItems makes CreateImage store the items, too, under one hold of the lock. It returns false for
+// libraries from before August 2023, which have no such option.
 func setItems(options *storage.ImageOptions, items []item) bool {
 	option := reflect.ValueOf(options).Elem().FieldByName("BigData")
 	if !option.IsValid() {
@@ -413,7 +413,7 @@ func change(root, name string, howLong time.Duration, steady bool) error {
 	w := &worker{store: s, steady: steady, report: report{
 		Worker: name, Images: map[string]kept{}, Deleted: []string{},
 	}}
-	// Making an image takes several steps; who only looks must not see it half made.
+	// Making an image takes several steps, of which podman must not see one before the last.
 	for steady && len(w.mine) < keep {
 		if err := w.changeOnce(); err != nil {
 			return err
@@ -453,12 +453,12 @@ func change(root, name string, howLong time.Duration, steady bool) error {
 
 const keep = 4
 
-// pause lets podman, which takes the lock some times for each image, come to its end.
+// pause is between changes, so that podman, which takes the lock for each image, can finish.
 const pause = 500 * time.Millisecond
 
 var sharedImage = strings.Repeat("5", 64)
 
-// metadata, and the manifest and config of an image without layers, as podman wants them.
+// metadata and content are those of an image without layers, as podman needs them.
 func metadata(text string) string {
 	return fmt.Sprintf(`{"note":%q}`, text)
 }

@@ -1,4 +1,4 @@
-"""File systems to put a store on."""
+"""File systems that tests put a store on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 _MIB = 1024 * 1024
-# What the tools that make them ask for at least. The files are sparse.
+# The least that the tools accept. The files are sparse.
 _SIZES = {"ext4": 64 * _MIB, "xfs": 320 * _MIB, "btrfs": 128 * _MIB}
 
 
@@ -20,7 +20,7 @@ def _do(*command: object) -> None:
     parts = [str(part) for part in command]
     result = subprocess.run(parts, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        pytest.skip(f"needs a mount that is not possible here: {parts}: {result.stderr.strip()}")
+        pytest.skip(f"needs a file system of its own: {parts}: {result.stderr.strip()}")
 
 
 def _unmount(path: Path) -> None:
@@ -28,7 +28,7 @@ def _unmount(path: Path) -> None:
 
 
 def require_mounts(*tools: str) -> None:
-    """Skip the test where nothing can be mounted."""
+    """Skip the test if nothing can be mounted here, or a tool is missing."""
     if os.geteuid() != 0:
         pytest.skip("needs root to mount a file system")
     for tool in ("mount", "umount", *tools):
@@ -38,7 +38,7 @@ def require_mounts(*tools: str) -> None:
 
 @contextmanager
 def file_system(kind: str, directory: Path) -> Iterator[Path]:
-    """A new file system of its own, mounted in the directory for as long as the block takes."""
+    """Mount a new file system in the directory for the block, and yield its mount point."""
     mount_point = directory / "mnt"
     mount_point.mkdir()
     if kind == "tmpfs":
@@ -59,7 +59,7 @@ def file_system(kind: str, directory: Path) -> Iterator[Path]:
 
 @contextmanager
 def read_only_bind(source: Path, mount_point: Path) -> Iterator[Path]:
-    """A directory mounted once more, read-only."""
+    """Mount a directory a second time, read-only, for the block."""
     require_mounts()
     mount_point.mkdir()
     _do("mount", "--bind", source, mount_point)
@@ -72,7 +72,7 @@ def read_only_bind(source: Path, mount_point: Path) -> Iterator[Path]:
 
 @contextmanager
 def read_only_again(mount_point: Path) -> Iterator[Path]:
-    """A file system made read-only for as long as the block takes."""
+    """Make a mounted file system read-only for the block."""
     _do("mount", "-o", "remount,ro", mount_point)
     try:
         yield mount_point

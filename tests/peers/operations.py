@@ -1,4 +1,4 @@
-"""Lists of operations, as Hypothesis draws them."""
+"""Hypothesis strategies for lists of operations on a store."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ LAYER = "~base"
 
 @dataclass(frozen=True)
 class Ref:
-    """What to call an image: one that is there, by its place, or literally.
+    """How an operation refers to an image: by its position in the list of images, or by a text.
 
-    :ivar cut: how many characters of its ID are given, 0 for all of them
+    :ivar position: modulo the number of images; negative for a text
+    :ivar cut: how many characters of the ID at this position are given; 0 for all of them
     """
 
-    place: int = -1
+    position: int = -1
     cut: int = 0
     text: str = ""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One call, with the same arguments for both."""
+    """One call, with the same arguments for both stores."""
 
     op: str
     ref: Ref | None = None
@@ -42,7 +43,7 @@ class Operation:
 
 
 def _is_plain(key: str) -> bool:
-    """Whether upstream, too, can write the key: ``a/`` it takes for ``a``, see the differences."""
+    """Return whether containers/storage stores this key as we do; it takes ``a/`` for ``a``."""
     name = big_data_file(key)
     return bool(key) and not ({"/", "\0"} & set(name)) and name not in {".", ".."}
 
@@ -52,16 +53,17 @@ _NAMES = ("localhost/one:1", "localhost/two:latest", "quay.io/<a>&b", "x", "x1",
 
 text = st.text(max_size=6)
 ids = st.none() | st.sampled_from(_IDS)
-# Layers are looked for first, and containers/storage has one of ours here. A few hexadecimal
-# digits would be the prefix of one random ID, which is not the same in both stores.
-_MEANS_ANOTHER = re.compile(r"~.*|[0-9a-f]{1,5}", re.DOTALL)
+# containers/storage looks for layers first, and the tests' begin with "~". A few hexadecimal digits
+# may be the prefix of a random ID, which differs between the stores.
+_NOT_COMPARABLE = re.compile(r"~.*|[0-9a-f]{1,5}", re.DOTALL)
 
 
-def _means_one(ref: str) -> bool:
-    return not _MEANS_ANOTHER.fullmatch(ref)
+def _is_comparable(ref: str) -> bool:
+    """Return whether a ref has the same meaning in both stores."""
+    return not _NOT_COMPARABLE.fullmatch(ref)
 
 
-name = (st.sampled_from(_NAMES) | text).filter(_means_one)
+name = (st.sampled_from(_NAMES) | text).filter(_is_comparable)
 names = st.lists(name, max_size=3)
 data = st.sampled_from([b"", b"{}", b"one", b"two"]) | st.binary(max_size=40)
 manifests = st.sampled_from(["manifest", "manifest-2", "manifest-sha256:ab", "manifestX"])
@@ -74,9 +76,9 @@ times = st.datetimes(
 )
 digests = st.sampled_from(DIGESTS)
 
-_places = st.builds(Ref, place=st.integers(0, 5), cut=st.sampled_from([0, 0, 0, 12, 63]))
-_literal = st.sampled_from([*_IDS, *_NAMES, "", "a" * 9, "a" * 63, "x1 ", "ü", "unknown"]) | text
-refs = _places | st.builds(Ref, text=_literal.filter(_means_one))
+_positions = st.builds(Ref, position=st.integers(0, 5), cut=st.sampled_from([0, 0, 0, 12, 63]))
+_texts = st.sampled_from([*_IDS, *_NAMES, "", "a" * 9, "a" * 63, "x1 ", "ü", "unknown"]) | text
+refs = _positions | st.builds(Ref, text=_texts.filter(_is_comparable))
 
 
 def _call(op: str, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Operation]:
@@ -112,7 +114,7 @@ changes = st.one_of(
     _call("delete"),
 )
 
-whole = st.sampled_from([Operation("wipe"), Operation("reopen"), Operation("images")])
+on_store = st.sampled_from([Operation("wipe"), Operation("reopen"), Operation("images")])
 
 reads = st.one_of(
     _call("get"),
@@ -129,9 +131,9 @@ reads = st.one_of(
     ),
 )
 
-# Most of what a list does needs images to be there.
+# Most operations need images.
 lists = st.builds(
     lambda first, then: [*first, *then],
     st.lists(creations, min_size=1, max_size=3),
-    st.lists(changes | changes | changes | reads | whole, min_size=10, max_size=30),
+    st.lists(changes | changes | changes | reads | on_store, min_size=10, max_size=30),
 )

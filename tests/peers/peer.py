@@ -1,4 +1,4 @@
-"""The Go program main.go, which uses containers/storage on request, line by line."""
+"""The Go program main.go, which does with containers/storage what tests request, a line each."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from typing import Any
 from . import generation
 
 _TIMEOUT = 300.0
-"""Seconds; an answer takes a few milliseconds, but others may hold the lock."""
+"""Seconds until an answer. It takes a few milliseconds, unless another process holds the lock."""
 
 _STORAGE = "github.com/containers/storage"
-# The images of vfs are all that is needed, and no library in C.
+# Without the drivers that need C libraries: the tests use vfs.
 _TAGS = "exclude_graphdriver_btrfs exclude_graphdriver_devicemapper exclude_graphdriver_zfs"
 
 
 def build(directory: Path) -> Path:
-    """Compile the program."""
+    """Compile main.go into the directory, and return the path of the program."""
     source = Path(__file__).with_name("main.go").read_text()
     storage_path = generation.storage_import() or _STORAGE
     return compile_go(source.replace(f'"{_STORAGE}', f'"{storage_path}'), directory / "peer")
 
 
 def compile_go(source: str, program: Path) -> Path:
-    """Compile a Go program with Debian's libraries; it needs nothing else where it runs."""
+    """Compile a Go program with Debian's libraries, linked statically, so that it runs anywhere."""
     file = program.with_suffix(".go")
     file.write_text(source)
     settings = {
@@ -41,7 +41,7 @@ def compile_go(source: str, program: Path) -> Path:
         "CGO_ENABLED": "0",
     }
     if not os.environ.get("HOME"):
-        settings["HOME"] = tempfile.gettempdir()  # where what was compiled is kept
+        settings["HOME"] = tempfile.gettempdir()  # Go keeps its build cache there
     command = generation.command(
         *("env", *(f"{name}={value}" for name, value in settings.items())),
         *("go", "build", "-tags", _TAGS, "-o", program, file),
@@ -59,7 +59,7 @@ def image_store(root: Path) -> Path:
 class PeerError(Exception):
     """An error of containers/storage.
 
-    :ivar kind: the name of its error
+    :ivar kind: the name of the Go variable, such as ``ErrImageUnknown``
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -68,29 +68,30 @@ class PeerError(Exception):
 
 
 class Peer:
-    """A process that serves many stores, one request after the other.
+    """A process of the Go program, which opens stores on request, and answers one after another.
 
-    :ivar process: its number
+    :ivar pid: its process ID
     """
 
     def __init__(self, program: Path) -> None:
         command = [str(program), "serve"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.process = self._process.pid
+        self.pid = self._process.pid
 
     def ask(self, op: str, root: Path, **fields: Any) -> Any:
-        """Run an operation on the store of a root; bytes are passed and returned as bytes.
+        """Do an operation on the store below a root, and return its result.
 
-        :raises PeerError: when it fails there
+        :param fields: the fields of the request; bytes are encoded
+        :raises PeerError: when containers/storage refuses it
         """
-        asked = {"op": op, "root": str(root), **{k: _encoded(v) for k, v in fields.items()}}
+        request = {"op": op, "root": str(root), **{k: _encoded(v) for k, v in fields.items()}}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(asked).encode() + b"\n")
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
         if not select.select([self._process.stdout], [], [], _TIMEOUT)[0]:
             self._process.kill()
-            raise AssertionError(f"no answer to {asked}: who holds the lock?")
+            raise AssertionError(f"no answer to {request}: another process may hold the lock")
         answer = json.loads(self._process.stdout.readline())
         if answer["error"]:
             raise PeerError(answer["error"], answer["message"])
@@ -116,7 +117,7 @@ def _encoded(value: Any) -> Any:
 
 
 class Running:
-    """A process of the program, or a worker of ours, that answers on its standard output."""
+    """A process that is controlled by lines on its standard input and output."""
 
     def __init__(self, *command: object) -> None:
         self.process = subprocess.Popen(
@@ -128,7 +129,10 @@ class Running:
         )
 
     def read_line(self) -> str:
-        """Return the next line that it prints; blocks."""
+        """Return the next line that it prints. Blocks until there is one.
+
+        :raises AssertionError: when it ends instead, with what it has printed as errors
+        """
         assert self.process.stdout is not None
         line = self.process.stdout.readline().strip()
         if not line:
@@ -143,19 +147,19 @@ class Running:
         self.process.stdin.flush()
 
     def ask(self, line: str) -> str:
-        """Send it a line, and return the line that it answers; blocks."""
+        """Send it a line, and return the line that it answers. Blocks until then."""
         self.go_on(line)
         return self.read_line()
 
     def end(self) -> None:
-        """End its input, and wait for it."""
+        """Close its input, wait for its end, and check that it succeeded."""
         _, errors = self.process.communicate(timeout=30)
         assert self.process.returncode == 0, errors
 
 
 @contextmanager
 def running(*command: object) -> Iterator[Running]:
-    """Run a process for the block."""
+    """Run a process for the block, which must succeed once its input ends."""
     started = Running(*command)
     try:
         yield started

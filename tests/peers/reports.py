@@ -1,4 +1,4 @@
-"""What workers of one store report, compared with what is there."""
+"""Checks of a store against what its workers report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .worker import COUNTER, SHARED
 
 
 def check_images(images: Mapping[str, Image], reports: list[dict[str, Any]]) -> None:
-    """No update is lost, and no name is there twice."""
+    """Check that no update is lost, and that no name belongs to two images."""
     expected: set[str] = {SHARED, COUNTER}
     for report in reports:
         expected |= report["images"].keys()
@@ -26,7 +26,7 @@ def check_images(images: Mapping[str, Image], reports: list[dict[str, Any]]) -> 
             assert "manifest" in image.big_data_names
     assert images.keys() == expected
     names = [name for image in images.values() for name in image.names]
-    assert len(names) == len(set(names)), "no name twice"
+    assert len(names) == len(set(names)), "a name belongs to two images"
     assert names.count("localhost/moving:1") == 1
     shared = chain.from_iterable(report["shared_names"] for report in reports)
     assert sorted(images[SHARED].names) == sorted(shared)
@@ -36,7 +36,7 @@ def check_images(images: Mapping[str, Image], reports: list[dict[str, Any]]) -> 
 async def check_data(
     store: ImageStore, images: Iterable[Image], reports: list[dict[str, Any]]
 ) -> None:
-    """Every item is what it was made to be."""
+    """Check that every item has the content that was set last."""
     for report in reports:
         for image_id, made in report["images"].items():
             assert await store.big_data(image_id, "text") == made["data"].encode()
@@ -49,7 +49,7 @@ async def check_data(
 
 
 def check_freshness(reports: list[dict[str, Any]]) -> None:
-    """Whoever looked after a change was done has seen it, whichever process made it."""
+    """Check that each read that began after a change had returned saw it, in whichever process."""
     done = sorted(chain.from_iterable(report["counts"] for report in reports))
     looks = sorted(chain.from_iterable(report["looks"] for report in reports))
     at_least = 0

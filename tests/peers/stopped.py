@@ -1,4 +1,4 @@
-"""A process that is stopped at each of its steps, by strace."""
+"""A process that strace stops after each of its steps."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ import anyio
 import anyio.to_thread
 import pytest
 
-# System calls that change something, or come right before that; a process stops after each.
+# A process stops after each of these system calls, which change files or come right before that.
 _STEPS = "openat,mkdirat,pwrite64,rename,renameat,renameat2,unlink,unlinkat"
 _TIMEOUT = 60
 
 
 class Stepped:
-    """A process that stops after each step. The kernel tells, but has no event for it."""
+    """A process that stops after each step. The kernel has no event for that, so it is polled."""
 
     def __init__(self, process: int) -> None:
         self._process = process
 
-    async def through(
+    async def step_through(
         self, change: Callable[[], object], look: Callable[[], Awaitable[object]]
     ) -> None:
-        """Have it asked for a change, in a thread, and look around whenever it is stopped."""
+        """Request a change of the process in a thread, and await ``look`` at each of its steps.
+
+        :raises Exception: what ``look`` raised first, when the change is complete
+        """
         done = anyio.Event()
         failure: Exception | None = None
 
@@ -45,21 +48,22 @@ class Stepped:
                         if failure is None:
                             await look()
                     except Exception as error:
-                        failure = error  # raised when the process has come to its end
+                        failure = error  # raised later: the process has to complete the change
                     os.kill(self._process, signal.SIGCONT)
-                # It may be seen to be stopped for a little longer: then this looks twice.
+                # The process may still be stopped after this: then one step is looked at twice.
                 await anyio.sleep(0.002)
         if failure is not None:
             raise failure
 
     def _is_stopped(self) -> bool:
-        return all(state in {"T", "t"} for state in self._each("State"))
+        return all(state in {"T", "t"} for state in self._values("State"))
 
     def is_traced(self) -> bool:
-        """Return whether all of its threads stop."""
-        return "0" not in self._each("TracerPid")
+        """Return whether strace has attached to all of its threads."""
+        return "0" not in self._values("TracerPid")
 
-    def _each(self, field: str) -> list[str]:
+    def _values(self, field: str) -> list[str]:
+        """Return a field of the status of each thread."""
         tasks = Path(f"/proc/{self._process}/task")
         texts = [(tasks / task / "status").read_text() for task in os.listdir(tasks)]
         return [text.partition(f"\n{field}:\t")[2].split(maxsplit=1)[0] for text in texts]
@@ -67,7 +71,7 @@ class Stepped:
 
 @contextmanager
 def stepped(process: int) -> Iterator[Stepped]:
-    """Have a process stop after each step inside the block."""
+    """Stop a process after each of its steps, for the block."""
     if shutil.which("strace") is None:
         pytest.skip("needs strace")
     command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={_STEPS}"]

@@ -131,7 +131,7 @@ async def test_an_empty_key_is_refused_whether_or_not_there_is_the_image(
         with pytest.raises(PeerError) as theirs:
             peer.ask("set_big_data", root, ref=ref, key="", data=b"data")
         kinds[ref] = theirs.value.kind
-    unknown = "ErrInvalidBigDataName" if BEHAVIOUR.looks_at_empty_key_first else "ErrImageUnknown"
+    unknown = "ErrInvalidBigDataName" if BEHAVIOUR.checks_key_first else "ErrImageUnknown"
     assert kinds == {"image": "ErrInvalidBigDataName", "unknown": unknown}
 
 

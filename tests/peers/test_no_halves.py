@@ -99,8 +99,8 @@ async def test_every_reader_sees_the_state_before_a_change_or_after_it(
     async with ImageStore(path, lock_timeout=0) as store:
         before = await read(store)
         looker = Looker(path, store)
-        with stepped(peer.process) as process:
-            await process.through(lambda: peer.ask(op, root, **fields), looker.look)
+        with stepped(peer.pid) as process:
+            await process.step_through(lambda: peer.ask(op, root, **fields), looker.look)
         after = await read(store)
     peer.ask("close", root)
     assert before != after
@@ -141,8 +141,8 @@ async def test_a_watch_and_a_check_see_the_state_before_a_change_or_after_it(
                 checks.start_soon(check_once)
                 await anyio.wait_all_tasks_blocked()
 
-            with stepped(peer.process) as process:
-                await process.through(lambda: peer.ask(op, root, **fields), look)
+            with stepped(peer.pid) as process:
+                await process.step_through(lambda: peer.ask(op, root, **fields), look)
         images = {image.id: image for image in await store.images()}
         await until(lambda: bool(events))
         t.cancel_scope.cancel()

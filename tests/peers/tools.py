@@ -1,4 +1,4 @@
-"""podman, buildah, skopeo and containers-storage, on a store of their own."""
+"""podman, buildah, skopeo and containers-storage on a store of the test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _POLICIES = ("/etc/containers/policy.json", "~/.config/containers/policy.json")
 
 
 def require(*tools: str) -> None:
-    """Skip the test where a tool is missing, or cannot work as it has to here."""
+    """Skip the test if a tool is missing, or cannot work here."""
     for tool in tools:
         if not generation.has_program(tool):
             pytest.skip(f"needs {tool}: apt-get install {'golang-go' if tool == 'go' else tool}")
@@ -31,11 +31,11 @@ def require(*tools: str) -> None:
     if {"podman", "buildah", "skopeo"} & set(tools):
         if os.geteuid() != 0:
             pytest.skip("needs root for podman, buildah and skopeo on a store of their own")
-        if not any(_is_there(path) for path in _POLICIES):
+        if not any(_exists(path) for path in _POLICIES):
             pytest.skip(f"needs a containers policy: {_POLICIES[0]}")
 
 
-def _is_there(path: str) -> bool:
+def _exists(path: str) -> bool:
     return os.path.exists(f"{generation.ROOT}/{os.path.expanduser(path)}")
 
 
@@ -45,7 +45,10 @@ def has_go() -> bool:
 
 
 def run(*command: object) -> str:
-    """Run a command among the programs of the generation, and return what it prints."""
+    """Run a program of the generation, and return what it prints.
+
+    :raises AssertionError: when it fails, with its errors
+    """
     parts = generation.command(*command)
     result = subprocess.run(parts, capture_output=True, text=True, check=False, timeout=600)
     assert result.returncode == 0, f"{parts}: {result.stderr}"
@@ -54,7 +57,7 @@ def run(*command: object) -> str:
 
 @dataclass(frozen=True)
 class Tools:
-    """The tools on the store of one root."""
+    """The tools on the store below one root directory."""
 
     root: Path
     driver: str = "vfs"
@@ -66,12 +69,12 @@ class Tools:
 
     @property
     def image_store(self) -> Path:
-        """Where they keep their images."""
+        """The directory of their image store."""
         return self.graph / f"{self.driver}-images"
 
     @property
     def where(self) -> list[str]:
-        """The options that tell podman and buildah about the store."""
+        """The options by which podman and buildah find the store."""
         run_root = str(self.root / "run")
         return [
             *("--root", str(self.graph)),
@@ -81,24 +84,24 @@ class Tools:
 
     @property
     def reference(self) -> str:
-        """The store, as skopeo wants it spelled."""
+        """The prefix of an image's address for skopeo."""
         return f"containers-storage:[{self.driver}@{self.graph}+{self.root / 'run'}]"
 
     def podman(self, *arguments: str) -> str:
-        """Run podman."""
+        """Run podman, and return what it prints."""
         return run("podman", *self.where, *arguments)
 
     def buildah(self, *arguments: str) -> str:
-        """Run buildah."""
+        """Run buildah, and return what it prints."""
         return run("buildah", *self.where, *arguments)
 
     def containers_storage(self, *arguments: str) -> str:
-        """Run containers-storage."""
+        """Run containers-storage, and return what it prints."""
         where = ["-g", self.graph, "-R", self.root / "run", "-s", self.driver]
         return run("containers-storage", *where, *arguments)
 
     def commit(self, name: str, content: str) -> str:
-        """Make an image of one file, and return its ID."""
+        """Commit an image with one layer of one file, and return its ID."""
         self.root.mkdir(exist_ok=True)
         file = self.root / "hello.txt"
         file.write_text(content)
@@ -109,7 +112,7 @@ class Tools:
         return image_id
 
     def build(self, name: str, base: str, *contents: str) -> str:
-        """Have podman build an image with one more layer for each content, and return its ID."""
+        """Build an image with podman, with one more layer for each content, and return its ID."""
         folder = self.root / "context"
         folder.mkdir(exist_ok=True)
         lines = [f"FROM {base}"]
@@ -120,21 +123,21 @@ class Tools:
         return self.podman("build", "--layers", "--quiet", "--tag", name, str(folder)).split()[-1]
 
     def names(self) -> dict[str, list[str]]:
-        """The IDs of the images that podman lists, and their names."""
+        """Return the names of the images that podman lists, by ID."""
         found: dict[str, list[str]] = {}
         for image in json.loads(self.podman("images", "--format", "json")):
             found[image["Id"]] = image.get("Names") or []
         return found
 
     def inspect(self, name: str) -> Any:
-        """What podman knows of an image."""
+        """Return what ``podman image inspect`` prints of an image."""
         return json.loads(self.podman("image", "inspect", name))[0]
 
 
 class PreparedStores:
-    """Stores of the tools that are made once, for each test to have copies of its own.
+    """Stores of the tools that are made once, and copied for each test.
 
-    :param directory: a new directory for them, of a short name
+    :param directory: a new directory for them, with a short path
     """
 
     def __init__(self, directory: Path) -> None:
@@ -142,7 +145,7 @@ class PreparedStores:
         self._made: dict[Callable[[Tools], object], Path] = {}
 
     def copy(self, make: Callable[[Tools], object], root: Path) -> Tools:
-        """Return the tools on a copy, in a root, of the store that a function makes."""
+        """Copy the store that a function makes to a root, and return the tools on the copy."""
         if make not in self._made:
             made = self._directory / str(len(self._made))
             made.mkdir()
@@ -160,6 +163,6 @@ class PreparedStores:
 
 
 def forget_root(tools: Tools) -> None:
-    """Remove what podman remembers of where its store is, so that it can be somewhere else."""
+    """Remove podman's record of where its store is, so that the store can be moved."""
     shutil.rmtree(tools.graph / "libpod", ignore_errors=True)
     (tools.graph / "db.sql").unlink(missing_ok=True)

@@ -1,9 +1,8 @@
-"""One store of ours and one of containers/storage, to which the same is done."""
+"""A store of ours and one of containers/storage, with the same operations on both."""
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +32,7 @@ _UNKNOWN = {
     "big_data_digest": "ErrDigestUnknown",
     "set_big_data": "ErrImageUnknown",
 }
-"""What containers/storage's Store says where an image is unknown: it asks layers as well."""
+"""The errors of containers/storage's ``Store`` for an unknown image; it looks for layers, too."""
 
 _ITEM_UNKNOWN = _UNKNOWN | {"big_data": "ErrNotExist"}
 _INVALID_KEY = _ITEM_UNKNOWN | {"set_big_data": "ErrInvalidBigDataName"}
@@ -52,7 +51,7 @@ _CREATED = re.compile(rb'"created":"[^"]*"')
 
 
 def records_of(store: Path) -> list[bytes]:
-    """The elements of a store's images.json, as they are spelled."""
+    """Return the records of a store's images.json, byte for byte."""
     try:
         text = (store / "images.json").read_bytes()
     except FileNotFoundError:
@@ -63,30 +62,33 @@ def records_of(store: Path) -> list[bytes]:
 
 
 class Twins:
-    """The two stores. Their images correspond; only random IDs and times of creation differ."""
+    """The two stores. Their images correspond: only random IDs and times of creation differ.
+
+    :ivar performed: the operations so far, and the types of their results here
+    """
 
     def __init__(self, peer: Peer, directory: Path) -> None:
         self._peer = peer
         self._ours = directory / "ours"
         self._theirs = directory / "theirs"
-        self._twins: dict[str, str] = {}
-        self._timed: set[str] = set()
-        self._layers: set[Path] = set()
+        self._twins: dict[str, str] = {}  # the IDs there by those here
+        self._timed: set[str] = set()  # the images whose time of creation was given
+        self._layers: set[Path] = set()  # the stores of containers/storage that have layers
         self.performed: list[tuple[str, str]] = []
 
     async def open(self) -> None:
-        """Open both."""
+        """Open both stores."""
         self._peer.ask("open", self._theirs)
         self._store = ImageStore(image_store(self._ours))
         await self._store.__aenter__()
 
     async def close(self) -> None:
-        """Close both."""
+        """Close both stores."""
         await self._store.aclose()
         self._peer.ask("close", self._theirs)
 
     async def swap(self) -> None:
-        """Let each go on with the directory of the other."""
+        """Close both stores, and open each in the directory of the other."""
         await self.close()
         self._ours, self._theirs = self._theirs, self._ours
         self._twins = {theirs: ours for ours, theirs in self._twins.items()}
@@ -94,15 +96,17 @@ class Twins:
         await self.open()
 
     async def perform(self, operation: Operation) -> None:
-        """Do the same to both, and compare what comes of it."""
+        """Do the same to both stores, and compare the results."""
         if operation.op == "reopen":
             await self.close()
             await self.open()
             return
         ours_ref, theirs_ref = await self._resolve(operation.ref)
         if operation.ref == Ref(text="") and self._peer.ask("exists", self._theirs, ref=""):
-            return  # an image named "": one of the differences
+            return  # an image with the name "" is found there only: see test_differences.py
         if operation.fields.get("layer") or (operation.op == "delete" and self._layers):
+            # An image with a layer can be deleted there only if the directory has the layer, which
+            # a directory of ours does not.
             self._make_layers()
         theirs_answer = self._theirs_does(operation, theirs_ref)
         ours_answer = await self._ours_does(operation, ours_ref)
@@ -120,12 +124,12 @@ class Twins:
     async def _resolve(self, ref: Ref | None) -> tuple[str, str]:
         if ref is None:
             return "", ""
-        if ref.place < 0:
+        if ref.position < 0:
             return ref.text, ref.text
         images = await self._store.images()
         if not images:
             return "nothing", "nothing"
-        ours = images[ref.place % len(images)].id
+        ours = images[ref.position % len(images)].id
         end = ref.cut or None
         return ours[:end], self._twins[ours][:end]
 
@@ -152,7 +156,7 @@ class Twins:
         if layer := fields.pop("layer", ""):
             fields["top_layer"] = layer
         if operation.op == "create":
-            fields["force"] = True  # containers/storage does not ask what podman makes of it
+            fields["force"] = True  # containers/storage creates images for which podman fails
         try:
             return await call(*arguments, **fields)
         except ImageStoreError as error:
@@ -166,10 +170,10 @@ class Twins:
             assert isinstance(theirs, PeerError), f"{op}: {ours!r}, but there {theirs}"
             expected = {_ERRORS[type(ours).__name__][op]}
             if type(ours).__name__ == "InvalidDigestError":
-                # Here arguments are checked before anything is looked up.
+                # This library checks arguments before it looks anything up.
                 expected |= {"ErrDuplicateID", "ErrDuplicateName"}
             elif type(ours).__name__ == "InvalidBigDataNameError" and op == "set_big_data":
-                expected |= set() if BEHAVIOUR.looks_at_empty_key_first else {"ErrImageUnknown"}
+                expected |= set() if BEHAVIOUR.checks_key_first else {"ErrImageUnknown"}
             assert theirs.kind in expected, f"{op}: {ours!r}, but there {theirs}"
         else:
             assert not isinstance(theirs, PeerError), f"{op}: {ours!r}, but there {theirs}"
@@ -184,7 +188,7 @@ class Twins:
                 assert (self._twins[ours] if op == "lookup" else ours) == expected, op
 
     def _compare_by_digest(self, digest: str, ours: Any, theirs: Any) -> None:
-        # There the Store turns every error into no images.
+        # Its Store returns no images instead of any error.
         if isinstance(ours, ImageStoreError):
             assert theirs == [], f"{digest}: {ours!r}"
         else:
@@ -198,9 +202,9 @@ class Twins:
         ):
             mine = getattr(ours, field)
             mine = list(mine) if isinstance(mine, tuple) else mine
-            # What is empty is null there.
+            # Empty values are null there.
             assert mine == theirs[field] or not (mine or theirs[field]), field
-        # Theirs come in no order.
+        # Theirs are in random order.
         assert sorted(ours.digests) == sorted(theirs["digests"] or [])
         manifests = [
             ours.big_data_digests[key] for key in ours.big_data_names if key.startswith("manifest")
@@ -210,7 +214,7 @@ class Twins:
         if ours.id in self._timed:
             assert ours.created == datetime.fromisoformat(theirs["created"])
 
-    # What is on disk
+    # The directories
 
     async def check_directories(self) -> None:
         """Check that neither store is damaged."""
@@ -218,27 +222,20 @@ class Twins:
             assert without_podman(await check(image_store(root))).findings == ()
 
     def compare_directories(self) -> None:
-        """Compare images.json byte for byte, and every file of big data."""
+        """Check that both have the same records, byte for byte, and the same files of big data."""
         ours, theirs = image_store(self._ours), image_store(self._theirs)
-        mine = records_of(ours)
-        others = records_of(theirs)
-        assert len(mine) == len(others)
-        for record, other in zip(mine, others, strict=True):
-            self._compare_records(record, other, ours, theirs)
-
-    def _compare_records(self, mine: bytes, other: bytes, ours: Path, theirs: Path) -> None:
-        fields = msgspec.json.decode(mine)
-        image_id, twin = fields["id"], self._twins[fields["id"]]
-        if image_id != twin:
-            mine = mine.replace(image_id.encode(), twin.encode(), 1)
-        if image_id not in self._timed:
-            mine, other = (_CREATED.sub(b"", record, count=1) for record in (mine, other))
-        assert mine == other
-        if "big-data-names" in fields:
-            assert _files(ours / image_id) == _files(theirs / twin)
+        for record, other in zip(records_of(ours), records_of(theirs), strict=True):
+            fields = msgspec.json.decode(record)
+            image_id, twin = fields["id"], self._twins[fields["id"]]
+            both = (record.replace(image_id.encode(), twin.encode(), 1), other)
+            if image_id not in self._timed:
+                both = (_CREATED.sub(b"", both[0], count=1), _CREATED.sub(b"", both[1], count=1))
+            assert both[0] == both[1]
+            if "big-data-names" in fields:
+                assert _files(ours / image_id) == _files(theirs / twin)
 
     async def compare_lookups(self, digests: Sequence[str]) -> None:
-        """Compare the answers to every question about what is there."""
+        """Compare the results of all reads of each image, and of lookups by these digests."""
         await self.perform(Operation("images"))
         for image in await self._store.images():
             await self._compare_image_lookups(image)
@@ -248,22 +245,17 @@ class Twins:
 
     async def _compare_image_lookups(self, image: Image) -> None:
         refs = {Ref(text=name) for name in (*image.names, *image.names_history)}
-        place = [each.id for each in await self._store.images()].index(image.id)
-        refs |= {Ref(place=place, cut=cut) for cut in (0, 8, 12, 63)}
+        position = [each.id for each in await self._store.images()].index(image.id)
+        refs |= {Ref(position=position, cut=cut) for cut in (0, 8, 12, 63)}
         for ref in refs:
             for op in ("lookup", "exists", "get"):
                 await self.perform(Operation(op, ref))
-        whole = Ref(place=place)
+        whole = Ref(position=position)
         for op in ("metadata", "big_data_names"):
             await self.perform(Operation(op, whole))
         for key in image.big_data_names:
             for op in ("big_data", "big_data_size", "big_data_digest"):
                 await self.perform(Operation(op, whole, {"key": key}))
-
-    def remove(self) -> None:
-        """Remove both directories."""
-        for root in (self._ours, self._theirs):
-            shutil.rmtree(root, ignore_errors=True)
 
 
 def _files(directory: Path) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""A process that changes a store, then reports what it should hold, as main.go does."""
+"""A process that changes a store, and then reports what it should hold, as main.go does."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ COUNTER = "6" * 64
 KEEP = 4
 TASKS = 3
 PAUSE = 0.5
-"""Lets podman, which takes the lock some times for each image, come to its end."""
+"""Seconds between changes, so that podman, which takes the lock for each image, can finish."""
 
 
 @dataclass
 class Report:
-    """What a worker has done, as the store acknowledged it.
+    """What the store has acknowledged to a worker.
 
-    :ivar counts: when it had counted on, by a clock that all processes share, and to what
-    :ivar looks: when it looked at the common count, and what it saw
+    :ivar counts: when it had increased the common count, by a clock that all processes share, and
+        the new count
+    :ivar looks: when it began to read the common count, and what it read
     """
 
     worker: str
@@ -41,7 +42,7 @@ class Report:
 
 
 def content(text: str) -> dict[str, bytes]:
-    """The manifest and config of an image without layers, as podman wants them."""
+    """Return the manifest and config of an image without layers, as podman needs them."""
     config = {
         "architecture": "amd64",
         "os": "linux",
@@ -75,7 +76,7 @@ class Worker:
     number: int = 0
 
     async def change(self, until: float) -> None:
-        """Make a change, and go on for a while."""
+        """Make at least one change, and more until the time has come."""
         while not self.number or time.monotonic() < until:
             await self._change_once()
             self.number += 1
@@ -102,7 +103,7 @@ class Worker:
             await transaction.set_metadata(COUNTER, json.dumps({"count": count + 1}))
         report.counts.append((time.monotonic(), count + 1))
 
-        # What is done is seen at once, by whichever call comes next.
+        # The next call sees each change.
         assert (await store.get(image_id)).metadata == metadata
         assert await store.lookup(name) == image_id
         async with store.open_big_data(SHARED, key, verify=True) as reader:
@@ -114,7 +115,7 @@ class Worker:
         report.counted += 1
         report.operations += 6
         self.mine.append(image_id)
-        await self._let_go()
+        await self._remove_oldest()
 
     async def _begin(self, name: str, text: str) -> str:
         """Make an image, or take the oldest one."""
@@ -129,7 +130,7 @@ class Worker:
         image = await self.store.create(names=[name], metadata=metadata, big_data=items)
         return image.id
 
-    async def _let_go(self) -> None:
+    async def _remove_oldest(self) -> None:
         report = self.report
         if len(report.shared_names) > KEEP:
             await self.store.remove_names(SHARED, [report.shared_names.pop(0)])
@@ -143,7 +144,7 @@ class Worker:
 
 
 async def work(store: ImageStore, name: str, seconds: float, mode: str) -> None:
-    """Change the store from several tasks, report, and list the images when asked."""
+    """Change the store from several tasks, print the reports, and list the images on request."""
     async with store:
         print('"ready"', flush=True)
         await anyio.to_thread.run_sync(sys.stdin.readline)
