@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         try:
             for name, value in running.environment.items():
                 patch.setitem(os.environ, name, value)
-            yield Servers(local)
+            with closing(Servers(local)) as servers:
+                yield servers
         finally:
             local.close()
 
