@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from aimagestore.oci import _importing
 from aimagestore.oci._target import DirectoryTarget
 
 from .support.faults import Faults
+from .support.interruptions import by_scope
 from .support.layouts import (
     CONFIG,
     LAYER,
@@ -47,7 +49,6 @@ from .support.layouts import (
     hello,
 )
 from .support.loops import pairs
-from .support.steps import Steps
 from .support.stores import open_files, until
 
 FORMS = ["layout", "layout.tar"]
@@ -739,18 +740,18 @@ async def test_an_export_that_is_cancelled_leaves_everything_as_it_was(
     other.enter(other.image(b"other", config={"n": 1}), "other:1")
     image = await import_one(store, hello().write(tmp_path / "in"))
     open_before = open_files(str(tmp_path))
-    for steps in range(1, 300):
-        place = tmp_path / f"place{steps}"
+    for step in range(1, 300):
+        place = tmp_path / f"place{step}"
         other.write(place / "layout")
         before = tree(place)
-        with anyio.CancelScope() as scope:
-            await Steps(oci.export_layout(store, image.id, place / target), scope, steps)
+        export = partial(oci.export_layout, store, image.id, place / target)
+        is_interrupted = await by_scope(export, step)
         await until(lambda: open_files(str(tmp_path)) == open_before)
         after = tree(place)
         if after != before:
             assert await import_one(store, place / target, ref="localhost/hello:1") == image
         assert not [name for name in after if Path(name).name.startswith(".")]
-        if not scope.cancel_called:
+        if not is_interrupted:
             assert after != before
             return
     raise AssertionError("it never completed")
@@ -762,9 +763,8 @@ async def test_an_import_that_is_cancelled_has_not_happened(
 ) -> None:
     layout = multi().write(tmp_path / form)
     open_before = open_files(str(tmp_path))
-    for steps in range(1, 300):
-        with anyio.CancelScope() as scope:
-            await Steps(oci.import_layout(store, layout), scope, steps)
+    for step in range(1, 300):
+        is_interrupted = await by_scope(partial(oci.import_layout, store, layout), step)
         # A thread that was reading when its caller gave up closes what it read by itself.
         await until(lambda: open_files(str(tmp_path)) - open_before <= open_files("images.json"))
         images = await store.images()
@@ -772,7 +772,7 @@ async def test_an_import_that_is_cancelled_has_not_happened(
             assert await import_one(store, layout) == images[0]
             await store.delete(images[0].id)
         assert set(os.listdir(path)) <= {"images.json", "images.lock"}
-        if not scope.cancel_called:
+        if not is_interrupted:
             assert images
             return
     raise AssertionError("it never completed")

@@ -14,8 +14,8 @@ from aimagestore import ImageStore
 from ..support.interruptions import (
     ASYNCIO,
     Interruption,
+    by_repeated_cancels,
     by_scope,
-    by_two_cancels,
 )
 from ..support.loops import EXTENTS, pairs
 from ..support.stores import ClusterStore
@@ -87,7 +87,7 @@ async def test_an_interruption_leaves_nothing_behind(
     if anyio_backend == "trio":
         await interrupt(sweep, [by_scope], requests.by_scope, whole=whole)
     else:
-        ways = [ASYNCIO[way] for way in ("task_cancel", "scope", "two_cancels", "timeout")]
+        ways = [ASYNCIO[way] for way in ("task_cancel", "scope", "repeated_cancels", "timeout")]
         await interrupt(sweep, ways, requests.by_task_cancel, whole=whole)
 
 
@@ -101,7 +101,7 @@ async def test_an_interruption_while_another_program_has_the_lock_leaves_nothing
     if anyio_backend == "trio":
         await interrupt(sweep, [by_scope], requests.by_scope, whole=whole)
     else:
-        await interrupt(sweep, [by_two_cancels], requests.by_task_cancel, whole=whole)
+        await interrupt(sweep, [by_repeated_cancels], requests.by_task_cancel, whole=whole)
 
 
 @on_both_loops

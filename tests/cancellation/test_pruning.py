@@ -69,7 +69,7 @@ async def test_a_cancelled_scope_leaves_what_the_result_says(
 
 
 @pytest.mark.parametrize("anyio_backend", ASYNCIO_LOOPS)
-@pytest.mark.parametrize("way", ["task_cancel", "two_cancels"])
+@pytest.mark.parametrize("way", ["task_cancel", "repeated_cancels"])
 async def test_an_interruption_by_asyncio_leaves_what_the_result_says(
     tmp_path: Path, way: str, anyio_backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -23,7 +24,7 @@ from aimagestore._async.store import core_of
 from aimagestore._core.record import Record
 
 from ..support.buildah import FIXTURE, FIXTURE_ID
-from ..support.steps import Steps
+from ..support.interruptions import by_scope
 from ..support.stores import StoreUnderTest
 
 # What no call of the library could have written: nanoseconds, numbers, fields nobody knows.
@@ -190,17 +191,16 @@ async def test_concurrent_copies_make_each_image_once(
 async def test_copying_resumes_after_a_cancellation_at_any_step(
     there: ImageStore, where: StoreUnderTest
 ) -> None:
-    for steps in range(1, 300):
+    for step in range(1, 300):
         where.clear()
         async with ImageStore(where.location) as store:
-            with anyio.CancelScope() as scope:
-                await Steps(copy_images(there, store), scope, steps)
+            is_interrupted = await by_scope(partial(copy_images, there, store), step)
             await where.until_no_garbage()
             await anyio.to_thread.run_sync(where.check_intact)
             before = len(await store.images())
             copied = await copy_images(there, store)
             assert (copied.images, copied.present) == (3 - before, before)
             assert await store.get(FIXTURE_ID) == await there.get(FIXTURE_ID)
-        if not scope.cancel_called:
+        if not is_interrupted:
             return
     raise AssertionError("it never completed")

@@ -1,4 +1,4 @@
-"""Every way in which an awaiting task can be interrupted, at a chosen step."""
+"""The ways in which an awaiting task can be interrupted, at a chosen step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 import anyio
+
+_LONG = 3600
+"""Seconds that no call takes."""
 
 
 class Steps:
@@ -22,12 +25,12 @@ class Steps:
         self.count = 0
 
     def __await__(self) -> Generator[Any, Any, object]:
-        inner = self._call.__await__()
+        inner: Any = self._call.__await__()
         value: Any = None
         error: BaseException | None = None
         while True:
             try:
-                request = inner.send(value) if error is None else _throw(inner, error)
+                request = inner.send(value) if error is None else inner.throw(error)
             except StopIteration as stop:
                 return stop.value
             self.count += 1
@@ -39,12 +42,11 @@ class Steps:
                 error = caught
 
 
-def _throw(inner: Any, error: BaseException) -> Any:
-    return inner.throw(error)
-
-
 Interruption = Callable[[Callable[[], Awaitable[object]], int], Awaitable[bool]]
-"""Runs a call, interrupts it at a step, and returns whether it got that far."""
+"""Runs a call, interrupts it at a step, and returns whether it came to that step.
+
+Steps are counted from 1: a step is each time that the call is about to be suspended.
+"""
 
 
 async def by_scope(call: Callable[[], Awaitable[object]], step: int) -> bool:
@@ -86,8 +88,8 @@ async def by_task_cancel(call: Callable[[], Awaitable[object]], step: int) -> bo
     return await _native(call, at_step)
 
 
-async def by_two_cancels(call: Callable[[], Awaitable[object]], step: int) -> bool:
-    """Cancel the asyncio task again and again, at its next steps as well."""
+async def by_repeated_cancels(call: Callable[[], Awaitable[object]], step: int) -> bool:
+    """Cancel the asyncio task at this step and, as long as it goes on, at its next two."""
 
     def at_step(count: int, request: Any, task: Any) -> bool:
         if step <= count < step + 3:
@@ -129,14 +131,28 @@ async def by_timeout(call: Callable[[], Awaitable[object]], step: int) -> bool:
 
 
 async def by_wait_for(call: Callable[[], Awaitable[object]], step: int) -> bool:
-    """Cancel the task that ``asyncio.wait_for`` runs the call in."""
+    """Cancel the asyncio task that waits for the call with a time limit by ``asyncio.wait_for``.
 
-    def at_step(count: int, request: Any, task: Any) -> bool:
+    Before Python 3.12 the call then runs in a task of its own, which ``wait_for`` cancels.
+    """
+    is_interrupted = False
+
+    def at_step(count: int, _: Any) -> None:
+        nonlocal is_interrupted
         if count == step:
+            is_interrupted = True
             task.cancel()
-        return count == step
 
-    return await _native(lambda: asyncio.wait_for(_as_coroutine(call()), None), at_step)
+    async def run() -> None:
+        await asyncio.wait_for(_as_coroutine(Steps(call(), at_step)), _LONG)
+
+    task = asyncio.ensure_future(run())
+    try:
+        await task
+    except asyncio.CancelledError:
+        assert task.cancelled()
+        assert is_interrupted
+    return is_interrupted
 
 
 async def _as_coroutine(call: Awaitable[object]) -> None:
@@ -144,7 +160,7 @@ async def _as_coroutine(call: Awaitable[object]) -> None:
 
 
 class SiblingError(Exception):
-    """What the other task of the group raises."""
+    """Raised by the other task of the group."""
 
 
 async def by_sibling(call: Callable[[], Awaitable[object]], step: int) -> bool:
@@ -196,9 +212,10 @@ async def by_ctrl_c(call: Callable[[], Awaitable[object]], step: int) -> bool:
 ASYNCIO: dict[str, Interruption] = {
     "scope": by_scope,
     "task_cancel": by_task_cancel,
-    "two_cancels": by_two_cancels,
+    "repeated_cancels": by_repeated_cancels,
     "cancel_at_completion": by_cancel_at_completion,
     "timeout": by_timeout,
     "wait_for": by_wait_for,
     "sibling": by_sibling,
 }
+"""The ways to interrupt a call in any task of asyncio, by name."""

@@ -275,7 +275,7 @@ class Sweep:
         On uvloop, which is asyncio in this, only every third step.
         """
         if backend == OPTIONS["asyncio"]:
-            ways = [ASYNCIO[name] for name in ("scope", "task_cancel", "two_cancels")]
+            ways = [ASYNCIO[name] for name in ("scope", "task_cancel", "repeated_cancels")]
             await self.run_ways(ways, whole=whole)
         elif backend == OPTIONS["trio"]:
             await self.run(ASYNCIO["scope"])
