@@ -21,7 +21,8 @@ from aimagestore._format import blocks
 from aimagestore._format.block_catalog import EMPTY, build
 from aimagestore._format.blocks import Block
 
-from .support.sources import CONTENT, DIGEST, chunks, sha256
+from .support.layouts import digest_of
+from .support.sources import CONTENT, DIGEST, chunks
 from .support.stores import until
 
 
@@ -280,19 +281,19 @@ async def test_a_check_reports_damage_of_a_file_for_each_of_its_items(
 def test_items_are_found_by_their_digest_with_and_without_an_index_of_the_block() -> None:
     records = []
     for number in range(200):
-        digests = f'"k":"{sha256(b"%d" % (number % 50))}","m":"sha512:x","n":""'
+        digests = f'"k":"{digest_of(b"%d" % (number % 50))}","m":"sha512:x","n":""'
         raw = f'{{"id":"{number}","big-data-names":["k"],"big-data-sizes":{{"k":{number}}},'
         record = read(f'{raw}"big-data-digests":{{{digests}}}}}'.encode())
         assert record is not None
         records.append(record)
     catalog = build({1: Block.of(records[:100], 1), 2: Block.of(records[100:], 2)}, ())
     for _ in range(2 * blocks._SEARCHES_MAX):
-        found = catalog.items_with_digest(sha256(b"7"), None)
+        found = catalog.items_with_digest(digest_of(b"7"), None)
         assert [(r.id, k) for r, k in found] == [(i, "k") for i in ("157", "107", "57", "7")]
-        assert [r.id for r, _ in catalog.items_with_digest(sha256(b"7"), 57)] == ["57"]
-        assert list(catalog.items_with_digest(sha256(b"none"), None)) == []
+        assert [r.id for r, _ in catalog.items_with_digest(digest_of(b"7"), 57)] == ["57"]
+        assert list(catalog.items_with_digest(digest_of(b"none"), None)) == []
     assert all(block._heads is not None for block in catalog.blocks.values())
-    assert list(EMPTY.items_with_digest(sha256(b"7"), None)) == []
+    assert list(EMPTY.items_with_digest(digest_of(b"7"), None)) == []
 
 
 def test_a_new_block_has_no_index_of_digests() -> None:

@@ -25,7 +25,7 @@ from aimagestore._directory.commit import DirectoryWriter, _Placement
 
 from .support.buildah import FIXTURE, FIXTURE_ID
 from .support.layouts import Maker
-from .support.podman import ARTIFACT, INDEX, OTHER, PODMAN_FAILS, forget
+from .support.podman import ARTIFACT, INDEX, OTHER, PODMAN_FAILS, unlist_manifests
 from .support.stores import edit_index
 
 pytestmark = pytest.mark.damage
@@ -191,7 +191,7 @@ async def test_volatile_layers_are_known(path: Path) -> None:
 
 async def test_a_manifest_that_no_record_lists_is_kept_and_adopted(path: Path) -> None:
     before = json.loads(index_of(path))
-    edit_index(path, lambda records: forget(records, prefix="manifest"))
+    edit_index(path, unlist_manifests)
     async with ImageStore(path) as store:
         assert (await store.collect_garbage()).ok
     await repair(path, await check(path))

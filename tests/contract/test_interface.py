@@ -28,7 +28,8 @@ from aimagestore import (
 )
 from aimagestore._async.store import core_of
 
-from ..support.sources import CONTENT, DIGEST, sha256
+from ..support.layouts import digest_of
+from ..support.sources import CONTENT, DIGEST
 from ..support.stores import StoreUnderTest
 
 Either: TypeAlias = ImageStore | Transaction
@@ -76,7 +77,7 @@ async def test_every_method_works_in_a_transaction(store: ImageStore) -> None:
         assert (await tx.clear_flag("old", "f")).flags == {"g": [1]}
         assert await tx.big_data("new", "manifest") == b"{}"
         assert await tx.big_data("old", "k") == b"old"
-        changed = await tx.set_big_data("old", "k", b"new", expected_digest=sha256(b"new"))
+        changed = await tx.set_big_data("old", "k", b"new", expected_digest=digest_of(b"new"))
         assert changed.big_data_sizes == {"k": 3}
         assert await tx.big_data("old", "k") == b"new"
         await tx.set_big_data("old", "large", CONTENT, expected_size=len(CONTENT))

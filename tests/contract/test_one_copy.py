@@ -12,8 +12,8 @@ import pytest
 from aimagestore import CopyResult, DigestMismatchError, ImageStore, check, copy_images
 from aimagestore.oci import import_layout
 
-from ..support.layouts import Maker
-from ..support.sources import CONTENT, DIGEST, chunks, sha256
+from ..support.layouts import Maker, digest_of
+from ..support.sources import CONTENT, DIGEST, chunks
 from ..support.stores import StoreUnderTest, until
 
 
@@ -124,7 +124,7 @@ async def test_writing_on_behind_content_of_the_store_changes_no_other_item(
     known = store.stage(unread(), expected_digest=DIGEST)
     async with known if is_known else store.stage(CONTENT) as staged:
         await staged.write(b"more")
-        assert (staged.size, staged.digest) == (len(CONTENT) + 4, sha256(CONTENT + b"more"))
+        assert (staged.size, staged.digest) == (len(CONTENT) + 4, digest_of(CONTENT + b"more"))
         await store.create("second", big_data={"key": staged})
     assert await store.big_data("second", "key") == CONTENT + b"more"
     assert await store.big_data(first, "layer") == CONTENT
@@ -254,7 +254,7 @@ async def test_a_small_item_is_not_read_again(
     config = {"created": "2024-01-01T00:00:00Z"}
     maker.enter(maker.image(b"small", b"second", config=config), "second:1")
     layout = maker.write(tmp_path / "second")
-    (layout / "blobs" / sha256(b"small").replace(":", "/")).write_bytes(b"wrong")
+    (layout / "blobs" / digest_of(b"small").replace(":", "/")).write_bytes(b"wrong")
     (second,) = await import_layout(store, layout)
-    assert await store.big_data(second.image.id, sha256(b"small")) == b"small"
+    assert await store.big_data(second.image.id, digest_of(b"small")) == b"small"
     assert (await check(where.location, verify=True)).ok

@@ -17,7 +17,7 @@ import pytest
 from aimagestore import FindingKind as Kind, ImageStore, check, repair
 
 from ..support.loops import sample
-from ..support.podman import PODMAN_FAILS, forget
+from ..support.podman import PODMAN_FAILS, unlist_manifests
 from ..support.stores import edit_index
 from .generation import GENERATION
 from .tools import Tools, require
@@ -157,7 +157,7 @@ async def test_a_manifest_that_no_record_lists_is_not_collected_but_adopted(whol
     """As containers/storage leaves it when it dies between the file and its record."""
     whole.restore()
     before = json.loads((whole.store / "images.json").read_bytes())
-    edit_index(whole.store, lambda records: forget(records, prefix="manifest"))
+    edit_index(whole.store, unlist_manifests)
     async with ImageStore(whole.store) as store:
         assert (await store.collect_garbage()).ok
     assert whole.tools.names() == {whole.image_id: [NAME]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import tarfile
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import pytest
 
 from aimagestore import ImageStore, ImageUnknownError, oci
 
-from ..support.layouts import DockerArchive, Maker, encode, files_of, write_archive
+from ..support.layouts import DockerArchive, Maker, archive, encode, files_of
 from .tools import PreparedStores, Tools, require, run
 
 pytestmark = pytest.mark.peers
@@ -217,9 +216,7 @@ async def test_names_are_what_podman_makes_of_them(tools: Tools, tmp_path: Path,
 
 
 def layer(content: bytes) -> bytes:
-    buffer = io.BytesIO()
-    write_archive(buffer, {"file": content}, tarfile.USTAR_FORMAT)
-    return buffer.getvalue()
+    return archive({"file": content}, tarfile.USTAR_FORMAT)
 
 
 def saved_by_docker(_: Tools, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Image layouts as tests need them, honest and otherwise."""
+"""Makes image layouts and Docker archives, well-formed ones and others."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -16,18 +17,31 @@ LAYER = "application/vnd.oci.image.layer.v1.tar"
 REF_NAME = "org.opencontainers.image.ref.name"
 
 Descriptor = dict[str, Any]
+Links = Iterable[tuple[str, str]]
 
 
 def digest_of(data: bytes, algorithm: str = "sha256") -> str:
+    """Return the digest of data, with its algorithm."""
     return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 
+def hex_of(data: bytes) -> str:
+    """Return the SHA-256 of data in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def encode(document: Any) -> bytes:
+    """Return a document as JSON."""
     return json.dumps(document).encode()
 
 
 class Maker:
-    """Makes the files of a layout, and writes them as a directory or as a tar file."""
+    """Makes the files of a layout, and writes them as a directory or as a tar file.
+
+    :ivar files: the content of each file but index.json, by path
+    :ivar entries: what index.json lists
+    :ivar omitted: the path of a file that is not written
+    """
 
     def __init__(self, algorithm: str = "sha256") -> None:
         self.files: dict[str, bytes] = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
@@ -68,37 +82,46 @@ class Maker:
         return entry
 
     def write(self, path: Path) -> Path:
-        """Write it as a directory, or as a tar file where the path ends so."""
+        """Write the layout as a directory, or as a tar file if the path ends in ``.tar``."""
         index = encode({"schemaVersion": 2, "manifests": self.entries})
         files = {"index.json": index} | self.files
         files.pop(self.omitted, None)
-        if path.suffix == ".tar":
-            with path.open("wb") as file:
-                write_archive(file, files)
-            return path
-        for name, data in files.items():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_bytes(data)
+        return write(path, files)
+
+
+def write(path: Path, files: Mapping[str, bytes], links: Links = ()) -> Path:
+    """Write files to a directory, or to a tar file if the path ends in ``.tar``; return the path.
+
+    :param links: symbolic links and their targets; only in a tar file
+    """
+    if path.suffix == ".tar":
+        path.write_bytes(archive(files, links=links))
         return path
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
 
 
-def archive(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
-    """A tar file of these files."""
+def archive(
+    files: Mapping[str, bytes], form: int = tarfile.PAX_FORMAT, *, links: Links = ()
+) -> bytes:
+    """Return a tar file of these files, and of symbolic links and their targets."""
     buffer = io.BytesIO()
-    write_archive(buffer, files, form)
-    return buffer.getvalue()
-
-
-def write_archive(file: IO[bytes], files: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> None:
-    with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
+        for name, target in links:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            tar.addfile(member)
+    return buffer.getvalue()
 
 
 def files_of(path: Path) -> dict[str, bytes]:
-    """The files of a layout, in a directory or a tar file."""
+    """Return the files of a layout, in a directory or a tar file."""
     if path.is_file():
         with tarfile.open(path, "r:") as tar:
             return {m.name: tar.extractfile(m).read() for m in tar if m.isreg()}  # type: ignore[union-attr]
@@ -106,53 +129,41 @@ def files_of(path: Path) -> dict[str, bytes]:
 
 
 def hello(**fields: Any) -> Maker:
-    """A layout of one small image, called ``hello:1``."""
+    """Return a layout of one small image, called ``hello:1``."""
     maker = Maker()
     maker.enter(maker.image(b"layer", **fields), "hello:1")
     return maker
 
 
 def config_of(*layers: bytes, **fields: Any) -> bytes:
+    """Return the config of an image with these layers."""
     rootfs = {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}
     config = {"architecture": "amd64", "os": "linux", "created": "2024-05-06T07:08:09Z"}
     return encode(config | {"rootfs": rootfs} | fields)
 
 
-def hex_of(data: bytes) -> str:
-    return digest_of(data).partition(":")[2]
-
-
 class DockerArchive:
-    """What ``docker save`` writes."""
+    """Makes the files that ``docker save`` writes, and writes them as it does or as a directory."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.items: list[dict[str, Any]] = []
 
     def image(self, *layers: bytes, tags: Any = (), pack: Any = bytes, **fields: Any) -> str:
-        """Add an image, and return its ID."""
+        """Add an image, and return its ID.
+
+        :param pack: compresses a layer
+        """
         config = config_of(*layers, **fields)
         paths = [f"{hex_of(b'v1' + layer)}/layer.tar" for layer in layers]
         self.files |= {p: pack(layer) for p, layer in zip(paths, layers, strict=True)}
         self.files[f"{hex_of(config)}.json"] = config
-        item = {"Config": f"{hex_of(config)}.json", "RepoTags": list(tags) or None, "Layers": paths}
-        self.items.append(item)
+        self.items.append(
+            {"Config": f"{hex_of(config)}.json", "RepoTags": list(tags) or None, "Layers": paths}
+        )
         return hex_of(config)
 
     def write(self, path: Path, *links: tuple[str, str]) -> Path:
+        """Write the archive, or a directory with its files; see :func:`write`."""
         files = {**self.files, "manifest.json": encode(self.items), "repositories": b"{}"}
-        if path.suffix != ".tar":
-            for name, data in files.items():
-                (path / name).parent.mkdir(parents=True, exist_ok=True)
-                (path / name).write_bytes(data)
-            return path
-        with tarfile.open(path, "w") as tar:
-            for name, data in files.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-            for name, target in links:
-                member = tarfile.TarInfo(name)
-                member.type, member.linkname = tarfile.SYMTYPE, target
-                tar.addfile(member)
-        return path
+        return write(path, files, links)

@@ -1,9 +1,8 @@
-"""Every damage for which podman fails, done to a store that has one image of buildah's."""
+"""Every kind of damage that makes podman fail, done to a store with one image of buildah's."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 from aimagestore import FindingKind, Report
 from aimagestore._core.names import big_data_file
 
+from .layouts import digest_of
 from .stores import edit_index
 
 OTHER = "e" * 64
@@ -22,7 +22,7 @@ _OCI = "application/vnd.oci.image"
 
 
 def without_podman(report: Report) -> Report:
-    """A report without what podman cannot read: to other programs such images are whole."""
+    """Return a report without the images that podman cannot read, which others can."""
     findings = (f for f in report.findings if f.kind is not FindingKind.PODMAN_FAILS)
     return dataclasses.replace(report, findings=tuple(findings))
 
@@ -30,18 +30,14 @@ def without_podman(report: Report) -> Report:
 class Damage(NamedTuple):
     """One kind of damage.
 
-    :ivar do: does it to the store, whose image has this ID
-    :ivar says: what a check says of it
-    :ivar stays: whether a repair leaves the image of buildah's in the index
+    :ivar do: damages a store, given its path and the ID of buildah's image
+    :ivar says: a pattern of what a check says about it
+    :ivar stays: whether a repair leaves buildah's image in the index
     """
 
     do: Callable[[Path, str], object]
     says: str
     stays: bool = True
-
-
-def _digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def _fields(**fields: Any) -> Callable[[Path, str], object]:
@@ -54,11 +50,11 @@ def _added(**fields: Any) -> Callable[[Path, str], object]:
 
 
 def items_of(*items: tuple[str, bytes]) -> dict[str, Any]:
-    """What a record says of its items."""
+    """Return the fields of a record that describe its items."""
     return {
         "big-data-names": [key for key, _ in items],
         "big-data-sizes": {key: len(data) for key, data in items},
-        "big-data-digests": {key: _digest(data) for key, data in items},
+        "big-data-digests": {key: digest_of(data) for key, data in items},
     }
 
 
@@ -85,30 +81,27 @@ def _without_manifests(store: Path, image_id: str) -> None:
         manifest.unlink()
 
 
-def forget(records: list[dict[str, Any]], *, prefix: str) -> None:
-    """Let the first record list no items whose keys begin like this."""
-    record = records[0]
-    for key in [key for key in record["big-data-names"] if key.startswith(prefix)]:
-        record["big-data-names"].remove(key)
-        del record["big-data-sizes"][key], record["big-data-digests"][key]
+def _unlist(record: dict[str, Any], key: str) -> None:
+    record["big-data-names"].remove(key)
+    del record["big-data-sizes"][key], record["big-data-digests"][key]
+
+
+def unlist_manifests(records: list[dict[str, Any]]) -> None:
+    """Remove the manifests from the first record, but not their files."""
+    for key in [key for key in records[0]["big-data-names"] if key.startswith("manifest")]:
+        _unlist(records[0], key)
 
 
 def _half_made(store: Path, image_id: str) -> None:
     """Leave what containers/storage leaves that dies before it saves the first manifest."""
-    edit_index(store, lambda records: forget(records, prefix="manifest"))
+    edit_index(store, unlist_manifests)
     _without_manifests(store, image_id)
 
 
 def _half_listed(store: Path, image_id: str) -> None:
     """Leave what containers/storage leaves that dies before it writes the last manifest."""
     (store / image_id / "manifest").unlink()
-    edit_index(store, _forget_last)
-
-
-def _forget_last(records: list[dict[str, Any]]) -> None:
-    record = records[0]
-    record["big-data-names"].remove("manifest")
-    del record["big-data-sizes"]["manifest"], record["big-data-digests"]["manifest"]
+    edit_index(store, lambda records: _unlist(records[0], "manifest"))
 
 
 def _directory_for_manifest(store: Path, image_id: str) -> None:
@@ -140,9 +133,10 @@ def _set_item(store: Path, image_id: str, key: str, data: bytes) -> None:
 
 
 def _manifest(change: Callable[[dict[str, Any]], object], *, more: str = "") -> Damage:
-    """Return the damage of a manifest that another program has written like this.
+    """Return the damage that a program does which writes a changed manifest.
 
-    :param more: members that come after its others
+    :param change: changes the manifest
+    :param more: JSON members that are appended to it
     """
 
     def damage(store: Path, image_id: str) -> None:
@@ -155,16 +149,16 @@ def _manifest(change: Callable[[dict[str, Any]], object], *, more: str = "") -> 
 
 
 def _config_with(**fields: Any) -> Damage:
-    """Return the damage of a config with such fields, which every digest agrees with."""
+    """Return the damage of a config with these fields, whose digests are right."""
 
     def damage(store: Path, image_id: str) -> None:
         config = json.dumps(json.loads(_config(store, image_id).read_bytes()) | fields).encode()
         manifest = json.loads((store / image_id / "manifest").read_bytes())
-        manifest["config"] |= {"digest": _digest(config), "size": len(config)}
-        _set_item(store, image_id, _digest(config), config)
+        manifest["config"] |= {"digest": digest_of(config), "size": len(config)}
+        _set_item(store, image_id, digest_of(config), config)
         for path in _manifests(store, image_id):
             path.unlink()
-        edit_index(store, lambda records: forget(records, prefix="manifest"))
+        edit_index(store, unlist_manifests)
         _set_item(store, image_id, "manifest", json.dumps(manifest).encode())
 
     return Damage(damage, "its config .* cannot be read", stays=False)
@@ -187,7 +181,7 @@ ARTIFACT = json.dumps(
     {
         "schemaVersion": 2,
         "mediaType": f"{_OCI}.manifest.v1+json",
-        "config": {"mediaType": "application/x", "digest": _digest(b"{}"), "size": 2},
+        "config": {"mediaType": "application/x", "digest": digest_of(b"{}"), "size": 2},
         "layers": [],
     }
 ).encode()
@@ -197,10 +191,12 @@ INDEX = json.dumps(
     {
         "schemaVersion": 2,
         "mediaType": f"{_OCI}.index.v1+json",
-        "manifests": [{"mediaType": f"{_OCI}.manifest.v1+json", "digest": _digest(b""), "size": 1}],
+        "manifests": [
+            {"mediaType": f"{_OCI}.manifest.v1+json", "digest": digest_of(b""), "size": 1}
+        ],
     }
 ).encode()
-"""An image index whose platforms are elsewhere."""
+"""An image index whose images are not in the store."""
 
 _OLD = json.dumps({"schemaVersion": 1, "fsLayers": [], "history": []}).encode()
 
@@ -264,4 +260,4 @@ PODMAN_FAILS = {
     "ID not hex": Damage(_renamed, "the ID 'short'", stays=False),
     "unknown layer": Damage(_fields(layer="0" * 64), "top layer 0+ is unknown", stays=False),
 }
-"""By names for people."""
+"""The kinds of damage, by description."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -10,16 +9,13 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from .layouts import digest_of
+
 CONTENT = bytes(range(256)) * 12_000
-"""3 MB, so that it comes in several chunks."""
+"""3 MB, which takes several chunks."""
 
 
-def sha256(data: bytes) -> str:
-    """Return the digest of data."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-DIGEST = sha256(CONTENT)
+DIGEST = digest_of(CONTENT)
 
 
 async def chunks(content: bytes = CONTENT, size: int = 100_000) -> AsyncIterator[bytes]:
