@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import anyio
@@ -17,6 +16,7 @@ from aimagestore import (
     StoreCorruptError,
 )
 
+from .support.foreign import locked_by_another_process
 from .support.stores import is_locked
 
 
@@ -81,14 +81,7 @@ async def test_closing_another_descriptor_of_the_lock_file_does_not_release_the_
 async def test_a_posix_lock_of_another_process_is_named(path: Path) -> None:
     async with ImageStore(path, lock_timeout=0.05) as store:
         await store.create("one")
-        code = (
-            "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX);"
-            "print('held', flush=True); sys.stdin.read()"
-        )
-        process = await anyio.open_process([sys.executable, "-c", code, str(path / "images.lock")])
-        async with process:
-            assert process.stdout is not None
-            await process.stdout.receive()
+        with locked_by_another_process(path) as process:
             with pytest.raises(LockTimeoutError) as info:
                 await store.set_metadata("one", "x")
             assert info.value.holder_pid == process.pid
@@ -98,8 +91,6 @@ async def test_a_posix_lock_of_another_process_is_named(path: Path) -> None:
             with pytest.raises(LockTimeoutError):
                 async with store.transaction():
                     pass
-            assert process.stdin is not None
-            await process.stdin.aclose()
         await store.set_metadata("one", "x")
 
 

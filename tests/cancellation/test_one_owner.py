@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +18,12 @@ import pytest
 
 from aimagestore import ImageStore, LockTimeoutError, StagedItem, StoreClosedError, check
 from aimagestore._directory.commit import DirectoryWriter
+from aimagestore._directory.files import Directory
 from aimagestore._engine.lock import Grant, LockLine
 
+from ..support.foreign import locked_by_another_process
 from ..support.gates import Gate, close_at
 from ..support.stores import is_locked, is_requested, library_threads, locked, open_files, until
-
-HOLDER = """
-import fcntl, sys
-file = open(sys.argv[1], "r+b")
-fcntl.lockf(file, fcntl.LOCK_EX)
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextmanager
-def locked_by_another_process(path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Hold the lock as podman does."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(path / "images.lock")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdin is not None
-    try:
-        assert process.stdout.readline() == b"held\n"
-        yield process
-    finally:
-        process.kill()  # a forked child may keep its standard input open
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
 
 
 @pytest.fixture
@@ -131,8 +106,8 @@ async def test_a_grant_that_comes_as_the_store_closes_is_released_or_used_under_
             tasks.start_soon(create)
             tasks.start_soon(transact)
             await until(is_requested)
-        # The lock is free now; the thread of the line gets it while the loop is busy here.
-        threading.Event().wait(0.05)
+        # The lock is free now. The thread of the line acquires it while this blocks the loop.
+        time.sleep(0.05)
         await store.aclose()
     assert len(outcomes) == 2
     assert all(seen)
@@ -185,7 +160,7 @@ async def test_an_open_transaction_is_completed_before_the_store_closes(path: Pa
         await entered.wait()
         with anyio.move_on_after(0.02) as scope:
             await store.aclose()
-        assert scope.cancelled_caught  # it may leave, and the store closes by itself
+        assert scope.cancelled_caught  # closing goes on without this call
         with pytest.raises(StoreClosedError):
             await store.get("one")
         leave.set()
@@ -213,7 +188,7 @@ async def test_closing_a_store_closes_what_it_has_open(path: Path) -> None:
             await anext(events)
 
 
-async def test_a_task_that_waits_for_a_change_is_woken_when_the_store_closes(path: Path) -> None:
+async def test_a_task_that_waits_for_a_change_is_refused_when_the_store_closes(path: Path) -> None:
     store = await ImageStore(path).__aenter__()
     ended = anyio.Event()
 
@@ -250,7 +225,7 @@ async def test_a_transaction_may_be_left_by_another_task(path: Path) -> None:
         await store.create("two")
 
 
-async def test_a_transaction_in_a_generator_that_is_dropped_is_discarded(path: Path) -> None:
+async def test_a_transaction_in_a_generator_that_is_collected_is_discarded(path: Path) -> None:
     async with ImageStore(path, lock_timeout=10) as store:
 
         async def generate() -> AsyncIterator[int]:
@@ -258,7 +233,8 @@ async def test_a_transaction_in_a_generator_that_is_dropped_is_discarded(path: P
                 await tx.create("one")
                 yield 1
 
-        with _no_warnings():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # trio warns of generators that are dropped
             async for _ in generate():
                 break
             gc.collect()
@@ -280,16 +256,6 @@ async def test_a_transaction_that_is_never_left_is_discarded_when_it_is_collecte
         await until(lambda: not is_locked(path))
         await store.create("two")
         assert not await store.exists("one")
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    # trio warns of generators that are dropped; that is what this is about.
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 async def test_a_cancelled_transaction_is_completed_when_its_commit_has_begun(
@@ -324,17 +290,17 @@ async def test_a_cancelled_transaction_is_completed_when_its_commit_has_begun(
         assert await store.metadata("one") == "new"
 
 
-# Waiters that give up as they are granted
+# Calls that are cancelled as they are granted the lock
 
 
-async def test_a_waiter_that_gives_up_as_it_is_granted_leaves_the_lock_free(
+async def test_a_call_that_is_cancelled_as_it_is_granted_the_lock_leaves_it_free(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     granted: list[Callable[[], object]] = []
     real = LockLine.request
 
     def request(self: Any, notify: Callable[[], object]) -> Any:
-        # The task learns of the grant too late: it gives up in between.
+        # The task would learn of the grant too late: it is cancelled before.
         return real(self, lambda: granted.append(notify))
 
     async with ImageStore(path) as store:
@@ -360,16 +326,16 @@ async def test_a_waiter_that_gives_up_as_it_is_granted_leaves_the_lock_free(
         await store.set_metadata("one", "works")
 
 
-async def test_a_mutation_that_gives_up_as_the_lock_is_granted_is_not_committed(
+async def test_a_change_that_is_cancelled_as_the_lock_is_granted_is_not_committed(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    granted = Gate()
+    granted = threading.Event()
     real = Grant.__init__
 
     def init(self: Any, line: Any, held: Any) -> None:
         real(self, line, held)
         if threading.current_thread().name == "aimagestore lock":
-            granted.reached.set()
+            granted.set()
 
     monkeypatch.setattr(Grant, "__init__", init)
     async with ImageStore(path, lock_timeout=30) as store:
@@ -378,7 +344,7 @@ async def test_a_mutation_that_gives_up_as_the_lock_is_granted_is_not_committed(
             with locked(path):
                 tasks.start_soon(store.create, "two")
                 await until(is_requested)
-            assert granted.reached.wait(20)  # the loop does not run meanwhile
+            assert granted.wait(20)  # the loop does not run meanwhile
             tasks.cancel_scope.cancel()
         await until(lambda: not is_locked(path))
         await store.create("three")
@@ -425,7 +391,7 @@ async def test_a_zero_lock_timeout_tries_once(path: Path) -> None:
 
 
 EXIT = """
-import sys, time
+import sys
 import anyio
 from aimagestore import ImageStore, check
 
@@ -524,14 +490,12 @@ async def test_a_forked_child_does_not_keep_the_lock_of_a_dead_parent(path: Path
             await store.set_metadata("one", "new")
 
 
-# What tasks leave behind in threads
+# Work that tasks leave to threads
 
 
 async def test_content_that_is_discarded_while_a_thread_writes_it_is_closed_by_that_thread(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aimagestore._directory.files import Directory
-
     gate = Gate()
     real = Directory.write
 

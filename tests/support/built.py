@@ -14,7 +14,10 @@ from .layouts import CONFIG, MANIFEST, digest_of, encode, hex_of
 def config(
     labels: Mapping[str, str] | None = None, steps: Sequence[str] = (), **fields: Any
 ) -> Any:
-    """A config."""
+    """Return a config.
+
+    :param steps: the commands of its history
+    """
     history = [
         {"created": "2024-01-01T00:00:00Z", "created_by": step, "empty_layer": True}
         for step in steps
@@ -31,7 +34,7 @@ def config(
 async def create_built(
     store: ImageStore, document: Any, *, names: Iterable[str] = (), created: datetime | None = None
 ) -> Image:
-    """Create an image with this config, and return it."""
+    """Create an image with this config and no layers, and return it."""
     text = encode(document)
     described = {"mediaType": CONFIG, "digest": digest_of(text), "size": len(text)}
     manifest = encode(

@@ -14,6 +14,7 @@ from .stores import edit_index
 
 
 def listing(path: Path) -> list[tuple[str, int, int]]:
+    """Return the path, time of change and size of a directory and of everything below it."""
     return sorted(
         (str(p), p.lstat().st_mtime_ns, p.lstat().st_size) for p in [path, *path.rglob("*")]
     )
@@ -24,16 +25,14 @@ def replace_with_fifo(file: Path) -> None:
     os.mkfifo(file)
 
 
+def replace_index(image: Path, data: bytes) -> None:
+    (image.parent / "images.json").write_bytes(data)
+
+
 DAMAGE: dict[Kind, tuple[Callable[[Path], object], str]] = {
     Kind.INDEX_MISSING: (lambda image: (image.parent / "images.json").unlink(), "images.json"),
-    Kind.INDEX_BLANK: (
-        lambda image: (image.parent / "images.json").write_bytes(b"\0\0"),
-        "images.json",
-    ),
-    Kind.INDEX_DAMAGED: (
-        lambda image: (image.parent / "images.json").write_bytes(b'[{"id":'),
-        "images.json",
-    ),
+    Kind.INDEX_BLANK: (lambda image: replace_index(image, b"\0\0"), "images.json"),
+    Kind.INDEX_DAMAGED: (lambda image: replace_index(image, b'[{"id":'), "images.json"),
     Kind.RECORD_DAMAGED: (
         lambda image: edit_index(image.parent, lambda r: r.append({})),
         "images.json",
@@ -77,3 +76,4 @@ DAMAGE: dict[Kind, tuple[Callable[[Path], object], str]] = {
     Kind.ITEM_UNLISTED: (lambda image: (image / "other").touch(), FIXTURE_ID + "/other"),
     Kind.TEMPORARY_STALE: (lambda image: (image.parent / ".tmp-1").touch(), ".tmp-1"),
 }
+"""For each kind: a function that does the damage to an image's directory, and the reported path."""

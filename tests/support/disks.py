@@ -1,10 +1,11 @@
-"""File systems of a kind, on loop devices."""
+"""Directories in memory, and file systems on loop devices."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,16 @@ MAKE = {
 
 
 @contextmanager
+def directory_in_memory() -> Iterator[Path]:
+    """Make a directory on tmpfs for a block, or on disk where there is no tmpfs."""
+    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="aimagestore-", dir=parent) as directory:
+        yield Path(directory)
+
+
+@contextmanager
 def mounted_disk(kind: str, scratch: Path) -> Iterator[Path]:
-    """Mount a new file system of a kind in a block; skip the test where that is not possible."""
+    """Mount a new file system of this kind for a block, or skip the test where that fails."""
     if os.geteuid() != 0:
         pytest.skip("mounting takes root")
     make = MAKE[kind]

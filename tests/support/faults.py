@@ -1,4 +1,4 @@
-"""System calls that fail, and writers that die at a certain point."""
+"""System calls that fail, and writers that die at a chosen point."""
 
 from __future__ import annotations
 
@@ -51,7 +51,11 @@ class Faults:
 
     @contextmanager
     def fail(self, name: str, code: int, when: Callable[[int], bool]) -> Iterator[list[int]]:
-        """Let a call fail when ``when`` says so, given its number among those of its kind."""
+        """Make a function of ``os`` fail in a block; yield the numbers of its calls, from 1.
+
+        :param code: the number of the error
+        :param when: returns whether a call fails, given its number
+        """
 
         def is_due(number: int, *_: Any, **__: Any) -> bool:
             return when(number)
@@ -61,7 +65,7 @@ class Faults:
 
     @contextmanager
     def fail_call(self, name: str, code: int, when: Callable[..., bool]) -> Iterator[list[int]]:
-        """Let a call fail when ``when`` says so, given its number and its arguments."""
+        """Do the same as :meth:`fail`, with ``when`` given the call's arguments as well."""
         real = getattr(os, name)
         calls: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Another program that changes a store as containers/storage does, in several steps."""
+"""Other processes: they hold a store's lock, or change it as containers/storage does, in steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-# It prints the number that it has for itself, and holds the lock until its input ends.
+# It prints its process ID as it sees it, and holds the lock until its input ends.
 _HOLD = """
 import fcntl, os, sys
 with open(sys.argv[1], "r+b") as file:
@@ -25,10 +25,28 @@ with open(sys.argv[1], "r+b") as file:
 """
 
 
-class ForeignWriter:
-    """A process that holds the lock, in whose name the test changes the store.
+@contextmanager
+def locked_by_another_process(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Have another process hold the lock of a store's directory in a block, as podman does."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(path / "images.lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        try:
+            assert int(process.stdout.readline()) == process.pid
+            yield process
+        finally:
+            process.kill()  # a forked child may keep its standard input open
 
-    :ivar process: its number
+
+class ForeignWriter:
+    """A process that holds the lock. The test changes the store in its name.
+
+    :ivar process: its process ID
     :ivar is_over: whether it has released the lock
     """
 
@@ -43,17 +61,17 @@ class ForeignWriter:
             text=True,
         )
         assert self._process.stdout is not None
-        number = self._process.stdout.readline()
-        if not number and own_namespace:
+        own_id = self._process.stdout.readline()
+        if not own_id and own_namespace:
             _, errors = self._process.communicate()
-            pytest.skip(f"needs a namespace of its own for a process: {errors}")
-        self._own_number = int(number)
+            pytest.skip(f"cannot make a PID namespace: {errors}")
+        self._own_id = int(own_id)
         self.process = self._process.pid
         self.is_over = False
 
     def save(self, *records: dict[str, Any]) -> None:
-        """Save the index with these records, after the last-write token."""
-        token = struct.pack("<QQI44s", time.time_ns(), 1, self._own_number, os.urandom(44))
+        """Write a new last-write token, then an index with these records."""
+        token = struct.pack("<QQI44s", time.time_ns(), 1, self._own_id, os.urandom(44))
         with open(self._path / "images.lock", "r+b") as lock:
             lock.write(token)
         self._replace("images.json", json.dumps(records, separators=(",", ":")).encode())
@@ -76,7 +94,10 @@ class ForeignWriter:
 
 @contextmanager
 def foreign_writer(path: Path, *, own_namespace: bool = False) -> Iterator[ForeignWriter]:
-    """Have another program hold the lock until it releases it, or the block ends."""
+    """Have another process hold the lock until :meth:`ForeignWriter.release` or the block's end.
+
+    :param own_namespace: whether the process has a PID namespace of its own
+    """
     writer = ForeignWriter(path, own_namespace=own_namespace)
     try:
         yield writer

@@ -14,8 +14,10 @@ from .stores import becomes_true
 BEAT = 0.005
 """Seconds."""
 
-_FEW = 4
+_BEATS_PER_ANSWER = 4
 _LIMIT = 5.0
+"""Seconds."""
+
 _TRIES = 3
 
 
@@ -27,7 +29,7 @@ class Heartbeat:
     :ivar longest_work: the most that the loop's thread computed between two beats, in seconds of
         processor time: unlike the time between beats, it does not depend on what else is running
     :ivar answers: how often :meth:`let_beat` was called
-    :ivar has_stopped: whether a call of it waited in vain
+    :ivar has_stopped: whether one of those calls saw no four beats within 5 seconds
     """
 
     def __init__(self) -> None:
@@ -40,14 +42,14 @@ class Heartbeat:
 
     @asynccontextmanager
     async def beating(self) -> AsyncIterator[None]:
-        """Beat for the duration of a block, from its beginning to its end."""
+        """Beat during a block."""
 
         async def beat() -> None:
             while True:
                 await anyio.sleep(BEAT)
                 self._beat()
 
-        # The collector would look at all that earlier tests have left, in the loop's thread too.
+        # Otherwise the collector examines all objects of earlier tests, in the loop's thread too.
         gc.freeze()
         self._times = time.perf_counter(), time.thread_time()
         try:
@@ -67,24 +69,24 @@ class Heartbeat:
         self.beats += 1
 
     def let_beat(self) -> None:
-        """Return after four more beats; for use in a server's thread, before it answers.
+        """Return after four more beats, in the thread of a server that is about to answer.
 
-        So an answer takes 20 ms. One that the event loop itself waits for never comes by this,
+        The answer then takes 20 ms. If the event loop waits for it, there are no beats meanwhile,
         however slow or fast the machine is.
         """
         self.answers += 1
-        enough = self.beats + _FEW
+        enough = self.beats + _BEATS_PER_ANSWER
         if not self.has_stopped and not becomes_true(lambda: self.beats >= enough, _LIMIT):
             self.has_stopped = True
 
 
 async def never_waits(work: Callable[[], Awaitable[None]], in_one_go: float) -> bool:
-    """Whether the loop was not stopped for half as long as a part of the work takes in one go.
+    """Return whether no two beats were further apart than half of a given time during some work.
 
-    A machine that is busy with something else stops it now and then, so it may be tried again; what
-    runs on the loop stops it each time.
+    A busy machine delays a beat now and then, so three tries are made. Work that runs on the loop
+    delays one in each try.
 
-    :param in_one_go: seconds
+    :param in_one_go: how long the part of the work that might run on the loop takes, in seconds
     """
     for _ in range(_TRIES):
         heart = Heartbeat()
