@@ -1,4 +1,4 @@
-"""What every test has: its event loops, a guard against blocking them, a store, and servers."""
+"""What tests share: event loops, a guard against blocking them, checks afterwards, and servers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from filelock import FileLock
 from hypothesis import settings
 
 from aimagestore import ImageStore
+from aimagestore._directory.location import DirectoryLocation
 
 from .support import guard
 from .support.faults import Faults, die_after_commit
@@ -37,14 +38,14 @@ settings.load_profile("default")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to thorough runs what only repeats something on one more loop or kind of store."""
+    """Leave to thorough runs the tests that repeat others on one more loop or kind of store."""
     for item in {*second_runs(items), *repeats_on_stacked_stores(items)}:
         item.add_marker("thorough")
 
 
 @pytest.fixture(params=USUAL_LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    """Every async test runs on each of these."""
+    """Each of the usual event loops."""
     return request.param
 
 
@@ -69,7 +70,7 @@ async def store(path: Path) -> AsyncIterator[ImageStore]:
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
-    """Makes system calls of the library fail."""
+    """Lets a test make system calls fail."""
     return Faults(monkeypatch)
 
 
@@ -92,8 +93,6 @@ def _no_damage_left(request: pytest.FixtureRequest) -> Iterator[None]:
     path: Path = request.getfixturevalue("path")
     yield
     if path.is_dir():
-        from aimagestore._directory.location import DirectoryLocation
-
         report = run_steps(DirectoryLocation(path).checker(verify=True).steps())
         assert report.findings == ()
 
@@ -103,39 +102,40 @@ def _nothing_left_open() -> Iterator[None]:
     """Fail a test that leaves descriptors or threads of a store behind."""
     before = _open()
     yield
-    # A step of a check that was cancelled ends by itself, in its thread.
+    # The thread of a cancelled check ends by itself.
     if becomes_true(lambda: _open() <= before, 1):
         return
-    gc.collect()  # the lock of a directory is closed with the last object that refers to it
+    gc.collect()  # a directory's lock is closed with the last object that refers to it
     becomes_true(lambda: _open() <= before)
     assert _open() <= before
 
 
 def _open() -> set[object]:
-    """Return what stores have open, what notifies their watches, and their threads."""
+    """Return the open files, inotify instances and threads of stores."""
     return {*open_files("/store", "inotify"), *library_threads()}
 
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """PostgreSQL and SeaweedFS, their credentials in the environment; each worker has its own."""
+    """PostgreSQL and SeaweedFS, with their credentials in the environment.
+
+    Each worker of pytest-xdist has its own.
+    """
     for package in ("psycopg", "obstore"):
         pytest.importorskip(package, reason="needs the clients: pip install 'aimagestore[cluster]'")
     from aimagestore.cluster._local.server import ServersMissingError
 
     from .cluster.servers import Servers, make_cluster
 
-    # One worker at a time looks for free ports and takes them.
+    # One worker at a time finds free ports and starts servers on them.
     starting = FileLock(tmp_path_factory.getbasetemp().parent / "servers.lock")
     with pytest.MonkeyPatch.context() as patch:
-        starting.acquire()
         try:
-            local = make_cluster()
-            running = local.__enter__()
+            with starting:
+                local = make_cluster()
+                running = local.__enter__()
         except ServersMissingError as missing:
             pytest.skip(str(missing))
-        finally:
-            starting.release()
         try:
             for name, value in running.environment.items():
                 patch.setitem(os.environ, name, value)
@@ -147,7 +147,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest.fixture(scope="session")
 def cluster_store(servers: Servers) -> Iterator[ClusterStore]:
-    """The one place on the servers that the contract's tests use in turn."""
+    """A store on the servers, which the tests of the contract clear and use one after another."""
     with servers.new_place() as place:
         store = ClusterStore(place)
         yield store
@@ -156,7 +156,7 @@ def cluster_store(servers: Servers) -> Iterator[ClusterStore]:
 
 @pytest.fixture(params=["directory", "stacked", "cluster"])
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreUnderTest]:
-    """A place where there is no image yet, for each kind of store."""
+    """A store without images, of each kind."""
     if request.param == "directory":
         found: StoreUnderTest = DirectoryStore(tmp_path)
     elif request.param == "stacked":

@@ -5,9 +5,7 @@ In a usual run another program has the lock at first for every second one of the
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,6 +13,7 @@ import pytest
 
 from aimagestore import ImageStore
 
+from ..support.disks import directory_in_memory
 from ..support.loops import EXTENTS, pairs
 from ..support.stores import StackedStore, StoreUnderTest, tree
 from ..support.sweep import Operation, Sweep, fill
@@ -26,7 +25,7 @@ class FilledStore(StackedStore):
     """A store whose first additional store has an image."""
 
     def fill(self) -> None:
-        """Create the image, and keep what the additional store is like."""
+        """Create the image, and keep the content of the additional store to compare it."""
         anyio.run(self._fill)
         self.before = tree(self.additional[0])
 
@@ -55,7 +54,7 @@ COPYING: dict[str, Operation] = {
 
 
 class CopyingSweep(Sweep):
-    """The same for an operation that copies."""
+    """A sweep of an operation that copies an image of the additional store first."""
 
     where: FilledStore
 
@@ -73,9 +72,9 @@ class CopyingSweep(Sweep):
 
 @pytest.fixture(scope="module")
 def where() -> Iterator[FilledStore]:
-    """A store to be restored."""
-    with tempfile.TemporaryDirectory(prefix="aimagestore-", dir="/dev/shm") as directory:
-        where = FilledStore(Path(directory))
+    """A store that is restored before each step."""
+    with directory_in_memory() as directory:
+        where = FilledStore(directory)
         where.fill()
         yield where
 

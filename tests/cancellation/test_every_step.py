@@ -1,20 +1,18 @@
 """Every coroutine and context manager of a store, interrupted at every step, in every way.
 
-A usual run interrupts each step by ``Task.cancel`` and by a scope on asyncio, and by a scope on
-trio. The other ways take turns, and so do all of them while the lock is held or the disk is slow:
-each step has one of them. uvloop has every third step. A thorough run tries each way at each step.
+A usual run interrupts each step on asyncio by ``Task.cancel`` and by a scope, and on trio by a
+scope. The other ways take turns, one at each step, and so do all ways while the lock is held or the
+disk is slow. On uvloop only every third step is interrupted. A thorough run tries each way at each
+step.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -23,6 +21,7 @@ import pytest
 from aimagestore._directory import files
 
 from ..support import interruptions
+from ..support.disks import directory_in_memory
 from ..support.loops import ASYNCIO_LOOPS, EXTENTS, OPTIONS
 from ..support.stores import DirectoryStore
 from ..support.sweep import CHANGES, OPERATIONS, READS, Sweep, fill
@@ -30,10 +29,9 @@ from ..support.sweep import CHANGES, OPERATIONS, READS, Sweep, fill
 
 @pytest.fixture(scope="module")
 def where() -> Iterator[DirectoryStore]:
-    """A store to be restored, in memory where that is possible."""
-    parent = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    with tempfile.TemporaryDirectory(prefix="aimagestore-", dir=parent) as directory:
-        where = DirectoryStore(Path(directory))
+    """A store that is restored before each step."""
+    with directory_in_memory() as directory:
+        where = DirectoryStore(directory)
         anyio.run(fill, where)
         yield where
 

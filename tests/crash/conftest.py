@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ..support import guard
+from ..support.disks import directory_in_memory
 from ..support.loops import NIGHTLY
-
-SHM = Path("/dev/shm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,14 +21,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Path]:
+def scratch() -> Iterator[Path]:
     """A directory in memory, where it costs nothing to make things durable."""
-    if not os.access(SHM, os.W_OK):
-        yield tmp_path
-        return
-    path = Path(tempfile.mkdtemp(prefix="aimagestore-", dir=SHM))
-    yield path
-    shutil.rmtree(path)
+    with directory_in_memory() as directory:
+        yield directory
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ..support.disks import directory_in_memory
 from .peer import Peer, build
 from .tools import PreparedStores, require
 
@@ -38,15 +38,10 @@ def prepared() -> Iterator[PreparedStores]:
 
 
 @pytest.fixture
-def in_memory(tmp_path: Path) -> Iterator[Path]:
+def in_memory() -> Iterator[Path]:
     """A directory on tmpfs, if this machine has one."""
-    shared = Path("/dev/shm")
-    if not os.access(shared, os.W_OK):
-        yield tmp_path
-        return
-    directory = Path(tempfile.mkdtemp(prefix="aimagestore-", dir=shared))
-    yield directory
-    shutil.rmtree(directory)
+    with directory_in_memory() as directory:
+        yield directory
 
 
 @pytest.fixture

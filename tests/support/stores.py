@@ -1,8 +1,9 @@
-"""A place for one store, as the contract's tests see it: what they do there besides using it."""
+"""Stores of every kind as tests see them: what is in them, who locks them, what is open."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -19,15 +20,16 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import anyio
-import pytest
 
 from aimagestore import Finding, Image
 from aimagestore._async.locations import location_of, stacked_location
 from aimagestore._core.names import big_data_file
+from aimagestore._core.record import Record, read
 from aimagestore._engine.protocol import Location, Steps
 
 if TYPE_CHECKING:
     import psycopg
+    import pytest
 
     from aimagestore.cluster import ClusterLocation
 
@@ -39,7 +41,10 @@ _BRIEF_THREADS = _LINE_THREADS | {"aimagestore connect", "aimagestore cancel"}
 
 
 def open_files(*parts: str) -> set[str]:
-    """Return the descriptors of this process whose files have one of these in their path."""
+    """Return the open files of this process whose path contains one of these parts.
+
+    Each is a string of the descriptor and the path.
+    """
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -52,22 +57,23 @@ def open_files(*parts: str) -> set[str]:
 
 
 def descriptors(part: str) -> Counter[str]:
-    """Count the open files of this process whose path contains a part, and notifications."""
+    """Count the open files of this process whose path contains a part, and inotify instances."""
     targets = (each.partition(" ")[2] for each in open_files(""))
     return Counter(target for target in targets if part in target or "inotify" in target)
 
 
 def library_threads() -> set[threading.Thread]:
-    """Return the threads that stores have started and that have not ended.
+    """Return the running threads that stores have started.
 
-    The watchdog of all sessions belongs to no store, and ends by itself.
+    The watchdog of a cluster's sessions is not among them: it belongs to the process, and ends
+    by itself.
     """
     found = (t for t in threading.enumerate() if t.name.startswith("aimagestore"))
     return {thread for thread in found if thread.name != "aimagestore watchdog"}
 
 
 def becomes_true(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    """Return whether a condition becomes true in time. Blocks; for use outside the event loop."""
+    """Wait until a condition is true, and return whether that was in time. Blocks the thread."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -88,7 +94,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether anybody holds that lock."""
+    """Return whether the lock of a store's directory is held."""
     try:
         with locked(path):
             return False
@@ -102,7 +108,7 @@ def is_requested() -> bool:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Return when a condition is true."""
+    """Return when a condition is true, or fail after a minute."""
     with anyio.fail_after(60):
         while not condition():
             await anyio.sleep(0.001)
@@ -119,7 +125,7 @@ async def until_not_requested() -> None:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """Return the files of a directory's store, except for the lock file with its token."""
+    """Return the content of a store's files, except for the lock file with its token."""
     return {
         str(p.relative_to(path)): p.read_bytes()
         for p in path.rglob("*")
@@ -128,7 +134,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def tree(path: Path) -> dict[str, object]:
-    """Return everything below a directory: the kind of each entry, or its content."""
+    """Return everything below a directory: the content or target of each entry, or its type."""
     found: dict[str, object] = {}
     for entry in sorted(path.rglob("*")):
         mode = entry.lstat().st_mode
@@ -158,7 +164,7 @@ def run_steps(steps: Steps[Any]) -> Any:
 
 
 class StoreUnderTest(ABC):
-    """A place for one store: ``ImageStore(where.location)`` opens it, any number of times.
+    """A store that a test opens with ``ImageStore(where.location)``, any number of times.
 
     :ivar root: a directory for the test's files
     """
@@ -168,7 +174,7 @@ class StoreUnderTest(ABC):
     @property
     @abstractmethod
     def location(self) -> Path | Location:
-        """What opens the store."""
+        """The argument of ``ImageStore`` that opens the store."""
 
     @property
     @abstractmethod
@@ -177,15 +183,15 @@ class StoreUnderTest(ABC):
 
     @abstractmethod
     def contents(self) -> object:
-        """Return all that the store holds, to be compared."""
+        """Return everything that the store holds, to compare it."""
 
     @abstractmethod
     def garbage(self) -> list[str]:
-        """Return what is there and belongs to no image."""
+        """Return the names of files or objects that belong to no image."""
 
     @abstractmethod
     def check_intact(self) -> None:
-        """Check that records and big data are whole, and agree."""
+        """Check that records and big data are whole and consistent."""
 
     @abstractmethod
     def copies(self) -> int:
@@ -193,10 +199,10 @@ class StoreUnderTest(ABC):
 
     @abstractmethod
     def damage(self, image_id: str, key: str) -> None:
-        """Spoil what holds the content of an item, so that it must not be used again."""
+        """Alter or remove the content of an item, so that the store must not link to it."""
 
     def findings(self) -> tuple[Finding, ...]:
-        """Return what the library's own check finds."""
+        """Return the findings of the library's own check."""
         checker = location_of(self.location).checker(verify=True)
         report = run_steps(checker.steps())
         found: tuple[Finding, ...] = report.findings
@@ -204,20 +210,23 @@ class StoreUnderTest(ABC):
 
     @abstractmethod
     def open_handles(self) -> int:
-        """Return how many files or sessions are open there."""
+        """Return how many files of the store, or sessions, are open."""
 
     def in_use(self) -> Counter[str]:
-        """Return what this process uses there, except for what stores keep for the next call."""
+        """Count the descriptors, sessions and threads that calls use at this moment.
+
+        What an idle store keeps for its next call is not among them.
+        """
         brief = Counter(t.name for t in threading.enumerate() if t.name in _BRIEF_THREADS)
         return descriptors(str(self.root)) + brief
 
     @abstractmethod
     def disable_notifications(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let watches poll, and often."""
+        """Make watches poll every 10 ms, without notifications."""
 
     @abstractmethod
     def limit_pending_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let a watch keep no more than ten changes."""
+        """Make watches expire when more than ten changes are pending."""
 
     @abstractmethod
     def locked(self) -> AbstractContextManager[None]:
@@ -225,15 +234,15 @@ class StoreUnderTest(ABC):
 
     @abstractmethod
     def is_locked(self) -> bool:
-        """Return whether anybody holds the store's lock."""
+        """Return whether the store's lock is held."""
 
     @abstractmethod
     def is_requested(self) -> bool:
-        """Return whether anybody waits for the store's lock."""
+        """Return whether a call waits for the store's lock."""
 
     @abstractmethod
     def remove_measures(self, image_id: str) -> None:
-        """Remove the sizes and digests of its items from an image's record."""
+        """Remove from an image's record its digest, and the sizes and digests of its items."""
 
     @abstractmethod
     def remove_content(self, image_id: str, key: str) -> None:
@@ -245,39 +254,39 @@ class StoreUnderTest(ABC):
 
     @abstractmethod
     def save(self) -> None:
-        """Keep what the store holds, for :meth:`restore`."""
+        """Save the store's content for :meth:`restore`."""
 
     @abstractmethod
     def restore(self) -> None:
-        """Let the store hold what it held at :meth:`save`."""
+        """Restore the store's content at the time of :meth:`save`."""
 
     async def until_requested(self) -> None:
-        """Return when somebody waits for the store's lock."""
+        """Return when a call waits for the store's lock."""
         await until(self.is_requested)
 
     async def until_not_requested(self) -> None:
-        """Return when nobody waits for the store's lock."""
+        """Return when no call waits for the store's lock."""
         await until(lambda: not self.is_requested())
 
     async def until_no_garbage(self) -> None:
-        """Return when nothing is there that belongs to no image.
+        """Return when every file or object belongs to an image.
 
-        What is removed from an object store may go a moment after the call that gave it up.
+        A cluster's store removes objects in a thread, which may go on after the call.
         """
         await until(lambda: not self.garbage())
 
     async def until_free(self) -> None:
-        """Return when nobody waits for the store's lock, or holds it.
+        """Return when no call waits for the store's lock or holds it.
 
-        A server may grant it before it learns that nobody wants it any more, and frees the lock
-        of a session that was closed a moment later.
+        After a cancelled wait, PostgreSQL may still grant the lock, and it frees the lock of a
+        closed session a moment later.
         """
         await self.until_not_requested()
         await until(lambda: not self.is_locked())
 
 
 class DirectoryStore(StoreUnderTest):
-    """A directory."""
+    """A store in a directory."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -357,15 +366,15 @@ class DirectoryStore(StoreUnderTest):
 
 
 class StackedStore(DirectoryStore):
-    """A directory with additional stores, which have no images."""
+    """A store in a directory, with additional stores that have no images."""
 
     @property
     def additional(self) -> list[Path]:
-        """The additional stores: one with an index, and one that never had an image."""
+        """The directories of the additional stores: one with an index, and an empty one."""
         return [Path(f"{self.path}-one"), Path(f"{self.path}-two")]
 
     def make_additional(self) -> None:
-        """Make the additional stores where they are not there yet."""
+        """Make the additional stores, unless they exist."""
         for path in self.additional:
             path.mkdir(exist_ok=True)
         (self.additional[0] / "images.json").write_text("[]")
@@ -383,7 +392,7 @@ class StackedStore(DirectoryStore):
 
 
 class ClusterStore(StoreUnderTest):
-    """A database, and a part of a bucket."""
+    """A store in a database and a part of a bucket."""
 
     def __init__(self, place: Place) -> None:
         from aimagestore.cluster._addresses import BucketAddress
@@ -413,22 +422,25 @@ class ClusterStore(StoreUnderTest):
         return super().in_use() + Counter(query for (query,) in self._rows(query))
 
     def named_objects(self) -> set[UUID]:
-        """Return the objects that the tables name."""
+        """Return the IDs of the objects that the tables refer to."""
         return {blob for (blob,) in self._rows("SELECT blob FROM image_items")}
 
     def images(self) -> list[Image]:
-        """Return what the tables have."""
-        from aimagestore._core.record import read
+        """Return the images that the tables hold, in order."""
+        return [record.image for record in self._records()]
 
+    def _records(self) -> list[Record]:
         rows = self._rows("SELECT record FROM images ORDER BY place")
-        records = [read(text.encode()) for (text,) in rows]
-        return [record.image for record in records if record is not None]
+        found = [read(text.encode()) for (text,) in rows]
+        records = [record for record in found if record is not None]
+        assert len(records) == len(found)
+        return records
 
     def _rows(self, query: str, *values: object) -> list[Any]:
         return self._session.execute(query.encode(), values or None).fetchall()
 
     def objects(self) -> set[UUID]:
-        """Return the objects that there are."""
+        """Return the IDs of the objects in the bucket."""
         import obstore
 
         paths = (found["path"] for page in obstore.list(self._bucket) for found in page)
@@ -457,31 +469,23 @@ class ClusterStore(StoreUnderTest):
         return [blob.hex for blob in self.objects() - self.named_objects()]
 
     def remove_garbage(self) -> None:
-        """Remove the objects that the tables do not name."""
+        """Remove the objects that the tables do not refer to."""
         self._delete(self.objects() - self.named_objects())
 
     def check_intact(self) -> None:
-        import hashlib
-
-        from aimagestore._core.record import read
-
-        records = [read(text.encode()) for (text,) in self._rows("SELECT record FROM images")]
-        assert None not in records
-        known = [record for record in records if record is not None]
-        names = {(hashlib.sha256(n.encode()).digest(), r.id) for r in known for n in r.names}
+        records = self._records()
+        names = {(hashlib.sha256(n.encode()).digest(), r.id) for r in records for n in r.names}
         assert set(self._rows("SELECT name, image_id FROM image_names")) == names
-        digests = {(digest, record.id) for record in known for digest in record.digests}
+        digests = {(digest, record.id) for record in records for digest in record.digests}
         assert set(self._rows("SELECT digest, image_id FROM image_digests")) == digests
-        keys = {
-            (record.id, key.encode()) for record in known for key in record.image.big_data_names
-        }
+        keys = {(r.id, key.encode()) for r in records for key in r.image.big_data_names}
         current = "SELECT image_id, key FROM image_items WHERE removed IS NULL"
         assert set(self._rows(current)) == keys
-        # A row without an image notes that an orphan object was removed.
+        # A row without an image records that an orphan object was removed.
         blobs = {row[0] for row in self._rows("SELECT blob FROM image_items WHERE image_id <> ''")}
-        # One that turned out not to be needed is removed in a thread.
+        # A thread removes the objects that turned out not to be needed.
         assert becomes_true(lambda: self.objects() == blobs)
-        assert self._rows("SELECT images FROM image_store") == [(len(known),)]
+        assert self._rows("SELECT images FROM image_store") == [(len(records),)]
         assert self.findings() == ()
 
     def open_handles(self) -> int:
@@ -541,8 +545,8 @@ class ClusterStore(StoreUnderTest):
 
         return psycopg.connect(self.place.records_url, autocommit=True)
 
-    def is_lost(self) -> bool:
-        """Return whether a test has stopped the server since the last use."""
+    def _is_lost(self) -> bool:
+        """Return whether the session is lost, as after a restart of the server."""
         import psycopg
 
         try:
@@ -553,7 +557,7 @@ class ClusterStore(StoreUnderTest):
 
     def clear(self) -> None:
         self._number += 1
-        if self.is_lost():
+        if self._is_lost():
             self._session = self._connect()
         self._session.execute(
             """
@@ -569,9 +573,9 @@ class ClusterStore(StoreUnderTest):
             self._session.execute(f"CREATE TEMPORARY TABLE saved_{table} AS TABLE {table}".encode())
 
     def restore(self) -> None:
-        """Let the store hold what it held at :meth:`save`, in a new commit.
+        """Restore the tables in a new commit.
 
-        Objects stay: what was saved needs some, and the others are garbage.
+        Objects stay. Those that the restored tables do not refer to are garbage.
         """
         self._session.execute(_RESTORE)
 
@@ -582,7 +586,7 @@ class ClusterStore(StoreUnderTest):
 
 _SAVED_TABLES = ("images", "image_names", "image_digests", "image_items", "image_store")
 
-# Stores find that what they know of earlier commits is worth nothing.
+# As all earlier commits are pruned, open stores read everything again.
 _RESTORE = b"""
     DELETE FROM images; DELETE FROM image_names; DELETE FROM image_digests;
     DELETE FROM image_items; DELETE FROM image_changes; DELETE FROM image_commits;

@@ -1,10 +1,10 @@
-"""A program: many clients that give each call a few milliseconds, and a ledger of what was kept.
+"""A program that runs many clients whose calls time out after milliseconds.
 
-Run as ``python -m tests.support.storm WHERE NAME SECONDS BACKEND CLIENTS SEED``. Each client uses
-every kind of call on the shared store, under a random time limit: with asyncio it is
-``asyncio.timeout`` and ``wait_for``, which pass through anyio's shields; with trio its own. At the
-end the program prints, as JSON, which calls of each client were acknowledged. It fails if anything
-is held, open or running that was not before.
+Run as ``python -m tests.support.storm WHERE NAME SECONDS BACKEND CLIENTS SEED``. The clients share
+a store. Each makes calls of all kinds under random time limits: on asyncio by ``asyncio.timeout``
+and ``wait_for``, which anyio's shields do not stop, and on trio by its own. At the end the program
+prints a JSON list with the ledger of each client. It fails if it has descriptors, threads or locks
+that it did not have before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import os
 import random
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -29,6 +28,8 @@ import anyio.lowlevel
 
 from aimagestore import ImageStore, ImageUnknownError, StoreUnavailableError
 
+from .stores import library_threads, open_files
+
 SHORTEST = 0.0005
 LONGEST = 0.02
 LONGEST_ON_A_CLUSTER = 0.5
@@ -37,12 +38,15 @@ LONGEST_ON_A_CLUSTER = 0.5
 
 @dataclass
 class Ledger:
-    """What the store has acknowledged to a client.
+    """The changes that the store has acknowledged to a client.
 
-    :ivar created: IDs whose creation was acknowledged, and not deleted since
-    :ivar deleted: IDs whose deletion was acknowledged
-    :ivar counter: the last number that was acknowledged as its image's metadata
+    :ivar client: the client's name, and the ID of its own image
+    :ivar created: IDs of images that it has created and has not tried to delete
+    :ivar deleted: IDs of images that it has deleted
+    :ivar counter: the last number that it has set as the metadata of its image
     :ivar tried: the last number that it has tried to set
+    :ivar calls: the number of its calls
+    :ivar timeouts: the number of those that were not acknowledged
     """
 
     client: str
@@ -55,7 +59,7 @@ class Ledger:
 
 
 class Client:
-    """One client of a store."""
+    """A client of a store, which counts in the metadata of its own image."""
 
     def __init__(self, store: ImageStore, where: Any, ledger: Ledger, seed: str) -> None:
         self._store = store
@@ -85,11 +89,11 @@ class Client:
         return self._ledger.client
 
     async def begin(self) -> None:
-        """Create the client's image, without a limit."""
+        """Create the client's image, without a time limit."""
         await self._store.create(self._own, metadata="-1", big_data={"item": b"0" * 1000})
 
     async def run(self, until: float) -> None:
-        """Make calls until a time."""
+        """Make calls until a time of the monotonic clock."""
         while time.monotonic() < until:
             call = self._random.choice(self._calls)
             limit = self._random.uniform(SHORTEST, self._longest)
@@ -190,18 +194,23 @@ async def _coroutine(call: Callable[[], Awaitable[None]]) -> None:
 
 
 async def storm(where: Any, name: str, seconds: float, clients: int, seed: str) -> list[Ledger]:
-    """Run clients on a store, and return their ledgers."""
+    """Run clients on a store, and return their ledgers.
+
+    :param name: what the names of these clients begin with
+    :param seconds: how long they make calls
+    """
     ledgers = [Ledger(f"{name}-{number}") for number in range(clients)]
     async with ImageStore(where) as store:
         tasks = [Client(store, where, ledger, f"{seed} {ledger.client}") for ledger in ledgers]
         for client in tasks:
             await client.begin()
         until = time.monotonic() + seconds
-        with anyio.fail_after(seconds + 60):  # a hang fails
+        with anyio.fail_after(seconds + 60):  # otherwise a call hangs
             async with anyio.create_task_group() as group:
                 for client in tasks:
                     group.start_soon(client.run, until)
-            for ledger in ledgers:  # the next calls work
+            # The store still works.
+            for ledger in ledgers:
                 ledger.tried += 1
                 await store.set_metadata(ledger.client, str(ledger.tried))
                 ledger.counter = ledger.tried
@@ -211,7 +220,7 @@ async def storm(where: Any, name: str, seconds: float, clients: int, seed: str) 
 
 
 def location_of(where: str) -> Any:
-    """Return a directory, or the location of a cluster: its two URLs with a blank between."""
+    """Return the directory, or the location of the cluster whose URLs are joined by a blank."""
     records, blank, blobs = where.partition(" ")
     if not blank:
         return where
@@ -230,18 +239,18 @@ def main() -> None:
         ledgers = await storm(location_of(where), name, float(seconds), int(clients), seed)
         gc.collect()
         end = time.monotonic() + 15
-        while _left(where):
-            assert time.monotonic() < end, _left(where)
+        while left := open_files(where, "inotify") | library_threads():
+            assert time.monotonic() < end, left
             await anyio.sleep(0.01)
         return ledgers
 
     ledgers = anyio.run(
         run, backend="trio" if backend == "trio" else "asyncio", backend_options=options
     )
-    # The process has one client of the object store, which keeps a connection for each request that
-    # was under way at the same time.
-    objects = urlsplit(os.environ.get("AWS_ENDPOINT_URL", "")).port
-    before[f"socket to port {objects}"] += 2 * int(clients)
+    # The process has one client of the object store, which keeps as many connections as requests
+    # were under way at once.
+    port = urlsplit(os.environ.get("AWS_ENDPOINT_URL", "")).port
+    before[f"socket to port {port}"] += 2 * int(clients)
     end = time.monotonic() + 15
     while (left := _descriptors() - before) and time.monotonic() < end:
         time.sleep(0.05)
@@ -250,7 +259,7 @@ def main() -> None:
 
 
 def _descriptors() -> Counter[str]:
-    """Count what is open, except for what event loops use to wake up, which they keep."""
+    """Count the open files and sockets by name; without pipes and the like, which loops keep."""
     found: Counter[str] = Counter()
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -264,27 +273,12 @@ def _descriptors() -> Counter[str]:
 
 
 def _port(inode: str) -> int | None:
-    """Return the port that a socket is connected to."""
+    """Return the port that a TCP socket is connected to, if it is one."""
     for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         if fields[9] == inode:
             return int(fields[2].partition(":")[2], 16)
     return None
-
-
-def _left(where: str) -> list[str]:
-    """Return the library's threads and descriptors."""
-    found = [t.name for t in threading.enumerate() if t.name.startswith("aimagestore")]
-    if found.count("aimagestore watchdog") == 1:
-        found.remove("aimagestore watchdog")  # the process has one, for a minute more
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{fd}")
-        except OSError:
-            continue
-        if target.startswith(where) or "inotify" in target:
-            found.append(target)
-    return found
 
 
 if __name__ == "__main__":
