@@ -1,4 +1,4 @@
-"""A store with additional ones, beside podman with the same ``additionalimagestores``."""
+"""A store with additional stores, beside podman with the same ``additionalimagestores``."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Stacked:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment variables that lead there."""
+        """The environment variables that name the configuration."""
         return {"CONTAINERS_STORAGE_CONF": str(self._configuration)}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -73,20 +73,20 @@ class Stacked:
         return result.stdout
 
     def podman_rows(self) -> list[Row]:
-        """What podman lists, without the images of later stores that an earlier one has."""
+        """Return what podman lists, without copies in additional stores of its own images."""
         rows = _rows(self.podman("images"))
         own = {row[2] for row in rows if row[-1] == "false"}
         return [row for row in rows if row[-1] == "false" or row[2] not in own]
 
     def our_rows(self) -> list[Row]:
-        """What this library's program lists."""
+        """Return what ``aimagestore images`` lists."""
         variables = environment(**self.variables, PATH=PROGRAMS)
         result = self._template.run("images", stdin=None, data=b"", variables=variables)
         assert result.returncode == 0, result.stderr
         return _rows(result.stdout.decode())
 
     def open(self, *, read_only: bool = False) -> AbstractAsyncContextManager[ImageStore]:
-        """Open the store that is found by the configuration."""
+        """Open the stores that the configuration names."""
         environ = {"PATH": PROGRAMS, "HOME": "/root", **self.variables}
         return open_store(read_only=read_only, environ=environ)
 
@@ -101,7 +101,7 @@ def _rows(text: str) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Stores with images of buildah's."""
+    """The directory of three stores with images that buildah has committed."""
     require("podman", "buildah")
     base = Path(tempfile.mkdtemp(prefix="peers-"))
     own, first, second = (Tools(base / name) for name in ("a", "b", "c"))
@@ -116,7 +116,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def template() -> Iterator[Template]:
-    """The process that runs this library's program."""
+    """The process that runs the ``aimagestore`` command."""
     template = Template(variables=environment())
     yield template
     template.close()
@@ -124,7 +124,7 @@ def template() -> Iterator[Template]:
 
 @pytest.fixture
 def stacked(made: Path, template: Template, short_path: Path) -> Iterator[Stacked]:
-    """A podman with additional stores, which are as they were in the end."""
+    """A podman with additional stores, which no test may change."""
     for name in ("a", "b", "c"):
         shutil.copytree(made / name, short_path / name, symlinks=True)
     found = Stacked(short_path, template)

@@ -1,4 +1,4 @@
-"""skopeo and podman pull from the two applications what was imported into their store."""
+"""skopeo and podman pull imported images from the example registry, on both event loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes of every kind that change one store at the same time."""
+"""Processes of this library and of containers/storage change one store at the same time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from aimagestore import ImageStore, check
 
 from ..support.podman import without_podman
-from .peer import Peer, Running, running
+from .peer import Peer, running
 from .reports import check_data, check_freshness, check_images
 from .tools import Tools, require
 from .twins import records_of
@@ -26,19 +26,19 @@ from .worker import COUNTER, SHARED, content
 pytestmark = pytest.mark.peers
 
 SECONDS = float(os.environ.get("AIMAGESTORE_SECONDS", "2"))
-"""How long; 60 to be thorough."""
+"""How long the workers change the store; 60 is thorough."""
 
 WORKER = Path(__file__).with_name("worker.py")
 
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """The workers bring their own."""
+    """One loop here: the worker processes run on both."""
     return "asyncio"
 
 
 class Repeated(threading.Thread):
-    """Runs a command again and again."""
+    """Runs a command repeatedly, and keeps its failure."""
 
     def __init__(self, command: Callable[[], object]) -> None:
         super().__init__()
@@ -59,20 +59,20 @@ class Repeated(threading.Thread):
                 break
 
     def stop(self) -> None:
-        """Let the last run end."""
+        """Wait for the current run, and start no other."""
         self._is_over.set()
         self.join()
 
 
 @pytest.mark.timeout(600 + 10 * SECONDS)
 async def test_nothing_is_lost(program: Path, peer: Peer, short_path: Path) -> None:
-    """Images come and go; containers-storage lists them meanwhile, and a check finds no damage."""
+    """Images are created and deleted, while containers-storage lists them and a check runs."""
     require("containers-storage", "podman")
     tools = Tools(short_path)
 
     def look() -> None:
         tools.containers_storage("images")
-        # A manifest is there before its config is, for podman to stumble over.
+        # A Go worker stores the manifest before the config. For podman, that is damage.
         assert without_podman(anyio.run(check, tools.image_store)).findings == ()
 
     await _work(program, peer, tools, "churn", look)
@@ -80,7 +80,7 @@ async def test_nothing_is_lost(program: Path, peer: Peer, short_path: Path) -> N
 
 @pytest.mark.timeout(600 + 10 * SECONDS)
 async def test_podman_never_fails(program: Path, peer: Peer, short_path: Path) -> None:
-    """Images change but stay: podman 4 fails when one goes while it lists them, whoever did it."""
+    """Images change but stay: podman 4 fails if any program deletes one while it lists them."""
     require("podman")
     tools = Tools(short_path)
     await _work(program, peer, tools, "steady", lambda: tools.podman("images"))
@@ -96,27 +96,27 @@ async def _work(
         peer.ask("create", tools.root, id=image_id, metadata=metadata, big_data=items)
     await anyio.to_thread.run_sync(look)
     with ExitStack() as stack:
-        workers = [
-            *_python_workers(stack, path, "asyncio", 2, mode),
-            *_python_workers(stack, path, "trio", 1, mode),
-            *_go_workers(stack, program, tools.root, 2, mode),
+        commands: list[tuple[object, ...]] = [
+            *((sys.executable, WORKER, "asyncio", path, f"asyncio{n}") for n in range(2)),
+            (sys.executable, WORKER, "trio", path, "trio0"),
+            *((program, "change", tools.root, f"go{n}") for n in range(2)),
         ]
+        workers = [stack.enter_context(running(*command, SECONDS, mode)) for command in commands]
         for worker in workers:
             assert worker.read_line() == '"ready"'
-        looking = Repeated(look)
-        looking.start()
-        stack.callback(looking.stop)
+        looks = Repeated(look)
+        looks.start()
+        stack.callback(looks.stop)
         for worker in workers:
             worker.go_on()
         answers = [json.loads(worker.read_line()) for worker in workers]
-        looking.stop()
+        looks.stop()
         for worker in workers:
             worker.go_on()
         lists = [json.loads(worker.read_line()) for worker in workers]
     reports = list(chain.from_iterable(r if isinstance(r, list) else [r] for r in answers))
-    if looking.failure is not None:
-        raise looking.failure
-    assert looking.runs
+    if looks.failure is not None:
+        raise looks.failure
     async with ImageStore(path) as store:
         images = {image.id: image for image in await store.images()}
         check_images(images, reports)
@@ -128,26 +128,6 @@ async def _work(
     assert [image["id"] for image in peer.ask("images", tools.root)] == list(images)
     assert tools.names().keys() == images.keys()
     directories = {entry.name for entry in path.iterdir()} - {"images.json", "images.lock"}
-    assert directories == images.keys(), "nothing is left over"
+    assert directories == images.keys(), "a directory has no record"
     assert len(records_of(path)) == len(images)
-    print({report["worker"]: report["operations"] for report in reports}, looking.runs)
-
-
-def _python_workers(
-    stack: ExitStack, path: Path, backend: str, number: int, mode: str
-) -> list[Running]:
-    return [
-        stack.enter_context(
-            running(sys.executable, WORKER, backend, path, f"{backend}{n}", SECONDS, mode)
-        )
-        for n in range(number)
-    ]
-
-
-def _go_workers(
-    stack: ExitStack, program: Path, root: Path, number: int, mode: str
-) -> list[Running]:
-    return [
-        stack.enter_context(running(program, "change", root, f"go{n}", SECONDS, mode))
-        for n in range(number)
-    ]
+    print({report["worker"]: report["operations"] for report in reports}, looks.runs)

@@ -1,4 +1,4 @@
-"""Stores that podman refuses: what a check says about them, and that a repair makes podman work."""
+"""Stores for which podman fails: a check says so, and podman works again after a repair."""
 
 from __future__ import annotations
 
@@ -27,16 +27,14 @@ pytestmark = pytest.mark.peers
 NAME = "localhost/hello:1"
 Change = Callable[[list[dict[str, Any]]], object]
 
-REFUSED: dict[str, Change] = {
-    "the image's": lambda records: records[0].update({"digest": "sha256:x"}),
-    "the image's, without algorithm": lambda records: records[0].update({"digest": "x"}),
-    "a manifest's": lambda records: records[0]["big-data-digests"].update({"manifest": "sha256:x"}),
-    "that of a manifest which is not listed": lambda records: records[0]["big-data-digests"].update(
-        {"manifest-1": "x"}
-    ),
-    "a manifest's, empty": lambda records: records[0]["big-data-digests"].update({"manifest": ""}),
-}
-"""Malformed digests."""
+MALFORMED_DIGESTS: list[Change] = [
+    lambda records: records[0].update({"digest": "sha256:x"}),
+    lambda records: records[0].update({"digest": "x"}),
+    lambda records: records[0]["big-data-digests"].update({"manifest": "sha256:x"}),
+    lambda records: records[0]["big-data-digests"].update({"manifest-not-listed": "x"}),
+    lambda records: records[0]["big-data-digests"].update({"manifest": ""}),
+]
+"""Changes each of which gives the first record a malformed digest."""
 
 
 async def test_podman_works_again_after_a_repair_of_malformed_digests(short_path: Path) -> None:
@@ -45,7 +43,7 @@ async def test_podman_works_again_after_a_repair_of_malformed_digests(short_path
     image_id = tools.commit(NAME, "hello")
     path = tools.image_store
     whole = json.loads((path / "images.json").read_bytes())
-    for change in REFUSED.values():
+    for change in MALFORMED_DIGESTS:
         edit_index(path, change)
         with pytest.raises(AssertionError, match="invalid checksum digest"):
             tools.names()
@@ -56,20 +54,20 @@ async def test_podman_works_again_after_a_repair_of_malformed_digests(short_path
         assert json.loads((path / "images.json").read_bytes()) == whole
 
 
-# What podman cannot read of a record
+# Records and items that podman cannot use
 
 _HARMLESS = {"no manifest, no name", "index without instances", "instances of another type"}
 DOES_NO_HARM = {"bookworm": _HARMLESS, "trixie": _HARMLESS}
-"""What podman lists nevertheless."""
+"""The damage with which podman of these generations lists the image nevertheless."""
 
 _MISSING = {"unknown layer", "unknown mapped layer"}
 LISTS_NOTHING = {"trixie": _MISSING, "forky": _MISSING}
-"""Where podman does not fail, but lists no image."""
+"""The damage with which podman of these generations does not fail, but lists no image."""
 
 
 @dataclass
 class Whole:
-    """A store of podman's, which can be put back as it was."""
+    """A store of podman's, which each test damages and the next one restores."""
 
     tools: Tools
     image_id: str
@@ -90,9 +88,9 @@ class Whole:
 
 @pytest.fixture(scope="module")
 def whole() -> Iterator[Whole]:
-    """The store, with an image of buildah's."""
+    """The store, with an image that buildah has committed."""
     require("podman", "buildah")
-    # The path has to be short, for a socket in it.
+    # podman refuses long run roots.
     with tempfile.TemporaryDirectory(prefix="aim-") as directory:
         tools = Tools(Path(directory))
         image_id = tools.commit(NAME, "hello")
@@ -104,13 +102,13 @@ def whole() -> Iterator[Whole]:
 
 
 def contents_of(store: Path) -> Counter[bytes]:
-    """The contents of all files of images, but for those that a test has garbled."""
+    """Return the contents of all items, except for those that the damage has overwritten."""
     files = (path for path in store.rglob("*") if path.is_file() and path.parent != store)
     return Counter(data for file in files if (data := file.read_bytes()).strip(b"x"))
 
 
 def loses(before: bytes, after: bytes) -> bool:
-    """Whether an index has lost an image, a name or metadata of another."""
+    """Return whether one index lacks an image, a name or metadata of an earlier one."""
     left = {record["id"]: record for record in json.loads(after)}
     return any(
         record["id"] not in left
@@ -127,7 +125,7 @@ def _kind(name: str) -> object:
 @pytest.mark.parametrize("name", sample(PODMAN_FAILS, every=3, kind=_kind))
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_podman_works_again_after_a_repair(whole: Whole, name: str) -> None:
-    """A usual run does a third of the damage; check and repair alone are tried with all of it."""
+    """A usual run tries a third of the damage; other tests try check and repair with all of it."""
     damage = PODMAN_FAILS[name]
     whole.restore()
     damage.do(whole.store, whole.image_id)
@@ -145,7 +143,7 @@ async def test_podman_works_again_after_a_repair(whole: Whole, name: str) -> Non
     assert (await repair(whole.store, report, drop=name == "unknown layer")).findings
     assert (whole.image_id in whole.tools.names()) == damage.stays
     assert (await check(whole.store)).ok
-    # Nothing is lost: what is out of the index is beside it.
+    # Nothing is lost: a record that was dropped from the index is in a file beside it.
     assert contents <= contents_of(whole.store)
     kept = [path.read_bytes() for path in whole.store.glob("images.json.old-*")]
     is_loss = loses(index, (whole.store / "images.json").read_bytes())
@@ -154,7 +152,7 @@ async def test_podman_works_again_after_a_repair(whole: Whole, name: str) -> Non
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_manifest_that_no_record_lists_is_not_collected_but_adopted(whole: Whole) -> None:
-    """As containers/storage leaves it when it dies between the file and its record."""
+    """containers/storage leaves one when it dies after writing the file and before its record."""
     whole.restore()
     before = json.loads((whole.store / "images.json").read_bytes())
     edit_index(whole.store, unlist_manifests)

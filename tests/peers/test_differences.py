@@ -1,4 +1,4 @@
-"""Where this library differs from containers/storage on purpose, as its contract says."""
+"""Differences from containers/storage that the contract documents."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MANIFESTS = {f"manifest-{n}": b'{"n":%d}' % n for n in range(8)}
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Where containers/storage keeps a store."""
+    """The root of the store of both."""
     return tmp_path / "store"
 
 
@@ -47,7 +47,7 @@ async def test_file_names_follow_the_quirk_about_the_last_character(
     assert (image_store(root) / "ours" / key).read_bytes() == b"ours"
 
 
-async def test_digests_come_in_an_order(peer: Peer, root: Path) -> None:
+async def test_the_digests_of_an_image_have_a_fixed_order_only_here(peer: Peer, root: Path) -> None:
     peer.ask("create", root, id="image", big_data=MANIFESTS)
     peer.ask("set_big_data", root, ref="image", key="manifest-0", data=b"another")
     async with ImageStore(image_store(root)) as store:
@@ -60,7 +60,7 @@ async def test_digests_come_in_an_order(peer: Peer, root: Path) -> None:
         peer.ask("reopen", root)
         orders.add(tuple(peer.ask("get", root, ref="image")["digests"]))
     assert all(sorted(order) == sorted(image.digests) for order in orders)
-    assert len(orders) > 1, "theirs has an order now: say so in the contract"
+    assert len(orders) > 1, "containers/storage has a fixed order now: change the contract"
 
 
 async def test_of_many_manifests_and_no_digest_the_first_gives_the_digest(
@@ -109,7 +109,7 @@ async def test_keys_that_name_no_file_are_refused(peer: Peer, root: Path, key: s
             await store.create(big_data={key: b"data"}, force=True)
     assert records_of(image_store(root)) == before
     if key in {"a/", "???"}:
-        # There the slash at the end is dropped, so "a/" overwrites what belongs to "a".
+        # containers/storage drops the slash at the end, so "a/" overwrites the item "a".
         peer.ask("set_big_data", root, ref="image", key=key, data=b"data")
         assert (peer.ask("big_data", root, ref="image", key="a") == b"data") is (key == "a/")
         return
@@ -118,7 +118,7 @@ async def test_keys_that_name_no_file_are_refused(peer: Peer, root: Path, key: s
     assert theirs.value.kind in {"ErrInvalidBigDataName", "ErrNotExist", "other"}
 
 
-async def test_an_empty_key_is_refused_whether_or_not_there_is_the_image(
+async def test_an_empty_key_is_refused_for_a_known_and_an_unknown_image(
     peer: Peer, root: Path
 ) -> None:
     peer.ask("create", root, id="image")
@@ -153,13 +153,13 @@ async def test_ids_that_are_paths_are_refused(peer: Peer, root: Path, image_id: 
         with pytest.raises(InvalidIDError) as ours:
             await store.create(image_id, force=True)
     assert ours.value.id == image_id
-    # There it passes; deleting this image would delete what the path leads to.
+    # containers/storage accepts it; deleting this image would delete the file at that path.
     assert peer.ask("create", root, id=image_id)["id"] == image_id
     async with ImageStore(image_store(root)) as store:
         assert await store.images() == [], "a record of such an ID is damaged"
 
 
-async def test_an_id_with_a_space_is_found_by_a_prefix(peer: Peer, root: Path) -> None:
+async def test_an_id_with_a_space_is_found_by_a_prefix_only_here(peer: Peer, root: Path) -> None:
     peer.ask("create", root, id="an image")
     assert peer.ask("lookup", root, ref="an image") == "an image"
     assert not peer.ask("exists", root, ref="an im")
@@ -180,7 +180,7 @@ async def test_malformed_digests_are_refused_before_anything_else(peer: Peer, ro
     assert peer.ask("by_digest", root, digest="sha256:1") == []
 
 
-async def test_the_zero_time_can_be_given(peer: Peer, root: Path) -> None:
+async def test_an_image_can_be_created_with_the_zero_time_only_here(peer: Peer, root: Path) -> None:
     zero = datetime(1, 1, 1, tzinfo=UTC)
     now = peer.ask("create", root, id="theirs", created=zero.isoformat())["created"]
     assert datetime.fromisoformat(now).year > 2000
@@ -246,7 +246,7 @@ async def test_an_index_cut_short_is_refused_and_kept(peer: Peer, root: Path) ->
                 peer.ask(op, root, **fields)
         assert index.read_bytes() == whole[:-40]
         return
-    # There it is read as far as it goes, and the next save makes the loss final.
+    # It is read as far as it goes, and the next save makes the loss final.
     assert not peer.ask("exists", root, ref="image2")
     peer.ask("create", root, id="image3")
     records = records_of(image_store(root))

@@ -1,4 +1,4 @@
-"""The same operations through containers/storage and here: the same results, the same files."""
+"""The same operations give the same results and files in containers/storage and here."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from .twins import Twins
 pytestmark = pytest.mark.peers
 
 LISTS = int(os.environ.get("AIMAGESTORE_LISTS", "0"))
-"""How many lists of operations are compared; 2000 and more take some minutes."""
+"""How many lists of operations are compared, if not the usual number; 2000 take some minutes."""
 
 _numbers = count()
 
 
 @pytest.mark.timeout(160 + LISTS)
 @pytest.mark.parametrize("whole", EXTENTS)
-def test_same_operations_give_the_same(peer: Peer, in_memory: Path, *, whole: bool) -> None:
+def test_the_same_operations_give_the_same_results_and_files(
+    peer: Peer, in_memory: Path, *, whole: bool
+) -> None:
     """A usual run compares a quarter of the lists."""
     number = LISTS or (100 if whole else 25)
     seen: Counter[tuple[str, str]] = Counter()
@@ -55,14 +57,14 @@ def test_same_operations_give_the_same(peer: Peer, in_memory: Path, *, whole: bo
         seen.update(twins.performed)
 
     compare()
-    # A list that only ever asks for what is not there would compare nothing.
+    # Operations that all fail would compare little.
     for op in ("create", "get", "add_names", "set_names", "remove_names", "set_big_data"):
         assert seen[op, "Image"] > number / 20, seen
     print(dict(seen))
 
 
 async def perform(twins: Twins, before: list[Operation], after: list[Operation]) -> None:
-    """Do one list, swap the directories, compare, do another one there, and swap again."""
+    """Do each list of operations on both stores, then swap their directories, and compare."""
     await twins.open()
     try:
         for operations in (before, after):

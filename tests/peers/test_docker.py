@@ -1,4 +1,4 @@
-"""Archives that Docker saves and loads: the daemon itself, with a root of its own."""
+"""Docker loads archives that are exported here, and its own archives are imported here."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ pytestmark = [
 ]
 
 TIMEOUT = 60
+"""Seconds until the daemon must answer."""
 
 
 class Docker:
-    """A daemon, and the program that asks it."""
+    """The ``docker`` program, with a daemon of its own."""
 
     def __init__(self, socket: Path) -> None:
         self._command = ["docker", "--host", f"unix://{socket}"]
@@ -40,14 +41,14 @@ class Docker:
         return result.stdout.strip()
 
     def is_up(self) -> bool:
-        """Whether the daemon answers."""
+        """Return whether the daemon answers."""
         return (
             subprocess.run([*self._command, "version"], capture_output=True, check=False).returncode
             == 0
         )
 
     def images(self) -> dict[str, str]:
-        """The IDs of its images, by name."""
+        """Return the IDs of its images by name."""
         lines = self("images", "--no-trunc", "--format", "{{json .}}").splitlines()
         found = [json.loads(line) for line in lines]
         return {f"{each['Repository']}:{each['Tag']}": each["ID"] for each in found}
@@ -55,7 +56,7 @@ class Docker:
 
 @contextmanager
 def serving(root: Path) -> Iterator[Docker]:
-    """A daemon without networks, for the block."""
+    """Run a daemon without networks for the block."""
     if not (shutil.which("dockerd") and shutil.which("docker")):
         pytest.skip("needs dockerd and docker: apt-get install docker.io")
     if os.geteuid() != 0:
@@ -83,7 +84,7 @@ def serving(root: Path) -> Iterator[Docker]:
 
 @pytest.fixture(scope="module")
 def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
-    """One daemon for all tests."""
+    """One daemon for all tests of this module."""
     with serving(tmp_path_factory.mktemp("docker")) as docker:
         yield docker
 
@@ -105,7 +106,7 @@ async def test_docker_loads_exported_archives_and_its_saved_ones_are_imported(
         docker("save", "--output", tmp_path / "saved.tar", "hello:1", "quay.io/other:2")
         (again,) = await oci.import_layout(store, tmp_path / "saved.tar")
     assert again.image.id == imported.image.id
-    # A short name is what podman makes of it.
+    # Docker saves short names, to which podman adds localhost; the first name was there before.
     names = {"docker.io/library/hello:1", "localhost/hello:1", "quay.io/other:2"}
     assert set(again.image.names) == names
     docker("rmi", "hello:1", "quay.io/other:2")
