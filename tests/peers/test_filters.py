@@ -1,9 +1,10 @@
-"""Lists of images: the same filters select the same images as podman's, on the same store."""
+"""The filters of ``aimagestore images`` select what podman's select, on the same store."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -31,9 +32,9 @@ START = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 
 
 class Both(NamedTuple):
-    """podman and this program, on one store.
+    """podman and this library's program, on one store.
 
-    :ivar ids: the images' IDs, by what they are called here
+    :ivar ids: the IDs of the images by their labels in these tests
     """
 
     tools: Tools
@@ -41,11 +42,11 @@ class Both(NamedTuple):
     ids: dict[str, str]
 
     def podmans(self, *options: str) -> list[str]:
-        """The lines that podman prints."""
+        """Return the lines that ``podman images`` prints."""
         return self.tools.podman("images", *options).splitlines()
 
     def ours(self, *options: str) -> list[str]:
-        """The lines that this program prints."""
+        """Return the lines that ``aimagestore images`` prints."""
         return self.cli("images", *options).lines
 
 
@@ -53,12 +54,12 @@ async def _fill(path: Path) -> dict[str, str]:
     ids: dict[str, str] = {}
     async with ImageStore(path) as store:
 
-        async def add(called: str, *names: str, day: int, **about: Any) -> None:
+        async def add(label: str, *names: str, day: int, **about: Any) -> None:
             created = START + timedelta(days=day)
             image = await create_built(
                 store, config(number=len(ids), **about), names=names, created=created
             )
-            ids[called] = image.id
+            ids[label] = image.id
 
         await add("app", "localhost/app:1", "quay.io/team/app:2", day=0, steps=["a"])
         await add("child", day=1, steps=["a", "b"], labels={"team": "x", "com.example/a": "1"})
@@ -85,7 +86,7 @@ def both() -> Iterator[Both]:
     tools.buildah("config", "--label", "team=z", container)
     ids["built"] = built
     if generation.GENERATION != "bookworm":
-        # podman 4.3 fails where such an index is beside images without layers.
+        # podman 4.3 fails for an image index in a store with images without layers.
         ids["all"] = tools.buildah("manifest", "create", "all")
         tools.buildah("manifest", "add", "all", ids["instance"])
     ids["rebuilt"] = tools.buildah("commit", "--quiet", container)
@@ -147,7 +148,7 @@ FILTERS = [
 @pytest.mark.parametrize(
     "filter", sample(FILTERS, every=3, kind=lambda text: text.partition("=")[0])
 )
-def test_a_filter_selects_what_it_selects_for_podman(both: Both, filter: str) -> None:
+def test_a_filter_selects_the_images_that_podman_selects(both: Both, filter: str) -> None:
     """A usual run tries a third of each kind of filter."""
     _compare(both, filter)
 
@@ -156,9 +157,8 @@ def _compare(both: Both, *filters: str) -> None:
     options = [option for text in filters for option in ("--filter", text)]
     alike = ["--quiet", "--no-trunc", *options]
     podmans = {line.removeprefix("sha256:") for line in both.podmans("--all", *alike)}
-    called = {image_id: name for name, image_id in both.ids.items()}
-    ours = {called[line] for line in both.ours(*alike)}
-    assert ours == {called[line] for line in podmans}
+    labels = {image_id: label for label, image_id in both.ids.items()}
+    assert {labels[line] for line in both.ours(*alike)} == {labels[line] for line in podmans}
 
 
 @pytest.mark.parametrize(
@@ -172,14 +172,16 @@ def _compare(both: Both, *filters: str) -> None:
         ["until=2024-05-10", "since=app:1"],
     ],
 )
-def test_several_filters_select_what_they_select_for_podman(both: Both, filters: list[str]) -> None:
+def test_several_filters_select_the_images_that_podman_selects(
+    both: Both, filters: list[str]
+) -> None:
     _compare(both, *filters)
 
 
 @newer
-def test_filters_by_id_and_digest_select_what_they_select_for_podman(both: Both) -> None:
-    for called in ("child", "built"):
-        image_id = both.ids[called]
+def test_filters_by_id_and_digest_select_the_images_that_podman_selects(both: Both) -> None:
+    for label in ("child", "built"):
+        image_id = both.ids[label]
         (image,) = both.cli("inspect", "--json", image_id).json
         _compare(both, f"id={image_id[:5]}")
         _compare(both, f"before={image_id[:12]}")
@@ -198,8 +200,6 @@ def test_filters_by_id_and_digest_select_what_they_select_for_podman(both: Both)
 )
 def test_filters_that_podman_refuses_are_refused(both: Both, filter: str) -> None:
     command = generation.command("podman", *both.tools.where, "images", "--filter", filter)
-    import subprocess
-
     assert subprocess.run(command, capture_output=True, check=False).returncode != 0
     both.cli("images", "--filter", filter, code=3 if filter.startswith(("since", "before")) else 2)
 
@@ -218,23 +218,25 @@ TEMPLATES = [
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_a_template_prints_what_it_prints_for_podman(both: Both, template: str) -> None:
+def test_a_template_prints_what_podman_prints(both: Both, template: str) -> None:
     options = ["--filter", "until=2024-05-20", "--format", template]
     assert both.ours(*options) == both.podmans("--all", *options)
 
 
 @pytest.mark.parametrize("option", ["--noheading", "--sort=repository", "--sort=id"])
-def test_other_options_print_what_they_print_for_podman(both: Both, option: str) -> None:
+def test_other_options_print_what_podman_prints(both: Both, option: str) -> None:
     options = ["--filter", "until=2024-05-20", "--format", TEMPLATES[2], option]
     assert both.ours(*options) == both.podmans("--all", *options)
 
 
-def test_podman_hides_intermediate_images(both: Both) -> None:
+def test_without_intermediate_images_the_list_is_podmans_default_list(both: Both) -> None:
     options = ["--quiet"]
     assert both.ours("--filter", "intermediate=false", *options) == both.podmans(*options)
 
 
-def test_a_single_full_name_lists_an_image_by_this_name_as_today(both: Both) -> None:
+def test_an_image_found_by_a_full_name_is_listed_by_that_name_as_in_the_newest_podman(
+    both: Both,
+) -> None:
     options = ["--filter", "reference=localhost/app:1", "--format", "{{.Repository}}"]
     assert both.ours(*options) == ["localhost/app"]
     expected = ["localhost/app"]
@@ -243,11 +245,11 @@ def test_a_single_full_name_lists_an_image_by_this_name_as_today(both: Both) -> 
     assert both.podmans(*options) == expected
 
 
-def test_json_has_what_podmans_json_has(both: Both) -> None:
+def test_the_json_list_has_the_fields_of_podmans(both: Both) -> None:
     podmans = json.loads("\n".join(both.podmans("--all", "--format", "json")))
     ours = both.cli("images", "--format", "json").json
     theirs = {image["Id"]: image for image in podmans}
-    # podman compares whole seconds, and those of one second are in no certain order.
+    # podman sorts by whole seconds: images of the same second are in random order.
     assert [image["Created"] for image in ours] == [i["Created"] for i in theirs.values()]
     assert sorted(image["Id"] for image in ours) == sorted(theirs)
     for image in ours:

@@ -1,4 +1,4 @@
-"""A change, whoever made it, is seen by the next call, whoever makes it."""
+"""The next call, here or in another program, sees each change, on every local file system."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.peers
 
 
 def rounds(*, whole: bool) -> int:
-    """Return how many changes each side makes; a usual run leaves most of them out."""
+    """Return how many changes each side makes; a usual run makes fewer."""
     return 100 if whole else 20
 
 
 FILE_SYSTEMS = ["ext4", "xfs", "btrfs", "tmpfs"]
-# The loops take turns, unless there is time for all on each.
+# Each file system with one of the event loops, or in a nightly run with each.
 on_each_file_system = pytest.mark.parametrize(
     ("directory", "anyio_backend"),
     list(
@@ -45,12 +45,14 @@ def directory(request: pytest.FixtureRequest, short_path: Path) -> Iterator[Path
 
 @pytest.mark.parametrize("whole", EXTENTS)
 @on_each_file_system
-async def test_a_change_there_is_seen_here(peer: Peer, directory: Path, *, whole: bool) -> None:
+async def test_a_change_by_containers_storage_is_seen_here(
+    peer: Peer, directory: Path, *, whole: bool
+) -> None:
     peer.ask("create", directory, id="image", names=["name-000"])
     path = image_store(directory)
     async with ImageStore(path) as store, ImageStore(path, read_only=True) as reader:
         for number in range(rounds(whole=whole)):
-            # Each change keeps the file's length, and follows the one before at once.
+            # The changes keep the length of the file, and follow each other without a pause.
             text, name = f"text {number:03}", f"name-{number:03}"
             peer.ask("set_metadata", directory, ref="image", metadata=text)
             assert await store.metadata("image") == text
@@ -65,7 +67,7 @@ async def test_a_change_there_is_seen_here(peer: Peer, directory: Path, *, whole
 
 @pytest.mark.parametrize("whole", EXTENTS)
 @on_each_file_system
-async def test_content_replaced_there_is_read_here(
+async def test_content_replaced_by_containers_storage_is_read_here(
     peer: Peer, directory: Path, *, whole: bool
 ) -> None:
     peer.ask("create", directory, id="image")
@@ -81,7 +83,9 @@ async def test_content_replaced_there_is_read_here(
 
 @pytest.mark.parametrize("whole", EXTENTS)
 @on_each_file_system
-async def test_a_change_here_is_seen_there(peer: Peer, directory: Path, *, whole: bool) -> None:
+async def test_a_change_here_is_seen_by_containers_storage(
+    peer: Peer, directory: Path, *, whole: bool
+) -> None:
     peer.ask("open", directory)
     async with ImageStore(image_store(directory)) as store:
         await store.create("image", names=["name-000"], force=True)
@@ -100,7 +104,7 @@ async def test_a_change_here_is_seen_there(peer: Peer, directory: Path, *, whole
 
 @pytest.mark.parametrize("whole", EXTENTS)
 @on_each_file_system
-async def test_changes_in_turns_are_built_on_each_other(
+async def test_alternating_changes_build_on_each_other(
     peer: Peer, directory: Path, *, whole: bool
 ) -> None:
     peer.ask("create", directory, id="image")

@@ -1,4 +1,4 @@
-"""The programs for people who share or inspect podman's stores, beside the real podman."""
+"""The example programs that share or inspect podman's stores, beside podman."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def make_two(tools: Tools) -> None:
 
 @pytest.fixture
 def tools(short_path: Path, prepared: PreparedStores) -> Tools:
-    """podman, with an image of two layers, and another on top of it."""
+    """podman, with an image of two layers, and an image that adds one to it."""
     require("podman")
     return prepared.copy(make_two, short_path)
 
 
 def run_app(name: str, *arguments: object) -> str:
-    """Run one of the programs, in this process, and return what it prints."""
+    """Run an example program in this process, and return what it prints."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setattr(sys, "argv", [name, *map(str, arguments)])
@@ -69,11 +69,11 @@ def test_a_scanner_prints_the_images_of_podman(tools: Tools) -> None:
     assert [layer["shared"] for layer in scanned_app["layers"]] == [True, True, False]
 
 
-# A store in front of one that many hosts share
+# A store in front of a store that many hosts share
 
 
 class Node:
-    """A podman whose store is in front of a shared one.
+    """A podman with its own store in front of a shared one.
 
     :ivar own: its own store
     :ivar shared: where the graph root of the shared one is mounted
@@ -92,23 +92,23 @@ class Node:
 
     @property
     def shared_images(self) -> Path:
-        """The image store of the shared one."""
+        """The shared image store."""
         return self.shared / "vfs-images"
 
     def command(self, *arguments: str) -> list[str]:
-        """Return the command that runs podman there."""
+        """Return the command that runs podman on the node."""
         variable = f"CONTAINERS_STORAGE_CONF={self._configuration}"
         return generation.command("env", variable, "podman", *arguments)
 
     def podman(self, *arguments: str) -> str:
-        """Run podman there."""
+        """Run podman on the node, and return what it prints."""
         result = subprocess.run(self.command(*arguments), check=True, capture_output=True)
         return result.stdout.decode().strip()
 
 
 @pytest.fixture
 def node(short_path: Path) -> Node:
-    """A node whose own store is still empty."""
+    """A node with an empty store of its own."""
     require("podman")
     return Node(short_path / "node")
 
@@ -138,12 +138,12 @@ def test_a_job_finds_the_image_that_a_site_shares(tools: Tools, node: Node) -> N
         assert tree(tools.graph) == before
 
 
-def places(arguments: list[object]) -> list[str]:
-    """Run the CI runner's program, and return where it says that the images are."""
+def prepare(arguments: list[object]) -> list[str]:
+    """Run the CI runner's program, and return where it found each image."""
     return [line.split(" ", 2)[2] for line in run_app("ci_runner.py", *arguments).splitlines()]
 
 
-def test_a_runner_pulls_only_what_is_nowhere(tools: Tools, node: Node, tmp_path: Path) -> None:
+def test_a_runner_pulls_only_missing_images(tools: Tools, node: Node, tmp_path: Path) -> None:
     require("skopeo")
     layout = tmp_path / "layout"
     for name in ("base", "app"):
@@ -162,9 +162,9 @@ def test_a_runner_pulls_only_what_is_nowhere(tools: Tools, node: Node, tmp_path:
             pull = shlex.join(node.command("pull", "--quiet", "--tls-verify=false"))
             options = ["--own", node.own.image_store, "--cache", node.shared_images]
             arguments: list[object] = [*options, "--pull", pull, base, app]
-            assert places(arguments) == ["in the cache", "pulled"]
-            assert places(arguments) == ["in the cache", "here"]
+            assert prepare(arguments) == ["in the cache", "pulled"]
+            assert prepare(arguments) == ["in the cache", "here"]
             for name in (base, app):
                 node.podman("image", "exists", name)
         # The cache is not mounted any more.
-        assert places(arguments) == ["pulled", "here"]
+        assert prepare(arguments) == ["pulled", "here"]

@@ -1,4 +1,4 @@
-"""Programs of podman that are killed during a change leave a store that podman can use."""
+"""podman and buildah that are killed during a change leave a store that can be repaired."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .tools import PreparedStores, Tools, require, run
 
 pytestmark = [
     pytest.mark.peers,
-    # What is tried is what other programs leave, whatever the loop.
+    # These are tests of what other programs leave, which does not depend on the event loop.
     pytest.mark.parametrize("anyio_backend", EVERY_LOOP[:1]),
 ]
 
 
 def moments(*, whole: bool) -> int:
-    """Return how many moments are tried of a command; at night, more than it has renames."""
+    """Return at how many moments a command is killed; at night, more than it has renames."""
     if NIGHTLY:
         return 200
     return 6 if whole else 2
@@ -39,14 +39,14 @@ NAME = "localhost/new:1"
 KEPT = "localhost/kept:1"
 RENAMES = "rename,renameat,renameat2"
 PAUSE = 5_000
-"""Microseconds before each rename, for the kill to come in time."""
+"""Microseconds by which each rename is delayed, so that the kill comes before it."""
 
 GARBAGE = frozenset({Kind.DIRECTORY_ORPHANED, Kind.ITEM_UNLISTED, Kind.TEMPORARY_STALE})
 """The kinds of findings that garbage collection removes."""
 
 
 def make_victim(tools: Tools) -> None:
-    """Make a store with an image, and beside it what the commands need."""
+    """Make a store with an image, and the files that the commands read."""
     tools.commit(KEPT, "kept")
     source = Tools(tools.root / "source")
     source.commit(NAME, "new")
@@ -56,12 +56,12 @@ def make_victim(tools: Tools) -> None:
     context.mkdir()
     for file in ("first", "second"):
         (context / file).touch()
-    # Each step is an image; without RUN it needs no container that runs.
+    # Each step makes an image. Without RUN, no container has to run.
     (context / "Containerfile").write_text("FROM scratch\nCOPY first /\nCOPY second /\n")
 
 
 class Victim:
-    """A store, and a command that changes it until it is killed."""
+    """A store, and a command that is killed while it changes the store."""
 
     def __init__(self, tools: Tools, name: str) -> None:
         self.tools = tools
@@ -91,22 +91,25 @@ class Victim:
             start_new_session=True,
         )
 
-    def killed_after(self, seconds: float) -> None:
-        """Kill it, and what it has started."""
+    def kill_after(self, seconds: float) -> None:
+        """Run the command, and kill it and its children after some seconds."""
         with self.start() as process:
             time.sleep(seconds)
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
-    def killed_at_rename(self, number: int | None) -> int:
-        """Kill it before it makes this rename, if it comes to it; return how many it has begun."""
-        # strace's own `when` counts the renames of each thread for itself.
+    def kill_at_rename(self, number: int | None) -> int:
+        """Run the command, kill it before this rename, and return how many it has begun.
+
+        :param number: the first is 1; if there are fewer, or with ``None``, the command completes
+        """
+        # Not with strace's own `when`, which counts the renames of each thread separately.
         pause = f"inject={RENAMES}:delay_enter={PAUSE}"
         strace = ("strace", "--seccomp-bpf", "-f", "-qq", "-e", f"trace={RENAMES}", "-e", pause)
         seen, begun = b"", 0
         with self.start(*strace, stderr=subprocess.PIPE) as process:
             assert process.stderr is not None
-            # A rename is printed before the pause, its result after it.
+            # strace prints a rename before the pause, and its result after it.
             while part := os.read(process.stderr.fileno(), 65536):
                 seen += part
                 begun = len(re.findall(rb"rename\w*\(", seen))
@@ -114,8 +117,8 @@ class Victim:
                     os.killpg(process.pid, signal.SIGKILL)
         return begun
 
-    async def check_left(self) -> None:
-        """Check that garbage is found and removed, and that podman can list and prune the rest."""
+    async def check_store(self) -> None:
+        """Check that a repair works, and that podman can list and prune what is left."""
         path = self.tools.image_store
         report = await check(path)
         if not report.ok:
@@ -138,12 +141,12 @@ class Victim:
 
 
 COMMANDS = ["load", "pull", "commit", "build"]
-"""What is killed. A usual run kills only the first and the third at random moments."""
+"""A usual run kills only the first and the third at random moments."""
 
 
 @pytest.fixture
 def tools(short_path: Path, prepared: PreparedStores) -> Tools:
-    """The store."""
+    """The tools, with the store and the files that the commands read."""
     require("podman", "buildah", "skopeo")
     return prepared.copy(make_victim, short_path)
 
@@ -155,29 +158,33 @@ def tools(short_path: Path, prepared: PreparedStores) -> Tools:
         *(pytest.param(name, True, marks=pytest.mark.thorough) for name in COMMANDS),
     ],
 )
-async def test_killed_at_random_moments(tools: Tools, name: str, *, whole: bool) -> None:
+async def test_a_store_is_usable_after_a_kill_at_a_random_moment(
+    tools: Tools, name: str, *, whole: bool
+) -> None:
     victim = Victim(tools, name)
     start = time.monotonic()
     assert victim.start().wait() == 0
     duration = time.monotonic() - start
-    await victim.check_left()
+    await victim.check_store()
     chance = random.Random(name)
     for _ in range(moments(whole=whole)):
-        victim.killed_after(chance.uniform(0, duration))
-        await victim.check_left()
+        victim.kill_after(chance.uniform(0, duration))
+        await victim.check_store()
 
 
 @pytest.mark.parametrize("whole", EXTENTS)
 @pytest.mark.parametrize("name", COMMANDS)
-async def test_killed_at_renames(tools: Tools, name: str, *, whole: bool) -> None:
+async def test_a_store_is_usable_after_a_kill_at_a_rename(
+    tools: Tools, name: str, *, whole: bool
+) -> None:
     """A usual run tries the first rename, one in the middle and the last."""
     if shutil.which("strace") is None:
         pytest.skip("needs strace: apt-get install strace")
     victim = Victim(tools, name)
-    renames = victim.killed_at_rename(None)
-    await victim.check_left()
+    renames = victim.kill_at_rename(None)
+    await victim.check_store()
     assert renames
     gaps = min(moments(whole=whole), renames - 1)
     for number in sorted({1, *(1 + (renames - 1) * gap // gaps for gap in range(1, gaps + 1))}):
-        victim.killed_at_rename(number)
-        await victim.check_left()
+        victim.kill_at_rename(number)
+        await victim.check_store()

@@ -1,4 +1,4 @@
-"""Layers and containers beside the real podman and buildah."""
+"""Layers, sizes and containers are those that podman and buildah report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_three(tools: Tools) -> None:
 
 @pytest.fixture
 def tools(short_path: Path, prepared: PreparedStores) -> Tools:
-    """podman, with an image of two layers, another on top of it, and one by itself."""
+    """podman, with an image of two layers, one that adds a layer to it, and an unrelated one."""
     require("podman", "buildah")
     return prepared.copy(make_three, short_path)
 
@@ -50,7 +50,7 @@ async def test_layers_and_sizes_are_those_of_podman(tools: Tools) -> None:
     assert now.images_with(app[2].id) == (now.images.lookup("localhost/app:1"),)
 
 
-async def test_images_that_containers_use_stay(tools: Tools) -> None:
+async def test_images_that_containers_use_cannot_be_deleted(tools: Tools) -> None:
     tools.podman("create", "--name", "kept", "localhost/app:1", "/x")
     tools.podman("create", "--name", "short-lived", "--rm", "localhost/base:1", "/x")
     working = tools.buildah("from", "localhost/other:1")
@@ -77,7 +77,7 @@ async def test_reading_beside_podman_finds_every_layer(
     read_images = IndexFile.snapshot
 
     def slowly(reader: IndexFile) -> object:
-        time.sleep(0.3)  # between layers and images, so that podman has the time for a change
+        time.sleep(0.3)  # between layers and images, so that podman has time for a change
         return read_images(reader)
 
     monkeypatch.setattr(IndexFile, "snapshot", slowly)
@@ -131,14 +131,14 @@ async def test_the_advice_of_each_finding_repairs_it(tools: Tools) -> None:
 
 
 def forget_layer(tools: Tools, layer_id: str) -> None:
-    """Take a layer out of podman's list, and have podman read the list again."""
+    """Remove a layer from podman's list, and make podman read the list again."""
     file = tools.graph / f"{tools.driver}-layers" / "layers.json"
     records = [record for record in json.loads(file.read_bytes()) if record["id"] != layer_id]
     file.write_text(json.dumps(records))
     (file.parent / "layers.lock").write_bytes(os.urandom(64))
 
 
-@pytest.mark.skipif(not BEHAVIOUR.keeps_trees, reason="this podman has neither")
+@pytest.mark.skipif(not BEHAVIOUR.keeps_trees, reason="this podman has neither option")
 @pytest.mark.parametrize("option", ['imagestore = "{base}/images"', "transient_store = true"])
 async def test_containers_are_known_wherever_podman_keeps_them(
     short_path: Path, option: str

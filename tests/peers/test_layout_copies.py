@@ -1,4 +1,4 @@
-"""What is written from layout to layout, or for several images, is read by skopeo and podman."""
+"""skopeo and podman read layouts that were copied here, and layouts of several images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRANSPORTS: list[Transport] = ["oci", "oci-archive", "docker-archive", "dir"]
 
 @pytest.fixture(params=["asyncio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """One loop is enough for what the tools are needed for."""
+    """One loop is enough to try what other programs read."""
     return str(request.param)
 
 
@@ -35,7 +35,7 @@ def make_two(tools: Tools) -> None:
 
 @pytest.fixture
 def tools(short_path: Path, prepared: PreparedStores) -> Tools:
-    """The tools, with two images of buildah's."""
+    """The tools, with two images that buildah has committed."""
     require("podman", "buildah", "skopeo")
     return prepared.copy(make_two, short_path)
 
@@ -49,13 +49,13 @@ def address(transport: str, path: Path, name: str = NAME) -> str:
 async def test_skopeo_reads_a_copy_of_what_skopeo_has_written(
     tools: Tools, tmp_path: Path, source: Transport, *, whole: bool
 ) -> None:
-    """A usual run copies from each transport to two, so that each of them is copied to twice."""
+    """A usual run copies from each transport to two others, so that each is copied to twice."""
     theirs = tmp_path / "theirs"
     run("skopeo", "copy", "--quiet", f"{tools.reference}{NAME}", address(source, theirs))
     expected = json.loads(run("skopeo", "inspect", address(source, theirs)))
     original = tools.inspect(NAME)
-    place = TRANSPORTS.index(source)
-    for transport in TRANSPORTS if whole else (source, TRANSPORTS[place - 1]):
+    number = TRANSPORTS.index(source)
+    for transport in TRANSPORTS if whole else (source, TRANSPORTS[number - 1]):
         ours = tmp_path / transport
         (result,) = await oci.copy_layout(theirs, ours, name=NAME, transport=transport)
         assert result.name == NAME
@@ -66,9 +66,9 @@ async def test_skopeo_reads_a_copy_of_what_skopeo_has_written(
         run("skopeo", "copy", "--quiet", address(transport, ours), f"{other.reference}{NAME}")
         found = other.inspect(NAME)
         assert (found["Id"], found["RootFS"]) == (original["Id"], original["RootFS"])
-        if transport != "docker-archive":  # skopeo makes a manifest for that
+        if transport != "docker-archive":  # for which skopeo makes a manifest
             assert inspected["Digest"] == result.digest
-    # Without a name, as with one.
+    # A copy without a name is the same as one with it.
     named, again = tmp_path / "named", tmp_path / "again"
     await oci.copy_layout(theirs, named, name=NAME, transport="dir")
     await oci.copy_layout(theirs, again, transport="dir")
@@ -90,14 +90,14 @@ async def test_a_dir_of_all_platforms_is_as_skopeo_writes_it(tools: Tools, tmp_p
     assert copied(f"dir:{tmp_path / 'ours'}", tmp_path / "two", "--all") == files_of(
         tmp_path / "ours"
     )
-    # One image takes the other's place.
+    # A single image replaces them.
     skopeos(tools, tmp_path / "single")
     await oci.copy_layout(tmp_path / "single", tmp_path / "ours", transport="dir")
     assert files_of(tmp_path / "ours") == copied(f"oci:{tmp_path / 'single'}", tmp_path / "three")
 
 
 @pytest.mark.parametrize("transport", ["oci", "oci-archive", "docker-archive"])
-async def test_several_images_in_one_layout(
+async def test_several_images_in_one_layout_are_read(
     tools: Tools, tmp_path: Path, transport: Transport
 ) -> None:
     for number, name in enumerate((NAME, OTHER)):
@@ -114,14 +114,14 @@ async def test_several_images_in_one_layout(
     await oci.copy_layout(out, copy, transport=transport)
     ids = {name: image_id for image_id, (name,) in tools.names().items()}
     ids["localhost/again:3"] = ids[NAME]
-    for place in (out, copy):
-        other = Tools(tools.root / place.name)
+    for path in (out, copy):
+        other = Tools(tools.root / path.name)
         for name in names:
-            source = address(transport, place, name)
+            source = address(transport, path, name)
             run("skopeo", "copy", "--quiet", source, other.reference + name)
         found = other.names().items()
         assert {name: image_id for image_id, each in found for name in each} == ids
-        if transport != "oci":  # podman takes them all from an archive of docker save
-            other = Tools(tools.root / f"loaded-{place.name}")
-            other.podman("load", "--quiet", "--input", str(place))
+        if transport != "oci":  # podman loads all images of an archive
+            other = Tools(tools.root / f"loaded-{path.name}")
+            other.podman("load", "--quiet", "--input", str(path))
             assert sorted(name for each in other.names().values() for name in each) == sorted(names)
