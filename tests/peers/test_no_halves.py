@@ -1,4 +1,4 @@
-"""Of a change of containers/storage, which takes several steps, nobody sees a half."""
+"""Readers see a change that containers/storage makes in several steps wholly or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.peers
 
 TIMEOUT = 60
 SECONDS = 2
-"""How long other programs are at work."""
+"""How long other programs change the store."""
 
 OLD, NEW = b'{"n":1}', b'{"n":2}'
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -38,7 +38,7 @@ EVENTS = {"create": ("created", "two"), "delete": ("deleted", "one")}
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """Each loop, while a process is stopped at each of about thirty steps."""
+    """Both loops, since a test has only about thirty steps."""
     return str(request.param)
 
 
@@ -50,7 +50,7 @@ class State(NamedTuple):
 
 
 async def read(store: ImageStore) -> State:
-    """Read everything, by several ways that have to agree."""
+    """Read everything in several ways, which must agree."""
     images = tuple(await store.images())
     assert tuple(await store.snapshot()) == images
     assert tuple([image async for image in store.iter_images()]) == images
@@ -65,7 +65,11 @@ async def read(store: ImageStore) -> State:
 
 
 class Looker:
-    """Looks at a store in every way, and keeps what it has seen. It does not wait."""
+    """Reads a store without waiting for its lock, and keeps what it has seen.
+
+    :ivar opened: what the open store saw; ``None`` where it would have had to wait
+    :ivar fresh: what stores saw that were opened at that moment
+    """
 
     def __init__(self, path: Path, store: ImageStore) -> None:
         self._path = path
@@ -74,7 +78,7 @@ class Looker:
         self.fresh: list[State | None] = []
 
     async def look(self) -> None:
-        """Look once more."""
+        """Read the open store, and a new one."""
         self.opened.append(await self._read(self._store))
         async with ImageStore(self._path, read_only=True, lock_timeout=0) as store:
             self.fresh.append(await self._read(store))
@@ -106,7 +110,7 @@ async def test_every_reader_sees_the_state_before_a_change_or_after_it(
     assert before != after
     for seen in (looker.opened, looker.fresh):
         assert all(state in (before, after, None) for state in seen), seen
-        # It has to wait where the change takes several steps, and not when it has hardly begun.
+        # A reader has to wait during a change of several steps, but not at its beginning.
         assert None in seen or kind in {"add", "delete"}
     assert looker.opened[0] == looker.opened[1] == before
 
@@ -124,7 +128,11 @@ async def test_a_watch_and_a_check_see_the_state_before_a_change_or_after_it(
     before = without_podman(await check(path))
     reports: list[Report] = []
     events: list[ChangeEvent] = []
-    async with ImageStore(path) as store, store.watch() as changes, anyio.create_task_group() as t:
+    async with (
+        ImageStore(path) as store,
+        store.watch() as changes,
+        anyio.create_task_group() as tasks,
+    ):
 
         async def watch() -> None:
             while True:
@@ -133,11 +141,11 @@ async def test_a_watch_and_a_check_see_the_state_before_a_change_or_after_it(
         async def check_once() -> None:
             reports.append(without_podman(await check(path)))
 
-        t.start_soon(watch)
+        tasks.start_soon(watch)
         async with anyio.create_task_group() as checks:
 
             async def look() -> None:
-                # Those that are not done stand in line, one more for each look.
+                # Checks that wait for the lock go on waiting, with one more for each look.
                 checks.start_soon(check_once)
                 await anyio.wait_all_tasks_blocked()
 
@@ -145,7 +153,7 @@ async def test_a_watch_and_a_check_see_the_state_before_a_change_or_after_it(
                 await process.step_through(lambda: peer.ask(op, root, **fields), look)
         images = {image.id: image for image in await store.images()}
         await until(lambda: bool(events))
-        t.cancel_scope.cancel()
+        tasks.cancel_scope.cancel()
     peer.ask("close", root)
     after = without_podman(await check(path))
     assert before.findings == after.findings == ()

@@ -1,4 +1,4 @@
-"""What changes here do to podman, in a store of its own."""
+"""What changes by this library mean for podman, in podman's own store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAME = "localhost/hello:1"
 
 @pytest.fixture(params=["asyncio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """One loop is enough for what podman is needed for."""
+    """One loop is enough to try what podman does."""
     return str(request.param)
 
 
@@ -30,7 +30,7 @@ def make_hello(tools: Tools) -> None:
 
 @pytest.fixture
 def tools(short_path: Path, prepared: PreparedStores) -> Tools:
-    """The tools, with an image of buildah's."""
+    """The tools, with an image that buildah has committed."""
     require("podman", "buildah")
     return prepared.copy(make_hello, short_path)
 
@@ -40,7 +40,7 @@ def layers_of(tools: Tools) -> list[str]:
     return [layer["id"] for layer in json.loads(layers.read_bytes())]
 
 
-async def test_podman_fails_for_what_is_refused_here(tools: Tools) -> None:
+async def test_podman_fails_for_an_image_that_is_refused_here(tools: Tools) -> None:
     image_id = tools.inspect(NAME)["Id"]
     async with ImageStore(tools.image_store) as store:
         with pytest.raises(PodmanFailsError, match="podman images would fail"):
@@ -53,7 +53,7 @@ async def test_podman_fails_for_what_is_refused_here(tools: Tools) -> None:
         assert tools.names() == {image_id: [NAME]}
 
 
-async def test_podman_lists_an_import_without_layers_but_loads_it_only_when_it_is_removed(
+async def test_podman_lists_an_import_without_layers_but_loads_the_image_only_after_its_removal(
     tools: Tools, caplog: pytest.LogCaptureFixture
 ) -> None:
     image_id = tools.inspect(NAME)["Id"]
@@ -75,7 +75,7 @@ async def test_podman_lists_an_import_without_layers_but_loads_it_only_when_it_i
 
 
 @pytest.mark.parametrize("with_podman", [True, False])
-def test_layers_of_what_is_removed_here_stay_until_the_storage_is_repaired(
+def test_layers_of_an_image_removed_here_stay_until_podmans_storage_is_repaired(
     tools: Tools, *, with_podman: bool
 ) -> None:
     other = tools.inspect(tools.commit("localhost/other:1", "other"))["Id"]
@@ -100,12 +100,12 @@ def test_layers_of_what_is_removed_here_stay_until_the_storage_is_repaired(
         tools.containers_storage(*repairing)
     left = 2 if GENERATION == "bookworm" else 1
     assert len(layers_of(tools)) == left
-    # podman's own way takes both.
+    # podman removes an image with its layers.
     tools.podman("rmi", other)
     assert len(layers_of(tools)) == left - 1
 
 
-def test_images_without_layers_are_removed_without_a_word(tools: Tools) -> None:
+def test_images_without_layers_are_removed_without_a_warning(tools: Tools) -> None:
     cli = Cli(tools.graph)
     (image_id,) = cli("create", "--name", "localhost/bare:1", "--force").lines
     assert cli("rm", image_id).errors == ""

@@ -1,4 +1,4 @@
-"""Items that share a file beside containers/storage, which knows nothing of that."""
+"""Items that share a file, beside containers/storage, which does not know that they do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .tools import Tools, require, run
 
 pytestmark = [
     pytest.mark.peers,
-    # What is tried is what other programs do, whatever the loop.
+    # These are tests of what other programs do, which does not depend on the event loop.
     pytest.mark.parametrize("anyio_backend", EVERY_LOOP[:1]),
 ]
 
@@ -27,11 +27,11 @@ LIKE = "e" * 64
 
 
 def links(path: Path, image_id: str, key: str) -> int:
-    """Return how many names the file of an item has."""
+    """Return the number of hard links to the file of an item."""
     return (path / image_id / big_data_file(key)).stat().st_nlink
 
 
-async def test_changing_an_item_with_containers_storage_keeps_the_others(
+async def test_a_change_of_an_item_by_containers_storage_keeps_items_that_shared_its_file(
     peer: Peer, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
@@ -50,20 +50,20 @@ async def test_changing_an_item_with_containers_storage_keeps_the_others(
         assert await store.big_data("three", "key") == CONTENT
         assert peer.ask("big_data", root, ref="three", key="key") == CONTENT
         assert links(path, "three", "key") == 1
-        # What it writes again is shared again.
+        # A file that containers/storage has written is shared again.
         peer.ask("set_big_data", root, ref="three", key="key", data=CONTENT)
         await store.set_big_data("two", "key", CONTENT)
         assert links(path, "three", "key") == 2
         peer.ask("set_big_data", root, ref="three", key="key", data=CONTENT)
         assert links(path, "two", "key") == 1
-    # There are no manifests, which podman would need.
+    # podman would need manifests, which these images lack.
     kinds = {finding.kind for finding in (await check(path, verify=True)).findings}
     assert kinds <= {FindingKind.PODMAN_FAILS}
 
 
 @pytest.fixture
 def tools(short_path: Path) -> Iterator[Tools]:
-    """The tools, with an image of buildah's."""
+    """The tools, with an image that buildah has committed."""
     require("podman", "buildah", "skopeo")
     tools = Tools(short_path)
     tools.commit(NAME, "base")
@@ -98,7 +98,7 @@ async def test_podman_works_with_an_image_that_shares_files_with_another(
 
         tools.podman("tag", NAME, "localhost/tagged:1")
         await check_second()
-        # It is loaded over the image that is there, and its items are written again.
+        # Loading the image again writes its items again.
         tools.podman("load", "--quiet", "--input", str(archive))
         await check_second()
         run("skopeo", "copy", "--quiet", f"oci-archive:{archive}", f"{tools.reference}{NAME}")
@@ -115,6 +115,6 @@ async def test_podman_works_with_an_image_that_shares_files_with_another(
 
 
 def inodes(path: Path, image: Image) -> list[int]:
-    """Return which files an image's items have."""
+    """Return the inodes of the files of an image's items."""
     files = (path / image.id / big_data_file(key) for key in image.big_data_names)
     return [file.stat().st_ino for file in files]

@@ -1,4 +1,4 @@
-"""Stores to look at only: everything is read, and nothing written."""
+"""Stores that are opened read-only or cannot be written are read, and nothing in them changes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ITEMS = {"manifest": b"{}", "sha256:config": b'{"config":1}', "plain": b"", "lar
 
 
 def fill(peer: Peer, root: Path) -> None:
-    """Make a store as containers/storage does, with an item whose digest is not recorded."""
+    """Make a store with containers/storage, and remove the recorded digest of one item."""
     for number in range(3):
         names = [f"localhost/image:{number}"]
         peer.ask("create", root, id=f"image{number}", names=names, big_data=ITEMS, metadata="text")
@@ -36,7 +36,7 @@ def fill(peer: Peer, root: Path) -> None:
 
 
 def everything(directory: Path) -> dict[str, object]:
-    """All that a writer would change: names, kinds, owners, times and content."""
+    """Return all that a writer could change: names, modes, owners, times and content."""
     found: dict[str, object] = {}
     for path in sorted([directory, *directory.rglob("*")]):
         status = path.lstat()
@@ -49,7 +49,7 @@ def everything(directory: Path) -> dict[str, object]:
 
 
 async def read_everything(path: Path) -> None:
-    """Open a store read-only, and try every call there is."""
+    """Open a store read-only, make every call that reads, and check that changes are refused."""
     async with ImageStore(path, read_only=True) as store:
         assert store.read_only
         images = await store.images()
@@ -63,7 +63,7 @@ async def read_everything(path: Path) -> None:
             for key, data in ITEMS.items():
                 assert await store.big_data(image.id, key) == data
                 assert await store.big_data_size(image.id, key) == len(data)
-                # Computed where it is not recorded, and not recorded then.
+                # A digest that is not recorded is computed.
                 assert (await store.big_data_digest(image.id, key)).startswith("sha256:")
                 if key in image.big_data_digests:
                     async with store.open_big_data(image.id, key, verify=True) as reader:
@@ -91,7 +91,7 @@ async def read_everything(path: Path) -> None:
 
 @pytest.fixture
 async def root(peer: Peer, short_path: Path) -> AsyncIterator[Path]:
-    """A store, which must be as it was when the test is over."""
+    """A store that the test must not change."""
     short_path.chmod(0o755)
     root = short_path / "store"
     fill(peer, root)
@@ -100,11 +100,11 @@ async def root(peer: Peer, short_path: Path) -> AsyncIterator[Path]:
     assert everything(image_store(root)) == before
 
 
-async def test_plain_directory(root: Path) -> None:
+async def test_a_store_is_read(root: Path) -> None:
     await read_everything(image_store(root))
 
 
-async def test_read_only_bind_mount(root: Path, short_path: Path) -> None:
+async def test_a_store_on_a_read_only_bind_mount_is_read(root: Path, short_path: Path) -> None:
     with read_only_bind(image_store(root), short_path / "bind") as path:
         with pytest.raises(OSError, match="Read-only file system"):
             (path / "file").touch()
@@ -112,7 +112,9 @@ async def test_read_only_bind_mount(root: Path, short_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
-async def test_read_only_file_system(peer: Peer, short_path: Path, kind: str) -> None:
+async def test_a_store_on_a_read_only_file_system_is_read(
+    peer: Peer, short_path: Path, kind: str
+) -> None:
     with file_system(kind, short_path) as mount_point:
         fill(peer, mount_point)
         path = image_store(mount_point)
@@ -123,7 +125,9 @@ async def test_read_only_file_system(peer: Peer, short_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("has_lock", [True, False])
-async def test_owned_by_someone_else(peer: Peer, short_path: Path, has_lock: bool) -> None:
+async def test_a_store_of_another_user_is_read(
+    peer: Peer, short_path: Path, has_lock: bool
+) -> None:
     short_path.chmod(0o755)
     root = short_path / "store"
     fill(peer, root)
@@ -132,7 +136,7 @@ async def test_owned_by_someone_else(peer: Peer, short_path: Path, has_lock: boo
     if not has_lock:
         (image_store(root) / "images.lock").unlink()
     before = everything(image_store(root))
-    with somebody_else():
+    with unprivileged():
         with pytest.raises(PermissionError):
             (image_store(root) / "file").touch()
         await read_everything(image_store(root))
@@ -140,8 +144,8 @@ async def test_owned_by_someone_else(peer: Peer, short_path: Path, has_lock: boo
 
 
 @contextmanager
-def somebody_else() -> Iterator[None]:
-    """Be a user who owns nothing here, in every thread."""
+def unprivileged() -> Iterator[None]:
+    """Have the rights of an unprivileged user in every thread, for the block."""
     if os.geteuid() != 0:
         pytest.skip("needs root to become another user")
     os.seteuid(NOBODY)
@@ -151,7 +155,7 @@ def somebody_else() -> Iterator[None]:
         os.seteuid(0)
 
 
-async def test_owner_may_not_write_either(peer: Peer, short_path: Path) -> None:
+async def test_a_store_whose_owner_may_not_write_it_is_read(peer: Peer, short_path: Path) -> None:
     short_path.chmod(0o755)
     root = short_path / "store"
     fill(peer, root)
@@ -159,12 +163,12 @@ async def test_owner_may_not_write_either(peer: Peer, short_path: Path) -> None:
         path.chmod(0o500 if path.is_dir() else 0o400)
         shutil.chown(path, NOBODY)
     before = everything(image_store(root))
-    with somebody_else():
+    with unprivileged():
         await read_everything(image_store(root))
     assert everything(image_store(root)) == before
 
 
-async def test_no_lock_file(root: Path, short_path: Path) -> None:
+async def test_a_store_without_a_lock_file_is_read(root: Path, short_path: Path) -> None:
     copy = short_path / "copy"
     shutil.copytree(image_store(root), copy)
     (copy / "images.lock").unlink()
@@ -188,7 +192,9 @@ async def test_changes_of_the_owner_are_seen_through_a_read_only_mount(
     peer.ask("close", root)
 
 
-async def test_a_reader_never_waits_for_a_lock(peer: Peer, program: Path, short_path: Path) -> None:
+async def test_a_store_whose_lock_is_held_is_read(
+    peer: Peer, program: Path, short_path: Path
+) -> None:
     root = short_path / "store"
     fill(peer, root)
     with running(program, "hold", image_store(root) / "images.lock") as holder:

@@ -1,4 +1,4 @@
-"""Images that buildah made, changed here, and used by podman and skopeo again."""
+"""Images that buildah has committed are changed here, and podman and skopeo use them again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME = "localhost/hello:1"
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """Two loops are enough for what the tools are needed for."""
+    """Two loops are enough to try what other programs read."""
     return str(request.param)
 
 
@@ -33,7 +33,7 @@ def make_hello(tools: Tools) -> None:
 def tools(
     request: pytest.FixtureRequest, short_path: Path, prepared: PreparedStores
 ) -> Iterator[Tools]:
-    """The tools, with an image of buildah's."""
+    """The tools, with an image that buildah has committed."""
     require("podman", "buildah", "skopeo")
     if request.param == "vfs":
         yield prepared.copy(make_hello, short_path)
@@ -49,7 +49,7 @@ def tools(
     subprocess.run(["umount", mount], capture_output=True, check=False)
 
 
-async def test_what_buildah_committed_is_found_and_verified(tools: Tools) -> None:
+async def test_an_image_that_buildah_committed_is_found_and_verified(tools: Tools) -> None:
     (image_id,) = tools.names()
     inspected = tools.inspect(NAME)
     async with ImageStore(tools.image_store, read_only=True) as store:
@@ -73,7 +73,7 @@ async def test_what_buildah_committed_is_found_and_verified(tools: Tools) -> Non
     assert image.top_layer in {layer["id"] for layer in json.loads(layers.read_text())}
 
 
-async def test_names_changed_here_are_seen_there(tools: Tools) -> None:
+async def test_names_changed_here_are_seen_by_podman_and_back(tools: Tools) -> None:
     first = tools.inspect(NAME)["Id"]
     second = tools.commit("localhost/other:1", "other")
     async with ImageStore(tools.image_store) as store:
@@ -102,7 +102,7 @@ async def test_names_changed_here_are_seen_there(tools: Tools) -> None:
         assert (await store.get(second)).names == ("localhost/tagged:1",)
 
 
-async def test_each_sees_what_the_other_has_deleted(tools: Tools) -> None:
+async def test_podman_and_this_library_see_each_others_deletions(tools: Tools) -> None:
     first = tools.inspect(NAME)["Id"]
     second = tools.commit("localhost/other:1", "other")
     async with ImageStore(tools.image_store) as store:
@@ -119,7 +119,7 @@ async def test_each_sees_what_the_other_has_deleted(tools: Tools) -> None:
     ]
 
 
-async def test_skopeo_copies_what_was_changed_here(tools: Tools, tmp_path: Path) -> None:
+async def test_skopeo_copies_an_image_that_was_changed_here(tools: Tools, tmp_path: Path) -> None:
     async with ImageStore(tools.image_store) as store:
         image = await store.get(NAME)
         await store.set_metadata(image.id, image.metadata + " ")
@@ -135,7 +135,7 @@ async def test_skopeo_copies_what_was_changed_here(tools: Tools, tmp_path: Path)
     assert (tmp_path / "dir" / image.id).read_bytes() == config
     run("skopeo", "copy", "--quiet", source, f"oci:{tmp_path / 'oci'}:renamed")
     assert (tmp_path / "oci" / "blobs" / "sha256" / image.id).read_bytes() == config
-    # And back, by podman's own library, as another image record.
+    # And back into the store, where only the name is new.
     run(
         "skopeo", "copy", "--quiet", f"dir:{tmp_path / 'dir'}", f"{tools.reference}localhost/back:1"
     )
@@ -146,7 +146,7 @@ async def test_skopeo_copies_what_was_changed_here(tools: Tools, tmp_path: Path)
         assert await store.big_data(back.id, "note") == b"of ours"
 
 
-async def test_an_image_made_here_is_listed_there(tools: Tools) -> None:
+async def test_an_image_created_here_is_listed_and_mounted_by_the_tools(tools: Tools) -> None:
     require("containers-storage")
     async with ImageStore(tools.image_store) as store:
         image = await store.get(NAME)

@@ -1,4 +1,4 @@
-"""Other data that containers/storage keeps with an image, and its garbage collection."""
+"""Data beside big data that containers/storage keeps with an image, and garbage collection."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ ORPHANS = ["a" * 64, "b" * 64]
 OTHERS = ["backup", "C" * 64, "d" * 63, "e" * 65, "sha256:" + "f" * 64, ".hidden", "short"]
 
 
-def user_data(peer: Peer, root: Path, image_id: str) -> Path:
-    """Have containers/storage make a directory for an image, and put something in it."""
+def add_user_data(peer: Peer, root: Path, image_id: str) -> None:
+    """Let containers/storage make the directory for an image's data, and put a file in it."""
     directory = Path(peer.ask("image_directory", root, ref=image_id))
     assert directory.parent == image_store(root) / image_id
     (directory / "referenced-artifacts").mkdir()
     (directory / "referenced-artifacts" / "index").write_bytes(b"1")
-    return directory
 
 
 async def test_garbage_collection_removes_what_containers_storage_removes(
@@ -40,7 +39,7 @@ async def test_garbage_collection_removes_what_containers_storage_removes(
 ) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     peer.ask("create", ours, id=ONE, names=["a"], big_data={"manifest": b"{}"})
-    user_data(peer, ours, ONE)
+    add_user_data(peer, ours, ONE)
     path = image_store(ours)
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -66,14 +65,14 @@ async def test_garbage_collection_removes_what_containers_storage_removes(
     assert os.listdir(outside) == ["precious"]
 
 
-async def test_a_directory_of_an_image_lives_as_long_as_the_image(
+async def test_the_directory_of_an_image_is_kept_until_the_image_is_deleted(
     peer: Peer, tmp_path: Path
 ) -> None:
     root = tmp_path / "store"
     path = image_store(root)
     for image_id in (ONE, TWO):
         peer.ask("create", root, id=image_id, big_data={"manifest": b"{}"})
-        user_data(peer, root, image_id)
+        add_user_data(peer, root, image_id)
     before = {image_id: tree(path / image_id / "userdata") for image_id in (ONE, TWO)}
     async with ImageStore(path) as store:
         await store.set_big_data(ONE, "manifest", b'{"n":1}')

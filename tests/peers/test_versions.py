@@ -1,4 +1,4 @@
-"""Records of older and newer programs: read, changed, and written back without loss."""
+"""Records of older and newer programs are read, changed and written back without loss."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ RECORDS = {image_id: record % {"sha": SHA} for image_id, record in RECORDS.items
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A store with all these records."""
+    """A store with all of these records."""
     root = tmp_path / "store"
     directory = image_store(root)
     directory.mkdir(parents=True)
@@ -81,7 +81,7 @@ async def test_records_are_read(root: Path) -> None:
     assert images["nulls"].names == images["nulls"].digests == ()
 
 
-async def test_both_read_the_same(peer: Peer, root: Path) -> None:
+async def test_both_libraries_read_the_same(peer: Peer, root: Path) -> None:
     async with ImageStore(image_store(root), read_only=True) as store:
         for image in await store.images():
             _check_alike(image, peer.ask("get", root, ref=image.id))
@@ -126,7 +126,7 @@ async def test_a_change_keeps_what_it_does_not_touch(peer: Peer, root: Path, ima
     new = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     assert bytes(new.pop("metadata")) == b'"new"'
     old.pop("metadata", None)
-    # These two are always there: the digest that it had all along, and the time that nobody knows.
+    # Always written: the digest, which follows from the manifests, and a zero for an unknown time.
     for field, value in (("digest", before.digest), ("created", "0001-01-01T00:00:00Z")):
         if field not in old and value:
             assert json.loads(bytes(new.pop(field))) == value
@@ -171,7 +171,7 @@ async def test_an_index_written_by_containers_storage_is_read_again(peer: Peer, 
         await store.set_flag("today", "more", {"n": 0.1})
         images = {image.id: image for image in await store.images()}
         peer.ask("set_metadata", root, ref="zero-time", metadata="theirs")
-        # Now all of it is in their spelling, without the fields that they do not know.
+        # It has written the whole index, without the fields that it does not know.
         assert "another" not in await _record(root, "future")
         again = {image.id: image for image in await store.images()}
     assert again.pop("zero-time").metadata == "theirs"

@@ -1,4 +1,4 @@
-"""A watch sees what other programs do to the store."""
+"""A watch yields the changes of other programs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .tools import Tools, require
 pytestmark = pytest.mark.peers
 
 TIMEOUT = 120
-"""Seconds; on a slow machine a command of podman takes some."""
+"""Seconds; on a slow machine, podman takes several for one command."""
 
 
-async def test_a_go_program_is_watched(peer: Peer, short_path: Path) -> None:
+async def test_changes_by_containers_storage_are_watched(peer: Peer, short_path: Path) -> None:
     peer.ask("create", short_path, id="image")
     path = image_store(short_path)
 
@@ -35,7 +35,7 @@ async def test_a_go_program_is_watched(peer: Peer, short_path: Path) -> None:
             assert change.kind == "changed"
             assert change.image is not None
             assert change.image.metadata == f"{number:03}"
-        # Faster than it is looked at: what comes is what came of it.
+        # Changes that come faster than they are taken add up to the final state.
         images = {image.id: image for image in await store.images()}
         for number in range(20):
             await ask("create", id=f"image{number}")
@@ -49,7 +49,7 @@ async def test_a_go_program_is_watched(peer: Peer, short_path: Path) -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_podman_is_watched(short_path: Path) -> None:
+async def test_changes_by_podman_are_watched(short_path: Path) -> None:
     require("podman", "buildah")
     tools = Tools(short_path)
     first = tools.commit("localhost/hello:1", "hello")
@@ -67,6 +67,6 @@ async def test_podman_is_watched(short_path: Path) -> None:
             while second not in images or not images[second].names:
                 replay(images, await take(changes, 1))
         _, change = await meanwhile(changes, podman("rmi", first, "--force"))
-        while change.kind != "deleted":  # its names go one by one
+        while change.kind != "deleted":  # podman removes the names one by one before
             (change,) = await take(changes, 1)
         assert kinds([change]) == [("deleted", first)]
