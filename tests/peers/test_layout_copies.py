@@ -12,7 +12,7 @@ from aimagestore.oci import Transport
 
 from ..support.layouts import Maker, encode, files_of
 from ..support.loops import EXTENTS
-from .test_oci import copied, layer, skopeos
+from .test_oci import copied, layer, write_with_skopeo
 from .tools import PreparedStores, Tools, require, run
 
 pytestmark = pytest.mark.peers
@@ -91,7 +91,7 @@ async def test_a_dir_of_all_platforms_is_as_skopeo_writes_it(tools: Tools, tmp_p
         tmp_path / "ours"
     )
     # A single image replaces them.
-    skopeos(tools, tmp_path / "single")
+    write_with_skopeo(tools, tmp_path / "single")
     await oci.copy_layout(tmp_path / "single", tmp_path / "ours", transport="dir")
     assert files_of(tmp_path / "ours") == copied(f"oci:{tmp_path / 'single'}", tmp_path / "three")
 

@@ -35,14 +35,14 @@ pytestmark = pytest.mark.peers
 BOXED = Path(__file__).with_name("boxed").read_text()
 LOCATOR = Path(__file__).with_name("locator.py")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-NUMBER = list(generation.BEHAVIOUR_OF).index(generation.GENERATION)
+GENERATION_NUMBER = list(generation.BEHAVIOUR_OF).index(generation.GENERATION)
 
 FIELDS = ("GraphDriverName", "GraphRoot", "RunRoot", "ImageStore.Number")
 INFO = " ".join(f"{{{{.Store.{field}}}}}" for field in FIELDS)
 
 
 class Podman:
-    """podman with the configuration of a directory."""
+    """podman, and this library, with the configuration in a directory."""
 
     def __init__(
         self, configuration: Configuration, base: Path, programs: Path, locator: Running
@@ -54,7 +54,7 @@ class Podman:
         self.variables = configuration.variables(base)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command as the configuration's user, in its namespace."""
+        """Run a command as the user, and in the namespace, of the configuration."""
         inside = self._configuration.inside
         variables = {"PATH": PATH, **self.variables}
         return subprocess.run(
@@ -72,26 +72,26 @@ class Podman:
         )
 
     def info(self) -> list[str] | None:
-        """Return the fields of ``podman info``; ``None`` when podman refuses the configuration."""
+        """Return what ``podman info`` says; ``None`` when podman refuses the configuration."""
         result = self.run("podman", "info", "--format", INFO)
         if result.returncode:
-            print(result.stderr)  # for a test that fails
+            print(result.stderr)  # shown if the test fails
             return None
         return result.stdout.split()
 
     def locate(self) -> dict[str, Any]:
-        """Return what this library says."""
+        """Return what ``locate()`` finds, as a dictionary."""
         variables = self.variables
         if self._configuration.inside:
             lines = self.run("env").stdout.splitlines()
             variables = dict(line.split("=", 1) for line in lines if "=" in line)
-        question = {
+        request = {
             "base": str(self._base),
             "variables": {**variables, "PATH": str(self._programs)},
             "user": self._configuration.user,
             "namespace": bool(self._configuration.inside),
         }
-        found: dict[str, Any] = json.loads(self._locator.ask(json.dumps(question)))
+        found: dict[str, Any] = json.loads(self._locator.ask(json.dumps(request)))
         assert "failed" not in found, found["failed"]
         return found
 
@@ -105,7 +105,7 @@ def _requirements() -> None:
 
 @pytest.fixture(scope="session")
 def programs() -> Iterator[Path]:
-    """A directory with the generation's podman, which users may read."""
+    """A directory with the generation's podman, which all users may read."""
     directory = Path(tempfile.mkdtemp(prefix="peers-"))
     directory.chmod(0o755)
     shutil.copy(f"{generation.ROOT}/usr/bin/podman", directory)
@@ -115,19 +115,19 @@ def programs() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def locator() -> Iterator[Running]:
-    """The program that says what this library finds."""
+    """The process that answers what ``locate()`` finds."""
     with running(sys.executable, LOCATOR) as started:
         yield started
 
 
 @pytest.fixture
 def base(short_path: Path) -> Path:
-    """The directory of the test, which users may enter."""
+    """The directory of the test, which all users may enter."""
     short_path.chmod(0o755)
     return short_path
 
 
-# That the table is right is shown without podman, too, for each of its versions.
+# Other tests compare the table with the library for each generation, without podman.
 @pytest.mark.parametrize(
     "configuration",
     sample(CONFIGURATIONS, every=3, kind=lambda each: (each.user, each.inside)),
@@ -136,12 +136,12 @@ def base(short_path: Path) -> Path:
 def test_the_storage_is_the_one_that_podman_names(
     configuration: Configuration, base: Path, programs: Path, locator: Running
 ) -> None:
-    """A usual run tries a third of what there is for root, users, and each kind of namespace."""
+    """A usual run tries a third of the configurations for root, users and each namespace."""
     configuration.make(base)
     podman = Podman(configuration, base, programs, locator)
     found = podman.locate()
     info = podman.info()
-    expected = configuration.expected_of(NUMBER).replace("{base}", str(base))
+    expected = configuration.expected_of(GENERATION_NUMBER).replace("{base}", str(base))
     if info is None:
         assert (shown(found), expected) == (REFUSED, REFUSED)
         return
@@ -156,7 +156,7 @@ def test_the_storage_is_the_one_that_podman_names(
 
 async def _add_image(store: str, user: int) -> None:
     async with ImageStore(store) as images:
-        await images.create(force=True)  # podman info only counts it
+        await images.create(force=True)  # podman info only counts images
     for parent, _, names in os.walk(store):
         for path in (parent, *(os.path.join(parent, name) for name in names)):
             os.chown(path, user, user)
@@ -187,7 +187,7 @@ def test_no_store_is_chosen_silently_when_no_podman_is_installed(
     configuration = Configuration("", "", {"etc/storage.conf": VFS}, user=USER)
     configuration.make(base)
     podman = Podman(configuration, base, base, locator)
-    # What the present podman and one of another generation have made.
+    # The stores that podman of the newest and of the oldest generation would use.
     newest, oldest = (
         f"{base}/srv/a/vfs-images",
         f"{base}/home/.local/share/containers/storage/vfs-images",

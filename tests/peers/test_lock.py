@@ -1,4 +1,4 @@
-"""One lock for this library and containers/storage: while one holds it, all others wait."""
+"""This library and containers/storage exclude each other by one lock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.peers
 GO_WRITERS = 3
 SHARE_SECONDS = 4.0
 TIMEOUT = 60
-"""Seconds after which something that has to happen never will."""
+"""Seconds after which a test fails instead of waiting longer."""
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def waiting(lock_file: Path) -> int:
 
 
 async def until_waiting(lock_file: Path, number: int = 1) -> None:
-    """Return when ``number`` processes wait for the lock. The kernel has no event for this."""
+    """Return when ``number`` processes wait for the lock. Polls: the kernel has no event for it."""
     with anyio.fail_after(TIMEOUT):
         while waiting(lock_file) < number:
             await anyio.sleep(0.002)
@@ -117,7 +117,7 @@ async def test_this_library_waits_while_containers_storage_holds_the_lock(
         assert await store.metadata("image") == "text"
 
 
-async def test_timeout_names_the_lock_and_its_holder(
+async def test_a_timeout_names_the_lock_and_its_holder(
     store: ImageStore, program: Path, root: Path, lock_file: Path
 ) -> None:
     with running(program, "hold", lock_file) as other:
@@ -202,7 +202,7 @@ async def test_a_cancelled_wait_ends_at_once_and_leaves_nothing_held(
             tasks.start_soon(wait)
             await until_waiting(lock_file)
             tasks.cancel_scope.cancel()
-        # The lock is held still, so the wait has ended before anybody could have it.
+        # The lock is still held: the wait has ended without it.
         assert holder.process.poll() is None
         await anyio.to_thread.run_sync(holder.end)
     await assert_free(program, lock_file)
@@ -248,15 +248,15 @@ async def test_waiting_writers_leave_the_threads_of_others_alone(
                 async with anyio.create_task_group() as others:
                     for _ in range(100):
                         others.start_soon(anyio.to_thread.run_sync, threading.get_ident)
-            assert waiting(lock_file) == 1, "all stores of a process wait in one line"
+            assert waiting(lock_file) == 1, "one thread waits for all stores of a process"
             assert (await store.get("image")).names == ()
             await anyio.to_thread.run_sync(holder.end)
         names = (await store.get("image")).names
         assert sorted(names) == sorted(f"name-{number}" for number in range(100))
 
 
-# Who asks again in the instant of its release often has the lock before those whom the kernel
-# wakes for it: then even equal programs get shares that differ by a factor of four.
+# A program that asks for the lock again right after its release often gets it before those that the
+# kernel wakes. Without a pause, even the shares of equal programs differ by a factor of four.
 @pytest.mark.parametrize(("pause", "share"), [(1, 1 / 4), (0, 1 / 12)])
 async def test_a_waiting_writer_gets_a_fair_share_beside_programs_that_wait_in_the_kernel(
     store: ImageStore, program: Path, lock_file: Path, pause: int, share: float

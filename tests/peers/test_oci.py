@@ -1,4 +1,4 @@
-"""Image layouts between the tools and stores: what one writes the other reads, byte for byte."""
+"""podman, buildah, skopeo and this library read each other's image layouts, byte for byte."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAME = "localhost/hello:1"
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """Two loops are enough for what the tools are needed for."""
+    """Two loops are enough to try what other programs read."""
     return str(request.param)
 
 
@@ -33,7 +33,7 @@ def make_hello(tools: Tools) -> None:
 
 @pytest.fixture
 def tools(short_path: Path, prepared: PreparedStores) -> Tools:
-    """The tools, with an image of buildah's."""
+    """The tools, with an image that buildah has committed."""
     require("podman", "buildah", "skopeo")
     return prepared.copy(make_hello, short_path)
 
@@ -43,26 +43,30 @@ def blobs_of(layout: Path) -> dict[str, bytes]:
 
 
 def copied(source: str, target: Path, *options: str) -> dict[str, bytes]:
-    """The files that skopeo makes of an image as a plain directory, by their digests."""
+    """Copy an image with skopeo to a ``dir:`` layout, and return its files by name."""
     overrides = [option for option in options if option != "--all"]
     everything = [option for option in options if option == "--all"]
     run("skopeo", *overrides, "copy", "--quiet", *everything, source, f"dir:{target}")
     return files_of(target)
 
 
-def skopeos(tools: Tools, layout: Path) -> str:
+def write_with_skopeo(tools: Tools, layout: Path) -> str:
+    """Write the image as a layout, and return its address."""
     run("skopeo", "copy", "--quiet", f"{tools.reference}{NAME}", f"oci:{layout}:hello:1")
     return f"oci:{layout}:hello:1"
 
 
-def buildahs(tools: Tools, layout: Path) -> str:
+def write_with_buildah(tools: Tools, layout: Path) -> str:
+    """Write the image as an archive, and return its address."""
     tools.buildah("push", "--quiet", NAME, f"oci-archive:{layout}:hello:1")
     return f"oci-archive:{layout}:hello:1"
 
 
-@pytest.mark.parametrize("write", [skopeos, buildahs])
+@pytest.mark.parametrize("write", [write_with_skopeo, write_with_buildah])
 @pytest.mark.parametrize("name", ["out", "out.tar"])
-async def test_there_and_back(tools: Tools, tmp_path: Path, write: Any, name: str) -> None:
+async def test_an_image_of_skopeo_or_buildah_is_imported_and_exported_unchanged(
+    tools: Tools, tmp_path: Path, write: Any, name: str
+) -> None:
     layout = tmp_path / "layout"
     source = write(tools, layout)
     async with ImageStore(tmp_path / "store") as store:
@@ -84,7 +88,7 @@ async def test_there_and_back(tools: Tools, tmp_path: Path, write: Any, name: st
     if name.endswith(".tar"):
         other.podman("load", "--quiet", "--input", str(tmp_path / name))
     else:
-        # podman 4.3 makes a name of the path that it pulls from, in which capitals are errors.
+        # Not with podman 4.3, which derives a name from the path, and refuses its capitals.
         run("skopeo", "copy", "--quiet", exported, f"{other.reference}{NAME}")
     assert other.names() == {image.id: [NAME]}
     assert other.inspect(image.id)["RootFS"] == tools.inspect(NAME)["RootFS"]
@@ -94,7 +98,9 @@ async def test_there_and_back(tools: Tools, tmp_path: Path, write: Any, name: st
     other.buildah("rm", container)
 
 
-async def test_all_platforms_there_and_back(tools: Tools, tmp_path: Path) -> None:
+async def test_an_image_of_several_platforms_is_imported_and_exported_unchanged(
+    tools: Tools, tmp_path: Path
+) -> None:
     tools.buildah("manifest", "create", "all")
     ids = set()
     for architecture in ("amd64", "arm64"):
@@ -120,8 +126,11 @@ async def test_all_platforms_there_and_back(tools: Tools, tmp_path: Path) -> Non
             )
             found.add(picked.image.id)
             await oci.export_layout(store, architecture, tmp_path / architecture)
-            said = json.loads(run("skopeo", "inspect", f"oci:{tmp_path / architecture}"))
-            assert (said["Architecture"], said["Digest"]) == (architecture, picked.image.digest)
+            inspected = json.loads(run("skopeo", "inspect", f"oci:{tmp_path / architecture}"))
+            assert (inspected["Architecture"], inspected["Digest"]) == (
+                architecture,
+                picked.image.digest,
+            )
     assert found == ids
     expected = copied(f"oci:{layout}:all:1", tmp_path / "one", "--all")
     assert len(expected) > 6
@@ -131,10 +140,10 @@ async def test_all_platforms_there_and_back(tools: Tools, tmp_path: Path) -> Non
         assert copied(source, tmp_path / f"copy-{name}", "--all") == expected
 
 
-async def test_skopeo_adds_to_an_export_and_an_export_to_skopeos(
+async def test_skopeo_and_this_library_add_images_to_each_others_layouts(
     tools: Tools, tmp_path: Path
 ) -> None:
-    skopeos(tools, tmp_path / "layout")
+    write_with_skopeo(tools, tmp_path / "layout")
     async with ImageStore(tmp_path / "store") as store:
         (imported,) = await oci.import_layout(store, tmp_path / "layout")
         exported = await oci.export_layout(store, NAME, tmp_path / "layout", name="again")
@@ -157,10 +166,10 @@ async def test_skopeo_adds_to_an_export_and_an_export_to_skopeos(
     assert second.image.names == ("localhost/second:latest",)
 
 
-async def test_an_image_of_podmans_own_gets_names_and_manifests(
+async def test_importing_an_image_that_podman_has_adds_its_names_and_manifests(
     tools: Tools, tmp_path: Path
 ) -> None:
-    skopeos(tools, tmp_path / "layout")
+    write_with_skopeo(tools, tmp_path / "layout")
     before = tools.inspect(NAME)
     async with ImageStore(tools.image_store) as store:
         (imported,) = await oci.import_layout(store, tmp_path / "layout", names=["localhost/a:1"])
@@ -175,12 +184,12 @@ async def test_an_image_of_podmans_own_gets_names_and_manifests(
     assert blobs_of(tmp_path / "again") == blobs_of(tmp_path / "layout")
 
 
-async def test_podman_lists_and_removes_what_was_imported_without_layers(
+async def test_podman_lists_and_removes_images_that_were_imported_without_layers(
     tools: Tools, tmp_path: Path
 ) -> None:
     other = Tools(tools.root / "other")
     other.commit("localhost/kept:1", "kept")
-    skopeos(tools, tmp_path / "layout")
+    write_with_skopeo(tools, tmp_path / "layout")
     tools.buildah("manifest", "create", "all")
     tools.buildah("manifest", "add", "all", NAME)
     index = f"oci:{tmp_path / 'index'}:all:1"
@@ -202,7 +211,9 @@ async def test_podman_lists_and_removes_what_was_imported_without_layers(
 
 
 @pytest.mark.parametrize("ref", ["1.0", "hello:1", "a/b:2", "quay.io/podman/hello", "docker.io/x"])
-async def test_names_are_what_podman_makes_of_them(tools: Tools, tmp_path: Path, ref: str) -> None:
+async def test_names_are_completed_as_podman_completes_them(
+    tools: Tools, tmp_path: Path, ref: str
+) -> None:
     archive = tmp_path / "archive"
     tools.buildah("push", "--quiet", NAME, f"oci-archive:{archive}:{ref}")
     tools.podman("rmi", "--all", "--force")
@@ -212,7 +223,7 @@ async def test_names_are_what_podman_makes_of_them(tools: Tools, tmp_path: Path,
     assert tools.names() == {imported.image.id: list(imported.image.names)}
 
 
-# What other programs write
+# Layouts that other programs write
 
 
 def layer(content: bytes) -> bytes:
@@ -245,7 +256,7 @@ def several_saved_by_podman(tools: Tools, path: Path) -> None:
     tools.podman("save", "--quiet", "--multi-image-archive", "--output", str(path), *names)
 
 
-# One archive is enough for each kind of compression.
+# One archive with each kind of compression is enough.
 @pytest.mark.parametrize(
     ("write", "compress"),
     [
@@ -255,14 +266,14 @@ def several_saved_by_podman(tools: Tools, path: Path) -> None:
         (several_saved_by_podman, ""),
     ],
 )
-async def test_docker_archives_are_what_podman_makes_of_them(
+async def test_docker_archives_are_imported_as_podman_loads_them(
     tools: Tools, tmp_path: Path, write: Callable[[Tools, Path], None], compress: str
 ) -> None:
     path = tmp_path / "archive.tar"
     write(tools, path)
     other = Tools(tools.root / "other")
     other.podman("load", "--quiet", "--input", str(path))
-    if compress:  # podman 4.3 fails to load what gzip has compressed
+    if compress:  # only now: podman 4.3 cannot load an archive compressed by gzip
         require(compress)
         path.write_bytes(compressed(compress, path))
     async with ImageStore(tmp_path / "store") as store:
@@ -285,9 +296,11 @@ def compressed(program: str, path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("program", ["gzip", "zstd"])
-async def test_compressed_oci_archives(tools: Tools, tmp_path: Path, program: str) -> None:
+async def test_compressed_oci_archives_are_imported(
+    tools: Tools, tmp_path: Path, program: str
+) -> None:
     require(program)
-    source = buildahs(tools, tmp_path / "archive")
+    source = write_with_buildah(tools, tmp_path / "archive")
     data = compressed(program, tmp_path / "archive")
     (tmp_path / "archive").write_bytes(data)
     digest = json.loads(run("skopeo", "inspect", source))["Digest"]
@@ -296,7 +309,7 @@ async def test_compressed_oci_archives(tools: Tools, tmp_path: Path, program: st
     assert (imported.image.digest, imported.image.names) == (digest, (NAME,))
 
 
-async def test_dir(tools: Tools, tmp_path: Path) -> None:
+async def test_a_dir_layout_is_imported(tools: Tools, tmp_path: Path) -> None:
     run("skopeo", "copy", "--quiet", f"{tools.reference}{NAME}", f"dir:{tmp_path / 'dir'}")
     async with ImageStore(tmp_path / "store") as store:
         (imported,) = await oci.import_layout(store, tmp_path / "dir")
@@ -323,7 +336,7 @@ PLATFORMS = [
 
 
 @pytest.mark.parametrize(("asked", "present"), PLATFORMS)
-async def test_platforms_are_chosen_as_skopeo_does(
+async def test_a_platform_is_chosen_as_skopeo_chooses_it(
     tmp_path: Path, asked: str, present: list[str]
 ) -> None:
     require("skopeo")
@@ -351,8 +364,10 @@ async def test_platforms_are_chosen_as_skopeo_does(
         assert await store.big_data(imported.image.id, "manifest") == expected
 
 
-async def test_an_exported_archive_is_one_of_docker_as_well(tools: Tools, tmp_path: Path) -> None:
-    skopeos(tools, tmp_path / "layout")
+async def test_an_exported_oci_archive_is_a_docker_archive_as_well(
+    tools: Tools, tmp_path: Path
+) -> None:
+    write_with_skopeo(tools, tmp_path / "layout")
     out = tmp_path / "out.tar"
     async with ImageStore(tmp_path / "store") as store:
         await oci.import_layout(store, tmp_path / "layout")
