@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-_NEEDED = frozenset({"rich", "typer"})
+_NEEDED = frozenset({"click", "rich"})
 
 
 def main() -> None:

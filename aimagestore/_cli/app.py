@@ -1,25 +1,26 @@
-"""The program: its commands, and the options that may stand before or after them."""
+"""The program: its commands, and what comes before them."""
 
 from __future__ import annotations
 
-import copy
+import importlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-from typer.core import TyperGroup
+import click
 
 from .._version import __version__
-from . import clusters, housekeeping, items, layouts, records, upkeep
-from .completion import join_words_of_bash
-from .exits import EXIT_CODES, CommandError
+from .exits import EXIT_CODES, CommandError, examples_text
 from .human import without_secrets
-from .parameters import examples
-from .running import exit_for
+from .options import OPTIONS
 from .streams import check_output, claim_standard_streams
+
+_EXAMPLES = examples_text(
+    "images", "--root images import hello.tar", "--root images inspect localhost/hello:1"
+)
 
 _HELP = f"""\
 Look at and change an image store of containers/storage, beside podman.
@@ -31,25 +32,64 @@ REF is an image's ID, its name, or the beginning of its ID. Instead of a file, -
 or output.
 
 {EXIT_CODES}
-{examples("images", "--root images import hello.tar", "--root images inspect localhost/hello:1")}
+{_EXAMPLES}
 """
 
-_ANYWHERE = frozenset({"root", "additional_store", "write", "lock_timeout", "verbose"})
-"""The options that may stand before the command or after it."""
+_COMPLETE = "_AIMAGESTORE_COMPLETE"
+"""The environment variable in which a shell asks for completions."""
+
+_COMMANDS = {
+    "images": "records.images",
+    "inspect": "records.inspect",
+    "exists": "records.exists",
+    "create": "records.create",
+    "tag": "records.tag",
+    "untag": "records.untag",
+    "rm": "records.remove",
+    "flag": "records.flag",
+    "put": "items.put",
+    "get": "items.get",
+    "digest": "items.digest",
+    "import": "layouts.import_layout",
+    "load": "layouts.load",
+    "export": "layouts.export_layout",
+    "save": "layouts.save",
+    "copy": "layouts.copy",
+    "df": "housekeeping.disk_usage",
+    "prune": "housekeeping.prune",
+    "watch": "upkeep.watch",
+    "check": "upkeep.check",
+    "repair": "upkeep.repair",
+    "gc": "upkeep.collect_garbage",
+    "cluster": "clusters.group",
+}
+"""The commands in the order of the help, each with its module and its name there."""
 
 
-class _Program(TyperGroup):
-    """The commands. Messages about wrong usage repeat the arguments, but no password."""
+class _Program(click.Group):
+    """The commands. A command's module is imported when the command is used.
 
-    def __init__(self, *args: Any, **attributes: Any) -> None:
-        super().__init__(*args, **attributes)
-        _accept(self, [each for each in self.params if each.name in _ANYWHERE])
+    Messages about wrong usage repeat the arguments, but no password.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(".")
+        found: click.Command = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+        return found
 
     def main(self, *args: Any, **options: Any) -> Any:
-        join_words_of_bash()
+        if _COMPLETE in os.environ:
+            from . import bash  # noqa: F401, PLC0415 - adds to the shells that click knows
         try:
             return self._main(*args, **options)
         except (OSError, CommandError) as error:  # help, for instance, is written by no command
+            from .running import exit_for  # noqa: PLC0415 - rarely needed
+
             sys.exit(exit_for(error))
 
     def _main(self, *args: Any, **options: Any) -> Any:
@@ -67,33 +107,6 @@ class _Program(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with _without_secrets():
             return super().invoke(ctx)
-
-
-def _accept(group: TyperGroup, options: list[Any]) -> None:
-    """Make the commands of a group accept options of the program."""
-    for command in group.commands.values():
-        if isinstance(command, TyperGroup):
-            _accept(command, options)
-        else:
-            command.params += [_late(option) for option in options]
-
-
-def _late(option: Any) -> Any:
-    """Return an option that stands after the command, and works as if it stood before it."""
-    late = copy.copy(option)
-    late.hidden, late.expose_value, late.envvar = True, False, None
-
-    def take(context: Any, parameter: Any, value: Any) -> None:
-        if value is not None and value is not False and value not in ([], ()):
-            if option.callback is not None:
-                value = option.callback(context, parameter, value)
-            before = context.find_root().params
-            if option.multiple:
-                value = [*(before.get(option.name) or ()), *value]
-            before[option.name] = value
-
-    late.callback = take
-    return late
 
 
 @contextmanager
@@ -114,83 +127,35 @@ class _Formatter(logging.Formatter):
         return without_secrets(super().format(record))
 
 
-app = typer.Typer(
-    name="aimagestore",
+def _show_completion(context: click.Context, _option: click.Parameter, shell: str | None) -> None:
+    if shell is not None:
+        from click.shell_completion import get_completion_class  # noqa: PLC0415 - rarely needed
+
+        found = get_completion_class(shell)
+        assert found is not None
+        click.echo(found(app, {}, "aimagestore", _COMPLETE).source())
+        context.exit()
+
+
+@click.group(
+    "aimagestore",
     cls=_Program,
     help=_HELP,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+    params=[
+        *OPTIONS,
+        click.Option(
+            ["--show-completion"],
+            type=click.Choice(["bash", "zsh", "fish"]),
+            is_eager=True,
+            expose_value=False,
+            callback=_show_completion,
+            help="Show the script that completes commands in a shell.",
+        ),
+    ],
 )
-for group in (records, items, layouts, housekeeping, upkeep, clusters):
-    group.register(app)
-
-
-def _show_version(value: bool) -> None:
-    if value:
-        typer.echo(f"aimagestore {__version__}")
-        raise typer.Exit
-
-
-def _log_level(value: bool) -> bool:
-    logging.getLogger("aimagestore").setLevel(logging.DEBUG if value else logging.WARNING)
-    return value
-
-
-def _not_empty(value: str | None) -> str | None:
-    if value == "":
-        raise typer.BadParameter("must not be empty")
-    return value
-
-
-@app.callback()
-def _begin(
-    *,
-    root: Annotated[
-        str | None,
-        typer.Option(
-            "--root",
-            envvar="AIMAGESTORE_ROOT",
-            metavar="DIR",
-            callback=_not_empty,
-            help="An image store, or a graph root that has one, or a cluster's two addresses in "
-            "one argument. create, import, load and copy make a store where there is none.",
-        ),
-    ] = None,
-    additional_store: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--additional-store",
-            metavar="DIR",
-            help="A store to read beside it, given as for --root; several times. podman's own "
-            "store has those of storage.conf.",
-        ),
-    ] = None,
-    write: Annotated[
-        bool, typer.Option("--write", help="Allow changes to podman's own store.")
-    ] = False,
-    lock_timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--lock-timeout",
-            min=0,
-            metavar="SECONDS",
-            help="How long a change waits for the store's lock, at most.",
-        ),
-    ] = None,
-    verbose: Annotated[
-        bool,
-        typer.Option(
-            "--verbose",
-            callback=_log_level,
-            help="Log to standard error, and show where an error came from.",
-        ),
-    ] = False,
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
+@click.version_option(__version__, message="%(prog)s %(version)s", help="Show the version.")
+def app(**_options: Any) -> None:
+    """Prepare for a command. It finds the options in the context."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("aimagestore: %(message)s"))
     logging.basicConfig(handlers=[handler])

@@ -6,41 +6,35 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 from anyio import to_thread
 
 from .exits import CommandError, ExitCode, usage_errors
 from .output import write_json, write_lines, write_table
-from .parameters import Json, examples
+from .parameters import json_option
 from .roots import cluster_module, given_addresses, given_cluster, is_cluster
 from .running import command
 from .session import Session
 
-group = typer.Typer(help="Maintain a store in PostgreSQL and S3.", no_args_is_help=True)
+records_argument = click.argument(
+    "records", metavar="RECORDS", required=False, help="postgresql://HOST/DATABASE"
+)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.add_typer(group, name="cluster")
-
-
-@group.command(epilog=examples("cluster migrate postgresql://db.example/images"))
 @command(
+    "migrate",
     """Create the tables of a store, or bring them up to date, and print their version.
 
     RECORDS is postgresql://HOST/DATABASE; the default is that of --root. libpq finds the password
     in PGPASSWORD or ~/.pgpass.
-    """
+    """,
+    "cluster migrate postgresql://db.example/images",
 )
-async def migrate(
-    context: typer.Context,
-    records: Annotated[
-        str | None, typer.Argument(metavar="RECORDS", help="postgresql://HOST/DATABASE")
-    ] = None,
-    json: Json = False,
-) -> None:
+@records_argument
+@json_option
+async def migrate(context: click.Context, records: str | None, *, json: bool) -> None:
     module = cluster_module()
     with usage_errors():
         version = await _wait(partial(module.migrate, _records(context, records)))
@@ -50,17 +44,17 @@ async def migrate(
         await write_lines([str(version)])
 
 
-@group.command(
-    epilog=examples('--root "postgresql://db.example/images s3://bucket/images" cluster adopt')
-)
 @command(
+    "adopt",
     """Make the database and the bucket of --root one store, and print its new identity.
 
     Use it after the database or the bucket was restored or copied. Programs that have used either
     of them refuse to go on. Then run check, which names what the bucket lacks.
-    """
+    """,
+    '--root "postgresql://db.example/images s3://bucket/images" cluster adopt',
 )
-async def adopt(context: typer.Context, json: Json = False) -> None:
+@json_option
+async def adopt(context: click.Context, *, json: bool) -> None:
     addresses = given_addresses(Session.of(context).root or "")
     module = cluster_module()
     with usage_errors():
@@ -71,17 +65,17 @@ async def adopt(context: typer.Context, json: Json = False) -> None:
         await write_lines([str(identity)])
 
 
-@group.command(
-    epilog=examples('--root "postgresql://db.example/images s3://bucket/images" cluster doctor')
-)
 @command(
+    "doctor",
     """Examine the servers of --root, and print what is wrong with them or will be.
 
     Run it as the programs run, because it checks their role and their credentials. It writes an
     object to the bucket and removes it again. Exits with 1 when there is a warning or an error.
-    """
+    """,
+    '--root "postgresql://db.example/images s3://bucket/images" cluster doctor',
 )
-async def doctor(context: typer.Context, json: Json = False) -> ExitCode:
+@json_option
+async def doctor(context: click.Context, *, json: bool) -> ExitCode:
     location = given_cluster(Session.of(context).root or "")
     module = cluster_module()
     with usage_errors():
@@ -95,20 +89,17 @@ async def doctor(context: typer.Context, json: Json = False) -> ExitCode:
     return ExitCode.DONE if is_fine else ExitCode.FAILED
 
 
-@group.command(epilog=examples("cluster grace-period 86400 postgresql://db.example/images"))
 @command(
+    "grace-period",
     """Change how long replaced and staged data is kept, for all programs that use the store.
 
     RECORDS is postgresql://HOST/DATABASE; the default is that of --root.
-    """
+    """,
+    "cluster grace-period 86400 postgresql://db.example/images",
 )
-async def grace_period(
-    context: typer.Context,
-    seconds: Annotated[float, typer.Argument(metavar="SECONDS", help="How long, more than 0.")],
-    records: Annotated[
-        str | None, typer.Argument(metavar="RECORDS", help="postgresql://HOST/DATABASE")
-    ] = None,
-) -> None:
+@click.argument("seconds", type=float, metavar="SECONDS", help="How long, more than 0.")
+@records_argument
+async def grace_period(context: click.Context, seconds: float, records: str | None) -> None:
     module = cluster_module()
     with usage_errors():
         try:
@@ -123,7 +114,7 @@ async def _wait(call: Callable[[], Any]) -> Any:
     return await to_thread.run_sync(call, abandon_on_cancel=True)
 
 
-def _records(context: typer.Context, given: str | None) -> str:
+def _records(context: click.Context, given: str | None) -> str:
     """Return the address of the database that was given, or else that of --root."""
     root = Session.of(context).root or ""
     if given is None and is_cluster(root):
@@ -133,3 +124,10 @@ def _records(context: typer.Context, given: str | None) -> str:
             "give the address of the database: postgresql://HOST/DATABASE", ExitCode.USAGE
         )
     return given
+
+
+group = click.Group(
+    "cluster",
+    commands=[migrate, adopt, doctor, grace_period],
+    help="Maintain a store in PostgreSQL and S3.",
+)

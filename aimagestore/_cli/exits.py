@@ -1,4 +1,4 @@
-"""The exit codes, and the messages and codes of errors."""
+"""The exit codes, the messages and codes of errors, and the form of examples."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ _DAMAGED = (
     DigestUnknownError,
 )
 _EXPECTED = (ImageStoreError, ValueError, TypeError, RuntimeError)
+
+
+def examples_text(*lines: str) -> str:
+    """Format the examples at the end of a help."""
+    return "\n".join(["Examples:", "", "\b", *(f"  aimagestore {line}" for line in lines)])
 
 
 class ExitCode(IntEnum):

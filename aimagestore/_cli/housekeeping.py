@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
 
-import typer
+import click
 
 from .._core.image import Image
 from .._core.moments import parse_duration
@@ -15,37 +14,28 @@ from .._core.pruning import PrunePolicy, PruneResult
 from .exits import CommandError, ExitCode, usage_errors
 from .human import NONE, human_age, human_size, short_id
 from .output import say, write_json, write_lines, write_table
-from .parameters import Json, examples
+from .parameters import json_option
 from .running import command
-from .selection import Filters, parse_query, select
+from .selection import filter_option, parse_query, select
 from .session import Session, say_layers_stay
 
 _DAYS = re.compile(r"(\d{1,6})d(.*)", re.ASCII)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.command("df", epilog=examples("df", "df --json"))(disk_usage)
-    app.command(
-        epilog=examples(
-            "prune --dry-run",
-            "prune --older-than 7d",
-            "prune --all --keep-last 3 --keep 'localhost/base:*' --older-than 30d",
-            "prune --all --filter label=temporary",
-        )
-    )(prune)
-
-
 @command(
+    "df",
     """Show how much space each image and the whole store take.
 
     OWN is what deleting the image frees. Other images share the rest of SIZE. An image that a
     container uses cannot be deleted. The last line is about the whole store: what it takes, and
     what deleting all images that no container uses would free. The layers of podman's images are
     not in this store.
-    """
+    """,
+    "df",
+    "df --json",
 )
-async def disk_usage(context: typer.Context, json: Json = False) -> None:
+@json_option
+async def disk_usage(context: click.Context, *, json: bool) -> None:
     async with Session.of(context).reading() as store:
         usage = await store.usage()
         images = {image.id: image for image in await store.images()}
@@ -97,44 +87,47 @@ def _age(text: str | None) -> timedelta | None:
 
 
 @command(
+    "prune",
     """Delete images without names, or those that the options select.
 
     An image is deleted if it meets every given option. Never deleted are images that a container
     uses, that an image index names, or that have the flag aimagestore.keep, whatever its value.
     The layers of podman's images stay: podman image prune removes images with their layers.
-    """
+    """,
+    "prune --dry-run",
+    "prune --older-than 7d",
+    "prune --all --keep-last 3 --keep 'localhost/base:*' --older-than 30d",
+    "prune --all --filter label=temporary",
 )
+@click.option("--all", "-a", "prune_all", is_flag=True, help="Delete images with names, too.")
+@click.option(
+    "--older-than", metavar="AGE", help="Only those created longer ago, such as 36h or 7d."
+)
+@click.option(
+    "--keep-last",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Keep the newest N of each repository.",
+)
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="PATTERN",
+    help="Keep images with a name that matches, where * is any text; several times.",
+)
+@filter_option
+@click.option("--dry-run", is_flag=True, help="Only list what would be deleted.")
+@json_option
 async def prune(
-    context: typer.Context,
+    context: click.Context,
     *,
-    prune_all: Annotated[
-        bool, typer.Option("--all", "-a", help="Delete images with names, too.")
-    ] = False,
-    older_than: Annotated[
-        str | None,
-        typer.Option(
-            "--older-than", metavar="AGE", help="Only those created longer ago, such as 36h or 7d."
-        ),
-    ] = None,
-    keep_last: Annotated[
-        int | None,
-        typer.Option(
-            "--keep-last", min=1, metavar="N", help="Keep the newest N of each repository."
-        ),
-    ] = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--keep",
-            metavar="PATTERN",
-            help="Keep images with a name that matches, where * is any text; several times.",
-        ),
-    ] = None,
-    filters: Filters = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list what would be deleted.")
-    ] = False,
-    json: Json = False,
+    prune_all: bool,
+    older_than: str | None,
+    keep_last: int | None,
+    keep: Sequence[str],
+    filters: Sequence[str],
+    dry_run: bool,
+    json: bool,
 ) -> None:
     query = parse_query(filters)
     age = _age(older_than)
@@ -146,7 +139,7 @@ async def prune(
                 unnamed=not prune_all,
                 older_than=age,
                 keep_last=keep_last,
-                keep_names=keep or (),
+                keep_names=keep,
                 filter=lambda image: selected.get(image.id) == image,
             )
         try:

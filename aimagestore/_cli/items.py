@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+import click
 
 from .._async.store import ImageStore
 from .._async.streams import BigDataReader
@@ -13,62 +11,47 @@ from .completion import complete_key
 from .exits import CommandError, ExitCode, damage
 from .files import STANDARD, Sink, reading, writing
 from .output import write_json, write_lines
-from .parameters import Json, Key, NoVerify, Ref, examples
+from .parameters import json_option, key_argument, no_verify_option, ref_argument
 from .progress import progress_bar
 from .running import command
 from .session import Session
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.command(
-        epilog=examples(
-            "put localhost/hello:1 sbom sbom.json", "put localhost/hello:1 notes - < notes.txt"
-        )
-    )(put)
-    app.command(
-        epilog=examples(
-            "get localhost/hello:1 manifest", "get localhost/hello:1 manifest manifest.json"
-        )
-    )(get)
-    app.command(epilog=examples("digest localhost/hello:1", "digest localhost/hello:1 manifest"))(
-        digest
-    )
-
-
 @command(
+    "put",
     """Store an item of an image, or replace it.
 
     An interrupted command has stored the whole item, or changed nothing.
-    """
+    """,
+    "put localhost/hello:1 sbom sbom.json",
+    "put localhost/hello:1 notes - < notes.txt",
 )
-async def put(
-    context: typer.Context,
-    ref: Ref,
-    key: Key,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="The data; - is standard input.")],
-) -> None:
+@ref_argument
+@key_argument
+@click.argument("file", metavar="FILE", help="The data; - is standard input.")
+async def put(context: click.Context, ref: str, key: str, file: str) -> None:
     async with Session.of(context).writing() as store, reading(file) as source:
         with progress_bar(key, source.size, beside_data=source.is_terminal) as bar:
             await store.set_big_data(ref, key, source, progress=bar.show)
 
 
 @command(
+    "get",
     """Write an item to a file or to standard output.
 
     The item is compared with its digest while it is written. FILE is replaced only when all of it
     is written and correct.
-    """
+    """,
+    "get localhost/hello:1 manifest",
+    "get localhost/hello:1 manifest manifest.json",
 )
-async def get(
-    context: typer.Context,
-    ref: Ref,
-    key: Key,
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", help="Where to write it; - is standard output.")
-    ] = STANDARD,
-    no_verify: NoVerify = False,
-) -> None:
+@ref_argument
+@key_argument
+@click.argument(
+    "file", metavar="FILE", default=STANDARD, help="Where to write it; - is standard output."
+)
+@no_verify_option
+async def get(context: click.Context, ref: str, key: str, file: str, *, no_verify: bool) -> None:
     async with Session.of(context).reading() as store:
         image = await store.get(ref)
         verify = not no_verify and key in image.big_data_digests
@@ -87,18 +70,22 @@ async def _copy(reader: BigDataReader, sink: Sink, key: str) -> None:
             bar.show(done, reader.size)
 
 
-@command("Print the digest of an image, or of one of its items.")
-async def digest(
-    context: typer.Context,
-    ref: Ref,
-    key: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="KEY", autocompletion=complete_key, help="An item; without one, the image."
-        ),
-    ] = None,
-    json: Json = False,
-) -> None:
+@command(
+    "digest",
+    "Print the digest of an image, or of one of its items.",
+    "digest localhost/hello:1",
+    "digest localhost/hello:1 manifest",
+)
+@ref_argument
+@click.argument(
+    "key",
+    metavar="KEY",
+    required=False,
+    shell_complete=complete_key,
+    help="An item; without one, the image.",
+)
+@json_option
+async def digest(context: click.Context, ref: str, key: str | None, *, json: bool) -> None:
     async with Session.of(context).reading() as store:
         image = await store.get(ref)
         found = image.digest if key is None else await _item_digest(store, image.id, key)

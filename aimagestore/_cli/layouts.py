@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-import typer
+import click
 from anyio import to_thread
 
 from .._async.copying import CopyResult, copy_images
@@ -23,7 +23,7 @@ from .exits import CommandError, ExitCode, damage
 from .files import CHUNK, STANDARD, is_terminal, reading
 from .human import human_size
 from .output import image_json, write_json, write_lines
-from .parameters import Force, Json, Ref, Refs, examples
+from .parameters import force_option, json_option, ref_argument, refs_argument
 from .progress import progress_bar
 from .running import command
 from .session import Session
@@ -32,27 +32,25 @@ from .streams import STANDARD_INPUT, STANDARD_OUTPUT, RawOutput
 if TYPE_CHECKING:
     from ..oci import Transport
 
-Layout = Annotated[
-    str,
-    typer.Argument(
-        metavar="LAYOUT", help="A directory or a tar file; - is standard input or output."
-    ),
-]
-Names = Annotated[
-    list[str] | None,
-    typer.Option("--name", metavar="NAME", help="A name for the image; several times."),
-]
-RefInLayout = Annotated[
-    str | None,
-    typer.Option("--ref", metavar="NAME", help="Take only the image with this name or digest."),
-]
-Platform = Annotated[
-    str | None,
-    typer.Option("--platform", metavar="OS/ARCH", help="Take only this platform of an image."),
-]
-NameInLayout = Annotated[
-    str | None, typer.Option("--name", metavar="NAME", help="The image's name in the layout.")
-]
+layout_argument = click.argument(
+    "layout", metavar="LAYOUT", help="A directory or a tar file; - is standard input or output."
+)
+names_option = click.option(
+    "--name",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="A name for the image; several times.",
+)
+ref_in_layout_option = click.option(
+    "--ref", metavar="NAME", help="Take only the image with this name or digest."
+)
+platform_option = click.option(
+    "--platform", metavar="OS/ARCH", help="Take only this platform of an image."
+)
+name_in_layout_option = click.option(
+    "--name", metavar="NAME", help="The image's name in the layout."
+)
 
 
 class Format(StrEnum):
@@ -68,79 +66,62 @@ class Format(StrEnum):
         return "oci" if self is Format.OCI_DIR else cast("Transport", self.value)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.command(
-        "import",
-        epilog=examples(
-            "import hello.tar --name localhost/hello:1",
-            "import layout --ref hello:1 --platform linux/arm64",
-            "import - < hello.tar",
-        ),
-    )(import_layout)
-    app.command(epilog=examples("load -i hello.tar", "load < hello.tar"))(load)
-    app.command(
-        "export",
-        epilog=examples("export localhost/hello:1 layout", "export localhost/hello:1 hello.tar"),
-    )(export_layout)
-    app.command(
-        epilog=examples(
-            "save -o hello.tar localhost/hello:1",
-            "save localhost/hello:1 localhost/other:1 | podman load",
-        )
-    )(save)
-    app.command(
-        epilog=examples(
-            "copy images backup",
-            "copy images backup localhost/hello:1",
-            "copy containers-storage:localhost/hello:1 oci:layout:hello:1",
-            "copy docker-archive:hello.tar containers-storage:[vfs@/srv/graph]localhost/hello:1",
-            "copy oci:layout oci-archive:hello.tar",
-        )
-    )(copy)
-
-
 @command(
+    "import",
     """Import images from an OCI image layout, and print their IDs.
 
     Everything is verified. Content that the store has is not stored again. Layers are left out of a
     store of podman's, because podman keeps them elsewhere; standard error says so.
-    """
+    """,
+    "import hello.tar --name localhost/hello:1",
+    "import layout --ref hello:1 --platform linux/arm64",
+    "import - < hello.tar",
 )
+@layout_argument
+@names_option
+@ref_in_layout_option
+@platform_option
+@force_option
+@json_option
 async def import_layout(
-    context: typer.Context,
-    layout: Layout,
+    context: click.Context,
+    layout: str,
     *,
-    name: Names = None,
-    ref: RefInLayout = None,
-    platform: Platform = None,
-    force: Force = False,
-    json: Json = False,
+    names: Sequence[str],
+    ref: str | None,
+    platform: str | None,
+    force: bool,
+    json: bool,
 ) -> None:
-    await _import(context, layout, name, ref, platform, force=force, json=json)
+    await _import(context, layout, names, ref, platform, force=force, json=json)
 
 
-@command("Import images as import does, with the options of podman load.")
+@command(
+    "load",
+    "Import images as import does, with the options of podman load.",
+    "load -i hello.tar",
+    "load < hello.tar",
+)
+@click.argument("layout", metavar="LAYOUT", required=False, help="A directory or a tar file.")
+@click.option("--input", "-i", metavar="LAYOUT", help="The same; the default is standard input.")
+@names_option
+@ref_in_layout_option
+@platform_option
+@force_option
+@json_option
 async def load(
-    context: typer.Context,
-    layout: Annotated[
-        str | None, typer.Argument(metavar="LAYOUT", help="A directory or a tar file.")
-    ] = None,
+    context: click.Context,
+    layout: str | None,
     *,
-    input: Annotated[
-        str | None,
-        typer.Option(
-            "--input", "-i", metavar="LAYOUT", help="The same; the default is standard input."
-        ),
-    ] = None,
-    name: Names = None,
-    ref: RefInLayout = None,
-    platform: Platform = None,
-    force: Force = False,
-    json: Json = False,
+    input: str | None,
+    names: Sequence[str],
+    ref: str | None,
+    platform: str | None,
+    force: bool,
+    json: bool,
 ) -> None:
     given = _one_of(layout, input, "--input") or STANDARD
-    await _import(context, given, name, ref, platform, force=force, json=json)
+    await _import(context, given, names, ref, platform, force=force, json=json)
 
 
 def _one_of(argument: str | None, value: str | None, option: str) -> str | None:
@@ -150,9 +131,9 @@ def _one_of(argument: str | None, value: str | None, option: str) -> str | None:
 
 
 async def _import(
-    context: typer.Context,
+    context: click.Context,
     layout: str,
-    names: list[str] | None,
+    names: Sequence[str],
     ref: str | None,
     platform: str | None,
     *,
@@ -197,51 +178,68 @@ async def _import(
 
 
 @command(
+    "export",
     """Export an image into an OCI image layout.
 
     LAYOUT becomes a tar file if it ends in .tar, or is standard output, and a directory otherwise.
     A directory that is a layout already gets one more image.
-    """
+    """,
+    "export localhost/hello:1 layout",
+    "export localhost/hello:1 hello.tar",
 )
-async def export_layout(
-    context: typer.Context, ref: Ref, layout: Layout, name: NameInLayout = None
-) -> None:
+@ref_argument
+@layout_argument
+@name_in_layout_option
+async def export_layout(context: click.Context, ref: str, layout: str, *, name: str | None) -> None:
     async with Session.of(context).reading() as store:
         await _export(store, [ref], layout, name)
 
 
 @command(
+    "save",
     """Export images as export does, with the options of podman save.
 
     Several images go into one archive, or into one directory, all of them or none.
-    """
+    """,
+    "save -o hello.tar localhost/hello:1",
+    "save localhost/hello:1 localhost/other:1 | podman load",
+)
+@refs_argument
+@click.option(
+    "--output",
+    "-o",
+    default=STANDARD,
+    show_default=True,
+    metavar="LAYOUT",
+    help="Where to write.",
+)
+@click.option(
+    "--format",
+    type=click.Choice([each.value for each in Format]),
+    help="The default is a tar file that all tools read.",
+)
+@name_in_layout_option
+@click.option(
+    "--multi-image-archive",
+    "-m",
+    is_flag=True,
+    help="Ignored: several images are always allowed.",
 )
 async def save(
-    context: typer.Context,
-    refs: Refs,
+    context: click.Context,
+    refs: Sequence[str],
     *,
-    output: Annotated[
-        str,
-        typer.Option("--output", "-o", metavar="LAYOUT", help="Where to write."),
-    ] = STANDARD,
-    format: Annotated[
-        Format | None,
-        typer.Option("--format", help="The default is a tar file that all tools read."),
-    ] = None,
-    name: NameInLayout = None,
-    multi_image_archive: Annotated[
-        bool,
-        typer.Option(
-            "--multi-image-archive", "-m", help="Ignored: several images are always allowed."
-        ),
-    ] = False,
+    output: str,
+    format: str | None,
+    name: str | None,
+    multi_image_archive: bool,
 ) -> None:
     del multi_image_archive
     if name is not None and len(refs) > 1:
         raise CommandError("--name is for one image: give one REF", ExitCode.USAGE)
     transport: Transport | None = None
     if format is not None:
-        transport = format.transport
+        transport = Format(format).transport
     elif not await to_thread.run_sync(os.path.isdir, output):
         transport = "oci-archive"
     async with Session.of(context).reading() as store:
@@ -250,7 +248,7 @@ async def save(
 
 async def _export(
     store: ImageStore,
-    refs: list[str],
+    refs: Sequence[str],
     layout: str,
     name: str | None,
     transport: Transport | None = None,
@@ -295,6 +293,7 @@ async def _writable(layout: str, transport: Transport | None) -> Any:
 
 
 @command(
+    "copy",
     """Copy images between stores and layouts.
 
     Addresses are those of skopeo: containers-storage:[DRIVER@DIR]NAME, without the brackets for
@@ -303,25 +302,32 @@ async def _writable(layout: str, transport: Transport | None) -> Any:
 
     Everything is compared with its digest. An interrupted copy has copied each image as a whole or
     not at all; the same command copies the rest.
-    """
+    """,
+    "copy images backup",
+    "copy images backup localhost/hello:1",
+    "copy containers-storage:localhost/hello:1 oci:layout:hello:1",
+    "copy docker-archive:hello.tar containers-storage:[vfs@/srv/graph]localhost/hello:1",
+    "copy oci:layout oci-archive:hello.tar",
 )
+@click.argument("source", metavar="SRC", help="A store, as for --root, or an address.")
+@click.argument("destination", metavar="DST", help="A store or an address.")
+@click.argument(
+    "refs",
+    metavar="REF",
+    nargs=-1,
+    shell_complete=complete_ref,
+    help="The images of the store SRC; without any, all of them.",
+)
+@force_option
+@json_option
 async def copy(
-    context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A store, as for --root, or an address.")
-    ],
-    destination: Annotated[str, typer.Argument(metavar="DST", help="A store or an address.")],
-    refs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="REF",
-            autocompletion=complete_ref,
-            help="The images of the store SRC; without any, all of them.",
-        ),
-    ] = None,
+    context: click.Context,
+    source: str,
+    destination: str,
+    refs: Sequence[str],
     *,
-    force: Force = False,
-    json: Json = False,
+    force: bool,
+    json: bool,
 ) -> None:
     src, dst = parse_address(source), parse_address(destination)
     session = Session.of(context)
@@ -339,11 +345,11 @@ async def copy(
         if src.ref is not None:
             if refs:
                 raise CommandError("SRC names the image: give no REF", ExitCode.USAGE)
-            refs = [src.ref]
+            refs = (src.ref,)
         if isinstance(dst, LayoutAddress):
-            copied = await _copy_out(session, src, dst, refs or [])
+            copied = await _copy_out(session, src, dst, refs)
         else:
-            copied = await _copy_across(session, src, dst, refs or [], force=force)
+            copied = await _copy_across(session, src, dst, refs, force=force)
     if isinstance(dst, LayoutAddress) and dst.path == STANDARD:
         return  # the archive was written to it
     if json:
@@ -396,7 +402,7 @@ async def _copy_layout(src: LayoutAddress, dst: LayoutAddress) -> CopyResult:
 
 
 async def _copy_out(
-    session: Session, src: StoreAddress, dst: LayoutAddress, refs: list[str]
+    session: Session, src: StoreAddress, dst: LayoutAddress, refs: Sequence[str]
 ) -> CopyResult:
     name = _name_in_layout(dst)
     if not refs or (len(refs) > 1 and (name is not None or dst.transport == DIR)):
@@ -415,7 +421,7 @@ def _name_in_layout(dst: LayoutAddress) -> str | None:
 
 
 async def _copy_across(
-    session: Session, src: StoreAddress, dst: StoreAddress, refs: list[str], *, force: bool
+    session: Session, src: StoreAddress, dst: StoreAddress, refs: Sequence[str], *, force: bool
 ) -> CopyResult:
     if dst.ref is not None and len(refs) != 1:
         raise CommandError("DST names one image: name one image of SRC, too", ExitCode.USAGE)

@@ -3,44 +3,42 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
-import typer
+import click
 
 from .completion import complete_key, complete_ref
 from .exits import CommandError, ExitCode
 
 _REF = "an ID, a name, or the beginning of an ID."
 
-Ref = Annotated[
-    str, typer.Argument(metavar="REF", autocompletion=complete_ref, help=f"The image: {_REF}")
-]
-Refs = Annotated[
-    list[str],
-    typer.Argument(metavar="REF", autocompletion=complete_ref, help=f"The images, each {_REF}"),
-]
-OptionalRefs = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="REF", autocompletion=complete_ref, help=f"The images, each {_REF}"),
-]
-Key = Annotated[
-    str,
-    typer.Argument(
-        metavar="KEY", autocompletion=complete_key, help="The item, such as manifest; see inspect."
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Force = Annotated[
-    bool, typer.Option("--force", help="Put even what podman cannot read into its store.")
-]
-NoVerify = Annotated[
-    bool, typer.Option("--no-verify", help="Do not compare the data with its digest.")
-]
-
-
-def examples(*lines: str) -> str:
-    """Format the examples at the end of a command's help."""
-    return "\n".join(["Examples:", "", "\b", *(f"  aimagestore {line}" for line in lines)])
+ref_argument = click.argument(
+    "ref", metavar="REF", shell_complete=complete_ref, help=f"The image: {_REF}"
+)
+refs_argument = click.argument(
+    "refs",
+    metavar="REF",
+    nargs=-1,
+    required=True,
+    shell_complete=complete_ref,
+    help=f"The images, each {_REF}",
+)
+optional_refs_argument = click.argument(
+    "refs", metavar="REF", nargs=-1, shell_complete=complete_ref, help=f"The images, each {_REF}"
+)
+key_argument = click.argument(
+    "key",
+    metavar="KEY",
+    shell_complete=complete_key,
+    help="The item, such as manifest; see inspect.",
+)
+json_option = click.option("--json", is_flag=True, help="Print JSON.")
+force_option = click.option(
+    "--force", is_flag=True, help="Put even what podman cannot read into its store."
+)
+no_verify_option = click.option(
+    "--no-verify", is_flag=True, help="Do not compare the data with its digest."
+)
 
 
 def pair(text: str, what: str) -> tuple[str, str]:

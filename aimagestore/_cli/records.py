@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from json import dumps
-from typing import Annotated
 
-import typer
+import click
 
 from .._async.transaction import Transaction
 from .._core.image import Image
@@ -27,52 +26,24 @@ from .listing import (
     write_rows,
 )
 from .output import image_json, rfc3339, write_json, write_lines, write_table
-from .parameters import Force, Json, OptionalRefs, Ref, Refs, examples, json_or_text, pair
+from .parameters import (
+    force_option,
+    json_option,
+    json_or_text,
+    optional_refs_argument,
+    pair,
+    ref_argument,
+    refs_argument,
+)
 from .progress import progress_bar
 from .running import command
-from .selection import Filters, documents_of, parse_query, select
+from .selection import documents_of, filter_option, parse_query, select
 from .session import Session, say_layers_stay
 from .sizes import Sizes
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.command(
-        epilog=examples(
-            "images",
-            "images --quiet --no-trunc",
-            "images --filter dangling=true --filter until=24h",
-            "images --sort size --format 'table {{.ID}} {{.Repository}} {{.Size}}'",
-            "images --json",
-        )
-    )(images)
-    app.command(
-        epilog=examples("inspect localhost/hello:1", "inspect --json localhost/hello:1 1f2e3d4c")
-    )(inspect)
-    app.command(epilog=examples("exists localhost/hello:1"))(exists)
-    app.command(
-        epilog=examples(
-            "create --name localhost/note:1 --data text=note.txt",
-            "create --id note --metadata '{}' --flag checked=true",
-        )
-    )(create)
-    app.command(epilog=examples("tag localhost/hello:1 localhost/hello:latest"))(tag)
-    app.command(
-        epilog=examples("untag localhost/hello:1 localhost/hello:latest", "untag 1f2e3d4c")
-    )(untag)
-    app.command("rm", epilog=examples("rm localhost/hello:1", "rm --force 1f2e3d4c", "rm --all"))(
-        remove
-    )
-    app.command(
-        epilog=examples(
-            "flag localhost/hello:1",
-            "flag localhost/hello:1 checked true",
-            "flag localhost/hello:1 checked --clear",
-        )
-    )(flag)
-
-
 @command(
+    "images",
     """List the images.
 
     The newest come first, with a line for each name. SIZE is what podman images shows: an image's
@@ -85,24 +56,38 @@ def register(app: typer.Typer) -> None:
     built on: here, --filter intermediate=false does. TEMPLATE is a text with fields such as {{.ID}}
     and {{.Repository}}. If it begins with the word table, it gives columns with headings. The
     template json prints podman's JSON.
-    """
+    """,
+    "images",
+    "images --quiet --no-trunc",
+    "images --filter dangling=true --filter until=24h",
+    "images --sort size --format 'table {{.ID}} {{.Repository}} {{.Size}}'",
+    "images --json",
 )
+@filter_option
+@click.option(
+    "--sort",
+    "sorting",
+    type=click.Choice([each.value for each in Sorting]),
+    default=Sorting.CREATED.value,
+    show_default=True,
+    metavar="FIELD",
+    help=f"By {', '.join(Sorting)}.",
+)
+@click.option("--format", "template", metavar="TEMPLATE", help="What to print for each.")
+@click.option("--noheading", "-n", "no_heading", is_flag=True, help="Print no headings.")
+@json_option
+@click.option("--quiet", "-q", is_flag=True, help="Print only IDs.")
+@click.option("--no-trunc", is_flag=True, help="Print whole IDs.")
 async def images(
-    context: typer.Context,
+    context: click.Context,
     *,
-    filters: Filters = None,
-    sorting: Annotated[
-        Sorting, typer.Option("--sort", metavar="FIELD", help=f"By {', '.join(Sorting)}.")
-    ] = Sorting.CREATED,
-    template: Annotated[
-        str | None, typer.Option("--format", metavar="TEMPLATE", help="What to print for each.")
-    ] = None,
-    no_heading: Annotated[
-        bool, typer.Option("--noheading", "-n", help="Print no headings.")
-    ] = False,
-    json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only IDs.")] = False,
-    no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Print whole IDs.")] = False,
+    filters: Sequence[str],
+    sorting: str,
+    template: str | None,
+    no_heading: bool,
+    json: bool,
+    quiet: bool,
+    no_trunc: bool,
 ) -> None:
     query = parse_query(filters)
     is_json = template == "json"
@@ -121,7 +106,7 @@ async def images(
             for image in found
             for row in rows_of(image, query.shown_names(image), sizes, documents.get(image.id))
         ),
-        sorting,
+        Sorting(sorting),
     )
     ids = {row.image.id: row.image for row in rows}
     if json:
@@ -136,8 +121,15 @@ async def images(
         await write_rows(rows, shown, heading=not no_heading)
 
 
-@command("Show the whole records of images.")
-async def inspect(context: typer.Context, refs: Refs, json: Json = False) -> None:
+@command(
+    "inspect",
+    "Show the whole records of images.",
+    "inspect localhost/hello:1",
+    "inspect --json localhost/hello:1 1f2e3d4c",
+)
+@refs_argument
+@json_option
+async def inspect(context: click.Context, refs: Sequence[str], json: bool) -> None:
     async with Session.of(context).reading() as store:
         found = [await store.get(ref) for ref in refs]
         sizes = await Sizes.of(store)
@@ -171,47 +163,54 @@ def _item_row(image: Image, key: str) -> tuple[str, str, str]:
     return "" if size is None else human_size(size), key, "" if digest in key else digest
 
 
-@command("Exit with 0 if there is such an image, and with 3 if there is none.")
-async def exists(context: typer.Context, ref: Ref) -> ExitCode:
+@command(
+    "exists",
+    "Exit with 0 if there is such an image, and with 3 if not.",
+    "exists localhost/hello:1",
+)
+@ref_argument
+async def exists(context: click.Context, ref: str) -> ExitCode:
     async with Session.of(context).reading() as store:
         return ExitCode.DONE if await store.exists(ref) else ExitCode.UNKNOWN
 
 
-@command("Create an image with its items, and print its ID.")
+@command(
+    "create",
+    "Create an image with its items, and print its ID.",
+    "create --name localhost/note:1 --data text=note.txt",
+    "create --id note --metadata '{}' --flag checked=true",
+)
+@click.option("--id", metavar="ID", help="Its ID, by default 64 random hex digits.")
+@click.option("--name", multiple=True, metavar="NAME", help="A name; several times.")
+@click.option("--layer", default="", metavar="ID", help="The ID of its topmost layer.")
+@click.option("--metadata", default="", metavar="TEXT", help="Text to keep with it.")
+@click.option("--digest", metavar="DIGEST", help="A digest to be found by.")
+@click.option(
+    "--flag", multiple=True, metavar="FLAG=VALUE", help="A flag: JSON, or text; several times."
+)
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="KEY=FILE",
+    help="An item, with a file's content; several times.",
+)
+@force_option
+@json_option
 async def create(
-    context: typer.Context,
+    context: click.Context,
     *,
-    id: Annotated[
-        str | None,
-        typer.Option("--id", metavar="ID", help="Its ID, by default 64 random hex digits."),
-    ] = None,
-    name: Annotated[
-        list[str] | None, typer.Option("--name", metavar="NAME", help="A name; several times.")
-    ] = None,
-    layer: Annotated[
-        str, typer.Option("--layer", metavar="ID", help="The ID of its topmost layer.")
-    ] = "",
-    metadata: Annotated[
-        str, typer.Option("--metadata", metavar="TEXT", help="Text to keep with it.")
-    ] = "",
-    digest: Annotated[
-        str | None, typer.Option("--digest", metavar="DIGEST", help="A digest to be found by.")
-    ] = None,
-    flag: Annotated[
-        list[str] | None,
-        typer.Option("--flag", metavar="FLAG=VALUE", help="A flag: JSON, or text; several times."),
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data", metavar="KEY=FILE", help="An item, with a file's content; several times."
-        ),
-    ] = None,
-    force: Force = False,
-    json: Json = False,
+    id: str | None,
+    name: Sequence[str],
+    layer: str,
+    metadata: str,
+    digest: str | None,
+    flag: Sequence[str],
+    data: Sequence[str],
+    force: bool,
+    json: bool,
 ) -> None:
-    flags = [pair(given, "FLAG=VALUE") for given in flag or ()]
-    files = [pair(given, "KEY=FILE") for given in data or ()]
+    flags = [pair(given, "FLAG=VALUE") for given in flag]
+    files = [pair(given, "KEY=FILE") for given in data]
     async with (
         Session.of(context).writing(makes=True) as store,
         AsyncExitStack() as stack,
@@ -224,7 +223,7 @@ async def create(
                 items[key] = await stack.enter_async_context(staged)
         image = await store.create(
             id,
-            names=name or (),
+            names=name,
             top_layer=layer,
             metadata=metadata,
             digest=digest,
@@ -239,32 +238,36 @@ async def create(
 
 
 @command(
+    "tag",
     """Give an image more names.
 
     A name that another image has moves to this one. Names are stored as they are given; podman
     needs full ones, such as localhost/hello:1.
-    """
+    """,
+    "tag localhost/hello:1 localhost/hello:latest",
 )
-async def tag(
-    context: typer.Context,
-    ref: Ref,
-    names: Annotated[list[str], typer.Argument(metavar="NAME", help="The names to add.")],
-) -> None:
+@ref_argument
+@click.argument("names", metavar="NAME", nargs=-1, required=True, help="The names to add.")
+async def tag(context: click.Context, ref: str, names: Sequence[str]) -> None:
     async with Session.of(context).writing() as store:
         await store.add_names(ref, names)
 
 
-@command("Remove names from an image, or all of its names.")
-async def untag(
-    context: typer.Context,
-    ref: Ref,
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="NAME", autocompletion=complete_name, help="The names; without any, all."
-        ),
-    ] = None,
-) -> None:
+@command(
+    "untag",
+    "Remove names from an image, or all of its names.",
+    "untag localhost/hello:1 localhost/hello:latest",
+    "untag 1f2e3d4c",
+)
+@ref_argument
+@click.argument(
+    "names",
+    metavar="NAME",
+    nargs=-1,
+    shell_complete=complete_name,
+    help="The names; without any, all.",
+)
+async def untag(context: click.Context, ref: str, names: Sequence[str]) -> None:
     async with Session.of(context).writing() as store:
         if names:
             await store.remove_names(ref, names)
@@ -273,26 +276,33 @@ async def untag(
 
 
 @command(
+    "rm",
     """Delete images and their items, and print their IDs.
 
     If one of them is unknown or used by a container, none is deleted. The layers of podman's images
     stay, and standard error says so: podman rmi removes both.
-    """
+    """,
+    "rm localhost/hello:1",
+    "rm --force 1f2e3d4c",
+    "rm --all",
 )
+@optional_refs_argument
+@click.option(
+    "--all",
+    "-a",
+    "remove_all",
+    is_flag=True,
+    help="Delete all images except those of additional stores.",
+)
+@click.option("--ignore", "-i", is_flag=True, help="Ignore images that do not exist.")
+@click.option("--force", "-f", is_flag=True, help="Delete even images that containers use.")
 async def remove(
-    context: typer.Context,
-    refs: OptionalRefs = None,
+    context: click.Context,
+    refs: Sequence[str],
     *,
-    remove_all: Annotated[
-        bool,
-        typer.Option("--all", "-a", help="Delete all images except those of additional stores."),
-    ] = False,
-    ignore: Annotated[
-        bool, typer.Option("--ignore", "-i", help="Ignore images that do not exist.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", "-f", help="Delete even images that containers use.")
-    ] = False,
+    remove_all: bool,
+    ignore: bool,
+    force: bool,
 ) -> None:
     if remove_all == bool(refs):
         raise CommandError("give either a REF or --all", ExitCode.USAGE)
@@ -301,7 +311,7 @@ async def remove(
             if remove_all:
                 found = [image for image in await tx.images() if not image.read_only]
             else:
-                found = await _found(tx, refs or (), ignore=ignore)
+                found = await _found(tx, refs, ignore=ignore)
             images = {image.id: image for image in found}
             for image_id in images:
                 await tx.delete(image_id, force=force)
@@ -323,24 +333,34 @@ async def _found(tx: Transaction, refs: Iterable[str], *, ignore: bool) -> list[
 
 
 @command(
+    "flag",
     """Show, set or clear an image's flags.
 
     A VALUE that is not JSON is stored as text.
-    """
+    """,
+    "flag localhost/hello:1",
+    "flag localhost/hello:1 checked true",
+    "flag localhost/hello:1 checked --clear",
 )
+@ref_argument
+@click.argument(
+    "flag",
+    metavar="FLAG",
+    required=False,
+    shell_complete=complete_flag,
+    help="The flag; without it, all flags.",
+)
+@click.argument("value", metavar="VALUE", required=False, help="The new value.")
+@click.option("--clear", is_flag=True, help="Remove the flag.")
+@json_option
 async def flag(
-    context: typer.Context,
-    ref: Ref,
-    flag: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="FLAG", autocompletion=complete_flag, help="The flag; without it, all flags."
-        ),
-    ] = None,
-    value: Annotated[str | None, typer.Argument(metavar="VALUE", help="The new value.")] = None,
+    context: click.Context,
+    ref: str,
+    flag: str | None,
+    value: str | None,
     *,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove the flag.")] = False,
-    json: Json = False,
+    clear: bool,
+    json: bool,
 ) -> None:
     session = Session.of(context)
     if clear and (flag is None or value is not None):

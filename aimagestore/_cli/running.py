@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from typing import ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 import anyio
-import typer
+import click
 
-from .exits import ExitCode, describe, exit_code
+from .exits import ExitCode, describe, examples_text, exit_code
+from .options import late_options
 from .output import say
 
 logger = logging.getLogger("aimagestore")
@@ -25,25 +25,28 @@ _SIGNALS = {
 }
 
 P = ParamSpec("P")
-Command = Callable[P, Awaitable[ExitCode | None]]
+Command = Callable[Concatenate[click.Context, P], Awaitable[ExitCode | None]]
 
 
-def command(text: str) -> Callable[[Command[P]], Callable[P, None]]:
-    """Turn an async function into one that Typer can call and that exits with a documented code.
+def command(name: str, text: str, *examples: str) -> Callable[[Command[P]], click.Command]:
+    """Make a command of an async function. It exits with a documented code.
 
-    :param text: the command's help, which python -OO would remove from a docstring
+    :param text: its help
+    :param examples: the command lines at the end of its help
     """
 
-    def decorate(function: Command[P]) -> Callable[P, None]:
+    def decorate(function: Command[P]) -> click.Command:
+        @click.command(name, help=text, epilog=examples_text(*examples))
+        @click.pass_context
         @functools.wraps(function)
-        def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        def run(*args: Any, **options: Any) -> None:
             try:
-                code = anyio.run(_until_signal, functools.partial(function, *args, **kwargs))
+                code = anyio.run(_until_signal, functools.partial(function, *args, **options))
             except Exception as error:  # noqa: BLE001 - any error becomes one line on standard error
                 code = exit_for(error)
-            raise typer.Exit(code)
+            raise click.exceptions.Exit(code)
 
-        run.__doc__ = inspect.cleandoc(text)
+        run.params += late_options()
         return run
 
     return decorate

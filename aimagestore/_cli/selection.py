@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated
 
-import typer
+import click
 
 from .._async.store import ImageStore
 from .._core.digest import MANIFEST
@@ -22,25 +21,24 @@ from .._core.image import Image
 from ..errors import BigDataMissingError, BigDataUnknownError, ImageUnknownError
 from .exits import usage_errors
 
-Filters = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--filter",
-        "-f",
-        metavar="KEY=VALUE",
-        help="Only images that pass this filter of podman's; several times. With KEY!=VALUE, "
-        f"only those that do not. KEY: {', '.join(FILTERS)}.",
-    ),
-]
+filter_option = click.option(
+    "--filter",
+    "-f",
+    "filters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Only images that pass this filter of podman's; several times. With KEY!=VALUE, only "
+    f"those that do not. KEY: {', '.join(FILTERS)}.",
+)
 
 
-def parse_query(filters: Sequence[str] | None) -> ImageQuery:
+def parse_query(filters: Sequence[str]) -> ImageQuery:
     """Parse filters.
 
     :raises CommandError: when one is invalid
     """
     with usage_errors():
-        return ImageQuery.parse(filters or (), datetime.now().astimezone())
+        return ImageQuery.parse(filters, datetime.now().astimezone())
 
 
 async def select(store: ImageStore, query: ImageQuery) -> list[Image]:

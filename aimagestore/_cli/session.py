@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import typer
+import click
 from anyio import to_thread
 
 from .._async.locations import AdditionalStore, location_of, stacked_location
@@ -37,14 +37,14 @@ class Session:
     additional: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, context: typer.Context) -> Session:
+    def of(cls, context: click.Context) -> Session:
         """Return the session that the options of the program describe."""
         parameters = context.find_root().params
         return cls(
             parameters["root"],
             parameters["write"],
             parameters["lock_timeout"],
-            tuple(parameters["additional_store"] or ()),
+            parameters["additional_store"],
         )
 
     async def _directory(self, *, writes: bool) -> tuple[Location, list[AdditionalStore]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated
+from collections.abc import Sequence
 
-import typer
+import click
 
 from .._async.inspection import check as check_store, repair as repair_store
 from .._core.report import Report
@@ -20,31 +20,29 @@ from .output import (
     write_json,
     write_lines,
 )
-from .parameters import Json, NoVerify, examples
+from .parameters import json_option, no_verify_option
 from .progress import progress_bar
 from .running import command
-from .selection import Filters, parse_query, passes, select
+from .selection import filter_option, parse_query, passes, select
 from .session import Session
 
 logger = logging.getLogger("aimagestore")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    app.command(epilog=examples("watch", "watch --filter label=team", "watch --json"))(watch)
-    app.command(epilog=examples("check", "check --no-verify --json"))(check)
-    app.command(epilog=examples("repair", "repair --drop"))(repair)
-    app.command("gc", epilog=examples("gc --dry-run", "gc"))(collect_garbage)
-
-
 @command(
+    "watch",
     """Print a line for each change, whichever program makes it.
 
     The line has created, changed or deleted, the ID, and the names. With filters, changes are
     printed if the image passes after the change, or passed before it.
-    """
+    """,
+    "watch",
+    "watch --filter label=team",
+    "watch --json",
 )
-async def watch(context: typer.Context, filters: Filters = None, json: Json = False) -> None:
+@filter_option
+@json_option
+async def watch(context: click.Context, *, filters: Sequence[str], json: bool) -> None:
     query = parse_query(filters)
     async with Session.of(context).reading() as store, store.watch() as changes:
         passing = {image.id for image in await select(store, query)} if query.filters else set()
@@ -68,15 +66,18 @@ async def watch(context: typer.Context, filters: Filters = None, json: Json = Fa
 
 
 @command(
+    "check",
     """Check the store for damage and garbage.
 
     Nothing is changed. It also works on a damaged store that no other command can open. Exits with
     4 when it finds anything.
-    """
+    """,
+    "check",
+    "check --no-verify --json",
 )
-async def check(
-    context: typer.Context, json: Json = False, no_verify: NoVerify = False
-) -> ExitCode:
+@json_option
+@no_verify_option
+async def check(context: click.Context, *, json: bool, no_verify: bool) -> ExitCode:
     where = await Session.of(context).location()
     report = await _checked(where, verify=not no_verify)
     if json:
@@ -94,21 +95,20 @@ async def _checked(where: Location, *, verify: bool) -> Report:
 
 
 @command(
+    "repair",
     """Check the store, repair what was found, and check it again.
 
     No file or object is removed. What is taken out of the index, because podman cannot read it or
     with --drop, is kept in a file beside it, such as images.json.old-1. Exits with 4 when something
     is left: gc removes garbage, and --drop removes from the records what cannot be repaired.
-    """
+    """,
+    "repair",
+    "repair --drop",
 )
-async def repair(
-    context: typer.Context,
-    drop: Annotated[
-        bool, typer.Option("--drop", help="Remove what cannot be repaired from the records.")
-    ] = False,
-    no_verify: NoVerify = False,
-    json: Json = False,
-) -> ExitCode:
+@click.option("--drop", is_flag=True, help="Remove what cannot be repaired from the records.")
+@no_verify_option
+@json_option
+async def repair(context: click.Context, *, drop: bool, no_verify: bool, json: bool) -> ExitCode:
     session = Session.of(context)
     where = await session.location(writes=True)
     found = await _checked(where, verify=not no_verify)
@@ -134,14 +134,15 @@ async def _repaired(session: Session, where: Location, found: Report, *, drop: b
         return await repair_store(where, found, drop=drop, lock_timeout=timeout, progress=bar.show)
 
 
-@command("Remove what belongs neither to an image nor to a running program.")
-async def collect_garbage(
-    context: typer.Context,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list what would be removed.")
-    ] = False,
-    json: Json = False,
-) -> None:
+@command(
+    "gc",
+    "Remove what belongs neither to an image nor to a running program.",
+    "gc --dry-run",
+    "gc",
+)
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+@json_option
+async def collect_garbage(context: click.Context, *, dry_run: bool, json: bool) -> None:
     async with Session.of(context).writing() as store:
         report = await store.collect_garbage(dry_run=dry_run)
     if json:

@@ -6,30 +6,20 @@ import fcntl
 import os
 import shlex
 import struct
-from collections.abc import Iterator
 from typing import Any
 
+import click
 import pytest
-import typer
 
 from aimagestore._cli.app import app
 
+from ..support.commands import all_commands
 from .conftest import Cli, call, help_of, program
 
 # The keys of this table are all commands of the program, which the test of the table checks.
 from .test_streams import COMMANDS
 
-
-def commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from commands(command, f"{before}{name} ")
-        else:
-            yield before + name, command
-
-
-PROGRAM = typer.main.get_command(app)
-ALL = dict(commands(PROGRAM))
+ALL = dict(all_commands())
 READING = [
     "images",
     "inspect",
@@ -146,7 +136,7 @@ def test_an_empty_directory_is_an_empty_store(cli: Cli) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_help_describes_every_argument(name: str) -> None:
     for each in ALL[name].params:
-        assert each.help, each.name
+        assert getattr(each, "help", None), each.name
     assert "Examples:" in help_of(name)
 
 
@@ -162,9 +152,10 @@ def test_examples_are_right(name: str) -> None:
             words = words[: words.index(stop)] if stop in words else words
         if words[0] == "--root":
             words = words[2:]
-        group: Any = PROGRAM
-        while hasattr(group, "commands"):
+        command: click.Command | None = app
+        while isinstance(command, click.Group):
             used, *words = words
             assert name == "" or used in name.split()
-            group = group.commands[used]
-        group.make_context(used, list(words))  # fails where the usage is wrong
+            command = command.get_command(click.Context(command), used)
+        assert command is not None
+        command.make_context(used, list(words))  # fails where the usage is wrong

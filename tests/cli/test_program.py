@@ -138,7 +138,7 @@ def test_text_that_the_locale_cannot_encode(image: Cli) -> None:
 
 
 def test_without_the_extra() -> None:
-    code = "import sys; sys.modules['typer'] = None; "
+    code = "import sys; sys.modules['click'] = None; "
     code += "from aimagestore.__main__ import main; main()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert result.returncode == 1
@@ -148,7 +148,7 @@ def test_without_the_extra() -> None:
 
 
 def test_the_library_works_without_the_extra() -> None:
-    code = "import sys, aimagestore; print({'rich', 'typer'} & set(sys.modules))"
+    code = "import sys, aimagestore; print({'rich', 'click'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert result.stdout == b"set()\n"
 

@@ -14,8 +14,8 @@ from unittest.mock import patch
 from urllib.parse import quote
 
 import pytest
+from click.testing import Result
 from hypothesis import example, given, settings, strategies as st
-from typer.testing import Result
 
 from aimagestore import ImageStore, Report, StoreUnavailableError, check, repair
 

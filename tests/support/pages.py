@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -38,21 +37,9 @@ def blocks(text: str, language: str) -> list[str]:
 
 def commands_and_help() -> Iterator[tuple[str, str]]:
     """Iterate over all commands, and the help that each prints at 80 columns."""
-    import typer.main
+    from .commands import all_commands, invoke
 
-    from aimagestore._cli.app import app
-
-    from .commands import invoke
-
-    def names(group: Any, above: str) -> Iterator[str]:
-        for name, command in group.commands.items():
-            whole = f"{above}{name}"
-            if hasattr(command, "commands"):
-                yield from names(command, f"{whole} ")
-            else:
-                yield whole
-
-    for name in names(typer.main.get_command(app), ""):
+    for name, _ in all_commands():
         result = invoke(*name.split(), "--help", variables={"COLUMNS": "80"})
         assert result.exit_code == 0, name
         yield name, result.stdout

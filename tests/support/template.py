@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import json
+import logging
 import os
 import signal
 import socket
@@ -21,7 +22,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -199,14 +199,9 @@ def _run(main: Callable[[], object]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    import typer.main
-
-    # A copy need not make all commands again, which takes longer than most of them.
-    typer.main.get_command = cache(typer.main.get_command)
-
     # Once for all copies; a command imports them when it needs them.
     import aiofiles.tempfile  # noqa: F401
-    from typer.testing import CliRunner
+    from click.testing import CliRunner
 
     import aimagestore.oci  # noqa: F401
     from aimagestore.__main__ import main
@@ -217,9 +212,9 @@ if __name__ == "__main__":
     os.close(_number)
     # This imports what else is only imported when a command runs.
     with tempfile.TemporaryDirectory() as directory:
-        for name in ("create", "images", "check"):
+        for name in ("create", "images", "check", "--help"):
             CliRunner().invoke(app, ["--root", f"{directory}/store", name])
-        CliRunner().invoke(app, ["--help"])
+    logging.getLogger().handlers.clear()  # a copy logs to its own standard error
     while threading.active_count() > 1:  # a fork has no others
         threading.enumerate()[-1].join(_SECONDS)
     gc.freeze()  # its collector then leaves the pages alone that the copies share
