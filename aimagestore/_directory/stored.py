@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
@@ -84,26 +84,37 @@ class VerifiedFiles:
     def __init__(self) -> None:
         self._mutex = threading.Condition()
         self._known: OrderedDict[tuple[int, int], _Known] = OrderedDict()
+        # The number of known files with each digest.
+        self._digests: Counter[str] = Counter()
         self._being_read: set[tuple[int, int]] = set()
 
     def forget_all(self) -> None:
         """Forget all files. In a forked child, no thread goes on that was reading one."""
         self._mutex = threading.Condition()
         self._known = OrderedDict()
+        self._digests = Counter()
         self._being_read = set()
 
     def add(self, digest: str, found: os.stat_result) -> None:
         """Note the digest of a file in its present version."""
+        file = found.st_dev, found.st_ino
         with self._mutex:
-            self._known[found.st_dev, found.st_ino] = _Known.of(digest, found)
-            self._known.move_to_end((found.st_dev, found.st_ino))
+            self._forget(file)
+            self._known[file] = _Known.of(digest, found)
+            self._digests[digest] += 1
             if len(self._known) > _VERIFIED_MAX:
-                self._known.popitem(last=False)
+                self._forget(next(iter(self._known)))
+
+    def _forget(self, file: tuple[int, int]) -> None:
+        if (known := self._known.pop(file, None)) is not None:
+            self._digests[known.digest] -= 1
+            if not self._digests[known.digest]:
+                del self._digests[known.digest]
 
     def has(self, digest: str) -> bool:
         """Return whether a file with this digest is known."""
         with self._mutex:
-            return any(known.digest == digest for known in self._known.values())
+            return digest in self._digests
 
     def known(self, found: os.stat_result) -> str | None:
         """Return the digest of a file; ``None`` if that of its present version is not known."""

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -309,6 +309,7 @@ def _circumstances(operation: Operation) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # Whether a file is read must not depend on what this process has read before.
         patch.setattr(verified_files, "_known", OrderedDict())
+        patch.setattr(verified_files, "_digests", Counter())
         if operation.named:
             patch.setattr(files, "_TMPFILE", None)
         if operation.linkless:
