@@ -176,7 +176,11 @@ def _shown(arguments: Sequence[str]) -> Iterator[str]:
 def _compare(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="aimagestore-bench-", dir=options.dir) as directory:
         scratch = Path(directory)
-        other = compare.check_out(options.compare, scratch)
+        try:
+            other = compare.check_out(options.compare, scratch)
+        except compare.NothingToCompareError as error:
+            print(f"There is no release to compare with: {error}.")
+            return 0
         unit, counter = compare.find_counter(scratch)
         print(f"{unit}: this revision's by those of {options.compare}")
         ratios = compare.count(other, scratch, counter, options.rows)

@@ -39,23 +39,35 @@ class Ratio:
     theirs: float
 
 
-def resolve(revision: str) -> str:
-    """The name of a revision for git."""
+class NothingToCompareError(Exception):
+    """There is no release to compare with."""
+
+
+def _resolve(revision: str) -> str:
+    """Return the name of a revision for git."""
     if revision != RELEASE:
         return revision
     settings = tomllib.loads((HERE / "pyproject.toml").read_text())
-    return str(settings["tool"]["benchmarks"]["last-release"])
+    released = settings["tool"].get("benchmarks", {}).get("last-release")
+    if released is None:
+        raise NothingToCompareError("pyproject.toml names no commit of a release yet")
+    return str(released)
 
 
 def check_out(revision: str, directory: Path) -> Path:
     """Put a revision's library, beside the benchmarks of this one, into a directory.
 
-    :raises SystemExit: when git does not know the revision
+    :raises NothingToCompareError: when there is no release, or git does not have its commit
+    :raises SystemExit: when git does not have another revision
     """
-    command = ["git", "-C", str(HERE), "archive", resolve(revision), "aimagestore"]
+    commit = _resolve(revision)
+    command = ["git", "-C", str(HERE), "archive", commit, "aimagestore"]
     archived = subprocess.run(command, capture_output=True, check=False)
     if archived.returncode:
-        sys.exit(f"git archive {resolve(revision)}: {archived.stderr.decode()}")
+        message = f"git archive {commit}: {archived.stderr.decode().strip()}"
+        if revision == RELEASE:
+            raise NothingToCompareError(message)
+        sys.exit(message)
     path = directory / "other"
     with tarfile.open(fileobj=BytesIO(archived.stdout)) as archive:
         archive.extractall(path, filter="data")
@@ -118,26 +130,30 @@ def _run(command: Sequence[str], directory: Path) -> str:
 
 
 def count(other: Path, scratch: Path, counter: Count, rows: Sequence[str]) -> list[Ratio]:
-    """Count the rows for both revisions."""
+    """Count the rows for both revisions. A row that the other one cannot do is left out."""
     make_store(scratch / "store", SIZE)
     turns = _TURNS_BY_TIME if counter is _by_time else 1
     base_counts: dict[tuple[str, Path], list[float]] = {}
 
-    def take(row: str, times: int, where: Path) -> float:
-        command = [sys.executable, "-m", "benchmarks.work", row, str(times), str(scratch / "store")]
-        return counter(command, where)
+    def command(row: str, times: int) -> list[str]:
+        return [sys.executable, "-m", "benchmarks.work", row, str(times), str(scratch / "store")]
 
     ratios = []
     for row in rows:
+        _run(command(row, 1), HERE)
+        try:
+            _run(command(row, 1), other)
+        except subprocess.CalledProcessError as error:
+            reason = error.stderr.strip().rpartition("\n")[2]
+            print(f"     -  {row}: left out, because the other revision cannot do it: {reason}")
+            continue
         totals: dict[Path, list[float]] = {other: [], HERE: []}
-        for where in other, HERE:
-            _run([sys.executable, "-m", "benchmarks.work", row, "1", str(scratch / "store")], where)
         for _ in range(turns):
             for where in other, HERE:
                 bases = base_counts.setdefault((ROWS[row].base, where), [])
                 if len(bases) < turns:
-                    bases.append(take(row, 0, where))
-                totals[where].append(take(row, ROWS[row].times, where))
+                    bases.append(counter(command(row, 0), where))
+                totals[where].append(counter(command(row, ROWS[row].times), where))
         ours, theirs = (
             statistics.median(totals[where]) - statistics.median(base_counts[ROWS[row].base, where])
             for where in (HERE, other)

@@ -10,7 +10,7 @@ import os
 import runpy
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,8 +37,12 @@ def _import(root: str, times: int) -> None:
 def _command(arguments: list[str], root: str, times: int) -> None:
     sys.argv = ["aimagestore", *(argument.format(root=root) for argument in arguments)]
     for _ in range(times):
-        with suppress(SystemExit), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            runpy.run_module("aimagestore", run_name="__main__")
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            try:
+                runpy.run_module("aimagestore", run_name="__main__")
+            except SystemExit as end:
+                if end.code:
+                    raise
 
 
 def _in_loop(work: Callable[[str, int], Awaitable[None]], root: str, times: int) -> None:
