@@ -20,7 +20,7 @@ from .results import Outcome, Verdict, judge
 from .scenarios import SCENARIOS, Scenario
 from .work import ROWS
 
-SIZES = {False: "100,1000,10000,100000", True: "1000,1000000"}
+SIZES = {False: "100,1000,10000,100000", True: "1000,100000,1000000"}
 QUICK_SIZES = {False: [100], True: [100, 1000]}
 """Of a directory, and of a cluster."""
 

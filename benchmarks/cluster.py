@@ -217,18 +217,26 @@ SCENARIOS = (
         _on_open_stores(_ALL, "create", lambda size: {"images": _CREATED, "tasks": _TASKS}),
         (Target("x floor", 2.5, to_floor()),),
     ),
-    Scenario("put", "one large item in", _item("put"), (Target("x floor", 1.25, to_floor()),)),
+    Scenario(
+        "put",
+        "one large item in",
+        _item("put"),
+        (Target("x floor", 1.25, to_floor()),),
+        is_drawn=False,
+    ),
     Scenario(
         "read",
         "one large item out",
         _item("read", verify=False),
         (Target("x floor", 1.25, to_floor()),),
+        is_drawn=False,
     ),
     Scenario(
         "memory",
         "memory after 20,000 lookups",
         _memory,
         (Target("MiB above an open store", 64, itself(" looked")),),
+        is_drawn=False,
     ),
     Scenario(
         "stream-memory",
@@ -238,5 +246,6 @@ SCENARIOS = (
             Target("MiB above the start, 1 stream in", 64, itself(" in x1")),
             Target("MiB above the start, 1 stream out", 64, itself(" out x1")),
         ),
+        is_drawn=False,
     ),
 )

@@ -24,6 +24,9 @@ from .peer import Peer, Reply, Stopwatch, seconds
 CHUNK = 2 * 1024 * 1024
 """What the library reads at a time, while few readers are open."""
 
+VERIFIED_CHUNK = 1024 * 1024
+"""The same where it also digests."""
+
 SENT = 1024 * 1024
 """What it is given at a time."""
 
@@ -183,8 +186,9 @@ class Floors(Peer):
     async def do_read(self, *, verify: bool) -> Reply:
         """Read a file through in one worker thread, and digest it where that is asked for."""
         digest: Callable[[bytes], object] = hashlib.sha256().update if verify else lambda _: None
+        chunk = VERIFIED_CHUNK if verify else CHUNK
         watch = Stopwatch()
-        await to_thread.run_sync(_read, self._item, digest)
+        await to_thread.run_sync(_read, self._item, digest, chunk)
         return seconds(watch.stop())
 
     async def do_make_item(self, size: int) -> Reply:
@@ -209,9 +213,9 @@ def _decode(path: Path) -> int:
     return len(msgspec.json.decode(path.read_bytes(), type=list[Record]))
 
 
-def _read(path: str, use: Callable[[bytes], object]) -> None:
+def _read(path: str, use: Callable[[bytes], object], chunk: int = CHUNK) -> None:
     fd = os.open(path, os.O_RDONLY)
-    while data := os.read(fd, CHUNK):
+    while data := os.read(fd, chunk):
         use(data)
     os.close(fd)
 
