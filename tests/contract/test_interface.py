@@ -217,43 +217,38 @@ def says(kind: str) -> str:
     return rf"\b{kind}\b"
 
 
-@pytest.mark.parametrize("number", range(len(REFS)))
-async def test_a_ref_of_another_type_is_a_type_error_that_names_it(
-    store: ImageStore, number: int
-) -> None:
+async def test_a_ref_of_another_type_is_a_type_error_that_names_it(store: ImageStore) -> None:
     image = await store.create("one", big_data={"k": b"data"})
     for ref, kind in ((image, "Image"), (5, "int"), (None, "NoneType"), (b"one", "bytes")):
-        with pytest.raises(TypeError, match=says(kind)):
-            await REFS[number](store, ref)
-        async with store.transaction() as tx:
+        for call in REFS:
             with pytest.raises(TypeError, match=says(kind)):
-                await REFS[number](tx, ref)
+                await call(store, ref)
+        async with store.transaction() as tx:
+            for call in REFS:
+                with pytest.raises(TypeError, match=says(kind)):
+                    await call(tx, ref)
     assert await store.images() == [image]
 
 
-@pytest.mark.parametrize("number", range(len(WRONG)))
 async def test_an_argument_of_another_type_is_a_type_error_that_names_it(
-    store: ImageStore, where: StoreUnderTest, number: int
+    store: ImageStore, where: StoreUnderTest
 ) -> None:
-    kind, call = WRONG[number]
     await store.create("one", big_data={"k": b"data"})
     before = where.contents()
-    with pytest.raises(TypeError, match=says(kind)):
-        await call(store)
-    async with store.transaction() as tx:
+    for kind, call in WRONG:
         with pytest.raises(TypeError, match=says(kind)):
-            await call(tx)
+            await call(store)
+        async with store.transaction() as tx:
+            with pytest.raises(TypeError, match=says(kind)):
+                await call(tx)
     assert where.contents() == before
 
 
-@pytest.mark.parametrize("number", range(len(WRONG_FOR_STORES)))
-async def test_an_argument_of_a_stores_own_methods_is_checked_too(
-    store: ImageStore, number: int
-) -> None:
-    kind, call = WRONG_FOR_STORES[number]
+async def test_an_argument_of_a_stores_own_methods_is_checked_too(store: ImageStore) -> None:
     await store.create("one", big_data={"k": b"data"})
-    with pytest.raises(TypeError, match=says(kind)):
-        await call(store)
+    for kind, call in WRONG_FOR_STORES:
+        with pytest.raises(TypeError, match=says(kind)):
+            await call(store)
 
 
 @pytest.mark.parametrize(
@@ -455,19 +450,17 @@ async def test_an_iteration_refuses_pages_of_nothing(store: ImageStore) -> None:
 RANGES = [(0, None), (0, 0), (5, 5), (0, 1), (1, 3), (10, 1_500_000), (2_000_000, None)]
 
 
-@pytest.mark.parametrize(
-    ("start", "end"), [*RANGES, (0, 10**10), (len(CONTENT), None), (10**10, 10**11)]
-)
-async def test_a_range_of_an_item_is_read(store: ImageStore, start: int, end: int | None) -> None:
+async def test_a_range_of_an_item_is_read(store: ImageStore) -> None:
     await store.create("image", big_data={"key": CONTENT})
-    expected = CONTENT[start:end]
-    async with store.open_big_data("image", "key", start=start, end=end) as reader:
-        assert reader.size == len(CONTENT)
-        assert b"".join([chunk async for chunk in reader]) == expected
-    async with store.open_big_data("image", "key", start=start, end=end) as reader:
-        assert await reader.read(7) == expected[:7]
-        assert await reader.read() == expected[7:]
-        assert await reader.read() == b""
+    for start, end in (*RANGES, (0, 10**10), (len(CONTENT), None), (10**10, 10**11)):
+        expected = CONTENT[start:end]
+        async with store.open_big_data("image", "key", start=start, end=end) as reader:
+            assert reader.size == len(CONTENT)
+            assert b"".join([chunk async for chunk in reader]) == expected, (start, end)
+        async with store.open_big_data("image", "key", start=start, end=end) as reader:
+            assert await reader.read(7) == expected[:7]
+            assert await reader.read() == expected[7:]
+            assert await reader.read() == b""
 
 
 async def test_an_invalid_range_is_refused(store: ImageStore) -> None:

@@ -51,51 +51,43 @@ async def value(result: Any) -> Any:
     return await result if hasattr(result, "__await__") else result
 
 
-@pytest.mark.parametrize(
-    "ref", [FIXTURE_ID, "localhost/hello:1", "localhost/hello:latest", "f5b6", "f"]
-)
-async def test_an_image_is_found_by_id_name_and_prefix(reads: Any, ref: str) -> None:
-    assert await value(reads.lookup(ref)) == FIXTURE_ID
-    assert (await value(reads.get(ref))).id == FIXTURE_ID
+async def test_an_image_is_found_by_id_name_and_prefix(reads: Any) -> None:
+    for ref in (FIXTURE_ID, "localhost/hello:1", "localhost/hello:latest", "f5b6", "f"):
+        assert await value(reads.lookup(ref)) == FIXTURE_ID
+        assert (await value(reads.get(ref))).id == FIXTURE_ID
 
 
-@pytest.mark.parametrize(
-    "ref",
-    [
+async def test_an_image_is_found_as_podman_prints_it_by_digest(reads: Any) -> None:
+    for ref in (
         f"sha256:{FIXTURE_ID}",
         f"localhost/hello@{FIXTURE_DIGEST}",
         f"localhost/hello:2@{FIXTURE_DIGEST}",
-    ],
-)
-async def test_an_image_is_found_as_podman_prints_it_by_digest(reads: Any, ref: str) -> None:
-    assert await value(reads.lookup(ref)) == FIXTURE_ID
-    assert (await value(reads.get(ref))).id == FIXTURE_ID
+    ):
+        assert await value(reads.lookup(ref)) == FIXTURE_ID
+        assert (await value(reads.get(ref))).id == FIXTURE_ID
 
 
-@pytest.mark.parametrize(
-    "ref",
-    [
+async def test_a_ref_with_another_id_or_digest_is_unknown(reads: Any) -> None:
+    for ref in (
         "",
         f"sha256:{FIXTURE_ID[:-1]}",
         f"sha256:{'0' * 64}",
         f"localhost/other@{FIXTURE_DIGEST}",
         f"localhost/hello@{SOME_DIGEST}",
         f"@{FIXTURE_DIGEST}",
-    ],
-)
-async def test_a_ref_with_another_id_or_digest_is_unknown(reads: Any, ref: str) -> None:
-    with pytest.raises(ImageUnknownError) as caught:
-        await value(reads.lookup(ref))
-    assert caught.value.ref == ref
+    ):
+        with pytest.raises(ImageUnknownError) as caught:
+            await value(reads.lookup(ref))
+        assert caught.value.ref == ref
 
 
-@pytest.mark.parametrize("ref", ["", "e", FIXTURE_ID + "0", "localhost/hello", "\ud800"])
-async def test_missing_images_are_unknown(reads: Any, ref: str) -> None:
-    with pytest.raises(ImageUnknownError) as info:
-        await value(reads.get(ref))
-    assert info.value.ref == ref
-    assert isinstance(info.value, KeyError)
-    assert repr(ref) in str(info.value)
+async def test_missing_images_are_unknown(reads: Any) -> None:
+    for ref in ("", "e", FIXTURE_ID + "0", "localhost/hello", "\ud800"):
+        with pytest.raises(ImageUnknownError) as info:
+            await value(reads.get(ref))
+        assert info.value.ref == ref
+        assert isinstance(info.value, KeyError)
+        assert repr(ref) in str(info.value)
 
 
 async def test_an_image_is_found_by_digest(reads: Any) -> None:
