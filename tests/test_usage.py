@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -14,6 +16,7 @@ from aimagestore import ImageStore, PrunePolicy
 from aimagestore._core.usage import Deletion, StoredContent
 
 from .support.disks import MAKE, mounted_disk
+from .support.stores import until
 
 KINDS = [*MAKE, "here"]
 
@@ -153,3 +156,35 @@ def test_the_bytes_that_deletions_free_do_not_depend_on_their_order() -> None:
     assert (usage.images["a"].unique_size, usage.images["a"].shared_size) == (10, 20)
     assert usage.images["c"].unique_size == 0
     assert usage.reclaimable == 30
+
+
+class NotedWhenFreed(dict[str, Mapping[int, int]]):
+    """What is stored for images. It notes which thread frees it."""
+
+    threads: ClassVar[list[str]] = []
+
+    def __del__(self) -> None:
+        self.threads.append(threading.current_thread().name)
+
+
+async def test_what_was_measured_is_freed_beside_the_loop(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For 100,000 images, that takes longer than the loop may be stopped."""
+    items = type(store._core.engine.items)
+    usage = items.usage
+
+    def noted(self: Any) -> Any:
+        content = yield from usage(self)
+        return StoredContent(NotedWhenFreed(content.images), content.total, content.outside)
+
+    monkeypatch.setattr(items, "usage", noted)
+    monkeypatch.setattr(NotedWhenFreed, "threads", [])
+    policy = PrunePolicy(unnamed=False)
+    for number in range(100):
+        await store.create(str(number))
+    await store.usage()
+    await store.prune(policy, dry_run=True)
+    await store.prune(policy)
+    await until(lambda: len(NotedWhenFreed.threads) == 3)
+    assert threading.current_thread().name not in NotedWhenFreed.threads

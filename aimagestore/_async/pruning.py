@@ -42,11 +42,12 @@ async def measure(core: StoreCore) -> StoredContent:
 
 async def usage_of(core: StoreCore) -> Usage:
     """Measure each image and the whole store. If interrupted, this stops at once."""
-    content = await measure(core)
-    catalog, records = await read_with_layers(core)
+    # The thread takes these out and frees them, which takes long for many images.
+    found = [(await measure(core), *await read_with_layers(core))]
     is_podmans = core.engine.podman is not None
 
     def usage() -> Usage:
+        content, catalog, records = found.pop()
         sizes = {i.id: records.layers_size(i) for i in catalog.images} if is_podmans else {}
         return content.usage(sizes, _containers(records))
 
@@ -83,11 +84,14 @@ class Pruning:
                 await self._delete(candidates[start : start + _AT_ONCE])
                 if progress is not None:
                     progress(min(start + _AT_ONCE, len(candidates)), len(candidates))
+            result = self._result()
         except BaseException as error:
             attach_result(error, self._result())
             logger.info("pruning ended early: %d images had been deleted", len(self._deleted))
             raise
-        return self._result()
+        finally:
+            self._core.threads.spawn(self._forget)
+        return result
 
     async def forecast(self, policy: PrunePolicy) -> PruneResult:
         """Return what :meth:`run` would delete."""
@@ -96,9 +100,15 @@ class Pruning:
         def count() -> PruneResult:
             for candidate in candidates:
                 self._note_deleted(candidate.image)
-            return self._result()
+            result = self._result()
+            self._forget()
+            return result
 
         return await self._core.threads.run_abandonable(count)
+
+    def _forget(self) -> None:
+        """Free what was measured. In a worker thread: it takes long for many images."""
+        self._deletion = Deletion(StoredContent({}, 0))
 
     def _note_deleted(self, image: Image) -> None:
         self._deleted.append(image)
@@ -109,23 +119,25 @@ class Pruning:
 
     async def _plan(self, policy: PrunePolicy) -> Sequence[Candidate]:
         core = self._core
-        catalog, records = await read_with_layers(core)
-        content = await measure(core)
+        # The threads take these out and free them, which takes long for many images.
+        found = [await read_with_layers(core)]
+        contents = [await measure(core)]
         instances = await core.read_whole(
-            lambda: core.threads.run_abandonable(self._instances, catalog)
+            lambda: core.threads.run_abandonable(self._instances, found[0][0])
         )
 
         def plan() -> Sequence[Candidate]:
-            found = plan_prune(
+            catalog, records = found.pop()
+            planned = plan_prune(
                 catalog.images,
                 policy,
                 now=datetime.now(UTC),
                 containers=_containers(records),
                 instances=instances,
             )
-            self._deletion = Deletion(content)
-            self._kept |= found.kept
-            return found.candidates
+            self._deletion = Deletion(contents.pop())
+            self._kept |= planned.kept
+            return planned.candidates
 
         return await core.threads.run_abandonable(plan)
 

@@ -28,8 +28,6 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
     :ivar mapped_top_layers: versions of that layer with other ID mappings
     :ivar metadata: free text of the application
     :ivar big_data_names: the keys of its big-data items, in the order in which they were added
-    :ivar big_data_sizes: key to size in bytes, where recorded
-    :ivar big_data_digests: key to digest, where recorded
     :ivar created: when it was created, in UTC; ``None`` when that is not known
     :ivar read_only: whether it comes from an additional store
     """
@@ -43,11 +41,23 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
     mapped_top_layers: tuple[str, ...]
     metadata: str
     big_data_names: tuple[str, ...]
-    big_data_sizes: Mapping[str, int]
-    big_data_digests: Mapping[str, str]
+    # Dicts, and proxies on access only: the garbage collector, which stops all threads, traverses
+    # proxies, but no dicts of texts and numbers.
+    _big_data_sizes: dict[str, int]
+    _big_data_digests: dict[str, str]
     created: datetime | None
-    _flags: Mapping[str, bytes]
+    _flags: dict[str, bytes]
     read_only: bool = False
+
+    @property
+    def big_data_sizes(self) -> Mapping[str, int]:
+        """Key to size in bytes, where recorded."""
+        return MappingProxyType(self._big_data_sizes)
+
+    @property
+    def big_data_digests(self) -> Mapping[str, str]:
+        """Key to digest, where recorded."""
+        return MappingProxyType(self._big_data_digests)
 
     @property
     def flags(self) -> Mapping[str, Any]:
@@ -57,7 +67,7 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
     @property
     def size(self) -> int:
         """The sum of its items' recorded sizes, in bytes."""
-        return sum(self.big_data_sizes.values())
+        return sum(self._big_data_sizes.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything about the image as a new ``dict`` that ``json.dumps`` can write.
@@ -84,7 +94,7 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
         }
 
     def __repr__(self) -> str:
-        names = ("flags" if n == "_flags" else n for n in self.__struct_fields__)
+        names = (name.removeprefix("_") for name in self.__struct_fields__)
         values = ((name, getattr(self, name)) for name in names)
         plain = ((n, dict(v) if isinstance(v, Mapping) else v) for n, v in values)
         return f"Image({', '.join(f'{name}={value!r}' for name, value in plain)})"
@@ -103,13 +113,3 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
 
     def __hash__(self) -> int:
         return hash((self.id, self.names, self.digests))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        fields = (dict(f) if isinstance(f, Mapping) else f for f in msgspec.structs.astuple(self))
-        return _rebuild, tuple(fields)
-
-
-def _rebuild(*fields: Any) -> Image:
-    """Make an image from its pickled fields. Mapping proxies, which pickle refuses, were dicts."""
-    values: list[Any] = [MappingProxyType(f) if isinstance(f, dict) else f for f in fields]
-    return Image(*values)

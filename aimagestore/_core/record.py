@@ -7,7 +7,6 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -87,7 +86,7 @@ Go reads 10,000 levels, of which one is the array around the records. Before Pyt
 decoder's recursion limit is the interpreter's, shared with the callers.
 """
 
-_NO_FLAGS: Final[Mapping[str, bytes]] = MappingProxyType({})
+_NO_FLAGS: Final[dict[str, bytes]] = {}
 
 
 class Record(msgspec.Struct, gc=False, eq=False):
@@ -255,10 +254,10 @@ def _image(
         tuple(fields.mapped_layers or ()),
         fields.metadata or "",
         tuple(keys),
-        MappingProxyType(sizes),
-        MappingProxyType(digests),
+        sizes,
+        digests,
         gojson.parse_time(fields.created) if fields.created is not None else None,
-        MappingProxyType({k: bytes(raw) for k, raw in flags.items()}) if flags else _NO_FLAGS,
+        {k: bytes(raw) for k, raw in flags.items()} if flags else _NO_FLAGS,
         read_only,
     )
 
