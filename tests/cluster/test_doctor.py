@@ -283,7 +283,7 @@ def test_tables_that_are_missing_are_an_error(servers: Servers, opened: Place) -
 
 def test_a_database_that_does_not_answer_is_an_error(opened: Place) -> None:
     closed = replace(opened, records_url="postgresql://u:s3cr3t@127.0.0.1:1/db")
-    assert [d[:2] for d in wrong(closed, deadline=0.3)] == [(ERROR, "database")]
+    assert [d[:2] for d in wrong(closed, deadline=1.0)] == [(ERROR, "database")]
     refused = replace(
         opened, records_url=opened.records_url.replace("postgres@", "postgres:s3cr3t@")
     )
