@@ -1,4 +1,4 @@
-"""A PostgreSQL that archives its write-ahead log, and recovers to a point in time from there."""
+"""A PostgreSQL that archives its write-ahead log, and recovers from it to a point in time."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _SECONDS = 60
 
 
 class ArchivingPostgres(Postgres):
-    """A server of its own, because all of its databases go back in time.
+    """A server for one test, because a recovery takes all of its databases back in time.
 
-    :ivar place: the place for a store in it
+    :ivar place: the place of a store on it
     """
 
     def __init__(self, servers: Servers, root: Path) -> None:
@@ -59,7 +59,7 @@ class ArchivingPostgres(Postgres):
         )
 
     def present(self, target: Target) -> Mapping[str, str]:
-        """Return settings for a recovery to the present moment, or to the last commit."""
+        """Return the settings of a recovery to the present moment, or to the last commit (xid)."""
         if target == "name":
             self.execute("SELECT pg_create_restore_point('here')")
             return {"recovery_target_name": "here"}

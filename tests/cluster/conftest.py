@@ -1,4 +1,4 @@
-"""A new database and bucket prefix for each test's store, and proxies to the servers that fail."""
+"""For each test: a new database and bucket prefix, and proxies to the servers that can fail."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from .servers import Place, Servers
 
 
+# Why a test is skipped with moto.
 _NEEDS = {
     "test_nothing_is_lost_when_the_object_store_restarts": "its objects survive a restart",
-    "test_a_call_while_the_object_store_is_stopped": "its objects survive a restart",
+    "test_only_calls_that_need_a_stopped_object_store_fail": "its objects survive a restart",
     "test_the_object_store_keeps_what_it_has_acknowledged": "its objects survive a restart",
     "test_wrong_keys_are_named": "it knows its keys",
 }
@@ -33,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    """Two loops are enough for what the servers are needed for: most of it is waiting."""
+    """asyncio and trio. uvloop is like asyncio in these tests, which mostly wait for servers."""
     return request.param, {}
 
 
@@ -55,7 +56,7 @@ def to_postgres(servers: Servers) -> Iterator[Proxy]:
 
 @pytest.fixture
 def to_objects(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy to SeaweedFS that can fail, and that this test's stores use."""
+    """A proxy to the object store that can fail, and that this test's stores use."""
     from .proxy import Proxy
 
     with Proxy(servers.objects.port) as proxy:
@@ -65,7 +66,7 @@ def to_objects(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pr
 
 @pytest.fixture
 def gateway(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
-    """A gateway to SeaweedFS whose answers a test decides, and that this test's stores use."""
+    """A gateway to the object store that this test's stores use. Its rule decides the answers."""
     from .gateway import Gateway
 
     with Gateway(servers.objects.port) as gateway:

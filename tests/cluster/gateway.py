@@ -1,4 +1,4 @@
-"""An S3 gateway in front of the object store, whose answers to some requests a test decides."""
+"""An S3 gateway in front of the object store. A test decides what some requests are answered."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Rule = Callable[[str, str, str], Answer | None]
 
 
 def error(status: int, code: str) -> Answer:
-    """An error as S3 spells it."""
+    """Return an error as S3 spells it."""
     return Answer(status, f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>")
 
 
@@ -34,9 +34,9 @@ def lets_through(method: str, path: str, query: str) -> Answer | None:
 
 
 class Gateway:
-    """Passes requests on, unless its rule has an answer; for the duration of a ``with`` block.
+    """Forwards requests that its rule does not answer, during a ``with`` block.
 
-    :ivar rule: decides
+    :ivar rule: answers requests, or lets them through
     """
 
     def __init__(self, target: int) -> None:
@@ -48,7 +48,7 @@ class Gateway:
 
     @property
     def url(self) -> str:
-        """Its endpoint."""
+        """The URL of its endpoint."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
@@ -74,13 +74,14 @@ class Gateway:
             status, data = response.status, response.read()
             headers = [h for h in response.getheaders() if h[0].lower() not in _HOP_BY_HOP]
             connection.close()
-        length = data if handler.command != "HEAD" else b""
+        if handler.command == "HEAD":
+            data = b""
         handler.send_response_only(status)
         for name, value in headers:
             handler.send_header(name, value)
-        handler.send_header("Content-Length", str(len(length)))
+        handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
-        handler.wfile.write(length)
+        handler.wfile.write(data)
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         gateway = self

@@ -1,4 +1,4 @@
-"""Changes to a store while servers and networks fail, and checks of what must be true then."""
+"""Changes to a store while servers and networks fail, and checks of the store afterwards."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.to_thread
 import pytest
+from anyio.to_thread import run_sync
 
 from aimagestore import ImageStore, StoreUnavailableError
 
@@ -26,10 +26,11 @@ TASKS = 8
 
 
 class Ledger:
-    """Tasks that change a store whatever happens, and the results of their calls.
+    """Tasks that go on changing a store while its servers fail, and the results of their calls.
 
     :ivar acknowledged: the names of the images that were created
     :ivar unavailable: the errors of the calls that failed
+    :ivar is_over: whether the tasks end after their present call
     """
 
     def __init__(self, store: ImageStore) -> None:
@@ -68,7 +69,7 @@ class Ledger:
 
 
 async def check_whole(place: Place, ledger: Ledger) -> None:
-    """Check that each acknowledged image is in the store once, and that all images are whole."""
+    """Check that the store has each acknowledged image once, and that all images are whole."""
     async with ImageStore(place.location()) as store:
         images = await store.images()
         names = [name for image in images for name in image.names]
@@ -80,19 +81,15 @@ async def check_whole(place: Place, ledger: Ledger) -> None:
         await store.collect_garbage()
 
 
-async def in_thread(function: Callable[[], object]) -> None:
-    await anyio.to_thread.run_sync(function)
-
-
 @asynccontextmanager
 async def killed(server: Server) -> AsyncIterator[None]:
     """Kill a server, and start it again after the block."""
-    await in_thread(server.kill)
+    await run_sync(server.kill)
     try:
         yield
     finally:
         with anyio.CancelScope(shield=True):
-            await in_thread(server.start)
+            await run_sync(server.start)
 
 
 @contextmanager
@@ -106,12 +103,12 @@ def frozen(*servers: Server) -> Iterator[None]:
         yield
     finally:
         for pid in reversed(stopped):
-            with suppress(ProcessLookupError):  # it was already ending
+            with suppress(ProcessLookupError):  # it was ending when it was stopped
                 os.kill(pid, signal.SIGCONT)
 
 
 def _stop(pid: int, stopped: list[int]) -> None:
-    """Stop a process, and then its children, of which it can start no more."""
+    """Stop a process, so that it starts no more children, and then its children."""
     os.kill(pid, signal.SIGSTOP)
     stopped.append(pid)
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
@@ -125,3 +122,11 @@ async def fails(servers: Servers, call: Callable[[], Awaitable[object]]) -> None
     text = "".join(traceback.format_exception(caught.value))
     assert servers.postgres.password not in text
     assert servers.objects.secret_key not in text
+
+
+async def until_requested(servers: Servers, place: Place) -> None:
+    """Return when a session waits for the store's lock."""
+    statement = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    with anyio.fail_after(60):
+        while not await servers.execute(place, statement):
+            await anyio.sleep(0.01)

@@ -9,17 +9,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-# It is for testing networks, so that no real one is hidden.
+# The range that is reserved for tests of networks, so that no real network is hidden.
 _RANGE = "198.18"
 ALL = f"{_RANGE}.0.0/16"
+"""The addresses of all machines."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """Several machines, and this machine's address for them.
+    """Several machines, and their way to this one.
 
-    :ivar machines: for each, the arguments that run a command there, to be put before it
-    :ivar host: this machine's address for them
+    :ivar machines: for each machine, the arguments that run a command there when put before it
+    :ivar host: the address of this machine on their network
     """
 
     machines: list[list[str]]
@@ -27,15 +28,17 @@ class Network:
 
     @contextmanager
     def unplugged(self, machine: int) -> Iterator[None]:
-        """Lose all that a machine sends or is sent during the block, without an error."""
+        """Silently lose all packets to and from a machine during the block."""
         *_, name = self.machines[machine]
         _ip("link", "set", name, "down")
-        yield
-        _ip("link", "set", name, "up")
+        try:
+            yield
+        finally:
+            _ip("link", "set", name, "up")
 
 
 def can_make_networks() -> bool:
-    """Whether namespaces can be made here."""
+    """Return whether this process can make network namespaces."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
     name = f"aimg{os.getpid()}"
@@ -48,7 +51,7 @@ def can_make_networks() -> bool:
 
 @contextmanager
 def network(count: int) -> Iterator[Network]:
-    """Yield ``count`` machines on one bridge, or plain processes where namespaces can't be made."""
+    """Make machines on one bridge for a block; without namespaces they are plain processes."""
     if not can_make_networks():
         yield Network([[]] * count, "127.0.0.1")
         return

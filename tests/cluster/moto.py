@@ -12,7 +12,7 @@ from aimagestore.cluster._local.server import HOST, free_ports
 
 
 class Moto(ObjectServer):
-    """moto's server on the loopback interface. It takes any keys, and a new one is empty."""
+    """moto's server on the loopback interface. It accepts any keys, and a restart empties it."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root, *free_ports(1))

@@ -1,4 +1,4 @@
-"""A connection pooler in front of PostgreSQL, as small as the tests need it."""
+"""A small connection pooler in front of PostgreSQL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psycopg
 
 _TLS, _GSS, _CANCEL = 80877103, 80877104, 80877102
 
-# What clients learn when their session begins.
+# The parameters of the server that a client is sent when its session begins.
 _PARAMETERS = (
     "server_version",
     "server_encoding",
@@ -25,14 +25,14 @@ _PARAMETERS = (
 
 
 class Pooler:
-    """Gives sessions of the server to clients, for the duration of a ``with`` block.
+    """Serves clients by sessions of the server during a ``with`` block.
 
-    Like PgBouncer with ``ignore_startup_parameters``, it ignores the options that clients ask for.
+    Like PgBouncer with ``ignore_startup_parameters``, it ignores the options of clients.
 
-    :param url: the database; the password is in the environment
-    :param shares: whether clients have a session for the length of a transaction only
-    :param limit: how many sessions of the server there are; clients wait for one
-    :ivar port: where it listens
+    :param url: the URL of the database; the password is in the environment
+    :param shares: whether a client has a session only for the length of a transaction
+    :param limit: the most sessions of the server; further clients wait for one
+    :ivar port: the port on which it listens
     """
 
     def __init__(self, url: str, *, shares: bool, limit: int = 1000) -> None:
@@ -94,7 +94,10 @@ class Pooler:
             client.close()
 
     def _begin(self, client: socket.socket, number: int) -> bool:
-        """Begin a client's session; ``False`` when it wanted another one's statement cancelled."""
+        """Answer a client's first packets, and return whether its session has begun.
+
+        A client may only ask to cancel the statement of another session.
+        """
         while True:
             (length,) = struct.unpack("!I", _read(client, 4))
             packet = _read(client, length - 4)
@@ -122,7 +125,7 @@ class Pooler:
             connection.cancel_safe()
 
     def _pass_on(self, client: socket.socket, number: int) -> None:
-        waits_for = 0
+        answers = 0  # that the client still waits for
         while True:
             kind, message = _read_message(client)
             if kind == b"X":
@@ -132,22 +135,22 @@ class Pooler:
                 server.setblocking(True)
                 with server:
                     server.sendall(message)
-                    waits_for += kind in {b"Q", b"S"}
+                    answers += kind in {b"Q", b"S"}
                     status = b"T"
-                    while waits_for or status != b"I":
+                    while answers or status != b"I":
                         readable, _, _ = select.select([client, server], [], [])
                         if server in readable:
                             kind, message = _read_message(server)
                             client.sendall(message)
                             if kind == b"Z":
-                                waits_for -= 1
+                                answers -= 1
                                 status = message[-1:]
                         elif client in readable:
                             kind, message = _read_message(client)
                             if kind == b"X":
                                 raise EOFError
                             server.sendall(message)
-                            waits_for += kind in {b"Q", b"S"}
+                            answers += kind in {b"Q", b"S"}
 
     @contextmanager
     def _acquired(self, number: int) -> Iterator[psycopg.Connection[Any]]:
@@ -167,7 +170,7 @@ class Pooler:
         self._release(number, is_over=False)
 
     def _release(self, number: int, *, is_over: bool) -> None:
-        """Take a session back; one whose client has left may be in a transaction."""
+        """Release a client's session, or close it if the client has left."""
         if not (is_over or self._shares):
             return
         with self._mutex:

@@ -1,4 +1,4 @@
-"""A TCP proxy between clients and a server that fails as a network does."""
+"""A TCP proxy in front of a server, which fails as a network does."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from contextlib import contextmanager, suppress
 from typing import Self
 
 _CHUNK = 1 << 16
-# Closed with this, a connection is reset; the other side sees no orderly end.
+# With this linger option, closing a connection resets it.
 _RESET = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Forwards requests to a server, and its answers to the clients, until a test interferes.
+    """Forwards requests to a server and answers to clients, until a test makes it fail.
 
-    :ivar port: where it listens
-    :ivar answered: how many bytes the server has answered
+    :ivar port: the port on which it listens
+    :ivar answered: the number of bytes that the server has answered
     """
 
     def __init__(self, target: int, listener: socket.socket | None = None) -> None:
@@ -46,7 +46,7 @@ class Proxy:
         self._is_open.set()
 
     def cut(self) -> None:
-        """Reset all connections; new ones are let through."""
+        """Reset all connections. Later ones work."""
         with self._mutex:
             ends, self._ends = self._ends, set()
         for end in ends:
@@ -64,30 +64,36 @@ class Proxy:
 
     @property
     def has_lost_it(self) -> bool:
-        """Whether such an answer was lost."""
+        """Whether :meth:`lose_answer_to` has lost an answer."""
         return bool(self._silenced)
 
     @contextmanager
     def silent(self) -> Iterator[None]:
         """Accept everything and forward nothing during the block; forward it afterwards."""
         self._is_open.clear()
-        yield
-        self._is_open.set()
+        try:
+            yield
+        finally:
+            self._is_open.set()
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
         """Reset every connection, old and new, during the block."""
         self._is_refusing = True
         self.cut()
-        yield
-        self._is_refusing = False
+        try:
+            yield
+        finally:
+            self._is_refusing = False
 
     @contextmanager
     def answering_after(self, wait: Callable[[], object]) -> Iterator[None]:
-        """Make a call before each piece of an answer is forwarded, during the block."""
+        """Call a function before each piece of an answer is forwarded, during the block."""
         self._before_answers = wait
-        yield
-        self._before_answers = _nothing
+        try:
+            yield
+        finally:
+            self._before_answers = _nothing
 
     def _accept(self) -> None:
         while True:
@@ -117,7 +123,9 @@ class Proxy:
             while data := source.recv(_CHUNK):
                 self._is_open.wait()
                 if not is_client:
-                    self._note_answer(len(data))
+                    with self._mutex:
+                        self.answered += len(data)
+                    self._before_answers()
                 if self._is_cut_by(data, source, sink, is_client):
                     self.cut()
                     return
@@ -127,11 +135,6 @@ class Proxy:
             with self._mutex:
                 self._ends.discard(end)
             _close(end)
-
-    def _note_answer(self, size: int) -> None:
-        with self._mutex:
-            self.answered += size
-        self._before_answers()
 
     def _is_cut_by(
         self, data: bytes, source: socket.socket, sink: socket.socket, is_client: bool
@@ -162,7 +165,7 @@ def _reset(end: socket.socket) -> None:
 
 
 def _close(end: socket.socket) -> None:
-    # It wakes the thread that waits for it, which closing alone does not.
+    # This wakes the thread that waits for data, which closing alone does not.
     with suppress(OSError):
         end.shutdown(socket.SHUT_RD)
     end.close()

@@ -1,4 +1,4 @@
-"""A process on a machine that loses the network, while it uses a cluster's store."""
+"""A process that uses a cluster's store on a machine that loses its network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from aimagestore.cluster import ClusterLocation
 
 
 async def main(records_url: str, blobs_url: str, way: str) -> None:
-    """Use the store in the given way, and print the results as JSON."""
+    """Use the store, and print as JSON which calls were unavailable and which images it has.
+
+    :param way: ``calls`` or ``transaction``
+    """
     async with ImageStore(ClusterLocation(records_url, blobs_url)) as store:
         failed = await (in_calls if way == "calls" else in_a_transaction)(store)
         await say(failed)
@@ -27,8 +30,8 @@ async def in_calls(store: ImageStore) -> dict[str, bool]:
     await say("open")
     failed: dict[str, bool] = {}
 
-    async def call(what: str, made: Awaitable[object]) -> None:
-        failed[what] = await is_unavailable(made)
+    async def call(name: str, awaitable: Awaitable[object]) -> None:
+        failed[name] = await is_unavailable(awaitable)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(call, "get", store.get("before"))
@@ -46,9 +49,9 @@ async def transact(store: ImageStore) -> None:
         await say("in a transaction")
 
 
-async def is_unavailable(made: Awaitable[object]) -> bool:
+async def is_unavailable(call: Awaitable[object]) -> bool:
     try:
-        await made
+        await call
     except StoreUnavailableError:
         return True
     return False

@@ -1,4 +1,4 @@
-"""Places for stores on the servers that all tests share, and ways to them that can fail."""
+"""The servers that all tests share, and places for stores on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, LiteralString
 from urllib.parse import urlsplit
@@ -31,16 +31,15 @@ USES_MOTO = os.environ.get("AIMAGESTORE_TEST_OBJECTS") == "moto"
 """Whether the object store is moto's, and not SeaweedFS."""
 
 POSTGRES = os.environ.get("AIMAGESTORE_TEST_POSTGRES")
-"""The directory of the programs of another PostgreSQL than the one that is found."""
-
+"""The directory of PostgreSQL's programs, if it is not the PostgreSQL that is found."""
 
 _MEMORY = Path("/dev/shm")
 _ENOUGH = 8 << 30
-"""Bytes; each of several servers takes a few hundred million."""
+"""Bytes that are free for several servers, each of which takes a few hundred million."""
 
 
 class PostgresInMemory(Postgres):
-    """A PostgreSQL whose data are in memory: each database that a test has is 300 files."""
+    """A PostgreSQL whose data are in memory, because each test's database is 300 files."""
 
     def __init__(self, root: Path, programs: Path) -> None:
         super().__init__(root, programs)
@@ -69,17 +68,17 @@ def make_cluster() -> LocalCluster:
 
 @dataclass(frozen=True)
 class Place:
-    """Where one store is.
+    """A database and a part of a bucket for one store.
 
-    :ivar records_url: its database
-    :ivar blobs_url: its part of the bucket
+    :ivar records_url: the URL of the database
+    :ivar blobs_url: the URL of the bucket and prefix
     """
 
     records_url: str
     blobs_url: str
 
     def location(self, **options: Any) -> ClusterLocation:
-        """Its location, with options."""
+        """Return the store's location, with these options."""
         return ClusterLocation(self.records_url, self.blobs_url, **options)
 
     @property
@@ -89,7 +88,7 @@ class Place:
 
 
 class Servers:
-    """The servers, and what is asked of them for a test."""
+    """PostgreSQL and the object store, with databases, settings and standbys for tests."""
 
     def __init__(self, local: LocalCluster) -> None:
         self.local = local
@@ -98,20 +97,20 @@ class Servers:
         self._numbers = itertools.count()
         self._session: psycopg.Connection | None = None
         self.write_through(False)
-        self._let_passwords_be_checked_fast()
+        self._hash_passwords_once()
         self.postgres.create_database(_TEMPLATE)
         migrate(self.postgres.url(_TEMPLATE))
 
     def write_through(self, on: bool) -> None:
         """Set whether PostgreSQL waits for the disk.
 
-        Without that, it loses nothing when it is killed, only when the machine is.
+        If it does not, it can lose commits when the machine loses power, not when it is killed.
         """
         value = "on" if on else "off"
         self.set(fsync=value, full_page_writes=value)
 
     def set(self, **settings: str | None) -> None:
-        """Change settings of PostgreSQL while it runs; ``None`` for a default value."""
+        """Change settings of PostgreSQL while it runs; ``None`` resets one to its default."""
         for name, value in settings.items():
             change = sql.SQL("ALTER SYSTEM SET {} = {}").format(
                 sql.Identifier(name), sql.SQL("DEFAULT") if value is None else sql.Literal(value)
@@ -122,8 +121,9 @@ class Servers:
         while self.postgres.execute("SELECT pg_conf_load_time()") == loaded:
             time.sleep(0.01)
 
-    def _let_passwords_be_checked_fast(self) -> None:
-        # Tests open thousands of sessions. PostgreSQL before 16 has no such setting.
+    def _hash_passwords_once(self) -> None:
+        # Checking a password is slow by design, and tests open thousands of sessions. PostgreSQL
+        # before 16 does not have this setting.
         change = sql.SQL(
             "SELECT set_config(name, '1', false) FROM pg_settings WHERE name = 'scram_iterations';"
             "ALTER USER CURRENT_USER PASSWORD {}"
@@ -132,12 +132,14 @@ class Servers:
 
     @contextmanager
     def new_place(self) -> Iterator[Place]:
-        """A place for a store, with its schema and nothing in it."""
+        """Make a place with tables and without images, for a block."""
         name = f"store{next(self._numbers)}"
         create = "CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy"
         self._administer(create, name, _TEMPLATE)
-        yield Place(self.postgres.url(name), self.local.blobs_url(name))
-        self._administer("DROP DATABASE {} WITH (FORCE)", name)
+        try:
+            yield Place(self.postgres.url(name), self.local.blobs_url(name))
+        finally:
+            self._administer("DROP DATABASE {} WITH (FORCE)", name)
 
     def _administer(self, statement: LiteralString, *names: str) -> None:
         """Execute a statement in one session for all tests, because starting one takes long."""
@@ -160,10 +162,26 @@ class Servers:
             self._session.close()
             self._session = None
 
+    @contextmanager
+    def standby(self) -> Iterator[Postgres]:
+        """Start a standby that follows PostgreSQL asynchronously, for a block."""
+        standby = self.postgres.create_standby(self.local.root / "standby")
+        standby.start()
+        try:
+            yield standby
+        finally:
+            standby.kill()
+            shutil.rmtree(standby.root)
+
     async def execute(self, place: Place, statement: str, *values: object) -> list[Any]:
         """Execute a statement in a store's database as the superuser, and return its rows."""
         return await run_sync(self.postgres.execute, statement, values, place.database)
 
     def by_way_of(self, place: Place, port: int, host: str = "127.0.0.1") -> Place:
-        """The same place, its records reached through another port."""
+        """Return the place with another way to its records: a proxy, a pooler or a standby."""
         return Place(self.postgres.url(place.database, port, host), place.blobs_url)
+
+    def on_primary_of(self, place: Place, standby: Postgres) -> Place:
+        """Return the place with its records on whichever of both servers accepts changes."""
+        url = place.records_url.replace("/store", f",127.0.0.1:{standby.port}/store")
+        return replace(place, records_url=f"{url}?target_session_attrs=read-write")

@@ -1,4 +1,4 @@
-"""Addresses: what is refused, and that no password is ever shown, whatever form it has."""
+"""Addresses: malformed ones are refused, and no message shows a password, whatever its form."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ..support.commands import invoke
 if TYPE_CHECKING:
     from .servers import Place, Servers
 
-# The beginning and the end of every password.
+# The beginning and the end of every password, which no text may contain.
 MARKS = ("s3cr3tA", "s3cr3tB")
 
 # Nothing listens there.
@@ -46,7 +46,7 @@ HARD = ["@/:?#%&=+ '\"\\$,;", "é\u2028\n\t%2 %40\\'", "' host='://[::1]@h/1?pas
 
 
 def texts_of(error: BaseException) -> Iterator[str]:
-    """Iterate over everything that an error or its causes could show."""
+    """Iterate over all texts that an error or its causes could show."""
     yield "".join(traceback.format_exception(error))
     seen: list[BaseException] = []
     pending: list[BaseException | None] = [error]
@@ -157,20 +157,15 @@ def test_no_password_in_the_environment_is_shown(password: str) -> None:
 
 
 @pytest.mark.parametrize("form", [*GOOD, "environment"])
-async def test_every_password_serves(servers: Servers, place: Place, form: str) -> None:
-    """Any characters work in every form, and a wrong one is not shown when it is refused."""
-    import anyio.to_thread
-
-    def ask(statement: str) -> None:
-        servers.postgres.execute(statement.encode(), (), place.database)  # type: ignore[arg-type]
-
+async def test_every_password_opens_the_store(servers: Servers, place: Place, form: str) -> None:
+    """Any characters work in every form. A wrong password is refused and not shown."""
     where = f"127.0.0.1:{servers.postgres.port}"
-    await anyio.to_thread.run_sync(ask, "CREATE ROLE difficult LOGIN SUPERUSER")
+    await servers.execute(place, "CREATE ROLE difficult LOGIN SUPERUSER")
     try:
         for text in HARD:
             password = text.join(MARKS)
             literal = "E'" + password.replace("\\", "\\\\").replace("'", "\\'") + "'"
-            await anyio.to_thread.run_sync(ask, f"ALTER ROLE difficult PASSWORD {literal}")
+            await servers.execute(place, f"ALTER ROLE difficult PASSWORD {literal}")
             for given_password in (password, password + "x"):
                 variables = {} if form in GOOD else {"PGPASSWORD": given_password}
                 address = f"postgresql://difficult@{where}/{place.database}"
@@ -187,7 +182,7 @@ async def test_every_password_serves(servers: Servers, place: Place, form: str) 
                                 pass
                         assert_secret(*texts_of(caught.value))
     finally:
-        await anyio.to_thread.run_sync(ask, "DROP ROLE difficult")
+        await servers.execute(place, "DROP ROLE difficult")
 
 
 # Keys of the object store
@@ -357,7 +352,7 @@ NEAR_MISSES = [
 
 
 @pytest.mark.parametrize("where", [*NEAR_MISSES, *map(Path, NEAR_MISSES[:6])], ids=str)
-async def test_an_address_is_no_directory(
+async def test_an_address_is_not_taken_for_a_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str | Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -427,7 +422,9 @@ def test_wrong_usage_shows_no_password(
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
 
 
-def test_a_root_that_is_nearly_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_root_that_is_nearly_an_address_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for arguments in COMMANDS["near miss"]:
         result = run(*arguments)
@@ -456,7 +453,7 @@ def test_texts_without_secrets_are_shown_unchanged() -> None:
 
 
 def test_a_server_that_fails_shows_no_password(place: Place) -> None:
-    """As a program of its own, which logs and prints as users see it."""
+    """The program runs in a process of its own, which logs and prints as users see it."""
     address = place.records_url.replace("postgres@", "postgres:s3cr3tA@")
     command = ["--verbose", "--root", f"{address} {place.blobs_url}", "images"]
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""The command that shows a cluster's store on servers of its own."""
+"""The demo of a cluster's store, on servers of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMAND = (sys.executable, "-m", "aimagestore.cluster")
 
 
 @pytest.mark.parametrize("backend", ["asyncio", pytest.param("trio", marks=pytest.mark.thorough)])
-def test_the_demo(servers: Servers, backend: str) -> None:
+def test_the_demo_ends_without_an_error_or_a_loss(servers: Servers, backend: str) -> None:
     environment = {n: v for n, v in os.environ.items() if n not in servers.local.environment}
     result = subprocess.run(
         [*COMMAND, "--backend", backend],
@@ -47,10 +47,12 @@ def test_the_demo(servers: Servers, backend: str) -> None:
         pytest.param(signal.SIGHUP, "asyncio", marks=pytest.mark.thorough),
     ],
 )
-def test_servers_that_are_kept(servers: Servers, end: signal.Signals, backend: str) -> None:
-    """Another terminal can open the store with the printed settings; the end leaves nothing.
+def test_servers_that_are_kept_serve_others_until_a_signal(
+    servers: Servers, end: signal.Signals, backend: str
+) -> None:
+    """Another terminal can open the store with the printed settings. The end leaves no directory.
 
-    A usual run ends it as a terminal's Ctrl-C does.
+    A usual run ends the demo as Ctrl-C does.
     """
     kept = Running(*COMMAND, "--keep", "--backend", backend)
     try:
@@ -117,21 +119,21 @@ def test_a_signal_ends_the_demo_at_any_moment(
         said = b""
         while step.encode() not in said:
             piece = os.read(demo.stdout.fileno(), 1000)
-            assert piece, "it ended before"
+            assert piece, "the demo ended before this step"
             said += piece
         time.sleep(pause)
-        # As a terminal does, which sends it to all processes of a session.
+        # A terminal sends the signal to all processes of its session.
         os.killpg(demo.pid, end)
         rest, errors = demo.communicate(timeout=60)
         assert errors == b""
-        # By then it may have ended by itself.
+        # After its last step it may have ended before the signal.
         assert demo.returncode in {128 + end, 0 if step == "kill PostgreSQL" else 128 + end}
         assert b"stopped the servers" in rest
         assert os.listdir(directory) == []
         assert becomes_true(lambda: not _processes_in(directory), 1)
 
 
-# The signal comes to the thread of the demo, which goes on for as long as nobody ends it.
+# The signal reaches the thread of the demo, which then waits until it is closed.
 IN_ANOTHER_THREAD = """
 import signal, sys, threading
 from aimagestore.cluster import _demo

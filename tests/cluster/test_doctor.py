@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ..support.commands import run
+from ..support.stores import becomes_true
 from .gateway import Answer, error, lets_through
 from .pooler import Pooler
-from .test_program import run
 
 if TYPE_CHECKING:
     from aimagestore.cluster import Diagnosis
@@ -231,29 +231,22 @@ def test_commits_that_wait_for_a_missing_standby_are_an_error(
 
 
 def test_standbys_are_examined_from_both_sides(servers: Servers, opened: Place) -> None:
-    standby = servers.postgres.create_standby(servers.local.root / "doctor-standby")
-    standby.start()
-    try:
+    with servers.standby() as standby:
         there = servers.by_way_of(opened, standby.port)
-        while texts(there, OK, "identity") == []:
-            time.sleep(0.05)
+        assert becomes_true(lambda: bool(texts(there, OK, "identity")), 60)
         assert wrong(there) == []
         assert len(texts(there, OK, "standby")) == 1
-        while not texts(opened, OK, "standby"):
-            time.sleep(0.05)
+        assert becomes_true(lambda: bool(texts(opened, OK, "standby")), 60)
         (text,) = texts(opened, NOTE, "standby")
         assert "asynchronous" in text
         with role(servers, opened, READ) as blind:
             (text,) = texts(blind, NOTE, "standby")
             assert "may not see" in text
         standby.execute("SELECT pg_wal_replay_pause()")
-        while standby.execute("SELECT pg_get_wal_replay_pause_state()") != [("paused",)]:
-            time.sleep(0.01)
+        state = "SELECT pg_get_wal_replay_pause_state()"
+        assert becomes_true(lambda: standby.execute(state) == [("paused",)])
         assert (WARNING, "standby") in {d[:2] for d in wrong(there)}
         standby.execute("SELECT pg_wal_replay_resume()")
-    finally:
-        standby.kill()
-        shutil.rmtree(standby.root)
 
 
 def test_a_standby_that_is_far_behind_is_a_warning(

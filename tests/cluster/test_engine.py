@@ -10,8 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.to_thread
 import pytest
+from anyio.to_thread import run_sync
 
 from aimagestore import (
     AmbiguousImageError,
@@ -31,19 +31,19 @@ for package in ("psycopg", "obstore"):
 import psycopg
 
 from aimagestore._core import mutations
-from aimagestore.cluster import SCHEMA_VERSION, ClusterLocation, migrate, set_grace_period
+from aimagestore.cluster import SCHEMA_VERSION, ClusterLocation, migrate
 from aimagestore.cluster._addresses import BucketAddress
 from aimagestore.cluster._blobs import Blob, Blobs, Marker
 from aimagestore.cluster._lookups import Lookups
 from aimagestore.cluster._views import LockedView
 
-from ..support.blocking import acquire
+from ..support.blocking import acquire, engine_of
+from .drills import NO_GRACE, shorten_grace_period, until_collected
+from .ledger import until_requested
 
 if TYPE_CHECKING:
     from .proxy import Proxy
     from .servers import Place, Servers
-
-NOW = timedelta(microseconds=1)
 
 
 @pytest.fixture
@@ -53,17 +53,8 @@ async def store(place: Place) -> AsyncIterator[ImageStore]:
         yield store
 
 
-def engine_of(store: ImageStore) -> Any:
-    """The engine of an open store."""
-    return store._core.engine
-
-
 def open_store(place: Place, **options: Any) -> ImageStore:
     return ImageStore(place.location(**options))
-
-
-async def shorten_grace_period(place: Place) -> None:
-    await anyio.to_thread.run_sync(set_grace_period, place.records_url, NOW)
 
 
 # Tables
@@ -201,7 +192,7 @@ async def test_a_location_opens_any_number_of_stores(place: Place) -> None:
             await two.delete(image.id)
 
 
-# Names and keys that tables do not like
+# Names and keys that PostgreSQL or a pattern would not take as they are
 
 
 async def test_texts_that_postgres_would_refuse_are_stored(store: ImageStore) -> None:
@@ -219,7 +210,7 @@ async def test_texts_that_postgres_would_refuse_are_stored(store: ImageStore) ->
     assert not await store.exists(names[0])
 
 
-async def test_a_prefix_is_no_pattern(store: ImageStore) -> None:
+async def test_a_prefix_is_not_a_pattern(store: ImageStore) -> None:
     for image_id in ("a%", "a_", "a", "ab\U0010ffff", "b"):
         await store.create(image_id)
     assert await store.lookup("ab") == "ab\U0010ffff"
@@ -230,26 +221,26 @@ async def test_a_prefix_is_no_pattern(store: ImageStore) -> None:
     assert caught.value.candidates == ("a%", "a_", "ab\U0010ffff")
 
 
-# One commit for many, and what it costs
+# Group commits
 
 
-async def test_a_batch_costs_a_few_questions(
+async def test_a_batch_takes_few_statements(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.create("one", names=["moves"])
-    asked: list[object] = []
+    statements: list[object] = []
     execute = psycopg.Connection.execute
 
-    def count(connection: Any, query: Any, *args: Any, **options: Any) -> Any:
-        asked.append(query)
-        return execute(connection, query, *args, **options)
+    def count(connection: Any, statement: Any, *args: Any, **options: Any) -> Any:
+        statements.append(statement)
+        return execute(connection, statement, *args, **options)
 
     monkeypatch.setattr(psycopg.Connection, "execute", count)
     async with anyio.create_task_group() as tasks:
         for i in range(64):
             tasks.start_soon(partial(store.create, f"id{i}", names=[f"name{i}"]))
             tasks.start_soon(store.add_names, "one", ["moves", f"other{i}"])
-    assert len(asked) <= 40
+    assert len(statements) <= 40  # for 128 changes
     assert len(await store.images()) == 65
 
 
@@ -272,7 +263,7 @@ async def test_cached_images_and_names_are_kept_up_to_date(place: Place, store: 
             await other.get("a")
 
 
-async def test_a_cached_lookup_asks_what_has_changed_and_no_more(
+async def test_a_cached_lookup_reads_the_changes_since_and_nothing_else(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.create("one", names=["a"])
@@ -296,7 +287,9 @@ async def test_too_many_changes_empty_the_cache(
         assert await other.metadata("one") == "new"
 
 
-async def test_a_small_cache_forgets_and_finds_again(place: Place, store: ImageStore) -> None:
+async def test_a_small_cache_drops_images_and_reads_them_again(
+    place: Place, store: ImageStore
+) -> None:
     await store.create("large", metadata="x" * 10_000)
     for i in range(50):
         await store.create(f"small{i:02}")
@@ -342,7 +335,7 @@ async def test_lookups_of_one_read_see_one_commit(place: Place, store: ImageStor
             anyio.from_thread.run(change)
         return first, view.get("two").metadata
 
-    assert await anyio.to_thread.run_sync(engine.reader.read, look) == ("1", "1")
+    assert await run_sync(engine.reader.read, look) == ("1", "1")
     assert looks == ["0", "1"]
 
 
@@ -373,17 +366,13 @@ async def test_replaced_and_deleted_items_are_garbage_after_the_grace_period(pla
 
 async def test_uploads_of_a_dead_process_are_garbage(servers: Servers, place: Place) -> None:
     bucket = servers.objects.bucket(place.blobs_url.rpartition("/")[2])
-    await anyio.to_thread.run_sync(bucket.put, "notes.txt", b"mine")
-    async with open_store(place, grace_period=NOW) as store:
+    await run_sync(bucket.put, "notes.txt", b"mine")
+    async with open_store(place, grace_period=NO_GRACE) as store:
         engine = engine_of(store)
-        staged = await anyio.to_thread.run_sync(engine.items.stage)
-        await anyio.to_thread.run_sync(staged.sink.write, b"12345")
-        await anyio.to_thread.run_sync(staged.finish)
-        # The object store's times are whole seconds.
-        with anyio.fail_after(10):
-            while not (findings := (await store.collect_garbage()).findings):
-                await anyio.sleep(0.1)
-        (finding,) = findings
+        staged = await run_sync(engine.items.stage)
+        await run_sync(staged.sink.write, b"12345")
+        await run_sync(staged.finish)
+        (finding,) = (await until_collected(store)).findings
         assert finding.kind == FindingKind.TEMPORARY_STALE
         assert finding.path == f"{place.blobs_url}/{staged.id.hex}"
         with pytest.raises(ValueError, match="stage it again"):
@@ -391,14 +380,14 @@ async def test_uploads_of_a_dead_process_are_garbage(servers: Servers, place: Pl
         assert await store.images() == []
         image = await store.create(big_data={"key": b"new"})
         assert await store.big_data(image.id, "key") == b"new"
-    notes = await anyio.to_thread.run_sync(bucket.get, "notes.txt")
-    assert bytes(await anyio.to_thread.run_sync(notes.bytes)) == b"mine"
+    notes = await run_sync(bucket.get, "notes.txt")
+    assert bytes(await run_sync(notes.bytes)) == b"mine"
 
 
 async def test_staged_data_is_safe_from_an_object_store_with_a_wrong_clock(
     place: Place, store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only its own clock says how old an object is, however wrong it is."""
+    """An object's age is measured by that clock alone."""
     pages, read_marker = Blobs.pages, Blobs.read_marker
     late = timedelta(days=20)
 
@@ -423,11 +412,11 @@ async def test_staged_data_is_safe_from_an_object_store_with_a_wrong_clock(
 async def test_data_that_may_be_expired_is_looked_up_before_use(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch, minutes: int
 ) -> None:
-    """The clock of this machine was adjusted, or two minutes have passed."""
+    """Either two minutes have passed, or the clock of this machine was set back."""
     present = time.time
     engine = engine_of(store)
     async with store.stage(b"collected") as collected, store.stage() as there:
-        await anyio.to_thread.run_sync(engine.items._blobs.delete, await objects_of(engine))
+        await run_sync(engine.items._blobs.delete, await objects_of(engine))
         await there.write(b"there")
         monkeypatch.setattr(time, "time", lambda: present() + 60 * minutes)
         with pytest.raises(ValueError, match="stage it again"):
@@ -440,16 +429,13 @@ async def test_data_that_may_be_expired_is_looked_up_before_use(
 async def test_a_transaction_refuses_staged_data_that_was_collected(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The database remembers it, for twice as long as the data can be used."""
+    """The database records collected objects for twice as long as staged data can be used."""
     present = time.time
     async with (
-        open_store(place, grace_period=NOW) as store,
+        open_store(place, grace_period=NO_GRACE) as store,
         store.stage(b"collected") as collected,
     ):
-        # The object store's times are whole seconds.
-        with anyio.fail_after(10):
-            while not (await store.collect_garbage()).findings:
-                await anyio.sleep(0.1)
+        await until_collected(store)
         async with store.stage(b"there") as there:
             monkeypatch.setattr(time, "time", lambda: present() + 3600)
             async with store.transaction() as transaction:
@@ -469,7 +455,7 @@ async def test_a_missing_object_is_a_missing_file(place: Place, store: ImageStor
     await store.create("one", big_data={"key": b"data"})
     engine = engine_of(store)
     blobs = await objects_of(engine)
-    await anyio.to_thread.run_sync(engine.items._blobs.delete, blobs)
+    await run_sync(engine.items._blobs.delete, blobs)
     with pytest.raises(FileNotFoundError, match=blobs[0].hex):
         await store.big_data("one", "key")
 
@@ -494,7 +480,7 @@ async def test_a_check_finds_missing_altered_and_orphaned_objects(
             writer.close()
         engine._sessions.call(lambda c: c.execute("DELETE FROM image_items WHERE key = 'unlisted'"))
 
-    await anyio.to_thread.run_sync(damage)
+    await run_sync(damage)
     await shorten_grace_period(place)
     report = await check(place.location())
     with anyio.fail_after(10):  # the object store's times are whole seconds
@@ -562,12 +548,10 @@ async def test_a_watch_yields_own_changes_one_by_one(place: Place, store: ImageS
 
 async def test_a_lock_timeout_names_the_holder(place: Place, store: ImageStore) -> None:
     async with open_store(place) as other, other.transaction():
-        impatient = ImageStore(place.location(), lock_timeout=0.05)
-        async with impatient:
-            with pytest.raises(
-                LockTimeoutError, match=r"'aimagestore' from 127\.0\.0\.1"
-            ) as caught:
-                await impatient.create()
+        holder = r"'aimagestore' from 127\.0\.0\.1"
+        async with ImageStore(place.location(), lock_timeout=0.05) as waiting:
+            with pytest.raises(LockTimeoutError, match=holder) as caught:
+                await waiting.create()
     assert caught.value.path is not None
     assert place.database in caught.value.path
 
@@ -576,12 +560,10 @@ async def test_a_cancelled_wait_for_the_lock_does_not_hold_up_the_next_one(
     servers: Servers, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aimagestore.cluster._lock._CANCEL_TIMEOUT", 600)
-    waits = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
     async with open_store(place) as holder, open_store(place) as store:
         async with holder.transaction(), anyio.create_task_group() as tasks:
             tasks.start_soon(store.create, "one")
-            while not await servers.execute(place, waits):
-                await anyio.sleep(0)
+            await until_requested(servers, place)
             tasks.cancel_scope.cancel()
         with anyio.fail_after(60):
             await store.create("two")
@@ -614,34 +596,36 @@ async def test_a_watch_continues_after_its_session_was_lost(
     async with ImageStore(place.location()) as other, store.watch() as changes:
         await other.create("one")
         assert (await anext(changes)).id == "one"
-        await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
+        await run_sync(servers.postgres.end_sessions, place.database)
         await other.create("two")
         with anyio.fail_after(20):
             assert (await anext(changes)).id == "two"
         assert changes._feed.descriptor is not None
 
 
-async def test_a_lookup_of_a_transaction_whose_session_is_lost(
+async def test_a_lookup_in_a_transaction_whose_session_is_lost_raises(
     servers: Servers, place: Place, store: ImageStore
 ) -> None:
     with pytest.raises(StoreUnavailableError):
         async with store.transaction() as tx:
             await tx.create("one")
-            await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
+            await run_sync(servers.postgres.end_sessions, place.database)
             await tx.get("two")
     assert await store.images() == []
 
 
-async def test_a_lock_that_was_lost_is_taken_again(
+async def test_a_transaction_whose_session_was_lost_acquires_the_lock_again(
     servers: Servers, place: Place, store: ImageStore
 ) -> None:
     async with store.transaction() as tx:
         await tx.create("one")
-        await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
+        await run_sync(servers.postgres.end_sessions, place.database)
     assert [image.id for image in await store.images()] == ["one"]
 
 
-async def test_a_lock_that_was_lost_and_taken_by_another(servers: Servers, place: Place) -> None:
+async def test_a_commit_whose_lock_another_store_has_acquired_may_have_happened(
+    servers: Servers, place: Place
+) -> None:
     store = open_store(place, deadline=1)
     async with store, open_store(place) as other, anyio.create_task_group() as tasks:
         has_taken, is_over = anyio.Event(), anyio.Event()
@@ -657,10 +641,10 @@ async def test_a_lock_that_was_lost_and_taken_by_another(servers: Servers, place
         ) as caught:
             async with store.transaction() as tx:
                 await tx.create("mine", big_data={"key": b"data"})
-                await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
+                await run_sync(servers.postgres.end_sessions, place.database)
                 tasks.start_soon(take)
                 await has_taken.wait()
-        # The commit was sent, and only who has the lock can learn what became of it.
+        # The commit was sent, and only the holder of the lock can find out what became of it.
         assert caught.value.may_have_happened
         is_over.set()
     async with open_store(place) as after:
@@ -674,7 +658,7 @@ async def test_a_transaction_on_an_outdated_state_is_not_committed(
         with pytest.raises(StoreUnavailableError, match="try it again"):
             async with store.transaction() as tx:
                 await tx.create("mine")
-                await anyio.to_thread.run_sync(servers.postgres.end_sessions, place.database)
+                await run_sync(servers.postgres.end_sessions, place.database)
                 await other.create("theirs")
     assert [image.id for image in await store.images()] == ["theirs"]
 
@@ -691,7 +675,7 @@ async def test_a_commit_that_the_server_refuses_raises_and_is_undone(
     await store.create("good")
 
 
-async def test_every_lookup_of_a_view(store: ImageStore) -> None:
+async def test_a_view_answers_every_kind_of_lookup(store: ImageStore) -> None:
     image = await store.create("one", names=["a"], big_data={"manifest": b"{}"})
     engine = engine_of(store)
 
@@ -707,7 +691,7 @@ async def test_every_lookup_of_a_view(store: ImageStore) -> None:
         assert [record.id for record in view.records()] == ["one"]
         assert len(view.freeze()) == 1
 
-    await anyio.to_thread.run_sync(engine.reader.read, look)
+    await run_sync(engine.reader.read, look)
 
 
 @pytest.fixture
@@ -736,7 +720,7 @@ async def test_a_holder_of_another_role_is_named_without_its_address(
 async def test_garbage_whose_session_is_lost_is_collected_later(
     servers: Servers, place: Place
 ) -> None:
-    async with open_store(place, grace_period=NOW) as store:
+    async with open_store(place, grace_period=NO_GRACE) as store:
         engine = engine_of(store)
         await stage_orphan(engine)
         removals = engine.writer.garbage(dry_run=False)
@@ -751,7 +735,7 @@ async def test_garbage_whose_session_is_lost_is_collected_later(
                 grant.release()
 
         with pytest.raises(StoreUnavailableError):
-            await anyio.to_thread.run_sync(lose)
+            await run_sync(lose)
         assert len((await store.collect_garbage()).findings) == 1
         assert await objects_of(engine) == []
 
@@ -759,7 +743,7 @@ async def test_garbage_whose_session_is_lost_is_collected_later(
 async def test_objects_are_removed_after_the_lock_was_released(
     servers: Servers, place: Place
 ) -> None:
-    async with open_store(place, grace_period=NOW) as store, open_store(place) as other:
+    async with open_store(place, grace_period=NO_GRACE) as store, open_store(place) as other:
         engine = engine_of(store)
         orphan = await stage_orphan(engine)
 
@@ -770,7 +754,7 @@ async def test_objects_are_removed_after_the_lock_was_released(
             grant.release()
 
         removals = engine.writer.garbage(dry_run=False)
-        await anyio.to_thread.run_sync(condemn)
+        await run_sync(condemn)
         assert await objects_of(engine) == [orphan.id]
         with pytest.raises(ValueError, match="stage it again"):
             await other._core.submit(mutations.create(big_data={"key": orphan}))
@@ -780,7 +764,7 @@ async def test_objects_are_removed_after_the_lock_was_released(
 
 
 async def test_a_dry_run_removes_nothing(place: Place) -> None:
-    async with open_store(place, grace_period=NOW) as store:
+    async with open_store(place, grace_period=NO_GRACE) as store:
         engine = engine_of(store)
         await store.create("one", big_data={"key": b"1"})
         await store.set_big_data("one", "key", b"22")
@@ -801,13 +785,13 @@ async def stage_orphan(engine: Any) -> Any:
         staged.finish()
         return staged
 
-    staged = await anyio.to_thread.run_sync(stage)
+    staged = await run_sync(stage)
     await anyio.sleep(1.1)  # the object store's times are whole seconds
     return staged
 
 
 def next_removal(engine: Any, removals: Iterator[Any]) -> Any:
-    """Begin a collection, and return its first removal."""
+    """Begin a collection, and return the function that makes its first removal."""
     begin = next(removals)
     grant = acquire(engine.lock)
     list(begin(grant))
@@ -821,33 +805,33 @@ async def objects_of(engine: Any) -> list[Any]:
     def listed() -> list[Any]:
         return [blob.id for page in engine.items._blobs.pages() for blob in page]
 
-    return await anyio.to_thread.run_sync(listed)
+    return await run_sync(listed)
 
 
 async def test_lookups_by_id_after_a_prefetch_take_no_round_trip(store: ImageStore) -> None:
     await store.create("one", names=["a"])
     engine = engine_of(store)
-    questions: list[object] = []
+    statements: list[object] = []
 
     def look(view: Any) -> None:
         execute = view._lookups._execute
 
-        def count(question: Any, values: Any) -> Any:
-            questions.append(question)
-            return execute(question, values)
+        def count(statement: Any, values: Any) -> Any:
+            statements.append(statement)
+            return execute(statement, values)
 
         locked = LockedView(count, engine.reader._history, view.version)
         locked.prefetch(["a", "sha256:one", "sha256:no"], ["b"])
-        assert len(questions) == 1
+        assert len(statements) == 1
         assert locked.find("a").id == locked.find("one").id == "one"
         record = locked.find_by_digest("sha256:one")
         assert record is not None
         assert record.id == "one"
         assert locked.find_by_digest("sha256:no") is None
         assert locked.owner_of("b") is None
-        assert len(questions) == 1
+        assert len(statements) == 1
 
-    await anyio.to_thread.run_sync(engine.reader.read, look)
+    await run_sync(engine.reader.read, look)
 
 
 async def test_an_image_with_many_names_is_fetched_once(store: ImageStore) -> None:
@@ -868,7 +852,7 @@ async def test_an_image_with_many_names_is_fetched_once(store: ImageStore) -> No
         locked.prefetch(["one"], names)
         assert locked.owner_of(names[-1]) == locked.find("one").id == image.id
 
-    await anyio.to_thread.run_sync(engine.reader.read, look)
+    await run_sync(engine.reader.read, look)
     assert rows == [1]
     other = await store.create("two")
     async with store.transaction() as tx:
@@ -876,7 +860,7 @@ async def test_an_image_with_many_names_is_fetched_once(store: ImageStore) -> No
     assert (await store.get(names[0])).id == other.id
 
 
-async def test_pages_show_no_image_twice(place: Place, store: ImageStore) -> None:
+async def test_an_iteration_yields_no_image_twice(place: Place, store: ImageStore) -> None:
     for image_id in "abcd":
         await store.create(image_id)
     seen = []

@@ -1,4 +1,4 @@
-"""PostgreSQL or the network to it fails: acknowledged changes stay, and nothing is half done."""
+"""PostgreSQL or the network to it fails: acknowledged changes stay, and no change is half made."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.to_thread
 import pytest
+from anyio.to_thread import run_sync
 
 from aimagestore import ImageStore, StoreUnavailableError
 
 from ..peers.peer import Running, running
 from ..support.loops import NIGHTLY
-from .ledger import TASKS, Ledger, check_whole, fails, in_thread, killed
+from .ledger import TASKS, Ledger, check_whole, fails, killed, until_requested
 from .machines import ALL, Network, can_make_networks, network
 from .proxy import Proxy
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from .servers import Place, Servers
 
 ROUNDS = 5 if NIGHTLY else 2
-"""How often a server goes and comes back under tasks that change a store."""
+"""How often a server restarts while tasks change a store."""
 
-# The session that commits first ends itself, when all that is left to do is to write the commit.
-# A sequence counts for rolled-back transactions too.
+# The first session that commits is terminated right before PostgreSQL writes the commit. A sequence
+# also counts transactions that are rolled back.
 _END_ONE_COMMIT = """
 CREATE SEQUENCE commits;
 CREATE FUNCTION end_first() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -44,7 +44,7 @@ DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION end_first();
 """
 
 
-async def test_a_session_that_ends_in_its_commit(servers: Servers, place: Place) -> None:
+async def test_a_commit_whose_session_ends_is_made_again(servers: Servers, place: Place) -> None:
     async with ImageStore(place.location()) as store:
         await servers.execute(place, _END_ONE_COMMIT)
         image = await store.create(names=["name"], big_data={"manifest": b"m"})
@@ -53,10 +53,9 @@ async def test_a_session_that_ends_in_its_commit(servers: Servers, place: Place)
         assert commits > 1
 
 
-async def test_an_acknowledgement_that_is_lost(
+async def test_a_commit_whose_acknowledgement_is_lost_is_not_made_twice(
     servers: Servers, place: Place, to_postgres: Proxy
 ) -> None:
-    """The commit has happened without an acknowledgement: it isn't made twice."""
     there = servers.by_way_of(place, to_postgres.port)
     async with ImageStore(there.location()) as store:
         one = await store.create("one", names=["name"])
@@ -78,14 +77,16 @@ async def test_an_acknowledgement_that_is_lost(
         assert (await store.get("name")).metadata == "text"
 
 
-async def test_sessions_that_end_again_and_again(servers: Servers, place: Place) -> None:
+async def test_nothing_is_lost_when_sessions_end_again_and_again(
+    servers: Servers, place: Place
+) -> None:
     async with ImageStore(place.location()) as store:
         ledger = Ledger(store)
 
         async def end_sessions() -> None:
             for _ in range(4 * ROUNDS):
                 await ledger.until_acknowledged(TASKS)
-                await in_thread(lambda: servers.postgres.end_sessions(place.database))
+                await run_sync(servers.postgres.end_sessions, place.database)
 
         await ledger.run(end_sessions)
     await check_whole(place, ledger)
@@ -101,19 +102,21 @@ async def test_nothing_is_lost_when_postgres_restarts(
         async def restart() -> None:
             for _ in range(ROUNDS):
                 await ledger.until_acknowledged(TASKS)
-                await in_thread(getattr(servers.postgres, end))
-                await in_thread(servers.postgres.start)
+                await run_sync(getattr(servers.postgres, end))
+                await run_sync(servers.postgres.start)
             await ledger.until_acknowledged(TASKS)
 
         await ledger.run(restart)
     await check_whole(place, ledger)
 
 
-async def test_a_call_while_postgres_is_stopped(servers: Servers, place: Place) -> None:
+async def test_calls_fail_while_postgres_is_stopped_and_work_again_afterwards(
+    servers: Servers, place: Place
+) -> None:
     async with ImageStore(place.location()) as store:
         await store.create("one")
         async with killed(servers.postgres), anyio.create_task_group() as tasks:
-            # At the same time, since each takes as long as it is tried again.
+            # At the same time, because each is retried until its deadline.
             tasks.start_soon(fails, servers, lambda: store.get("one"))
             tasks.start_soon(fails, servers, lambda: store.create("two"))
             tasks.start_soon(fails, servers, store.transaction().__aenter__)
@@ -132,7 +135,7 @@ async def test_calls_end_by_the_deadline_while_the_server_is_silent(
     location = there.location(deadline=DEADLINE)
     async with ImageStore(location) as store:
         await store.create("one", big_data={"key": b"1"})
-        # Who waits in line for the lock waits for the attempt before, and then makes one.
+        # A call in line for the lock first waits for the attempt of the call before it.
         with to_postgres.silent(), anyio.fail_after(3 * DEADLINE):
             async with anyio.create_task_group() as tasks:
                 for call in (
@@ -175,12 +178,15 @@ async def test_a_commit_without_an_answer_says_that_it_may_have_happened(
 ) -> None:
     there = servers.by_way_of(place, to_postgres.port)
     async with ImageStore(there.location(deadline=DEADLINE)) as store:
-        caught = pytest.raises(StoreUnavailableError, match="may have happened")
-        with ExitStack() as stack, anyio.fail_after(2 * DEADLINE), caught as info:
+        with (
+            ExitStack() as stack,
+            anyio.fail_after(2 * DEADLINE),
+            pytest.raises(StoreUnavailableError, match="may have happened") as caught,
+        ):
             async with store.transaction() as tx:
                 await tx.create("one")
                 stack.enter_context(to_postgres.silent())
-        assert info.value.may_have_happened
+        assert caught.value.may_have_happened
 
 
 async def test_a_wait_for_the_lock_ends_when_the_server_falls_silent(
@@ -192,22 +198,15 @@ async def test_a_wait_for_the_lock_ends_when_the_server_falls_silent(
         ImageStore(place.location()) as other,
         other.transaction(),
     ):
-        # Longer than the deadline, because the server answers that the wait goes on.
+        # The wait may be longer than the deadline, because the server confirms that it goes on.
         with anyio.move_on_after(1.5 * DEADLINE) as scope:
             await store.create("one")
         assert scope.cancelled_caught
         with ExitStack() as stack, anyio.fail_after(2 * DEADLINE):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(fails, servers, lambda: store.create("two"))
-                await until_waiting(servers, place)
+                await until_requested(servers, place)
                 stack.enter_context(to_postgres.silent())
-
-
-async def until_waiting(servers: Servers, place: Place) -> None:
-    """Return when a session waits for the store's lock."""
-    statement = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-    while not await servers.execute(place, statement):
-        await anyio.sleep(0.01)
 
 
 @pytest.fixture
@@ -237,7 +236,7 @@ def net(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
 def on_another_machine(
     servers: Servers, place: Place, net: Network, backend: str, way: str
 ) -> Iterator[Running]:
-    """A process there, which uses the store while the network is unplugged; see ``remote.py``."""
+    """Start a process there that uses the store; see ``remote.py`` for its ways."""
     there = servers.by_way_of(place, servers.postgres.port, net.host)
     urls = (there.records_url, there.blobs_url)
     command = (*net.machines[0], sys.executable, "-m", "tests.cluster.remote")
@@ -245,10 +244,9 @@ def on_another_machine(
         yield process
 
 
-async def test_a_client_that_is_cut_off(
+async def test_calls_of_a_machine_without_a_network_fail_while_others_go_on(
     servers: Servers, place: Place, net: Network, anyio_backend: Any
 ) -> None:
-    """It is cut off for longer than its timeouts, while others use the store."""
     async with ImageStore(place.location()) as other:
         with on_another_machine(servers, place, net, anyio_backend[0], "calls") as remote:
             assert await answer(remote) == "open"
@@ -261,10 +259,9 @@ async def test_a_client_that_is_cut_off(
             assert await answer(remote) == ["before", "other", "after"]
 
 
-async def test_a_transaction_that_is_cut_off(
+async def test_others_get_the_lock_of_a_transaction_on_a_machine_without_a_network(
     servers: Servers, place: Place, net: Network, anyio_backend: Any
 ) -> None:
-    """It holds the lock when it loses the network; others get the lock nevertheless."""
     async with ImageStore(place.location()) as other:
         with on_another_machine(servers, place, net, anyio_backend[0], "transaction") as remote:
             assert await answer(remote) == "in a transaction"
@@ -278,4 +275,5 @@ async def test_a_transaction_that_is_cut_off(
 
 
 async def answer(remote: Running) -> Any:
-    return json.loads(await anyio.to_thread.run_sync(remote.read_line))
+    """Return the next message of a process."""
+    return json.loads(await run_sync(remote.read_line))

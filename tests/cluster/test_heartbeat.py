@@ -1,8 +1,8 @@
 """The event loop never waits for a server, however slow or silent it is.
 
-No test here depends on how fast the machine is. A server's answer comes after the heart has beaten
-four more times, so whatever waits for it on the loop waits in vain. What the loop computes is
-measured in processor time, and compared with how long a part of the same work takes in one go.
+No test here depends on how fast the machine is. A server's answer comes after four more beats of
+the loop, so a wait for it on the loop would never end. What the loop computes is measured in
+processor time, and compared with the time of a part of the same work.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 TIMES = 50
-
-
 DEADLINE = 2.0
 
 
@@ -45,7 +43,7 @@ class SlowServers:
 
     @asynccontextmanager
     async def answering(self) -> AsyncIterator[Heartbeat]:
-        """Check for the duration of a block that the heart never stops."""
+        """Check during a block that the loop never stops."""
         heart = Heartbeat()
         async with heart.beating():
             with ExitStack() as stack:
@@ -62,12 +60,12 @@ async def slow(
 ) -> AsyncIterator[SlowServers]:
     """The servers, slowed down."""
     yield SlowServers(servers.by_way_of(place, to_postgres.port), (to_postgres, to_objects))
-    # The removal of what was sent goes on after a store was closed, and needs the proxies.
+    # Threads still remove objects after a store was closed, and need the proxies until then.
     await until(lambda: not library_threads())
 
 
 def hash_in_one_go() -> float:
-    """Return how long it takes to hash 64 MiB, in seconds of processor time."""
+    """Return the processor time that hashing 64 MiB takes, in seconds."""
     data = bytes(64 * MIB)
     start = time.thread_time()
     hashlib.sha256(data).digest()

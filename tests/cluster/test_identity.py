@@ -1,8 +1,7 @@
-"""Which database and which bucket belong together: restores, copies and mistakes are noticed."""
+"""A store notices when its database or its bucket was restored or copied, or is another store's."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -20,18 +19,20 @@ from aimagestore import ImageStore, StoreIdentityError, StoreReadOnlyError
 for package in ("psycopg", "obstore"):
     pytest.importorskip(package, reason="needs the clients: pip install 'aimagestore[cluster]'")
 
-from ..support.blocking import acquire
+from ..support.blocking import acquire, engine_of
 from ..support.stores import becomes_true
 from .drills import (
     MARKER,
+    NO_GRACE,
     Bucket,
     DrillLedger,
+    Dump,
     adopted,
     assert_nothing_is_lost,
+    assert_refused,
     fill,
-    refuses,
     restored_elsewhere,
-    take_dump,
+    until_collected,
 )
 from .ledger import TASKS
 
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
     from .servers import Place, Servers
 
-NOW = timedelta(microseconds=1)
 SOON = timedelta(seconds=2)
 
 
@@ -58,18 +58,17 @@ def restored(servers: Servers, place: Place) -> Callable[[], Any]:
     @asynccontextmanager
     async def restore() -> AsyncIterator[Place]:
         restoring = restored_elsewhere(servers, place)
-        yield await run_sync(restoring.__enter__)
-        with anyio.CancelScope(shield=True):
-            await run_sync(restoring.__exit__, None, None, None)
+        place_of_copy = await run_sync(restoring.__enter__)
+        try:
+            yield place_of_copy
+        finally:
+            with anyio.CancelScope(shield=True):
+                await run_sync(restoring.__exit__, None, None, None)
 
     return restore
 
 
-def engine_of(store: ImageStore) -> Any:
-    return store._core.engine
-
-
-# A store and its first opening
+# The first opening
 
 
 async def test_stores_that_open_a_new_place_at_once_give_it_one_identity(
@@ -126,7 +125,7 @@ async def test_a_new_database_on_the_prefix_of_another_is_refused(
     async with ImageStore(place.location()) as store:
         await fill(store, "one", "two")
         mistaken = replace(other, blobs_url=place.blobs_url)
-        await refuses(mistaken, "another database uses")
+        await assert_refused(mistaken, "another database uses")
         with pytest.raises(StoreIdentityError, match="knows none of the objects"):
             await adopted(mistaken)
     await assert_nothing_is_lost(place)
@@ -138,9 +137,9 @@ async def test_a_database_in_use_on_the_prefix_of_another_is_refused(
     for each in (place, other):
         async with ImageStore(each.location()) as store:
             await fill(store, "one", "two")
-    await refuses(replace(other, blobs_url=place.blobs_url), "another database uses")
+    await assert_refused(replace(other, blobs_url=place.blobs_url), "another database uses")
     elsewhere = replace(place, blobs_url=f"{place.blobs_url}-mistyped")
-    await refuses(elsewhere, "no marker of a store")
+    await assert_refused(elsewhere, "no marker of a store")
 
 
 async def test_a_prefix_with_unknown_objects_and_no_marker_is_refused(
@@ -164,7 +163,7 @@ async def test_a_database_without_an_identity_is_refused_without_its_objects(
     bucket = Bucket(servers, place)
     objects = await run_sync(bucket.read)
     del objects[MARKER]
-    # As tables of the version before are after their migration.
+    # As a migration of older tables leaves them.
     await servers.execute(
         place, "UPDATE image_store SET identity = NULL, blobs_url = NULL, collections = '{}'"
     )
@@ -187,11 +186,11 @@ async def test_a_restored_dump_is_refused_until_it_is_adopted(
         await fill(store, "one")
         async with restored() as copy:
             await fill(store, "two")
-            await refuses(copy, "is a copy, or was restored from a dump")
+            await assert_refused(copy, "is a copy, or was restored from a dump")
             await fill(store, "three")
             await adopted(copy)
-            # From now on the other one is refused, but for what needs no bucket.
-            await refuses(place, "another database uses")
+            # From now on the original is refused what needs the bucket.
+            await assert_refused(place, "another database uses")
             with pytest.raises(StoreIdentityError, match="another database uses"):
                 await store.collect_garbage()
             monkeypatch.setattr("aimagestore.cluster._identity._RECHECK", 0)
@@ -216,9 +215,7 @@ async def test_nothing_is_collected_in_a_grace_period_after_an_adoption(
                 assert (await drill.collect_garbage(dry_run=True)).findings == ()
                 assert (await drill.collect_garbage()).findings == ()
                 assert await store.big_data("two", "manifest") == b"two"
-                with anyio.fail_after(20):
-                    while not (await drill.collect_garbage()).findings:
-                        await anyio.sleep(0.1)
+                await until_collected(drill)
             await assert_nothing_is_lost(copy)
 
 
@@ -229,13 +226,11 @@ async def test_nothing_is_collected_in_a_grace_period_after_a_promotion(
         await fill(store, "one")
         await store.delete("one")
         await anyio.sleep(SOON.total_seconds() + 1)
-        # As it stands in the row of a server that was promoted.
+        # The row has another timeline on a server that was promoted.
         await servers.execute(place, "UPDATE image_store SET timeline = '00000000'")
         assert (await store.collect_garbage(dry_run=True)).findings == ()
         assert (await store.collect_garbage()).findings == ()
-        with anyio.fail_after(20):
-            while not (await store.collect_garbage()).findings:
-                await anyio.sleep(0.1)
+        await until_collected(store)
 
 
 async def test_a_copied_bucket_is_refused_until_it_is_adopted(
@@ -246,7 +241,7 @@ async def test_a_copied_bucket_is_refused_until_it_is_adopted(
     copy = replace(place, blobs_url=f"{place.blobs_url}-copy")
     objects = await run_sync(Bucket(servers, place).read)
     await run_sync(Bucket(servers, copy).write, objects)
-    await refuses(copy, "the bucket is a copy", reads=True)
+    await assert_refused(copy, "the bucket is a copy", reads=True)
     async with ImageStore(copy.location(), read_only=True) as reader:
         assert await reader.big_data("one", "manifest") == b"one"
     await assert_nothing_is_lost(copy)
@@ -254,12 +249,14 @@ async def test_a_copied_bucket_is_refused_until_it_is_adopted(
     async with ImageStore(copy.location()) as store:
         await fill(store, "two")
     await assert_nothing_is_lost(copy)
-    await refuses(place, "another database uses")
+    await assert_refused(place, "another database uses")
 
 
-async def test_an_old_bucket_with_a_newer_database(servers: Servers, place: Place) -> None:
+async def test_an_old_bucket_is_refused_by_a_newer_database_until_it_is_adopted(
+    servers: Servers, place: Place
+) -> None:
     bucket = Bucket(servers, place)
-    async with ImageStore(place.location(grace_period=NOW)) as store:
+    async with ImageStore(place.location(grace_period=NO_GRACE)) as store:
         await fill(store, "one")
         objects = await run_sync(bucket.read)
         await store.create("two", big_data={"lost": b"two"})
@@ -270,7 +267,7 @@ async def test_an_old_bucket_with_a_newer_database(servers: Servers, place: Plac
         await run_sync(bucket.write, objects)
         with pytest.raises(StoreIdentityError, match="was restored"):
             await store.collect_garbage()
-    await refuses(place, "was restored")
+    await assert_refused(place, "was restored")
     await adopted(place)
     await assert_nothing_is_lost(place, "lost")
     async with ImageStore(place.location()) as store:
@@ -279,15 +276,15 @@ async def test_an_old_bucket_with_a_newer_database(servers: Servers, place: Plac
     await assert_nothing_is_lost(place, "lost")
 
 
-async def test_an_old_dump_with_a_newer_bucket(place: Place) -> None:
-    async with ImageStore(place.location(grace_period=NOW)) as store:
+async def test_an_old_dump_is_refused_with_a_newer_bucket_until_it_is_adopted(place: Place) -> None:
+    async with ImageStore(place.location(grace_period=NO_GRACE)) as store:
         await store.create("one", big_data={"kept": b"1", "replaced": b"2"})
-        dump = await take_dump(place)
+        dump = await run_sync(Dump, place)
         await store.set_big_data("one", "replaced", b"new")
         await store.create("two", big_data={"kept": b"3"})
         await store.collect_garbage()
         await run_sync(dump.restore)
-    await refuses(place, "a garbage collection that the database does not know")
+    await assert_refused(place, "a garbage collection that the database does not know")
     await adopted(place)
     await assert_nothing_is_lost(place, "replaced")
     async with ImageStore(place.location()) as store:
@@ -301,10 +298,10 @@ async def test_an_old_dump_with_a_newer_bucket(place: Place) -> None:
 
 
 async def test_stores_in_use_notice_that_the_database_went_back(place: Place) -> None:
-    location = place.location(grace_period=NOW)
+    location = place.location(grace_period=NO_GRACE)
     async with ImageStore(location) as store, ImageStore(location) as idle:
         await fill(store, "old")
-        dump = await take_dump(place)
+        dump = await run_sync(Dump, place)
         await idle.get("old")
         ledger = DrillLedger(store)
         async with ledger.busy():
@@ -315,7 +312,7 @@ async def test_stores_in_use_notice_that_the_database_went_back(place: Place) ->
         for call in (store.images, store.collect_garbage, store.touch, store.refresh):
             with pytest.raises(StoreIdentityError, match="open the store again"):
                 await call()
-        # This one has seen nothing that is lost.
+        # It has seen no commit that was lost.
         await fill(idle, "new")
     await assert_nothing_is_lost(place)
     async with ImageStore(location) as store:
@@ -328,7 +325,10 @@ async def test_stores_in_use_notice_that_the_database_went_back(place: Place) ->
 async def until_busy_tasks_are_refused(
     store: ImageStore, happens: Callable[[], Awaitable[object]], problem: str
 ) -> None:
-    """Change a store from some tasks, and check that all of them end by what happens then."""
+    """Change a store from several tasks, and check that all end with an error when this happens.
+
+    :param problem: what each error says
+    """
     ledger = DrillLedger(store)
     async with ledger.busy():
         await ledger.until_acknowledged(TASKS)
@@ -373,7 +373,7 @@ async def test_busy_stores_notice_an_old_bucket(
             await run_sync(bucket.write, {MARKER: objects[MARKER]})
 
         await until_busy_tasks_are_refused(store, restore, "was restored")
-    await refuses(place, "was restored")
+    await assert_refused(place, "was restored")
 
 
 @pytest.mark.parametrize("more", [0, 1, 2, 3])
@@ -382,7 +382,7 @@ async def test_no_call_takes_the_commits_of_a_restored_database_for_those_it_has
 ) -> None:
     async with ImageStore(place.location()) as store:
         await store.create("one", metadata="old", big_data={"manifest": b"old"})
-        dump = await take_dump(place)
+        dump = await run_sync(Dump, place)
         async with store.watch() as changes:
             await store.create("lost", names=["name"])
             await store.set_metadata("one", "lost")
@@ -416,14 +416,14 @@ async def test_no_call_takes_the_commits_of_a_restored_database_for_those_it_has
             for call in calls:
                 with pytest.raises(StoreIdentityError, match="went back in time"):
                     await call()
-                history._problem = None  # so that each call has to notice by itself
+                history._problem = None  # so that the next call has to notice it too
     async with ImageStore(place.location()) as after:
         assert await after.metadata("one") == (str(more - 1) if more else "old")
         assert not await after.exists("lost")
 
 
 async def begin_collection(store: ImageStore) -> Any:
-    """Begin a collection, up to where it removes the first objects when it is continued."""
+    """Begin a collection, and return the iterator whose next step removes the first objects."""
     engine = engine_of(store)
     removals = engine.writer.garbage(dry_run=False)
 
@@ -441,9 +441,9 @@ async def begin_collection(store: ImageStore) -> Any:
 
 
 async def test_a_collection_ends_when_the_database_goes_back(place: Place) -> None:
-    async with ImageStore(place.location(grace_period=NOW)) as store:
+    async with ImageStore(place.location(grace_period=NO_GRACE)) as store:
         await store.create("one", big_data={"manifest": b"1"})
-        dump = await take_dump(place)
+        dump = await run_sync(Dump, place)
         await store.delete("one")
         removals = await begin_collection(store)
         await run_sync(dump.restore)
@@ -454,7 +454,7 @@ async def test_a_collection_ends_when_the_database_goes_back(place: Place) -> No
 
 
 async def test_a_collection_ends_when_the_store_is_adopted(servers: Servers, place: Place) -> None:
-    async with ImageStore(place.location(grace_period=NOW)) as store:
+    async with ImageStore(place.location(grace_period=NO_GRACE)) as store:
         await store.create("one", big_data={"manifest": b"1"})
         await store.delete("one")
         removals = await begin_collection(store)
@@ -481,17 +481,14 @@ async def test_open_stores_notice_an_adoption(place: Place) -> None:
 @pytest.fixture
 def standby(servers: Servers) -> Iterator[Postgres]:
     """A standby that follows the server asynchronously."""
-    standby = servers.postgres.create_standby(servers.local.root / "lagging")
-    standby.start()
-    yield standby
-    standby.kill()
-    shutil.rmtree(standby.root)
+    with servers.standby() as standby:
+        yield standby
     servers.postgres.kill()
     servers.postgres.start()
 
 
 def stop_following(standby: Postgres) -> None:
-    """Have a standby get no more commits."""
+    """Disconnect a standby from the primary."""
     standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
     standby.execute("SELECT pg_reload_conf()")
     assert becomes_true(lambda: not standby.execute("SELECT 1 FROM pg_stat_wal_receiver"))
@@ -500,7 +497,7 @@ def stop_following(standby: Postgres) -> None:
 async def test_a_copy_that_is_promoted_beside_the_original_takes_nothing_from_it(
     servers: Servers, place: Place, standby: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a recovery to a point in time on another server, which is then used for a drill."""
+    """An operator makes such a copy to recover to a point in time on another server."""
     monkeypatch.setattr("aimagestore.cluster._identity._RECHECK", 0)
     copied = servers.by_way_of(place, standby.port)
     async with ImageStore(place.location(grace_period=SOON)) as store:
@@ -527,14 +524,10 @@ async def test_a_copy_that_is_promoted_beside_the_original_takes_nothing_from_it
     await assert_nothing_is_lost(place)
 
 
-async def test_a_standby_that_lacks_the_last_commits_takes_over(
+async def test_busy_stores_notice_that_a_standby_without_the_last_commits_took_over(
     servers: Servers, place: Place, standby: Postgres
 ) -> None:
-    both = replace(
-        place,
-        records_url=place.records_url.replace("/store", f",127.0.0.1:{standby.port}/store")
-        + "?target_session_attrs=read-write",
-    )
+    both = servers.on_primary_of(place, standby)
     async with ImageStore(both.location(grace_period=SOON)) as store:
         ledger = DrillLedger(store)
         async with ledger.busy():
@@ -550,8 +543,6 @@ async def test_a_standby_that_lacks_the_last_commits_takes_over(
         await fill(store, "after")
         await anyio.sleep(SOON.total_seconds() + 1)
         assert (await store.collect_garbage()).findings == ()
-        with anyio.fail_after(20):
-            while not (await store.collect_garbage()).findings:
-                await anyio.sleep(0.1)
+        await until_collected(store)
         assert len(await store.images()) < len(ledger.acknowledged)
     await assert_nothing_is_lost(both)

@@ -1,4 +1,4 @@
-"""In a store of very many images, a small question moves little: nothing loads all of them."""
+"""In a store of very many images no call loads all of them: PostgreSQL answers less than 1 MiB."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pytest
 from aimagestore import AmbiguousImageError, ImageStore, ImageUnknownError, copy_images
 from aimagestore.oci import export_layout, import_layout
 
+from ..support.commands import run as command
 from ..support.layouts import hello
 from ..support.loops import EVERY_LOOP, NIGHTLY
-from .test_program import run as command
 
 if TYPE_CHECKING:
     from .proxy import Proxy
@@ -59,9 +59,9 @@ def name_of(number: int) -> str:
 
 
 class Meter:
-    """Measures what PostgreSQL answers.
+    """Measures the size of PostgreSQL's answers.
 
-    :ivar place: a store's place, by way of the meter
+    :ivar place: the place of a store, whose records are reached through the meter
     """
 
     def __init__(self, place: Place, proxy: Proxy) -> None:
@@ -85,7 +85,7 @@ def crowded(servers: Servers) -> Iterator[Place]:
             pass
 
     with servers.new_place() as place:
-        anyio.run(begin)  # and so the place is a store's
+        anyio.run(begin)  # marks the place as a store's
         servers.postgres.execute(_FILL, (), place.database)
         yield place
 
@@ -177,7 +177,7 @@ def test_a_command_loads_little(meter: Meter, tmp_path: Path) -> None:
     run("rm", image_id)
 
 
-# Whether it holds one page does not depend on the loop, and tracing memory takes long.
+# One loop is enough, because tracing memory takes long.
 @pytest.mark.parametrize("anyio_backend", EVERY_LOOP[:1])
 async def test_iterating_holds_one_page(meter: Meter) -> None:
     async with ImageStore(meter.place.location()) as store:

@@ -1,4 +1,4 @@
-"""The object store or the network to it fails: an item is the old one or the new one."""
+"""The object store or the network to it fails: each item has its old or its new content."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.to_thread
 import pytest
+from anyio.to_thread import run_sync
 
 from aimagestore import ImageStore, StoreUnavailableError
 
 from ..support.stores import library_threads, until
 from .drills import Bucket
-from .ledger import TASKS, Ledger, check_whole, fails, in_thread, killed
+from .ledger import TASKS, Ledger, check_whole, fails, killed
 
 if TYPE_CHECKING:
     from .proxy import Proxy
@@ -30,15 +30,17 @@ async def test_nothing_is_lost_when_the_object_store_restarts(
         async def restart() -> None:
             for _ in range(2):
                 await ledger.until_acknowledged(TASKS)
-                await in_thread(servers.objects.kill)
-                await in_thread(servers.objects.start)
+                await run_sync(servers.objects.kill)
+                await run_sync(servers.objects.start)
             await ledger.until_acknowledged(TASKS)
 
         await ledger.run(restart)
     await check_whole(place, ledger)
 
 
-async def test_a_call_while_the_object_store_is_stopped(servers: Servers, place: Place) -> None:
+async def test_only_calls_that_need_a_stopped_object_store_fail(
+    servers: Servers, place: Place
+) -> None:
     async with ImageStore(place.location()) as store:
         await store.create("one", big_data={"layer": b"old" * 100_000})
         before = await store.get("one")
@@ -46,7 +48,7 @@ async def test_a_call_while_the_object_store_is_stopped(servers: Servers, place:
             new = b"new" * 100_000
             tasks.start_soon(fails, servers, lambda: store.set_big_data("one", "layer", new))
             tasks.start_soon(fails, servers, lambda: store.big_data("one", "layer"))
-            assert await store.get("one") == before, "records don't need it"
+            assert await store.get("one") == before
         assert await store.big_data("one", "layer") == b"old" * 100_000
         await store.set_big_data("one", "layer", b"new" * 100_000)
         assert await store.big_data("one", "layer") == b"new" * 100_000
@@ -57,8 +59,10 @@ async def chunks(count: int) -> AsyncIterator[bytes]:
         yield bytes([number % 256]) * 1_000_000
 
 
-async def test_an_upload_that_is_cut_half_way(place: Place, to_objects: Proxy) -> None:
-    """A part that fails is sent again."""
+async def test_an_upload_continues_after_its_connections_are_cut(
+    place: Place, to_objects: Proxy
+) -> None:
+    """The part that failed is sent again."""
     async with ImageStore(place.location()) as store:
         image = await store.create("one")
         to_objects.cut_after(20_000_000)
@@ -68,8 +72,9 @@ async def test_an_upload_that_is_cut_half_way(place: Place, to_objects: Proxy) -
             assert len(await reader.read()) == 40_000_000
 
 
-async def test_a_download_that_is_cut_half_way(place: Place, to_objects: Proxy) -> None:
-    """It continues at the position that it had reached."""
+async def test_a_download_continues_after_its_connections_are_cut(
+    place: Place, to_objects: Proxy
+) -> None:
     async with ImageStore(place.location()) as store:
         await store.create("one")
         await store.set_big_data("one", "layer", chunks(40))
@@ -92,13 +97,14 @@ async def test_an_object_that_could_not_be_removed_is_named_in_the_log(
     async with ImageStore(place.location()) as store:
         monkeypatch.setattr("aimagestore.cluster._blobs.Blobs.delete", refuse)
         async with store.stage(b"content"):
-            names = await anyio.to_thread.run_sync(Bucket(servers, place).read)
+            names = await run_sync(Bucket(servers, place).read)
         (name,) = (name for name in names if not name.startswith("aimagestore"))
     assert f"{place.blobs_url}/{name} is left to collect_garbage" in caplog.text
 
 
-async def test_an_upload_that_never_ends(place: Place, to_objects: Proxy) -> None:
-    """It fails in the end, and changes nothing."""
+async def test_an_upload_to_an_object_store_that_stays_unavailable_changes_nothing(
+    place: Place, to_objects: Proxy
+) -> None:
     async with ImageStore(place.location()) as store:
         before = await store.create("one", big_data={"layer": b"old" * 100_000})
         with ExitStack() as stack:
@@ -113,6 +119,5 @@ async def test_an_upload_that_never_ends(place: Place, to_objects: Proxy) -> Non
                 await store.set_big_data("one", "layer", cut_chunks())
         assert await store.get("one") == before
         assert await store.big_data("one", "layer") == b"old" * 100_000
-    # The removal of the parts that were sent goes on after the store was closed; it needs the way
-    # to the object store, which ends with this test.
+    # A thread still removes the parts that were sent, and needs the proxy until it has.
     await until(lambda: not library_threads())

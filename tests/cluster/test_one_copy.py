@@ -1,4 +1,4 @@
-"""One object for many items: stored once, collected when no item has it, never before."""
+"""Equal items share one object, which is collected when no item has it, and never before."""
 
 from __future__ import annotations
 
@@ -8,22 +8,18 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.to_thread
 import pytest
+from anyio.to_thread import run_sync
 
 from aimagestore import FindingKind, ImageStore, StoreUnavailableError, check, repair
 from aimagestore.cluster import _schema, migrate, set_grace_period
 
 from ..support.sources import CONTENT, DIGEST, chunks
-from .drills import Bucket
+from .drills import Bucket, shorten_grace_period
 
 if TYPE_CHECKING:
     from .proxy import Proxy
     from .servers import Place, Servers
-
-NOW = timedelta(microseconds=1)
-
-run_sync = anyio.to_thread.run_sync
 
 
 @pytest.fixture
@@ -35,13 +31,13 @@ async def store(place: Place) -> AsyncIterator[ImageStore]:
 
 @pytest.fixture
 def objects(servers: Servers, place: Place) -> Callable[[], set[str]]:
-    """Returns the names of the objects with content."""
+    """Returns the names of the objects that hold content."""
     bucket = Bucket(servers, place)
     return lambda: {name for name in bucket.read() if not name.startswith("aimagestore")}
 
 
 def unread() -> Iterator[bytes]:
-    """Give data that must not be read."""
+    """Fail when the data are read."""
     raise AssertionError("the store has this content")
     yield b""
 
@@ -52,7 +48,7 @@ async def test_an_object_is_collected_when_no_item_has_it(
     for image in ["one", "two", "three"]:
         await store.create(image, big_data={"key": CONTENT})
     assert len(await run_sync(objects)) == 1
-    await run_sync(set_grace_period, place.records_url, NOW)
+    await shorten_grace_period(place)
     await store.delete("one")
     await store.set_big_data("two", "key", b"other")
     assert (await store.collect_garbage(dry_run=True)).findings == ()
@@ -82,7 +78,7 @@ async def test_an_object_of_many_items_that_were_all_deleted_is_collected_once(
         FROM image_items, generate_series(1, 300) n RETURNING image_id
     """
     assert len(await servers.execute(place, others)) == 300
-    await run_sync(set_grace_period, place.records_url, NOW)
+    await shorten_grace_period(place)
     assert len((await store.collect_garbage()).findings) == 1
     assert await run_sync(objects) == set()
     assert (await store.collect_garbage()).findings == ()
@@ -97,7 +93,7 @@ async def test_rows_of_earlier_items_go_while_another_item_has_the_object(
     rows = "SELECT image_id FROM image_items ORDER BY 1"
     await store.collect_garbage()
     assert await servers.execute(place, rows) == [("one",), ("two",)]
-    await run_sync(set_grace_period, place.records_url, NOW)
+    await shorten_grace_period(place)
     await store.collect_garbage()
     assert await servers.execute(place, rows) == [("two",)]
     assert await store.big_data("two", "key") == CONTENT
@@ -112,7 +108,7 @@ async def test_an_object_that_no_item_has_any_more_is_used_again(
     await store.create("two")
     await store.set_big_data("two", "key", unread(), expected_digest=DIGEST)
     assert await run_sync(objects) == before
-    await run_sync(set_grace_period, place.records_url, NOW)
+    await shorten_grace_period(place)
     await store.collect_garbage()
     assert await store.big_data("two", "key") == CONTENT
     assert (await check(place.location())).ok
@@ -136,7 +132,7 @@ async def test_a_staged_object_that_was_collected_is_missed_when_it_is_committed
     await store.create("one", big_data={"key": CONTENT})
     async with store.stage(unread(), expected_digest=DIGEST) as staged:
         await store.delete("one")
-        await run_sync(set_grace_period, place.records_url, NOW)
+        await shorten_grace_period(place)
         assert len((await store.collect_garbage()).findings) == 1
         with pytest.raises(ValueError, match="stage it again"):
             await store.create("two", big_data={"key": staged})
@@ -152,7 +148,7 @@ async def test_a_collection_that_died_before_it_removed_an_object_leaves_none_to
     await store.create("one", big_data={"key": CONTENT})
     async with store.stage(unread(), expected_digest=DIGEST) as staged:
         await store.delete("one")
-        await run_sync(set_grace_period, place.records_url, NOW)
+        await shorten_grace_period(place)
         with monkeypatch.context() as patch, pytest.raises(StoreUnavailableError):
             patch.setattr("aimagestore.cluster._blobs.Blobs.delete", _refuse)
             await store.collect_garbage()
@@ -175,13 +171,13 @@ def _refuse(*_: object) -> None:
 async def test_an_object_that_is_used_again_during_a_collection_stays(
     store: ImageStore, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the moment when a collection finds it and the one when it is condemned."""
+    """It is used after the collection has found it, and before the collection marks it."""
     from aimagestore.cluster._garbage import Garbage
 
     await store.create("one", big_data={"key": CONTENT})
     async with store.stage(unread(), expected_digest=DIGEST) as staged:
         await store.delete("one")
-        await run_sync(set_grace_period, place.records_url, NOW)
+        await shorten_grace_period(place)
         found, may_go_on = threading.Event(), threading.Event()
 
         async def collect() -> None:

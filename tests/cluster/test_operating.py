@@ -1,4 +1,4 @@
-"""What the page on clusters tells operators, done as it stands there."""
+"""The statements for operators on the page about clusters do what the page says."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = ("images_owner", "images_writer", "images_reader")
 
 @pytest.fixture
 def owned(servers: Servers) -> Iterator[Place]:
-    """The database that the page has an administrator make, its tables made by their owner."""
+    """The database and roles that the page has an administrator make, with tables."""
     from aimagestore.cluster import migrate
 
     from .servers import Place
@@ -33,7 +33,7 @@ def owned(servers: Servers) -> Iterator[Place]:
         postgres.execute(statement)
     for name in NAMES:
         postgres.execute(f"ALTER ROLE {name} PASSWORD '{postgres.password}'")
-    # A prefix for each test: the next database is another store.
+    # Each test has a prefix of its own, because its database is another store.
     place = Place(postgres.url("images"), servers.local.blobs_url(f"images-{uuid4()}"))
     migrate(_as(place, "images_owner").records_url)
     for statement in _statements(GRANTS):
@@ -52,8 +52,7 @@ def _as(place: Place, role: str) -> Place:
     return replace(place, records_url=place.records_url.replace("//postgres@", f"//{role}@"))
 
 
-async def test_the_roles_are_enough(owned: Place) -> None:
-    """And a writer needs no more for anything that a store does."""
+async def test_the_roles_of_the_page_have_all_privileges_that_they_need(owned: Place) -> None:
     reader = ImageStore(_as(owned, "images_reader").location(), read_only=True)
     async with ImageStore(_as(owned, "images_writer").location()) as store, reader:
         async with reader.watch() as changes:
@@ -73,7 +72,7 @@ async def test_the_roles_are_enough(owned: Place) -> None:
         assert await reader.images() == await store.images() != [image]
 
 
-async def test_the_roles_are_not_too_much(owned: Place) -> None:
+async def test_a_reader_cannot_write(owned: Place) -> None:
     async with ImageStore(_as(owned, "images_writer").location()) as store:
         await store.create("one")
     async with ImageStore(_as(owned, "images_reader").location()) as store:
@@ -83,7 +82,7 @@ async def test_the_roles_are_not_too_much(owned: Place) -> None:
         assert [image.id for image in await store.images()] == ["one"]
 
 
-async def test_what_is_watched(servers: Servers, place: Place) -> None:
+async def test_the_statements_for_monitoring_return_figures(servers: Servers, place: Place) -> None:
     async with ImageStore(place.location()) as store:
         await store.create("one", big_data={"manifest": b"m"})
         await store.set_big_data("one", "manifest", b"n")

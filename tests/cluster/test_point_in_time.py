@@ -18,7 +18,14 @@ for package in ("psycopg", "obstore"):
     pytest.importorskip(package, reason="needs the clients: pip install 'aimagestore[cluster]'")
 
 from .archive import ArchivingPostgres, Target
-from .drills import DrillLedger, adopted, assert_nothing_is_lost, fill, refuses
+from .drills import (
+    DrillLedger,
+    adopted,
+    assert_nothing_is_lost,
+    assert_refused,
+    fill,
+    until_collected,
+)
 from .ledger import TASKS
 
 if TYPE_CHECKING:
@@ -89,7 +96,7 @@ async def test_busy_stores_notice_a_recovery_to_a_point_in_time(
             with anyio.fail_after(20), pytest.raises(StoreIdentityError, match="back in time"):
                 while True:
                     await anext(changes)
-        # This one has seen nothing that is lost.
+        # It has seen no commit that was lost.
         assert await idle.big_data("old", "manifest") == b"old"
         await fill(idle, "new")
         await anyio.sleep(SOON.total_seconds() + 1)
@@ -98,9 +105,7 @@ async def test_busy_stores_notice_a_recovery_to_a_point_in_time(
         names = {name for image in await store.images() for name in image.names}
         assert kept <= names < ledger.acknowledged
         await assert_nothing_is_lost(place)
-        with anyio.fail_after(20):
-            while not (await store.collect_garbage()).findings:
-                await anyio.sleep(0.1)
+        await until_collected(store)
         for name in ("old", "archived", "new"):
             assert await store.big_data(name, "manifest") == name.encode()
     await assert_nothing_is_lost(place)
@@ -146,7 +151,7 @@ async def test_a_recovery_to_a_time_before_a_collection_is_refused_until_it_is_a
         await assert_every_call_is_refused(store)
         with pytest.raises(StoreIdentityError, match="was restored"):
             await collector.collect_garbage()
-    await refuses(place, "a garbage collection that the database does not know")
+    await assert_refused(place, "a garbage collection that the database does not know")
     await adopted(place)
     await assert_nothing_is_lost(place)
     async with ImageStore(place.location()) as store:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ..support.commands import invoke
+from ..support.commands import run
 from ..support.layouts import hello
 
 if TYPE_CHECKING:
@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 pytest.importorskip("psycopg")
 
 
-def run(*arguments: object, code: int = 0) -> str:
-    """Run a command in this process, and return its output, or its error message."""
-    result = invoke(*arguments)
-    assert result.exit_code == code, f"{arguments}: {result.output}{result.exception!r}"
-    return result.stdout if code == 0 else result.stderr
-
-
-def test_a_root_that_is_a_cluster(place: Place, tmp_path: Path) -> None:
+def test_commands_work_on_a_cluster(place: Place, tmp_path: Path) -> None:
     root = f"{place.records_url} {place.blobs_url}"
     (image_id,) = run(
         "--root", root, "import", hello().write(tmp_path / "layout"), "--name", "a:1"

@@ -21,11 +21,13 @@ from aimagestore import (
 )
 
 from .gateway import error
+from .ledger import until_requested
 
 if TYPE_CHECKING:
     from aimagestore.cluster import ClusterLocation
 
     from .gateway import Gateway
+    from .proxy import Proxy
     from .servers import Place, Servers
 
 pytest.importorskip("psycopg")
@@ -68,7 +70,7 @@ def kinds(report: Report) -> set[tuple[str, str, str]]:
 ADD_ITEM = "INSERT INTO image_items (image_id, key, blob, size)"
 WRONG = "sha256:" + "0" * 64
 
-# What is done to the tables, and what the check finds.
+# The damage to the tables, and what the check finds.
 DAMAGE: dict[str, tuple[str, set[tuple[str, str, str]]]] = {
     "names lost": (
         "DELETE FROM image_names",
@@ -183,12 +185,12 @@ async def test_damaged_tables_are_found_and_rebuilt(
     assert kinds(found) == expected
     assert (found.images, found.items) == (3, 3)
     done = await repair(location, found)
-    # A name that goes to its owner leaves the other.
+    # Giving a name back to its owner repairs the other image too.
     assert set() < kinds(done) <= expected
     again = await check(location)
     assert again.findings == ()
     assert await contents(location) == before
-    # What is repaired stays what it is under the changes that follow.
+    # The tables stay consistent under later changes.
     async with ImageStore(location) as store:
         await store.create("four", names=["d"], big_data={"manifest": b"m4"})
         await store.set_names("one", ["b", "c"])
@@ -199,7 +201,7 @@ async def test_damaged_tables_are_found_and_rebuilt(
 async def test_items_whose_rows_are_lost_get_their_objects_back(
     place: Place, execute: Execute
 ) -> None:
-    """Once these are older than data that is being staged."""
+    """They get them once the objects are too old to be staged data of a running upload."""
     location = place.location()
     await fill(location)
     before = await contents(location)
@@ -236,7 +238,7 @@ async def test_an_item_that_was_replaced_since_the_check_keeps_its_new_content(
 async def test_an_object_that_may_be_collected_is_not_restored(
     place: Place, execute: Execute
 ) -> None:
-    """A collection that has begun removes it, whatever its row says by then."""
+    """A collection that has begun may remove it, whatever its row says by then."""
     location = place.location()
     await fill(location)
     await execute("UPDATE image_items SET removed = clock_timestamp() WHERE key = 'key'")
@@ -263,7 +265,7 @@ async def test_repair_resolves_a_name_conflict(place: Place, execute: Execute) -
     await repair(location, await check(location))
     assert (await check(location)).findings == ()
     async with ImageStore(location) as store:
-        # The later image keeps a name that the table gives to none.
+        # The table has no owner, so the later image keeps the name.
         assert (await store.get("a")).id == "two"
         assert (await store.get("one")).names == ("b",)
 
@@ -343,7 +345,9 @@ async def test_stores_that_are_open_notice_a_repair(place: Place, execute: Execu
         await store.set_metadata("b", "text")
 
 
-async def test_a_repair_waits_for_the_lock(place: Place, execute: Execute) -> None:
+async def test_a_repair_waits_for_the_lock(
+    servers: Servers, place: Place, execute: Execute
+) -> None:
     location = place.location()
     await fill(location)
     await execute("DELETE FROM image_names")
@@ -354,15 +358,13 @@ async def test_a_repair_waits_for_the_lock(place: Place, execute: Execute) -> No
         store.transaction() as transaction,
     ):
         tasks.start_soon(repair, location, found)
-        await anyio.sleep(0.3)
+        await until_requested(servers, place)
         assert await execute("SELECT 1 FROM image_names") == []
         await transaction.create("four", names=["d"])
     assert (await check(location)).findings == ()
 
 
-async def test_a_repair_that_fails_changes_nothing(
-    servers: Servers, place: Place, execute: Execute, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_repair_that_fails_changes_nothing(place: Place, execute: Execute) -> None:
     location = place.location()
     await fill(location)
     await execute("DELETE FROM image_names; UPDATE image_store SET images = 0")
@@ -375,18 +377,15 @@ async def test_a_repair_that_fails_changes_nothing(
 
 
 async def test_a_repair_without_an_answer_says_that_it_may_have_happened(
-    servers: Servers, place: Place, execute: Execute
+    servers: Servers, place: Place, execute: Execute, to_postgres: Proxy
 ) -> None:
-    from .proxy import Proxy
-
     await fill(place.location())
     await execute("DELETE FROM image_names")
     found = await check(place.location())
-    with Proxy(servers.postgres.port) as proxy:
-        there = servers.by_way_of(place, proxy.port)
-        proxy.lose_answer_to(b"COMMIT")
-        with pytest.raises(StoreUnavailableError, match="may have happened") as caught:
-            await repair(there.location(), found)
+    there = servers.by_way_of(place, to_postgres.port)
+    to_postgres.lose_answer_to(b"COMMIT")
+    with pytest.raises(StoreUnavailableError, match="may have happened") as caught:
+        await repair(there.location(), found)
     assert caught.value.may_have_happened
     assert (await check(place.location())).findings == ()
 
@@ -401,14 +400,11 @@ async def test_only_what_was_reported_is_repaired(place: Place, execute: Execute
     assert kinds(await check(location)) == {("names-differ", "two", "")}
 
 
-async def test_a_repair_of_another_store_is_refused(
-    servers: Servers, place: Place, execute: Execute
-) -> None:
+async def test_a_repair_of_another_store_is_refused(place: Place, execute: Execute) -> None:
     await fill(place.location())
-    found = Report()
     await execute("UPDATE image_store SET identity = gen_random_uuid()")
     with pytest.raises(StoreIdentityError):
-        await repair(place.location(), found)
+        await repair(place.location(), Report())
 
 
 async def test_many_names_and_images_are_compared_in_pages(

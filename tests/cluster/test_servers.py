@@ -1,11 +1,11 @@
-"""The servers themselves: what they have acknowledged stays, and nothing of them is left."""
+"""The servers of tests and demos: they keep acknowledged data, and say why they cannot start."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ from aimagestore.cluster._local.cluster import LocalCluster
 from aimagestore.cluster._local.postgres import Postgres
 from aimagestore.cluster._local.server import ServersMissingError
 
+from ..support.stores import becomes_true
+
 if TYPE_CHECKING:
     from .proxy import Proxy
     from .servers import Servers
@@ -28,15 +30,17 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def table(servers: Servers) -> Postgres:
+    """The server, with an empty table ``noted``."""
     servers.postgres.execute("CREATE TABLE IF NOT EXISTS noted (number int)")
     servers.postgres.execute("TRUNCATE noted")
     return servers.postgres
 
 
 @pytest.mark.parametrize("end", [Postgres.kill, Postgres.stop])
-def test_postgres_keeps_what_it_has_acknowledged(table: Postgres, end: object) -> None:
+def test_postgres_keeps_what_it_has_acknowledged(
+    table: Postgres, end: Callable[[Postgres], None]
+) -> None:
     table.execute("INSERT INTO noted VALUES (1)")
-    assert callable(end)
     end(table)
     assert not table.is_ready()
     table.start()
@@ -52,20 +56,15 @@ def test_the_object_store_keeps_what_it_has_acknowledged(servers: Servers) -> No
     assert bucket.get("item").bytes() == b"x" * 100_000
 
 
-def test_a_standby_follows(servers: Servers, table: Postgres) -> None:
-    standby = table.create_standby(servers.local.root / "standby")
-    standby.start()
-    try:
+def test_a_standby_receives_commits_and_refuses_changes(servers: Servers, table: Postgres) -> None:
+    with servers.standby() as standby:
         table.execute("INSERT INTO noted VALUES (2)")
-        end = table.execute("SELECT pg_current_wal_lsn()")[0][0]
-        while not standby.execute("SELECT pg_last_wal_replay_lsn() >= %s", [end])[0][0]:
-            pass
+        ((end,),) = table.execute("SELECT pg_current_wal_lsn()")
+        replayed = "SELECT pg_last_wal_replay_lsn() >= %s"
+        assert becomes_true(lambda: standby.execute(replayed, [end]) == [(True,)], 60)
         assert standby.execute("SELECT number FROM noted") == [(2,)]
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
             standby.execute("INSERT INTO noted VALUES (3)")
-    finally:
-        standby.kill()
-        shutil.rmtree(standby.root)
 
 
 def test_sessions_can_be_ended(servers: Servers) -> None:
@@ -75,7 +74,7 @@ def test_sessions_can_be_ended(servers: Servers) -> None:
             connection.execute("SELECT 1")
 
 
-def test_a_way_can_be_cut(servers: Servers, to_postgres: Proxy) -> None:
+def test_a_proxy_can_cut_refuse_and_delay_connections(servers: Servers, to_postgres: Proxy) -> None:
     url = servers.postgres.url(port=to_postgres.port)
     connection = psycopg.connect(url)
     assert connection.execute("SELECT 1").fetchall() == [(1,)]
@@ -92,7 +91,7 @@ def test_a_way_can_be_cut(servers: Servers, to_postgres: Proxy) -> None:
     psycopg.connect(url).close()
 
 
-def test_an_answer_can_be_lost(table: Postgres, to_postgres: Proxy) -> None:
+def test_a_proxy_can_lose_an_answer(table: Postgres, to_postgres: Proxy) -> None:
     connection = psycopg.connect(table.url(port=to_postgres.port))
     connection.execute("INSERT INTO noted VALUES (4)")
     to_postgres.lose_answer_to(b"COMMIT")
@@ -102,11 +101,11 @@ def test_an_answer_can_be_lost(table: Postgres, to_postgres: Proxy) -> None:
     assert table.execute("SELECT number FROM noted") == [(4,)]
 
 
-def test_only_its_user_reads_the_data(servers: Servers) -> None:
+def test_the_data_of_a_server_are_private_to_its_user(servers: Servers) -> None:
     assert stat.S_IMODE(servers.postgres.root.stat().st_mode) == 0o700
 
 
-def test_a_server_ends_while_a_command_that_prepared_it_has_just_ended(
+def test_a_server_can_be_ended_when_a_command_of_its_preparation_has_just_ended(
     tmp_path: Path, servers: Servers
 ) -> None:
     server = Postgres(tmp_path / "postgres", servers.postgres.programs)
@@ -124,7 +123,9 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, servers: Servers) -
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for whom PostgreSQL runs as nobody")
-def test_programs_that_only_root_gets_at(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_that_only_root_can_run_are_copied_for_the_server(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(postgres_module, "_is_open_to_all", lambda path: False)
     server = Postgres(servers.local.root / "hidden")
     server.create()

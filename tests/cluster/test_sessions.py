@@ -1,4 +1,4 @@
-"""Sessions: one owner at a time, and deadlines where the process is at its limits."""
+"""Sessions have one owner at a time, keep their deadlines, and are closed when they are idle."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Watched:
-    """Stands for a session: notes when it is shut down."""
+    """Stands for a session, and records that the watchdog has shut it down."""
 
     def __init__(self) -> None:
         self.is_shut_down = threading.Event()
@@ -34,7 +34,7 @@ class Watched:
         self.is_shut_down.set()
 
 
-def test_deadlines_are_enforced_again_when_the_process_has_threads_again(
+def test_the_watchdog_works_again_after_its_thread_could_not_be_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("aimagestore.cluster._sessions._IDLE", 0.01)
@@ -57,7 +57,7 @@ def test_deadlines_are_enforced_again_when_the_process_has_threads_again(
 async def test_a_session_is_never_used_by_a_thread_whose_transaction_is_over(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A read that its task has left is about to make its request when the transaction ends."""
+    """A cancelled read is still about to make its request when the transaction ends."""
     real = Session.limited
     mutex = threading.Lock()
     using: dict[Session, int] = {}
@@ -70,7 +70,7 @@ async def test_a_session_is_never_used_by_a_thread_whose_transaction_is_over(
             if using[session] > 1:
                 shared.append(session)
         try:
-            time.sleep(0.02)  # while others may take the session
+            time.sleep(0.02)  # meanwhile another thread could use the session
             with real(session) as connection:
                 yield connection
         finally:
@@ -93,7 +93,7 @@ async def test_a_session_is_never_used_by_a_thread_whose_transaction_is_over(
 async def test_many_stores_share_the_few_sessions_of_a_small_pooler(
     servers: Servers, place: Place
 ) -> None:
-    """A store that does nothing keeps no session."""
+    """An idle store keeps no session."""
     with Pooler(place.records_url, shares=False, limit=5) as pooler:
         location = servers.by_way_of(place, pooler.port).location(deadline=30)
         async with AsyncExitStack() as stack:
@@ -105,7 +105,7 @@ async def test_many_stores_share_the_few_sessions_of_a_small_pooler(
             assert len(await stores[0].images()) == 24
 
 
-async def test_sessions_are_kept_for_a_while_only(place: Place) -> None:
+async def test_idle_sessions_are_closed_after_a_while(place: Place) -> None:
     seen = ClusterStore(place)
     try:
         async with ImageStore(place.location()) as store:

@@ -1,20 +1,18 @@
-"""A standby, which serves readers and can take over."""
+"""A standby serves readers, and takes over when the primary fails."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
-import anyio.to_thread
 import pytest
+from anyio.to_thread import run_sync
 
 from aimagestore import ImageStore
 
-from .ledger import TASKS, Ledger, check_whole, in_thread, killed
+from .ledger import TASKS, Ledger, check_whole, killed
 
 if TYPE_CHECKING:
     from aimagestore.cluster._local.postgres import Postgres
@@ -25,14 +23,11 @@ if TYPE_CHECKING:
 @pytest.fixture
 def standby(servers: Servers) -> Iterator[Postgres]:
     """A server that follows the first."""
-    standby = servers.postgres.create_standby(servers.local.root / "standby")
-    standby.start()
-    yield standby
-    standby.kill()
-    shutil.rmtree(standby.root)
+    with servers.standby() as standby:
+        yield standby
 
 
-async def test_a_standby_for_reads(servers: Servers, place: Place, standby: Postgres) -> None:
+async def test_a_standby_serves_readers(servers: Servers, place: Place, standby: Postgres) -> None:
     there = servers.by_way_of(place, standby.port)
     async with (
         ImageStore(place.location()) as store,
@@ -54,10 +49,10 @@ async def test_a_standby_for_reads(servers: Servers, place: Place, standby: Post
 
 @asynccontextmanager
 async def behind(standby: Postgres) -> AsyncIterator[None]:
-    """Let a standby not apply the commits that reach it during the block."""
-    await anyio.to_thread.run_sync(standby.execute, "SELECT pg_wal_replay_pause()")
+    """Keep a standby from applying the commits that it receives during the block."""
+    await run_sync(standby.execute, "SELECT pg_wal_replay_pause()")
     yield
-    await anyio.to_thread.run_sync(standby.execute, "SELECT pg_wal_replay_resume()")
+    await run_sync(standby.execute, "SELECT pg_wal_replay_resume()")
 
 
 async def test_a_standby_that_is_behind_is_not_taken_for_another_store(
@@ -69,20 +64,18 @@ async def test_a_standby_that_is_behind_is_not_taken_for_another_store(
         async with ImageStore(there.location(), read_only=True) as reader:
             return len(await reader.images())
 
-    async def until_known(statement: str) -> None:
+    async def until_followed(statement: str) -> None:
+        """Return when a statement has a result on the standby."""
         with anyio.fail_after(30):
-            while not await in_place(statement):
+            while not await run_sync(standby.execute, statement, (), place.database):
                 await anyio.sleep(0.01)
 
-    def in_place(statement: str) -> Awaitable[list[Any]]:
-        return anyio.to_thread.run_sync(standby.execute, statement, (), place.database)
-
-    await until_known("SELECT 1 FROM pg_class WHERE relname = 'image_store'")
+    await until_followed("SELECT 1 FROM pg_class WHERE relname = 'image_store'")
     async with behind(standby):
         async with ImageStore(place.location()) as store:
             await store.create()
         assert await count() == 0
-    await until_known("SELECT 1 FROM images")
+    await until_followed("SELECT 1 FROM images")
     assert await count() == 1
     async with behind(standby):
         async with ImageStore(place.location()) as store:
@@ -94,7 +87,7 @@ async def test_a_standby_that_is_behind_is_not_taken_for_another_store(
 
 @pytest.fixture
 def synchronous(servers: Servers, standby: Postgres) -> Iterator[Postgres]:
-    """The standby, which has every commit before it is acknowledged."""
+    """The standby, without which the primary acknowledges no commit."""
     postgres = servers.postgres
     postgres.options["synchronous_standby_names"] = "*"
     postgres.stop()
@@ -105,23 +98,18 @@ def synchronous(servers: Servers, standby: Postgres) -> Iterator[Postgres]:
     postgres.start()
 
 
-async def test_a_standby_that_takes_over(
+async def test_nothing_is_lost_when_a_standby_takes_over(
     servers: Servers, place: Place, synchronous: Postgres
 ) -> None:
-    """The location names both servers, and the one that can be written to is used."""
-    url = servers.postgres.url(place.database)
-    both = replace(
-        place,
-        records_url=url.replace("/store", f",127.0.0.1:{synchronous.port}/store")
-        + "?target_session_attrs=read-write",
-    )
+    """The location names both servers. The store uses the one that accepts changes."""
+    both = servers.on_primary_of(place, synchronous)
     async with ImageStore(both.location()) as store:
         ledger = Ledger(store)
 
         async def fail_over() -> None:
             await ledger.until_acknowledged(TASKS)
-            await in_thread(servers.postgres.kill)
-            await in_thread(lambda: synchronous.execute("SELECT pg_promote()"))
+            await run_sync(servers.postgres.kill)
+            await run_sync(synchronous.execute, "SELECT pg_promote()")
             await ledger.until_acknowledged(TASKS)
 
         await ledger.run(fail_over)

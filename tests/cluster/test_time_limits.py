@@ -1,4 +1,4 @@
-"""Time limits that an operator has set for the role or the database, and a pooler in between."""
+"""Time limits that an operator has set for a role do not end the calls of a store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from anyio.to_thread import run_sync
 
 from aimagestore import ImageStore
 
-from ..support.blocking import acquire
+from ..support.blocking import acquire, engine_of
 
 if TYPE_CHECKING:
     from .servers import Place, Servers
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytest.importorskip("psycopg")
 
 LIMIT = 1.0
-"""Seconds: more than a short transaction takes on a busy machine."""
+"""Seconds; more than a short transaction takes on a busy machine."""
 
 LONGER = 2 * LIMIT
 SLEEP = f"SELECT pg_sleep({LONGER})"
@@ -30,10 +30,6 @@ LIMITS = [
     "idle_in_transaction_session_timeout",
     "transaction_timeout",
 ]
-
-
-def engine_of(store: ImageStore) -> Any:
-    return store._core.engine
 
 
 def limit(servers: Servers, place: Place, setting: str) -> None:
@@ -55,7 +51,7 @@ def limited(servers: Servers, place: Place) -> Place:
 
 @pytest.fixture(params=["direct", "pooler"])
 def way(request: pytest.FixtureRequest, servers: Servers, limited: Place) -> Iterator[Place]:
-    """That place, directly or by way of a pooler that ignores what sessions ask for."""
+    """That place, directly or by way of a pooler that ignores the options of clients."""
     if request.param == "direct":
         yield limited
         return
@@ -65,7 +61,7 @@ def way(request: pytest.FixtureRequest, servers: Servers, limited: Place) -> Ite
         yield servers.by_way_of(limited, pooler.port)
 
 
-async def test_a_wait_for_the_lock_is_longer_than_every_limit(way: Place) -> None:
+async def test_a_wait_for_the_lock_may_be_longer_than_every_limit(way: Place) -> None:
     async with (
         ImageStore(way.location()) as holder,
         ImageStore(way.location()) as store,
@@ -80,7 +76,7 @@ async def test_a_wait_for_the_lock_is_longer_than_every_limit(way: Place) -> Non
                 await anyio.sleep(0.01)
 
 
-async def test_a_statement_under_the_lock_is_longer_than_every_limit(way: Place) -> None:
+async def test_a_statement_under_the_lock_may_be_longer_than_every_limit(way: Place) -> None:
     async with ImageStore(way.location()) as store:
         engine = engine_of(store)
         grant = await run_sync(acquire, engine.lock)
@@ -88,7 +84,7 @@ async def test_a_statement_under_the_lock_is_longer_than_every_limit(way: Place)
         await run_sync(grant.release)
 
 
-async def test_a_statement_is_longer_than_the_limit_for_statements(
+async def test_a_statement_may_be_longer_than_the_limit_for_statements(
     servers: Servers, place: Place
 ) -> None:
     await run_sync(limit, servers, place, "statement_timeout")
@@ -96,10 +92,10 @@ async def test_a_statement_is_longer_than_the_limit_for_statements(
         await run_sync(engine_of(store)._sessions.call, lambda session: session.execute(SLEEP))
 
 
-async def test_a_wait_behind_a_pooler_is_longer_than_the_deadline(
+async def test_a_wait_behind_a_pooler_may_be_longer_than_the_deadline(
     servers: Servers, place: Place
 ) -> None:
-    """The server confirms that the session waits, whatever process the client knows it by."""
+    """The server confirms the wait, although the client knows the session by another process ID."""
     from .pooler import Pooler
 
     with Pooler(place.records_url, shares=False) as pooler:

@@ -31,7 +31,7 @@ MIB = 1024 * 1024
     ],
 )
 def test_32_uploads_hold_at_most_64_mib(place: Place, way: str, stores: int) -> None:
-    """A usual run leaves out that one store makes all of them, which is the easier case."""
+    """A usual run leaves out the easier case, in which one store makes all uploads."""
     command = [sys.executable, "-m", "tests.cluster.uploads", "asyncio"]
     run = subprocess.run(
         [*command, place.records_url, place.blobs_url, way, str(stores)],
@@ -47,7 +47,7 @@ def test_32_uploads_hold_at_most_64_mib(place: Place, way: str, stores: int) -> 
 
 @pytest.fixture
 def budget() -> Budget:
-    """A budget that is used up."""
+    """A budget of 10 bytes, of which 8 are in use."""
     pytest.importorskip("obstore")
     from aimagestore.cluster._memory import Budget
 
@@ -57,7 +57,10 @@ def budget() -> Budget:
 
 
 class Waiting:
-    """A thread that acquires memory."""
+    """A thread that acquires 3 bytes.
+
+    :ivar has_it: whether it got them, or ``None`` while it waits
+    """
 
     def __init__(
         self, budget: Budget, deadline: float = 20, is_wanted: Callable[[], bool] = lambda: True

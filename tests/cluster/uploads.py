@@ -1,4 +1,4 @@
-"""A process that uploads many items at once, and says how much memory that took."""
+"""A process that uploads many items at once, and prints how much memory that took."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _PIECE = 64 * 1024
 
 
 def peak() -> int:
-    """Return the most memory that this process has had, in bytes."""
+    """Return the peak of this process's memory, in bytes."""
     text = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+)", text)[1]) * 1024  # type: ignore[index]
 
 
 async def pieces(seed: int, size: int) -> AsyncIterator[bytes]:
-    """Other bytes for each item."""
+    """Yield random bytes, which are the same for the same seed."""
     source = random.Random(seed)
     for _ in range(size // _PIECE):
         yield source.randbytes(_PIECE)
@@ -47,7 +47,7 @@ async def in_tasks(stores: list[ImageStore], size: int) -> None:
 
 
 async def in_turn(stores: list[ImageStore], size: int) -> None:
-    """Upload all items in one task, a piece of each in turn."""
+    """Upload all items in one task, one piece of each in turn."""
     sources = [pieces(number, size) for number in range(STREAMS)]
     async with AsyncExitStack() as stack:
         items = [
@@ -62,9 +62,9 @@ async def in_turn(stores: list[ImageStore], size: int) -> None:
 
 
 async def main(*arguments: str) -> None:
-    """Say how far memory grew, in bytes."""
+    """Upload small items, then large ones, and print the growth of the peak of memory in bytes."""
     records_url, blobs_url, way, count = arguments
-    # What is measured is memory, on a machine that may be slow.
+    # A slow machine must not fail: what is measured is memory.
     location = ClusterLocation(records_url, blobs_url, deadline=60.0)
     upload = in_tasks if way == "tasks" else in_turn
     async with AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""A process that changes a cluster's store for a while, then says what it should hold."""
+"""A process that changes a cluster's store for a while, then reports what it should hold."""
 
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
-"""Changes and locks of a store in the thread of the test itself, for tests that interleave them."""
+"""Engines, locks and commits of stores, used in the test's own thread to interleave them."""
 
 from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
+from aimagestore import ImageStore
+from aimagestore._async.store import core_of
 from aimagestore._core import mutations
 from aimagestore._core.content import InlineContent
 from aimagestore._core.mutations import Mutation
@@ -12,8 +15,13 @@ from aimagestore._directory.engine import DirectoryEngine
 from aimagestore._engine.lock import AnyGrant, AnyLine
 
 
+def engine_of(store: ImageStore) -> Any:
+    """Return the engine of an open store; untyped, because tests use its private parts."""
+    return core_of(store).engine
+
+
 def acquire(line: AnyLine) -> AnyGrant:
-    """Wait in line for a lock."""
+    """Wait for a lock, and return the grant."""
     decided = threading.Event()
     request = line.request(decided.set)
     decided.wait()
@@ -21,7 +29,7 @@ def acquire(line: AnyLine) -> AnyGrant:
 
 
 def commit(path: Path, *wanted: Mutation) -> None:
-    """Commit mutations, as another program would; raise the first error."""
+    """Commit mutations to a directory as another program would, or raise the first error."""
     engine = DirectoryEngine.opened(str(path), read_only=False)
     try:
         grant = engine.lock.try_acquire()
@@ -38,15 +46,15 @@ def commit(path: Path, *wanted: Mutation) -> None:
 
 
 def create(image_id: str, key: str, data: bytes) -> Mutation:
-    """Create an image with one item."""
+    """Return the mutation that creates an image with one item."""
     return mutations.create(image_id, big_data={key: InlineContent.of(data)})
 
 
 def replace(image_id: str, key: str, data: bytes) -> Mutation:
-    """Replace the content of an item."""
+    """Return the mutation that replaces the content of an item."""
     return mutations.set_big_data(image_id, key, InlineContent.of(data))
 
 
 def delete(image_id: str) -> Mutation:
-    """Delete an image."""
+    """Return the mutation that deletes an image."""
     return mutations.delete(image_id)

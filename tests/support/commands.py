@@ -1,4 +1,4 @@
-"""Commands of the program, carried out in the process of the test."""
+"""Commands of the program, run in the test's own process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from aimagestore._cli.app import app
 
 
 def invoke(*arguments: object, variables: Mapping[str, str] | None = None) -> Result:
-    """Carry out a command.
+    """Run a command, and return its result.
 
     :param variables: added to the environment
     """
     parts = [str(argument) for argument in arguments]
     return CliRunner().invoke(app, parts, prog_name="aimagestore", env=variables)
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    """Run a command, check its exit code, and return what it prints, or its error message."""
+    result = invoke(*arguments)
+    assert result.exit_code == code, f"{arguments}: {result.output}{result.exception!r}"
+    return result.stdout if code == 0 else result.stderr
 
 
 def all_commands(group: click.Group = app, above: str = "") -> Iterator[tuple[str, click.Command]]:
