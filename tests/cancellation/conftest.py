@@ -1,4 +1,4 @@
-"""Cancellation is tried on every loop."""
+"""Tests of cancellation run on every loop."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from ..support.loops import EVERY_LOOP
 
 @pytest.fixture(params=EVERY_LOOP)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    """Every loop there is."""
+    """Each event loop: asyncio, uvloop and trio."""
     return request.param

@@ -1,4 +1,4 @@
-"""Races, closings and failures that were found by attacking the library, one test each."""
+"""Races, closings and failures that attacks on the library have found, one test each."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ async def test_an_error_that_cannot_be_copied_reaches_every_change_of_its_batch(
 
 @pytest.fixture
 def slow_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """Stop whoever reads an item, in its thread."""
+    """Stop each thread that reads an item."""
     gate = Gate()
     real = DirectoryItems.open
 
@@ -235,7 +235,7 @@ async def test_a_transaction_shows_other_tasks_no_half_of_a_change(
         assert found == [False, False]
 
 
-async def test_a_change_that_a_transaction_takes_no_more_is_refused(
+async def test_a_change_that_reaches_a_transaction_after_its_end_is_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate()
@@ -261,7 +261,7 @@ async def test_a_change_that_a_transaction_takes_no_more_is_refused(
         assert await store.images() == []
 
 
-async def test_a_cancelled_change_of_a_transaction_does_not_come_later(
+async def test_a_cancelled_change_of_a_transaction_is_made_at_once_or_never(
     path: Path, slow_read: Gate
 ) -> None:
     async with ImageStore(path) as store:
@@ -368,11 +368,11 @@ async def test_content_that_a_closed_store_cannot_own_is_discarded(
         tasks.start_soon(store.aclose)
         await anyio.sleep(0.02)
         gate.open()
-        time.sleep(0.2)  # the threads close the store before the task runs again
+        time.sleep(0.2)  # meanwhile threads close the store, and the task does not run
     await until(lambda: not open_files(f"{path}"))
 
 
-async def test_a_watch_that_begins_while_its_store_closes_has_ended(
+async def test_a_watch_that_begins_while_its_store_closes_is_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate()
@@ -428,7 +428,7 @@ async def test_a_pool_that_gets_no_more_threads_uses_those_that_it_has(
     assert sorted(done) == [2, 3]
 
 
-async def test_a_line_whose_thread_cannot_be_started_fails_its_requests_and_goes_on(
+async def test_a_lock_whose_thread_cannot_be_started_fails_its_requests_and_works_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = threading.Thread.start
@@ -510,13 +510,13 @@ async def test_staged_data_that_is_being_written_cannot_be_used(
 # Event loops in unusual places
 
 
-def test_a_loop_that_runs_while_a_generator_is_closed_waits_as_any_other(path: Path) -> None:
-    held: list[bool] = []
+def test_a_loop_that_runs_while_a_generator_is_closed_closes_its_store(path: Path) -> None:
+    left_open: list[set[str]] = []
 
     async def use() -> None:
         async with ImageStore(path) as store, store.transaction() as transaction:
             await transaction.create("one")
-        held.append(bool(open_files(f"{path}")))
+        left_open.append(open_files(f"{path}"))
 
     def generator() -> Iterator[None]:
         try:
@@ -527,4 +527,4 @@ def test_a_loop_that_runs_while_a_generator_is_closed_waits_as_any_other(path: P
     steps = generator()
     next(steps)
     steps.close()  # type: ignore[attr-defined]
-    assert held == [False]
+    assert left_open == [set()]

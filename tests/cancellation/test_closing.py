@@ -1,9 +1,10 @@
-"""What is closed from outside: stores that are still opening, coroutines, generators, and forks."""
+"""Coroutines, generators and opening stores that are closed from outside, and forks."""
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import anyio
 import pytest
 
 from aimagestore import ImageStore, StoreClosedError, check, repair
-from aimagestore._directory import files, kernel_lock, lock
+from aimagestore._directory import kernel_lock, lock
 from aimagestore._directory.commit import DirectoryWriter
 from aimagestore._directory.files import Directory
 from aimagestore._directory.location import DirectoryLocation
@@ -23,7 +24,7 @@ from ..support.loops import EVERY_LOOP
 from ..support.stores import is_locked, open_files, until
 
 UNUSED = "0" * 64
-
+"""An ID of which there is a directory and no record."""
 
 asyncio_only = pytest.mark.parametrize("anyio_backend", EVERY_LOOP[:1])
 
@@ -62,7 +63,7 @@ async def test_a_coroutine_that_is_closed_keeps_the_lock_until_its_thread_is_don
                 for owner, name in writes:
                     patch.setattr(owner, name, stopping(getattr(owner, name)))
             await close_at(calls[operation](), gate)
-            # Whatever the closed coroutine has begun has had the time to happen.
+            # Time enough to release the lock too early.
             await anyio.sleep(0.05)
             assert is_locked(path)
             gate.open()
@@ -70,7 +71,7 @@ async def test_a_coroutine_that_is_closed_keeps_the_lock_until_its_thread_is_don
         await store.create("two")
 
 
-async def test_a_store_that_is_closed_while_it_opens_is_closed_when_that_returns(
+async def test_a_store_that_is_closed_while_it_opens_is_closed_when_aclose_returns(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate()
@@ -94,7 +95,7 @@ async def test_a_store_that_is_closed_while_it_opens_is_closed_when_that_returns
         await until(gate.reached.is_set)
         with anyio.move_on_after(0.01) as scope:
             await store.aclose()
-        assert scope.cancelled_caught, "it waits for the opening, and can be cancelled"
+        assert scope.cancelled_caught, "aclose waits for the opening, and can be cancelled"
         tasks.start_soon(store.aclose)
         await anyio.sleep(0.01)
         gate.open()
@@ -112,16 +113,16 @@ async def opened(path: Path) -> AsyncIterator[ImageStore]:
 
 
 @pytest.mark.parametrize("is_wrapped", [False, True])
-async def test_a_generator_that_is_closed_has_closed_its_store_when_that_returns(
+async def test_a_generator_that_is_closed_has_closed_its_store_when_aclose_returns(
     path: Path, is_wrapped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = files.Directory.close
+    real = Directory.close
 
     def close_slowly(self: Directory) -> None:
-        threading.Event().wait(0.05)
+        time.sleep(0.05)
         real(self)
 
-    monkeypatch.setattr(files.Directory, "close", close_slowly)
+    monkeypatch.setattr(Directory, "close", close_slowly)
 
     async def generate() -> AsyncIterator[str]:
         async with opened(path) if is_wrapped else ImageStore(path) as store:
@@ -151,7 +152,7 @@ def root(path: Path) -> Iterator[Directory]:
     directory.close()
 
 
-def test_a_fork_comes_before_or_after_the_opening_of_a_lock_file(path: Path) -> None:
+def test_a_fork_waits_until_a_lock_file_is_opened_and_noted(path: Path) -> None:
     gate = Gate()
     opened: list[int] = []
 
@@ -182,7 +183,7 @@ def test_a_child_does_not_keep_a_readers_lock(
     shared.release(held)
 
 
-async def test_a_fork_while_the_lock_is_released_does_not_wait_for_it_in_vain(
+async def test_a_fork_while_the_lock_is_released_waits_until_it_is_released(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate()
@@ -197,7 +198,7 @@ async def test_a_fork_while_the_lock_is_released_does_not_wait_for_it_in_vain(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(store.touch)
             await until(gate.reached.is_set)
-            # filelock holds the fork up until the release is over; in vain, it ends the child.
+            # filelock delays the fork until the release is over, and ends the child if it is not.
             threading.Timer(0.05, gate.open).start()
             assert not lock_file_is_open_in_a_child(path)
         await store.create("one")

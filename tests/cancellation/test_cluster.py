@@ -1,4 +1,4 @@
-"""The same sweep on a cluster: sessions, the server's lock and staged objects are left behind."""
+"""A cluster's store, interrupted at every step: it leaves no session, lock or object behind."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ ON_LOOPS = [
 
 @pytest.fixture(scope="module")
 def where(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterStore]:
-    """A store to be restored."""
+    """A store that is restored before each step."""
     from aimagestore.cluster._addresses import BucketAddress
 
     with servers.new_place() as place, pytest.MonkeyPatch.context() as patch:
-        # A new client reads all certificates of this machine, which takes longer than a try.
+        # A new client reads all certificates of this machine, which takes longer than a step.
         patch.setattr(BucketAddress, "open", cache(BucketAddress.open))
         where = ClusterStore(place)
         where.root = tmp_path_factory.mktemp("files")
@@ -110,7 +110,7 @@ async def test_a_wait_for_the_lock_that_is_cancelled_ends_at_the_server_too(
 ) -> None:
     from aimagestore.cluster import ClusterLocation
 
-    # A server that never looks whether a client is still there, as on systems that cannot.
+    # The server does not check for lost clients, as on systems where it cannot.
     options = "options=-c%20client_connection_check_interval%3D0"
     location = ClusterLocation(f"{where.place.records_url}?{options}", where.place.blobs_url)
     async with ImageStore(location) as store:

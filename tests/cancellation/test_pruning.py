@@ -1,4 +1,4 @@
-"""Pruning, interrupted at every step: it has pruned some, and says which."""
+"""Pruning, interrupted at every step: the result says which images were pruned."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def interrupted_everywhere(
                 is_interrupted = await interrupt(prune, step)
             left = {image.id for image in await store.images()}
             await store.create("after")
-        # Interrupted before it began, it has not said anything.
+        # There is no result if it was interrupted before it began.
         result = results[0] if results else PruneResult()
         assert result is not None
         pruned = [image.id for image in result.images]

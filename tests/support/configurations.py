@@ -1,4 +1,4 @@
-"""Configurations of podman's storage, and where each version keeps its images then."""
+"""Configurations of podman's storage, and the storage that each generation of podman then uses."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ REFUSED = "refused"
 
 @dataclass(frozen=True)
 class Configuration:
-    """Files and variables, and the storage that they mean.
+    """Files and variables, and the storage that podman uses with them.
 
     ``{base}`` stands for the directory of the test, in which ``etc`` and ``usr`` are the system's
     configuration directories, and ``home`` is the user's home.
 
     :ivar name: what it is about
-    :ivar expected: the storage, for all versions, or for the oldest, the middle and the newest:
-        its driver and its graph root, then ``images=`` with another directory for images and
-        ``also=`` with those of additional stores; or ``REFUSED``
+    :ivar expected: the storage for every generation, or for the oldest, the middle and the newest:
+        the driver and the graph root, then ``images=`` with a separate directory for images, then
+        ``also=`` with the additional stores; or ``REFUSED``
     :ivar files: the text of each file
-    :ivar environ: variables
-    :ivar user: whose podman it is
-    :ivar inside: the program in whose ``unshare`` it runs
-    :ivar directories: what is there already
-    :ivar links: symbolic links, and what they refer to
+    :ivar environ: environment variables
+    :ivar user: the ID of the user who runs podman
+    :ivar inside: the program in whose ``unshare`` podman runs
+    :ivar directories: directories that exist before
+    :ivar links: symbolic links, and their targets
     """
 
     name: str
@@ -42,14 +42,14 @@ class Configuration:
     links: Mapping[str, str] = field(default_factory=dict)
 
     def expected_of(self, generation: int) -> str:
-        """Return what is expected, without placeholders left but ``{base}``.
+        """Return the expected storage for a generation, with the placeholder ``{base}``.
 
         :param generation: 0 for the oldest versions, 2 for the newest
         """
         return self.expected if isinstance(self.expected, str) else self.expected[generation]
 
     def variables(self, base: Path) -> dict[str, str]:
-        """Return the environment: nothing but what the configuration says, and a home."""
+        """Return the whole environment: the configuration's variables, a home and directories."""
         always = {
             "HOME": f"{base}/home",
             "TMPDIR": f"{base}/tmp",
@@ -58,7 +58,7 @@ class Configuration:
         return always | {name: _at(value, base) for name, value in self.environ.items()}
 
     def make(self, base: Path) -> None:
-        """Make the files, with all that is not the system's in the user's possession."""
+        """Make the files. All but those of the system belong to the user."""
         for directory in ("etc", "usr", "var", "home", "run", "tmp", "srv"):
             (base / directory).mkdir()
         for name, text in self.files.items():
@@ -78,7 +78,7 @@ class Configuration:
 
 
 def shown(found: Mapping[str, Any]) -> str:
-    """Return a storage in the way in which the table has it."""
+    """Return a storage that was found, in the notation of :attr:`Configuration.expected`."""
     if "refused" in found:
         return REFUSED
     driver, graph_root = found["driver"], found["graph_root"]
@@ -102,16 +102,20 @@ def storage(*, options: str = "", **settings: str) -> str:
     return f"[storage]\n{lines}[storage.options]\n{options}\n"
 
 
+# Expected storage.
 SYSTEM = "overlay /var/lib/containers/storage"
 OWN = "{base}/home/.local/share/containers/storage"
-VFS = storage(driver="vfs", graphroot="{base}/srv/a")
+USERS = f"vfs {OWN}"
 A, B, C = ("vfs {base}/srv/a", "vfs {base}/srv/b", "vfs {base}/srv/c")
+
+# Texts and names of files. VFS leads to A. As drop-ins over it, OTHER leads to B and THIRD to C.
+VFS = storage(driver="vfs", graphroot="{base}/srv/a")
 OTHER = '[storage]\ngraphroot = "{base}/srv/b"\n'
 THIRD = '[storage]\ngraphroot = "{base}/srv/c"\n'
-USERS = f"vfs {OWN}"
-DATA = {"STORAGE_DRIVER": "vfs"}
-HOME_FILE = "home/.config/containers/storage.conf"
 ALSO = 'additionalimagestores = ["{base}/srv/x"]'
+HOME_FILE = "home/.config/containers/storage.conf"
+
+VFS_DRIVER = {"STORAGE_DRIVER": "vfs"}
 
 CONFIGURATIONS = [
     # Root.
@@ -119,7 +123,7 @@ CONFIGURATIONS = [
     Configuration("a file of the distribution", A, {"usr/storage.conf": VFS}),
     Configuration(
         "a file of the administrator hides the distribution's",
-        ("overlay {base}/srv/b", "overlay {base}/srv/b", "overlay {base}/srv/b"),
+        "overlay {base}/srv/b",
         {"usr/storage.conf": VFS, "etc/storage.conf": storage(graphroot="{base}/srv/b")},
     ),
     Configuration(
@@ -421,7 +425,7 @@ CONFIGURATIONS = [
     Configuration(
         "a user's directory of data",
         "vfs {base}/home/data/containers/storage",
-        environ={"XDG_DATA_HOME": "{base}/home/data", **DATA},
+        environ={"XDG_DATA_HOME": "{base}/home/data", **VFS_DRIVER},
         user=USER,
     ),
     Configuration(
@@ -555,9 +559,9 @@ CONFIGURATIONS = [
         },
         user=USER,
     ),
-    Configuration("a driver in the environment, for a user", USERS, environ=DATA, user=USER),
+    Configuration("a driver in the environment, for a user", USERS, environ=VFS_DRIVER, user=USER),
     Configuration(
-        "no runtime directory", USERS, environ={"XDG_RUNTIME_DIR": "", **DATA}, user=USER
+        "no runtime directory", USERS, environ={"XDG_RUNTIME_DIR": "", **VFS_DRIVER}, user=USER
     ),
     Configuration(
         "images of vfs, for a user",

@@ -72,7 +72,7 @@ def _running_loop() -> object:
 
 
 _LIBRARY = os.path.dirname(aimagestore.__file__)
-# What runs each step of a task: asyncio's handles and trio's runner. uvloop is not in Python.
+# The modules that run each step of a task on asyncio and trio. uvloop has no frames of Python.
 _LOOPS = frozenset(
     function.__code__.co_filename
     for function in (asyncio.events.Handle._run, trio.lowlevel.current_trio_token)
@@ -82,8 +82,8 @@ _LOOPS = frozenset(
 def _is_made_elsewhere() -> bool:
     """Return whether no code of the library makes this call.
 
-    blockbuster finds that out too, but goes through all frames of pytest for it, which takes
-    longer than most calls.
+    blockbuster finds that out too, but looks at all frames of pytest, which takes longer than most
+    calls do.
     """
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
@@ -143,9 +143,9 @@ def _guard() -> blocking.BlockBuster:
 
 
 def turn_on() -> None:
-    """From now on, fail calls of the library that block the loop: files, locks, SQL, HTTP, hashing.
+    """Make calls of the library fail that block the loop by files, locks, SQL, HTTP or hashing.
 
-    It stays on after a test, because turning it on takes longer than many tests.
+    The guard stays on after a test, because turning it on takes longer than many tests.
     """
     _guard().activate()
 

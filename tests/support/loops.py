@@ -1,4 +1,4 @@
-"""The event loops that tests run on, and how much of what can be tried is tried."""
+"""The event loops that tests run on, and which cases a usual run tries."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 from _pytest.mark import ParameterSet
 
 NIGHTLY = bool(os.environ.get("AIMAGESTORE_NIGHTLY"))
-"""Whether everything is tried on every loop, for as long as that takes."""
+"""Whether every case is tried on every loop, however long that takes."""
 
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
     "uvloop": ("asyncio", {"use_uvloop": True}),
     "trio": ("trio", {}),
 }
-"""What anyio calls each loop."""
+"""The backend and options of anyio for each loop."""
 
 EVERY_LOOP = [pytest.param(backend, id=name) for name, backend in OPTIONS.items()]
 ASYNCIO_LOOPS = EVERY_LOOP[:2]
@@ -34,9 +34,9 @@ T = TypeVar("T")
 
 
 def one_of_each(cases: Iterable[T], kind: Callable[[T], object], name: str) -> list[T]:
-    """Return one case of each kind; which one depends on the name of what is tried, and is fixed.
+    """Return one case of each kind, chosen by the name of the test.
 
-    So all cases of a kind have their turn in the end, in different tests.
+    The choice is fixed for a name. Different tests try different cases of a kind.
     """
     kinds: dict[object, list[T]] = {}
     for case in cases:
@@ -95,7 +95,7 @@ def depends_on_the_loop(item: pytest.Function) -> bool:
 
 
 def second_runs(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Return the tests that are there once more on another loop, where one loop is enough."""
+    """Return the repetitions on further loops of tests for which one loop is enough."""
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
         if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
@@ -109,16 +109,16 @@ def second_runs(items: list[pytest.Item]) -> list[pytest.Item]:
                 groups.setdefault(f"{name} {words}", []).append(item)
     found = []
     for name, group in groups.items():
-        # Each test always on the same loop, half of them on each.
+        # Each test always runs on the same loop, half of them on each.
         group.pop(zlib.crc32(name.encode()) % len(group))
         found += group
     return found
 
 
 def repeats_on_stacked_stores(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Return two thirds of the tests of the contract on a store with additional stores.
+    """Return two thirds of the contract's tests on a store with additional stores.
 
-    Its own part of the contract is in tests of its own; the rest is that of a directory.
+    Most of them repeat those on a directory, because additional stores have tests of their own.
     """
     return [
         item

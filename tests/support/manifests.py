@@ -8,7 +8,7 @@ from typing import Any
 
 
 def base64url(data: bytes) -> str:
-    """Encode as JOSE does, without padding."""
+    """Return data in URL-safe Base64 without padding, as JOSE encodes it."""
     return urlsafe_b64encode(data).decode().rstrip("=")
 
 
@@ -28,7 +28,7 @@ PAYLOAD = json.dumps(
 
 
 def signed(payload: bytes = PAYLOAD, **protected: Any) -> bytes:
-    """Insert a signature into the payload, as libtrust does."""
+    """Return the payload with a signature inserted as libtrust does it."""
     length = len(payload) - len(b"\n}")
     about = {"formatLength": length, "formatTail": base64url(payload[length:]), "time": "t"}
     signature = {

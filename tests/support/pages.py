@@ -1,4 +1,4 @@
-"""The README and the pages: their sections and code, and what is generated in them.
+"""The README and the pages: their sections, their code, and the text that is generated in them.
 
 ``python -m tests.support.pages`` writes the help of every command into the page about them, and the
 kinds of findings into the page about recovery.
@@ -63,11 +63,11 @@ def kinds_of_findings() -> str:
 
 
 GENERATED = {"command-line": reference, "recovery": kinds_of_findings}
-"""What stands behind the mark in some pages."""
+"""What generates the text behind the mark, for each page that has one."""
 
 
 def main() -> None:
-    """Write what is generated."""
+    """Write the generated text into the pages."""
     for name, generate in GENERATED.items():
         before, _, _ = page(name).partition(MARK)
         (DOCS / f"{name}.md").write_text(before + MARK + generate())

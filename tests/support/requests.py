@@ -1,4 +1,4 @@
-"""Interruptions of a call while the requests that it makes of a cluster's servers are under way."""
+"""Interrupts a call while its requests to the servers of a cluster are under way."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from aimagestore.cluster._staged import StagedBlob
 from aimagestore.cluster._upload import Upload
 
 _ROUNDS = 4
-"""Rounds of the event loop in which an interrupted task gets as far as it can."""
+"""Rounds of the event loop after which an interrupted task has ended, or waits again."""
 
 
 class Requests:
-    """Interrupts a call at a step: when a thread is about to make a request, or has its answer.
+    """Interrupts a call at a step: a thread is about to make a request, or has its answer.
 
-    The thread waits there until the task has been interrupted. What other tasks of the store ask
-    for meanwhile counts too, because a commit may be theirs and the call's.
+    The thread waits there until the task has been interrupted. Requests of the store's other tasks
+    count too, because they share commits with the call.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ class Requests:
         return limited
 
     def _pass(self) -> None:
-        """Pass one step, in a thread."""
+        """Count a step, in a thread, and interrupt the call if it is the chosen one."""
         with self._mutex:
             loop, interrupt = self._loop, self._interrupt
             self._count += 1

@@ -1,4 +1,4 @@
-"""Big data, and every kind of source that gives it."""
+"""Big data, and a source of each kind that gives it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ DIGEST = digest_of(CONTENT)
 
 
 async def chunks(content: bytes = CONTENT, size: int = 100_000) -> AsyncIterator[bytes]:
-    """Give data in pieces."""
+    """Yield data in pieces."""
     for start in range(0, len(content), size):
         yield content[start : start + size]
 
 
 class AsyncReader:
-    """Data to be read."""
+    """A source with an async ``read``."""
 
     def __init__(self, content: bytes) -> None:
         self._file = io.BytesIO(content)
@@ -37,7 +37,7 @@ class AsyncReader:
 
 
 class Receiver:
-    """Data to be received, as from anyio's streams."""
+    """A source with a ``receive``, like anyio's streams."""
 
     def __init__(self, content: bytes) -> None:
         self._file = io.BytesIO(content)
@@ -61,4 +61,4 @@ SOURCES: dict[str, Callable[[], Any]] = {
     "file": lambda: io.BytesIO(CONTENT),
     "list": lambda: [CONTENT[:5], b"", CONTENT[5:]],
 }
-"""Each gives the same content."""
+"""Every kind of source, each of which gives :data:`CONTENT`."""

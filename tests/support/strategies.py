@@ -1,4 +1,4 @@
-"""What Hypothesis makes records and indexes of."""
+"""Strategies of Hypothesis for records and indexes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ keys = st.sampled_from(["manifest", "manifest-2", "signature", "sha256:config"])
 
 
 def compact(value: Any, *, ascii_only: bool = False) -> bytes:
-    """JSON without white space, which is how Go and the library write it."""
+    """Return a value as JSON without white space, as Go and the library write it."""
     return json.dumps(value, ensure_ascii=ascii_only, separators=(",", ":")).encode()
 
 
 @st.composite
 def records(draw: st.DrawFn, image_id: st.SearchStrategy[str] = ids) -> bytes:
-    """An image's element, by whatever program it was written."""
+    """Draw the element of an image in images.json, as any program may have written it."""
     items = draw(st.lists(keys, max_size=3, unique=True))
     optional = {
         "digest": digests,
@@ -52,13 +52,13 @@ damaged_elements = st.sampled_from(
 
 @st.composite
 def indexes(draw: st.DrawFn) -> list[bytes]:
-    """The elements of an index, duplicates and damage among them."""
+    """Draw the elements of an index, with duplicates and damage among them."""
     return draw(st.lists(records() | damaged_elements, max_size=12))
 
 
 @st.composite
 def edits(draw: st.DrawFn, elements: list[bytes]) -> list[bytes]:
-    """The same elements with one run of them replaced by others, or by none."""
+    """Draw a copy of the elements in which a few neighbours are replaced or removed."""
     start = draw(st.integers(0, len(elements)))
     end = draw(st.integers(start, min(start + 2, len(elements))))
     new = draw(st.lists(records() | damaged_elements, max_size=2))

@@ -1,4 +1,4 @@
-"""Every coroutine and context manager of a store, to be interrupted at every step."""
+"""Every coroutine and context manager of a store, and sweeps that interrupt them at every step."""
 
 from __future__ import annotations
 
@@ -238,9 +238,10 @@ async def held_for_a_moment(where: StoreUnderTest) -> AsyncIterator[None]:
 class Sweep:
     """One operation, interrupted at one step after another.
 
-    :param where: where :func:`fill` has been
-    :param is_held: whether another program has the lock at first
-    :cvar changes: how many changes another task makes meanwhile
+    :param where: a store that :func:`fill` has filled
+    :param operation: its name in :data:`OPERATIONS`
+    :param is_held: whether another program holds the lock at first
+    :cvar changes: the number of changes that another task makes meanwhile
     """
 
     changes = 3
@@ -251,9 +252,11 @@ class Sweep:
         self._is_held = is_held
 
     async def run(self, *interruptions: Interruption, first: int = 1, every: int = 1) -> None:
-        """Interrupt the operation at each of its steps, or at some, until it ends before one.
+        """Interrupt the operation at one step after another, until it ends before the next one.
 
-        Of several ways, each step has one by turns.
+        :param interruptions: the ways, which take turns
+        :param first: the first step that is interrupted
+        :param every: the distance between the steps that are interrupted
         """
         ways = cycle(interruptions)
         step = first
@@ -270,9 +273,11 @@ class Sweep:
             await self.run(*interruptions)
 
     async def run_on(self, backend: object, *, whole: bool) -> None:
-        """Interrupt it on a loop, each step in one of its ways by turns, or in each of them.
+        """Interrupt the operation at each step, in the ways that this backend of anyio has.
 
-        On uvloop, which is asyncio in this, only every third step.
+        On uvloop only every third step is interrupted, unless ``whole``.
+
+        :param whole: whether each step is interrupted in each way, instead of one by turns
         """
         if backend == OPTIONS["asyncio"]:
             ways = [ASYNCIO[name] for name in ("scope", "task_cancel", "repeated_cancels")]
@@ -290,7 +295,7 @@ class Sweep:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[ImageStore]:
-        """Open the store in a block, and check that its closing leaves nothing open."""
+        """Open the store for a block, and check that nothing is open after it was closed."""
         threads = len(library_threads())
         async with ImageStore(self.where.location) as store:
             yield store
@@ -327,7 +332,7 @@ class Sweep:
         return is_interrupted
 
     async def _check(self, store: ImageStore, acknowledged: list[str]) -> None:
-        """Check that nothing is left over or lost, and that memory equals what is stored."""
+        """Check that no file or change is left behind or lost, and that memory equals storage."""
         for directory, directories, files in os.walk(self.where.root):
             assert not [n for n in (*directories, *files) if n.startswith(".")], directory
         images = await store.images()
@@ -339,12 +344,12 @@ class Sweep:
         await store.create("after")
 
     async def stored_images(self) -> list[Image]:
-        """Return the images as another store finds them."""
+        """Return the images that are stored."""
         async with ImageStore(self.where.location, read_only=True) as other:
             return await other.images()
 
     async def check_content(self, store: ImageStore, images: list[Image]) -> None:
-        """Check that big data is what the records say."""
+        """Check that big data has the digests in the records."""
         for image in images:
             for key, digest in image.big_data_digests.items():
                 data = await store.big_data(image.id, key)
@@ -352,7 +357,7 @@ class Sweep:
 
 
 class ClusterSweep(Sweep):
-    """The same on a cluster, with one store for all steps: opening it takes longer than they do.
+    """A sweep on a cluster. All steps use one store, because opening one takes longer than a step.
 
     :ivar store: the store, while :meth:`opened`
     """
@@ -363,7 +368,7 @@ class ClusterSweep(Sweep):
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[ImageStore]:
-        """Open the store in a block, and check that every object in the end was committed."""
+        """Open the store for a block, and check that only committed objects remain after it."""
         self._committed: set[UUID] = set()
         self.where.restore()
         async with super().opened() as self.store:
@@ -381,12 +386,12 @@ class ClusterSweep(Sweep):
         return self.where.images()
 
     async def check_content(self, store: ImageStore, images: list[Image]) -> None:
-        # Objects never change. Whether they are there is seen in the end.
+        # Objects never change. Their presence is checked once, at the end.
         self._committed |= self.where.named_objects()
 
 
 def is_idle(store: ImageStore) -> bool:
-    """Return whether a cluster's store uses none of its sessions."""
+    """Return whether no call uses a session of a cluster's store."""
     from aimagestore.cluster import _sessions
     from aimagestore.cluster._engine import ClusterEngine
 

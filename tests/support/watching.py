@@ -1,4 +1,4 @@
-"""Watching a store: taking events, and replaying them on a list of images."""
+"""Watches: takes their events, and replays them on images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def kinds(events: Iterable[ChangeEvent]) -> list[tuple[str, str]]:
-    """Return what happened to which image."""
+    """Return the kind and the image ID of each event."""
     return [(event.kind, event.id) for event in events]
 
 
@@ -32,7 +32,7 @@ async def until_idle(watch: Watch) -> None:
 
 
 async def meanwhile(watch: Watch, call: Awaitable[T]) -> tuple[T, ChangeEvent]:
-    """Return what a call returns, and the event that reaches a task that waited before it."""
+    """Make a call while a task waits for the next event, and return the result and the event."""
     seen: list[ChangeEvent] = []
 
     async def take_one() -> None:
