@@ -57,7 +57,7 @@ class Reads:
         monkeypatch.setattr(Source, "read", counted)
 
     async def until(self, count: int) -> None:
-        """Return when there were so many reads, and no more after some time."""
+        """Return 20 ms after this number of reads, so that a further one would show."""
         with anyio.fail_after(20):
             while self.count < count:
                 await anyio.sleep(0.001)
