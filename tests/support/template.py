@@ -1,9 +1,9 @@
-"""A process that has imported the program, and forks a copy of itself for each run of it.
+"""A process that has imported the program, and forks a copy of itself for each run.
 
-Starting an interpreter and importing everything takes ten times as long as most commands. A copy
-has the standard streams, closed ones included, and the signals that it was asked for.
+Starting an interpreter and importing everything takes ten times as long as most commands. Each copy
+gets the standard streams and the ignored signals that are requested for it.
 
-``python -m tests.support.template FD`` serves the requests that come through this socket.
+``python -m tests.support.template FD`` serves the requests that it receives from a socket.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _LEAST = 100
-"""Numbers below this are free in the copies, as they are when a program starts."""
+"""The lowest descriptor of the template itself: a copy needs the low ones, as a new program has."""
 
 _SECONDS = 60
+"""How long an answer or an end is waited for."""
 
 
 class Template:
-    """The process, as its user sees it.
+    """Starts the process, and asks it for copies.
 
     :param flags: options of the interpreter
-    :param variables: the environment
+    :param variables: the environment of the process
     """
 
     def __init__(self, *flags: str, variables: Mapping[str, str]) -> None:
@@ -62,10 +63,10 @@ class Template:
     ) -> int:
         """Start the program in a copy, and return its process ID.
 
-        :param gates: two more descriptors, which the copy has as 3 and 4
-        :param closed: which of the standard streams are closed
+        :param gates: two more descriptors, which are 3 and 4 in the copy
+        :param closed: the descriptors of standard streams that are closed
         :param ignored: the signals that are ignored
-        :param prepare: code that is run before
+        :param prepare: Python code that the copy executes first
         """
         request = {
             "arguments": list(map(str, arguments)),
@@ -80,12 +81,12 @@ class Template:
     def run(
         self, *arguments: object, stdin: int | None, data: bytes, variables: Mapping[str, str]
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run the program in a copy, in the present directory, and return what it prints.
+        """Run the program in a copy, in the current directory, and return its result.
 
-        :param stdin: its standard input; ``None`` for a pipe with the data
-        :param variables: its environment, all of it
+        :param stdin: the standard input; ``None`` for a pipe with the data
+        :param variables: the whole environment
         """
-        here, there = os.pipe()
+        reading, writing = os.pipe()
         prepare = (
             f"import os; os.chdir({os.getcwd()!r}); os.environ.clear(); "
             f"os.environ.update({dict(variables)!r})"
@@ -93,14 +94,14 @@ class Template:
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             process = self.start(
                 *arguments,
-                stdin=here if stdin is None else stdin,
+                stdin=reading if stdin is None else stdin,
                 stdout=output.fileno(),
                 stderr=errors.fileno(),
                 prepare=prepare,
             )
-            os.close(here)
+            os.close(reading)
             # The data may not fit into the pipe.
-            writer = threading.Thread(target=_write, args=(there, data))
+            writer = threading.Thread(target=_write, args=(writing, data))
             writer.start()
             code = self.wait(process)
             writer.join()
@@ -110,7 +111,7 @@ class Template:
             return subprocess.CompletedProcess(parts, code, output.read(), errors.read())
 
     def wait(self, process: int) -> int:
-        """Wait for the end of a copy, and return its exit code, as a shell has it."""
+        """Wait for the end of a copy, and return its exit code as a shell reports it."""
         self._socket.send(json.dumps({"wait": process}).encode())
         return self._answer("ended")
 
@@ -130,7 +131,7 @@ def _write(pipe: int, data: bytes) -> None:
         file.write(data)
 
 
-def _at_the_end(copies: Iterable[int]) -> NoReturn:
+def _end(copies: Iterable[int]) -> NoReturn:
     for copy in copies:
         with suppress(ProcessLookupError):
             os.kill(copy, signal.SIGKILL)
@@ -138,21 +139,21 @@ def _at_the_end(copies: Iterable[int]) -> NoReturn:
 
 
 def serve(requests: socket.socket) -> None:
-    """Serve requests until there are no more. Returns in each copy, too, ready for the program."""
+    """Serve requests until the socket is closed, then exit. Return only in copies."""
     copies: set[int] = set()
     while True:
         message, files, *_ = socket.recv_fds(requests, 1 << 20, 5)
         if not message:
-            _at_the_end(copies)
+            _end(copies)
         request = json.loads(message)
         if "wait" in request:
             _, status = os.waitpid(request["wait"], 0)
             copies.discard(request["wait"])
             code = os.waitstatus_to_exitcode(status)
-            with suppress(BrokenPipeError):  # nobody waits any more
+            with suppress(BrokenPipeError):  # the other end was closed
                 requests.send(f"ended {code if code >= 0 else 128 - code}".encode())
             continue
-        # Out of the way of the numbers that they get in the copy.
+        # Moved up, because the copy needs the low numbers.
         kept = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _LEAST) for file in files]
         for file in files:
             os.close(file)
@@ -181,7 +182,7 @@ def _become_ready(request: Any, files: Sequence[int]) -> None:
 
 
 def _run(main: Callable[[], object]) -> NoReturn:
-    """Run the program, and end as the interpreter does, but without taking everything apart."""
+    """Run the program, and exit with the interpreter's codes but without its cleanup."""
     try:
         main()
         code = 0
@@ -199,7 +200,7 @@ def _run(main: Callable[[], object]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    # Once for all copies; a command imports them when it needs them.
+    # Commands import these when they need them. Here it is done once for all copies.
     import aiofiles.tempfile  # noqa: F401
     from click.testing import CliRunner
 
@@ -210,13 +211,13 @@ if __name__ == "__main__":
     _number = int(sys.argv[1])
     _high = fcntl.fcntl(_number, fcntl.F_DUPFD_CLOEXEC, _LEAST)
     os.close(_number)
-    # This imports what else is only imported when a command runs.
+    # A command imports more when it runs.
     with tempfile.TemporaryDirectory() as directory:
         for name in ("create", "images", "check", "--help"):
             CliRunner().invoke(app, ["--root", f"{directory}/store", name])
     logging.getLogger().handlers.clear()  # a copy logs to its own standard error
-    while threading.active_count() > 1:  # a fork has no others
+    while threading.active_count() > 1:  # a copy would lack these threads
         threading.enumerate()[-1].join(_SECONDS)
-    gc.freeze()  # its collector then leaves the pages alone that the copies share
+    gc.freeze()  # so that collections do not write to the pages that copies share
     serve(socket.socket(fileno=_high))
     _run(main)
