@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,24 +11,6 @@ if TYPE_CHECKING:
     from .gateway import Gateway
     from .proxy import Proxy
     from .servers import Place, Servers
-
-
-# Why a test is skipped with moto.
-_NEEDS = {
-    "test_nothing_is_lost_when_the_object_store_restarts": "its objects survive a restart",
-    "test_only_calls_that_need_a_stopped_object_store_fail": "its objects survive a restart",
-    "test_the_object_store_keeps_what_it_has_acknowledged": "its objects survive a restart",
-    "test_wrong_keys_are_named": "it knows its keys",
-}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests that the object store selected by the environment does not support."""
-    if os.environ.get("AIMAGESTORE_TEST_OBJECTS") == "moto":
-        for item in items:
-            if reason := _NEEDS.get(getattr(item, "originalname", item.name)):
-                item.add_marker(pytest.mark.skip(reason=f"not with moto: elsewhere {reason}"))
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -24,11 +24,9 @@ from aimagestore.cluster._local.postgres import Postgres
 from aimagestore.cluster._local.seaweedfs import SeaweedFS
 
 from .moto import Moto
+from .moto_lacks import USES_MOTO
 
 _TEMPLATE = "template_of_stores"
-
-USES_MOTO = os.environ.get("AIMAGESTORE_TEST_OBJECTS") == "moto"
-"""Whether the object store is moto's, and not SeaweedFS."""
 
 POSTGRES = os.environ.get("AIMAGESTORE_TEST_POSTGRES")
 """The directory of PostgreSQL's programs, if it is not the PostgreSQL that is found."""

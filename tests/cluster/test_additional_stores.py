@@ -1,4 +1,4 @@
-"""Additional stores where the store, or the additional one, is a cluster's."""
+"""Additional stores, where the store or the additional one is a cluster's."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LARGE = bytes(range(256)) * 10_000
 def locations(
     request: pytest.FixtureRequest, servers: Servers, tmp_path: Path
 ) -> Iterator[tuple[Path | Location, Path | Location]]:
-    """Where a store and its additional one are; ``param`` says which of them is a cluster's."""
+    """The locations of a store and its additional one. ``param`` says which is a cluster's."""
     with servers.new_place() as own, servers.new_place() as additional:
         yield (
             tmp_path / "store" if request.param == "additional" else own.location(),
@@ -121,7 +121,7 @@ async def test_a_copy_has_its_items_in_the_store_itself(
         assert await alone.big_data("aa1", "manifest") == MANIFEST
 
 
-async def test_changes_of_all_stores_are_seen_and_watched(
+async def test_a_watch_yields_the_changes_of_all_stores(
     locations: tuple[Path | Location, Path | Location],
 ) -> None:
     own, additional = locations

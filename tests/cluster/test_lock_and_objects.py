@@ -1,4 +1,4 @@
-"""The lock is never held while the object store is at work."""
+"""No call holds the lock while it waits for the object store."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from .servers import Place
 
 LARGE = bytes(range(256)) * 4096 * 10
-"""More than a part of an upload."""
+"""More than one part of an upload."""
 
 DEADLINE = 3.0
 """Seconds."""
 
 
 class Witness:
-    """Has another client change the store before each request to the object store is answered.
+    """Tries to acquire the lock before each request to the object store is answered.
 
-    :ivar requests: the methods of the requests
-    :ivar held: those of them for which the lock was held
+    :ivar requests: the methods of all requests
+    :ivar held: the methods of those during which the lock was held
     """
 
     def __init__(self, place: Place) -> None:
@@ -139,7 +139,7 @@ Call = Callable[[ImageStore, "Place", Path], Awaitable[None]]
         check_and_repair,
     ],
 )
-async def test_others_change_the_store_while_the_object_store_is_at_work(
+async def test_no_call_holds_the_lock_during_a_request_to_the_object_store(
     place: Place,
     gateway: Gateway,
     witness: Witness,
@@ -147,7 +147,7 @@ async def test_others_change_the_store_while_the_object_store_is_at_work(
     monkeypatch: pytest.MonkeyPatch,
     call: Call,
 ) -> None:
-    # As if everything had been staged long ago, and had to be looked for.
+    # As if everything had been staged long ago: the store then looks for each object before use.
     monkeypatch.setattr("aimagestore.cluster._staged._YOUNG", 0)
     async with ImageStore(place.location(grace_period=timedelta(microseconds=1))) as store:
         await store.create("old", big_data={"key": b"old"})
@@ -160,7 +160,7 @@ async def test_others_change_the_store_while_the_object_store_is_at_work(
 async def test_bytes_that_a_transaction_is_given_are_uploaded_under_its_lock(
     place: Place, gateway: Gateway, witness: Witness
 ) -> None:
-    """As its documentation says; and the tests above would notice it."""
+    """Its documentation says so. This also shows that the witness notices a held lock."""
     async with ImageStore(place.location()) as store:
         gateway.rule = witness
         async with store.transaction() as tx:
@@ -168,7 +168,7 @@ async def test_bytes_that_a_transaction_is_given_are_uploaded_under_its_lock(
     assert witness.held == ["PUT"]
 
 
-async def test_a_transaction_that_waits_for_the_object_store_lets_others_go_on_at_its_deadline(
+async def test_a_transaction_that_waits_for_the_object_store_releases_the_lock_at_its_deadline(
     place: Place, to_objects: Proxy
 ) -> None:
     async with (

@@ -13,6 +13,7 @@ from anyio.to_thread import run_sync
 from aimagestore import ImageStore, StoreUnavailableError
 
 from ..support.stores import library_threads, until
+from . import moto_lacks
 from .drills import Bucket
 from .ledger import TASKS, Ledger, check_whole, fails, killed
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .servers import Place, Servers
 
 
+@moto_lacks.durability
 async def test_nothing_is_lost_when_the_object_store_restarts(
     servers: Servers, place: Place
 ) -> None:
@@ -38,6 +40,7 @@ async def test_nothing_is_lost_when_the_object_store_restarts(
     await check_whole(place, ledger)
 
 
+@moto_lacks.durability
 async def test_only_calls_that_need_a_stopped_object_store_fail(
     servers: Servers, place: Place
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from aimagestore import ImageStore, StoreUnavailableError, check
 
+from . import moto_lacks
 from .gateway import Answer, error
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ async def test_a_deleted_bucket_is_not_a_missing_item(place: Place, gateway: Gat
             await store.big_data("one", "key")
 
 
+@moto_lacks.authentication
 @pytest.mark.parametrize("read_only", [False, True])
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
 async def test_wrong_keys_are_named(

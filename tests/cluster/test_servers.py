@@ -22,6 +22,7 @@ from aimagestore.cluster._local.postgres import Postgres
 from aimagestore.cluster._local.server import ServersMissingError
 
 from ..support.stores import becomes_true
+from . import moto_lacks
 
 if TYPE_CHECKING:
     from .proxy import Proxy
@@ -47,6 +48,7 @@ def test_postgres_keeps_what_it_has_acknowledged(
     assert table.execute("SELECT number FROM noted") == [(1,)]
 
 
+@moto_lacks.durability
 def test_the_object_store_keeps_what_it_has_acknowledged(servers: Servers) -> None:
     bucket = servers.objects.bucket("kept")
     bucket.put("item", b"x" * 100_000)

@@ -1,4 +1,4 @@
-"""While the servers are silent, every call ends by its deadline, and a cancelled one at once."""
+"""While the servers are silent, each call ends by its deadline, or at once if it is cancelled."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
     from .servers import Place, Servers
 
 SHORT = 1.0
-"""Seconds of a deadline that is waited for."""
+"""Seconds; the deadline of a call that is left to it."""
 
 DEADLINE = 9.0
 AT_ONCE = DEADLINE / 3
-"""Seconds within which a cancelled call ends: more than it takes, and far from the deadline."""
+"""Seconds in which a cancelled call ends: much more than it takes, and far from the deadline."""
 
 BEFORE = 0.2
-"""Seconds for which a call waits for the servers before it is cancelled."""
+"""Seconds; how long a call waits for the servers before it is cancelled."""
 
 MIB = 1024 * 1024
 DATA = bytes(16 * MIB)
 
 
 class Silence:
-    """The silence of both servers, which begins when a call says so.
+    """The silence of both servers, which begins when this is called.
 
-    :ivar location: the store's, by way of what falls silent
-    :ivar directory: where a call may write
-    :ivar has_begun: set when it has begun
-    :ivar began: when, by the event loop's clock
+    :ivar location: the location of the store, by way of the proxies that fall silent
+    :ivar directory: a directory for the files of a call
+    :ivar has_begun: set when the silence has begun
+    :ivar began: the time of its beginning, by the event loop's clock
     """
 
     def __init__(self, location: ClusterLocation, directory: Path, *proxies: Proxy) -> None:
@@ -57,7 +57,7 @@ class Silence:
         self._stack = ExitStack()
 
     def __call__(self) -> None:
-        """Begin."""
+        """Begin the silence."""
         for proxy in self._proxies:
             self._stack.enter_context(proxy.silent())
         self.began = anyio.current_time()
@@ -72,12 +72,12 @@ class Silence:
 async def silence(
     servers: Servers, place: Place, to_postgres: Proxy, to_objects: Proxy, tmp_path: Path
 ) -> AsyncIterator[Silence]:
-    """The servers, by way of proxies."""
+    """The silence of the servers, which has not begun."""
     there = servers.by_way_of(place, to_postgres.port)
     silence = Silence(there.location(deadline=DEADLINE), tmp_path, to_postgres, to_objects)
     yield silence
     silence.end()
-    # The removal of what was sent goes on after a store was closed, and needs the proxies.
+    # Threads still remove objects after a store was closed, and need the proxies until then.
     await until(lambda: not library_threads())
 
 
@@ -85,7 +85,7 @@ Call = Callable[[ImageStore, Silence], Awaitable[object]]
 
 
 def quietly(call: Callable[[ImageStore], Awaitable[object]]) -> Call:
-    """Begin the silence right before a call."""
+    """Return the call with the silence beginning right before it."""
 
     async def run(store: ImageStore, silence: Silence) -> None:
         silence()
@@ -141,7 +141,7 @@ async def leave_a_reader(store: ImageStore, silence: Silence) -> None:
         silence()
         with anyio.move_on_after(BEFORE / 4):
             await reader.read()
-    await anyio.sleep_forever()  # left at once, so it is this that is cancelled
+    await anyio.sleep_forever()  # The reader was left at once, so the test cancels this.
 
 
 async def write_staged(store: ImageStore, silence: Silence) -> None:
@@ -220,7 +220,7 @@ CALLS: dict[str, Call] = {
     "export": export_one,
     "copy in": copy_in,
     "copy out": copy_out,
-    # Has no deadline of its own.
+    # It has no deadline.
     "leave a reader": leave_a_reader,
 }
 
@@ -271,7 +271,7 @@ async def test_a_cancelled_call_ends_at_once(
 
 
 async def cancelled_by_asyncio(call: Any, silence: Silence) -> float:
-    """Cancel a task as asyncio does; return how long it took to end, in seconds."""
+    """Cancel the call's task as asyncio does, and return how long it took to end, in seconds."""
     task = asyncio.create_task(call)
     await silence.has_begun.wait()
     await asyncio.sleep(BEFORE)
