@@ -10,7 +10,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
@@ -26,12 +25,20 @@ from aimagestore import (
 from aimagestore.oci import Transport
 
 from .support.faults import Faults
-from .support.layouts import INDEX, MANIFEST, DockerArchive, Maker, files_of, hello, hex_of
-from .test_oci import tree
-from .test_oci_foreign import write_dir
-
-REF = "org.opencontainers.image.ref.name"
-NAME = "io.containerd.image.name"
+from .support.layouts import (
+    IMAGE_NAME,
+    INDEX,
+    MANIFEST,
+    REF_NAME,
+    DockerArchive,
+    Maker,
+    entries_of,
+    files_of,
+    hello,
+    hex_of,
+    write_dir,
+)
+from .support.stores import tree
 
 
 @pytest.fixture(params=["asyncio"])
@@ -40,18 +47,15 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def entries_of(layout: Path) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = json.loads(files_of(layout)["index.json"])["manifests"]
-    return entries
-
-
 def several() -> Maker:
+    """A layout of two images, one of which it lists under two names."""
     maker = Maker()
     one = maker.image(b"shared", b"1", config={"n": 1})
     two = maker.image(b"shared", b"2", config={"n": 2})
+    named = {IMAGE_NAME: "docker.io/library/one:1"}
     maker.entries = [
-        one | {"annotations": {NAME: "docker.io/library/one:1", REF: "1", "vendor": "x"}},
-        one | {"annotations": {REF: "again:1"}},
+        one | {"annotations": named | {REF_NAME: "1", "vendor": "x"}},
+        one | {"annotations": {REF_NAME: "again:1"}},
         two
         | {"artifactType": "application/x", "platform": {"architecture": "amd64", "os": "linux"}},
     ]
@@ -74,12 +78,11 @@ async def test_one_image_is_selected_and_named(tmp_path: Path) -> None:
     (copied,) = await oci.copy_layout(layout, tmp_path / "out", ref="one:1", name="new:2")
     assert copied.name == "new:2"
     (entry,) = entries_of(tmp_path / "out")
-    assert entry["annotations"] == {REF: "new:2", "vendor": "x"}
+    assert entry["annotations"] == {REF_NAME: "new:2", "vendor": "x"}
     await oci.copy_layout(layout, tmp_path / "out", ref="again:1", name="")
-    assert [entry.get("annotations", {}).get(REF) for entry in entries_of(tmp_path / "out")] == [
-        "new:2",
-        None,
-    ]
+    renamed, unnamed = entries_of(tmp_path / "out")
+    assert renamed == entry
+    assert "annotations" not in unnamed
     with pytest.raises(ImageUnknownError, match="has no image 'absent'"):
         await oci.copy_layout(layout, tmp_path / "out", ref="absent")
 
@@ -106,12 +109,12 @@ async def test_a_copy_takes_all_platforms_or_the_one_selected(tmp_path: Path) ->
     await oci.copy_layout(layout, tmp_path / "all")
     assert entries_of(tmp_path / "all") == maker.entries
     await oci.copy_layout(layout, tmp_path / "one", platform="linux/arm64")
-    assert entries_of(tmp_path / "one") == [images[1] | {"annotations": {REF: "all:1"}}]
+    assert entries_of(tmp_path / "one") == [images[1] | {"annotations": {REF_NAME: "all:1"}}]
     assert len(files_of(tmp_path / "one")) == 5
     # Of a sparse layout, the only platform that is there.
     (layout / "blobs" / "sha256" / hex_of(b"arm64")).unlink()
     await oci.copy_layout(layout, tmp_path / "sparse")
-    assert entries_of(tmp_path / "sparse") == [images[0] | {"annotations": {REF: "all:1"}}]
+    assert entries_of(tmp_path / "sparse") == [images[0] | {"annotations": {REF_NAME: "all:1"}}]
     with pytest.raises(InvalidLayoutError, match="missing"):
         await oci.copy_layout(layout, tmp_path / "no", platform="linux/arm64")
 
@@ -140,7 +143,7 @@ async def test_an_archive_of_docker_gets_manifests_of_oci(tmp_path: Path) -> Non
     image_id = saved.image(b"one", tags=["quay.io/a:1", "quay.io/a:2"])
     saved.write(tmp_path / "in.tar")
     await oci.copy_layout(tmp_path / "in.tar", tmp_path / "out")
-    assert [(e["mediaType"], e["annotations"][REF]) for e in entries_of(tmp_path / "out")] == [
+    assert [(e["mediaType"], e["annotations"][REF_NAME]) for e in entries_of(tmp_path / "out")] == [
         (MANIFEST, "quay.io/a:1"),
         (MANIFEST, "quay.io/a:2"),
     ]
@@ -237,7 +240,7 @@ async def test_several_images_are_exported_or_none(store: ImageStore, tmp_path: 
     await store.add_names(one, ["localhost/other:1"])
     done = await oci.export_images(store, ["localhost/one:1", two[:20], two], tmp_path / "a.tar")
     assert [each.image.id for each in done] == [one, two]
-    assert [e["annotations"][REF] for e in entries_of(tmp_path / "a.tar")] == [
+    assert [e["annotations"][REF_NAME] for e in entries_of(tmp_path / "a.tar")] == [
         "localhost/one:1",
         "localhost/two:1",
     ]

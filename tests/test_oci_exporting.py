@@ -1,14 +1,16 @@
-"""Exports beside each other, that fail, and into pipes whose readers stall."""
+"""Exports at the same time, exports that fail, and exports into pipes whose readers stall."""
 
 from __future__ import annotations
 
+import array
 import errno
-import json
+import fcntl
 import os
 import socket
 import stat
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from aimagestore._directory.staged import STAGED_PREFIX, StagedFile, remove_dead
 from aimagestore.oci._layout import LayoutDirectory
 from aimagestore.oci._target import DirectoryTarget
 
-from .support.layouts import Maker, encode, files_of, hello
+from .support.layouts import Maker, encode, entries_of, files_of, hello
 from .support.stores import until
 
 SIZE = 300_000
@@ -33,9 +35,9 @@ async def import_all(store: ImageStore, maker: Maker, path: Path) -> list[str]:
     return [each.image.id for each in await oci.import_layout(store, maker.write(path))]
 
 
-def entries_of(layout: Path) -> set[str]:
-    entries = json.loads((layout / "index.json").read_bytes())["manifests"]
-    return {entry["digest"] for entry in entries}
+def digests_in(layout: Path) -> set[str]:
+    """Return the digests that a layout lists."""
+    return {entry["digest"] for entry in entries_of(layout)}
 
 
 def several(number: int) -> Maker:
@@ -46,7 +48,7 @@ def several(number: int) -> Maker:
     return maker
 
 
-# Beside each other
+# At the same time
 
 _EXPORTER = """
 import sys, anyio
@@ -91,7 +93,7 @@ async def test_exports_of_several_processes_lose_nothing(
             process.stdout.close()
 
     await anyio.to_thread.run_sync(finish)
-    assert entries_of(out) == {entry["digest"] for entry in maker.entries}
+    assert digests_in(out) == {entry["digest"] for entry in maker.entries}
     exported = files_of(out)
     assert exported.keys() == files_of(tmp_path / "layout").keys()
     assert sorted(os.listdir(tmp_path)) == ["layout", "out", "store"]
@@ -149,7 +151,7 @@ async def test_an_export_completes_or_leaves_a_directory_that_another_makes_mean
     point: str,
     fails: bool,
 ) -> None:
-    """The export that fails never takes the directory, or a blob, from the other."""
+    """An export that fails does not remove the directory or blobs of the other."""
     maker = several(2)
     first, second = await import_all(store, maker, tmp_path / "layout")
     out = tmp_path / "out"
@@ -177,7 +179,7 @@ async def test_an_export_completes_or_leaves_a_directory_that_another_makes_mean
         else:
             await oci.export_layout(store, first, out)
     digests = [entry["digest"] for entry in maker.entries]
-    assert entries_of(out) == set(digests[1:] if fails else digests)
+    assert digests_in(out) == set(digests[1:] if fails else digests)
     async with ImageStore(tmp_path / "again") as again:
         assert len(await oci.import_layout(again, out)) == 2 - fails
     assert sorted(os.listdir(tmp_path)) == ["again", "layout", "out", "store"]
@@ -208,7 +210,7 @@ async def test_a_new_layout_appears_whole_or_not_at_all(
 async def test_an_empty_path_and_one_through_a_missing_directory_are_refused(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
-    """Resolved without a look at the disk, both are the current directory."""
+    """Both would be the current directory if they were resolved without reading the disk."""
     (image,) = await import_all(store, hello(), tmp_path / "layout")
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "letter").write_bytes(b"dear")
@@ -228,7 +230,7 @@ async def test_a_layout_with_a_large_index_gets_one_more_image(
     )
     other = maker.write(tmp_path / "other")
     await oci.export_layout(store, image, other, name="more:1")
-    assert len(json.loads((other / "index.json").read_bytes())["manifests"]) == 2
+    assert len(entries_of(other)) == 2
 
 
 async def test_an_empty_directory_keeps_its_inode_and_mode(
@@ -256,11 +258,7 @@ async def large(store: ImageStore, tmp_path: Path) -> str:
 
 
 def is_full(reader: int) -> bool:
-    """Whether a pipe has got about as much as it holds."""
-    import array
-    import fcntl
-    import termios
-
+    """Return whether a pipe is almost full."""
     held = array.array("i", [0])
     fcntl.ioctl(reader, termios.FIONREAD, held)
     return held[0] >= 60_000
@@ -293,11 +291,9 @@ async def test_a_reader_that_stalls_does_not_hold_a_cancelled_export(
 async def test_a_reader_that_stalls_at_the_end_does_not_hold_a_cancelled_export(
     store: ImageStore, tmp_path: Path
 ) -> None:
-    """The trailer of the archive waits for it, too."""
+    """The end of the archive is written in another call, which waits for the reader too."""
     (image_id,) = await import_all(store, hello(), tmp_path / "layout")
     reader, writer = os.pipe()
-    import fcntl
-
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     with open(writer, "wb", buffering=0) as target, anyio.fail_after(30):
         await oci.export_layout(store, image_id, tmp_path / "whole.tar")
@@ -305,7 +301,7 @@ async def test_a_reader_that_stalls_at_the_end_does_not_hold_a_cancelled_export(
         got = 0
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(oci.export_layout, store, image_id, target)
-            # What is left then fits into the pipe, but for a little.
+            # Then all but a little of the rest fits into the pipe.
             while got < size - 5000:
                 got += len(await anyio.to_thread.run_sync(os.read, reader, 512))
             tasks.cancel_scope.cancel()

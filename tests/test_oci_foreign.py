@@ -39,9 +39,11 @@ from .support.layouts import (
     archive,
     digest_of,
     encode,
+    entries_of,
     files_of,
     hello,
     hex_of,
+    write_dir,
 )
 from .support.stores import open_files
 
@@ -236,23 +238,6 @@ async def test_an_exported_archive_can_be_loaded_by_docker_too(
 # dir:
 
 
-def write_dir(path: Path, maker: Maker, *, version: bytes | None = None) -> Path:
-    """What skopeo's ``dir:`` makes of the first image of a layout."""
-    path.mkdir()
-    first = maker.entries[0]
-    for name, data in maker.files.items():
-        if not name.startswith("blobs/"):
-            continue
-        _, algorithm, encoded = name.split("/")
-        plain = encoded if algorithm == "sha256" else f"{algorithm}-{encoded}"
-        is_manifest = b'"schemaVersion"' in data
-        (path / (f"{plain}.manifest.json" if is_manifest else plain)).write_bytes(data)
-        if first["digest"] == f"{algorithm}:{encoded}":
-            (path / "manifest.json").write_bytes(data)
-    (path / "version").write_bytes(version or b"Directory Transport Version: 1.1\n")
-    return path
-
-
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 async def test_an_image_in_a_dir_is_imported(
     store: ImageStore, tmp_path: Path, algorithm: str
@@ -368,7 +353,7 @@ async def test_text_that_is_not_valid_unicode_does_not_stop_an_import_or_copy(
     assert second.image.created.year == 2024
     assert await store.big_data(second.image.id, "manifest") == manifest
     await oci.copy_layout(layout, tmp_path / "out")
-    copied = json.loads(files_of(tmp_path / "out")["index.json"])["manifests"][1]
+    copied = entries_of(tmp_path / "out")[1]
     assert "\ufffd" in copied["annotations"]["author"]
     assert "n\U0001f600" in copied["annotations"]
 
@@ -387,7 +372,7 @@ async def test_an_index_json_of_dockers_type_is_one_image(
     (imported,) = await oci.import_layout(store, maker.write(tmp_path / "layout"))
     assert imported.image.digest == digest_of(maker.files["index.json"])
     await oci.export_layout(store, imported.image.id, tmp_path / "out")
-    (entry,) = json.loads(files_of(tmp_path / "out")["index.json"])["manifests"]
+    (entry,) = entries_of(tmp_path / "out")
     assert entry["mediaType"] == docker_list
 
 

@@ -22,17 +22,19 @@ from aimagestore.oci._platform import Platform, best_of
 
 from .support.layouts import (
     CONFIG,
+    IMAGE_NAME,
     INDEX,
     LAYER,
     MANIFEST,
     REF_NAME,
     Maker,
+    blob_path,
     digest_of,
+    entries_of,
     files_of,
     hello,
 )
 
-IMAGE_NAME = "io.containerd.image.name"
 DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
 SPDX = "application/spdx+json"
 
@@ -53,10 +55,6 @@ def runs_on(architecture: str, variant: str = "") -> dict[str, Any]:
         "platform": {"os": "linux", "architecture": architecture}
         | ({"variant": variant} if variant else {}),
     }
-
-
-def blob_of(maker: Maker, descriptor: dict[str, Any]) -> str:
-    return "blobs/" + str(descriptor["digest"]).replace(":", "/")
 
 
 async def names_in(store: ImageStore) -> set[tuple[str, ...]]:
@@ -189,7 +187,7 @@ async def test_an_export_replaces_the_entry_with_its_name(
     out = maker.write(tmp_path / "out")
     (imported,) = await oci.import_layout(store, hello().write(tmp_path / "in"))
     await oci.export_layout(store, imported.image.id, out, name=name)
-    entries = json.loads((out / "index.json").read_bytes())["manifests"]
+    entries = entries_of(out)
     assert [name_of(e["annotations"]).full for e in entries] == ["localhost/b:1", "localhost/a:1"]
     assert entries[1]["digest"] == imported.image.digest
 
@@ -276,7 +274,7 @@ def sparse(*present: str) -> Maker:
     maker.enter(maker.index(*images.values()), "a:1")
     for architecture, image in images.items():
         if architecture not in present:
-            del maker.files[blob_of(maker, image)]
+            del maker.files[blob_path(image["digest"])]
     return maker
 
 
@@ -312,7 +310,7 @@ async def test_a_platform_without_its_blobs_is_left_out(
     for architecture in ("amd64", "s390x"):
         config = {"architecture": architecture, "os": "linux"}
         removed = json.dumps(config).encode() if part == "config" else architecture.encode()
-        del maker.files["blobs/" + digest_of(removed).replace(":", "/")]
+        del maker.files[blob_path(digest_of(removed))]
     (imported,) = await oci.import_layout(store, maker.write(tmp_path / "layout"))
     assert digest_of(b"arm64") in imported.image.big_data_names
 
@@ -420,9 +418,9 @@ async def test_attestations_may_be_missing(store: ImageStore, tmp_path: Path, mi
     statement = maker.image(b"statement") | ATTESTATION
     maker.enter(maker.index(image, statement), "a:1")
     if missing == "its manifest":
-        del maker.files[blob_of(maker, statement)]
+        del maker.files[blob_path(statement["digest"])]
     if missing == "its layer":
-        del maker.files["blobs/" + digest_of(b"statement").replace(":", "/")]
+        del maker.files[blob_path(digest_of(b"statement"))]
     layout = maker.write(tmp_path / "layout")
     (imported,) = await oci.import_layout(store, layout)
     assert (

@@ -15,6 +15,7 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 REF_NAME = "org.opencontainers.image.ref.name"
+IMAGE_NAME = "io.containerd.image.name"
 
 Descriptor = dict[str, Any]
 Links = Iterable[tuple[str, str]]
@@ -28,6 +29,11 @@ def digest_of(data: bytes, algorithm: str = "sha256") -> str:
 def hex_of(data: bytes) -> str:
     """Return the SHA-256 of data in hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def blob_path(digest: str) -> str:
+    """Return where a blob is in a layout."""
+    return "blobs/" + digest.replace(":", "/")
 
 
 def encode(document: Any) -> bytes:
@@ -52,7 +58,7 @@ class Maker:
     def blob(self, data: bytes, media_type: str, **fields: Any) -> Descriptor:
         """Add a blob, and return its descriptor."""
         digest = digest_of(data, self._algorithm)
-        self.files["blobs/" + digest.replace(":", "/")] = data
+        self.files[blob_path(digest)] = data
         return {"mediaType": media_type, "digest": digest, "size": len(data), **fields}
 
     def document(self, document: Any, media_type: str, **fields: Any) -> Descriptor:
@@ -128,11 +134,34 @@ def files_of(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
+def entries_of(layout: Path) -> list[Descriptor]:
+    """Return what index.json of a layout lists."""
+    entries: list[Descriptor] = json.loads(files_of(layout)["index.json"])["manifests"]
+    return entries
+
+
 def hello(**fields: Any) -> Maker:
     """Return a layout of one small image, called ``hello:1``."""
     maker = Maker()
     maker.enter(maker.image(b"layer", **fields), "hello:1")
     return maker
+
+
+def write_dir(path: Path, maker: Maker, *, version: bytes | None = None) -> Path:
+    """Write the first image of a layout as skopeo's ``dir:`` does."""
+    path.mkdir()
+    first = maker.entries[0]
+    for name, data in maker.files.items():
+        if not name.startswith("blobs/"):
+            continue
+        _, algorithm, encoded = name.split("/")
+        plain = encoded if algorithm == "sha256" else f"{algorithm}-{encoded}"
+        is_manifest = b'"schemaVersion"' in data
+        (path / (f"{plain}.manifest.json" if is_manifest else plain)).write_bytes(data)
+        if first["digest"] == f"{algorithm}:{encoded}":
+            (path / "manifest.json").write_bytes(data)
+    (path / "version").write_bytes(version or b"Directory Transport Version: 1.1\n")
+    return path
 
 
 def config_of(*layers: bytes, **fields: Any) -> bytes:
