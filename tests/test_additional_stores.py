@@ -1,4 +1,4 @@
-"""Stores that are read beside a store: what is seen of them, and what a change copies."""
+"""Additional stores: which images are visible, and what a change of one of them copies."""
 
 from __future__ import annotations
 
@@ -94,10 +94,17 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
 
 
 async def shown(store: ImageStore) -> list[tuple[str, bool]]:
+    """Return the ID of each image, and whether it comes from an additional store."""
     return [(image.id, image.read_only) for image in await store.images()]
 
 
-# What is seen
+def remove_measures(records: list[Any]) -> None:
+    """Remove the sizes and digests of its items from the first record."""
+    for name in ("big-data-sizes", "big-data-digests"):
+        records[0].pop(name, None)
+
+
+# Visible images
 
 
 async def test_the_stores_are_listed_in_order_and_an_earlier_one_hides_ids(stack: Stack) -> None:
@@ -120,9 +127,8 @@ async def test_the_stores_are_listed_in_order_and_an_earlier_one_hides_ids(stack
             await store.get("aa1"),
             await store.get("aa2"),
         ]
-        assert [image.to_dict()["read_only"] for image in await store.images()][:3] == [
-            *(False, False, True)
-        ]
+        described = [image.to_dict() for image in await store.images()]
+        assert [each["read_only"] for each in described] == [False, False, True, True]
 
 
 async def test_a_name_stands_for_the_image_of_the_first_store_that_has_it(stack: Stack) -> None:
@@ -180,12 +186,7 @@ async def test_measuring_an_item_copies_nothing(tmp_path: Path) -> None:
     for path in (stack.first, stack.second):
         async with ImageStore(path) as store:
             await store.create(path.name, big_data={"k": b"data"})
-
-        def forget(records: list[Any]) -> None:
-            records[0].pop("big-data-sizes")
-            records[0].pop("big-data-digests")
-
-        edit_index(path, forget)
+        edit_index(path, remove_measures)
     async with stack.open() as store:
         assert await store.big_data_size(stack.first.name, "k") == 4
         assert await store.big_data_digest(stack.second.name, "k") == digest(b"data")
@@ -204,7 +205,7 @@ async def test_a_read_only_store_has_additional_stores_too(stack: Stack) -> None
             await store.set_metadata("aa1", "new")
 
 
-# What a change does
+# Changes
 
 CHANGES: dict[str, Callable[[Any], Awaitable[Image]]] = {
     "set_metadata": lambda store: store.set_metadata("aa1", "new"),
@@ -219,7 +220,7 @@ CHANGES: dict[str, Callable[[Any], Awaitable[Image]]] = {
 
 
 async def expected_of(stack: Stack, change: str, tmp_path: Path) -> tuple[Image, dict[str, bytes]]:
-    """Return what a change makes of the image in a plain store, and its items."""
+    """Return the image that a change makes in a store without additional ones, and its items."""
     shutil.copytree(stack.first, tmp_path / "store-plain")
     async with ImageStore(tmp_path / "store-plain") as store:
         image = await CHANGES[change](store)
@@ -280,10 +281,8 @@ async def test_a_name_of_an_additional_store_moves_without_a_copy_of_its_image(
         with pytest.raises(DuplicateNameError):
             await store.create(names=["a"])
         await store.add_names("own", ["x", "b"])
-        assert await shown(store) == [
-            *(("own", False), ("aa1", True)),
-            *(("both", True), ("aa2", True)),
-        ]
+        expected = [("own", False), ("aa1", True), ("both", True), ("aa2", True)]
+        assert await shown(store) == expected
         assert await store.lookup("x") == "own"
         await store.set_names("aa2", ["x"])
         assert await store.lookup("x") == "aa2"
@@ -362,7 +361,7 @@ async def test_images_are_copied_out_of_all_stores_with_the_names_they_have(
         assert await shown(store) == [("both", False), ("aa2", False), ("aa1", True)]
 
 
-# What goes wrong in an additional store
+# Additional stores that are missing, damaged or read-only
 
 
 async def test_a_missing_additional_store_raises_an_error_or_is_left_out(
@@ -459,7 +458,7 @@ def _times(path: Path) -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture
 async def moving(tmp_path: Path) -> Stack:
-    """Stores without images, which the test changes."""
+    """A store and two additional ones, all without images, for tests that change all of them."""
     stack = Stack(tmp_path)
     for path in (stack.first, stack.second):
         async with ImageStore(path):
@@ -563,13 +562,13 @@ async def test_an_image_that_moves_between_stores_is_always_seen(
         (moving.first / "images.json").write_text("[]")
 
     async with moving.open() as store, ImageStore(moving.own) as own:
-        await own.create("new")  # so that the store has something to load
+        await own.create("new")  # so that the store loads its index again
         reader = core_of(store).engine._engines[1].reader  # type: ignore[attr-defined]
         real = reader.snapshot
 
         def snapshot() -> object:
             monkeypatch.undo()
-            move()  # the store has been read, and the additional one has not
+            move()  # the store has been read by now, the additional one has not
             return real()
 
         monkeypatch.setattr(reader, "snapshot", snapshot)
@@ -612,7 +611,7 @@ async def test_a_transaction_waits_for_a_change_of_an_item_in_an_additional_stor
 ) -> None:
     async with ImageStore(moving.first) as first:
         await first.create("i", big_data={"k": OLD})
-    edit_index(moving.first, _forget_measures)
+    edit_index(moving.first, remove_measures)
 
     async def content(store: ImageStore) -> str:
         async with store.transaction() as tx:
@@ -664,6 +663,7 @@ async def test_an_iteration_continues_after_a_change_in_a_later_store(
 
 
 async def append_to(found: list[Any], call: Awaitable[Any]) -> None:
+    """Append the result of a call."""
     found.append(await call)
 
 
@@ -672,7 +672,7 @@ async def _flagged_in_transaction(store: ImageStore) -> Image:
         return await tx.set_flag("i", "f", 1)
 
 
-# The copy
+# Copying an image into the store
 
 
 async def test_the_lock_is_free_while_items_are_copied(
@@ -697,13 +697,16 @@ OLD, NEW = b"old content", b"new content"
 
 
 def interrupt_copies(monkeypatch: pytest.MonkeyPatch, *changes: Callable[[], object]) -> list[int]:
-    """Make one change in a thread at the end of each copying; return what counts the copies."""
+    """Make the next of these changes at the end of each copy; return a list that grows with each.
+
+    The changes are made in the thread that copies.
+    """
     steps = ItemCopies.steps
     pending = list(changes)
     copies: list[int] = []
 
     def changing(self: ItemCopies) -> Iterator[tuple[int, int]]:
-        copies.append(1)
+        copies.append(len(copies))
         yield from steps(self)
         if pending:
             pending.pop(0)()
@@ -745,8 +748,8 @@ async def test_a_version_that_is_replaced_during_the_copy_is_copied_anew(
 ) -> None:
     async with ImageStore(moving.first) as first:
         await first.create("i", big_data={"k": OLD})
-    if not is_recorded:  # the record is then the same as before
-        edit_index(moving.first, _forget_measures)
+    if not is_recorded:  # so that the record stays the same
+        edit_index(moving.first, remove_measures)
 
     def replace() -> None:
         replace_item(moving.first, NEW, is_recorded=is_recorded)
@@ -766,22 +769,17 @@ async def test_a_version_that_is_replaced_during_the_copy_is_copied_anew(
     assert (await check(moving.own, verify=True)).findings == ()
 
 
-def _forget_measures(records: list[Any]) -> None:
-    for name in ("big-data-sizes", "big-data-digests"):
-        records[0].pop(name, None)
-
-
 async def test_content_that_is_replaced_and_restored_during_the_copy_is_copied_anew(
     moving: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ImageStore(moving.first) as first:
         await first.create("i", big_data={"k": OLD})
 
-    def there_and_back() -> None:
+    def replace_and_restore() -> None:
         replace_item(moving.first, NEW)
         replace_item(moving.first, OLD)
 
-    copies = interrupt_copies(monkeypatch, there_and_back)
+    copies = interrupt_copies(monkeypatch, replace_and_restore)
     async with moving.open() as store:
         await store.set_metadata("i", "copied")
         assert len(copies) == 2
@@ -811,23 +809,15 @@ async def test_a_copy_that_another_store_made_meanwhile_is_changed_in_its_place(
     async with ImageStore(moving.first) as first:
         await first.create("i", big_data={"k": OLD})
     async with moving.open() as store, moving.open() as other:
-        changed = False
-
-        async def change() -> None:
-            nonlocal changed
-            if not changed:
-                changed = True
-                await other.set_big_data("i", "k", NEW)
-
         real = store._core._copy
 
         async def copy(copying: Any) -> None:
             await real(copying)
-            await change()
+            monkeypatch.undo()
+            await other.set_big_data("i", "k", NEW)
 
         monkeypatch.setattr(store._core, "_copy", copy)
         image = await store.set_metadata("i", "copied")
-        assert changed
         assert image.metadata == "copied"
         assert await store.big_data("i", "k") == NEW
 

@@ -1,4 +1,4 @@
-"""What the README tells people to run, and the two applications."""
+"""The first look of the README, and the applications that serve images over HTTP."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Server(NamedTuple):
     def ask(
         self, path: str, method: str = "GET", **headers: str
     ) -> tuple[http.client.HTTPResponse, bytes]:
-        """What it answers."""
+        """Return the response to a request, and its body."""
         connection = http.client.HTTPConnection(self.address, timeout=20)
         try:
             connection.request(method, f"/v2/{path}", headers=headers)
@@ -113,7 +113,7 @@ class Server(NamedTuple):
             connection.close()
 
     def open_items(self) -> list[str]:
-        """The items that it has open."""
+        """Return the paths of the items that the application has open."""
         found = []
         for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
             try:
@@ -127,7 +127,7 @@ class Server(NamedTuple):
 
 @contextmanager
 def serving(kind: str, store: Path) -> Iterator[Server]:
-    """One of the applications, ended as people end it."""
+    """Run one of the applications, and end it as Ctrl-C does."""
     command = [sys.executable, "-m", f"tests.apps.serve_{kind}", str(store), "--port", "0"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -154,7 +154,7 @@ def answers(server: Server) -> bool:
 
 
 def until(condition: Any) -> None:
-    """Return when another process is so far; fail if it never is."""
+    """Return when a condition is true. Blocks; for use outside the event loop."""
     for _ in range(12_000):
         if condition():
             return

@@ -1,4 +1,4 @@
-"""Checking and collecting: what is found, what is not taken for damage, and what goes."""
+"""Checking a directory and collecting its garbage: what is found, and what is removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is closed while a call still uses it is closed by the later of both, in every order."""
+"""A resource that is closed while a call uses it is closed when that call ends, in any order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aimagestore._engine.closing import LastUse
 
 @pytest.fixture
 def last_use() -> LastUse:
-    """The uses of a resource that is open."""
+    """The last use of a resource that is open."""
     return LastUse()
 
 
@@ -50,7 +50,7 @@ def test_a_resource_is_closed_by_one_side_when_both_end_at_once(
     closed: list[str] = []
 
     class Gated:
-        """A mutex whose last step lets the owner close."""
+        """A mutex; its owner ends the use immediately before or after the release."""
 
         def __init__(self) -> None:
             self.real = threading.Lock()
@@ -75,7 +75,7 @@ def test_a_resource_is_closed_by_one_side_when_both_end_at_once(
     last_use._mutex = Gated()  # type: ignore[assignment]
     with last_use.in_use(lambda: closed.append("by its use")):
         pass
-    # It may be closed twice, and never not at all.
+    # After the release both sides close it, which they may; it is never left open.
     assert closed == (["by its owner", "by its use"] if is_late else ["by its use"])
 
 

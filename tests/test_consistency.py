@@ -1,4 +1,4 @@
-"""Readers and writers in unlucky orders, and stores whose directory is moved or removed."""
+"""Readers between the steps of writers, and stores whose directory is moved or removed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def old(store: ImageStore) -> ImageStore:
 
 
 def interleave(monkeypatch: pytest.MonkeyPatch, opening: Callable[[Opening], Opening]) -> None:
-    """Replace the function that opens an item, for one call, by a wrapper of it."""
+    """Wrap the function that opens an item, for one call."""
     real: Opening = vars(items)["open_current"]
 
     def once(root: Directory, image: Image, key: str) -> int:

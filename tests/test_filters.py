@@ -1,4 +1,4 @@
-"""Filters in podman's language, and templates: what no podman is needed to decide."""
+"""Filters and templates in podman's language, tested without podman."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading while another program is in the middle of a change that it saves in several steps."""
+"""Reading during a change of another program, which saves it in several steps."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def old(store: ImageStore) -> ImageStore:
 
 @pytest.fixture
 def writer(old: ImageStore, path: Path) -> Iterator[ForeignWriter]:
-    """Another program, which holds the lock, and completes at last what a test has begun."""
+    """Another program, which holds the lock and completes a change that a test leaves open."""
     with foreign_writer(path) as writer:
         yield writer
         if not writer.is_over:
@@ -222,7 +222,7 @@ async def test_closing_ends_a_wait(old: ImageStore, path: Path, writer: ForeignW
 async def test_nobody_waits_for_a_writer_of_this_library_that_comes_next(
     old: ImageStore, path: Path, writer: ForeignWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # It has the lock before the reader, however long that has been in line.
+    # The writer gets the lock before the reader, although that one has waited for longer.
     never = threading.Event()
 
     def acquire(self: SharedLock) -> int | None:

@@ -1,4 +1,4 @@
-"""Graph roots of containers/storage, given where an image store is wanted."""
+"""A graph root of containers/storage is refused where an image store is expected."""
 
 from __future__ import annotations
 

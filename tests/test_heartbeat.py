@@ -1,4 +1,4 @@
-"""The event loop never waits: a heartbeat goes on whatever a store is asked to do.
+"""The event loop never waits: a heartbeat continues while a store works.
 
 No test here asserts a time. The longest gap of the heartbeat is compared with how long the same
 work takes in one go on this machine: work that ran on the loop would make a gap of that length.

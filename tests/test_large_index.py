@@ -1,7 +1,8 @@
-"""A large index is scanned for the first lookups, and indexed when it is looked at more."""
+"""A large index is scanned for the first lookups, and parsed for further ones."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -23,19 +24,17 @@ from aimagestore._directory.engine import DirectoryEngine
 from aimagestore._format import scan
 from aimagestore._format.index import Text, split
 
-pytestmark = pytest.mark.anyio
-
 NUMBER = 1_500
-"""Records that together are above what is indexed at once."""
+"""Records enough that their index is not parsed on opening."""
 
 
 def image_id(number: int) -> str:
-    """The ID of an image: with numbers apart, no six characters begin two of them."""
+    """Return the ID of an image: no two of them have their first six characters in common."""
     return f"{number * 7919 % 0xFFFFFF:06x}" + f"{number:058x}"
 
 
 def record(number: int, **more: Any) -> dict[str, Any]:
-    """A record of about a kilobyte."""
+    """Return a record of about a kilobyte."""
     return {
         "id": image_id(number),
         "digest": f"sha256:{number:064x}",
@@ -55,7 +54,7 @@ def write(path: Path, records: list[Any], **options: Any) -> None:
 
 
 def is_scanned(store: ImageStore) -> bool:
-    """Whether lookups scan the text."""
+    """Return whether lookups scan the text."""
     engine = store._core.engine
     assert isinstance(engine, DirectoryEngine)
     return engine.reader._version.scan is not None
@@ -162,15 +161,9 @@ def test_an_index_with_anything_unusual_is_not_scanned(
 
 
 def text_of(text: str) -> Text:
-    """The text of a file."""
-    rest = [text.encode()]
-
-    def read(buffer: memoryview) -> int:
-        piece, rest[0] = rest[0][: len(buffer)], rest[0][len(buffer) :]
-        buffer[: len(piece)] = piece
-        return len(piece)
-
-    return Text(read, len(text))
+    """Return a reader of the text."""
+    data = text.encode()
+    return Text(io.BytesIO(data).readinto, len(data))
 
 
 def test_a_split_index_has_the_whole_text(records: list[dict[str, Any]]) -> None:

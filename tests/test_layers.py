@@ -229,12 +229,12 @@ async def test_images_and_layers_are_read_as_of_one_moment(
         remove_image()
         remove_layer()
 
-    def wait() -> None: ...
+    def do_nothing() -> None: ...
 
     for order in (
         [remove_image, remove_layer],
-        [wait, remove_image, remove_layer],
-        [wait, remove_both],
+        [do_nothing, remove_image, remove_layer],
+        [do_nothing, remove_both],
         [remove_both],
     ):
         before = (beside.images / "images.json").read_text()
@@ -359,7 +359,7 @@ async def test_a_damaged_container_record_of_one_image_does_not_stop_deleting_an
     await store.delete("one")
 
 
-# Checked
+# Checks
 
 
 async def checked(beside: Beside) -> dict[Kind, list[Finding]]:
@@ -445,7 +445,7 @@ async def test_a_repair_leaves_layers_and_containers_alone(
 async def test_containers_that_podman_keeps_elsewhere_are_known(
     beside: Beside, tmp_path: Path, *, is_transient: bool
 ) -> None:
-    """The images have a root of their own, or the containers go with the machine."""
+    """Images may have a root of their own, and containers may be kept until the next boot only."""
     other = Beside(tmp_path / "other")
     run_root = Beside(tmp_path / "run")
     used = run_root if is_transient else other
@@ -466,7 +466,7 @@ async def test_containers_that_podman_keeps_elsewhere_are_known(
         await store.delete(ONE)
 
 
-# Checked with additional stores
+# Checks with additional stores
 
 
 @pytest.fixture

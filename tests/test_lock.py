@@ -1,4 +1,4 @@
-"""The lock of a directory: who holds it, who waits, and what a forked child does to it."""
+"""The lock of a directory: holders, waiting stores, and forked children."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def held_by_another_process(path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 @asynccontextmanager
 async def running(code: str, *arguments: object) -> AsyncIterator[Process]:
-    """Run code in a process, and kill what is left of it."""
+    """Run code in a process, and kill it at the end of the block."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     async with await anyio.open_process(command, stderr=None) as program:
         try:
@@ -137,7 +137,7 @@ async def test_a_store_of_this_process_that_holds_the_lock_is_named(path: Path) 
         assert refused.value.holder_pid == os.getpid()
 
 
-# A child of a process with threads: it is forked in a program of its own.
+# In a program of its own, because a process that forks should have no other threads.
 FORK = """
 import gc, os, sys
 import anyio
@@ -318,7 +318,7 @@ async def test_a_child_that_is_forked_while_its_parent_waits_does_not_keep_the_l
             holding.close()
             assert program.stdout.readline() == b"held\n"
             program.wait()
-            # The child lives on, with its parent's descriptors.
+            # The child is still running, with the descriptors of its parent.
             with anyio.fail_after(TIMEOUT):
                 async with ImageStore(path) as store:
                     await store.create("two")

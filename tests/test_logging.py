@@ -1,4 +1,4 @@
-"""What is logged: what was recovered or repaired, and nothing else."""
+"""Recoveries and repairs are logged, and nothing else."""
 
 from __future__ import annotations
 

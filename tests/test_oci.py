@@ -1,4 +1,4 @@
-"""OCI image layouts, in and out."""
+"""Importing and exporting OCI image layouts."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ async def test_missing_and_truncated_items_are_imported_again(
         if file.read_bytes() == b"layer":
             file.write_bytes(b"lay")
     (again,) = await oci.import_layout(store, layout)
-    assert again.stored == len(b"layer"), "the manifest is there under its other key"
+    assert again.stored == len(b"layer"), "the manifest is also stored under another key"
     assert again.image == image
 
 
@@ -458,7 +458,7 @@ async def test_an_image_whose_config_has_no_time_is_created_now(
         assert abs((datetime.now(UTC) - image.created).total_seconds()) < 60
 
 
-# Where the layers are another program's
+# Stores of podman, which has its own layers
 
 
 async def test_layers_are_left_out_of_podmans_store(
@@ -761,7 +761,7 @@ async def test_an_import_that_is_cancelled_has_not_happened(
     open_before = open_files(str(tmp_path))
     for step in range(1, 300):
         is_interrupted = await by_scope(partial(oci.import_layout, store, layout), step)
-        # A thread that was reading when its caller gave up closes what it read by itself.
+        # A thread that was reading when its caller was cancelled closes its files itself.
         await until(lambda: open_files(str(tmp_path)) - open_before <= open_files("images.json"))
         images = await store.images()
         if images:
@@ -846,7 +846,7 @@ async def test_imports_and_exports_report_progress(store: ImageStore, tmp_path: 
     assert seen[-1] == (exported.written, exported.written)
 
 
-# Imports a layer of 200 MiB and exports it, and says how far memory grew meanwhile, in MiB.
+# Imports and exports a large layer, and prints how much more memory that took than a small one.
 MEMORY = """
 import re, sys, anyio
 from pathlib import Path

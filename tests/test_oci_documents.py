@@ -1,4 +1,4 @@
-"""What image layouts say, read by itself: names, manifests, indexes."""
+"""The documents of image layouts: names, manifests and indexes."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_full_name_does_not_change(name: str) -> None:
         assert full.startswith("localhost") or "." in full or ":" in full
 
 
-# Values that are near what a manifest says, so that some of them get far.
+# Values close to those of real manifests, so that some of them pass the first checks.
 DIGESTS = st.sampled_from([DIGEST, digest_of(b"1"), "sha256:", "../../../etc/passwd", "", 5, None])
 SIZES = st.sampled_from([0, 1, -1, 2**63, 2**70, 1.5, "1", None])
 TYPES = st.sampled_from([INDEX, MANIFEST, "", "text/plain", 5, None])
@@ -119,7 +119,7 @@ def closure_of(data: bytes, media_type: str) -> Closure:
     return Closure(root, "place")
 
 
-# Any other error fails these.
+# A document may be refused with these errors only.
 REFUSED = (InvalidLayoutError, SizeMismatchError, DigestMismatchError)
 
 

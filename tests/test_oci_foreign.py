@@ -67,7 +67,7 @@ async def test_an_image_of_docker_save_is_imported(
     assert image.created is not None
     assert image.created.year == 2024
     assert await store.big_data(image.id, digest_of(b"two")) == b"two"
-    # As podman makes it, to the byte: peers' tests compare them.
+    # podman makes the same manifest, as tests/peers show.
     config = saved.files[f"{image_id}.json"]
     assert json.loads(await store.big_data(image.id, "manifest")) == {
         "schemaVersion": 2,
@@ -300,7 +300,7 @@ async def test_a_version_of_a_dir_needs_no_line_feed(store: ImageStore, tmp_path
 async def test_sparse_files_of_a_tar_are_read_with_their_holes(
     store: ImageStore, tmp_path: Path, form: str, pieces: int
 ) -> None:
-    """They are read as they are: a hole is of zeros, also where a tar has no byte of it."""
+    """A hole reads as zeros, although the tar has no bytes for it."""
     layer = b"".join(os.urandom(4096) + bytes(65536) for _ in range(pieces)) + bytes(100_000)
     maker = Maker()
     maker.enter(maker.image(layer), "hello:1")
@@ -361,7 +361,7 @@ async def test_text_that_is_not_valid_unicode_does_not_stop_an_import_or_copy(
 async def test_an_index_json_of_dockers_type_is_one_image(
     store: ImageStore, tmp_path: Path
 ) -> None:
-    """Programs write a registry's list as the index of a layout."""
+    """Some programs write a registry's manifest list as index.json."""
     docker_list = "application/vnd.docker.distribution.manifest.list.v2+json"
     maker = Maker()
     for name in ("amd64", "arm64"):
@@ -417,7 +417,7 @@ async def test_a_compressed_archive_is_imported_or_refused_if_damaged(
 
 
 async def test_skippable_frames_of_zstd_are_skipped(store: ImageStore, tmp_path: Path) -> None:
-    """pzstd writes the sizes of its frames into such frames, zstd:chunked a list of files."""
+    """pzstd puts sizes into such frames, and zstd:chunked a list of files."""
     maker = Maker()
     maker.enter(maker.image(b"layer"), "hello:1")
     data = zstd_compress(archive(files_of(maker.write(tmp_path / "layout"))))
@@ -440,7 +440,7 @@ async def test_skippable_frames_of_zstd_are_skipped(store: ImageStore, tmp_path:
 async def test_a_compressed_stream_may_begin_at_the_end_of_a_chunk(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    """The bytes that tell the compression of the next stream may be in two chunks."""
+    """The magic number of the next stream may be cut by the end of a chunk."""
     maker = Maker()
     maker.enter(maker.image(b"layer"), "hello:1")
     data = archive(files_of(maker.write(tmp_path / "layout")))
@@ -467,7 +467,7 @@ async def test_zstd_without_its_library_is_an_error_that_says_what_to_install(
 async def test_xz_that_needs_too_much_memory_is_refused(store: ImageStore, tmp_path: Path) -> None:
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 4096}]
     data = bytearray(lzma.compress(b"x" * 100, filters=filters))
-    # Compressing with a large dictionary takes much memory: change what the header says of it.
+    # Compressing with a large dictionary takes much memory: only the header claims to need one.
     start, size = 12, (data[12] + 1) * 4
     data[start + 4] = 36  # 1 GiB
     checksum = zlib.crc32(data[start : start + size - 4]).to_bytes(4, "little")

@@ -40,7 +40,7 @@ SPDX = "application/spdx+json"
 
 
 def docker_save(*names: str, **fields: Any) -> Maker:
-    """A layout as Docker writes it: the whole name of each image, and its tag beside that."""
+    """Return a layout as Docker writes it, with the full name and the tag of each image."""
     maker = Maker()
     for name in names:
         entry = maker.image(name.encode(), config={"of": name}, **fields)
@@ -268,7 +268,7 @@ async def test_an_image_in_zstd_is_preferred_to_another_for_the_same_platform(
 
 
 def sparse(*present: str) -> Maker:
-    """An index of three platforms, with the content of some."""
+    """Return a layout of an index of three platforms, with the content of the given ones."""
     maker = Maker()
     images = {a: maker.image(a.encode(), **runs_on(a)) for a in ("amd64", "arm64", "s390x")}
     maker.enter(maker.index(*images.values()), "a:1")
@@ -320,7 +320,7 @@ async def test_an_index_without_any_platform_is_refused(store: ImageStore, tmp_p
         await oci.import_layout(store, sparse().write(tmp_path / "layout"))
 
 
-# What is beside images
+# Entries that are not images
 
 
 def artifact(maker: Maker, content: bytes = b"note", **fields: Any) -> dict[str, Any]:
@@ -490,7 +490,7 @@ async def test_only_images_that_podman_reads_are_imported_into_its_store(
         assert len(await podmans.images()) == is_read
 
 
-# What documents say
+# Null and malformed fields
 
 
 async def test_null_reads_as_absent(store: ImageStore, tmp_path: Path) -> None:
@@ -580,7 +580,7 @@ async def test_the_id_of_an_image_is_the_digest_of_its_config_of_any_type(
     assert imported.image.created.year == 2024
 
 
-# Limits count what is selected
+# Limits apply to the selected images
 
 
 async def test_one_image_of_very_many_is_selected(store: ImageStore, tmp_path: Path) -> None:

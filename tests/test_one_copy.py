@@ -1,4 +1,4 @@
-"""Equal content in a directory: one file with a name for each item."""
+"""Equal items of a directory are one file with several names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .support.stores import until
 
 @pytest.fixture(autouse=True)
 def verified(monkeypatch: pytest.MonkeyPatch) -> VerifiedFiles:
-    """Nothing is known of any file when a test begins."""
+    """The files whose content was verified, none at the beginning of a test."""
     fresh = VerifiedFiles()
     for module in ("stored", "staged"):
         monkeypatch.setattr(f"aimagestore._directory.{module}.verified_files", fresh)
@@ -300,7 +300,7 @@ def test_a_new_block_has_no_index_of_digests() -> None:
     assert Block(b"[]", ())._heads is None
 
 
-# A thread reads a file when the process is forked, and is not in the child.
+# The process forks while a thread reads a file; the child has no such thread.
 FORK = """
 import os, signal, sys, threading
 from aimagestore._directory.files import Directory

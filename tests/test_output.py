@@ -1,4 +1,4 @@
-"""The writer of files outside of stores: targets, permissions, failures and staged files."""
+"""Writing files outside of stores: targets, permissions, failures and staged files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Writer = Callable[[Any], Coroutine[Any, Any, object]]
 
 @pytest.fixture(params=["item", "archive"])
 async def write(request: pytest.FixtureRequest, store: ImageStore, tmp_path: Path) -> Writer:
-    """Write some content to a path, as ``get`` does, or ``export``."""
+    """Write 300,000 bytes or more to a path, as the commands ``get`` and ``export`` do."""
     maker = Maker()
     maker.enter(maker.image(os.urandom(300_000)), "large:1")
     (imported,) = await oci.import_layout(store, maker.write(tmp_path / "layout.tar"))
@@ -49,6 +49,7 @@ async def write(request: pytest.FixtureRequest, store: ImageStore, tmp_path: Pat
 
 
 def left_in(path: Path) -> list[str]:
+    """Return the temporary files in a directory."""
     return [name for name in os.listdir(path) if name.startswith(".")]
 
 
@@ -145,7 +146,7 @@ async def test_files_are_written_where_no_unnamed_ones_can_be_made(
     assert not left_in(tmp_path)
 
 
-# Objects that are files only in part
+# Objects that implement a part of the interface of files
 
 
 class Slow(io.RawIOBase):
@@ -225,7 +226,7 @@ async def test_an_object_that_never_answers_does_not_hold_a_cancelled_export(
     assert writes == 1 or stuck == "flush"
 
 
-# What killed writers leave
+# Staged files of killed writers
 
 _KILLED = """
 import os, signal, sys, anyio

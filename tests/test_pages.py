@@ -1,4 +1,4 @@
-"""The code in the README and the pages, run as it stands there; their links; what is generated."""
+"""The README and the pages: their code runs, their links have targets, tables are up to date."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def run(code: str, names: dict[str, Any]) -> None:
 
 README = page("README")
 GUIDE = page("guide")
-TOUR = blocks(section(GUIDE, "Five minutes"), "python")
+FIVE_MINUTES = blocks(section(GUIDE, "Five minutes"), "python")
 RECIPES = blocks(section(GUIDE, "Recipes"), "python")
 PULL, SERVE, SEND = blocks(page("http"), "python")
 
@@ -75,7 +75,7 @@ async def test_the_five_minutes_of_the_guide_run(
 ) -> None:
     names: dict[str, Any] = {}
     printed = []
-    for code in TOUR:
+    for code in FIVE_MINUTES:
         await run(code, names)
         printed.append(capsys.readouterr().out)
     created, unknown, streamed, checked, watched, imported = printed
@@ -90,7 +90,7 @@ async def test_the_five_minutes_of_the_guide_run(
 
 def test_the_commands_of_the_five_minutes_run(clone: Path) -> None:
     names: dict[str, Any] = {}
-    for code in (TOUR[0], TOUR[-1]):
+    for code in (FIVE_MINUTES[0], FIVE_MINUTES[-1]):
         anyio.run(run, code, names)
     images, _, manifest, _ = shell(section(GUIDE, "Five minutes"))
     assert "localhost/hello" in images

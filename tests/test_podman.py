@@ -1,4 +1,4 @@
-"""Where podman's storage is, by each version's rules, without podman."""
+"""Locating podman's storage by the rules of each version, tested without podman."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ GENERATIONS = list(enumerate(reversed(RULES)))
 
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine without storage of its own, on which users can mount overlay."""
+    """Pretend that the machine has no storage yet, and that its users can mount overlay."""
     monkeypatch.setattr(_options, "SYSTEM_GRAPH_ROOT", f"{tmp_path}/var/storage")
     monkeypatch.setattr(platform, "release", lambda: "6.1.0-test")
 
@@ -248,7 +248,7 @@ def test_a_user_has_overlay_where_it_can_be_mounted(
 
 
 def sqlite(graph_root: Path, driver: str) -> None:
-    """Write what podman 5 keeps."""
+    """Write the database of podman 5."""
     with sqlite3.connect(graph_root / "db.sql") as connection:
         connection.execute("CREATE TABLE DBConfig (GraphRoot TEXT, GraphDriver TEXT)")
         connection.execute("INSERT INTO DBConfig VALUES (?, ?)", (str(graph_root), driver))
@@ -266,7 +266,10 @@ def leaf(elements: list[tuple[int, bytes, bytes]]) -> bytes:
 
 
 def bolt(graph_root: Path, driver: str, *, inline: bool, page_size: int = 4096) -> None:
-    """Write what podman 4 keeps: a branch, two leaves, and a bucket in its parent's page or not."""
+    """Write the database of podman 4: a branch and two leaves.
+
+    :param inline: whether the bucket is in the page of its parent
+    """
     values = leaf(
         [
             (0, b"graph-driver-name", driver.encode()),
@@ -311,7 +314,7 @@ def test_the_driver_in_podmans_database_wins(tmp_path: Path, kind: str) -> None:
     assert found.driver == "overlay"
     assert found.sources == (f"{tmp_path}/etc/storage.conf", f"{graph_root}/{name}")
     assert (graph_root / name).read_bytes() == before
-    # Moved to another place, which podman refuses.
+    # podman refuses a graph root that was moved.
     graph_root.rename(tmp_path / "srv/b")
     (tmp_path / "etc/storage.conf").write_text(VFS.replace("{base}/srv/a", f"{tmp_path}/srv/b"))
     with pytest.raises(
@@ -344,7 +347,7 @@ def test_a_damaged_database_is_ignored(tmp_path: Path) -> None:
         _database.read_database(str(tmp_path))
 
 
-# Which rules
+# The rules of the installed podman
 
 
 def podman(directory: Path, *symbols: bytes, padding: int = 0) -> None:
@@ -359,7 +362,7 @@ def podman(directory: Path, *symbols: bytes, padding: int = 0) -> None:
 def test_the_installed_podman_says_which_rules_it_follows(
     tmp_path: Path, number: int, padding: int
 ) -> None:
-    # A program contains what older ones contain, too.
+    # A program also contains the functions of older ones.
     podman(tmp_path, *(rules.symbol for rules in reversed(RULES[number:])), padding=padding)
     assert _installed.installed_rules({"PATH": str(tmp_path)}) is RULES[number]
 

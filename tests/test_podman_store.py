@@ -1,4 +1,4 @@
-"""A store that podman keeps layers beside: what it could not read is found, repaired, refused."""
+"""Records that podman cannot read are found, repaired and refused in its store."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ async def test_a_directory_is_only_adopted_if_podman_can_read_the_image(path: Pa
 
 @pytest.mark.parametrize("is_known", [True, False])
 async def test_the_manifest_that_comes_back_is_the_images(path: Path, *, is_known: bool) -> None:
-    """Of several one is the manifest of the index through which the image was pulled."""
+    """One of several manifests is the index through which the image was pulled."""
     manifest = (path / FIXTURE_ID / "manifest").read_bytes()
     async with ImageStore(path) as store:
         of_index = await store.set_big_data(FIXTURE_ID, "manifest-0", INDEX)
@@ -230,7 +230,7 @@ async def test_the_manifest_that_comes_back_is_the_images(path: Path, *, is_know
     assert (await check(path)).ok
 
 
-# Refused, or done on request
+# Changes that are refused, or made with force
 
 
 async def test_an_image_that_podman_cannot_read_is_not_created(
@@ -336,7 +336,7 @@ async def test_a_copy_that_podman_cannot_read_is_refused(path: Path, tmp_path: P
             await copy_images(plain, store)
         assert not await store.exists(OTHER)
         assert (await copy_images(plain, store, force=True)).images == 1
-        # Into a store of ones own everything may go.
+        # Any other store takes every image.
         assert (await copy_images(store, plain)).images == 1
 
 

@@ -1,4 +1,4 @@
-"""What a policy says of images, and why."""
+"""Which images a policy prunes, and the reasons for keeping others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOW = datetime(2024, 5, 6, tzinfo=UTC)
 
 
 def reasons(images: list[Image], policy: PrunePolicy) -> dict[str, str]:
-    """Why each image is kept; ``""`` where it is pruned."""
+    """Return the reason for keeping each image; ``""`` if it is pruned."""
     plan = plan_prune(images, policy, now=NOW, containers={}, instances={})
     assert len(plan.candidates) + len(plan.kept) == len(images)
     return {candidate.image.id: "" for candidate in plan.candidates} | dict(plan.kept)

@@ -1,4 +1,4 @@
-"""Repair: what it restores, what it drops on request, and what it leaves alone."""
+"""Repairing a directory: damage that is undone, dropped on request, or left alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the source is put together: what imports what, and what is typed."""
+"""The structure of the source: its imports, and what is public and typed."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_the_core_does_no_io_and_knows_no_event_loop() -> None:
         assert not imported & forbidden, module
 
 
-# What is public
+# Public names
 
 PACKAGES = ["aimagestore", "aimagestore.oci", "aimagestore.podman", "aimagestore.cluster"]
 

@@ -1,4 +1,4 @@
-"""What images in a directory take: exactly what ``du`` counts, and what deleting them frees."""
+"""Usage of a directory: exactly the bytes that ``du`` counts, and that deleting images frees."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 def du(path: Path) -> int:
-    """What ``du`` counts, in bytes. What the file system has not allocated yet does not count."""
+    """Return the bytes that ``du`` counts, after the file system has allocated them."""
     os.sync()
     command = ["du", "--summarize", "--block-size=1", str(path)]
     return int(subprocess.check_output(command, text=True).split()[0])
 
 
 def allocated(path: Path) -> int:
-    """What is allocated to everything in a store but its index and its own directory."""
+    """Return the bytes allocated to a store, except for its index and its own directory."""
     os.sync()
     found = {}
     for directory, directories, files in os.walk(path):
@@ -49,7 +49,7 @@ def allocated(path: Path) -> int:
 
 
 def link(path: Path, source: str, target: str) -> None:
-    """Give the content of one item to another, as stores do that keep one copy."""
+    """Make the file of one item that of another too, as stores do that keep one copy."""
     (path / target).unlink()
     os.link(path / source, path / target)
 

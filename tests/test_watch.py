@@ -1,8 +1,9 @@
-"""What watching tells: each change once, in order, whoever makes it and whoever is slow."""
+"""Watches of a directory, and the differences between two snapshots."""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -133,16 +134,9 @@ async def test_a_watch_polls_a_network_file_system_too(
 
 
 def catalog_of(elements: list[bytes], known: BlockCatalog) -> BlockCatalog:
-    content = memoryview(b"[" + b",".join(elements) + b"]")
-
-    def read(buffer: memoryview) -> int:
-        nonlocal content
-        size = min(len(buffer), len(content))
-        buffer[:size] = content[:size]
-        content = content[size:]
-        return size
-
-    parsed = index.parse(index.Text(read, len(content)), known)
+    """Return the catalog of an index, read after the known one."""
+    text = b"[%b]" % b",".join(elements)
+    parsed = index.parse(index.Text(io.BytesIO(text).readinto, len(text)), known)
     assert parsed is not None
     return known.with_blocks(*parsed)
 

@@ -1,4 +1,4 @@
-"""Worker pools: how many threads they start, and when these are free again."""
+"""Worker pools: how many threads they start, and when a thread is free again."""
 
 from __future__ import annotations
 
