@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -37,16 +36,13 @@ from aimagestore._directory import engine
 from aimagestore._stacked.copying import ItemCopies
 
 from .support.foreign import foreign_writer
+from .support.layouts import digest_of
 from .support.stores import edit_index, is_locked, tree
 from .support.watching import kinds, replay, take
 
 MANIFEST = b'{"schemaVersion":2}'
 LARGE = bytes(range(256)) * 10_000
 THEN = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
-
-
-def digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 class Stack:
@@ -123,7 +119,7 @@ async def test_the_stores_are_listed_in_order_and_an_earlier_one_hides_ids(stack
         assert (await store.get("both")).metadata == "copied"
         assert not await store.exists("b2")
         assert (await store.get("aa1")).flags == {"flag": {"deep": [1]}}
-        assert await store.by_digest(digest(MANIFEST)) == [
+        assert await store.by_digest(digest_of(MANIFEST)) == [
             await store.get("aa1"),
             await store.get("aa2"),
         ]
@@ -152,7 +148,7 @@ async def test_an_id_and_a_name_take_precedence_over_a_prefix_in_every_store(sta
         assert await store.lookup("aa1") == "aa1"
         assert await store.lookup("c") == "aa2"
         assert await store.lookup("sha256:aa2") == "aa2"
-        assert await store.lookup(f"c@{digest(MANIFEST)}") == "aa2"
+        assert await store.lookup(f"c@{digest_of(MANIFEST)}") == "aa2"
 
 
 async def test_a_prefix_stands_for_the_image_of_the_first_store_that_has_it(stack: Stack) -> None:
@@ -189,7 +185,7 @@ async def test_measuring_an_item_copies_nothing(tmp_path: Path) -> None:
         edit_index(path, remove_measures)
     async with stack.open() as store:
         assert await store.big_data_size(stack.first.name, "k") == 4
-        assert await store.big_data_digest(stack.second.name, "k") == digest(b"data")
+        assert await store.big_data_digest(stack.second.name, "k") == digest_of(b"data")
         async with store.transaction() as tx:
             assert await tx.big_data_size(stack.first.name, "k") == 4
         assert [is_copied for _, is_copied in await shown(store)] == [True, True]
@@ -617,7 +613,7 @@ async def test_a_transaction_waits_for_a_change_of_an_item_in_an_additional_stor
         async with store.transaction() as tx:
             if is_measured:
                 return await tx.big_data_digest("i", "k")
-            return digest(await tx.big_data("i", "k"))
+            return digest_of(await tx.big_data("i", "k"))
 
     async with moving.open() as store, moving.open(lock_timeout=0.2) as hasty:
         await store.get("i")
@@ -632,7 +628,7 @@ async def test_a_transaction_waits_for_a_change_of_an_item_in_an_additional_stor
                 await anyio.sleep(0.1)
                 assert not found
                 await anyio.to_thread.run_sync(writer.release)
-        assert found == [digest(NEW)]
+        assert found == [digest_of(NEW)]
 
 
 async def test_an_iteration_continues_after_a_change_in_a_later_store(
@@ -723,7 +719,7 @@ def replace_item(path: Path, data: bytes, *, is_recorded: bool = True) -> None:
     def change(records: list[Any]) -> None:
         if is_recorded:
             records[0]["big-data-sizes"] = {"k": len(data)}
-            records[0]["big-data-digests"] = {"k": digest(data)}
+            records[0]["big-data-digests"] = {"k": digest_of(data)}
 
     edit_index(path, change)
 
@@ -736,7 +732,7 @@ async def test_a_transaction_copies_the_version_that_it_finds(moving: Stack) -> 
             await tx.get("i")
             replace_item(moving.first, NEW)
             await tx.set_metadata("i", "copied")
-        assert (await store.get("i")).big_data_digests == {"k": digest(NEW)}
+        assert (await store.get("i")).big_data_digests == {"k": digest_of(NEW)}
         assert await store.big_data("i", "k") == NEW
     assert (await check(moving.own, verify=True)).findings == ()
 
@@ -765,7 +761,7 @@ async def test_a_version_that_is_replaced_during_the_copy_is_copied_anew(
         image = await store.get("i")
         assert image.metadata == "copied"
         assert await store.big_data("i", "k") == NEW
-        assert (image.big_data_digests == {"k": digest(NEW)}) == is_recorded
+        assert (image.big_data_digests == {"k": digest_of(NEW)}) == is_recorded
     assert (await check(moving.own, verify=True)).findings == ()
 
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
-import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
 import pytest
@@ -22,12 +16,9 @@ import pytest
 from aimagestore import ImageStore
 
 from .apps.registry import ItemResponse, span
-
-ROOT = Path(__file__).parent.parent
-NAME = "localhost/big:1"
-LAYER = random.Random(1).randbytes(5_000_000)
-CONFIG = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers"}}).encode()
-OCI = "application/vnd.oci.image"
+from .support.layouts import MANIFEST as MANIFEST_TYPE, digest_of
+from .support.pages import ROOT
+from .support.serving import LAYER, MANIFEST, NAME, Server, fill, serving, until
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -70,98 +61,6 @@ async def test_a_server_that_sends_files_itself_gets_a_path(path: Path) -> None:
     assert sent[2:] == [{"content": LAYER}]
 
 
-def digest_of(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-MANIFEST = json.dumps(
-    {
-        "schemaVersion": 2,
-        "config": {
-            "mediaType": f"{OCI}.config.v1+json",
-            "digest": digest_of(CONFIG),
-            "size": len(CONFIG),
-        },
-        "layers": [
-            {
-                "mediaType": f"{OCI}.layer.v1.tar",
-                "digest": digest_of(LAYER),
-                "size": len(LAYER),
-            }
-        ],
-    }
-).encode()
-
-
-class Server(NamedTuple):
-    """One of the applications, serving one image."""
-
-    process: subprocess.Popen[str]
-    address: str
-    store: Path
-
-    def ask(
-        self, path: str, method: str = "GET", **headers: str
-    ) -> tuple[http.client.HTTPResponse, bytes]:
-        """Return the response to a request, and its body."""
-        connection = http.client.HTTPConnection(self.address, timeout=20)
-        try:
-            connection.request(method, f"/v2/{path}", headers=headers)
-            response = connection.getresponse()
-            return response, response.read()
-        finally:
-            connection.close()
-
-    def open_items(self) -> list[str]:
-        """Return the paths of the items that the application has open."""
-        found = []
-        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
-            try:
-                target = os.readlink(entry)
-            except FileNotFoundError:
-                continue
-            if f"{self.store}/" in target and "images." not in target:
-                found.append(target)
-        return found
-
-
-@contextmanager
-def serving(kind: str, store: Path) -> Iterator[Server]:
-    """Run one of the applications, and end it as Ctrl-C does."""
-    command = [sys.executable, "-m", f"tests.apps.serve_{kind}", str(store), "--port", "0"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        address = process.stdout.readline().removeprefix("http://").removesuffix("/v2/\n")
-        assert address, "it ended early"
-        server = Server(process, address, store)
-        until(lambda: answers(server))
-        yield server
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) in {0, -signal.SIGINT}
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        process.stdout.close()
-
-
-def answers(server: Server) -> bool:
-    try:
-        return server.ask("")[0].status == 200
-    except ConnectionError:
-        return False
-
-
-def until(condition: Any) -> None:
-    """Return when a condition is true. Blocks; for use outside the event loop."""
-    for _ in range(12_000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it took too long")
-
-
 @pytest.fixture(params=["asyncio", "trio"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """Each of the applications."""
@@ -170,17 +69,11 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-async def fill(path: Path) -> None:
-    async with ImageStore(path) as store:
-        items = {"manifest": MANIFEST, digest_of(CONFIG): CONFIG, digest_of(LAYER): LAYER}
-        await store.create(names=[NAME], big_data=items)
-
-
 def test_a_manifest_is_served_by_tag_and_by_digest(server: Server) -> None:
     for reference in ("1", digest_of(MANIFEST)):
         response, body = server.ask(f"localhost/big/manifests/{reference}")
         assert (response.status, body) == (200, MANIFEST)
-        assert response.headers["Content-Type"] == f"{OCI}.manifest.v1+json"
+        assert response.headers["Content-Type"] == MANIFEST_TYPE
         assert response.headers["Docker-Content-Digest"] == digest_of(MANIFEST)
     response, body = server.ask("localhost/big/manifests/1", "HEAD")
     assert (response.status, body) == (200, b"")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -24,6 +23,7 @@ from aimagestore._core.record import read
 from aimagestore._directory.pending import pending_name
 from aimagestore._format.gojson import MAX_DEPTH
 
+from .support.layouts import digest_of
 from .support.stores import tree
 from .support.strategies import compact
 
@@ -64,7 +64,7 @@ def listing(image_id: str, key: str, data: bytes) -> bytes:
         image_id,
         big_data_names=[key],
         big_data_sizes={key: len(data)},
-        big_data_digests={key: f"sha256:{hashlib.sha256(data).hexdigest()}"},
+        big_data_digests={key: digest_of(data)},
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pydoc
 import re
@@ -38,6 +37,7 @@ from aimagestore._format import block_catalog
 from aimagestore._format.block_catalog import EMPTY, BlockCatalog, apply_draft, build
 from aimagestore._format.index import Text, compose, parse
 
+from .support.layouts import digest_of
 from .support.strategies import compact, digests, ids, json_values, keys, names
 
 D1, D2, D3 = (f"sha256:{digit * 64}" for digit in "123")
@@ -841,7 +841,7 @@ class Mutations(RuleBasedStateMachine):
     @rule(ref=ids | names, key=keys, data=st.sampled_from([b"", b"one", b"two"]))
     def set_big_data(self, ref: str, key: str, data: bytes) -> None:
         if image := self.change(ref, mutations.set_big_data(ref, key, InlineContent.of(data))):
-            image.items[key] = f"sha256:{hashlib.sha256(data).hexdigest()}"
+            image.items[key] = digest_of(data)
             image.fix_digest()
 
     @rule()

@@ -24,12 +24,13 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp
 
-from aimagestore import DigestMismatchError, ImageStore
+from aimagestore import DigestMismatchError, ImageStore, check
 
 from .apps.registry import registry
 from .support.buildah import FIXTURE
+from .support.layouts import digest_of
 from .support.pages import DOCS, GENERATED, MARK, ROOT, blocks, page, section
-from .test_apps import LAYER, NAME, digest_of, fill, until
+from .support.serving import LAYER, NAME, fill, until
 
 if TYPE_CHECKING:
     from .cluster.servers import Place, Servers
@@ -109,13 +110,7 @@ async def test_the_lines_on_repair_run(
     (path / "images.json").unlink()
     await run(code, {"path": path})
     assert "directory-orphaned" in capsys.readouterr().out
-    assert (await run_check(path)).ok
-
-
-async def run_check(path: Path) -> Any:
-    from aimagestore import check
-
-    return await check(path)
+    assert (await check(path)).ok
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 
 from aimagestore import ImageStore, oci
 
-from ..test_apps import serving
+from ..support.serving import serving
 from .tools import PreparedStores, Tools, require, run
 
 pytestmark = pytest.mark.peers

@@ -16,8 +16,8 @@ import pytest
 
 from aimagestore import ImageStore, oci
 
+from ..support.serving import serving
 from ..support.stores import tree
-from ..test_apps import serving
 from . import generation
 from .mounts import read_only_bind
 from .tools import PreparedStores, Tools, require, run
