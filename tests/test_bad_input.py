@@ -8,7 +8,6 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,9 +22,9 @@ from aimagestore._core.record import read
 from aimagestore._directory.pending import pending_name
 from aimagestore._format.gojson import MAX_DEPTH
 
+from .support.indexes import element, nested
 from .support.layouts import digest_of
 from .support.stores import tree
-from .support.strategies import compact
 
 pytestmark = [
     pytest.mark.damage,
@@ -52,14 +51,8 @@ def plant(path: Path, *elements: bytes, items: dict[str, dict[str, bytes]] | Non
             (path / image_id / name).write_bytes(data)
 
 
-def element(image_id: str, **fields: Any) -> bytes:
-    """An image's element."""
-    named = {name.replace("_", "-"): value for name, value in fields.items()}
-    return compact({"id": image_id} | named)
-
-
 def listing(image_id: str, key: str, data: bytes) -> bytes:
-    """The element of an image with one item."""
+    """Return the element of an image with one item."""
     return element(
         image_id,
         big_data_names=[key],
@@ -96,14 +89,6 @@ async def test_keys_that_look_like_paths_are_never_used_as_paths(
     for key in keys:
         assert await store.big_data("one", key) == key.encode()
     assert len(list((path / "one").iterdir())) == len(keys)
-
-
-def nested(levels: int) -> list[Any]:
-    """Lists in lists."""
-    value: list[Any] = []
-    for _ in range(levels - 1):
-        value = [value]
-    return value
 
 
 async def test_flag_nested_up_to_the_limit_is_kept(store: ImageStore, path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import random
-from collections.abc import Sequence
 from unittest.mock import patch
 
 import pytest
@@ -14,8 +13,9 @@ from hypothesis import given, settings, strategies as st
 from aimagestore._format import index
 from aimagestore._format.block_catalog import EMPTY, BlockCatalog, build
 from aimagestore._format.blocks import BLOCK_BYTES, Block
-from aimagestore._format.index import MalformedIndexError, Text, compose, parse
+from aimagestore._format.index import MalformedIndexError, Text, parse
 
+from .support.indexes import array, catalog_of, reader_of, text_of
 from .support.strategies import compact, edits, indexes
 
 Contents = tuple[object, ...]
@@ -24,33 +24,11 @@ DEEP = b"[" * 30_000 + b"]" * 30_000
 """Deeper than msgspec decodes on any Python."""
 
 
-def reader(text: bytes) -> Text:
-    """Return a reader of the text."""
-    return Text(io.BytesIO(text).readinto, len(text))
-
-
 def in_pieces(text: bytes, seed: int) -> Text:
     """Return a reader whose reads are shorter than requested."""
     file = io.BytesIO(text)
     sizes = random.Random(seed)
     return Text(lambda buffer: file.readinto(buffer[: sizes.randint(1, 50)]), seed % 100)
-
-
-def array(elements: Sequence[bytes]) -> bytes:
-    """Return the text of an index of these elements."""
-    return b"[%b]" % b",".join(elements)
-
-
-def catalog_of(text: bytes, known: BlockCatalog = EMPTY, read: Text | None = None) -> BlockCatalog:
-    """Parse and index a text."""
-    parsed = parse(read or reader(text), known)
-    assert parsed is not None
-    return known.with_blocks(*parsed)
-
-
-def text_of(catalog: BlockCatalog) -> bytes:
-    """Compose the text of an index."""
-    return b"".join(compose(catalog))
 
 
 def contents(catalog: BlockCatalog) -> Contents:
@@ -79,12 +57,12 @@ def made(number: int, size: int = 1000, **fields: object) -> bytes:
 
 @pytest.mark.parametrize("text", [b"", b" \t\r\n", b"\0", b"\0" * 300_000, b" \n\0\0 \0"])
 def test_blank_text_parses_to_none(text: bytes) -> None:
-    assert parse(reader(text), EMPTY) is None
+    assert parse(reader_of(text), EMPTY) is None
 
 
 @pytest.mark.parametrize("text", [b"[]", b" [ ] \r\n", b"[\n\t]"])
 def test_empty_array_is_an_empty_index(text: bytes) -> None:
-    assert parse(reader(text), EMPTY) == ({}, ())
+    assert parse(reader_of(text), EMPTY) == ({}, ())
 
 
 ONE = b'{"id":"one"}'
@@ -122,7 +100,7 @@ ONE = b'{"id":"one"}'
 )
 def test_malformed_text_is_refused_with_the_offset(text: bytes, place: int) -> None:
     with pytest.raises(MalformedIndexError) as caught:
-        parse(reader(text), EMPTY)
+        parse(reader_of(text), EMPTY)
     assert abs(caught.value.offset - place) <= 1
     assert "(byte" not in str(caught.value), "the offset in a piece of the text means nothing"
 
@@ -132,7 +110,7 @@ def test_offset_of_a_late_malformed_element_is_reported() -> None:
     elements[990] = b"{]"
     text = array(elements)
     with pytest.raises(MalformedIndexError) as caught:
-        parse(reader(text), EMPTY)
+        parse(reader_of(text), EMPTY)
     assert abs(caught.value.offset - text.index(b"{]")) <= 2
 
 
@@ -142,7 +120,7 @@ def test_truncated_text_is_refused(elements: list[bytes], data: st.DataObject) -
     text = array(elements)
     end = data.draw(st.integers(1, len(text) - 1))
     with pytest.raises(MalformedIndexError) as caught:
-        parse(reader(text[:end]), EMPTY)
+        parse(reader_of(text[:end]), EMPTY)
     assert 0 <= caught.value.offset <= end
 
 
@@ -152,7 +130,7 @@ def test_trailing_text_is_refused(elements: list[bytes], more: bytes) -> None:
     known = catalog_of(array(elements))
     for present in (EMPTY, known):
         with pytest.raises(MalformedIndexError):
-            parse(reader(array(elements) + more), present)
+            parse(reader_of(array(elements) + more), present)
 
 
 @pytest.mark.parametrize(
@@ -170,12 +148,12 @@ def test_trailing_text_is_refused(elements: list[bytes], more: bytes) -> None:
 )
 def test_malformed_text_around_a_deep_element_is_refused(text: bytes) -> None:
     with pytest.raises(MalformedIndexError):
-        parse(reader(text), EMPTY)
+        parse(reader_of(text), EMPTY)
 
 
 def test_million_open_brackets_are_refused() -> None:
     with pytest.raises(MalformedIndexError):
-        parse(reader(b"[" * 1_000_000), EMPTY)
+        parse(reader_of(b"[" * 1_000_000), EMPTY)
 
 
 # Damaged elements
@@ -387,7 +365,7 @@ def test_text_that_ends_within_a_known_index_is_refused(place: int) -> None:
     text = array(ELEMENTS)
     end = text.index(ELEMENTS[place]) + 500
     with pytest.raises(MalformedIndexError) as caught:
-        parse(reader(text[:end]), BASE)
+        parse(reader_of(text[:end]), BASE)
     assert 0 <= caught.value.offset <= end
 
 
@@ -428,7 +406,7 @@ def test_composed_index_reads_back_the_same(elements: list[bytes], seed: int) ->
 @settings(max_examples=50)
 @given(indexes())
 def test_every_element_is_a_record_or_damaged(elements: list[bytes]) -> None:
-    parsed = parse(reader(array(elements)), EMPTY)
+    parsed = parse(reader_of(array(elements)), EMPTY)
     assert parsed is not None
     blocks, damaged = parsed
     kept = [bytes(record.raw) for block in blocks.values() for record in block.records]
@@ -441,7 +419,7 @@ def test_catalog_without_records_composes_to_an_empty_array() -> None:
 
 
 def test_block_text_is_the_array_of_its_records() -> None:
-    parsed = parse(reader(b'[ {"id":"a"} , {"id": "b"}]'), EMPTY)
+    parsed = parse(reader_of(b'[ {"id":"a"} , {"id": "b"}]'), EMPTY)
     assert parsed is not None
     (block,) = parsed[0].values()
     assert isinstance(block, Block)

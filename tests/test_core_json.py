@@ -34,19 +34,12 @@ from aimagestore._core.names import (
 )
 from aimagestore._format import gojson
 
+from .support.indexes import nested
 from .support.manifests import PAYLOAD, signed
 from .support.strategies import json_values, text
 
 DEEP = b"[" * 2000 + b"]" * 2000
 """Deeper than msgspec decodes on Python 3.11."""
-
-
-def nested(levels: int) -> list[Any]:
-    """Lists in lists."""
-    value: list[Any] = []
-    for _ in range(levels - 1):
-        value = [value]
-    return value
 
 
 # Strings

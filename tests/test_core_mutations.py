@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pydoc
 import re
 from collections.abc import Iterator, Sequence
@@ -34,32 +33,19 @@ from aimagestore._core.mutations import Mutation
 from aimagestore._core.snapshot import snapshot_of
 from aimagestore._core.view import View
 from aimagestore._format import block_catalog
-from aimagestore._format.block_catalog import EMPTY, BlockCatalog, apply_draft, build
-from aimagestore._format.index import Text, compose, parse
+from aimagestore._format.block_catalog import EMPTY, BlockCatalog, apply_draft
 
+from .support.indexes import array, catalog_of, element, text_of
 from .support.layouts import digest_of
-from .support.strategies import compact, digests, ids, json_values, keys, names
+from .support.strategies import digests, ids, json_values, keys, names
 
 D1, D2, D3 = (f"sha256:{digit * 64}" for digit in "123")
 CREATED = datetime(2024, 1, 1, tzinfo=UTC)
 
 
-def element(image_id: str, **fields: Any) -> bytes:
-    """Return an element of images.json."""
-    named = {name.replace("_", "-"): value for name, value in fields.items()}
-    return compact({"id": image_id} | named)
-
-
-def catalog_of(*elements: bytes) -> BlockCatalog:
+def catalog_with(*elements: bytes) -> BlockCatalog:
     """Return the catalog of an index with these elements."""
-    parsed = parse(Text(io.BytesIO(b"[%b]" % b",".join(elements)).readinto, 1000), EMPTY)
-    assert parsed is not None
-    return build(*parsed)
-
-
-def text_of(catalog: BlockCatalog) -> bytes:
-    """Compose the text of an index."""
-    return b"".join(compose(catalog))
+    return catalog_of(array(elements))
 
 
 def apply(catalog: BlockCatalog, *made: Mutation) -> Draft:
@@ -80,7 +66,7 @@ def ids_of(view: View) -> list[str]:
     return [image.id for image in view]
 
 
-BASE = catalog_of(
+BASE = catalog_with(
     element("abc1", names=["one", "first"], digest=D1),
     element("abc2", names=["two"], digest=D2),
     element("b", names=["abc1x", ""], digest=D1),
@@ -93,7 +79,7 @@ def view(request: pytest.FixtureRequest) -> View:
     """Return a view of the same images, of each kind."""
     if request.param == "catalog":
         return BASE
-    base = catalog_of(element("abc1", metadata="old"), element("deleted"))
+    base = catalog_with(element("abc1", metadata="old"), element("deleted"))
     draft = apply(
         base,
         mutations.delete("abc1"),
@@ -131,14 +117,14 @@ def test_image_is_found_by_id_and_name(view: View, ref: str, image_id: str) -> N
 
 
 def test_id_takes_precedence_over_name_and_name_over_prefix() -> None:
-    catalog = catalog_of(element("x1"), element("x2", names=["x1", "y"]), element("y9"))
+    catalog = catalog_with(element("x1"), element("x2", names=["x1", "y"]), element("y9"))
     assert catalog.lookup("x1") == "x1"
     assert catalog.lookup("y") == "x2"
     assert catalog.lookup("y9") == "y9"
 
 
 def test_unambiguous_prefix_finds_its_image() -> None:
-    catalog = catalog_of(element("abc1"), element("abd1"), element("b"))
+    catalog = catalog_with(element("abc1"), element("abd1"), element("b"))
     assert [catalog.lookup(ref) for ref in ("abc", "abd", "abc1")] == ["abc1", "abd1", "abc1"]
 
 
@@ -157,7 +143,7 @@ def test_ambiguous_prefix_names_its_sorted_candidates(
 
 def test_candidates_are_sorted_across_short_and_long_ids() -> None:
     found = ["c", "cb", "ca1", "caa", "c0"]
-    catalog = catalog_of(*(element(image_id) for image_id in found))
+    catalog = catalog_with(*(element(image_id) for image_id in found))
     assert catalog.ids_with_prefix("c", 9999) == sorted(found)
     assert catalog.lookup("c") == "c"
 
@@ -201,7 +187,7 @@ def test_malformed_digest_is_refused(view: View, digest: str) -> None:
 
 def test_images_are_found_by_every_manifests_digest() -> None:
     items = {"manifest": D1, "manifest-2": D2, "config": D3}
-    catalog = catalog_of(element("a", big_data_names=list(items), big_data_digests=items))
+    catalog = catalog_with(element("a", big_data_names=list(items), big_data_digests=items))
     assert [image.id for image in catalog.by_digest(D2)] == ["a"]
     with pytest.raises(ImageUnknownError):
         catalog.by_digest(D3)
@@ -213,13 +199,13 @@ def test_views_iterate_in_the_order_of_the_index(view: View) -> None:
 
 def test_catalog_has_a_length_and_decodes_its_images_once() -> None:
     assert len(BASE) == 4
-    assert catalog_of(element("a"))._images is None
+    assert catalog_with(element("a"))._images is None
     assert BASE.images is BASE.images
 
 
 # Refs with digests
 
-LISTED = catalog_of(
+LISTED = catalog_with(
     element("a1", names=["quay.io:5000/x/y:1", "n"], digest=D1),
     element("a2", names=["quay.io:5000/x/z:1"], digest=D1),
     element("b1", names=["quay.io:5000/x/y:2"], digest=D2),
@@ -317,7 +303,7 @@ def test_snapshot_looks_up_what_its_catalog_has() -> None:
     with pytest.raises(ImageUnknownError):
         snapshot.get("x")
     assert repr(snapshot) == "<Snapshot of 4 images>"
-    assert repr(snapshot_of(catalog_of(element("a")))) == "<Snapshot of 1 image>"
+    assert repr(snapshot_of(catalog_with(element("a")))) == "<Snapshot of 1 image>"
 
 
 def test_help_for_snapshots_shows_their_public_names_only() -> None:
@@ -378,7 +364,7 @@ def test_draft_does_not_change_its_base() -> None:
 
 
 def test_mutation_keeps_the_text_of_other_records_and_the_order() -> None:
-    catalog = catalog_of(b'{ "id":"a" }', element("b"), b'{"x":1e30,"id":"c"}')
+    catalog = catalog_with(b'{ "id":"a" }', element("b"), b'{"x":1e30,"id":"c"}')
     changed = after(catalog, mutations.set_metadata("b", "new"))
     middle = b'{"id":"b","metadata":"new","created":"0001-01-01T00:00:00Z"}'
     assert text_of(changed) == b'[{ "id":"a" },%b,{"x":1e30,"id":"c"}]' % middle
@@ -447,7 +433,7 @@ def test_empty_block_is_left_out() -> None:
 
 
 def test_damaged_elements_stay_through_mutations_and_wipe() -> None:
-    catalog = catalog_of(b'{"id":5}', element("a"), b"null")
+    catalog = catalog_with(b'{"id":5}', element("a"), b"null")
     changed = after(catalog, mutations.set_metadata("a", "x"))
     assert text_of(changed).endswith(b'},{"id":5},null]')
     assert text_of(after(changed, mutations.wipe())) == b'[{"id":5},null]'
@@ -492,12 +478,12 @@ def test_creating_with_a_name_of_another_image_is_refused() -> None:
     assert (caught.value.name, caught.value.id) == ("two", "abc2")
 
 
-DAMAGED = catalog_of(b'{"id":"x","Names":["n"]}', b'{"metadata":"y","id":5}', element("a"))
+DAMAGED = catalog_with(b'{"id":"x","Names":["n"]}', b'{"metadata":"y","id":5}', element("a"))
 
 
 def creations(image_id: str) -> list[Mutation]:
     """Return all mutations that create an image."""
-    record = catalog_of(element(image_id)).find(image_id)
+    record = catalog_with(element(image_id)).find(image_id)
     return [
         mutations.create(image_id),
         mutations.adopt(image_id, {}, (), CREATED),
@@ -595,12 +581,12 @@ def test_create_records_no_names_history() -> None:
 def test_names_move_to_the_front_of_the_history_in_turn(
     history: list[str], change: Mutation, expected: tuple[str, ...]
 ) -> None:
-    catalog = after(catalog_of(element("a", names=["n"], names_history=history)), change)
+    catalog = after(catalog_with(element("a", names=["n"], names_history=history)), change)
     assert catalog.get("a").names_history == expected
 
 
 def test_image_that_loses_a_name_keeps_its_history() -> None:
-    catalog = catalog_of(element("a", names=["n"], names_history=["n", "o"]), element("b"))
+    catalog = catalog_with(element("a", names=["n"], names_history=["n", "o"]), element("b"))
     assert after(catalog, mutations.set_names("b", ["n"])).get("a").names_history == ("n", "o")
 
 
@@ -615,7 +601,7 @@ TWINS = (
 
 
 def test_later_of_two_records_with_one_id_counts() -> None:
-    catalog = catalog_of(*TWINS)
+    catalog = catalog_with(*TWINS)
     assert catalog.get("a").metadata == "late"
     assert ids_of(catalog) == ["b", "a", "c"]
     assert len(catalog) == 3
@@ -628,7 +614,7 @@ def test_later_of_two_records_with_one_id_counts() -> None:
 
 
 def test_shadowed_record_stays_in_place_byte_for_byte() -> None:
-    catalog = catalog_of(*TWINS)
+    catalog = catalog_with(*TWINS)
     assert text_of(catalog) == b"[%b]" % b",".join(TWINS)
     changed = after(catalog, mutations.set_metadata("a", "latest"))
     assert text_of(changed).startswith(b"[%b,%b," % TWINS[:2])
@@ -638,33 +624,33 @@ def test_shadowed_record_stays_in_place_byte_for_byte() -> None:
 
 @pytest.mark.parametrize("change", [mutations.delete("a"), mutations.delete("n")])
 def test_shadowed_record_is_deleted_with_the_one_that_counts(change: Mutation) -> None:
-    catalog = after(catalog_of(*TWINS), change)
+    catalog = after(catalog_with(*TWINS), change)
     assert text_of(catalog) == b"[%b,%b]" % (TWINS[1], TWINS[3])
     assert catalog.shadowed == {}
     assert "a" not in catalog
 
 
 def test_shadowed_records_are_wiped() -> None:
-    assert text_of(after(catalog_of(TWINS[0], *TWINS), mutations.wipe())) == b"[]"
+    assert text_of(after(catalog_with(TWINS[0], *TWINS), mutations.wipe())) == b"[]"
 
 
 def test_shadowed_record_is_removed_when_its_image_is_recreated() -> None:
     made = (mutations.delete("a"), mutations.create("a", metadata="new", created=CREATED))
-    catalog = after(catalog_of(*TWINS), *made)
+    catalog = after(catalog_with(*TWINS), *made)
     assert ids_of(catalog) == ["b", "c", "a"]
     assert catalog.shadowed == {}
     assert text_of(catalog).count(b'"id":"a"') == 1
 
 
 def test_last_of_three_records_with_one_id_counts() -> None:
-    catalog = catalog_of(*(element("a", metadata=f"{n}") for n in range(3)))
+    catalog = catalog_with(*(element("a", metadata=f"{n}") for n in range(3)))
     assert catalog.get("a").metadata == "2"
     assert len(catalog.shadowed["a"]) == 2
     assert text_of(after(catalog, mutations.delete("a"))) == b"[]"
 
 
 def test_later_of_two_records_keeps_the_name() -> None:
-    catalog = catalog_of(
+    catalog = catalog_with(
         element("a", names=["n", "mine"]), element("b", names=["n"]), element("c", names=["n"])
     )
     assert catalog.lookup("n") == "c"
@@ -673,30 +659,29 @@ def test_later_of_two_records_keeps_the_name() -> None:
 
 
 def test_resolved_name_conflict_is_saved_with_the_next_commit() -> None:
-    catalog = catalog_of(element("a", names=["n"]), element("b", names=["n"]))
+    catalog = catalog_with(element("a", names=["n"]), element("b", names=["n"]))
     saved = apply_draft(catalog, Draft(catalog))
     assert saved is not catalog
     assert not saved.needs_save
-    again = parse(Text(io.BytesIO(text_of(saved)).readinto, 1000), EMPTY)
-    assert again is not None
-    assert not build(*again).needs_save
-    assert build(*again).lookup("n") == "b"
+    again = catalog_of(text_of(saved))
+    assert not again.needs_save
+    assert again.lookup("n") == "b"
 
 
 def test_name_listed_twice_in_one_record_is_no_conflict() -> None:
-    catalog = catalog_of(element("a", names=["n", "n"]))
+    catalog = catalog_with(element("a", names=["n", "n"]))
     assert not catalog.needs_save
     assert catalog.lookup("n") == "a"
 
 
 def test_later_record_of_the_same_image_keeps_its_names() -> None:
-    catalog = catalog_of(element("a", names=["n"]), element("b"), element("a", names=["n"]))
+    catalog = catalog_with(element("a", names=["n"]), element("b"), element("a", names=["n"]))
     assert catalog.get("n").id == "a"
     assert not catalog.needs_save
 
 
 def test_shadowed_record_takes_no_names() -> None:
-    catalog = catalog_of(element("b", names=["n"]), element("a", names=["n"]), element("a"))
+    catalog = catalog_with(element("b", names=["n"]), element("a", names=["n"]), element("a"))
     assert catalog.lookup("n") == "b"
 
 
@@ -855,21 +840,17 @@ class Mutations(RuleBasedStateMachine):
     @rule()
     def reload(self) -> None:
         catalog = apply_draft(self.base, self.draft)
-        parsed = parse(Text(io.BytesIO(text_of(catalog)).readinto, 1000), catalog)
-        assert parsed is not None
-        self.base = catalog.with_blocks(*parsed)
+        self.base = catalog_of(text_of(catalog), catalog)
         self.draft = Draft(self.base)
 
     def views(self) -> Iterator[View]:
         """Return the draft, catalogs of it, and the catalog of its text read back."""
         frozen = self.draft.freeze()
         applied = apply_draft(self.base, self.draft)
-        parsed = parse(Text(io.BytesIO(text_of(applied)).readinto, 1000), EMPTY)
-        assert parsed is not None
-        built = build(*parsed)
-        assert not built.needs_save
-        assert len(frozen) == len(applied) == len(built) == len(self.model)
-        yield from (self.draft, frozen, applied, built)
+        again = catalog_of(text_of(applied))
+        assert not again.needs_save
+        assert len(frozen) == len(applied) == len(again) == len(self.model)
+        yield from (self.draft, frozen, applied, again)
 
     @invariant()
     def agrees(self) -> None:

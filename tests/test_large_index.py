@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Callable
@@ -22,7 +21,10 @@ from aimagestore import (
 )
 from aimagestore._directory.engine import DirectoryEngine
 from aimagestore._format import scan
-from aimagestore._format.index import Text, split
+from aimagestore._format.index import split
+
+from .support.indexes import array, reader_of
+from .support.strategies import compact
 
 NUMBER = 1_500
 """Records enough that their index is not parsed on opening."""
@@ -157,24 +159,17 @@ def test_an_index_with_anything_unusual_is_not_scanned(
     records: list[dict[str, Any]], spoil: Callable[[list[Any]], object]
 ) -> None:
     spoil(records)
-    assert split(text_of(json.dumps(records, separators=(",", ":")))) is None
-
-
-def text_of(text: str) -> Text:
-    """Return a reader of the text."""
-    data = text.encode()
-    return Text(io.BytesIO(data).readinto, len(data))
+    assert split(reader_of(compact(records, ascii_only=True))) is None
 
 
 def test_a_split_index_has_the_whole_text(records: list[dict[str, Any]]) -> None:
-    text = json.dumps(records, separators=(",", ":"))
-    texts = split(text_of(text))
+    text = compact(records)
+    texts = split(reader_of(text))
     assert texts is not None
     assert len(texts) > 2
-    assert b",".join(each[1:-1] for each in texts) == text[1:-1].encode()
-    assert split(text_of(text[:-1])) is None
-    assert split(text_of(text + "x")) is None
-    assert split(text_of("[]")) is None
+    assert array(each[1:-1] for each in texts) == text
+    for other in (text[:-1], text + b"x", b"[]"):
+        assert split(reader_of(other)) is None
 
 
 async def test_two_images_with_one_name_are_noticed_on_opening(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from aimagestore._async.store import core_of
 from aimagestore._core.events import changes_between
 from aimagestore._directory import feed as directory_feed
 from aimagestore._directory.index_file import IndexFile
-from aimagestore._format import index
-from aimagestore._format.block_catalog import EMPTY, BlockCatalog
+from aimagestore._format.block_catalog import BlockCatalog
 
+from .support.indexes import array, catalog_of
 from .support.stores import open_files
 from .support.strategies import edits, indexes
 from .support.watching import kinds, meanwhile, replay, take, until_idle
@@ -133,19 +132,11 @@ async def test_a_watch_polls_a_network_file_system_too(
         assert watch._feed.descriptor is not None
 
 
-def catalog_of(elements: list[bytes], known: BlockCatalog) -> BlockCatalog:
-    """Return the catalog of an index, read after the known one."""
-    text = b"[%b]" % b",".join(elements)
-    parsed = index.parse(index.Text(io.BytesIO(text).readinto, len(text)), known)
-    assert parsed is not None
-    return known.with_blocks(*parsed)
-
-
 @given(st.data())
 def test_replayed_changes_turn_one_snapshot_into_the_next(data: st.DataObject) -> None:
     elements = data.draw(indexes())
-    before = catalog_of(elements, EMPTY)
-    after = catalog_of(data.draw(edits(elements)), before)
+    before = catalog_of(array(elements))
+    after = catalog_of(array(data.draw(edits(elements))), before)
     images = {image.id: image for image in before}
     changes = changes_between(before, after)
     assert len({change.id for change in changes}) == len(changes)
@@ -158,6 +149,8 @@ def test_replayed_changes_turn_one_snapshot_into_the_next(data: st.DataObject) -
 
 
 def test_another_spelling_is_no_change() -> None:
-    before = catalog_of([b'{"id":"a","names":["n"],"created":"2020-01-01T00:00:00Z"}'], EMPTY)
-    after = catalog_of([b'{"names":["n"],"created":"2020-01-01T00:00:00.000Z","id":"a"}'], before)
+    before = catalog_of(array([b'{"id":"a","names":["n"],"created":"2020-01-01T00:00:00Z"}']))
+    after = catalog_of(
+        array([b'{"names":["n"],"created":"2020-01-01T00:00:00.000Z","id":"a"}']), before
+    )
     assert changes_between(before, after) == []

@@ -20,6 +20,7 @@ from aimagestore import (
     InvalidIDError,
 )
 
+from ..support.indexes import nested
 from ..support.stores import StoreUnderTest
 
 Call = Callable[[ImageStore], Awaitable[object]]
@@ -177,14 +178,6 @@ async def test_times_that_go_cannot_read_are_refused(
         return lambda s: s.create("two", created=moment, big_data={"k": b""})
 
     await refused(store, where, ValueError, *map(create, TIMES))
-
-
-def nested(levels: int) -> list[Any]:
-    """Lists in lists."""
-    value: list[Any] = []
-    for _ in range(levels - 1):
-        value = [value]
-    return value
 
 
 FLAGS = [
