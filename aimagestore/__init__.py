@@ -38,21 +38,9 @@ The command line ``aimagestore`` comes with the extra ``cli``. The logger ``aima
 what was recovered or repaired.
 """
 
-from ._async.copying import CopyResult, copy_images
-from ._async.inspection import check, repair
-from ._async.locations import AdditionalStore
-from ._async.methods import JSONValue
-from ._async.staging import BigDataSource, StagedItem
-from ._async.store import ImageStore
-from ._async.streams import BigDataReader
-from ._async.transaction import Transaction
-from ._async.watch import Watch
-from ._core.events import ChangeEvent
-from ._core.image import Image
-from ._core.pruning import PrunePolicy, PruneResult
-from ._core.report import Finding, FindingKind, Report
-from ._core.snapshot import Snapshot
-from ._core.usage import ImageUsage, Usage
+import importlib
+import typing
+
 from ._version import __version__
 from .errors import (
     AmbiguousImageError,
@@ -85,6 +73,23 @@ from .errors import (
     StoreUnavailableError,
     WatchExpiredError,
 )
+
+if typing.TYPE_CHECKING:
+    from ._async.copying import CopyResult, copy_images
+    from ._async.inspection import check, repair
+    from ._async.locations import AdditionalStore
+    from ._async.methods import JSONValue
+    from ._async.staging import BigDataSource, StagedItem
+    from ._async.store import ImageStore
+    from ._async.streams import BigDataReader
+    from ._async.transaction import Transaction
+    from ._async.watch import Watch
+    from ._core.events import ChangeEvent
+    from ._core.image import Image
+    from ._core.pruning import PrunePolicy, PruneResult
+    from ._core.report import Finding, FindingKind, Report
+    from ._core.snapshot import Snapshot
+    from ._core.usage import ImageUsage, Usage
 
 __all__ = [
     "AdditionalStore",
@@ -140,3 +145,41 @@ __all__ = [
     "copy_images",
     "repair",
 ]
+
+_MODULES = {
+    "CopyResult": "_async.copying",
+    "copy_images": "_async.copying",
+    "check": "_async.inspection",
+    "repair": "_async.inspection",
+    "AdditionalStore": "_async.locations",
+    "JSONValue": "_async.methods",
+    "BigDataSource": "_async.staging",
+    "StagedItem": "_async.staging",
+    "ImageStore": "_async.store",
+    "BigDataReader": "_async.streams",
+    "Transaction": "_async.transaction",
+    "Watch": "_async.watch",
+    "ChangeEvent": "_core.events",
+    "Image": "_core.image",
+    "PrunePolicy": "_core.pruning",
+    "PruneResult": "_core.pruning",
+    "Finding": "_core.report",
+    "FindingKind": "_core.report",
+    "Report": "_core.report",
+    "Snapshot": "_core.snapshot",
+    "ImageUsage": "_core.usage",
+    "Usage": "_core.usage",
+}
+"""Where the names are that are imported when they are used: most programs need few of them."""
+
+if not typing.TYPE_CHECKING:
+
+    def __getattr__(name):  # noqa: ANN001, ANN202 - type checkers see the imports
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(f".{_MODULES[name]}", __name__)
+        value = globals()[name] = getattr(module, name)
+        return value
+
+    def __dir__():  # noqa: ANN202
+        return sorted({*globals(), *__all__})

@@ -17,8 +17,8 @@ from aimagestore.podman import (
     PodmanStorage,
     _account,
     _database,
+    _finding,
     _installed,
-    _locating,
     _options,
     locate,
 )
@@ -54,7 +54,7 @@ def find(
     user = configuration.user
     account = Account(configuration.variables(base) | variables, user, is_rootless=user != 0)
     rules = None if generation is None else GENERATIONS[generation][1]
-    return _locating.find_storage(account, rules, (f"{base}/usr", f"{base}/etc"))
+    return _finding.find_storage(account, rules, (f"{base}/usr", f"{base}/etc"))
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda each: each.name)

@@ -8,6 +8,8 @@ import importlib
 import inspect
 import pydoc
 import re
+import subprocess
+import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -93,7 +95,7 @@ def find_cycle(graph: dict[str, set[str]]) -> list[str]:
 def test_no_imports_are_circular() -> None:
     graph = import_graph("aimagestore", "benchmarks", "tests")
     assert len(graph) > 100
-    assert "aimagestore._async.store" in graph["aimagestore"]
+    assert "aimagestore._async.core" in graph["aimagestore._async.store"]
     assert find_cycle(graph) == []
 
 
@@ -201,3 +203,45 @@ def test_the_types_of_arguments_are_exported() -> None:
     assert {"BigDataSource", "JSONValue"} <= set(aimagestore.__all__)
     assert bytes in typing.get_args(aimagestore.BigDataSource)
     assert {str, bool, int, float} <= set(typing.get_args(aimagestore.JSONValue))
+
+
+# What is imported at the start
+
+LARGE = {
+    "anyio",
+    "asyncio",
+    "click",
+    "inotify_simple",
+    "rich",
+    "sqlite3",
+    "ssl",
+    "trio",
+}
+ASYNC = "aimagestore._async"
+ENGINES = {ASYNC, "aimagestore.cluster", "aimagestore.oci", "aimagestore.podman"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unneeded"),
+    [
+        (["-c", "import aimagestore"], LARGE | ENGINES | {"msgspec"}),
+        (["-c", "import aimagestore.errors"], LARGE | ENGINES | {"msgspec"}),
+        (["-c", "from aimagestore import ImageStore"], LARGE - {"anyio"} | ENGINES - {ASYNC}),
+        (["-m", "aimagestore", "--version"], LARGE - {"click"} | ENGINES | {"msgspec"}),
+        (
+            ["-m", "aimagestore", "--root", "{}", "images"],
+            {"inotify_simple", "rich", "sqlite3", "tomllib", "aimagestore._cli.layouts"}
+            | {"aimagestore._async.copying", "aimagestore.cluster", "aimagestore.oci"},
+        ),
+    ],
+)
+def test_what_a_start_does_not_import(
+    arguments: list[str], unneeded: set[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-X", "importtime", *arguments]
+    process = subprocess.run(
+        [part.format(tmp_path) for part in command], check=True, capture_output=True, text=True
+    )
+    imported = {line.rpartition("|")[2].strip() for line in process.stderr.splitlines()}
+    assert {"aimagestore", "aimagestore.errors"} <= imported
+    assert not imported & unneeded

@@ -12,9 +12,10 @@
 
 from .._core.layers import Container, Layer
 from .._core.podman_snapshot import PodmanSnapshot
-from ._locating import PodmanStorage, locate
+from ._locating import locate
 from ._opening import open_store
 from ._snapshot import snapshot
+from ._storage import PodmanStorage
 
 __all__ = [
     "Container",

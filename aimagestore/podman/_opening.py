@@ -10,7 +10,8 @@ from .._async.locations import AdditionalStore
 from .._async.store import ImageStore
 from .._directory.location import DirectoryLocation
 from .._engine.protocol import Location
-from ._locating import PodmanStorage, locate
+from ._locating import locate
+from ._storage import PodmanStorage
 
 
 @asynccontextmanager
