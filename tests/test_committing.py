@@ -1,4 +1,4 @@
-"""The group committer over a directory: one commit for many changes, locks and forked children."""
+"""The group committer over a directory: one commit for many changes, and forked children."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import pytest
 
 from aimagestore import (
     ImageStore,
-    LockTimeoutError,
     StoreClosedError,
     StoreCorruptError,
 )
 
-from .support.foreign import locked_by_another_process
 from .support.stores import is_locked
 
 
@@ -65,33 +63,6 @@ async def test_a_transaction_locks_no_other_store(store: ImageStore, path: Path)
         await other.create("there")
         await tx.create("here")
     assert await store.exists("here")
-
-
-# The lock
-
-
-async def test_closing_another_descriptor_of_the_lock_file_does_not_release_the_lock(
-    store: ImageStore, path: Path
-) -> None:
-    async with store.transaction():
-        os.close(os.open(path / "images.lock", os.O_RDWR))
-        assert is_locked(path)
-
-
-async def test_a_posix_lock_of_another_process_is_named(path: Path) -> None:
-    async with ImageStore(path, lock_timeout=0.05) as store:
-        await store.create("one")
-        with locked_by_another_process(path) as process:
-            with pytest.raises(LockTimeoutError) as info:
-                await store.set_metadata("one", "x")
-            assert info.value.holder_pid == process.pid
-            assert info.value.last_writer_pid == os.getpid()
-            assert str(process.pid) in str(info.value)
-            assert (await store.get("one")).metadata == ""
-            with pytest.raises(LockTimeoutError):
-                async with store.transaction():
-                    pass
-        await store.set_metadata("one", "x")
 
 
 # Forked children

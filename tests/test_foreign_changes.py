@@ -6,7 +6,6 @@ import errno
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from aimagestore._directory.lock import SharedLock
 
 from .support.faults import Faults
 from .support.foreign import ForeignWriter, foreign_writer
+from .support.layouts import digest_of
 from .support.stores import is_requested, locked, until_not_requested, until_requested
 
 OLD, NEW = b"old", b"new"
@@ -32,7 +32,7 @@ def record(data: bytes | None = None, **fields: Any) -> dict[str, Any]:
         items = {
             "big-data-names": ["k"],
             "big-data-sizes": {"k": len(data)},
-            "big-data-digests": {"k": f"sha256:{sha256(data).hexdigest()}"},
+            "big-data-digests": {"k": digest_of(data)},
         }
     return {"id": "a", **items, "created": "2024-01-01T00:00:00Z", **fields}
 

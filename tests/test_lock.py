@@ -19,6 +19,7 @@ from aimagestore import ImageStore, LockTimeoutError
 from aimagestore._directory.files import Directory
 from aimagestore._directory.lock import describe_holder, exclusive_line
 
+from .support.foreign import locked_by_another_process
 from .support.stores import is_locked, is_requested, library_threads, open_files, until
 
 TIMEOUT = 60
@@ -135,6 +136,30 @@ async def test_a_store_of_this_process_that_holds_the_lock_is_named(path: Path) 
             with pytest.raises(LockTimeoutError, match="this process holds it") as refused:
                 await other.touch()
         assert refused.value.holder_pid == os.getpid()
+
+
+async def test_closing_another_descriptor_of_the_lock_file_does_not_release_the_lock(
+    store: ImageStore, path: Path
+) -> None:
+    async with store.transaction():
+        os.close(os.open(path / "images.lock", os.O_RDWR))
+        assert is_locked(path)
+
+
+async def test_another_program_that_holds_the_lock_is_named(path: Path) -> None:
+    async with ImageStore(path, lock_timeout=0.05) as store:
+        await store.create("one")
+        with locked_by_another_process(path) as process:
+            with pytest.raises(LockTimeoutError) as info:
+                await store.set_metadata("one", "x")
+            assert info.value.holder_pid == process.pid
+            assert info.value.last_writer_pid == os.getpid()
+            assert str(process.pid) in str(info.value)
+            assert (await store.get("one")).metadata == ""
+            with pytest.raises(LockTimeoutError):
+                async with store.transaction():
+                    pass
+        await store.set_metadata("one", "x")
 
 
 # In a program of its own, because a process that forks should have no other threads.

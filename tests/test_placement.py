@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import anyio
@@ -18,7 +18,7 @@ from aimagestore._async.store import core_of
 from .support.faults import Faults
 from .support.stores import locked, until
 
-Break = Callable[[Path, Faults], object]
+Break = Callable[[Path, Faults], AbstractContextManager[object]]
 
 
 @contextmanager
@@ -36,14 +36,14 @@ def _file_in_place_of_directory(path: Path, _: Faults) -> Iterator[None]:
     (path / "new").unlink()
 
 
-def _link(name: str, code: int) -> Callable[[Path, Faults], object]:
+def _link(name: str, code: int) -> Break:
     def fails(_: int, __: object, target: object, **___: object) -> bool:
         return str(target).startswith(name)
 
     return lambda _, faults: faults.fail_call("link", code, fails)
 
 
-def _mkdir(code: int) -> Callable[[Path, Faults], object]:
+def _mkdir(code: int) -> Break:
     return lambda _, faults: faults.fail_call("mkdir", code, lambda _, name, *a, **k: name == "new")
 
 
@@ -113,9 +113,7 @@ async def test_a_change_that_cannot_be_placed_fails_alone(
             batch = committer._open_batch
             return 0 if batch is None else len(batch.pending)
 
-        breaking = breaks(path, faults)
-        assert hasattr(breaking, "__enter__")
-        with breaking:  # type: ignore[attr-defined]
+        with breaks(path, faults):
             async with anyio.create_task_group() as tasks:
                 with locked(path):
                     if position == "first":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,13 @@ from aimagestore import FindingKind as Kind, ImageStore, StoreCorruptError, chec
 
 from .support.buildah import FIXTURE, FIXTURE_ID
 from .support.damage import DAMAGE, listing
+from .support.layouts import digest_of
 from .support.manifests import PAYLOAD, signed
 from .support.stores import edit_index, locked, until_not_requested, until_requested
 
 pytestmark = pytest.mark.damage
 
+# What a repair does about each kind of finding, by itself or with ``drop=True``.
 COMES_BACK = {
     Kind.INDEX_MISSING,
     Kind.INDEX_BLANK,
@@ -45,6 +46,7 @@ IS_GARBAGE = {Kind.ITEM_UNLISTED, Kind.TEMPORARY_STALE}
 
 @pytest.fixture
 def image(path: Path) -> Path:
+    """The directory of the image that buildah wrote, in a copy of its store."""
     shutil.copytree(FIXTURE, path)
     return path / FIXTURE_ID
 
@@ -161,7 +163,7 @@ async def test_malformed_digests_are_computed_again(path: Path, image: Path, dig
         assert json.loads((path / "images.json").read_bytes()) == before
     async with ImageStore(path) as store:
         found = await store.get(FIXTURE_ID)
-        assert found.digest == "sha256:" + sha256((image / "manifest").read_bytes()).hexdigest()
+        assert found.digest == digest_of((image / "manifest").read_bytes())
 
 
 async def test_a_malformed_digest_of_a_manifest_that_is_not_listed_is_removed(
@@ -197,7 +199,7 @@ async def test_a_signed_manifest_gets_the_digest_that_podman_computes(
     assert (await check(path)).ok
     async with ImageStore(path) as store:
         digest = (await store.get("signed")).big_data_digests["manifest"]
-    assert digest == "sha256:" + sha256(PAYLOAD).hexdigest()
+    assert digest == digest_of(PAYLOAD)
 
 
 async def test_damage_that_is_already_repaired_is_left_alone(path: Path, image: Path) -> None:
