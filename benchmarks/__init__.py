@@ -1,1 +1,1 @@
-"""What the store costs, measured side by side with what else could be used."""
+"""Measures what the store costs, beside other libraries and programs that keep images."""

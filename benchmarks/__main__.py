@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: named scenarios against named peers, in one run, taking turns."""
+"""``python -m benchmarks``: measures scenarios with several peers, which take turns in one run."""
 
 from __future__ import annotations
 
@@ -30,14 +30,21 @@ QUICK_BACKENDS = ("asyncio", "trio")
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--cluster", action="store_true", help="PostgreSQL and S3, on servers started for it"
+        "--cluster",
+        action="store_true",
+        help="measure a cluster's store, on servers that are started for it",
     )
-    parser.add_argument("--sizes", help="numbers of images")
-    parser.add_argument("--scenario", nargs="+", help="all of them")
+    parser.add_argument("--sizes", help="numbers of images, separated by commas")
+    parser.add_argument("--scenario", nargs="+", help="the scenarios; by default all")
     parser.add_argument(
-        "--backend", nargs="+", choices=BACKENDS, help="all of them, unless --quick"
+        "--backend",
+        nargs="+",
+        choices=BACKENDS,
+        help="the event loops; by default all, unless --quick",
     )
-    parser.add_argument("--peer", nargs="+", choices=PEERS + CLUSTER_PEERS, help="all of them")
+    parser.add_argument(
+        "--peer", nargs="+", choices=PEERS + CLUSTER_PEERS, help="the peers; by default all"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
     parser.add_argument("--item-size", type=int, default=1024, help="MiB of the large item")
     parser.add_argument("--json", type=Path, help="write all samples to this file")
@@ -50,14 +57,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--markdown", type=Path, help="write the table of targets to this file")
     parser.add_argument("--dir", type=Path, help="work in this directory, on the disk to measure")
     parser.add_argument(
-        "--quick", action="store_true", help="a smoke test, its figures mean little"
+        "--quick", action="store_true", help="run briefly, as a smoke test: the figures mean little"
     )
     parser.add_argument(
         "--compare",
         metavar="REV",
-        help="count the work that is bound by the processor for a revision of the library and for "
-        "this one, and run the scenarios that are named with both in turns; 'release' is the last "
-        "release",
+        help="count the processor-bound work of this revision of the library and of another one, "
+        "and run the scenarios that --scenario names with both; 'release' is the last release",
     )
     parser.add_argument(
         "--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), help="what to count"
@@ -96,7 +102,7 @@ def _bench(options: argparse.Namespace, scratch: Path) -> Bench:
 
 @contextmanager
 def _with_servers(bench: Bench) -> Iterator[Bench]:
-    """The same, with servers for a cluster's stores; for the block."""
+    """Start servers for the block, and return a bench with the stores of a cluster."""
     from .cluster import ClusterBench
     from .places import serving
 
@@ -149,17 +155,17 @@ def _write_page(
         f"Written by `python -m benchmarks {' '.join(_shown(sys.argv[1:]))}`:",
         f"CPython {platform.python_version()}, Linux {platform.release()},",
         f"{os.cpu_count()} processors.",
-        "[NOTES.md](NOTES.md) says how it is measured, what the floors are, and what was tried.",
+        "[NOTES.md](NOTES.md) says how costs are measured, what floors are, and what was tried.",
         "",
         f"![Each cost against the number of images, on logarithmic scales]({picture})",
         "",
-        "How a cost grows with the number of images, as an exponent: 0 is a cost that does not",
-        "depend on it, 1 one that is proportional.",
+        "How a cost grows with the number of images, as an exponent: 0 means that it does not",
+        "depend on the number, 1 that it is proportional to it.",
         "",
         *table.growth(outcomes, drawn),
         "",
-        "Ratios to floors and to Go; of several sizes the one that is furthest off, in bold type",
-        "where the target is missed:",
+        "Ratios to floors and to Go. Of several sizes, the table shows the worst, in bold type if",
+        "it misses the target:",
         "",
         *table.markdown(verdicts, titles),
     ]
@@ -167,7 +173,7 @@ def _write_page(
 
 
 def _shown(arguments: Sequence[str]) -> Iterator[str]:
-    """The arguments, without where it worked."""
+    """Yield the arguments without --dir."""
     for before, argument in zip(("", *arguments), arguments, strict=False):
         if "--dir" not in {before, argument}:
             yield argument
@@ -198,7 +204,10 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """Run what the options say; 1 when a peer failed, or a count has grown too much."""
+    """Run what the options say, and return the exit code: 1 if a count has grown too much.
+
+    :raises PeerError: when a peer failed
+    """
     options = _options()
     if options.compare:
         return _compare(options)

@@ -1,4 +1,4 @@
-"""The floors of a cluster: the same bytes sent by the barest loops around its clients."""
+"""The floors of a cluster: minimal loops around its clients that send the same bytes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ CREATE TABLE IF NOT EXISTS bare_names (name text PRIMARY KEY, id text);
 
 
 class ClusterFloors(Peer):
-    """One connection and one client of the bucket, in the only thread there is."""
+    """One connection to the database and one client of the bucket, in one thread."""
 
     _serial = 0
 
     def __init__(self, root: str) -> None:
-        """Connect; a version, records and names are kept in tables of its own."""
+        """Connect, and create tables for a version, records and names."""
         place = Place.parse(root)
         self._connection = psycopg.connect(place.records_url)
         self._bucket = from_url(place.blobs_url, client_options={"allow_http": True})
@@ -41,7 +41,7 @@ class ClusterFloors(Peer):
         self._connection.commit()
 
     async def do_open(self, root: str) -> Reply:
-        """Connect, and look at something."""
+        """Connect, and run one query."""
         url = Place.parse(root).records_url
         watch = Stopwatch()
         with psycopg.connect(url) as connection:
@@ -49,7 +49,7 @@ class ClusterFloors(Peer):
         return seconds(watch.stop())
 
     async def do_commit(self, refs: Sequence[str]) -> Reply:
-        """One record in each transaction."""
+        """Commit one record in each transaction."""
         samples = []
         for _ in refs:
             watch = Stopwatch()
@@ -58,7 +58,7 @@ class ClusterFloors(Peer):
         return seconds(*samples)
 
     async def do_create(self, images: int, tasks: int) -> Reply:
-        """As many records in each transaction as others have tasks."""
+        """Commit as many records in each transaction as the library has tasks."""
         watch = Stopwatch()
         for _ in range(images // tasks):
             self._commit(tasks)

@@ -1,4 +1,4 @@
-"""One run: where it works, how thoroughly, and the alternation of the contenders."""
+"""One run: its directory and sizes, and the turns of its contenders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Bench:
     """What every scenario gets.
 
     :ivar sizes: numbers of images
-    :ivar rounds: how often each contender has its turn
+    :ivar rounds: the number of turns of each contender
     :ivar item_size: bytes of the large item
     :ivar duration: seconds of each round in which several processes commit
     :ivar warms_up: whether each contender has one turn that does not count
@@ -47,7 +47,7 @@ class Bench:
         return [contender.label for contender in self.contenders if contender.is_ours]
 
     def new_path(self) -> Path:
-        """A path that is not used yet."""
+        """Return a path that is not used yet."""
         return self.scratch / f"store-{next(self._numbers)}"
 
     @contextmanager
@@ -80,11 +80,11 @@ class Bench:
 class Entrant:
     """A contender in one scenario.
 
-    :ivar arguments: the request, made anew for each round
-    :ivar prepare: what happens before each round; not measured
-    :ivar turns: how many rounds it takes part in, without a warm-up; all if ``None``
-    :ivar floor: the request to its floor, which has its turn in the same process right afterwards;
-        ``None`` where it has none
+    :ivar arguments: returns the request for each round
+    :ivar prepare: called before each round, and not measured
+    :ivar turns: in how many rounds it takes part, without a warm-up; in all if ``None``
+    :ivar floor: returns the request for its floor, which runs in the same process right afterwards;
+        ``None`` if it has none
     """
 
     label: str
@@ -98,7 +98,7 @@ class Entrant:
 
 
 def floor_of(label: str) -> str:
-    """The label of a contender's floor."""
+    """Return the label of a contender's floor."""
     return f"{label} floor"
 
 

@@ -1,4 +1,4 @@
-"""A cluster's store, beside a directory's and the bare clients, at sizes that are far apart."""
+"""A cluster's store, beside a directory's and the bare clients, at very different sizes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _ALL = (CLUSTER, "directory")
 class ClusterBench(Bench):
     """What every scenario gets.
 
-    :ivar places: the stores; contenders share the one of each size
+    :ivar places: the stores; contenders share the store of each size
     """
 
     places: Places
 
     def root(self, contender: Contender, size: int) -> str | None:
-        """What a contender opens; ``None`` where it can't hold ``size`` images."""
+        """Return what a contender opens; ``None`` if it cannot hold ``size`` images."""
         if contender.peer != "directory":
             return str(self.places.store(size))
         if size > _LARGEST_DIRECTORY:
@@ -74,7 +74,7 @@ def _at_all_sizes(
     bench: Bench,
     scenario: Scenario,
 ) -> Iterator[Outcome]:
-    """Let all sizes take turns, since they are to be compared with each other."""
+    """Let all sizes take turns, because they are compared with each other."""
     assert isinstance(bench, ClusterBench)
     entrants = {}
     for size in bench.sizes:
@@ -124,7 +124,7 @@ def _always(**arguments: Any) -> Callable[[], dict[str, Any]]:
 
 
 def _memory(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
-    """What an open store takes after many lookups, in fresh processes."""
+    """Measure the memory of an open store after many lookups, in new processes."""
     assert isinstance(bench, ClusterBench)
     for size in bench.sizes:
         outcome = Outcome(scenario.name, size, "MiB")
@@ -140,7 +140,7 @@ def _memory(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
 
 
 def _stream_memory(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
-    """Stream one item, then sixteen at once, in fresh processes."""
+    """Stream one item, then sixteen at once, in new processes."""
     assert isinstance(bench, ClusterBench)
     root = str(bench.places.store(bench.sizes[0]))
     outcome = Outcome(scenario.name, bench.item_size, "MiB")
@@ -156,7 +156,7 @@ def _stream_memory(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
 
 
 def _lookups(ref: Callable[[int], str]) -> Arguments:
-    # Other ones in each round: of a million, few are in anybody's memory then.
+    # Other images in each round, so that of a million images few are in a cache.
     return lambda size: {"refs": [ref(n) for n in some(size, _LOOKUPS)], "passes": 1}
 
 
@@ -165,7 +165,7 @@ def _digests(size: int) -> dict[str, Any]:
 
 
 def _to_the_smallest() -> Figure:
-    """Our median by that at the first size of the run."""
+    """Return the ratio of our median to that at the first size of the run."""
     first: dict[str, tuple[int, float]] = {}
 
     def figure(outcome: Outcome, label: str) -> float | None:

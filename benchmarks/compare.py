@@ -1,4 +1,4 @@
-"""Two revisions of the library, in turns: what this one takes by what the other one takes."""
+"""Counts the work of two revisions of the library, in turns, and compares them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ RELEASE = "release"
 _TURNS_BY_TIME = 7
 
 Count = Callable[[Sequence[str], Path], float]
-"""Returns what a command takes that runs in a directory."""
+"""Runs a command in a directory, and returns its instructions or seconds."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """What this revision takes of a row, by what the other one takes."""
+    """What this revision takes for a row, divided by what the other one takes."""
 
     row: str
     ratio: float
@@ -55,7 +55,7 @@ def _resolve(revision: str) -> str:
 
 
 def check_out(revision: str, directory: Path) -> Path:
-    """Put a revision's library, beside the benchmarks of this one, into a directory.
+    """Put the library of a revision and the benchmarks of this one into a new directory.
 
     :raises NothingToCompareError: when there is no release, or git does not have its commit
     :raises SystemExit: when git does not have another revision
@@ -76,7 +76,7 @@ def check_out(revision: str, directory: Path) -> Path:
 
 
 def find_counter(directory: Path) -> tuple[str, Count]:
-    """What counts here, and how: instructions if possible, else seconds of the processor."""
+    """Return the unit and the way of counting: instructions if possible, else processor time."""
     for name, counter in ("perf", _by_perf), ("valgrind", _by_valgrind):
         if shutil.which(name) is not None:
             try:
@@ -98,7 +98,7 @@ def _by_perf(command: Sequence[str], directory: Path) -> float:
 
 
 def _by_valgrind(command: Sequence[str], directory: Path) -> float:
-    # It counts as callgrind does, in half the time.
+    # cachegrind counts as callgrind does, in half the time.
     tool = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
     found = re.search(r"I +refs: +([\d,]+)", _run([*tool, *command], directory))
     if found is None:
@@ -114,8 +114,8 @@ def _by_time(command: Sequence[str], directory: Path) -> float:
 
 
 def _run(command: Sequence[str], directory: Path) -> str:
-    """Run a command, and return what it says on standard error."""
-    # Strings have the same hashes in both; what is compiled is kept, but not in the sources.
+    """Run a command, and return its standard error."""
+    # Both get the same hashes of strings, and keep bytecode outside the source directories.
     environment = {
         **os.environ,
         "PYTHONHASHSEED": "0",
@@ -130,7 +130,7 @@ def _run(command: Sequence[str], directory: Path) -> str:
 
 
 def count(other: Path, scratch: Path, counter: Count, rows: Sequence[str]) -> list[Ratio]:
-    """Count the rows for both revisions. A row that the other one cannot do is left out."""
+    """Count the rows for both revisions. Rows that the other one cannot do are left out."""
     make_store(scratch / "store", SIZE)
     turns = _TURNS_BY_TIME if counter is _by_time else 1
     base_counts: dict[tuple[str, Path], list[float]] = {}

@@ -1,4 +1,4 @@
-"""The peers' processes, and how they are asked."""
+"""The processes of the peers, and requests to them."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _MODULES = {
 
 
 class PeerError(Exception):
-    """A peer could not do its task."""
+    """A peer failed to do a task."""
 
 
 @dataclass(frozen=True)
 class Contender:
     """One peer, on one event loop.
 
-    :ivar label: what the table calls it
-    :ivar command: starts its process
-    :ivar directory: where it starts, if that is not here
+    :ivar label: its name in the tables
+    :ivar command: the command that starts its process
+    :ivar directory: the working directory of its process; ``None`` for the current one
     """
 
     label: str
@@ -68,15 +68,15 @@ class Worker:
         )
 
     def send(self, task: str, **arguments: Any) -> None:
-        """Ask for a task."""
+        """Send the request for a task."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": task, **arguments}) + "\n")
         self._process.stdin.flush()
 
     def receive(self) -> Reply | None:
-        """The answer; ``None`` when the peer has nothing to measure there.
+        """Return the answer; ``None`` if the peer does not support the task.
 
-        :raises PeerError: when it failed
+        :raises PeerError: when the task failed, or the process has ended
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -86,7 +86,7 @@ class Worker:
         return None if "unsupported" in reply else reply
 
     def ask(self, task: str, **arguments: Any) -> Reply | None:
-        """Ask, and wait for the answer."""
+        """Send a request, and return the answer, as :meth:`receive` does."""
         self.send(task, **arguments)
         return self.receive()
 
@@ -107,7 +107,7 @@ def _environment(scratch: Path) -> dict[str, str]:
 def find(
     peers: list[str], backends: list[str], scratch: Path
 ) -> tuple[list[Contender], dict[str, str]]:
-    """The contenders that can run here, and why others cannot."""
+    """Return the contenders that can run here, and why others cannot."""
     found: list[Contender] = []
     skipped: dict[str, str] = {}
     for peer in peers:

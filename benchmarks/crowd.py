@@ -1,4 +1,4 @@
-"""Several processes that commit to one store, each one commit after another."""
+"""Several processes that commit to one store, each of them one commit after another."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TARGETS = (
 
 
 def run(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
-    """Let one alone, four together, and two beside two Go ones take turns."""
+    """Let one process alone, four together, and two beside two Go processes take turns."""
     outcome = Outcome(scenario.name, SIZE, "s or ratio")
     go = bench.pick("go")
     for _ in range(bench.rounds):
@@ -60,7 +60,7 @@ def _together(
     contenders: Sequence[Contender],
     alone: Sequence[float],
 ) -> None:
-    """Compare with what the same commits would take, made alone one after the other."""
+    """Compare the time with that of the same commits made one after the other by each alone."""
     replies = _commit(bench, contenders)
     commits = [reply["commits"] for reply in replies]
     together = max(reply["seconds"] for reply in replies)

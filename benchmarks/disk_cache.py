@@ -1,4 +1,4 @@
-"""What an asyncio user would build instead: diskcache, called in worker threads."""
+"""An alternative that an asyncio user might build: diskcache, called in worker threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .peer import Peer, Reply, Stopwatch, new_metadata, seconds
 
 
 class DiskCachePeer(Peer):
-    """One cache, set to sync what it commits; by default it does not."""
+    """One cache, which is set to sync each commit; by default, diskcache does not."""
 
     _serial = 0
 
@@ -42,7 +42,7 @@ class DiskCachePeer(Peer):
             await asyncio.to_thread(self._change, ref, new_metadata(self._serial))
 
     async def do_commit(self, refs: Sequence[str]) -> Reply:
-        """One commit after another."""
+        """Make one commit after another."""
         samples = []
         for ref in refs:
             watch = Stopwatch()
@@ -51,7 +51,7 @@ class DiskCachePeer(Peer):
         return seconds(*samples)
 
     async def do_burst(self, refs: Sequence[str]) -> Reply:
-        """One task for each commit, all at once."""
+        """Make all commits at once, each in a task."""
         watch = Stopwatch()
         await asyncio.gather(*(self._commit(ref) for ref in refs))
         return seconds(watch.stop())

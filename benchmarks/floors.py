@@ -1,7 +1,7 @@
-"""The floors: for each cost the barest code that does the inherent work.
+"""The floors: for each cost, the simplest code that does the unavoidable work.
 
-They run in the process, and on the event loop, of the library that is compared with them, in
-turns with it. What is left out is all that makes a store of it: locks, tokens, parsing, checks.
+They run in the process and on the event loop of the library that is compared with them, in turns
+with it. They have no locks, tokens, parsing or checks.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from .images import image_store
 from .peer import Peer, Reply, Stopwatch, seconds
 
 CHUNK = 2 * 1024 * 1024
-"""What the library reads at a time, while few readers are open."""
+"""Bytes that the library reads at a time while few readers are open."""
 
 VERIFIED_CHUNK = 1024 * 1024
 """The same where it also digests."""
 
 SENT = 1024 * 1024
-"""What it is given at a time."""
+"""Bytes that the library is given at a time."""
 
 _COMPUTES = 0.2
-"""Seconds."""
+"""Seconds for which a worker thread computes."""
 
 
 class Record(msgspec.Struct, rename="kebab"):
-    """A record as a program would define it that only wants to read it."""
+    """A record, as a program that only reads records would define it."""
 
     id: str
     digest: str = ""
@@ -52,7 +52,7 @@ class Record(msgspec.Struct, rename="kebab"):
 
 
 class Floors(Peer):
-    """What takes its time beside a store, in a directory of its own."""
+    """The floors of a directory's store, in a directory of their own."""
 
     def __init__(self, root: str) -> None:
         self._index = image_store(Path(root)) / "images.json"
@@ -79,7 +79,7 @@ class Floors(Peer):
         return seconds(*samples)
 
     async def do_burst(self, refs: Sequence[str]) -> Reply:
-        """Tasks that wait for one event, set after one commit in a worker thread."""
+        """Let tasks wait for one event, which is set after one commit in a worker thread."""
         self._prepare_commits()
         start, done = anyio.Event(), anyio.Event()
 
@@ -98,7 +98,7 @@ class Floors(Peer):
         return seconds(watch.stop())
 
     async def do_ingest(self, images: int, saves: int, text: str, root: str) -> Reply:
-        """The same files, and as many saves of a growing index, one after another."""
+        """Write the same files, and save a growing index as often, one after another."""
         final = _content(Path(text))
         os.makedirs(root, exist_ok=True)
         fd = os.open(root, os.O_RDONLY)
@@ -113,8 +113,8 @@ class Floors(Peer):
     async def do_get(self, refs: Sequence[str], passes: int) -> Reply:
         """Await a function that makes a ``stat`` of the index, and looks into a dictionary.
 
-        By its path: an ``fstat`` takes half the time, but does not see that the directory was
-        moved, or mounted over.
+        The ``stat`` is of the path: an ``fstat`` takes half the time, but does not notice that the
+        directory was moved, or that something was mounted over it.
         """
         table = {ref: ref for ref in refs}
         path = str(self._index)
@@ -143,14 +143,14 @@ class Floors(Peer):
         return seconds(watch.stop() / passes / len(refs))
 
     async def do_images(self) -> Reply:
-        """Copy a list of as many in a worker thread."""
+        """Copy a list of the same length in a worker thread."""
         images = [None] * self._index.read_bytes().count(b'"created":')
         watch = Stopwatch()
         await to_thread.run_sync(images.copy)
         return seconds(watch.stop())
 
     async def do_load_watched(self, root: str) -> Reply:
-        """Decode the index; and a stall beside a worker thread that only computes."""
+        """Decode the index, and measure the stall beside a worker thread that only computes."""
         reply = await self.do_open(root)
         async with heartbeat() as heart:
             await to_thread.run_sync(_compute)
@@ -163,7 +163,7 @@ class Floors(Peer):
         return seconds(watch.stop())
 
     async def do_next_read(self, ref: str) -> Reply:
-        """Read the index through in a worker thread; and a stall beside one that computes."""
+        """Read the index in a worker thread, and measure the stall beside one that computes."""
         watch = Stopwatch()
         await to_thread.run_sync(_read, str(self._index), lambda _: None)
         took = watch.stop()
@@ -184,7 +184,7 @@ class Floors(Peer):
         return seconds(took)
 
     async def do_read(self, *, verify: bool) -> Reply:
-        """Read a file through in one worker thread, and digest it where that is asked for."""
+        """Read a file in one worker thread, and digest it if ``verify``."""
         digest: Callable[[bytes], object] = hashlib.sha256().update if verify else lambda _: None
         chunk = VERIFIED_CHUNK if verify else CHUNK
         watch = Stopwatch()
@@ -192,7 +192,7 @@ class Floors(Peer):
         return seconds(watch.stop())
 
     async def do_make_item(self, size: int) -> Reply:
-        """Put a file there to be read."""
+        """Write the file that is read later."""
         self._item = str(self._directory / "item")
         chunk = os.urandom(min(size, SENT))
         await to_thread.run_sync(_write, self._item, chunk, size // len(chunk))

@@ -22,7 +22,7 @@ TARGETS = (
 
 
 def run(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
-    """Measure each contender in fresh processes, by the size of images.json."""
+    """Measure the memory of each contender in new processes, as multiples of images.json's size."""
     for size in bench.sizes:
         outcome = Outcome(scenario.name, size, "x images.json")
         for _ in range(min(bench.rounds, 3)):

@@ -1,4 +1,4 @@
-"""The Go peer's program, built for each generation of containers/storage that is installed."""
+"""The program of the Go peer, built for each installed generation of containers/storage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 _GOCODE = "usr/share/gocode"
 _IMPORTS = ("go.podman.io/storage", "github.com/containers/storage")
-"""Where the library is imported from; where it has moved, the old path is a link to the new."""
+"""The import paths of the library; since it has moved, its old path is a link to the new one."""
 
 _SOURCE = Path(__file__).parent / "go" / "main.go"
 _ROOTS = Path(__file__).parent.parent / "tests" / "peers" / "roots"
@@ -18,11 +18,11 @@ _TAGS = " ".join(f"exclude_graphdriver_{name}" for name in ("btrfs", "devicemapp
 
 @dataclass(frozen=True)
 class Generation:
-    """A containers/storage, and how commands run that use it.
+    """One generation of containers/storage.
 
-    :ivar label: what the tables call it
-    :ivar root: where the library is installed
-    :ivar prefix: comes before a command
+    :ivar label: its name in the tables
+    :ivar root: the root directory in which the library is installed
+    :ivar prefix: the beginning of commands that run in that root
     """
 
     label: str
@@ -30,7 +30,7 @@ class Generation:
     prefix: tuple[str, ...] = ()
 
     def find_missing(self) -> str:
-        """The missing packages that the peer needs; ``""`` if none is missing."""
+        """Return which package the peer needs and lacks; ``""`` if it lacks none."""
         if not (self.root / "usr/bin/go").exists():
             return "Go is not installed"
         if self._import() is None:
@@ -44,10 +44,10 @@ class Generation:
     def build(self, directory: Path) -> tuple[str, ...]:
         """Build the program into a directory, and return the command that runs it.
 
-        :raises subprocess.CalledProcessError: when Go does not like it
+        :raises subprocess.CalledProcessError: when it cannot be compiled
         """
         library = self._import()
-        assert library is not None, "it is known that nothing is missing"
+        assert library is not None, "call find_missing() first"
         source = directory / self.label.replace(" ", "-") / "main.go"
         source.parent.mkdir()
         source.write_text(_SOURCE.read_text().replace(f'"{_IMPORTS[-1]}"', f'"{library}"'))
@@ -65,7 +65,7 @@ class Generation:
 
 
 def generations() -> list[Generation]:
-    """Return this machine's own, and those of the roots that the tests beside other suites use."""
+    """Return this machine's own generation, and those of the roots of ``tests/peers/roots``."""
     kept = Path(os.environ.get("AIMAGESTORE_ROOTS") or Path.home() / ".cache/aimagestore-roots")
     found = [Generation("go", Path("/"))]
     for root in sorted(kept.glob("*-[0-9]"), reverse=True):

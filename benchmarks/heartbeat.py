@@ -1,4 +1,4 @@
-"""How long an event loop lets its tasks wait."""
+"""Measures how long an event loop lets its tasks wait."""
 
 from __future__ import annotations
 

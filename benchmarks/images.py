@@ -1,4 +1,4 @@
-"""Stores of podman's real shape, any number of images large."""
+"""Stores of any number of images, with records as podman writes them."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _others = random.Random(0)
 
 
 def _token() -> bytes:
-    """What a writer leaves in images.lock, by which others see that they must load anew."""
+    """Return a last-write token for images.lock, by which others see that they must load again."""
     return struct.pack("<QQI44s", time.time_ns(), next(_writes), os.getpid(), os.urandom(44))
 
 
 def identity(number: int) -> str:
-    """The ID of the image of this number."""
+    """Return the ID of the image with a number."""
     return hashlib.sha256(b"image %d" % number).hexdigest()
 
 
 def name(number: int) -> str:
-    """Its name."""
+    """Return the name of the image with a number."""
     return f"registry.example.com/team-{number % 97}/service-{number}:1.{number % 13}"
 
 
 def manifest_digest(number: int) -> str:
-    """The digest of its manifest."""
+    """Return the digest of the manifest of the image with a number."""
     return f"sha256:{hashlib.sha256(b'manifest %d' % number).hexdigest()}"
 
 
 def record(number: int) -> dict[str, Any]:
-    """The record that podman writes for an image it has pulled: four items, about 1.6 kB."""
+    """Return a record as podman writes it for an image that it has pulled: four items, 1.6 kB."""
     image_id = identity(number)
     manifest = hashlib.sha256(b"manifest %d" % number).hexdigest()
     empty = hashlib.sha256(b"").hexdigest()
@@ -64,13 +64,13 @@ def record(number: int) -> dict[str, Any]:
 
 
 def index(images: int) -> bytes:
-    """The text of images.json."""
+    """Return the text of an images.json."""
     texts = (json.dumps(record(n), separators=(",", ":")) for n in range(images))
     return f"[{','.join(texts)}]".encode()
 
 
 def image_store(root: Path) -> Path:
-    """Where in a graph root its vfs driver's image store is."""
+    """Return the image store of the vfs driver in a graph root."""
     return root / "graph" / "vfs-images"
 
 
@@ -83,19 +83,19 @@ def make_store(root: Path, images: int) -> None:
 
 
 def copy_store(root: Path, copy: Path) -> Path:
-    """Copy a graph root, durably, so that no later sync has to write it."""
+    """Copy a graph root and sync it, so that no later sync has to write it; return the copy."""
     shutil.copytree(root, copy)
     os.sync()
     return copy
 
 
 def sample(images: int, number: int) -> list[int]:
-    """Numbers of some images, the same ones in every run."""
+    """Return the numbers of random images, the same in each call."""
     return random.Random(images).choices(range(images), k=number)
 
 
 def some(images: int, number: int) -> list[int]:
-    """Numbers of some images, other ones each time, in the same order in every run."""
+    """Return the numbers of random images, others in each call, and the same in each run."""
     return _others.choices(range(images), k=number)
 
 
@@ -107,7 +107,7 @@ class OtherWriter:
         self._text = (self._directory / "images.json").read_bytes()
 
     def change(self, number: int) -> None:
-        """Replace images.json by one in which one record's metadata is some bytes longer."""
+        """Replace images.json by one in which the metadata of one record is a byte longer."""
         begin = self._text.index(b'{"id":"%s"' % identity(number).encode())
         place = self._text.index(_METADATA.encode(), begin)
         self._text = b"%b %b" % (self._text[:place], self._text[place:])

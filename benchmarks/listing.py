@@ -1,9 +1,9 @@
 """Lists the images of a large store with ``aimagestore images`` and with ``podman images``.
 
 ``python -m benchmarks.listing [--images 2000] [--rounds 3] [--podman COMMAND]``, as root. Both
-print the same sizes, of layers and items. The ratios are those of the medians of their times: of
-the whole programs, and of opening the store and listing all IDs, names and sizes in a program that
-runs already. The contenders take turns, after one turn of each that does not count.
+print the same sizes of layers and items. The ratios are of median times: of the whole programs, and
+of opening the store and listing all IDs, names and sizes in a running program. The contenders take
+turns, after one turn of each that does not count.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _digest(data: bytes) -> str:
 
 
 def _layer(number: int, parent: str) -> dict[str, Any]:
-    """The record of a layer, which has no files: podman lists images without a look at them."""
+    """Return the record of a layer. It has no files: podman does not need them to list images."""
     digest = _digest(b"layer %d" % number)
     return {
         "id": digest.removeprefix("sha256:"),
@@ -54,7 +54,7 @@ def _descriptor(kind: str, digest: str, size: int) -> dict[str, Any]:
 
 
 def _documents(layers: Sequence[dict[str, Any]], number: int) -> tuple[bytes, bytes]:
-    """The config and the manifest of an image."""
+    """Return the config and the manifest of an image."""
     config = json.dumps(
         {
             "created": f"2024-05-{number % 28 + 1:02}T08:15:00Z",
@@ -101,7 +101,7 @@ async def make(graph: Path, images: int) -> None:
 def _timed(command: Sequence[str]) -> tuple[float, set[tuple[str, ...]]]:
     """Run a program, and return how long it took and what it listed: names, ID and size."""
     start = time.perf_counter()
-    # As installed: with bytecode that an earlier run has left.
+    # As an installed program, it uses the bytecode of earlier runs.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     taken = time.perf_counter() - start
@@ -120,7 +120,7 @@ async def _list_in_process(path: Path) -> float:
 
 
 def main() -> None:
-    """Make the store, have it listed, and print how long that takes."""
+    """Make the store, list it in turns, and print how long that takes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.listing")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,4 +1,4 @@
-"""How much memory this process takes, as the kernel counts it."""
+"""The memory of this process, in bytes, as the kernel counts it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ def _field(file: str, field: str) -> int:
 
 
 def proportional() -> int:
-    """Resident bytes, each shared page divided by those that share it (PSS)."""
+    """Return the resident bytes, each shared page divided by the processes that share it (PSS)."""
     return _field("/proc/self/smaps_rollup", "Pss")
 
 
 def resident() -> int:
-    """Resident bytes."""
+    """Return the resident bytes."""
     return _field("/proc/self/status", "VmRSS")
 
 
 def peak() -> int:
-    """The most resident bytes since the last reset."""
+    """Return the peak of resident bytes since the last reset."""
     return _field("/proc/self/status", "VmHWM")
 
 
 def reset_peak() -> None:
-    """Begin to look for the peak anew."""
+    """Reset the peak."""
     Path("/proc/self/clear_refs").write_text("5")

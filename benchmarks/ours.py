@@ -38,7 +38,7 @@ class OurPeer(Peer):
         return {}
 
     async def do_floor(self, of: str, **arguments: Any) -> Reply:
-        """Do what a task's floor does."""
+        """Run the floor of a task."""
         if self._floors is None:
             self._floors = new_floors(self._root or arguments["root"])
         return await self._floors.do(of, **arguments)
@@ -50,7 +50,7 @@ class OurPeer(Peer):
         await self._store.set_metadata(ref, new_metadata(self._serial))
 
     async def do_commit(self, refs: Sequence[str]) -> Reply:
-        """One commit after another."""
+        """Make one commit after another."""
         samples = []
         for ref in refs:
             watch = Stopwatch()
@@ -59,7 +59,7 @@ class OurPeer(Peer):
         return seconds(*samples)
 
     async def do_burst(self, refs: Sequence[str]) -> Reply:
-        """One task for each commit. They exist already when the clock starts."""
+        """Make each commit in a task of its own. The tasks exist when the clock starts."""
         start = anyio.Event()
 
         async def commit(ref: str) -> None:
@@ -75,7 +75,7 @@ class OurPeer(Peer):
         return seconds(watch.stop())
 
     async def do_commit_for(self, duration: float, refs: Sequence[str]) -> Reply:
-        """One commit after another for some seconds."""
+        """Make one commit after another for some seconds."""
         watch = Stopwatch()
         commits = 0
         while watch.stop() < duration:
@@ -84,7 +84,7 @@ class OurPeer(Peer):
         return {"commits": commits, "seconds": watch.stop()}
 
     async def do_create(self, images: int, tasks: int) -> Reply:
-        """New images of a record only, by some tasks; seconds for each."""
+        """Create images without items from several tasks; the reply has seconds for each image."""
         numbers = iter(range(images))
 
         async def create() -> None:
@@ -99,7 +99,7 @@ class OurPeer(Peer):
         return seconds(watch.stop() / images)
 
     async def do_ingest(self, images: int, tasks: int, root: str) -> Reply:
-        """New images, each with a manifest and a config, into a new store."""
+        """Create images with a manifest and a config in a new store."""
         path = image_store(Path(root))
         async with ImageStore(path) as store:
             numbers = iter(range(images))
@@ -151,7 +151,7 @@ class OurPeer(Peer):
         return seconds(watch.stop() / passes / len(refs))
 
     async def do_images(self) -> Reply:
-        """List all images; the first call was made before."""
+        """List all images in a second call."""
         await self._store.images()
         watch = Stopwatch()
         await self._store.images()
@@ -176,7 +176,7 @@ class OurPeer(Peer):
         return {"samples": [loaded], "stall": heart.largest_stall}
 
     async def do_next_read(self, ref: str) -> Reply:
-        """Read what another program has changed just now."""
+        """Read an image that another program has just changed."""
         async with heartbeat() as heart:
             watch = Stopwatch()
             await self._store.get(ref)
@@ -186,7 +186,7 @@ class OurPeer(Peer):
     # Memory
 
     async def do_memory(self, root: str) -> Reply:
-        """What the open store takes, then with an index, and after a look at every record."""
+        """Reply with the memory of an open store, then with an index, then with all images read."""
         gc.collect()
         start = memory.proportional()
         await self.do_setup(root)
@@ -198,7 +198,7 @@ class OurPeer(Peer):
         return {"opened": opened, "indexed": indexed, "looked": looked, "start": start}
 
     async def do_lookup_memory(self, root: str, refs: Sequence[str]) -> Reply:
-        """What an open store takes, and more at most while images are looked up one by one."""
+        """Reply with the memory of an open store, and how much the peak grows during lookups."""
         gc.collect()
         start = memory.resident()
         await self.do_setup(root)
@@ -209,7 +209,7 @@ class OurPeer(Peer):
         return {"opened": opened - start, "looked": memory.peak() - opened}
 
     async def do_memory_peaks_start(self, root: str) -> Reply:
-        """What opening and one commit take at most."""
+        """Reply with the peaks of memory of opening a store and of one commit."""
         gc.collect()
         self._start = memory.resident()
         memory.reset_peak()
@@ -221,7 +221,7 @@ class OurPeer(Peer):
         return {"opening": opening, "commit": memory.peak() - self._start, "ref": ref}
 
     async def do_memory_peaks_reload(self, ref: str) -> Reply:
-        """What loading another program's change takes at most."""
+        """Reply with the peak of memory of loading another program's change."""
         memory.reset_peak()
         await self._store.get(ref)
         return {"reload": memory.peak() - self._start}
@@ -246,7 +246,7 @@ class OurPeer(Peer):
         return seconds(took)
 
     async def do_make_item(self, size: int) -> Reply:
-        """Put an item there to be read."""
+        """Store the item that is read later."""
         self._item = (await self._store.create()).id
         await self._put(self._item, "blob", size)
         return {}
@@ -258,7 +258,7 @@ class OurPeer(Peer):
         return seconds(watch.stop())
 
     async def do_stream_memory(self, size: int, streams: int) -> Reply:
-        """What streams in, and then out, take at most above what the open store takes."""
+        """Reply with how much the peak of memory grows by streams in, and then by streams out."""
         image = await self._store.create()
         await self._put(image.id, "first", CHUNK)
         gc.collect()
@@ -281,7 +281,7 @@ class OurPeer(Peer):
 
 
 def new_store(root: str) -> ImageStore:
-    """A store of either kind, not open yet."""
+    """Return a store of either kind, which is not open yet."""
     if not root.startswith("postgresql:"):
         return ImageStore(image_store(Path(root)))
     from aimagestore.cluster import ClusterLocation
@@ -291,7 +291,7 @@ def new_store(root: str) -> ImageStore:
 
 
 def new_floors(root: str) -> Peer:
-    """What is compared with a store of either kind, in this process."""
+    """Return the floors of a store of either kind."""
     if root.startswith("postgresql:"):
         from .bare import ClusterFloors
 
@@ -308,7 +308,7 @@ async def _chunks(size: int) -> AsyncIterator[bytes]:
 
 
 def _saves(path: Path) -> int:
-    """How often this process has saved, as the last-write token counts it."""
+    """Return how often this process has saved the index, as the last-write token counts."""
     token = (path / "images.lock").read_bytes()
     return int(struct.unpack_from("<Q", token, 8)[0]) if len(token) >= 16 else 0
 

@@ -1,4 +1,4 @@
-"""What every peer written in Python has in common."""
+"""What all peers written in Python have in common."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Reply = dict[str, Any]
 
 
 class Unsupported(Exception):  # noqa: N818 (it is an answer)
-    """The peer has nothing to measure here."""
+    """The peer does not have this task."""
 
 
 class Peer:
-    """One way to keep images. Each ``do_…`` is a task that the driver asks for."""
+    """One way to keep images. Each ``do_…`` method is a task that the driver requests."""
 
     async def do(self, task: str, **arguments: Any) -> Reply:
-        """Do a task, and reply with the seconds that it took, among others."""
+        """Do a task, and return the reply, which has the seconds that it took."""
         function: Callable[..., Awaitable[Reply]] | None = getattr(self, f"do_{task}", None)
         if function is None:
             raise Unsupported(task)
@@ -25,21 +25,21 @@ class Peer:
 
 
 class Stopwatch:
-    """Seconds from now on."""
+    """Measures seconds from its creation on."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
 
     def stop(self) -> float:
-        """Seconds since it was made."""
+        """Return the seconds since its creation."""
         return time.perf_counter() - self._start
 
 
 def seconds(*samples: float) -> Reply:
-    """The reply of most tasks."""
+    """Return the reply of most tasks, with the seconds of each sample."""
     return {"samples": samples}
 
 
 def new_metadata(number: int) -> str:
-    """Metadata that no image has yet, as long as usual."""
+    """Return metadata of the usual length that no image has yet."""
     return f'{{"signatures-sizes":{{"sha256:{number:064x}":[]}}}}'

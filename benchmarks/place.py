@@ -18,5 +18,5 @@ class Place:
 
     @classmethod
     def parse(cls, root: str) -> Self:
-        """What it is printed as, read again."""
+        """Return the place that was printed as this text."""
         return cls(*root.split())

@@ -1,4 +1,4 @@
-"""The stores of a cluster, with as many images as a scenario wants."""
+"""The stores of a cluster, with the number of images that a scenario needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .place import Place
 
 @dataclass
 class Places:
-    """The stores of one run, made as they are asked for."""
+    """The stores of one run, each made when it is first needed."""
 
     local: LocalCluster
     _stores: dict[int, Place] = field(default_factory=dict)
@@ -38,8 +38,8 @@ class Places:
             url = self.local.postgres.url(database)
             place = Place(url, self.local.blobs_url(database))
             migrate(url)
-            # The first opening gives the store its identity; a bucket that lacks the objects of a
-            # database is another's.
+            # The first opening gives the store its identity. After loading, the store would refuse
+            # the bucket, which lacks the objects.
             asyncio.run(_open(place))
             _load(url, size)
             self._stores[size] = place
@@ -50,7 +50,7 @@ class Places:
 def serving() -> Iterator[Places]:
     """Run servers for the block, and set the environment for processes started in it."""
     local = LocalCluster()
-    # A quarter of a small machine's memory, as operators give it.
+    # A quarter of the memory of a small machine, as operators set it.
     local.postgres.options["shared_buffers"] = "1GB"
     with local:
         os.environ.update(local.environment)

@@ -1,4 +1,4 @@
-"""What was measured, and what it says of the targets."""
+"""What was measured, and whether it meets the targets."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 Series = dict[str, list[float]]
-"""Samples by what they are of."""
+"""Samples by label."""
 
 
 @dataclass
 class Outcome:
     """One scenario at one size.
 
-    :ivar samples: label to samples; seconds, bytes or ratios, as the scenario's unit says
-    :ivar notes: what else was found, by name
+    :ivar samples: the samples of each label, in the scenario's unit
+    :ivar notes: other figures, by name
     """
 
     scenario: str
@@ -29,22 +29,22 @@ class Outcome:
         self.samples.setdefault(label, []).extend(values)
 
     def median(self, label: str) -> float | None:
-        """The median of a label's samples."""
+        """Return the median of a label's samples; ``None`` if there are none."""
         samples = self.samples.get(label)
         return statistics.median(samples) if samples else None
 
 
 Figure = Callable[[Outcome, str], float | None]
-"""Finds a figure of one of our labels."""
+"""Returns a figure of one of our labels; ``None`` if it was not measured."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What one figure has to be at most.
+    """The limit of one figure.
 
-    :ivar text: as the table says it
-    :ivar figure: finds it for one of our labels; ``None`` where it was not measured
-    :ivar sizes: the sizes it is for; all of them if empty
+    :ivar text: the figure's name in the tables
+    :ivar figure: returns the figure of one of our labels
+    :ivar sizes: the sizes that it applies to; all if empty
     """
 
     text: str
@@ -55,7 +55,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A target, and what was reached."""
+    """A target, and the figure that was reached."""
 
     scenario: str
     size: int
@@ -71,9 +71,9 @@ class Verdict:
 
 
 def to_floor(suffix: str = "") -> Figure:
-    """The median of the ratios of our samples to those of the floor that had its turn with them.
+    """Compare our samples with those of the floor that ran right after each: the median ratio.
 
-    :param suffix: of what is compared: a stall, say, with the floor's
+    :param suffix: the end of the labels to compare, such as " stall"
     """
 
     def figure(outcome: Outcome, label: str) -> float | None:
@@ -86,7 +86,7 @@ def to_floor(suffix: str = "") -> Figure:
 
 
 def to_peer(peer: str) -> Figure:
-    """Our median by that of a peer, and of its generations by that of the fastest."""
+    """Compare our median with that of a peer; with the fastest of its generations."""
 
     def figure(outcome: Outcome, label: str) -> float | None:
         medians = [outcome.median(each) for each in outcome.samples if _is_of(each, peer)]
@@ -98,7 +98,7 @@ def to_peer(peer: str) -> Figure:
 
 
 def to_other(suffix: str) -> Figure:
-    """Our median by that of another of our own series."""
+    """Compare our median with that of another series of ours."""
 
     def figure(outcome: Outcome, label: str) -> float | None:
         ours, other = outcome.median(label), outcome.median(label + suffix)
@@ -108,18 +108,18 @@ def to_other(suffix: str) -> Figure:
 
 
 def _is_of(label: str, peer: str) -> bool:
-    """Whether a series is a peer's: ``go`` and ``go trixie``, but not ``go x4 slowdown``."""
+    """Return whether a series is a peer's: ``go`` and ``go trixie``, but not ``go x4 slowdown``."""
     rest = label.removeprefix(peer)
     return rest == "" or (rest != label and rest.strip().isalpha())
 
 
 def itself(suffix: str = "") -> Figure:
-    """Our median itself, where that is a ratio or a size."""
+    """Return our median itself, which is a ratio or a size."""
     return lambda outcome, label: outcome.median(label + suffix)
 
 
 def judge(outcome: Outcome, targets: tuple[Target, ...], ours: list[str]) -> list[Verdict]:
-    """What was reached of a scenario's targets."""
+    """Return the verdicts on a scenario's targets that apply to an outcome."""
     verdicts = []
     for target in targets:
         if target.sizes and outcome.size not in target.sizes:

@@ -1,4 +1,4 @@
-"""What is measured, and what each figure has to be."""
+"""What is measured, and the targets."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class Scenario:
-    """A question, and how it is answered.
+    """One cost.
 
     :ivar run: measures it at each of the run's sizes
+    :ivar is_drawn: whether it depends on the number of images, and is in the picture
     """
 
     name: str
@@ -46,7 +47,7 @@ def _all_turns(size: int, contender: Contender) -> int | None:
 
 
 def _burst_turns(size: int, contender: Contender) -> int | None:
-    """Go takes minutes for what is one commit elsewhere."""
+    """Return fewer turns for Go, which takes minutes for a burst: it makes each commit alone."""
     if contender.peer != "go" or size <= 1_000:
         return None
     return 1 if size <= 10_000 else 0
@@ -120,7 +121,7 @@ def _opening(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
 
 
 def _next_reads(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
-    """The next read after a change, and beside it a full load by a store that is not open yet."""
+    """Measure the next read after a change, and in turns with it a full load by a new store."""
     for size in bench.sizes:
         outcome = Outcome(scenario.name, size, "s")
 

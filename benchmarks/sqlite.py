@@ -1,4 +1,4 @@
-"""What an asyncio user would build instead: aiosqlite for the records, files for big data."""
+"""An alternative that an asyncio user might build: aiosqlite for records, files for big data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _UPDATE = "UPDATE images SET record = json_set(record, '$.metadata', ?) WHERE id
 
 
 class SqlitePeer(Peer):
-    """One connection, in WAL mode with synchronous=FULL: a commit that returned is durable."""
+    """One connection in WAL mode with synchronous=FULL, so that each commit is durable."""
 
     _serial = 0
 
@@ -63,7 +63,7 @@ class SqlitePeer(Peer):
             await self._connection.commit()
 
     async def do_commit(self, refs: Sequence[str]) -> Reply:
-        """One commit after another."""
+        """Make one commit after another."""
         samples = []
         for ref in refs:
             watch = Stopwatch()
@@ -72,7 +72,7 @@ class SqlitePeer(Peer):
         return seconds(*samples)
 
     async def do_burst(self, refs: Sequence[str]) -> Reply:
-        """One task for each commit, all at once."""
+        """Make all commits at once, each in a task."""
         watch = Stopwatch()
         await asyncio.gather(*(self._commit(ref) for ref in refs))
         return seconds(watch.stop())
@@ -99,7 +99,7 @@ class SqlitePeer(Peer):
         return seconds(watch.stop())
 
     async def do_ingest(self, images: int, tasks: int, root: str) -> Reply:
-        """New images, each with a manifest and a config, into a new database."""
+        """Create images with a manifest and a config in a new database."""
         os.makedirs(root)
         async with AsyncExitStack() as stack:
             self._connection = await self._connect(f"{root}/images.sqlite")
@@ -146,7 +146,7 @@ class SqlitePeer(Peer):
         return seconds(took)
 
     async def do_make_item(self, size: int) -> Reply:
-        """Put a file there to be read."""
+        """Write the file that is read later."""
         chunk = os.urandom(min(size, CHUNK))
         await _write(f"{self._path}/item", chunk, size // len(chunk))
         return {}

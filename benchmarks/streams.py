@@ -1,4 +1,4 @@
-"""Big data in and out: its speed, its memory, and many small items."""
+"""Scenarios of big data: the speed and memory of streams, and many small items."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run_put(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
 
 
 def run_read(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
-    """Stream an item out of the page cache."""
+    """Stream an item out, from the page cache."""
     yield _alternate(bench, scenario, "read", {"verify": False}, _with_item(bench.item_size))
 
 
@@ -89,7 +89,7 @@ def _entrant(
 
 
 def run_memory(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
-    """Stream one item, then sixteen at once, in fresh processes."""
+    """Stream one item, then sixteen at once, in new processes."""
     outcome = Outcome(scenario.name, bench.item_size, "MiB")
     for _ in range(min(bench.rounds, 3)):
         for contender in bench.pick(OURS):
@@ -108,7 +108,7 @@ def _measure_memory(bench: Bench, contender: Contender, streams: int, outcome: O
 
 
 def run_ingest(bench: Bench, scenario: Scenario) -> Iterator[Outcome]:
-    """Make new images in new stores; a floor saves as often as we did just before it."""
+    """Create images in new stores; the floor saves the index as often as the library just did."""
     images = bench.ingest_images
     outcome = Outcome(scenario.name, images, "s")
     seed = bench.new_path()

@@ -45,7 +45,7 @@ class Look:
 
     @classmethod
     def of(cls, number: int) -> Look:
-        """The look of the line with this number."""
+        """Return the look of the line with a number."""
         return cls(
             _COLOURS[number % len(_COLOURS)],
             _DASHES[number % len(_DASHES)],
@@ -53,7 +53,7 @@ class Look:
         )
 
     def line(self, points: Sequence[tuple[float, float]]) -> Iterator[str]:
-        """A line through these points, and a mark at each."""
+        """Yield the elements of a line through these points, with a mark at each."""
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         style = f'fill="none" stroke="{self.colour}" stroke-width="2"'
         yield f'<polyline points="{path}" {style} stroke-dasharray="{self.dashes}"/>'
@@ -80,7 +80,7 @@ class Panel:
         return _LEFT + across * width, _HEIGHT - _BOTTOM - up * height
 
     def draw(self) -> Iterator[str]:
-        """The panel's elements."""
+        """Yield the elements of the panel."""
         yield _text(_WIDTH / 2, 20, self._title, size=13, anchor="middle", weight="bold")
         for power in range(self._y[0], self._y[1] + 1):
             left, y = self._at(10 ** self._x[0], 10.0**power)
@@ -145,7 +145,7 @@ def _legend(looks: dict[str, Look], width: int) -> Iterator[str]:
 
 
 def draw(titles: dict[str, str], outcomes: Sequence[Outcome]) -> str:
-    """The picture: a panel for each of the titles' scenarios."""
+    """Return the picture, with a panel for each scenario that has a title."""
     grouped = {
         title: _lines([o for o in outcomes if o.scenario == n]) for n, title in titles.items()
     }

@@ -1,4 +1,4 @@
-"""The results as a table on the terminal."""
+"""The results as tables for the terminal and for a page."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from .results import Outcome, Verdict
 
 MOST_IMAGES = 10_000_000
-"""Larger sizes are bytes of an item."""
+"""Larger sizes are those of an item, in bytes."""
 
 
 def show(value: float, unit: str) -> str:
-    """A figure for people."""
+    """Return a figure with its unit, as people read it."""
     if unit != "s":
         return f"{value:.2f}"
     for scale, suffix in (1, "s"), (1e3, "ms"), (1e6, "µs"):
@@ -29,7 +29,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def medians(outcome: Outcome, reference: str) -> Iterator[str]:
-    """A scenario's medians, and each one's ratio to the first of ours."""
+    """Yield the lines of a table of a scenario's medians, with their ratios to a reference."""
     ours = outcome.median(reference)
     rows: list[tuple[str, ...]] = [("", "median", "least", "most", "samples", f"x {reference}")]
     for label, samples in outcome.samples.items():
@@ -49,7 +49,7 @@ def _figure(value: float, text: str) -> str:
 
 
 def markdown(found: Iterable[Verdict], titles: dict[str, str]) -> Iterator[str]:
-    """The targets as a table for a page: of several sizes the one that is furthest off counts."""
+    """Yield the lines of a page's table of targets, with the worst figure of several sizes."""
     rows: dict[tuple[str, str, float], dict[str, list[Verdict]]] = {}
     for v in found:
         rows.setdefault((v.scenario, v.text, v.limit), {}).setdefault(v.label, []).append(v)
@@ -70,9 +70,9 @@ def markdown(found: Iterable[Verdict], titles: dict[str, str]) -> Iterator[str]:
 
 
 def growth(outcomes: Sequence[Outcome], titles: dict[str, str]) -> Iterator[str]:
-    """How each cost grows, as a table for a page: with the number of images to which power.
+    """Yield the lines of a page's table of growth: the power of the number of images.
 
-    0 is a cost that does not depend on them, 1 one that is proportional.
+    0 means that a cost does not depend on the number, 1 that it is proportional to it.
     """
     series: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for outcome in outcomes:
@@ -100,7 +100,7 @@ def _slope(points: Sequence[tuple[float, float]]) -> str:
 
 
 def verdicts(found: Iterable[Verdict]) -> Iterator[str]:
-    """Every target, and whether it was met."""
+    """Yield the lines of a table of all targets, and whether they are met."""
     rows = [("scenario", "size", "contender", "target", "at most", "reached", "")]
     for v in found:
         met = "met" if v.is_met else "MISSED"

@@ -1,6 +1,6 @@
-"""Work that is bound by the processor, to be counted: ``python -m benchmarks.work ROW TIMES DIR``.
+"""Processor-bound work, to be counted: ``python -m benchmarks.work ROW TIMES DIR``.
 
-The count of a row is that of TIMES repetitions, less that of none in another process.
+The count of a row is that of TIMES repetitions minus that of no repetition in another process.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _on_store(
 
         async with ImageStore(root) as store:
             await store.snapshot()
-            # What happens only once has happened.
+            # So that what happens only once is not counted.
             await store.get(identity(0))
             await store.set_metadata(identity(0), "")
             await work(store, times)
@@ -113,8 +113,8 @@ async def _open_and(root: str, times: int, look: Callable[[ImageStore], Awaitabl
 class Row:
     """One kind of work.
 
-    :ivar times: how often it is done, so that it takes much more than the start of a process
-    :ivar base: rows of one base do the same when they are done no times
+    :ivar times: the number of repetitions, which must take much longer than starting a process
+    :ivar base: rows with the same base do the same work without repetitions
     """
 
     times: int
@@ -140,7 +140,7 @@ ROWS = {
 
 
 def main(row: str, times: str, root: str) -> None:
-    """Repeat a row's work in a store."""
+    """Repeat the work of a row in a store."""
     ROWS[row].run(str(image_store(Path(root))), int(times))
 
 

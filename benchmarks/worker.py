@@ -1,7 +1,7 @@
-"""A child process that does one peer's tasks, so that peers share neither memory nor collector.
+"""A process that does the tasks of one peer, so that no two peers share memory or collector.
 
-It reads a request a line, ``{"do": task, …arguments}``, and answers with a line of JSON, as the
-Go peer does.
+It reads requests, a line of JSON each, ``{"do": task, …arguments}``, and answers each with a line
+of JSON, as the Go peer does.
 """
 
 from __future__ import annotations
