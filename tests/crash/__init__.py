@@ -1,1 +1,1 @@
-"""Nothing lost: faults, kills, power cuts, random histories and hostile files."""
+"""Tests that nothing is lost: faults, kills, power cuts, random histories and hostile files."""

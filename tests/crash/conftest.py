@@ -1,4 +1,4 @@
-"""Where crashes are tried: in memory, unless the disk itself is what is tried."""
+"""What the tests of crashes share: directories in memory, and the process that kills."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 from ..support import guard
 from ..support.disks import directory_in_memory
 from ..support.loops import NIGHTLY
+from .driver import Driver, driver
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the long form of these tests take its time."""
+    """Give the nightly form of these tests no timeout."""
     for item in items:
         if NIGHTLY and item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.timeout(0))
@@ -22,23 +23,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """A directory in memory, where it costs nothing to make things durable."""
+    """A directory in memory, where syncing costs nothing."""
     with directory_in_memory() as directory:
         yield directory
 
 
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Driver]:
+    """The process that makes changes in children, and kills them."""
+    with driver() as process:
+        yield process
+
+
 @pytest.fixture(autouse=True)
 def _guard() -> None:
-    """Turn the guard against blocking off: it costs a third of the time of these tests.
+    """Turn off the guard against blocking the event loop: it takes a third of these tests' time.
 
-    They make the same calls as tests elsewhere, a hundred times each.
+    Tests elsewhere make the same calls under the guard.
     """
     guard.turn_off()
 
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """What is left to the next commit is warned of thousands of times here."""
+    """Silence the warnings that a change is left to be completed: there are thousands here."""
     logging.getLogger("aimagestore").setLevel(logging.ERROR)
     yield
     logging.getLogger("aimagestore").setLevel(logging.NOTSET)

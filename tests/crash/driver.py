@@ -1,7 +1,7 @@
-"""Makes a change in a child and kills it at a point; one process for many children.
+"""A process that forks a child for each change, which dies at a given point of the change.
 
-Reads jobs, a JSON object a line, and answers each with the child's wait status. It starts no
-thread and no event loop of its own, so that forking it is safe.
+It reads jobs, a line of JSON each, and answers with the wait status of the child. Forking is safe,
+because it has no threads and no event loop of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def main() -> None:
-    gc.freeze()  # the collector of a child then leaves the pages alone that it shares
+    gc.freeze()  # so that the collector of a child does not write to the pages that it shares
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -51,13 +51,13 @@ def _run(job: dict[str, str]) -> None:
 
 
 class Driver:
-    """The process that makes the children, as the tests see it."""
+    """The process that forks the children, as the tests use it."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def kill_at(self, path: Path, operation: str, at: int) -> int:
-        """Run an operation that is killed at a point, and return its wait status."""
+        """Run an operation in a child that dies at a point, and return its wait status."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         job = {"path": str(path), "operation": operation, "at": str(at)}
@@ -68,7 +68,7 @@ class Driver:
 
 @contextmanager
 def driver() -> Iterator[Driver]:
-    """Start the process."""
+    """Run the process for the block."""
     command = [sys.executable, "-m", __name__]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT

@@ -1,7 +1,7 @@
-"""Failpoints: every system call on a store's files, to be counted, made to fail, or the last.
+"""Failpoints: at each system call on a store's files, a change can fail or be killed.
 
-The points are found by running a change: each call that the directory engine makes is one. A
-change is one task's, so that its n-th call is the same whenever it is run.
+Each call that the directory engine makes is a point. Running a change finds its points: only one
+task makes it, so that its n-th call is the same in each run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CALLS: dict[str, Any] = {
     **dict.fromkeys(("rename", "link", "unlink", "mkdir", "rmdir"), os),
     **dict.fromkeys(("fcntl", "flock"), fcntl),
 }
-"""Each call that is a point, and the module whose function it is."""
+"""The calls that are points, and the modules that have them."""
 
 OUTSIDE = {
     "lock.py": "reads /proc",
@@ -36,10 +36,10 @@ OUTSIDE = {
     "output.py": "writes to what a caller has opened, which is outside the store",
     "podman.py": "reads the list of podman's layers, which is beside the store",
 }
-"""Which modules open files past the failpoints, and why."""
+"""The modules that may open files without a failpoint, and why."""
 
 NO_POINTS = {
-    "close": "its descriptor is closed whatever it answers, and what matters is synced by then",
+    "close": "closes the descriptor even if it fails, and the data is synced before",
     "fsdecode": "no system call",
     "fspath": "no system call",
     "geteuid": "cannot fail",
@@ -53,15 +53,15 @@ NO_POINTS = {
     "strerror": "no system call",
     "urandom": "cannot fail",
 }
-"""What else the engine calls, and why that is no point."""
+"""The other functions that the engine calls, and why they are no points."""
 
 FAULTS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.EMFILE)
-"""EINTR is none of them: Python makes an interrupted call again (PEP 475)."""
+"""Without EINTR: Python makes an interrupted call again (PEP 475)."""
 
-_readlink = os.readlink  # the guard against blocking calls replaces it later
+_readlink = os.readlink  # the original, which the guard against blocking replaces
 
 BY_NAME = frozenset({"open", "stat", "rename", "link", "unlink", "mkdir", "rmdir", "fcntl"})
-"""Calls that can be refused (EACCES); the others are about files that are open already."""
+"""Calls that may lack permission (EACCES); the others are on files that are open already."""
 
 ALLOCATING = frozenset({"writev", "fsync", "rename", "link", "mkdir"})
 
@@ -69,25 +69,25 @@ ALLOCATING = frozenset({"writev", "fsync", "rename", "link", "mkdir"})
 class Point(NamedTuple):
     """One call that a change makes.
 
-    :ivar call: which function it calls
-    :ivar kind: what kind of file it is about
-    :ivar creates: whether it needs room on the disk
+    :ivar call: the name of the function
+    :ivar kind: the kind of file that it is about
+    :ivar allocates: whether it needs space on the disk
     """
 
     call: str
     kind: str
-    creates: bool = False
+    allocates: bool = False
 
     @property
     def changes(self) -> bool:
-        """Whether the files are other ones after the call."""
+        """Whether the call changes files."""
         return self.call in {"writev", "rename", "link", "unlink", "mkdir", "rmdir"} or (
-            self.call == "open" and self.creates
+            self.call == "open" and self.allocates
         )
 
     @property
     def group(self) -> object:
-        """What a usual run tries once of each change: a call, if it writes on each kind of file."""
+        """Calls of one group are alike: a usual run tries one of them for each change."""
         return self if self.changes or self.call == "fsync" else self.call
 
     def __str__(self) -> str:
@@ -96,9 +96,13 @@ class Point(NamedTuple):
 
 @dataclass
 class Failure:
-    """What happens at a point, the ``at``-th from 1; with ``stays``, at all that follow as well.
+    """What happens at a point.
 
-    A disk that is full (ENOSPC that stays) lets everything pass that takes no room.
+    :ivar at: the number of the point; the first is 1
+    :ivar code: the error; none if ``short`` or ``kills``
+    :ivar short: whether the call writes half of its data instead
+    :ivar stays: whether all points after it fail, too; ENOSPC, those that need space
+    :ivar kills: whether the process dies before the call
     """
 
     at: int
@@ -109,7 +113,7 @@ class Failure:
 
     def hits(self, number: int, point: Point) -> bool:
         if self.stays and self.code == errno.ENOSPC:
-            return number >= self.at and point.creates
+            return number >= self.at and point.allocates
         return number == self.at or (self.stays and number > self.at)
 
     def __str__(self) -> str:
@@ -118,7 +122,11 @@ class Failure:
 
 
 class Failpoints:
-    """The points that were passed while :meth:`active`, and what happened at one of them."""
+    """The points of a change, and a failure at one of them.
+
+    :ivar passed: the points that were reached while :meth:`active`
+    :ivar hit: those of them at which the failure happened
+    """
 
     def __init__(self, path: Path, failure: Failure | None = None) -> None:
         self._path = str(path)
@@ -128,7 +136,7 @@ class Failpoints:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Replace the calls, for the engine's own modules only."""
+        """Replace the calls for the block. Calls by modules outside the engine are not points."""
         real = {name: getattr(module, name) for name, module in CALLS.items()}
         for name, module in CALLS.items():
             setattr(module, name, self._wrap(name, real[name]))
@@ -152,20 +160,20 @@ class Failpoints:
                 os.kill(os.getpid(), signal.SIGKILL)
             if failure.short and name == "writev":
                 return real(args[0], [args[1][0][: len(args[1][0]) // 2]])
-            # As the real call: with the name it was given, if it was given one.
+            # With the name, if the call got one, as in the error of a real call.
             names = [args[0]] if isinstance(args[0], str) else []
             raise OSError(failure.code, os.strerror(failure.code), *names)
 
         return call
 
     def _point(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Point:
-        creates = name in ALLOCATING
+        allocates = name in ALLOCATING
         if name == "open":
-            creates = bool(args[1] & os.O_CREAT) or args[1] & os.O_TMPFILE == os.O_TMPFILE
-        path = place(name, args, kwargs)
-        if name == "open" and not creates:
+            allocates = bool(args[1] & os.O_CREAT) or args[1] & os.O_TMPFILE == os.O_TMPFILE
+        path = path_of(name, args, kwargs)
+        if name == "open" and not allocates:
             path = path.removesuffix("/.")
-        return Point(name, self._kind(path), creates)
+        return Point(name, self._kind(path), allocates)
 
     def _kind(self, path: str) -> str:
         if path == self._path:
@@ -185,8 +193,8 @@ class Failpoints:
         return "an item" if len(parts) > 1 else "an image's directory"
 
 
-def place(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """The path that a call is about; of two the new one."""
+def path_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Return the path that a call is about; the new one of a rename or link."""
     target = args[1] if name in {"rename", "link"} else args[0]
     if isinstance(target, int):
         return _readlink(f"/proc/self/fd/{target}")

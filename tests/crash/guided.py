@@ -4,7 +4,7 @@ It needs the extra ``fuzz``, and runs until an input fails or the number of runs
 
     python -m tests.crash.guided -runs=100000 -rss_limit_mb=1024 -timeout=10
 
-It writes an input that fails to a file. Run it with the name of that file to try it again.
+It writes a failing input to a file. Run it with the name of that file to try the input again.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def parse_and_change(text: bytes) -> None:
 
 
 def mutations_of(catalog: BlockCatalog) -> Iterator[mutations.Mutation]:
-    """Return some mutations of images in the catalog."""
+    """Yield some mutations, of which the catalog may refuse any."""
     yield mutations.create("new", names=["name"])
     for image in list(catalog)[:3]:
         yield mutations.add_names(image.id, ["other"])
@@ -114,7 +114,7 @@ WORDS = (
 
 
 def main() -> None:
-    """Fuzz from the seeds, or try the inputs in the given files again."""
+    """Fuzz from the seeds, or try the inputs in the files that the command line names."""
     with tempfile.TemporaryDirectory() as directory:
         corpus = os.path.join(directory, "corpus")
         os.mkdir(corpus)

@@ -1,4 +1,4 @@
-"""A model of a store, and changes that can be made to both."""
+"""A model of a store, and changes that are made to the model and to stores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Entry:
 
 
 class Model:
-    """What a store should hold, and what each change should make of it."""
+    """What a store should hold after each change."""
 
     def __init__(self, images: dict[str, Entry] | None = None) -> None:
         self.images = images or {}
@@ -128,7 +128,7 @@ Target = ImageStore | Transaction
 
 @dataclass(frozen=True)
 class Change:
-    """One change, for the model and for a store or a transaction."""
+    """One change, to be made to the model and to a store or a transaction."""
 
     method: str
     arguments: tuple[Any, ...]
@@ -145,7 +145,7 @@ class Change:
                 getattr(model, self.method)(*self.arguments)
 
     def call(self, target: Target) -> Any:
-        """Make the call, which is to be awaited."""
+        """Return the call of a store's or transaction's method, to be awaited."""
         if self.method == "create":
             image_id, given, metadata, content = self.arguments
             return target.create(image_id, names=given, metadata=metadata, big_data=content)

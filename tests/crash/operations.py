@@ -1,4 +1,4 @@
-"""Every public change to a store, to be interrupted wherever it can be."""
+"""Every public change of a store, for tests that interrupt it at every point."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OLD = b"old content"
 BIG = b"x" * 1_100_000
 PIECE = 1000
 PIECES = b"x" * (PIECE + 100)
-"""What is copied in two pieces of this size."""
+"""Content that is copied in two pieces."""
 
 BESIDE = "b" * 64
 """The image of the additional store."""
@@ -45,13 +45,13 @@ BESIDE = "b" * 64
 class Operation:
     """One change.
 
-    :ivar run: makes it
-    :ivar start: what the store is like before it
-    :ivar opens: whether the opening of the store belongs to it
-    :ivar named: whether the file system has no files without names
-    :ivar meanwhile: whether another writer dies in the middle when the store is open already
-    :ivar linkless: whether the file system has one name for each file
-    :ivar beside: whether the store has an additional one, in the directory ``beside``
+    :ivar run: makes the change
+    :ivar start: the state of the store before the change: see :func:`make`
+    :ivar opens: whether opening the store is part of the change
+    :ivar named: whether the file system has no unnamed files (O_TMPFILE)
+    :ivar meanwhile: whether another writer dies in a commit after the store was opened
+    :ivar linkless: whether the file system has no hard links
+    :ivar beside: whether the store has an additional store, in the directory ``beside``
     """
 
     run: Callable[[ImageStore], Awaitable[object]]
@@ -115,9 +115,10 @@ async def anew(store: ImageStore) -> None:
 
 
 async def commit_batch(store: ImageStore) -> list[Outcome | BaseException]:
-    """Commit three changes at once, of which the second cannot be placed.
+    """Commit three changes as one batch, and return their outcomes.
 
-    So they are committed one by one. It goes past the group committer, which batches by chance.
+    The content of the second is lost, so the engine commits the changes one by one. The batch does
+    not come from the group committer, whose batches depend on timing.
     """
     core = core_of(store)
     items, lock, writer = core.engine.items, core.engine.lock, core.engine.writer
@@ -198,8 +199,8 @@ OPERATIONS: dict[str, Operation] = {
     "collect_garbage": Operation(lambda s: s.collect_garbage(), start="stale"),
     "open anew": Operation(nothing, start="none", opens=True),
     "open": Operation(nothing, opens=True),
-    "open, curing names": Operation(nothing, start="names", opens=True),
-    "open, finishing": Operation(nothing, start="half done", opens=True),
+    "open, resolving name conflicts": Operation(nothing, start="names", opens=True),
+    "open, recovering": Operation(nothing, start="half done", opens=True),
     "open and change": Operation(replace, start="half done", opens=True),
 }
 
@@ -221,16 +222,16 @@ COPYING: dict[str, Operation] = {
 """Changes of an image that only the additional store has."""
 
 BATCH = "batch"
-"""The name of the operation that is several commits."""
+"""The name of the operation that makes several commits."""
 
 
 def operation_named(name: str) -> Operation:
-    """Return an operation, also the one that is several commits."""
+    """Return the operation with a name."""
     return Operation(commit_batch) if name == BATCH else {**OPERATIONS, **COPYING}[name]
 
 
 async def make(path: Path, start: str) -> None:
-    """Make the store that an operation begins with."""
+    """Make a store in a state that an operation starts from."""
     if start == "none":
         path.parent.mkdir(parents=True, exist_ok=True)
         return
@@ -272,7 +273,7 @@ def _edit(path: Path, image_id: str, fields: dict[str, Any]) -> None:
 
 
 async def leave_half_done(path: Path) -> None:
-    """Leave the store as one that died between its commit and the renaming of the item."""
+    """Leave a store as if its writer had died between a commit and renaming the item into place."""
     old = (path / ONE / "manifest").read_bytes()
     async with ImageStore(path) as store:
         image = await store.set_big_data(ONE, "manifest", b"half done")
@@ -290,7 +291,10 @@ async def attempt(
     *,
     then: Callable[[ImageStore, BaseException | None], Awaitable[None]] | None = None,
 ) -> BaseException | None:
-    """Run an operation with its failpoints; ``then`` gets the store, still open."""
+    """Run an operation with failpoints, and return the error that it raised.
+
+    :param then: called with the store, which is still open, and the error
+    """
     with _circumstances(operation):
         if operation.opens:
             return await _attempt_opening(operation, path, points)
@@ -307,7 +311,7 @@ async def attempt(
 @contextmanager
 def _circumstances(operation: Operation) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        # Whether a file is read must not depend on what this process has read before.
+        # The points of a change must not depend on which files this process has verified before.
         patch.setattr(verified_files, "_known", OrderedDict())
         patch.setattr(verified_files, "_digests", Counter())
         if operation.named:
@@ -320,7 +324,7 @@ def _circumstances(operation: Operation) -> Iterator[None]:
 
 
 def forbid_links(patch: pytest.MonkeyPatch) -> None:
-    """Let no file have more than one name."""
+    """Make hard links fail, as on a file system without them."""
     link = os.link
 
     def first_name_only(source: str, *args: Any, **kwargs: Any) -> None:
@@ -360,6 +364,6 @@ async def _attempt_opening(
 
 
 def descriptors(path: Path) -> int:
-    """How many files below a path this process has open."""
+    """Return the number of files below a path that this process has open."""
     links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
     return sum(os.path.lexists(link) and os.readlink(link).startswith(str(path)) for link in links)

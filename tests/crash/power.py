@@ -1,9 +1,11 @@
-"""A disk that loses what POSIX lets it lose when the power goes.
+"""A simulated disk that loses what POSIX allows it to lose when the power is cut.
 
-The recorder notes what the engine does to the store's files; a cut after any of it leaves each
-file with what was synced, and of what was written since nothing, all, a torn half, or zeros in
-its place; and each directory with what was synced, and any of the changes to its names since. A
-rename is atomic, and is on disk when the directory that it leads to is synced.
+The recorder notes each call of the engine on the store's files. A power cut may come after each:
+
+- A file keeps the content that was synced. Of later writes it has none, all, all with the last one
+  torn in half, or zeros in their place.
+- A directory keeps the names that were synced, and any of the later changes of names.
+- A rename is atomic. It is durable once the directory of the new name is synced.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from .faults import PACKAGE
 from .state import State
 
 BOUND = 7 if NIGHTLY else 4
-"""The most changes of names that are lost in every combination; more only in the plainest."""
+"""Up to this number of changes of names, every combination of them is lost; of more, only some."""
 
 MORE = 50 if NIGHTLY else 8
-"""How many combinations of more changes are tried beside the plainest."""
+"""How many random combinations of more changes are lost, beside the simple ones."""
 
 
 class Node:
@@ -34,7 +36,7 @@ class Node:
 
     def __init__(self, *, is_directory: bool, content: bytes = b"") -> None:
         self.is_directory = is_directory
-        self.content = content  # what was there before anything was recorded
+        self.content = content  # before the recording
 
 
 Place = tuple[Node, str]
@@ -56,7 +58,11 @@ class Sync(NamedTuple):
 
 @dataclass(eq=False)
 class Naming:
-    """Names given and taken in one step, durable when a directory is synced."""
+    """Names added and removed in one step.
+
+    :ivar entries: the new owner of each name; ``None`` where the name is removed
+    :ivar until: the directory whose sync makes the step durable
+    """
 
     entries: tuple[tuple[Place, Node | None], ...]
     until: Node
@@ -64,7 +70,7 @@ class Naming:
 
 @dataclass
 class Allowed:
-    """What the store may hold from here on; the list grows while a change is under way."""
+    """What the store may hold from here on; a change that completes adds its result to the list."""
 
     states: list[State] = field(default_factory=list)
 
@@ -73,7 +79,7 @@ Event = Write | Sync | Naming | Allowed
 
 
 def kind_of(event: Event) -> str:
-    """Say what kind of thing happened: to a file or to a directory, or to how many names."""
+    """Return the kind of an event: on a file or a directory, or which names it adds and removes."""
     what = type(event).__name__
     match event:
         case Naming(entries):
@@ -84,7 +90,7 @@ def kind_of(event: Event) -> str:
 
 
 class Recorder:
-    """Notes what the engine does below a directory."""
+    """Records what the engine does below a directory."""
 
     def __init__(self, base: Path) -> None:
         self._base = str(base)
@@ -108,12 +114,12 @@ class Recorder:
                 self._load(child, node)
 
     def allow(self, states: list[State]) -> None:
-        """From here on a cut may leave any of these; more may be added to the list."""
+        """Allow these states from here on; the caller may add to the list."""
         self.events.append(Allowed(states))
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Record the engine's calls."""
+        """Record the engine's calls for the block."""
         names = ("open", "writev", "fsync", "rename", "link", "unlink", "mkdir", "rmdir")
         real = {name: getattr(os, name) for name in names}
         for name in names:
@@ -126,7 +132,7 @@ class Recorder:
 
     def _wrap(self, note: Callable[..., None], real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            # Called by the engine, or by a failpoint that lets its call pass.
+            # A failpoint makes the call for the engine.
             caller = sys._getframe(1).f_code.co_filename
             result = real(*args, **kwargs)
             if caller.startswith(PACKAGE) or caller.endswith("/crash/faults.py"):
@@ -182,7 +188,7 @@ class Recorder:
         self, _: None, old: str, new: str, *, src_dir_fd: int, dst_dir_fd: int
     ) -> None:
         source, target = self._place(old, src_dir_fd), self._place(new, dst_dir_fd)
-        # Of two names of one file, neither is changed.
+        # A rename between two names of one file changes neither.
         if self._entries.get(target) is not self._entries[source]:
             self._name((source, None), (target, self._entries[source]))
 
@@ -200,14 +206,14 @@ class Recorder:
         self._name((self._place(name, dir_fd), None))
 
 
-# What a cut leaves
+# What a power cut leaves
 
 Tree = tuple[tuple[str, bytes | None], ...]
-"""Paths, with a file's content or, for a directory, ``None``."""
+"""Paths, with the content of files, and ``None`` for directories."""
 
 
 class Disk:
-    """What is certainly on disk, and what may be, after some of the events."""
+    """What is certainly on the disk after some events, and what may be."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._root = recorder.root
@@ -235,7 +241,7 @@ class Disk:
         return self._synced.get(node, node.content)
 
     def _sync_names(self, directory: Node) -> None:
-        """Make durable what waits for this directory, and what came before it to those names."""
+        """Make the changes of names in this directory durable, and earlier ones of those names."""
         durable: set[Naming] = set()
         touched: set[Place] = set()
         for naming in reversed(self._pending):
@@ -245,15 +251,23 @@ class Disk:
                 touched |= places
         for naming in self._pending:
             if naming in durable:
-                _give(self._entries, naming)
+                _apply(naming, self._entries)
         self._pending = [naming for naming in self._pending if naming not in durable]
 
+    def sync(self) -> None:
+        """Make all changes durable."""
+        for naming in self._pending:
+            _apply(naming, self._entries)
+        self._pending = []
+        for node in tuple(self._written):
+            self.do(Sync(node))
+
     def trees(self) -> Iterator[Tree]:
-        """Every state of the disk that a cut may leave now, some of them more than once."""
+        """Yield every state of the disk that a power cut may leave now, some more than once."""
         for kept in self._combinations():
             entries = dict(self._entries)
             for naming in kept:
-                _give(entries, naming)
+                _apply(naming, entries)
             yield from self._with_contents(entries)
 
     def _combinations(self) -> Iterator[tuple[Naming, ...]]:
@@ -282,14 +296,14 @@ class Disk:
             yield tuple(sorted((path, of.get(node)) for path, node in reached))
 
     def _contents(self, node: Node) -> list[bytes]:
-        """What may be in a file."""
+        """Return what a file may contain."""
         base = self._base(node)
         writes = self._written.get(node, ())
         if not writes:
             return [base]
         whole = _written(base, writes)
         if len(whole) == TOKEN_BYTES:
-            return [base, whole]  # of the token nothing depends on what it says
+            return [base, whole]  # the last-write token, whose value does not matter
         last = writes[-1]
         torn = last._replace(data=last.data[: len(last.data) // 2])
         zeros = [write._replace(data=bytes(len(write.data))) for write in writes]
@@ -300,7 +314,7 @@ class Disk:
 TOKEN_BYTES = 64
 
 
-def _give(entries: dict[Place, Node], naming: Naming) -> None:
+def _apply(naming: Naming, entries: dict[Place, Node]) -> None:
     for place, node in naming.entries:
         if node is None:
             entries.pop(place, None)
@@ -326,16 +340,13 @@ def _walk(
 
 
 def as_written(recorder: Recorder) -> Tree:
-    """The disk when nothing is lost."""
+    """Return the disk after all events, without a power cut."""
     disk = Disk(recorder)
     for event in recorder.events:
         disk.do(event)
-    for naming in disk._pending:
-        _give(disk._entries, naming)
-    for node, writes in disk._written.items():
-        disk._synced[node] = _written(disk._base(node), writes)
-    disk._written.clear()
-    return next(disk._with_contents(disk._entries))
+    disk.sync()
+    (tree,) = disk.trees()
+    return tree
 
 
 def put_on_disk(tree: Tree, path: Path) -> None:

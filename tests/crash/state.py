@@ -1,4 +1,4 @@
-"""What a store holds, as one value to compare, and what else lies in its directory."""
+"""What a store holds, as one value to compare, and other files in its directory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ USER_DATA = "userdata"
 
 @dataclass(frozen=True)
 class Held:
-    """One image, and its items' content."""
+    """One image, and the contents of its items."""
 
     names: tuple[str, ...]
     history: tuple[str, ...]
@@ -38,7 +38,7 @@ State = dict[str, Held]
 
 
 async def read_state(store: ImageStore) -> State:
-    """Return all images of the store, after a check of each item against its record."""
+    """Return all images of the store with their items, each checked against its record."""
     state: State = {}
     for image in await store.images():
         items = {key: await store.big_data(image.id, key) for key in image.big_data_names}
@@ -49,7 +49,7 @@ async def read_state(store: ImageStore) -> State:
 
 
 def held(image: Image, items: Mapping[str, bytes]) -> Held:
-    """An image and its items' content as one value."""
+    """Return an image and the contents of its items as one value."""
     return Held(
         image.names,
         image.names_history,
@@ -62,7 +62,7 @@ def held(image: Image, items: Mapping[str, bytes]) -> Held:
 
 
 def check_item(image: Image, key: str, data: bytes) -> None:
-    """Check that an item is what its record says, as far as it says something."""
+    """Check that an item has the size and digest in its record, if they are there."""
     size = image.big_data_sizes.get(key, len(data))
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     assert size == len(data), (image.id, key)
@@ -76,7 +76,7 @@ async def read_again(path: Path, *, read_only: bool = True) -> State:
 
 
 def files_of(path: Path) -> set[str]:
-    """Return every file and directory of a store."""
+    """Return the relative paths of all files and directories of a store."""
     start = len(str(path)) + 1
     return {
         os.path.join(directory, name)[start:]
@@ -86,32 +86,32 @@ def files_of(path: Path) -> set[str]:
 
 
 Keys = dict[str, Iterable[str]]
-"""The IDs of images, and the keys of their items."""
+"""The keys of the items of each image, by ID."""
 
 
 async def read_keys(store: ImageStore) -> Keys:
-    """Return the images of a store and their items' keys, without a look at the items."""
+    """Return the keys of a store, without reading the items."""
     return {image.id: image.big_data_names for image in await store.images()}
 
 
 def keys_of(state: State) -> Keys:
-    """Return the images of a state and their items' keys."""
+    """Return the keys of a state."""
     return {image_id: image.items for image_id, image in state.items()}
 
 
 def unknown_files(path: Path, keys: Keys) -> set[str]:
     """Return the files of a store's directory that belong to none of its images."""
-    mine = {"images.json", "images.lock"}
+    known = {"images.json", "images.lock"}
     for image_id, items in keys.items():
-        mine.add(image_id)
-        mine |= {f"{image_id}/{big_data_file(key)}" for key in items}
+        known.add(image_id)
+        known |= {f"{image_id}/{big_data_file(key)}" for key in items}
     files = files_of(path)
-    # What other programs keep in an image's directory belongs to the image.
-    return files - mine - _of_others(files, keys)
+    # Other data in an image's directory, which other programs keep there, belongs to the image.
+    return files - known - _of_others(files, keys)
 
 
 def of_others(path: Path, keys: Keys) -> set[str]:
-    """Return what other programs keep in the images' directories."""
+    """Return the files that other programs keep in the directories of images."""
     return _of_others(files_of(path), keys)
 
 
@@ -124,7 +124,7 @@ def _of_others(files: set[str], keys: Keys) -> set[str]:
 
 
 async def apply_all(transaction: Transaction, names: list[str]) -> None:
-    """Make some changes of several kinds to a store that has the images 1 to 3."""
+    """Make changes of several kinds to a store with the images 1 to 3."""
     await transaction.create(NEW, names=names, big_data={"manifest": b"m", "key": b"k"})
     await transaction.set_big_data(ONE, "manifest", b"newer content")
     await transaction.set_big_data(ONE, "another", b"more")

@@ -1,4 +1,4 @@
-"""Checking and collecting while another process changes the store."""
+"""Checks and garbage collection while another process changes the store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUNDS = 25
 
 @pytest.fixture
 def written(scratch: Path) -> Iterator[Path]:
-    """A store that another process writes to, one change after another, for as long as it lasts."""
+    """A store that another process changes all the time, until the test ends."""
     path = scratch / "store"
     command = [sys.executable, "-m", "tests.crash.writer", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as writer:
@@ -46,4 +46,4 @@ async def test_unfinished_writes_of_other_processes_are_not_collected(written: P
         for _ in range(ROUNDS):
             assert (await store.collect_garbage()).findings == ()
             seen.add(await store.metadata(TWO))
-        assert len(seen) > 1, "nothing was written meanwhile"
+        assert len(seen) > 1, "the other process has changed nothing meanwhile"

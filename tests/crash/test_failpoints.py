@@ -1,10 +1,10 @@
 """Every change, failing or killed at every system call that it makes.
 
-A usual run takes of each change one call of each kind, and of those that write one on each kind of
-file. It lets it fail in one way, and kills at one that changes files. Which call and which way
-differs between the changes. A thorough run tries each call in each way. Changes that differ only
-in what the record says make the same calls: in a usual run each has some of the kinds, and all
-together have all.
+A thorough run tries all calls of each change in all ways. A usual run tries one call of each kind,
+and for calls that write, one on each kind of file: it fails in one way, and if it changes files,
+the process is killed there. Which call and which way it is differs between the changes. Changes
+that write the same files make the same calls: in a usual run, each tries some of the kinds, and
+together they try all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pytest
 from aimagestore import ImageStore
 
 from ..support.loops import EXTENTS, NIGHTLY, OPTIONS, one_of_each
-from .driver import Driver, driver
+from .driver import Driver
 from .faults import BY_NAME, CALLS, FAULTS, NO_POINTS, OUTSIDE, PACKAGE, Failpoints, Failure, Point
 from .operations import (
     BATCH,
@@ -53,10 +53,10 @@ from .state import (
     unknown_files,
 )
 
-# What fails is below the event loop. So the loops take turns, unless there is time for all.
+# The failures are below the event loop. So one loop is enough for each change, except at night.
 ON_LOOPS = list(product(OPERATIONS, OPTIONS) if NIGHTLY else zip(OPERATIONS, cycle(OPTIONS)))
 REMOVING = frozenset({"open", "listdir", "unlink", "rmdir", "fstat", "stat"})
-COMMIT = Point("fsync", "the root", creates=True)
+COMMIT = Point("fsync", "the root", allocates=True)
 ALIKE = ["set_names", "add_names", "remove_names", "set_metadata", "set_flag", "clear_flag"]
 """Changes that make the same calls."""
 
@@ -64,10 +64,10 @@ T = TypeVar("T")
 
 
 def can_give(point: Point, code: int) -> bool:
-    """Whether the kernel can answer this call with this error."""
+    """Return whether the kernel can return this error for this call."""
     match code:
         case errno.ENOSPC:
-            return point.creates
+            return point.allocates
         case errno.EACCES:
             return point.call in BY_NAME
         case errno.EMFILE:
@@ -76,7 +76,7 @@ def can_give(point: Point, code: int) -> bool:
 
 
 class Case:
-    """An operation, and what the store is before and after it."""
+    """An operation, and the states of the store before and after it."""
 
     def __init__(self, name: str, scratch: Path) -> None:
         self.name = name
@@ -92,7 +92,7 @@ class Case:
         self.points: list[Point] = []
 
     async def prepare(self) -> None:
-        """Run it without faults, to record its points and its result."""
+        """Run the operation without a failure, to record its points and its result."""
         await make(self.template, self.operation.start)
         self.renew()
         if self.operation.meanwhile:
@@ -110,14 +110,14 @@ class Case:
         self.of_others_after = of_others(self.path, keys_of(self.after))
 
     def renew(self) -> None:
-        """Put the store back to where the operation begins."""
+        """Restore the state that the operation starts from."""
         if self.path.exists():
             shutil.rmtree(self.path)
         if self.template.exists():
             shutil.copytree(self.template, self.path, symlinks=True)
 
     def failures(self, *, whole: bool) -> list[Failure]:
-        """Return each fault at each point it can be at, or one at a point of each kind."""
+        """Return each failure that is possible at each point, or one for each kind of point."""
         if whole:
             return list(self._failures())
         failures = self._failures()
@@ -132,21 +132,21 @@ class Case:
                     yield Failure(at, code)
             if point.call == "writev":
                 yield Failure(at, short=True)
-            if point.creates:
+            if point.allocates:
                 yield Failure(at, errno.ENOSPC, stays=True)
             if NIGHTLY or at % 8 == 1:
                 yield Failure(at, errno.EIO, stays=True)
 
     def _taking_turns(self, at: int) -> list[int]:
-        """Return the error that a point gives by default: EIO, and sometimes another.
+        """Return the errors that are tried at a point: EIO, and at every third point others, too.
 
-        A disk that is full stays so, which is tried by itself.
+        Without ENOSPC, because a full disk stays full, which is tried separately.
         """
         others = [code for code in FAULTS if code not in {errno.EIO, errno.ENOSPC}]
         return [errno.EIO] if at % 3 else [errno.EIO, *others]
 
     def deaths(self, *, whole: bool) -> list[int]:
-        """Return the points to die at: those before which something changed since the last."""
+        """Return the points to die at: those that change files, or one of each kind."""
         numbered = enumerate(self.points, 1)
         deaths = [at for at, point in numbered if NIGHTLY or point.changes]
         if whole:
@@ -188,7 +188,7 @@ async def fail(case: Case, failure: Failure) -> None:
 
 
 def check_error(case: Case, failure: Failure, error: BaseException | None) -> None:
-    """Check that the caller learns what happened, and where."""
+    """Check that an error has its code, and the path that it is about."""
     if error is None:
         return
     assert isinstance(error, OSError)
@@ -200,11 +200,11 @@ def check_error(case: Case, failure: Failure, error: BaseException | None) -> No
 async def check_open_store(
     case: Case, failure: Failure, points: Failpoints, store: ImageStore, error: BaseException | None
 ) -> None:
-    """Check the store that met the failure: memory is disk, and it goes on working."""
+    """Check the store after the failure: it holds what the disk holds, and goes on working."""
     check_error(case, failure, error)
     check_next_index(case, failure, points)
     state = await read_state(store)
-    assert state == await read_again(case.path), "memory is not what the disk says"
+    assert state == await read_again(case.path), "memory differs from the disk"
     happened = error is None or "may have happened" in str(error)
     assert state == (case.after if happened else case.before)
     await store.create(LAST, metadata="last")
@@ -212,12 +212,12 @@ async def check_open_store(
     if not happened:
         await case.operation.run(store)
         state = await read_state(store)
-        state.pop(LAST, None)  # the wiping took it as well
+        state.pop(LAST, None)  # a wipe has deleted it
     assert state == case.after
 
 
 def check_next_index(case: Case, failure: Failure, points: Failpoints) -> None:
-    """Check that the next index is removed at once when it does not become the index."""
+    """Check that the new index is removed at once if it was not renamed into place."""
     was_there = case.operation.start == "half done" or case.operation.meanwhile
     can_stay = failure.stays or any(point.call == "unlink" for point in points.hit)
     if not (was_there or can_stay):
@@ -227,10 +227,10 @@ def check_next_index(case: Case, failure: Failure, points: Failpoints) -> None:
 async def check_unknown_files(
     case: Case, failure: Failure, points: Failpoints, store: ImageStore
 ) -> State:
-    """Check that nothing is left over but what could not be removed, which is garbage.
+    """Check that no unknown file is left, except for garbage that could not be removed.
 
-    A commit was made since: it has renamed or removed the files that the store left pending.
-    Returns what the store holds beside what that commit created.
+    Another commit was made since the failure, which has completed or removed pending files. Return
+    what the store holds without the image that this commit created.
     """
     hit = points.hit[0] if points.hit else None
     could_not_remove = failure.stays or hit is None or hit.call in REMOVING or hit == COMMIT
@@ -247,13 +247,13 @@ async def check_unknown_files(
 
 
 def is_garbage(case: Case, name: str) -> bool:
-    """Whether only ``collect_garbage`` takes it away: images' files, and named staged data."""
+    """Return whether only ``collect_garbage`` removes a file: an image's, or one staged by name."""
     first = name.split("/", maxsplit=1)[0]
     return first in case.before | case.after or (case.operation.named and first[:7] == ".stage-")
 
 
 async def check_reopened(case: Case, failure: Failure, points: Failpoints) -> None:
-    """Check what another process finds that opens the store after the failure."""
+    """Check what another store finds that is opened after the failure."""
     async with ImageStore(case.path) as store:
         if case.operation.opens:
             assert await read_state(store) in (case.before, case.after)
@@ -271,7 +271,7 @@ def test_failing_at_every_point(scratch: Path, name: str, loop: str, whole: bool
 
 
 async def sweep_batch(scratch: Path, whole: bool) -> int:
-    """Let a batch fail at every point; a change has happened if and only if its outcome says so."""
+    """Let a batch fail at every point; each change has happened exactly if its outcome says so."""
     template, path = scratch / "template", scratch / "store"
     await make(template, "full")
 
@@ -312,7 +312,7 @@ async def sweep_batch(scratch: Path, whole: bool) -> int:
         if can_give(point, code) and not (stays and code == errno.EMFILE)
     ]
     if not whole:
-        # Of the errors, one of each kind of call has its turn.
+        # One error for each kind of call.
         failures = one_of_each(failures, lambda each: (passed[each.at - 1], each.stays), BATCH)
     for failure in failures:
         try:
@@ -343,14 +343,8 @@ def test_a_batch_whose_changes_are_committed_one_by_one_fails_at_every_point(
     assert tried > (100 if whole else 40)
 
 
-@pytest.fixture(scope="module")
-def killer() -> Iterator[Driver]:
-    with driver() as process:
-        yield process
-
-
 async def sweep_kills(case: Case, killer: Driver, whole: bool) -> int:
-    """Kill the operation at every point, or at one of each kind."""
+    """Kill the operation at every point, or at one of each kind, and return the number of kills."""
     await case.prepare()
     deaths = case.deaths(whole=whole)
     for at in deaths:
@@ -369,7 +363,7 @@ async def sweep_kills(case: Case, killer: Driver, whole: bool) -> int:
 
 
 async def check_killed(case: Case, at: int) -> None:
-    """Check that it happened wholly or not at all, and that nothing else was lost."""
+    """Check that the operation happened wholly or not at all, and that nothing else was lost."""
     states = [case.before, case.after]
     if case.path.exists() and case.operation.start != "names":
         assert await read_again(case.path) in states
@@ -428,7 +422,7 @@ def test_a_batch_is_killed_at_every_point(scratch: Path, killer: Driver) -> None
     assert anyio.run(run) > 20
 
 
-def test_no_call_of_the_engine_is_missing() -> None:
+def test_every_system_call_of_the_engine_is_a_failpoint() -> None:
     called = set()
     for file in Path(PACKAGE).glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):

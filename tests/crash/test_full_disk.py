@@ -1,4 +1,4 @@
-"""A disk that is really full: calls that still work there, and the errors of the others."""
+"""A file system that is really full: calls that still work, and the errors of others."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ PAGE = 4096
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB."""
     if os.geteuid() != 0:
-        pytest.skip("mounting takes root")
+        pytest.skip("needs root to mount a file system")
     where = tmp_path / "disk"
     where.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(where)]
     mounting = subprocess.run(command, check=False, capture_output=True, text=True)
     if mounting.returncode:
-        pytest.skip(f"cannot mount a small file system: {mounting.stderr.strip()}")
+        pytest.skip(f"needs a file system of its own: {mounting.stderr.strip()}")
     try:
         yield where
     finally:
         subprocess.run(["umount", str(where)], check=True)
 
 
-def fill(disk: Path, leave: int) -> Path:
-    """Fill the disk, except for ``leave`` bytes, with a file outside the store."""
+def fill(disk: Path, *, leave: int) -> Path:
+    """Fill the disk, except for ``leave`` bytes, with a file outside the store; return its path."""
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as file:
         with suppress(OSError):

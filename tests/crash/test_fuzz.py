@@ -24,8 +24,8 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 from aimagestore import Image, ImageStore, ImageStoreError, check, repair
 from aimagestore._core.record import read
 from aimagestore._directory.pending import pending_name
-from tests.support import strategies
 
+from ..support import strategies
 from ..support.loops import EXTENTS, NIGHTLY
 from .operations import THEN, leave_half_done
 from .state import NEW, ONE, THREE, TWO
@@ -33,13 +33,13 @@ from .state import NEW, ONE, THREE, TWO
 SECRET = b"the content of a file outside"
 TIMEOUT = 20
 MEMORY_KIB = 200 * 1024
-"""What no input of a few kB can need; most of it is what Hypothesis keeps."""
+"""More memory than inputs of a few kB can need; most of it is what Hypothesis keeps."""
 
 Run = Callable[[Callable[[], Awaitable[Any]]], Any]
 
 
 class Victim:
-    """A store to be damaged, beside files that nobody may touch."""
+    """A store to be damaged, beside files that must not change."""
 
     def __init__(self, base: Path, run: Run) -> None:
         self.base = base
@@ -56,24 +56,24 @@ class Victim:
 
     @contextmanager
     def renewed(self) -> Iterator[Path]:
-        """The store as it was, and a look at everything around it afterwards."""
+        """Restore the store for the block, and check afterwards that no other file has changed."""
         shutil.copytree(self._template, self.path, symlinks=True)
         before = look(self.outside), contents(self._template)
         try:
             yield self.path
             after = look(self.outside), contents(self._template)
-            assert after == before, "something outside was touched"
+            assert after == before, "a file outside the store has changed"
             assert set(os.listdir(self.base)) == {"store", "outside", "template"}
         finally:
             shutil.rmtree(self.path)
 
     def use(self) -> None:
-        """Open it, read all of it, check it, change something, and repair it."""
+        """Open the store, read all of it, check it, change it, and repair it."""
         self._run(lambda: use_all(self.path))
 
 
 async def make(path: Path) -> None:
-    """Make a store with everything that a store can have, unfinished changes included."""
+    """Make a store with items, names and flags, and with an interrupted commit."""
     async with ImageStore(path) as store:
         big_data = {"manifest": b"content", "sha256:config": b"{}", "empty": b""}
         await store.create(ONE, names=["a", "b"], created=THEN, big_data=big_data)
@@ -84,7 +84,7 @@ async def make(path: Path) -> None:
 
 
 def look(path: Path) -> dict[str, Any]:
-    """Return all that can be seen of a tree."""
+    """Return the inodes, modes, times and contents of a tree."""
     seen: dict[str, Any] = {}
     for found in sorted(path.rglob("*")):
         what = found.lstat()
@@ -95,7 +95,7 @@ def look(path: Path) -> dict[str, Any]:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """The files of a tree, whatever other names they have."""
+    """Return the contents of the files of a tree, regardless of hard links and times."""
     return {str(found): found.read_bytes() for found in path.rglob("*") if found.is_file()}
 
 
@@ -109,11 +109,11 @@ async def use_all(path: Path) -> None:
 
 
 async def allowed(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Make a call that may fail, in the contract's ways only."""
+    """Make a call, and return its result, or ``None`` for an error that the contract documents."""
     try:
         return await call()
     except TimeoutError:
-        raise  # nobody else holds the lock: this is a hang
+        raise  # a hang, because nobody else holds the lock
     except (ImageStoreError, OSError):
         return None
 
@@ -167,7 +167,7 @@ def victim(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Victim]:
     with anyio.from_thread.start_blocking_portal(request.param) as portal:
         yield Victim(scratch, lambda function: portal.call(call, function))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < MEMORY_KIB, f"the peak of memory grew by {grown} KiB"
+    assert grown < MEMORY_KIB, f"peak memory grew by {grown} KiB"
 
 
 async def call(function: Callable[[], Awaitable[Any]]) -> Any:
@@ -175,7 +175,7 @@ async def call(function: Callable[[], Awaitable[Any]]) -> Any:
 
 
 def fuzz(default: int, nightly: int, *, whole: bool) -> settings:
-    """Return settings with the number of inputs that a run tries on each backend."""
+    """Return settings with the number of inputs that this run tries."""
     if not whole:
         default //= 3
     return settings(
@@ -247,15 +247,17 @@ def edited(text: bytes, changes: list[tuple[str, float, float, bytes]]) -> bytes
 
 
 @each_extent
-def test_an_index_with_bytes_changed(victim: Victim, whole: bool) -> None:
+def test_an_index_with_changed_bytes_causes_only_documented_errors(
+    victim: Victim, whole: bool
+) -> None:
     @fuzz(400, 20_000, whole=whole)
     @given(changes=edits)
-    def use(changes: Any) -> None:
+    def try_one(changes: Any) -> None:
         with victim.renewed() as path:
             (path / "images.json").write_bytes(edited(victim.index, changes))
             victim.use()
 
-    use()
+    try_one()
 
 
 hostile = st.one_of(
@@ -309,12 +311,14 @@ fields = st.sampled_from(
 
 
 @each_extent
-def test_an_index_with_fields_changed(victim: Victim, whole: bool) -> None:
+def test_an_index_with_changed_fields_causes_only_documented_errors(
+    victim: Victim, whole: bool
+) -> None:
     @fuzz(150, 10_000, whole=whole)
     @given(changes=st.lists(st.tuples(st.integers(0, 2), fields, hostile), min_size=1, max_size=4))
     @example(changes=[(0, "big-data-names", ["../../outside/file"])])
     @example(changes=[(0, "id", "../outside/directory")])
-    def use(changes: Any) -> None:
+    def try_one(changes: Any) -> None:
         records = json.loads(victim.index)
         for number, name, value in changes:
             records[number][name] = value
@@ -322,19 +326,21 @@ def test_an_index_with_fields_changed(victim: Victim, whole: bool) -> None:
             (path / "images.json").write_text(json.dumps(records), encoding="utf-8")
             victim.use()
 
-    use()
+    try_one()
 
 
 @each_extent
-def test_an_index_of_any_records(victim: Victim, whole: bool) -> None:
+def test_an_index_of_arbitrary_records_causes_only_documented_errors(
+    victim: Victim, whole: bool
+) -> None:
     @fuzz(100, 5_000, whole=whole)
     @given(elements=strategies.indexes())
-    def use(elements: list[bytes]) -> None:
+    def try_one(elements: list[bytes]) -> None:
         with victim.renewed() as path:
             (path / "images.json").write_bytes(b"[" + b",".join(elements) + b"]")
             victim.use()
 
-    use()
+    try_one()
 
 
 # The directory
@@ -342,7 +348,7 @@ def test_an_index_of_any_records(victim: Victim, whole: bool) -> None:
 _RECORD = read(b'{"id":"%b","big-data-digests":{"manifest":""}}' % ONE.encode(), 0)
 assert _RECORD is not None
 PENDING = pending_name(_RECORD.image, "manifest")
-"""Content that no record leads to."""
+"""The name of pending content that no record refers to."""
 
 places = st.sampled_from(
     [
@@ -392,7 +398,7 @@ kinds = st.sampled_from(
 
 
 def put(victim: Victim, name: str, kind: str) -> None:
-    """Put something else where a file or directory is."""
+    """Put something else in the place of a file or directory."""
     pending = sorted(n for n in os.listdir(victim.path) if n.startswith(".new-"))
     path = victim.path / (pending[-1] if name == "HALF" and pending else name)
     if not path.parent.is_dir() or path.parent.is_symlink():
@@ -428,15 +434,17 @@ def put(victim: Victim, name: str, kind: str) -> None:
 
 
 @each_extent
-def test_a_directory_with_files_changed(victim: Victim, whole: bool) -> None:
+def test_a_directory_with_changed_files_causes_only_documented_errors(
+    victim: Victim, whole: bool
+) -> None:
     @fuzz(250, 15_000, whole=whole)
     @given(changes=st.lists(st.tuples(places, kinds), min_size=1, max_size=4))
     @example(changes=[("images.lock", "fifo")])
     @example(changes=[(ONE, "link to directory")])
-    def use(changes: list[tuple[str, str]]) -> None:
+    def try_one(changes: list[tuple[str, str]]) -> None:
         with victim.renewed():
             for name, kind in changes:
                 put(victim, name, kind)
             victim.use()
 
-    use()
+    try_one()

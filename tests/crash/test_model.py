@@ -1,4 +1,4 @@
-"""Random histories on two stores in one place, against a dictionary.
+"""Random histories on two stores of one location, compared with a dictionary.
 
 A usual run tries a third of the histories of a thorough one.
 """
@@ -66,8 +66,8 @@ changes = st.one_of(
     change("set_big_data", refs, keys, data),
     change("delete", refs),
 )
-# A name that is taken is the only thing but the ref that the dictionary refuses.
 REFUSED = (ImageUnknownError, DuplicateIDError, DuplicateNameError)
+"""The errors for what the dictionary refuses; an ambiguous ref is an unknown image, too."""
 
 
 async def call(function: Callable[[], Awaitable[Any]]) -> Any:
@@ -80,7 +80,7 @@ async def pieces(content: bytes) -> Any:
 
 
 class TwoStores(RuleBasedStateMachine):
-    """Two stores in one place, and the dictionary."""
+    """Two stores of one location, and the dictionary."""
 
     backend: tuple[str, dict[str, Any]]
     where: StoreUnderTest
@@ -112,7 +112,7 @@ class TwoStores(RuleBasedStateMachine):
             self._portals.__exit__(None, None, None)
 
     def expect(self, apply: Callable[[Model], None], act: Callable[[], Awaitable[Any]]) -> None:
-        """Do it to both: both do it, or both refuse."""
+        """Make a change in the model and in a store, which must both accept or both refuse it."""
         model = self.model.copy()
         try:
             apply(model)
@@ -139,7 +139,7 @@ class TwoStores(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 1), batch=st.lists(changes, max_size=4), fails=st.booleans())
     def transact(self, number: int, batch: list[Change], fails: bool) -> None:
-        """Changes that are refused may be caught; an error that leaves the block undoes all."""
+        """Catch the errors of refused changes. An error that leaves the block undoes them all."""
         model = self.model.copy()
 
         async def act() -> None:
@@ -176,7 +176,7 @@ class TwoStores(RuleBasedStateMachine):
         )
 
     @rule(number=st.integers(0, 1), ref=refs, key=keys, content=data)
-    def hand_over(self, number: int, ref: str, key: str, content: bytes) -> None:
+    def set_staged(self, number: int, ref: str, key: str, content: bytes) -> None:
         async def act() -> None:
             async with self.stores[number].stage(content) as staged:
                 await self.stores[number].set_big_data(ref, key, staged)
@@ -185,7 +185,7 @@ class TwoStores(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 1), batch=st.lists(changes, min_size=2, max_size=4))
     def at_once(self, number: int, batch: list[Change]) -> None:
-        """Changes that do not meet each other give the same in any order."""
+        """Make independent changes concurrently: they give the same result in any order."""
         chosen = {c.arguments[0]: c for c in batch if c.method in {"set_metadata", "set_flag"}}
         found = {i: c for ref, c in chosen.items() if (i := self._found(ref)) is not None}
         for change in found.values():
@@ -211,8 +211,8 @@ class TwoStores(RuleBasedStateMachine):
         self.model = Model()
 
     @rule(number=st.integers(0, 1), method=st.sampled_from(["touch", "refresh", "collect_garbage"]))
-    def leave(self, number: int, method: str) -> None:
-        """Do what changes nothing that the store holds."""
+    def change_nothing(self, number: int, method: str) -> None:
+        """Make a call that leaves the images as they are."""
         self.run(getattr(self.stores[number], method))
 
     @rule(number=st.integers(0, 1))
@@ -275,11 +275,11 @@ class TwoStores(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("whole", EXTENTS)
-def test_two_stores_are_one_dictionary(
+def test_two_stores_of_one_location_behave_as_one_dictionary(
     where: StoreUnderTest, scratch: Path, anyio_backend: tuple[str, dict[str, Any]], whole: bool
 ) -> None:
     where.root = scratch
-    # Each step of a cluster's store is a few round trips.
+    # Each step takes a cluster's store some round trips.
     histories = 12 if isinstance(where, ClusterStore) else 30
     if not whole:
         histories //= 3

@@ -1,8 +1,8 @@
-"""The power goes at any moment: what was acknowledged is there, and nothing is half done.
+"""After a power cut at any moment, acknowledged changes are there, and no change is half done.
 
 A usual run cuts, in each step of a history, after one write, one sync and one change of names of
-each kind, and lets a writer die at one call of each kind that writes or syncs. A thorough run cuts
-after all of them, and lets it die at every call.
+each kind, and kills a writer at one call of each kind that writes or syncs. A thorough run cuts
+after all of them, and kills the writer at every call.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ HISTORY: list[Step] = [
 
 
 class Checker:
-    """Builds the states of the disk that a cut may leave, and looks at each once."""
+    """Builds the states of the disk that a power cut may leave, and checks each once."""
 
     def __init__(self, scratch: Path, *, whole: bool) -> None:
         self._base = scratch / "cut"
@@ -86,7 +86,7 @@ class Checker:
         return len(self._seen)
 
     async def check(self, recorder: Recorder, first: int = 0) -> None:
-        """Cut after each event from the first of interest on."""
+        """Cut after each event, from number ``first`` on."""
         disk = Disk(recorder)
         cuts = self._cuts(recorder, first)
         for number, event in enumerate(recorder.events):
@@ -123,7 +123,7 @@ class Checker:
 
 
 async def check_store(path: Path, allowed: list[State]) -> None:
-    """Check a store after a cut: it opens, holds what it may, and nothing is left over."""
+    """Check that a store after a cut opens, is in an allowed state, and has no unknown files."""
     if path.exists():
         assert await read_again(path) in allowed
     async with ImageStore(path) as store:
@@ -131,7 +131,7 @@ async def check_store(path: Path, allowed: list[State]) -> None:
         assert state in allowed
         await store.create(LAST)
         hidden = {name for name in unknown_files(path, {}) if name.startswith(".")}
-        # What a commit has withdrawn has a name: it is staged data of a dead writer.
+        # Data with a name that a failed commit withdrew stays, as staged data of a dead writer.
         assert {name for name in hidden if not name.startswith(".stage-")} == set()
         now = await read_state(store)
         del now[LAST]
@@ -152,7 +152,7 @@ async def record_history(base: Path) -> Recorder:
                 await step(store)
                 state = await read_state(store)
                 if step is commit_batch:
-                    # Its changes are commits of their own, the last of which creates an image.
+                    # It makes several commits, the last of which creates an image.
                     allowed.append({i: held for i, held in state.items() if i != NEW})
                 allowed.append(state)
             recorder.allow(allowed[-1:])
@@ -161,7 +161,7 @@ async def record_history(base: Path) -> Recorder:
 
 
 def tree_of(base: Path) -> Tree:
-    """What is on disk."""
+    """Return the files below a directory."""
     return tuple(
         sorted(
             (str(found.relative_to(base)), None if found.is_dir() else found.read_bytes())
@@ -171,7 +171,7 @@ def tree_of(base: Path) -> Tree:
 
 
 @pytest.mark.parametrize("whole", EXTENTS)
-def test_the_power_goes_at_any_moment(scratch: Path, whole: bool) -> None:
+def test_a_store_survives_a_power_cut_at_any_moment(scratch: Path, whole: bool) -> None:
     async def run() -> int:
         (scratch / "live").mkdir()
         recorder = await record_history(scratch / "live")
@@ -193,7 +193,7 @@ KILLED = [
 
 
 async def deaths(base: Path, name: str, *, whole: bool) -> list[int]:
-    """Return the numbers of a change's calls to die at."""
+    """Return the numbers of the points at which a change is killed."""
     operation = OPERATIONS[name]
     await make(base / "store", operation.start)
     points = Failpoints(base / "store")
@@ -206,9 +206,10 @@ async def deaths(base: Path, name: str, *, whole: bool) -> list[int]:
 
 
 async def record_death(base: Path, operation: Operation, at: int) -> tuple[Recorder, int]:
-    """Die at a point of a change, go on with another store; where the second began.
+    """Record a change that is killed at a point, and a change by another store after it.
 
-    Every call of the first from that point on fails, which to the disk is its death.
+    From that point on, every call of the first store fails: for the disk, that is its death. Return
+    the recorder, and the number of the event at which the second store begins.
     """
     base.mkdir()
     await make(base / "store", operation.start)
@@ -232,10 +233,12 @@ async def record_death(base: Path, operation: Operation, at: int) -> tuple[Recor
 
 @pytest.mark.parametrize("whole", EXTENTS)
 @pytest.mark.parametrize("name", OPERATIONS if NIGHTLY else KILLED)
-def test_the_power_goes_after_a_writer_died(scratch: Path, name: str, whole: bool) -> None:
+def test_a_store_survives_a_power_cut_after_a_writer_was_killed(
+    scratch: Path, name: str, whole: bool
+) -> None:
     operation = OPERATIONS[name]
     if operation.opens or operation.meanwhile or operation.start != "full" or name == "wipe":
-        pytest.skip("begins with another store")
+        pytest.skip("starts from another state")
 
     async def run() -> int:
         checker = Checker(scratch, whole=whole)

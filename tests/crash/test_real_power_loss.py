@@ -1,4 +1,4 @@
-"""The power goes for real: the disk of a busy store is cloned, and the clone mounted."""
+"""A real power cut: the disk of a busy store is cloned at one moment, and the clone is mounted."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def mounted(image: Path, where: Path, options: str) -> Iterator[None]:
 
 @pytest.fixture(params=["ext4", "xfs"])
 def disk(request: pytest.FixtureRequest, scratch: Path) -> Iterator[tuple[str, Path]]:
-    """A disk's image, mounted at ``live``, on a file system that clones files in one step."""
+    """A disk image, mounted at ``live``, on a file system that clones files in one step."""
     kind: str = request.param
     if os.geteuid() != 0:
-        pytest.skip("mounting takes root")
+        pytest.skip("needs root to mount a file system")
     for tool in ("mkfs.xfs", f"mkfs.{kind}"):
         if shutil.which(tool) is None:
-            pytest.skip(f"there is no {tool}")
+            pytest.skip(f"needs {tool}")
     outer = scratch / "outer"
     image = outer / "disk"
     make_disk(scratch / "outer.img", OUTER, "mkfs.xfs", "-q", "-m", "reflink=1")
@@ -78,7 +78,7 @@ def disk(request: pytest.FixtureRequest, scratch: Path) -> Iterator[tuple[str, P
 
 @contextmanager
 def writing(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that changes the store until the end."""
+    """Run a process that changes the store, for the block."""
     command = [sys.executable, "-m", f"{__package__}.writer", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
@@ -88,7 +88,7 @@ def writing(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def states() -> Iterator[State]:
-    """What the store holds after 0, 1, 2, … changes."""
+    """Yield what the store holds after 0, 1, 2, … changes."""
     model = Model()
     yield model.state()
     for change in history():
@@ -96,7 +96,9 @@ def states() -> Iterator[State]:
         yield model.state()
 
 
-def test_the_disk_of_a_busy_store(disk: tuple[str, Path], scratch: Path) -> None:
+def test_a_clone_of_the_disk_of_a_busy_store_has_every_acknowledged_change(
+    disk: tuple[str, Path], scratch: Path
+) -> None:
     kind, image = disk
     acknowledged: list[int] = []
     done = 0
@@ -107,18 +109,18 @@ def test_the_disk_of_a_busy_store(disk: tuple[str, Path], scratch: Path) -> None
                 assert process.stdout.readline(), "the writer died"
                 done += 1
             acknowledged.append(done)
-            # One step for the file system: the image as a disk whose power went just then.
+            # The clone is made in one step, as a power cut at this moment would leave the disk.
             run("cp", "--reflink=always", image, image.with_name(f"cut{cut}"))
         process.kill()
         done += len(process.stdout.readlines())
     for cut, least in enumerate(acknowledged):
         with mounted(image.with_name(f"cut{cut}"), scratch / "cut", OPTIONS[kind]):
-            found = anyio.run(examine, scratch / "cut" / "store", least, done + 1)
+            found = anyio.run(check_cut, scratch / "cut" / "store", least, done + 1)
         print(f"{kind}: {least} acknowledged, {found} found of {done}")
 
 
-async def examine(path: Path, least: int, most: int) -> int:
-    """Check the store of a cut disk, and return how many changes it has."""
+async def check_cut(path: Path, least: int, most: int) -> int:
+    """Check the store on a clone, and return how many changes it has."""
     before = await read_again(path)
     matching = [n for n, state in zip(range(most + 1), states(), strict=False) if state == before]
     assert [n for n in matching if n >= least], f"lost some of {least} changes"

@@ -1,4 +1,4 @@
-"""Changes a store without end, and says of each change that it is done; killed from outside."""
+"""A process that changes a store until it is killed, and prints a line after each change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _id_of(number: int) -> str:
 
 
 def history() -> Iterator[Change]:
-    """The same changes each time, so that their number says what a store holds."""
+    """Yield the same changes each time, so that their number determines what a store holds."""
     yield Change("create", (ONE, ["a"], "", {"manifest": b"0"}))
     yield Change("create", (TWO, ["b"], "", {}))
     number = 0
