@@ -1,1 +1,3 @@
-"""What holds for every store, wherever it keeps its images: each test runs on both engines."""
+"""Tests of what holds for every store: each runs on a directory, on a directory with an additional
+store, and on a cluster.
+"""

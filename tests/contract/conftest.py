@@ -1,4 +1,4 @@
-"""A new store for each test, on both engines."""
+"""A new store for each test."""
 
 from __future__ import annotations
 

@@ -159,11 +159,7 @@ async def test_malformed_digests_are_refused(store: ImageStore, where: StoreUnde
 
 
 EAST = timezone(timedelta(hours=1))
-
-
 WEST = timezone(-timedelta(hours=1))
-
-
 TIMES = [
     datetime(2024, 1, 1),  # noqa: DTZ001
     datetime(1, 1, 1, tzinfo=EAST),
@@ -229,48 +225,6 @@ TEXTS: list[Call] = [
 
 async def test_lone_surrogates_are_refused(store: ImageStore, where: StoreUnderTest) -> None:
     await refused(store, where, ValueError, *TEXTS)
-
-
-UNTYPED: list[Callable[[Any], Awaitable[object]]] = [
-    lambda s: s.create("two", names="name"),
-    lambda s: s.create("two", names=b"name"),
-    lambda s: s.create("two", names=None),
-    lambda s: s.create("two", names=[1]),
-    lambda s: s.create("two", top_layer=None),
-    lambda s: s.create("two", metadata=b"m"),
-    lambda s: s.create("two", digest=b"x"),
-    lambda s: s.create("two", flags={1: 1}),
-    lambda s: s.create("two", big_data={1: b"x"}),
-    lambda s: s.create("two", big_data={"k": "text"}),
-    lambda s: s.create("two", big_data={"k": None}),
-    lambda s: s.set_names("one", "name"),
-    lambda s: s.add_names("one", "name"),
-    lambda s: s.remove_names("one", "n"),
-    lambda s: s.set_names("one", ["fine", None]),
-    lambda s: s.set_metadata("one", None),
-    lambda s: s.set_flag("one", 1, 1),
-    lambda s: s.clear_flag("one", None),
-    lambda s: s.set_big_data("one", None, b"x"),
-    lambda s: s.set_big_data("one", "k", "text"),
-    lambda s: s.set_big_data("one", "k", 5),
-    lambda s: s.set_big_data("one", "k", [b"fine", "text"]),
-    lambda s: s.by_digest(None),
-    lambda s: s.delete(5),
-    lambda s: s.set_metadata(["one"], "m"),
-]
-
-
-async def test_arguments_of_another_type_are_refused(
-    store: ImageStore, where: StoreUnderTest
-) -> None:
-    await refused(store, where, TypeError, *UNTYPED)
-
-
-async def test_naive_time_to_compare_with_is_refused(
-    store: ImageStore, where: StoreUnderTest
-) -> None:
-    naive = datetime(2024, 1, 1)  # noqa: DTZ001
-    await refused(store, where, ValueError, lambda s: s.touched_since(naive))
 
 
 @pytest.mark.parametrize("ref", [5, ["one"]])

@@ -1,4 +1,4 @@
-"""Big data: in and out in pieces, from every kind of source."""
+"""Big data is stored from every kind of source, and read whole and in pieces."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ from ..support.stores import ClusterStore, StoreUnderTest
 
 @pytest.fixture
 async def image(store: ImageStore) -> str:
-    """An image without any item."""
+    """The ID of an image without items."""
     return (await store.create("image")).id
 
 
 @pytest.mark.parametrize("source", SOURCES)
-async def test_every_kind_of_source(store: ImageStore, image: str, source: str) -> None:
+async def test_data_is_stored_from_every_kind_of_source(
+    store: ImageStore, image: str, source: str
+) -> None:
     progress: list[tuple[int, int | None]] = []
     changed = await store.set_big_data(
         image,
@@ -63,7 +65,9 @@ async def test_an_object_that_is_not_a_source_is_refused(
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])
-async def test_expected_digests(store: ImageStore, image: str, algorithm: str) -> None:
+async def test_data_with_another_digest_than_expected_is_refused(
+    store: ImageStore, image: str, algorithm: str
+) -> None:
     right = f"{algorithm}:{hashlib.new(algorithm, CONTENT).hexdigest()}"
     changed = await store.set_big_data(image, "key", chunks(), expected_digest=right)
     assert changed.big_data_digests == {"key": DIGEST}
@@ -75,7 +79,9 @@ async def test_expected_digests(store: ImageStore, image: str, algorithm: str) -
 
 
 @pytest.mark.parametrize("size", [0, len(CONTENT) - 1, len(CONTENT) + 1])
-async def test_expected_sizes(store: ImageStore, image: str, size: int) -> None:
+async def test_data_with_another_size_than_expected_is_refused(
+    store: ImageStore, image: str, size: int
+) -> None:
     with pytest.raises(SizeMismatchError) as info:
         await store.set_big_data(image, "key", chunks(), expected_size=size)
     assert info.value.expected == size
@@ -98,7 +104,7 @@ async def test_a_source_that_is_too_long_is_not_read_to_its_end(
     assert given == 6
 
 
-async def test_bad_expectations(store: ImageStore, image: str) -> None:
+async def test_invalid_expectations_are_refused(store: ImageStore, image: str) -> None:
     with pytest.raises(InvalidDigestError):
         await store.set_big_data(image, "key", b"", expected_digest="md5:1")
     with pytest.raises(ValueError, match="expected_size"):
@@ -108,7 +114,9 @@ async def test_bad_expectations(store: ImageStore, image: str) -> None:
             pass
 
 
-async def test_unknown_images_and_items(store: ImageStore, image: str) -> None:
+async def test_unknown_images_and_items_have_errors_of_their_own(
+    store: ImageStore, image: str
+) -> None:
     for call in [
         store.big_data("nobody", "key"),
         store.set_big_data("nobody", "key", b""),
@@ -160,7 +168,9 @@ async def test_data_that_is_verified_has_no_path(store: ImageStore, image: str) 
         assert reader.path is None
 
 
-async def test_an_image_deleted_while_data_streams(store: ImageStore, image: str) -> None:
+async def test_data_for_an_image_that_is_deleted_meanwhile_is_refused(
+    store: ImageStore, image: str
+) -> None:
     async def deleting() -> AsyncIterator[bytes]:
         yield b"x"
         await store.delete(image)
@@ -170,7 +180,7 @@ async def test_an_image_deleted_while_data_streams(store: ImageStore, image: str
         await store.set_big_data(image, "key", deleting())
 
 
-async def test_reading_in_pieces(store: ImageStore, image: str) -> None:
+async def test_an_item_is_read_in_pieces_from_any_position(store: ImageStore, image: str) -> None:
     await store.set_big_data(image, "key", CONTENT)
     async with store.open_big_data(image, "key") as reader:
         assert (reader.size, reader.digest) == (len(CONTENT), DIGEST)
@@ -211,7 +221,9 @@ async def test_staged_data_survives_a_refusal(store: ImageStore, image: str) -> 
     assert await store.big_data(image, "key") == b"data"
 
 
-async def test_the_same_key_at_once_ends_with_one_of_them(store: ImageStore, image: str) -> None:
+async def test_of_concurrent_changes_of_one_item_one_remains_whole(
+    store: ImageStore, image: str
+) -> None:
     async with anyio.create_task_group() as tasks:
         for i in range(10):
             tasks.start_soon(store.set_big_data, image, "key", b"%d" % i)
@@ -231,7 +243,7 @@ async def test_a_buffer_may_be_reused_after_a_write(store: ImageStore, image: st
 
 
 @pytest.mark.parametrize("verify", [False, True])
-async def test_many_readers_take_less_at_a_time(
+async def test_the_more_readers_are_open_the_smaller_are_their_pieces(
     store: ImageStore, image: str, verify: bool
 ) -> None:
     await store.set_big_data(image, "key", CONTENT)
@@ -288,7 +300,9 @@ async def test_an_item_may_be_empty(store: ImageStore, image: str) -> None:
             assert [chunk async for chunk in reader] == []
 
 
-async def test_replacing_an_item(store: ImageStore, where: StoreUnderTest, image: str) -> None:
+async def test_replacing_a_manifest_keeps_the_digest_of_the_image(
+    store: ImageStore, where: StoreUnderTest, image: str
+) -> None:
     await store.set_big_data(image, "manifest", b"one")
     changed = await store.set_big_data(image, "manifest", b"two!")
     one, two = ("sha256:" + hashlib.sha256(data).hexdigest() for data in (b"one", b"two!"))
@@ -315,7 +329,7 @@ async def test_a_source_that_fails_leaves_nothing(
     assert where.contents() == before
 
 
-async def test_unrecorded_sizes_and_digests(where: StoreUnderTest) -> None:
+async def test_sizes_and_digests_that_are_not_recorded_are_measured(where: StoreUnderTest) -> None:
     async with ImageStore(where.location) as store:
         await store.create("image", big_data={"key": CONTENT})
     where.remove_measures("image")
@@ -335,7 +349,7 @@ async def test_unrecorded_sizes_and_digests(where: StoreUnderTest) -> None:
         assert (await store.get("image")).big_data_sizes == {"key": len(CONTENT)}
 
 
-async def test_staged_data_is_used(store: ImageStore, where: StoreUnderTest) -> None:
+async def test_staged_data_is_used_once(store: ImageStore, where: StoreUnderTest) -> None:
     async with store.stage() as staged:
         for start in range(0, len(CONTENT), 500_000):
             await staged.write(CONTENT[start : start + 500_000])
@@ -353,7 +367,9 @@ async def test_staged_data_is_used(store: ImageStore, where: StoreUnderTest) -> 
     await where.until_no_garbage()
 
 
-async def test_staged_data_may_grow(store: ImageStore, where: StoreUnderTest) -> None:
+async def test_more_data_can_be_written_to_a_staged_item(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     async with store.stage(CONTENT) as staged:
         await staged.write(b", and more")
         assert staged.size == len(CONTENT) + 10

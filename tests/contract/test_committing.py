@@ -1,4 +1,4 @@
-"""The group committer: many tasks, one commit; transactions; the lock; closing."""
+"""Changes of many tasks, transactions, waiting for the lock, and closing a store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..support.buildah import SOME_DIGEST
 from ..support.stores import StoreUnderTest, until
 
 
-async def test_each_gets_its_own_result_or_error(store: ImageStore) -> None:
+async def test_each_task_gets_its_own_result_or_error(store: ImageStore) -> None:
     await store.create("one")
     results: dict[int, object] = {}
 
@@ -50,7 +50,7 @@ async def test_each_gets_its_own_result_or_error(store: ImageStore) -> None:
     assert (await store.get("one")).flags == {f"flag{i}": i for i in range(2, 30, 3)}
 
 
-async def test_a_changes_result_is_the_image_as_that_change_left_it(store: ImageStore) -> None:
+async def test_the_result_of_a_change_is_the_image_after_that_change(store: ImageStore) -> None:
     await store.create("one")
     results = []
 
@@ -64,7 +64,7 @@ async def test_a_changes_result_is_the_image_as_that_change_left_it(store: Image
     assert all(text == metadata for text, metadata in results)
 
 
-async def test_an_error_caught_inside_changes_nothing(store: ImageStore) -> None:
+async def test_an_error_that_is_caught_in_a_transaction_does_not_end_it(store: ImageStore) -> None:
     async with store.transaction() as tx:
         await tx.create("one", names=["a"])
         with pytest.raises(DuplicateIDError):
@@ -76,7 +76,9 @@ async def test_an_error_caught_inside_changes_nothing(store: ImageStore) -> None
     assert (await store.get("a")).id == "one"
 
 
-async def test_changes_inside_a_transaction_do_not_deadlock(store: ImageStore) -> None:
+async def test_a_change_of_the_store_inside_its_transaction_raises_instead_of_deadlocking(
+    store: ImageStore,
+) -> None:
     async def child() -> None:
         with pytest.raises(RuntimeError, match="transaction"):
             await store.create()
@@ -123,7 +125,7 @@ async def test_a_transaction_takes_staged_data(store: ImageStore) -> None:
     assert not await store.exists("one")
 
 
-async def test_transactions_and_changes_of_many_tasks(store: ImageStore) -> None:
+async def test_transactions_and_changes_of_many_tasks_lose_no_update(store: ImageStore) -> None:
     await store.create("one", flags={"n": 0})
 
     async def count(tx: Transaction) -> None:
@@ -154,10 +156,12 @@ async def test_a_wait_that_is_cancelled_leaves_nothing_held(
     await store.create("two")
 
 
-async def test_a_leader_that_gives_up_hands_over(store: ImageStore, where: StoreUnderTest) -> None:
+async def test_cancelling_the_task_that_waits_for_the_lock_lets_the_others_go_on(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     scopes: dict[str, anyio.CancelScope] = {}
     done: list[str] = []
-    gave_up: list[str] = []
+    cancelled: list[str] = []
 
     async def create(image_id: str) -> None:
         with anyio.CancelScope() as scope:
@@ -165,7 +169,7 @@ async def test_a_leader_that_gives_up_hands_over(store: ImageStore, where: Store
             await store.create(image_id)
             done.append(image_id)
         if scope.cancelled_caught:
-            gave_up.append(image_id)
+            cancelled.append(image_id)
 
     async with anyio.create_task_group() as tasks:
         with where.locked():
@@ -174,13 +178,15 @@ async def test_a_leader_that_gives_up_hands_over(store: ImageStore, where: Store
             await where.until_requested()
             for image_id in ("id0", "id1", "id3"):
                 scopes[image_id].cancel()
-            # Each learns of it when it runs next: only then its change is out of the queue.
-            await until(lambda: len(gave_up) == 3)
+            # A cancelled task takes its change out of the queue when it runs next.
+            await until(lambda: len(cancelled) == 3)
     assert sorted(done) == ["id2", "id4"]
     assert sorted(image.id for image in await store.images()) == ["id2", "id4"]
 
 
-async def test_each_waiters_time_is_its_own(where: StoreUnderTest) -> None:
+async def test_the_timeout_of_one_store_does_not_end_the_waiting_of_another(
+    where: StoreUnderTest,
+) -> None:
     async with (
         ImageStore(where.location) as store,
         ImageStore(where.location, lock_timeout=0.05) as hasty,
@@ -212,7 +218,7 @@ async def test_waiting_writers_leave_the_applications_threads_alone(
             for i in range(100):
                 tasks.start_soon(store.create, f"id{i}")
             await where.until_requested()
-            with anyio.fail_after(5):
+            with anyio.fail_after(60):
                 async with anyio.create_task_group() as others:
                     for _ in range(40):
                         others.start_soon(anyio.to_thread.run_sync, os.getpid)
@@ -332,7 +338,7 @@ async def test_a_forked_child_is_refused(
     assert await store.exists("one")
 
 
-# What a transaction leaves
+# Results of a transaction
 
 
 async def test_a_transaction_is_saved_once_and_whole(
@@ -379,7 +385,9 @@ async def test_an_exception_undoes_a_transaction(store: ImageStore, where: Store
     await store.set_metadata("old", "x")
 
 
-async def test_delete_and_create_again_at_once(store: ImageStore) -> None:
+async def test_an_image_that_is_deleted_and_created_again_at_once_has_only_its_new_items(
+    store: ImageStore,
+) -> None:
     await store.create("one", names=["a"], big_data={"old": b"old", "both": b"old"})
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(store.delete, "one")

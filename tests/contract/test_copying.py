@@ -1,4 +1,4 @@
-"""Images from a directory into a store of either kind: whole, verified, and none of them twice."""
+"""Images are copied between stores of any kind whole, verified, and only once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..support.buildah import FIXTURE, FIXTURE_ID
 from ..support.interruptions import by_scope
 from ..support.stores import StoreUnderTest
 
-# What no call of the library could have written: nanoseconds, numbers, fields nobody knows.
+# No call of the library could have written this: nanoseconds, large numbers, an unknown field.
 RECORD = (
     b'{"id":"odd","names":["n"],"names-history":["n","o"],"layer":"l","mapped-layers":["m"],'
     b'"metadata":"{}","big-data-names":["k"],"big-data-sizes":{"k":1},'
@@ -81,7 +81,9 @@ async def raw_record(store: ImageStore, image_id: str) -> bytes:
     return bytes(next(r for r in await records_of(store) if r.id == image_id).raw)
 
 
-async def test_and_back_again(there: ImageStore, store: ImageStore, tmp_path: Path) -> None:
+async def test_images_that_are_copied_back_are_unchanged(
+    there: ImageStore, store: ImageStore, tmp_path: Path
+) -> None:
     await copy_images(there, store)
     async with ImageStore(tmp_path / "back" / "store") as back:
         assert (await copy_images(store, back)).images == 3
@@ -97,7 +99,7 @@ async def test_present_images_are_not_copied_again(
     before = where.contents()
     assert await copy_images(there, store) == CopyResult(present=3)
     assert where.contents() == before
-    # Another name alone copies no data; an item that differs all of the image's.
+    # A changed name copies no data; a changed item copies the image.
     await store.set_names(FIXTURE_ID, ["other"])
     assert await copy_images(there, store) == CopyResult(images=1, present=2)
     await store.set_big_data(FIXTURE_ID, "manifest", b"other")
@@ -157,7 +159,9 @@ async def test_damage_stops_copying_and_is_named(
     assert {image.id for image in await store.images()} == {"odd", "bare"}
 
 
-async def test_the_source_may_change_meanwhile(source: Path, store: ImageStore) -> None:
+async def test_images_are_copied_whole_while_the_source_changes(
+    source: Path, store: ImageStore
+) -> None:
     async with ImageStore(source) as there:
         for number in range(40):
             await there.create(f"image{number:02}", big_data={"k": b"%d" % number})
@@ -171,7 +175,7 @@ async def test_the_source_may_change_meanwhile(source: Path, store: ImageStore) 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(change)
             await copy_images(there, store)
-        # Whatever was copied is whole (the fixture's check), and once more brings it up to date.
+        # The fixture checks that what was copied is whole. Copying again brings it up to date.
         await copy_images(there, store)
         for image in await there.images():
             assert await store.get(image.id) == image

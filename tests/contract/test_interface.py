@@ -1,4 +1,4 @@
-"""What a store and a transaction share, on every engine: calls, wrong types, errors, causes."""
+"""What stores and transactions have in common: methods, checks of types, errors, and causes."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ MISSING: dict[str, Call] = {
 
 
 @pytest.mark.damage
-async def test_missing_content_is_one_error_in_every_call(
+async def test_missing_content_is_the_same_error_in_every_call(
     store: ImageStore, where: StoreUnderTest, tmp_path: Path
 ) -> None:
     await store.create("image", big_data={"key": b"data"})
@@ -369,21 +369,22 @@ async def test_each_failed_change_of_a_batch_has_an_error_of_its_own(store: Imag
 
 # The lock
 
-CHANGES: dict[str, Callable[[ImageStore], Awaitable[object]]] = {
-    "create": lambda s: s.create(),
-    "set_flag": lambda s: s.set_flag("one", "f", 1),
-    "touch": lambda s: s.touch(),
-    "transaction": lambda s: _transact(s),  # noqa: PLW0108 (defined below)
-    "collect_garbage": lambda s: s.collect_garbage(),
-}
-
 
 async def _transact(store: ImageStore) -> None:
     async with store.transaction() as tx:
         await tx.create()
 
 
-async def test_without_a_timeout_the_lock_is_tried_once(where: StoreUnderTest) -> None:
+CHANGES: dict[str, Callable[[ImageStore], Awaitable[object]]] = {
+    "create": lambda s: s.create(),
+    "set_flag": lambda s: s.set_flag("one", "f", 1),
+    "touch": lambda s: s.touch(),
+    "transaction": _transact,
+    "collect_garbage": lambda s: s.collect_garbage(),
+}
+
+
+async def test_with_a_timeout_of_zero_the_lock_is_tried_once(where: StoreUnderTest) -> None:
     async with ImageStore(where.location, lock_timeout=0) as store:
         await store.create("one")
         for name, change in CHANGES.items():
@@ -399,7 +400,7 @@ async def test_without_a_timeout_the_lock_is_tried_once(where: StoreUnderTest) -
 # Pages and ranges
 
 
-async def test_an_iteration_loads_a_page_when_it_gets_there(
+async def test_an_iteration_loads_each_page_only_when_it_needs_it(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with store.transaction() as tx:
@@ -440,7 +441,7 @@ async def test_an_iteration_yields_no_image_twice_during_changes(
     assert [i for i in seen if i.startswith("id")] == [f"id{number:02}" for number in range(12)]
 
 
-async def test_an_iteration_refuses_pages_of_nothing(store: ImageStore) -> None:
+async def test_an_iteration_refuses_a_page_size_below_one(store: ImageStore) -> None:
     for size in (0, -1):
         with pytest.raises(ValueError, match="page_size"):
             await anext(aiter(store.iter_images(page_size=size)))
@@ -478,7 +479,7 @@ async def test_an_invalid_range_is_refused(store: ImageStore) -> None:
 # Progress
 
 
-async def test_progress_has_no_total_where_none_is_known(store: ImageStore) -> None:
+async def test_progress_has_no_total_if_the_size_is_unknown(store: ImageStore) -> None:
     await store.create("image")
     reported: list[tuple[int, int | None]] = []
 

@@ -1,4 +1,4 @@
-"""Items of equal content are kept once, and what the store has is not read again."""
+"""Content of several items is kept once, and content that the store has is not read again."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..support.stores import StoreUnderTest, until
 
 
 def unread() -> Iterator[bytes]:
-    """Give data that must not be read."""
+    """Fail when it is read, as a source of content that the store has must not be."""
     raise AssertionError("the store has this content")
     yield b""
 
 
 async def until_copies(where: StoreUnderTest, number: int) -> None:
-    """Return when the store has this number of copies; surplus ones are removed a moment later."""
+    """Return when the store has this number of copies; it may remove others after a call."""
     await until(lambda: where.copies() == number)
 
 
@@ -198,7 +198,7 @@ async def test_images_that_are_copied_share_what_the_destination_has(
         for number in range(20):
             layers = {"layer": CONTENT, "base": b"b" * 100_000, "own": b"%d" % number}
             await source.create(f"copied{number}", big_data=layers)
-        # What the destination has is not read: it may as well be missing.
+        # Content that the destination has is not read: it may even be missing.
         for path in (tmp_path / "source").glob("*/layer"):
             path.unlink()
         result = await copy_images(source, store)

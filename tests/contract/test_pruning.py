@@ -1,4 +1,4 @@
-"""The space that images use, and pruning them by a policy, on both engines."""
+"""The space that images use, and pruning images by a policy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def filled(store: ImageStore) -> ImageStore:
 
 
 def before_deletion(monkeypatch: pytest.MonkeyPatch, do: Any) -> None:
-    """Call ``do`` between the plan and the first commit."""
+    """Await ``do`` once, between the plan and the first commit."""
     delete = pruning.Pruning._delete
     done: list[bool] = []
 
@@ -57,7 +57,7 @@ def before_deletion(monkeypatch: pytest.MonkeyPatch, do: Any) -> None:
 
 
 async def pruned(store: ImageStore, policy: PrunePolicy) -> list[str]:
-    """Prune, check that a dry run has forecast the result, and return the pruned IDs."""
+    """Prune, check the result against a dry run and the store, and return the pruned IDs."""
     forecast = await store.prune(policy, dry_run=True)
     before = await store.images()
     total = (await store.usage()).total
@@ -70,7 +70,7 @@ async def pruned(store: ImageStore, policy: PrunePolicy) -> list[str]:
     return [image.id for image in deleted]
 
 
-async def test_usage_of_an_empty_store(store: ImageStore) -> None:
+async def test_an_empty_store_uses_no_space_for_images(store: ImageStore) -> None:
     usage = await store.usage()
     assert dict(usage.images) == {}
     assert usage.reclaimable == 0
@@ -213,7 +213,7 @@ async def test_the_newest_stay_even_if_their_names_move_meanwhile(
     assert [image.id for image in result.images] == ["old", "new"]
 
 
-async def test_others_get_the_lock_between_batches(
+async def test_other_writers_get_the_lock_between_batches(
     where: StoreUnderTest, store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruning, "_AT_ONCE", 1)
@@ -311,7 +311,7 @@ async def test_a_transaction_cannot_be_pruned(filled: ImageStore) -> None:
     assert core_of(filled).is_open
 
 
-async def test_the_policy_is_checked(store: ImageStore) -> None:
+async def test_an_invalid_policy_is_refused(store: ImageStore) -> None:
     with pytest.raises(TypeError, match="policy must be a PrunePolicy"):
         await store.prune(None)  # type: ignore[arg-type]
     for wrong in (

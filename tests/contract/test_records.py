@@ -1,4 +1,4 @@
-"""Reads and record changes."""
+"""Records are found, created, changed and deleted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..support.stores import StoreUnderTest
 
 @pytest.fixture(params=["first", "reopened", "read-only", "snapshot", "transaction"])
 async def reads(where: StoreUnderTest, request: pytest.FixtureRequest) -> AsyncIterator[Any]:
-    """What has an image like buildah's to read: lookups are the same in all of them."""
+    """Each object with lookups, with an image like buildah's: they all find the same."""
     async with ImageStore(where.location) as store:
         names = ["localhost/hello:1", "localhost/hello:latest"]
         manifest = (FIXTURE / FIXTURE_ID / "manifest").read_bytes()
@@ -47,7 +47,7 @@ async def reads(where: StoreUnderTest, request: pytest.FixtureRequest) -> AsyncI
 
 
 async def value(result: Any) -> Any:
-    """Return what a method gives; those of a snapshot are not async."""
+    """Return the result of a method; those of a snapshot are not async."""
     return await result if hasattr(result, "__await__") else result
 
 
@@ -98,7 +98,9 @@ async def test_an_image_is_found_by_digest(reads: Any) -> None:
         await value(reads.by_digest("sha256:7"))
 
 
-async def test_create_without_anything(store: ImageStore) -> None:
+async def test_an_image_created_without_arguments_has_a_random_id_and_the_current_time(
+    store: ImageStore,
+) -> None:
     before = datetime.now(UTC)
     image = await store.create()
     assert len(image.id) == 64
@@ -108,7 +110,7 @@ async def test_create_without_anything(store: ImageStore) -> None:
     assert await store.get(image.id) == image
 
 
-async def test_create_with_everything(store: ImageStore) -> None:
+async def test_an_image_is_created_with_all_arguments(store: ImageStore) -> None:
     image = await store.create(
         "my-id",
         names=["b", "a", "b"],
@@ -132,7 +134,7 @@ async def test_create_with_everything(store: ImageStore) -> None:
     assert [i.id for i in await store.by_digest(image.digests[1])] == ["my-id"]
 
 
-async def test_create_refuses_ids_and_names_in_use(store: ImageStore) -> None:
+async def test_an_image_with_an_id_or_name_in_use_is_refused(store: ImageStore) -> None:
     await store.create("one", names=["a"])
     with pytest.raises(DuplicateIDError) as id_info:
         await store.create("one")
@@ -160,7 +162,7 @@ async def test_names_move_and_are_remembered(store: ImageStore) -> None:
     assert not await store.exists("b")
 
 
-async def test_a_name_that_looks_like_another_images_id(store: ImageStore) -> None:
+async def test_an_id_is_found_before_a_name_and_a_name_before_a_prefix(store: ImageStore) -> None:
     await store.create("abc")
     await store.create("other", names=["abc", "ab"])
     assert await store.lookup("abc") == "abc"
@@ -218,7 +220,7 @@ async def test_changes_take_refs_with_digests(store: ImageStore) -> None:
             await store.delete(ref)
 
 
-async def test_metadata_and_flags(store: ImageStore) -> None:
+async def test_metadata_and_flags_are_set_and_cleared(store: ImageStore) -> None:
     await store.create("one")
     assert (await store.set_metadata("one", "text")).metadata == "text"
     assert await store.metadata("one") == "text"
@@ -239,7 +241,7 @@ async def test_images_keep_their_order(store: ImageStore) -> None:
     assert [image.id for image in await store.snapshot()] == ids
 
 
-async def test_a_snapshot_stays(store: ImageStore) -> None:
+async def test_a_snapshot_does_not_change(store: ImageStore) -> None:
     await store.create("one", names=["a"])
     snapshot = await store.snapshot()
     await store.delete("one")
@@ -261,7 +263,9 @@ async def test_a_change_by_another_store_is_seen_at_once(
             assert await other.metadata(f"id{i}") == "m"
 
 
-async def test_modified_and_refresh(store: ImageStore, where: StoreUnderTest) -> None:
+async def test_modified_says_whether_refresh_has_changes_to_load(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     await store.create("one")
     assert not await store.modified()
     assert not await store.refresh()
@@ -273,7 +277,7 @@ async def test_modified_and_refresh(store: ImageStore, where: StoreUnderTest) ->
     assert not await store.modified()
 
 
-async def test_touched_since(store: ImageStore) -> None:
+async def test_touched_since_compares_the_last_write_with_an_aware_time(store: ImageStore) -> None:
     await store.create("one")
     assert await store.touched_since(datetime.now(UTC) - timedelta(minutes=1))
     assert not await store.touched_since(datetime.now(UTC) + timedelta(minutes=1))
@@ -312,7 +316,9 @@ async def test_images_are_plain_immutable_values(store: ImageStore) -> None:
     assert image != "one"
 
 
-async def test_delete_and_wipe(store: ImageStore, where: StoreUnderTest) -> None:
+async def test_an_image_is_deleted_and_a_store_is_wiped_with_their_items(
+    store: ImageStore, where: StoreUnderTest
+) -> None:
     for image_id in "abc":
         await store.create(image_id, names=[image_id * 2], big_data={"k": b"v"})
     await store.delete("aa")

@@ -1,4 +1,4 @@
-"""Sources of big data that are slow, tiny, endless, or of text."""
+"""Sources of big data that are slow or endless, give tiny pieces, or give text."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ..support.stores import StoreUnderTest, until
 
 @pytest.fixture
 async def image(store: ImageStore) -> str:
-    """An image without any item."""
+    """The ID of an image without items."""
     return (await store.create("image")).id
 
 
 class Counter:
-    """Gives the same piece for ever, and counts how often it was asked."""
+    """Gives the same piece for ever, and counts how often it was asked for one."""
 
     def __init__(self, piece: Any) -> None:
         self.piece = piece
@@ -124,7 +124,7 @@ async def test_a_slow_iterable_is_cancelled_between_two_of_its_pieces(
     pieces = 0
 
     def slow() -> Iterator[bytes]:
-        # So that a chunk of 1 MiB takes half a minute to fill.
+        # At this rate, 5,000 pieces fill one chunk of 1 MiB in half a minute.
         nonlocal pieces
         while True:
             time.sleep(0.005)
@@ -136,7 +136,7 @@ async def test_a_slow_iterable_is_cancelled_between_two_of_its_pieces(
         await until(lambda: pieces > 0)
         tasks.cancel_scope.cancel()
         before = pieces
-    assert pieces - before < 100
+    assert pieces - before < 1000, "the chunk was filled first"
     assert await store.big_data_names(image) == []
     await where.until_no_garbage()
 

@@ -1,4 +1,4 @@
-"""What a watch gives: each change once, in order, whoever makes it."""
+"""A watch yields each change once and in order, whichever store makes it."""
 
 from __future__ import annotations
 
