@@ -22,7 +22,7 @@ from ..support.stores import tree
 from ..support.template import Template
 from . import generation
 from .mounts import read_only_bind
-from .tools import Tools, forget_root, require
+from .tools import Tools, forget_root, require, write_configuration
 
 pytestmark = pytest.mark.peers
 
@@ -48,12 +48,7 @@ class Stacked:
 
     def configure(self, *additional: Path) -> None:
         """Write the configuration that names these graph roots."""
-        names = ", ".join(f'"{path}"' for path in additional)
-        self._configuration.write_text(
-            f'[storage]\ndriver = "vfs"\ngraphroot = "{self.own.graph}"\n'
-            f'runroot = "{self.own.root / "run"}"\n'
-            f"[storage.options]\nadditionalimagestores = [{names}]\n"
-        )
+        write_configuration(self._configuration, self.own, *additional)
 
     @property
     def variables(self) -> dict[str, str]:

@@ -20,7 +20,7 @@ from ..support.serving import serving
 from ..support.stores import tree
 from . import generation
 from .mounts import read_only_bind
-from .tools import PreparedStores, Tools, require, run
+from .tools import PreparedStores, Tools, require, run, write_configuration
 
 pytestmark = pytest.mark.peers
 
@@ -84,11 +84,7 @@ class Node:
         self.own.graph.mkdir(parents=True)
         self.shared = base / "shared"
         self._configuration = base / "storage.conf"
-        self._configuration.write_text(
-            f'[storage]\ndriver = "vfs"\ngraphroot = "{self.own.graph}"\n'
-            f'runroot = "{self.own.root / "run"}"\n'
-            f'[storage.options]\nadditionalimagestores = ["{self.shared}"]\n'
-        )
+        write_configuration(self._configuration, self.own, self.shared)
 
     @property
     def shared_images(self) -> Path:

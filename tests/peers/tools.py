@@ -162,6 +162,16 @@ class PreparedStores:
         return Tools(root)
 
 
+def write_configuration(file: Path, tools: Tools, *additional: Path) -> None:
+    """Write a storage.conf with the store of the tools, and graph roots of additional stores."""
+    names = ", ".join(f'"{path}"' for path in additional)
+    file.write_text(
+        f'[storage]\ndriver = "{tools.driver}"\ngraphroot = "{tools.graph}"\n'
+        f'runroot = "{tools.root / "run"}"\n'
+        f"[storage.options]\nadditionalimagestores = [{names}]\n"
+    )
+
+
 def forget_root(tools: Tools) -> None:
     """Remove podman's record of where its store is, so that the store can be moved."""
     shutil.rmtree(tools.graph / "libpod", ignore_errors=True)
