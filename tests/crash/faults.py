@@ -40,6 +40,7 @@ OUTSIDE = {
 
 NO_POINTS = {
     "close": "closes the descriptor even if it fails, and the data is synced before",
+    "fdatasync": "between pieces, in a helper thread; tests/test_big_data.py makes it fail",
     "fsdecode": "no system call",
     "fspath": "no system call",
     "geteuid": "cannot fail",
