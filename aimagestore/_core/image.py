@@ -5,12 +5,49 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from .._format import gojson
+from .fields import ImageFields
 from .plain import PlainStruct
+
+_decode: Final = msgspec.json.Decoder(ImageFields).decode
+
+_ATTRIBUTES: Final = (
+    "id",
+    "digest",
+    "digests",
+    "names",
+    "names_history",
+    "top_layer",
+    "mapped_top_layers",
+    "metadata",
+    "big_data_names",
+    "big_data_sizes",
+    "big_data_digests",
+    "created",
+    "flags",
+    "read_only",
+)
+
+
+class _Details(msgspec.Struct, frozen=True, eq=False, order=False, gc=False):
+    """The attributes of an image that are decoded when one of them is first looked at."""
+
+    digest: str
+    names_history: tuple[str, ...]
+    top_layer: str
+    mapped_top_layers: tuple[str, ...]
+    metadata: str
+    big_data_names: tuple[str, ...]
+    # Dicts, and proxies on access only: the garbage collector, which stops all threads, traverses
+    # proxies, but no dicts of texts and numbers.
+    big_data_sizes: dict[str, int]
+    big_data_digests: dict[str, str]
+    created: datetime | None
+    flags: dict[str, bytes]
 
 
 class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=False, gc=False):
@@ -20,54 +57,82 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
     attributes are, however their records are spelled in images.json.
 
     :ivar id: the ID, which also names the image's directory
-    :ivar digest: the digest given at creation, else that of its first manifest, else ``""``
-    :ivar digests: all digests by which it is found: ``digest``, then those of its manifests
     :ivar names: its names, unique among images
-    :ivar names_history: the names that it has or had, the newest first
-    :ivar top_layer: the ID of its topmost layer, or ``""``
-    :ivar mapped_top_layers: versions of that layer with other ID mappings
-    :ivar metadata: free text of the application
-    :ivar big_data_names: the keys of its big-data items, in the order in which they were added
-    :ivar created: when it was created, in UTC; ``None`` when that is not known
+    :ivar digests: all digests by which it is found: ``digest``, then those of its manifests
     :ivar read_only: whether it comes from an additional store
     """
 
     id: str
-    digest: str
-    digests: tuple[str, ...]
     names: tuple[str, ...]
-    names_history: tuple[str, ...]
-    top_layer: str
-    mapped_top_layers: tuple[str, ...]
-    metadata: str
-    big_data_names: tuple[str, ...]
-    # Dicts, and proxies on access only: the garbage collector, which stops all threads, traverses
-    # proxies, but no dicts of texts and numbers.
-    _big_data_sizes: dict[str, int]
-    _big_data_digests: dict[str, str]
-    created: datetime | None
-    _flags: dict[str, bytes]
-    read_only: bool = False
+    digests: tuple[str, ...]
+    read_only: bool
+    # Its record's element of images.json, until an attribute that is in there is looked at: most
+    # callers of a change do not look, and decoding takes longer than the rest of it.
+    _content: bytes | _Details
+
+    @property
+    def _details(self) -> _Details:
+        content = self._content
+        if isinstance(content, bytes):
+            content = _details_of(_decode(content), self.names, self.digests)
+            msgspec.structs.force_setattr(self, "_content", content)
+        return content
+
+    @property
+    def digest(self) -> str:
+        """The digest given at creation, else that of its first manifest, else ``""``."""
+        return self._details.digest
+
+    @property
+    def names_history(self) -> tuple[str, ...]:
+        """The names that it has or had, the newest first."""
+        return self._details.names_history
+
+    @property
+    def top_layer(self) -> str:
+        """The ID of its topmost layer, or ``""``."""
+        return self._details.top_layer
+
+    @property
+    def mapped_top_layers(self) -> tuple[str, ...]:
+        """Versions of that layer with other ID mappings."""
+        return self._details.mapped_top_layers
+
+    @property
+    def metadata(self) -> str:
+        """Free text of the application."""
+        return self._details.metadata
+
+    @property
+    def big_data_names(self) -> tuple[str, ...]:
+        """The keys of its big-data items, in the order in which they were added."""
+        return self._details.big_data_names
 
     @property
     def big_data_sizes(self) -> Mapping[str, int]:
         """Key to size in bytes, where recorded."""
-        return MappingProxyType(self._big_data_sizes)
+        return MappingProxyType(self._details.big_data_sizes)
 
     @property
     def big_data_digests(self) -> Mapping[str, str]:
         """Key to digest, where recorded."""
-        return MappingProxyType(self._big_data_digests)
+        return MappingProxyType(self._details.big_data_digests)
+
+    @property
+    def created(self) -> datetime | None:
+        """When it was created, in UTC; ``None`` when that is not known."""
+        return self._details.created
 
     @property
     def flags(self) -> Mapping[str, Any]:
         """The flags: JSON values, decoded on each access, so changing one changes no image."""
-        return MappingProxyType({f: msgspec.json.decode(raw) for f, raw in self._flags.items()})
+        flags = self._details.flags
+        return MappingProxyType({f: msgspec.json.decode(raw) for f, raw in flags.items()})
 
     @property
     def size(self) -> int:
         """The sum of its items' recorded sizes, in bytes."""
-        return sum(self._big_data_sizes.values())
+        return sum(self._details.big_data_sizes.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything about the image as a new ``dict`` that ``json.dumps`` can write.
@@ -94,18 +159,16 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
         }
 
     def __repr__(self) -> str:
-        names = (name.removeprefix("_") for name in self.__struct_fields__)
-        values = ((name, getattr(self, name)) for name in names)
+        values = ((name, getattr(self, name)) for name in _ATTRIBUTES)
         plain = ((n, dict(v) if isinstance(v, Mapping) else v) for n, v in values)
         return f"Image({', '.join(f'{name}={value!r}' for name, value in plain)})"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Image):
             return NotImplemented
-        *mine, my_flags, mine_only = msgspec.structs.astuple(self)
-        *others, other_flags, others_only = msgspec.structs.astuple(other)
-        is_same = mine == others and mine_only == others_only
-        return is_same and (my_flags == other_flags or self.flags == other.flags)
+        *mine, my_flags = self._values()
+        *others, other_flags = other._values()
+        return mine == others and (my_flags == other_flags or self.flags == other.flags)
 
     def __ne__(self, other: object) -> bool:
         # The one of the base class does not use the method above.
@@ -113,3 +176,41 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
 
     def __hash__(self) -> int:
         return hash((self.id, self.names, self.digests))
+
+    def _values(self) -> tuple[Any, ...]:
+        values: tuple[Any, ...] = msgspec.structs.astuple(self._details)
+        return (self.id, self.names, self.digests, self.read_only, *values)
+
+
+def image_of(fields: ImageFields, names: tuple[str, ...], digests: tuple[str, ...]) -> Image:
+    """Return the image of a record that was decoded.
+
+    :param names: its names
+    :param digests: the digests by which it is found
+    """
+    return Image(fields.id, names, digests, False, _details_of(fields, names, digests))
+
+
+_NO_FLAGS: Final[dict[str, bytes]] = {}
+
+
+def _details_of(fields: ImageFields, names: tuple[str, ...], found_by: tuple[str, ...]) -> _Details:
+    flags = fields.flags or {}
+    # The decoder makes a new string each time, and most of them occur in a record three times.
+    share = {text: text for text in (*names, *found_by)}.setdefault
+    digest = fields.digest or next(iter(found_by), "")
+    keys = [share(key, key) for key in fields.big_data_names or ()]
+    sizes = {share(key, key): size for key, size in (fields.big_data_sizes or {}).items()}
+    digests = {share(k, k): share(d, d) for k, d in (fields.big_data_digests or {}).items()}
+    return _Details(
+        share(digest, digest),
+        tuple([share(name, name) for name in fields.names_history or ()]),
+        fields.layer or "",
+        tuple(fields.mapped_layers or ()),
+        fields.metadata or "",
+        tuple(keys),
+        sizes,
+        digests,
+        gojson.parse_time(fields.created) if fields.created is not None else None,
+        {k: bytes(raw) for k, raw in flags.items()} if flags else _NO_FLAGS,
+    )

@@ -6,73 +6,39 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from functools import lru_cache
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from .._format import gojson
 from .._format.godecode import fold
 from .digest import MANIFEST, is_digest
-from .image import Image
+from .fields import Fields, ImageFields, Int64, KnownFields, KnownImageFields
+from .image import Image, image_of
 from .names import is_id
-
-_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-
-
-class Fields(msgspec.Struct, rename="kebab"):
-    """The fields that containers/storage knows. Go reads a null as a missing field."""
-
-    id: str
-    digest: str | None = None
-    names: list[str] | None = None
-    names_history: list[str] | None = None
-    layer: str | None = None
-    mapped_layers: list[str] | None = None
-    metadata: str | None = None
-    big_data_names: list[str] | None = None
-    big_data_sizes: dict[str, _Int64] | None = None
-    big_data_digests: dict[str, str] | None = None
-    created: str | None = None
-    flags: dict[str, Any] | None = None
-
-
-class _KnownFields(Fields, forbid_unknown_fields=True, rename="kebab"):
-    """A record without unknown fields, which is the usual one."""
-
-
-class _ImageFields(Fields, rename="kebab"):
-    """The same fields, with the spelling of flags, because decoding rounds large numbers."""
-
-    flags: dict[str, Raw] | None = None
-
-
-class _KnownImageFields(_ImageFields, forbid_unknown_fields=True, rename="kebab"):
-    """The same without unknown fields."""
 
 
 class _Items(msgspec.Struct, rename="kebab"):
     """The sizes and digests of an image's items."""
 
-    big_data_sizes: dict[str, _Int64] | None = None
+    big_data_sizes: dict[str, Int64] | None = None
     big_data_digests: dict[str, str] | None = None
 
 
 class _Sizes(msgspec.Struct, rename="kebab"):
     """The sizes of an image's items."""
 
-    big_data_sizes: dict[str, _Int64] | None = None
+    big_data_sizes: dict[str, Int64] | None = None
 
 
 _ORDER: Final = Fields.__struct_encode_fields__
-_decode_known: Final = msgspec.json.Decoder(_KnownFields).decode
+_decode_known: Final = msgspec.json.Decoder(KnownFields).decode
 _decode_any: Final = msgspec.json.Decoder(Fields).decode
-_decode_image: Final = msgspec.json.Decoder(_ImageFields).decode
 _decode_items: Final = msgspec.json.Decoder(_Items).decode
-_decode_known_image: Final = msgspec.json.Decoder(_KnownImageFields).decode
+_decode_known_image: Final = msgspec.json.Decoder(KnownImageFields).decode
 _decode_sizes: Final = msgspec.json.Decoder(_Sizes).decode
-_decode_members: Final = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_members: Final = msgspec.json.Decoder(dict[str, Raw] | None).decode
 
 RawJSON = Raw | bytes
 
@@ -85,8 +51,6 @@ MAX_DEPTH: Final = 9_999 if sys.version_info >= (3, 12) else 500
 Go reads 10,000 levels, of which one is the array around the records. Before Python 3.12, the
 decoder's recursion limit is the interpreter's, shared with the callers.
 """
-
-_NO_FLAGS: Final[dict[str, bytes]] = {}
 
 
 class Record(msgspec.Struct, gc=False, eq=False):
@@ -110,10 +74,12 @@ class Record(msgspec.Struct, gc=False, eq=False):
 
     @property
     def image(self) -> Image:
-        """The image, decoded on the first access."""
+        """The image, made on the first access."""
         image = self._image
         if image is None:
-            image = self._image = _decode(self)
+            # A copy of the text: the image may outlive the block of which the text is a part.
+            text = bytes(self.raw)
+            image = self._image = Image(self.id, self.names, self.digests, self.read_only, text)
         return image
 
     @property
@@ -182,13 +148,13 @@ def read_image(raw: RawJSON) -> Image | None:
     Faster than :func:`read` and then ``image``, which decode the element twice.
     """
     try:
-        fields: _ImageFields = _decode_known_image(raw)
+        fields: ImageFields = _decode_known_image(raw)
     except (ValueError, RecursionError):
         pass
     else:
         is_usual = fields.created is None or gojson.is_usual_time(fields.created)
         if is_usual and not fields.flags and is_id(fields.id):
-            return _image(fields, tuple(fields.names or ()), _digests(fields))
+            return image_of(fields, tuple(fields.names or ()), _digests(fields))
     record = read(raw)
     return None if record is None else record.image
 
@@ -197,16 +163,11 @@ def _read_unusual(raw: bytes) -> Fields | None:
     """Read a record that has unknown fields, or known ones of the wrong type."""
     try:
         raw.decode()
-        if any(_shadows_known_field(name) for name in _decode_members(raw)):
+        if any(_shadows_known_field(name) for name in _decode_members(raw) or ()):
             return None
         return _decode_any(raw)
     except (ValueError, RecursionError):
         return None
-
-
-def _members(raw: RawJSON) -> dict[str, RawJSON]:
-    """Return the members of an object, with their spelling, in their order."""
-    return {} if bytes(raw) == b"null" else dict(_decode_members(raw))
 
 
 def _shadows_known_field(name: str) -> bool:
@@ -227,40 +188,17 @@ def _digests(fields: Fields) -> tuple[str, ...]:
     return tuple(known)
 
 
-def _decode(record: Record) -> Image:
-    return _image(_decode_image(record.raw), record.names, record.digests, record.read_only)
-
-
-def _image(
-    fields: _ImageFields,
-    names: tuple[str, ...],
-    found_by: tuple[str, ...],
-    read_only: bool = False,
-) -> Image:
-    flags = fields.flags or {}
-    # The decoder makes a new string each time, and most of them occur in a record three times.
-    share = {text: text for text in (*names, *found_by)}.setdefault
-    digest = fields.digest or next(iter(found_by), "")
-    keys = [share(key, key) for key in fields.big_data_names or ()]
-    sizes = {share(key, key): size for key, size in (fields.big_data_sizes or {}).items()}
-    digests = {share(k, k): share(d, d) for k, d in (fields.big_data_digests or {}).items()}
-    return Image(
-        fields.id,
-        share(digest, digest),
-        found_by,
-        names,
-        tuple([share(name, name) for name in fields.names_history or ()]),
-        fields.layer or "",
-        tuple(fields.mapped_layers or ()),
-        fields.metadata or "",
-        tuple(keys),
-        sizes,
-        digests,
-        gojson.parse_time(fields.created) if fields.created is not None else None,
-        {k: bytes(raw) for k, raw in flags.items()} if flags else _NO_FLAGS,
-        read_only,
-    )
-
+# The members of an element with known fields only, with their spelling, in Go's order.
+_Members: Final = msgspec.defstruct(
+    "_Members",
+    [(field, Raw | UnsetType, UNSET) for field in Fields.__struct_fields__],
+    rename="kebab",
+    forbid_unknown_fields=True,
+    gc=False,
+)
+_ATTRIBUTES: Final = dict(zip(_ORDER, Fields.__struct_fields__, strict=True))
+_decode_usual: Final = msgspec.json.Decoder(_Members).decode
+_encode: Final = msgspec.json.Encoder().encode
 
 # The fields that decide by which digests a record is found.
 _DIGEST_FIELDS: Final = frozenset({"digest", "big-data-names", "big-data-digests"})
@@ -274,31 +212,41 @@ class RecordDraft:
 
     def __init__(self, record: Record | None = None) -> None:
         self._record = record
-        self._members: dict[str, RawJSON] = {} if record is None else _members(record.raw)
-        self._names = () if record is None else record.names
+        self._members: Any = _Members()
+        self._unknown: dict[str, Raw] = {}
+        self._names: tuple[str, ...] = ()
         # A record that keeps its ID and its digests need not be read again.
         self._keeps_digests = record is not None
-        # Usually the fields are in order, until one is added.
-        self._is_ordered = record is not None and _is_ordered(tuple(self._members))
-        if record is not None and record.digests and not self._has_digest():
-            # The digest of an image stays when its manifests change.
-            self.set("digest", record.digests[0])
+        if record is not None:
+            self._read_members(record.raw)
+            self._names = record.names
+            if record.digests and not self._has_digest():
+                # The digest of an image stays when its manifests change.
+                self.set("digest", record.digests[0])
+
+    def _read_members(self, raw: RawJSON) -> None:
+        try:
+            self._members = _decode_usual(raw)
+        except msgspec.ValidationError:  # there are unknown fields
+            self._unknown = _decode_members(raw)
+            for field, attribute in _ATTRIBUTES.items():
+                if field in self._unknown:
+                    setattr(self._members, attribute, self._unknown.pop(field))
 
     def _has_digest(self) -> bool:
-        return bytes(self._members.get("digest", b"null")) not in {b"null", b'""'}
+        digest = self._members.digest
+        return digest is not UNSET and bytes(digest) not in {b"null", b'""'}
 
     def set(self, field: str, value: str | tuple[str, ...]) -> None:
         """Set a field. An empty value removes it, because Go leaves empty fields out."""
-        self._keeps_digests &= field not in _DIGEST_FIELDS
         if field == "names":
             self._names = tuple(value)
-        self._is_ordered &= field in self._members
         if not value and field != "id":
-            self._members.pop(field, None)
+            self._set(field, UNSET)
         elif isinstance(value, str):
-            self._members[field] = gojson.string(value).encode()
+            self._set(field, Raw(gojson.string(value)))
         else:
-            self._members[field] = gojson.value(value)
+            self._set(field, Raw(gojson.value(value)))
 
     def set_entry(self, field: str, key: str, encoded: bytes | None) -> None:
         """Set one entry of a map, or remove it when ``encoded`` is ``None``."""
@@ -306,24 +254,23 @@ class RecordDraft:
 
     def set_entries(self, field: str, changes: Mapping[str, bytes | None]) -> None:
         """Set entries of a map, or remove those that are ``None``."""
-        self._keeps_digests &= field not in _DIGEST_FIELDS
-        self._is_ordered &= field in self._members
-        entries: dict[str, RawJSON | None] = {**_members(self._members.get(field, b"null"))}
-        entries |= changes
+        raw = getattr(self._members, _ATTRIBUTES[field])
+        present = {} if raw is UNSET else _decode_members(raw) or {}
+        entries: dict[str, RawJSON | None] = {**present, **changes}
         kept = {key: raw for key, raw in sorted(entries.items()) if raw is not None}
-        if kept:
-            self._members[field] = _join_members(kept)
-        else:
-            self._members.pop(field, None)
+        self._set(field, Raw(b"{%b}" % _join_members(kept)) if kept else UNSET)
+
+    def _set(self, field: str, raw: Raw | UnsetType) -> None:
+        self._keeps_digests &= field not in _DIGEST_FIELDS
+        setattr(self._members, _ATTRIBUTES[field], raw)
 
     def finish(self) -> Record:
         """Return the record as it will be written."""
-        if "created" not in self._members:
+        if self._members.created is UNSET:
             self.set("created", gojson.ZERO_TIME)
-        if not self._is_ordered:
-            known = {name: self._members[name] for name in _ORDER if name in self._members}
-            self._members = known | self._members
-        raw = _join_members(self._members)
+        raw = _encode(self._members)
+        if self._unknown:
+            raw = b"%b,%b}" % (raw[:-1], _join_members(self._unknown))
         old = self._record
         if old is not None and self._keeps_digests:
             return Record(raw, old.block_id, old.id, self._names, old.digests)
@@ -335,24 +282,9 @@ class RecordDraft:
         return record
 
 
-@lru_cache(maxsize=64)  # most records have the same fields
-def _is_ordered(names: tuple[str, ...]) -> bool:
-    ranks = [_RANKS.get(name, len(_ORDER)) for name in names]
-    return ranks == sorted(ranks)
-
-
-def _label(name: str) -> bytes:
-    return gojson.string(name).encode() + b":"
-
-
-_RANKS: Final = {name: rank for rank, name in enumerate(_ORDER)}
-_LABELS: Final = {name: _label(name) for name in _ORDER}
-
-
 def _join_members(members: Mapping[str, RawJSON]) -> bytes:
-    return b"{%b}" % b",".join(
-        [(_LABELS.get(name) or _label(name)) + raw for name, raw in members.items()]
-    )
+    """Spell the inside of an object."""
+    return b",".join([gojson.string(k).encode() + b":" + raw for k, raw in members.items()])
 
 
 def without_names(record: Record, lost: Collection[str]) -> Record:

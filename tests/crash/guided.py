@@ -23,7 +23,7 @@ with atheris.instrument_imports(include=["aimagestore"]):
     from aimagestore import ImageStore, ImageStoreError, check
     from aimagestore._core import mutations
     from aimagestore._core.draft import Draft
-    from aimagestore._core.record import Fields
+    from aimagestore._core.fields import Fields
     from aimagestore._format.block_catalog import EMPTY, BlockCatalog, apply_draft
     from aimagestore._format.index import MalformedIndexError, Text, compose, parse
 

@@ -1,0 +1,41 @@
+"""The fields of a record, as its element of images.json spells them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Raw
+
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+class Fields(msgspec.Struct, rename="kebab"):
+    """The fields that containers/storage knows. Go reads a null as a missing field."""
+
+    id: str
+    digest: str | None = None
+    names: list[str] | None = None
+    names_history: list[str] | None = None
+    layer: str | None = None
+    mapped_layers: list[str] | None = None
+    metadata: str | None = None
+    big_data_names: list[str] | None = None
+    big_data_sizes: dict[str, Int64] | None = None
+    big_data_digests: dict[str, str] | None = None
+    created: str | None = None
+    flags: dict[str, Any] | None = None
+
+
+class KnownFields(Fields, forbid_unknown_fields=True, rename="kebab"):
+    """A record without unknown fields, which is the usual one."""
+
+
+class ImageFields(Fields, rename="kebab"):
+    """The same fields, with the spelling of flags, because decoding rounds large numbers."""
+
+    flags: dict[str, Raw] | None = None
+
+
+class KnownImageFields(ImageFields, forbid_unknown_fields=True, rename="kebab"):
+    """The same without unknown fields."""
