@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Awaitable, Callable, Sequence
 
 from anyio import Event, move_on_after
 
@@ -11,7 +12,7 @@ from .._core.mutations import Mutation
 from .._engine.failure import copied
 from .._engine.lock import AnyGrant, AnyLine, Request
 from .._engine.protocol import Outcome, Writer
-from ..errors import StoreClosedError
+from ..errors import LockTimeoutError, StoreClosedError
 from .loop import wait_through
 from .threads import Threads
 
@@ -73,15 +74,22 @@ class GroupCommitter:
     At most one commit, or one request for the lock, is under way at a time.
 
     :param lock_timeout: seconds that a mutation may be pending; 0 tries the lock once
+    :param timeout_error: makes the error that says that the lock was not free in time
     """
 
     def __init__(
-        self, writer: Writer, line: AnyLine, threads: Threads, lock_timeout: float | None
+        self,
+        writer: Writer,
+        line: AnyLine,
+        threads: Threads,
+        lock_timeout: float | None,
+        timeout_error: Callable[[], Awaitable[LockTimeoutError]],
     ) -> None:
         self._writer = writer
         self._line = line
         self._threads = threads
         self._lock_timeout = lock_timeout
+        self._timeout_error = timeout_error
         # Guards everything below; held for a few instructions only.
         self._mutex = threading.Lock()
         self._open_batch: _Batch | None = None
@@ -89,11 +97,12 @@ class GroupCommitter:
         self._is_active = False
         self._is_closed = False
 
-    async def submit(self, mutation: Mutation) -> Entry:
-        """Have a mutation committed, and return its entry, undecided if the lock was not free.
+    async def submit(self, mutation: Mutation) -> Image | None:
+        """Have a mutation committed, and return the image that it returns, if any.
 
         If interrupted, the mutation was committed or never will be.
 
+        :raises LockTimeoutError: when the lock was not free in time
         :raises StoreClosedError: when the committer was closed before
         """
         entry = self._queue(mutation)
@@ -109,7 +118,9 @@ class GroupCommitter:
             raise
         if not entry.is_decided and not self._withdraw(entry):
             await wait_through(entry.batch.decided)
-        return entry
+        if not entry.is_decided:
+            raise await self._timeout_error()
+        return entry.result()
 
     def _queue(self, mutation: Mutation) -> Entry:
         with self._mutex:
@@ -123,7 +134,7 @@ class GroupCommitter:
         if is_first:
             self._threads.hold()
             # By way of the event loop, so that tasks which are ready to run join the batch first.
-            self._threads.loop.post(lambda: self._threads.spawn(self._commit))
+            self._threads.loop.call_soon(lambda: self._threads.spawn(self._commit))
         return entry
 
     def _withdraw(self, entry: Entry) -> bool:
@@ -148,12 +159,12 @@ class GroupCommitter:
         try:
             grant = self._line.try_acquire()
         except BaseException as error:  # noqa: BLE001 (whoever waits raises it)
-            self._fail(tried or self._take_open_batch(), error)
+            self._decide(tried or self._take_open_batch(), error)
             return
         if grant is not None:
             self._commit_with(grant, tried or self._take_open_batch())
         elif self._lock_timeout == 0:
-            self._fail(tried, None)
+            self._decide(tried, None)
         else:
             try:
                 with self._mutex:
@@ -195,27 +206,22 @@ class GroupCommitter:
         try:
             grant.release()
         finally:
-            if batch is not None:
-                self._decide(batch, outcomes)
-            self._deactivate_or_commit()
-
-    def _decide(self, batch: _Batch, outcomes: list[Outcome] | BaseException) -> None:
-        """Note the outcomes of a batch, and wake the tasks that wait for them."""
-        for number, entry in enumerate(batch.pending):
-            entry.decide(outcomes if isinstance(outcomes, BaseException) else outcomes[number])
-        self._threads.loop.post(batch.decided.set)
+            self._decide(batch, outcomes)
 
     def _fail_open_batch(self, error: BaseException) -> None:
-        self._fail(self._take_open_batch(), error)
+        self._decide(self._take_open_batch(), error)
 
-    def _fail(self, batch: _Batch | None, error: BaseException | None) -> None:
-        """End a batch with an error, or undecided with ``None``: the lock was not free."""
-        if batch is not None:
-            if error is not None:
-                self._decide(batch, error)
-            else:
-                self._threads.loop.post(batch.decided.set)
+    def _decide(
+        self, batch: _Batch | None, outcomes: Sequence[Outcome] | BaseException | None
+    ) -> None:
+        """End a batch with its outcomes, or undecided with ``None``: the lock was not free."""
+        if batch is not None and outcomes is not None:
+            for number, entry in enumerate(batch.pending):
+                entry.decide(outcomes if isinstance(outcomes, BaseException) else outcomes[number])
         self._deactivate_or_commit()
+        # At the very end: from here on, the event loop and this thread want the interpreter lock.
+        if batch is not None:
+            self._threads.loop.post(batch.decided.set)
 
     def _take_open_batch(self) -> _Batch | None:
         with self._mutex:

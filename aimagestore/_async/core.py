@@ -14,13 +14,13 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
 from itertools import count
 from typing import Final, TypeVar
 
 from anyio import Event, Lock, current_time, move_on_after
+from msgspec.structs import replace
 
 from .._core.catalog import Catalog
 from .._core.image import Image
@@ -149,7 +149,11 @@ class StoreCore:
             raise
         self._current: Callable[[], Catalog | None] = self.engine.reader.current
         self._committer = GroupCommitter(
-            self.engine.writer, self.engine.lock, self.threads, self._lock_timeout
+            self.engine.writer,
+            self.engine.lock,
+            self.threads,
+            self._lock_timeout,
+            lambda: self._lock_timeout_error(self.engine.lock),
         )
         self._state = _State.OPEN
         if self._is_unwanted:
@@ -214,7 +218,7 @@ class StoreCore:
         :raises StoreClosedError: when it is not open, or was opened before a fork
         :raises RuntimeError: in another event loop
         """
-        if self._state is not _State.OPEN:
+        if self._state is not _OPEN:
             raise self._closed_error()
         self.check_here()
 
@@ -239,7 +243,8 @@ class StoreCore:
 
     def is_inside_transaction(self) -> bool:
         """Return whether the caller is inside a transaction of this store."""
-        return any(core is self and is_open() for core, is_open in transactions.get())
+        around = transactions.get()
+        return bool(around) and any(core is self and is_open() for core, is_open in around)
 
     def check_writable(self) -> None:
         """Check that the caller may change the store.
@@ -522,7 +527,7 @@ class StoreCore:
         :raises LockTimeoutError: when the lock was not free in time
         """
         self.check_writable()
-        return await self.with_copies(mutation, self._commit)
+        return await self.with_copies(mutation, self._committer.submit)
 
     async def with_copies(
         self,
@@ -572,12 +577,6 @@ class StoreCore:
 
     async def _copy(self, copying: Copying) -> None:
         await Stepper(copying.steps(), self.threads).run()
-
-    async def _commit(self, mutation: Mutation) -> Image | None:
-        entry = await self._committer.submit(mutation)
-        if not entry.is_decided:
-            raise await self._lock_timeout_error(self.engine.lock)
-        return entry.result()
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[AnyGrant]:

@@ -19,7 +19,10 @@ _AFTER_YIELD = 1
 
 
 class EventLoop:
-    """The running event loop, asyncio's or trio's. Created within it."""
+    """The running event loop, asyncio's or trio's. Created within it.
+
+    :ivar call_soon: calls a function when the tasks that are ready have run; only within the loop
+    """
 
     def __init__(self) -> None:
         native: Any = current_token().native_token
@@ -28,13 +31,14 @@ class EventLoop:
         asyncio = sys.modules.get("asyncio")
         if asyncio is not None and isinstance(native, asyncio.AbstractEventLoop):
             self._post: Callable[[Callable[[], object]], object] = native.call_soon_threadsafe
+            self.call_soon: Callable[[Callable[[], object]], object] = native.call_soon
             self._running: Callable[[], object] = asyncio.get_running_loop
             self._is_running: Callable[[], bool] = native.is_running
             self._thread = get_ident()
         else:
             import trio.lowlevel  # noqa: PLC0415 (an optional dependency)
 
-            self._post = native.run_sync_soon
+            self._post = self.call_soon = native.run_sync_soon
             self._running = trio.lowlevel.current_trio_token
             self._thread = -1
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from functools import partial
-from typing import TypeAlias, TypeVar, Union
+from typing import TypeAlias, TypeVar, Union, cast
 
 from .._core import mutations
 from .._core.content import Content
@@ -55,7 +55,7 @@ class ImageMethods(ABC):
         """Call ``look`` with the view to read; in a worker thread if that blocks or is slow."""
 
     @abstractmethod
-    async def _change(self, mutation: Mutation) -> Image | None:
+    def _change(self, mutation: Mutation) -> Awaitable[Image | None]:
         """Make a change, and return the image that the mutation returns, if any."""
 
     @abstractmethod
@@ -125,11 +125,9 @@ class ImageMethods(ABC):
 
     # Changing records
 
-    async def _changed(self, mutation: Mutation) -> Image:
+    def _changed(self, mutation: Mutation) -> Awaitable[Image]:
         """Make a change that returns an image."""
-        image = await self._change(mutation)
-        assert image is not None, "this mutation returns an image"
-        return image
+        return cast("Awaitable[Image]", self._change(mutation))
 
     async def create(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from functools import partial
@@ -160,8 +160,8 @@ class ImageStore(ImageMethods):
             is_slow = catalog is None or len(catalog) > _FEW_IMAGES
         return await self._core.read(look, is_slow=is_slow)
 
-    async def _change(self, mutation: Mutation) -> Image | None:
-        return await self._core.submit(mutation)
+    def _change(self, mutation: Mutation) -> Awaitable[Image | None]:
+        return self._core.submit(mutation)
 
     def _contents(
         self,

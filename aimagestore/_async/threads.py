@@ -130,7 +130,7 @@ class Threads:
             self._submit(self._calls, function, None)
         except StoreClosedError:  # a last release, after the threads were idle
             try:
-                self._calls.submit(function)
+                self._calls.spawn(function, lambda: None)
             except RuntimeError:
                 threading.Thread(target=function, daemon=True).start()
 
@@ -159,19 +159,18 @@ class Threads:
         function: Callable[[], object],
         ended: Callable[[], object] | None,
     ) -> None:
-        def note_end(_: object) -> None:
+        def note_end() -> None:
             if ended is not None:
                 self.loop.post(ended)
             self.release()
 
         self.hold()
         try:
-            future = pool.submit(function)
+            # Not noted at the end of the function: the thread is free for the next call after that.
+            pool.spawn(function, note_end)
         except BaseException:
             self.release()
             raise
-        # Not at the end of the function: the thread is free for the next call only after that.
-        future.add_done_callback(note_end)
 
     def hold(self) -> None:
         """Count one more activity, so that :meth:`when_idle` waits for its :meth:`release`.

@@ -78,9 +78,18 @@ class Indexes(NamedTuple):
         """Return indexes without records."""
         return cls({}, {}, {}, set())
 
-    def copy(self) -> Indexes:
-        """Return a copy to change for the next catalog."""
-        return Indexes(self.by_id.copy(), self.by_name.copy(), self.by_digest.copy(), set())
+    def copy(self, *, shares_names: bool = False, shares_digests: bool = False) -> Indexes:
+        """Return a copy to change for the next catalog.
+
+        :param shares_names: whether names will not change, so that their table can be shared
+        :param shares_digests: whether digests will not change
+        """
+        return Indexes(
+            self.by_id.copy(),
+            self.by_name if shares_names else self.by_name.copy(),
+            self.by_digest if shares_digests else self.by_digest.copy(),
+            set(),
+        )
 
     def add(self, record: Record) -> None:
         """Index a record by its ID, names and digests."""

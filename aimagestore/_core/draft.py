@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -43,8 +43,10 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def image(self) -> Image | None:
         """The image that the mutation returns, as the mutation leaves it."""
-        candidates = (self.created, *self.updated)
-        return next((r.image for r in candidates if r is not None and r.id == self.image_id), None)
+        for record in (self.created, *self.updated):
+            if record is not None and record.id == self.image_id:
+                return record.image
+        return None
 
 
 class RecordDelta(NamedTuple):
@@ -195,14 +197,16 @@ class Draft(View):
     def _replace(self, image_id: str, new: Record | None) -> None:
         old = self.record_of(image_id)
         self._records[image_id] = new
-        names = dict.fromkeys(new.names if new else (), image_id)
-        digests = dict.fromkeys(new.digests if new else (), True)
-        for name in old.names if old else ():
-            if name not in names and self.owner_of(name) == image_id:
-                self._names[name] = None
-        self._names |= names
-        for digest in (*(old.digests if old else ()), *digests):
-            self._digests.setdefault(digest, {})[image_id] = digest in digests
+        old_names, new_names = old.names if old else (), new.names if new else ()
+        if old_names != new_names:
+            for name in old_names:
+                if name not in new_names and self.owner_of(name) == image_id:
+                    self._names[name] = None
+            self._names |= dict.fromkeys(new_names, image_id)
+        old_digests, new_digests = old.digests if old else (), new.digests if new else ()
+        if old_digests != new_digests:
+            for digest in (*old_digests, *new_digests):
+                self._digests.setdefault(digest, {})[image_id] = digest in new_digests
 
     # What a commit of the draft writes
 
@@ -224,23 +228,23 @@ class Draft(View):
         return self._names
 
     @property
-    def changed_digests(self) -> Iterable[str]:
+    def changed_digests(self) -> Collection[str]:
         """The digests that images may have gained or lost."""
         return self._digests
 
     @property
     def deleted(self) -> Iterator[str]:
         """The IDs of images of the base that were deleted, recreated ones included."""
-        for delta in self.record_deltas():
-            if delta.old is not None and (delta.new is None or delta.is_recreated):
-                yield delta.id
+        gone = (i for i, record in self._records.items() if record is None or i in self._appended)
+        return (i for i in gone if self.base.record_of(i) is not None)
 
     @property
     def recreated(self) -> Iterator[tuple[Record, Record]]:
         """The old and new records of images that were deleted and created again."""
-        for delta in self.record_deltas():
-            if delta.is_recreated and delta.old is not None and delta.new is not None:
-                yield delta.old, delta.new
+        for image_id in self._appended:
+            old, new = self.base.record_of(image_id), self._records[image_id]
+            if old is not None and new is not None:
+                yield old, new
 
     @property
     def created(self) -> Iterator[str]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
+
+import msgspec
 
 from .._format import gojson
 from ..errors import (
@@ -28,8 +29,7 @@ from .names import check_id, check_key, check_names, check_text, check_type
 from .record import Record, RecordDraft, without_item, without_names
 
 
-@dataclass(frozen=True, slots=True)
-class Mutation:
+class Mutation(msgspec.Struct, frozen=True, eq=False):
     """A change that was asked for. Calling it plans it.
 
     :ivar plan: plans what is to be done to a draft

@@ -64,6 +64,8 @@ from .staged import StagedFile
 
 logger = logging.getLogger("aimagestore")
 
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL
+
 
 class _DraftError(Exception):
     """Something in a draft cannot be committed; nothing has happened.
@@ -128,6 +130,7 @@ class DirectoryWriter:
             return error
 
     def publish(self, grant: AnyGrant, draft: Draft) -> None:
+        self._index.check_root()
         try:
             self._publish(draft)
         except _DraftError as failure:
@@ -163,7 +166,6 @@ class DirectoryWriter:
     def _publish(self, draft: Draft) -> None:
         base = draft.base
         assert isinstance(base, BlockCatalog), "the draft is one of this directory"
-        self._index.check_root()
         self._recovery.recover(base)
         warnings = self._check_for_podman(draft)
         catalog = apply_draft(base, draft)
@@ -262,8 +264,11 @@ class DirectoryWriter:
 
     def _write_index(self, catalog: BlockCatalog) -> int:
         """Write the next index, and a new last-write token; return the open file."""
-        self._root.unlink(NEW_INDEX)
-        fd = self._root.open_file(NEW_INDEX, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            fd = self._root.open_file(NEW_INDEX, _NEW_FILE)
+        except FileExistsError:  # a commit that failed could not remove it
+            self._root.unlink(NEW_INDEX)
+            fd = self._root.open_file(NEW_INDEX, _NEW_FILE)
         try:
             self._root.write(NEW_INDEX, fd, list(index.compose(catalog)))
             self._root.sync_file(NEW_INDEX, fd)

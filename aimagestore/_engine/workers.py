@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_Work = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+# Makes a call, and returns what lets its caller know that it has ended.
+_Work = Callable[[], Callable[[], object]]
 
 
 class WorkerPool(Executor):
@@ -43,8 +46,32 @@ class WorkerPool(Executor):
         :raises RuntimeError: after :meth:`shutdown`, or when there is no thread and none can start
         """
         future: Future[T] = Future()
-        self._add((future, fn, args, kwargs))
+
+        def work() -> Callable[[], object]:
+            if not future.set_running_or_notify_cancel():
+                return _do_nothing
+            try:
+                return partial(future.set_result, fn(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001 (whoever waits raises it)
+                return partial(future.set_exception, error)
+
+        self._add(work)
         return future
+
+    def spawn(self, function: Callable[[], object], ended: Callable[[], object]) -> None:
+        """Queue a call whose result and errors nobody waits for.
+
+        :param ended: called at its end, when its thread is free for the next call; does not raise
+        :raises RuntimeError: as :meth:`submit`
+        """
+
+        # Without a future, which takes longer to make than the way to the thread.
+        def work() -> Callable[[], object]:
+            with suppress(BaseException):
+                function()
+            return ended
+
+        self._add(work)
 
     def _add(self, work: _Work) -> None:
         with self._mutex:
@@ -68,24 +95,13 @@ class WorkerPool(Executor):
 
     def _work(self) -> None:
         while (work := self._queue.get()) is not None:
-            future, function, args, kwargs = work
-            is_wanted = future.set_running_or_notify_cancel()
-            result: Any = None
-            failure: BaseException | None = None
-            if is_wanted:
-                try:
-                    result = function(*args, **kwargs)
-                except BaseException as error:  # noqa: BLE001 (whoever waits raises it)
-                    failure = error
-            # Before the result is known: a caller that makes one call after another would
-            # otherwise find no idle thread, and start one for each call up to the limit.
+            tell = work()
+            # Before the end is known: a caller that makes one call after another would otherwise
+            # find no idle thread, and start one for each call up to the limit.
             with self._mutex:
                 self._spare += 1
-            if failure is not None:
-                future.set_exception(failure)
-            elif is_wanted:
-                future.set_result(result)
-            del work, future, function, args, kwargs, result, failure
+            tell()
+            del work, tell
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. The threads end when those that are queued are done.
@@ -100,3 +116,7 @@ class WorkerPool(Executor):
             self._is_shut_down = True
             for _ in range(self._threads):
                 self._queue.put(None)
+
+
+def _do_nothing() -> None:
+    pass

@@ -179,7 +179,9 @@ def apply_draft(base: BlockCatalog, draft: Draft) -> BlockCatalog:
     is_same = not replaced and not appended and damaged == base.damaged
     if is_same and not base.needs_save:
         return base
-    indexes = base.indexes.copy()
+    indexes = base.indexes.copy(
+        shares_names=not draft.name_deltas, shares_digests=not draft.changed_digests
+    )
     _overlay(indexes.by_name, draft.name_deltas)
     for digest in draft.changed_digests:
         indexes.set_ids(digest, draft.ids_with_digest(digest))

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from typing import Final
 
-from .._core.record import Record
+from .._core.record import RawJSON, Record
 from .pacing import yield_gil
 
 BLOCK_BYTES = 256 * 1024
@@ -43,8 +43,12 @@ class Block:
     @classmethod
     def of(cls, records: Iterable[Record], block_id: int) -> Block:
         """Encode records as the block with this ID."""
-        placed = tuple(record.in_block(block_id) for record in records)
-        return cls(b"".join((b"[", b",".join([r.raw for r in placed]), b"]")), placed)
+        placed = tuple([r if r.block_id == block_id else r.in_block(block_id) for r in records])
+        texts: list[RawJSON] = [record.raw for record in placed] or [b""]
+        # Here and not around the joined text, which would copy all of it once more.
+        texts[0] = b"".join((b"[", texts[0]))
+        texts[-1] = b"".join((texts[-1], b"]"))
+        return cls(b",".join(texts), placed)
 
     def may_have(self, digest: str) -> bool:
         """Return whether an item of its records may have this SHA-256 digest.

@@ -32,7 +32,8 @@ _RARE = re.compile("[\x00-\x1f<>&\u2028\u2029]")
 
 def string(text: str) -> str:
     """Spell a string; ``<``, ``>``, ``&`` and the line separators are escaped."""
-    if _RARE.search(text):
+    is_usual = text.isprintable() and "<" not in text and ">" not in text and "&" not in text
+    if not is_usual and _RARE.search(text):
         return f'"{text.translate(_ESCAPES)}"'
     # Faster than translating, which looks up every character, and enough for nearly all texts.
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
