@@ -102,7 +102,7 @@ async def test_an_object_that_could_not_be_removed_is_named_in_the_log(
         async with store.stage(b"content"):
             names = await run_sync(Bucket(servers, place).read)
         (name,) = (name for name in names if not name.startswith("aimagestore"))
-    assert f"{place.blobs_url}/{name} is left to collect_garbage" in caplog.text
+    await until(lambda: f"{place.blobs_url}/{name} is left to collect_garbage" in caplog.text)
 
 
 async def test_an_upload_to_an_object_store_that_stays_unavailable_changes_nothing(
