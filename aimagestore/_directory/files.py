@@ -66,30 +66,6 @@ class _About:
             del error.filename2  # None would be shown
 
 
-class _About:
-    """Names a file in the errors that a block raises."""
-
-    # Not a generator: a commit enters twenty such blocks.
-    __slots__ = ("_directory", "_name")
-
-    def __init__(self, directory: Directory, name: str) -> None:
-        self._directory = directory
-        self._name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, OSError):
-            error.filename = self._directory.path_of(self._name)
-            del error.filename2  # None would be shown
-
-
 class Directory:
     """An open directory. Its methods work on the files in it."""
 
