@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 from anyio import to_thread
 
@@ -79,20 +80,27 @@ class Floors(Peer):
         return seconds(*samples)
 
     async def do_burst(self, refs: Sequence[str]) -> Reply:
-        """Let tasks wait for one event, which is set after one commit in a worker thread."""
+        """Let tasks wait for one event, which is set after one commit in a worker thread.
+
+        The commit begins when every task has queued something: it can hold nothing else.
+        """
         self._prepare_commits()
         start, done = anyio.Event(), anyio.Event()
+        queue: list[str] = []
 
-        async def wait() -> None:
+        async def wait(ref: str) -> None:
             await start.wait()
+            queue.append(ref)
             await done.wait()
 
         async with anyio.create_task_group() as tasks:
-            for _ in refs:
-                tasks.start_soon(wait)
+            for ref in refs:
+                tasks.start_soon(wait, ref)
             await anyio.wait_all_tasks_blocked()
             watch = Stopwatch()
             start.set()
+            while len(queue) < len(refs):
+                await anyio.lowlevel.checkpoint()
             await to_thread.run_sync(self._commit)
             done.set()
         return seconds(watch.stop())
