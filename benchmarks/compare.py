@@ -131,12 +131,16 @@ def _run(command: Sequence[str], directory: Path) -> str:
 
 def count(other: Path, scratch: Path, counter: Count, rows: Sequence[str]) -> list[Ratio]:
     """Count the rows for both revisions. Rows that the other one cannot do are left out."""
-    make_store(scratch / "store", SIZE)
+    make_store(scratch / "seed", SIZE)
     turns = _TURNS_BY_TIME if counter is _by_time else 1
     base_counts: dict[tuple[str, Path], list[float]] = {}
 
     def command(row: str, times: int) -> list[str]:
-        return [sys.executable, "-m", "benchmarks.work", row, str(times), str(scratch / "store")]
+        # A commit leaves a store that takes less to read: each command gets a new one.
+        store = scratch / "store"
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(scratch / "seed", store)
+        return [sys.executable, "-m", "benchmarks.work", row, str(times), str(store)]
 
     ratios = []
     for row in rows:
