@@ -235,8 +235,10 @@ class Draft(View):
     @property
     def deleted(self) -> Iterator[str]:
         """The IDs of images of the base that were deleted, recreated ones included."""
-        gone = (i for i, record in self._records.items() if record is None or i in self._appended)
-        return (i for i in gone if self.base.record_of(i) is not None)
+        for image_id, record in self._records.items():
+            is_deleted = record is None or image_id in self._appended
+            if is_deleted and self.base.record_of(image_id) is not None:
+                yield image_id
 
     @property
     def recreated(self) -> Iterator[tuple[Record, Record]]:
