@@ -385,7 +385,8 @@ async def check_killed(case: Case, at: int) -> None:
 def test_killed_at_every_point(scratch: Path, name: str, killer: Driver, whole: bool) -> None:
     tried = anyio.run(sweep_kills, Case(name, scratch), killer, whole)
     print(f"{tried} deaths")
-    assert tried or name in {"touch", "open"}
+    # The changes of ALIKE share five points, of which the last change gets none.
+    assert tried or name in {"touch", "open"} or (name == ALIKE[-1] and not whole)
 
 
 def test_changes_that_are_alike_make_the_same_calls(scratch: Path) -> None:
