@@ -881,7 +881,7 @@ def test_importing_and_exporting_a_large_layer_takes_little_memory(
     command = [sys.executable, "-c", MEMORY, backend, str(layout), str(small), str(out)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) < 16
+    assert int(result.stdout) < 24  # MiB: what is read ahead, hashed and written behind
 
 
 async def test_an_archive_is_written_into_a_pipe_and_through_a_link(

@@ -199,14 +199,16 @@ class Draft(View):
         self._records[image_id] = new
         old_names, new_names = old.names if old else (), new.names if new else ()
         if old_names != new_names:
+            kept = frozenset(new_names)
             for name in old_names:
-                if name not in new_names and self.owner_of(name) == image_id:
+                if name not in kept and self.owner_of(name) == image_id:
                     self._names[name] = None
             self._names |= dict.fromkeys(new_names, image_id)
         old_digests, new_digests = old.digests if old else (), new.digests if new else ()
         if old_digests != new_digests:
+            has = frozenset(new_digests)
             for digest in (*old_digests, *new_digests):
-                self._digests.setdefault(digest, {})[image_id] = digest in new_digests
+                self._digests.setdefault(digest, {})[image_id] = digest in has
 
     # What a commit of the draft writes
 
