@@ -266,7 +266,8 @@ def _descriptors() -> Counter[str]:
             target = os.readlink(f"/proc/self/fd/{fd}")
         except OSError:
             continue
-        if not target.startswith(("anon_inode:", "pipe:")):
+        # libffi opens its own file for ctypes, and keeps it.
+        if not target.startswith(("anon_inode:", "pipe:")) and "/libffi.so" not in target:
             kind, _, inode = target.partition(":[")
             found[f"socket to port {_port(inode[:-1])}" if kind == "socket" else target] += 1
     return found
