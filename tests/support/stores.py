@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import anyio
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from aimagestore.cluster import ClusterLocation
 
     from ..cluster.servers import Place
+
+T = TypeVar("T")
 
 WRITE_LOCK = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 _LINE_THREADS = {"aimagestore lock", "aimagestore shared lock"}
@@ -70,6 +72,19 @@ def library_threads() -> set[threading.Thread]:
     """
     found = (t for t in threading.enumerate() if t.name.startswith("aimagestore"))
     return {thread for thread in found if thread.name != "aimagestore watchdog"}
+
+
+async def settled(contents: Callable[[], T]) -> T:
+    """Return the contents of a store when they do not change any more.
+
+    A cluster removes an object that it does not need in the background, if that takes long.
+    """
+    found = contents()
+    while True:
+        await anyio.sleep(0.3)
+        if (again := contents()) == found:
+            return found
+        found = again
 
 
 def becomes_true(condition: Callable[[], bool], seconds: float = 10) -> bool:
