@@ -25,7 +25,7 @@ from aimagestore._core.record import Record
 
 from ..support.buildah import FIXTURE, FIXTURE_ID
 from ..support.interruptions import by_scope
-from ..support.stores import StoreUnderTest, settled
+from ..support.stores import StoreUnderTest, when_unchanged
 
 # No call of the library could have written this: nanoseconds, large numbers, an unknown field.
 RECORD = (
@@ -96,7 +96,7 @@ async def test_present_images_are_not_copied_again(
     there: ImageStore, store: ImageStore, where: StoreUnderTest
 ) -> None:
     await copy_images(there, store)
-    before = await settled(where.contents)
+    before = await when_unchanged(where.contents)
     assert await copy_images(there, store) == CopyResult(present=3)
     assert where.contents() == before
     # A changed name copies no data; a changed item copies the image.

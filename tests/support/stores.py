@@ -74,7 +74,7 @@ def library_threads() -> set[threading.Thread]:
     return {thread for thread in found if thread.name != "aimagestore watchdog"}
 
 
-async def settled(contents: Callable[[], T]) -> T:
+async def when_unchanged(contents: Callable[[], T]) -> T:
     """Return the contents of a store when they do not change any more.
 
     A cluster removes an object that it does not need in the background, if that takes long.
