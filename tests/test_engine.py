@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import subprocess
@@ -340,6 +341,9 @@ async def test_without_record_locks_filelock_is_used(
             with pytest.raises(LockTimeoutError) as info:
                 await other.create("two")
             assert info.value.holder_pid is None
+            # The two stores wait in one line; this descriptor does not.
+            with (path / "images.lock").open("rb") as lock_file, pytest.raises(BlockingIOError):
+                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         async with (
             ImageStore(path) as waiting,
             anyio.create_task_group() as tasks,

@@ -879,9 +879,11 @@ def test_importing_and_exporting_a_large_layer_takes_little_memory(
     small = hello().write(tmp_path / f"small-{form}")
     out = tmp_path / backend
     command = [sys.executable, "-c", MEMORY, backend, str(layout), str(small), str(out)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    # What the allocator keeps for each thread is not what is measured.
+    env = os.environ | {"MALLOC_ARENA_MAX": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) < 24  # MiB: what is read ahead, hashed and written behind
+    assert int(result.stdout) < 16
 
 
 async def test_an_archive_is_written_into_a_pipe_and_through_a_link(

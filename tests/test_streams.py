@@ -310,6 +310,27 @@ def test_a_helper_has_no_more_than_two_pieces() -> None:
     pool.shutdown()
 
 
+class _FailingHash:
+    """A hash object that has no memory."""
+
+    def update(self, piece: bytes) -> None:
+        raise MemoryError("no more")
+
+
+@pytest.mark.timeout(60)
+def test_a_failure_of_a_helper_is_raised_by_each_later_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = WorkerPool(1, "helper")
+    digester = Digester(_Unstoppable(pool))
+    monkeypatch.setattr(digester, "_hash", _FailingHash())
+    digester.add(bytes(WORTH_HELP))
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="no more"):
+            digester.finish()
+    pool.shutdown()
+
+
 class _Unstoppable(Executor):
     """Helpers whose calls cannot be cancelled."""
 

@@ -218,10 +218,12 @@ class GroupCommitter:
         if batch is not None and outcomes is not None:
             for number, entry in enumerate(batch.pending):
                 entry.decide(outcomes if isinstance(outcomes, BaseException) else outcomes[number])
-        self._deactivate_or_commit()
-        # At the very end: from here on, the event loop and this thread want the interpreter lock.
-        if batch is not None:
-            self._threads.loop.post(batch.decided.set)
+        try:
+            self._deactivate_or_commit()
+        finally:
+            # At the very end: from here on, the loop and this thread want the interpreter lock.
+            if batch is not None:
+                self._threads.loop.post(batch.decided.set)
 
     def _take_open_batch(self) -> _Batch | None:
         with self._mutex:

@@ -1,7 +1,7 @@
 """The writers' lock as a filelock. A module of its own, so that only writers import filelock.
 
-The project's design has filelock hold the lock on disk: it also closes the lock's descriptor in
-forked children. What it costs a commit is part of the price of a commit.
+filelock holds the lock on disk by the project's design, although a bare lock of the kernel would be
+faster: it also closes the lock's descriptor in forked children.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ class Digester:
         # The first one is being hashed, if a helper has begun.
         self._pieces: deque[bytes | memoryview] = deque()
         self._helping: Future[None] | None = None
+        # What a helper has failed with; the pieces are not digested then.
+        self._failure: BaseException | None = None
 
     def add(self, piece: bytes | memoryview) -> None:
         """Add a piece, which must not change before :meth:`finish`, or the second next call."""
@@ -54,6 +56,8 @@ class Digester:
     def _wait(self, pieces: int) -> None:
         """Wait until no more than this number of pieces are left. Called with the guard held."""
         while len(self._pieces) > pieces:
+            if self._failure is not None:
+                raise self._failure
             assert self._helping is not None, "a helper has the pieces"
             if self._helping.cancel():  # all helpers are busy
                 self._helping = None
@@ -64,17 +68,25 @@ class Digester:
 
     def _help(self) -> None:
         """Hash pieces until none is left, in a helper thread."""
-        while True:
+        try:
+            while (piece := self._first()) is not None:
+                self._hash.update(piece)
+                del piece
+                with self._changed:
+                    self._pieces.popleft()
+                    self._changed.notify()
+        except BaseException as error:  # noqa: BLE001 (whoever adds or finishes raises it)
             with self._changed:
-                if not self._pieces:
-                    self._helping = None
-                    return
-                piece = self._pieces[0]
-            self._hash.update(piece)
-            del piece
-            with self._changed:
-                self._pieces.popleft()
+                self._failure = error
                 self._changed.notify()
+
+    def _first(self) -> bytes | memoryview | None:
+        """Return the next piece to hash; end the help if there is none."""
+        with self._changed:
+            if self._pieces:
+                return self._pieces[0]
+            self._helping = None
+            return None
 
     @property
     def digest(self) -> str:
