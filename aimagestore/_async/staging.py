@@ -315,22 +315,23 @@ class Pouring:
         size = done = 0
         try:
             async for piece in self._pieces:
-                view = memoryview(check_piece(piece)).cast("B")
-                size += len(view)
-                self._expectations.check_growing(size)
-                if len(joined) + len(view) < _JOINED:
-                    joined += view
-                    continue
-                if joined:
-                    chunk = bytes(joined)
-                    joined.clear()  # frees the memory before the wait
-                    await self._write(file, chunk)
-                for start in range(0, len(view), chunk_size):
-                    # Copied, because its owner may change it while it is being hashed.
-                    await self._write(file, bytes(view[start : start + chunk_size]))
-                    if content.size > done:
-                        done = content.size
-                        self._report(done)
+                # Released before the next piece: a source may resize the buffer that it reuses.
+                with memoryview(check_piece(piece)).cast("B") as view:
+                    size += len(view)
+                    self._expectations.check_growing(size)
+                    if len(joined) + len(view) < _JOINED:
+                        joined += view
+                        continue
+                    if joined:
+                        chunk = bytes(joined)
+                        joined.clear()  # frees the memory before the wait
+                        await self._write(file, chunk)
+                    for start in range(0, len(view), chunk_size):
+                        # Copied, because its owner may change it while it is being hashed.
+                        await self._write(file, bytes(view[start : start + chunk_size]))
+                        if content.size > done:
+                            done = content.size
+                            self._report(done)
             if joined:
                 await self._write(file, bytes(joined))
             await file.flush()

@@ -105,8 +105,11 @@ class _Program(click.Group):
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        with _without_secrets():
-            return super().invoke(ctx)
+        try:
+            with _without_secrets():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # before the command waits for signals
+            raise click.exceptions.Exit(130) from error
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import pytest
 from aimagestore import LockTimeoutError
 from aimagestore._cli.exits import ExitCode, exit_code
 
+from ..support.commands import invoke
 from .conftest import PROGRAM, Cli, environment, program
 from .test_items import LARGE
 from .test_records import sha256
@@ -89,6 +90,15 @@ def test_a_signal_in_the_middle_of_a_put(
         assert process.stderr.read().count(b"\n") == 1
     assert sorted(os.listdir(image.root)) == before
     assert image("inspect", "one", "--json").json[0]["big_data_names"] == ["large"]
+
+
+def test_ctrl_c_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aimagestore._cli.app.importlib.import_module", interrupted)
+    result = invoke("images")
+    assert (result.exit_code, result.output) == (130, "")
 
 
 def test_a_signal_while_nobody_reads(image: Cli) -> None:

@@ -104,6 +104,39 @@ async def test_an_empty_piece_ends_what_is_read(
     assert (changed.big_data_sizes, given.asked) == ({"key": 0}, 1)
 
 
+class Reused:
+    """A stream that gives all of its pieces in one buffer, which it resizes."""
+
+    def __init__(self, size: int) -> None:
+        self._buffer = bytearray()
+        self._size = size
+        self._start = 0
+
+    def read(self, n: int) -> bytearray:
+        """Return the next piece."""
+        self._buffer.clear()
+        self._buffer += CONTENT[self._start : min(self._start + self._size, SMALL)]
+        self._start += len(self._buffer)
+        return self._buffer
+
+
+class AsyncReused(Reused):
+    """Another such stream."""
+
+    async def read(self, n: int) -> bytearray:  # type: ignore[override]
+        """Return the next piece."""
+        return super().read(n)
+
+
+@pytest.mark.parametrize("source", [Reused, AsyncReused])
+async def test_a_source_may_resize_the_buffer_that_it_gave_before(
+    store: ImageStore, image: str, source: type[Reused]
+) -> None:
+    for size in (SMALL // 100, SMALL // 2):  # joined with others, and written by itself
+        await store.set_big_data(image, "key", source(size))
+        assert await store.big_data(image, "key") == CONTENT[:SMALL]
+
+
 async def test_files_that_were_opened_as_text_are_refused(
     store: ImageStore, image: str, tmp_path: Path
 ) -> None:
