@@ -17,7 +17,7 @@ from anyio import to_thread
 
 from aimagestore import DigestMismatchError, ImageStore
 from aimagestore._async import streams
-from aimagestore._async.read_ahead import PIECES
+from aimagestore._async.read_ahead import PIECES, ReadAhead
 from aimagestore._directory import staged
 from aimagestore._engine.digesting import WORTH_HELP, Digester
 from aimagestore._engine.items import Source
@@ -125,6 +125,45 @@ async def test_a_cancelled_call_takes_nothing_that_is_read_ahead(
         gate.open()
         found += [chunk async for chunk in reader]
     assert b"".join(found) == CONTENT
+
+
+@pytest.mark.parametrize("late", ["read", "seek"])
+@pytest.mark.parametrize("later", ["read", "seek", "receive"])
+async def test_a_cancelled_call_does_not_move_the_position_after_later_calls(
+    store: ImageStore, image: str, monkeypatch: pytest.MonkeyPatch, late: str, later: str
+) -> None:
+    gate, ended = Gate(), threading.Event()
+    call = getattr(ReadAhead, late)
+
+    def gated(ahead: ReadAhead, argument: int) -> object:
+        monkeypatch.undo()
+        gate()
+        try:
+            return call(ahead, argument)
+        finally:
+            ended.set()
+
+    async with store.open_big_data(image, "key") as reader:
+        monkeypatch.setattr(ReadAhead, late, gated)
+        with anyio.move_on_after(0.05) as scope:
+            await getattr(reader, late)(1000)
+        assert scope.cancelled_caught
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_open_soon, gate)
+            if later == "seek":
+                await reader.seek(5)
+                start = CONTENT[5:15]
+            else:
+                start = await getattr(reader, later)(10)
+        await to_thread.run_sync(ended.wait)
+        data = await reader.read(10)
+    position = CONTENT.index(start) + (0 if later == "seek" else 10)
+    assert data == CONTENT[position : position + 10]
+
+
+async def _open_soon(gate: Gate) -> None:
+    await anyio.sleep(0.05)
+    gate.open()
 
 
 async def test_a_ready_piece_can_be_cancelled_and_lets_other_tasks_run(

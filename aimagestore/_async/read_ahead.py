@@ -7,16 +7,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from anyio import Event
 from anyio.lowlevel import checkpoint
 
 from .._engine.items import CHUNK, Source
 from ..errors import StoreClosedError
-
-if TYPE_CHECKING:
-    from .threads import Threads
+from .threads import InTurn, Threads
 
 T = TypeVar("T")
 
@@ -32,9 +30,10 @@ class ReadAhead(io.BufferedIOBase):
     next one seldom waits.
 
     :meth:`read1` never blocks; it is called in the event loop, by :meth:`run_in_executor`. The
-    other methods block, and are called in worker threads.
+    other methods block, and are called by :attr:`calls` in worker threads.
 
     :ivar piece_size: the number of bytes that are read at a time
+    :ivar calls: makes the calls of the methods that block
     """
 
     piece_size = CHUNK
@@ -42,6 +41,7 @@ class ReadAhead(io.BufferedIOBase):
     def __init__(self, source: Source, threads: Threads) -> None:
         self._source = source
         self._threads = threads
+        self.calls = InTurn(threads)
         # Held while the source is read, so that each read gets what follows the one before.
         self._turn = threading.Lock()
         # Guards what follows; held for a few instructions.
@@ -63,6 +63,7 @@ class ReadAhead(io.BufferedIOBase):
 
         If interrupted, this returns at once, and the piece stays for the next call.
         """
+        await self.calls.wait()
         if self._pieces:
             await checkpoint()
         is_sequential = self._is_sequential

@@ -48,7 +48,7 @@ class BigDataReader:
         self._core = core
         self._source = source
         self._ahead = ReadAhead(source, core.threads)
-        self._file: Any = core.threads.async_file(self._ahead)
+        self._file: Any = core.threads.async_file(self._ahead, loop=self._ahead.calls)
         self._stream: Any = core.threads.async_file(self._ahead, loop=self._ahead)
         self._image = image
         self._key = key
@@ -122,6 +122,8 @@ class BigDataReader:
 
     async def seek(self, offset: int) -> int:
         """Set the position, in bytes from the start of the item, and return it.
+
+        If cancelled, it returns at once; the position is then the old or the new one.
 
         :raises ValueError: when it is negative, or the data is verified
         :raises StoreClosedError: when the reader or its store was closed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from time import monotonic
 from typing import Any, Generic, TypeVar, TypeVarTuple
@@ -291,7 +291,7 @@ class Threads:
 
         :param dispose: releases the result if the task has not got it; called in a worker thread
         """
-        return await self._wait(self.start(function, *args, dispose=dispose))
+        return await self.wait_or_leave(self.start(function, *args, dispose=dispose))
 
     async def run_while_wanted(
         self,
@@ -316,7 +316,8 @@ class Threads:
             is_unwanted.set()
             raise
 
-    async def _wait(self, call: Call[T]) -> T:
+    async def wait_or_leave(self, call: Call[T]) -> T:
+        """Wait for a call that was started, and return its result; leave it if interrupted."""
         try:
             await call.ended.wait()
         except BaseException:
@@ -325,30 +326,45 @@ class Threads:
             raise
         return call.result()
 
-    def async_file(
-        self, file: io.RawIOBase | io.BufferedIOBase, *, loop: object | None = None
-    ) -> Any:
+    def async_file(self, file: io.RawIOBase | io.BufferedIOBase, *, loop: object) -> Any:
         """Return an asynchronous file.
 
-        :param loop: has a ``run_in_executor`` that makes its calls; ``None`` to make them in the
-            threads that move big data
+        :param loop: has a ``run_in_executor`` that makes its calls. aiofiles takes this object for
+            its event loop, so it works on trio, too.
         """
         from aiofiles.threadpool import wrap  # noqa: PLC0415 (it imports all of asyncio)
 
-        return wrap(file, loop=self if loop is None else loop)
-
-    def run_in_executor(self, executor: object, function: Callable[[], T]) -> Awaitable[T]:
-        """Begin a call of an asynchronous file: aiofiles takes this object for its event loop.
-
-        So aiofiles works on trio, too. If interrupted, the task leaves the call to its thread;
-        sources and sinks make one call at a time.
-        """
-        return self._wait(self.start_streaming(function))
+        return wrap(file, loop=loop)
 
     def shutdown(self) -> None:
         """Let the threads end after the calls that were started."""
         self._calls.shutdown()
         self._streams.shutdown()
+
+
+class InTurn:
+    """Makes the calls of a file in the threads that move big data, one after another.
+
+    If interrupted, a call is left to its thread. Without a turn, such a call could read or set the
+    position of the file in the middle of a call that was made later.
+    """
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+        # Set when the last call has ended, even if it was left.
+        self._ended: Event | None = None
+
+    async def run_in_executor(self, executor: object, function: Callable[[], T]) -> T:
+        """Make a call, after the one before. aiofiles takes this object for its event loop."""
+        await self.wait()
+        call = self._threads.start_streaming(function)
+        self._ended = call.ended
+        return await self._threads.wait_or_leave(call)
+
+    async def wait(self) -> None:
+        """Wait until no call is under way. If interrupted, this returns at once."""
+        while self._ended is not None and not self._ended.is_set():
+            await self._ended.wait()
 
 
 class Stepper(Generic[T]):
