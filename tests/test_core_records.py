@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import pydoc
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +21,7 @@ from aimagestore._core.record import (
     RecordDraft,
     ids_in,
     read,
+    read_image,
     without_names,
 )
 from aimagestore._format import gojson
@@ -290,6 +292,18 @@ def test_element_may_nest_up_to_the_limit_and_not_deeper(raw: bytes) -> None:
 @pytest.mark.parametrize("levels", [9_999, 10_000, 30_000, 200_000])
 def test_element_that_nests_deeper_than_go_reads_is_damaged(levels: int) -> None:
     assert read(b'{"id":"one","x":%b}' % deep(levels)) is None
+
+
+def test_flags_that_nest_deeper_than_go_reads_are_damage_when_others_hide_them() -> None:
+    raw = b'{"id":"one","flags":{"f":%b},"flags":{}}'
+    assert record_of(raw % deep(100)).id == "one"
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(50_000)  # so that the decoder itself reads them
+    try:
+        assert read(raw % deep(9_999)) is None
+        assert read_image(raw % deep(9_999)) is None
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def test_brackets_side_by_side_do_not_make_a_record_deep() -> None:

@@ -45,12 +45,17 @@ RawJSON = Raw | bytes
 NO_BLOCK: Final = -1
 """The ``block_id`` of a record that is not in a block."""
 
-MAX_DEPTH: Final = 9_999 if sys.version_info >= (3, 12) else 500
+_GO_DEPTH: Final = 9_999
+
+MAX_DEPTH: Final = _GO_DEPTH if sys.version_info >= (3, 12) else 500
 """The levels to which a record may nest; one that nests deeper is damaged.
 
 Go reads 10,000 levels, of which one is the array around the records. Before Python 3.12, the
 decoder's recursion limit is the interpreter's, shared with the callers.
 """
+
+# Each level takes an opening and a closing bracket.
+_SHORTEST_TOO_DEEP_FOR_GO: Final = 2 * (_GO_DEPTH + 1)
 
 
 class Record(msgspec.Struct, gc=False, eq=False):
@@ -121,16 +126,20 @@ class Record(msgspec.Struct, gc=False, eq=False):
 
 def read(raw: RawJSON, block_id: int = NO_BLOCK) -> Record | None:
     """Read an element of images.json; ``None`` when it is damaged."""
-    if len(raw) > 2 * MAX_DEPTH and gojson.nests_deeper(bytes(raw), MAX_DEPTH):
-        return None
     try:
         fields: Fields = _decode_known(raw)
+        may_nest = bool(fields.flags)
     except msgspec.ValidationError:
         unusual = _read_unusual(bytes(raw))
         if unusual is None:
             return None
         fields = unusual
+        may_nest = True
     except (ValueError, RecursionError):
+        return None
+    # Flags that a second field of this name hides may nest as well. Go reads them too.
+    may_nest = may_nest or len(raw) >= _SHORTEST_TOO_DEEP_FOR_GO
+    if may_nest and gojson.nests_deeper(bytes(raw), MAX_DEPTH):
         return None
     try:
         if fields.created is not None and not gojson.is_usual_time(fields.created):
@@ -153,7 +162,8 @@ def read_image(raw: RawJSON) -> Image | None:
         pass
     else:
         is_usual = fields.created is None or gojson.is_usual_time(fields.created)
-        if is_usual and not fields.flags and is_id(fields.id):
+        is_flat = not fields.flags and len(raw) < _SHORTEST_TOO_DEEP_FOR_GO
+        if is_usual and is_flat and is_id(fields.id):
             return image_of(fields, tuple(fields.names or ()), _digests(fields))
     record = read(raw)
     return None if record is None else record.image
@@ -179,12 +189,13 @@ def _digests(fields: Fields) -> tuple[str, ...]:
     """Return the image's digest, then those of its manifests, without malformed ones."""
     digest = fields.digest
     known = {digest: None} if digest and is_digest(digest) else {}
-    recorded = fields.big_data_digests or {}
-    for key in fields.big_data_names or ():
-        if key.startswith(MANIFEST):
-            found = recorded.get(key, "")
-            if found not in known and is_digest(found):
-                known[found] = None
+    recorded = fields.big_data_digests
+    if recorded:
+        for key in fields.big_data_names or ():
+            if key.startswith(MANIFEST):
+                found = recorded.get(key, "")
+                if found not in known and is_digest(found):
+                    known[found] = None
     return tuple(known)
 
 

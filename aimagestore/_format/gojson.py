@@ -179,7 +179,7 @@ _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 
 def nests_deeper(text: bytes, levels: int) -> bool:
     """Return whether the arrays and objects of a JSON text are nested deeper than this."""
-    if text.count(b"[") + text.count(b"{") <= levels:
+    if len(text) <= 2 * levels or text.count(b"[") + text.count(b"{") <= levels:
         return False
     depth = 0
     for match in _STRUCTURE.finditer(text):
