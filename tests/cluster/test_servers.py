@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ import psycopg
 from aimagestore.cluster._local import postgres as postgres_module
 from aimagestore.cluster._local.cluster import LocalCluster
 from aimagestore.cluster._local.postgres import Postgres
-from aimagestore.cluster._local.server import ServersMissingError
+from aimagestore.cluster._local.server import ServersMissingError, free_ports
 
 from ..support.stores import becomes_true
 from . import moto_lacks
@@ -46,6 +47,17 @@ def test_postgres_keeps_what_it_has_acknowledged(
     assert not table.is_ready()
     table.start()
     assert table.execute("SELECT number FROM noted") == [(1,)]
+
+
+def test_the_ports_of_a_server_that_is_down_are_not_given_to_others() -> None:
+    ports = free_ports(2)
+    asking = (
+        "from aimagestore.cluster._local import server\n"
+        f"server._PORTS = {ports}\n"
+        "print(server.free_ports(1))"
+    )
+    asked = subprocess.run([sys.executable, "-c", asking], check=True, capture_output=True)
+    assert asked.stdout == b"[]\n"
 
 
 @moto_lacks.durability

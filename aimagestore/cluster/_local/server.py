@@ -35,17 +35,28 @@ class ServerEndedError(RuntimeError):
     """A server was ended for good while it was being prepared or started."""
 
 
+# Bound to names of reserved ports, until this process ends.
+_reservations: list[socket.socket] = []
+
+
 def free_ports(count: int) -> list[int]:
-    """Return ports of this machine on which nothing listens now."""
+    """Return ports of this machine on which nothing listens, and reserve them for this process.
+
+    No other process gets them by this function, also while a server is down between two starts.
+    """
     found: list[int] = []
-    with ExitStack() as sockets:
-        for port in SystemRandom().sample(_PORTS, len(_PORTS)):
-            taken = sockets.enter_context(socket.socket())
-            with suppress(OSError):
+    for port in SystemRandom().sample(_PORTS, len(_PORTS)):
+        if len(found) == count:
+            break
+        with suppress(OSError), ExitStack() as stack:
+            # An abstract name exists as long as a process has it open.
+            reservation = stack.enter_context(socket.socket(socket.AF_UNIX))
+            reservation.bind(f"\0aimagestore-port-{port}")
+            with socket.socket() as taken:
                 taken.bind((HOST, port))
-                found.append(port)
-            if len(found) == count:
-                break
+            stack.pop_all()
+            _reservations.append(reservation)
+            found.append(port)
     return found
 
 
