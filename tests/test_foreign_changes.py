@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,14 @@ async def test_iterating_waits_for_the_end_of_a_change(
     assert [image.metadata for image in seen] == ["whole"]
 
 
+@pytest.mark.parametrize("is_set_back", [False, True])
 async def test_content_that_was_replaced_before_its_record_is_waited_for(
-    old: ImageStore, writer: ForeignWriter
+    old: ImageStore,
+    writer: ForeignWriter,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_set_back: bool,
 ) -> None:
     content = b""
 
@@ -124,6 +131,10 @@ async def test_content_that_was_replaced_before_its_record_is_waited_for(
         content = await verified(old)
 
     writer.place("a", "k", NEW)
+    if is_set_back:  # the clock, between the last commit and this change
+        now = time.time_ns() - 3600 * 10**9
+        monkeypatch.setattr(time, "time_ns", lambda: now)
+        os.utime(path / "a" / "k", ns=(now, now))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(reading)
         await until_requested()

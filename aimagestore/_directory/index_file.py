@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
@@ -155,8 +156,9 @@ class IndexFile:
         except OSError as error:
             error.filename = os.path.join(self._root.path_of(image_id), big_data_file(key))
             raise
-        # The index that was loaded is newer than all of its content.
-        is_newer = found.st_mtime_ns >= self._version.changed
+        # The index that was loaded is newer than all of its content, unless the clock was set back.
+        changed = self._version.changed
+        is_newer = found.st_mtime_ns >= changed or time.time_ns() < changed
         if is_newer and self.keeps_catalog and foreign_writer(self._root) is not None:
             raise ChangeUnderWayError
 
