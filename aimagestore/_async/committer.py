@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from anyio import Event, move_on_after
 
@@ -94,7 +95,8 @@ class GroupCommitter:
         self._mutex = threading.Lock()
         self._open_batch: _Batch | None = None
         self._request: Request[object] | None = None
-        self._is_active = False
+        # Acquired by the thread that begins the activity; ``None`` while there is none.
+        self._activity: threading.Lock | None = None
         self._is_closed = False
 
     async def submit(self, mutation: Mutation) -> Image | None:
@@ -123,19 +125,42 @@ class GroupCommitter:
         return entry.result()
 
     def _queue(self, mutation: Mutation) -> Entry:
-        with self._mutex:
-            if self._is_closed:
-                raise _closed()
-            if self._open_batch is None:
-                self._open_batch = _Batch()
-            entry = Entry(mutation, self._open_batch)
-            self._open_batch.pending[entry] = None
-            is_first, self._is_active = not self._is_active, True
-        if is_first:
-            self._threads.hold()
-            # By way of the event loop, so that tasks which are ready to run join the batch first.
-            self._threads.loop.call_soon(lambda: self._threads.spawn(self._commit))
+        begun: threading.Lock | None = None
+        try:
+            with self._mutex:
+                if self._is_closed:
+                    raise _closed()
+                if self._open_batch is None:
+                    self._open_batch = _Batch()
+                entry = Entry(mutation, self._open_batch)
+                self._open_batch.pending[entry] = None
+                if self._activity is None:
+                    begun = self._activity = threading.Lock()
+            if begun is not None:
+                self._threads.hold(begun)
+                # By way of the event loop, so that tasks which are ready to run join the batch.
+                self._threads.loop.call_soon(partial(self._begin, begun))
+        except KeyboardInterrupt:  # at any instruction: others may have joined the batch
+            if begun is not None:
+                self._begin(begun)
+            raise
         return entry
+
+    def _begin(self, activity: threading.Lock) -> None:
+        """Have a thread begin an activity, unless it is over by now."""
+        try:
+            with self._mutex:
+                if self._activity is not activity:
+                    return
+                self._threads.hold(activity)
+            self._threads.spawn(partial(self._commit_first, activity))
+        except KeyboardInterrupt:
+            self._threads.spawn(partial(self._commit_first, activity))
+            raise
+
+    def _commit_first(self, activity: threading.Lock) -> None:
+        if activity.acquire(blocking=False):
+            self._commit()
 
     def _withdraw(self, entry: Entry) -> bool:
         """Remove a mutation from the open batch; return ``False`` if a commit has taken it."""
@@ -234,11 +259,12 @@ class GroupCommitter:
         """End the activity if nothing is queued, else begin the next commit."""
         with self._mutex:
             self._request = None
+            activity = self._activity
             is_over = self._open_batch is None
             if is_over:
-                self._is_active = False
+                self._activity = None
         if is_over:
-            self._threads.release()
+            self._threads.release(activity)
         else:
             self._threads.spawn(self._commit)
 

@@ -113,8 +113,8 @@ class Threads:
         self._streams = WorkerPool(_STREAM_THREADS, "aimagestore stream")
         # Guards what follows.
         self._mutex = threading.Lock()
-        # The number of calls and other activities that have not ended.
-        self._activities = 0
+        # The calls and other activities that have not ended.
+        self._activities: set[object] = set()
         self._when_idle: Callable[[], object] | None = None
         self._is_over = False
 
@@ -150,7 +150,12 @@ class Threads:
         dispose: Callable[[T], object] | None = None,
     ) -> Call[T]:
         call = Call(function, dispose)
-        self._submit(pool, call.run, call.ended.set)
+        try:
+            self._submit(pool, call.run, call.ended.set)
+        except BaseException:
+            if not call.abandon():
+                self.spawn(call.dispose)
+            raise
         return call
 
     def _submit(
@@ -159,21 +164,30 @@ class Threads:
         function: Callable[[], object],
         ended: Callable[[], object] | None,
     ) -> None:
+        # Acquired once: by the thread that begins the call, or here if Ctrl-C interrupts this,
+        # which is possible at any instruction.
+        turn = threading.Lock()
+
+        def begin() -> None:
+            if turn.acquire(blocking=False):
+                function()
+
         def note_end() -> None:
             if ended is not None:
                 self.loop.post(ended)
-            self.release()
+            self.release(turn)
 
-        self.hold()
         try:
+            self.hold(turn)
             # Not noted at the end of the function: the thread is free for the next call after that.
-            pool.spawn(function, note_end)
+            pool.spawn(begin, note_end)
         except BaseException:
-            self.release()
+            if turn.acquire(blocking=False):
+                self.release(turn)
             raise
 
-    def hold(self) -> None:
-        """Count one more activity, so that :meth:`when_idle` waits for its :meth:`release`.
+    def hold(self, activity: object) -> None:
+        """Note an activity, so that :meth:`when_idle` waits for its :meth:`release`. Idempotent.
 
         :raises StoreClosedError: when :meth:`when_idle` waits no more: what the activity needs may
             be closed
@@ -181,16 +195,16 @@ class Threads:
         with self._mutex:
             if self._is_over:
                 raise StoreClosedError("the store was closed while this call was under way")
-            self._activities += 1
+            self._activities.add(activity)
 
-    def release(self) -> None:
-        """End an activity."""
+    def release(self, activity: object) -> None:
+        """End an activity. Idempotent."""
         with self._mutex:
-            self._activities -= 1
+            self._activities.discard(activity)
             when_idle = None
             if not self._activities:
                 when_idle, self._when_idle = self._when_idle, None
-                self._is_over = when_idle is not None
+                self._is_over = self._is_over or when_idle is not None
         if when_idle is not None:
             when_idle()
 
@@ -199,9 +213,9 @@ class Threads:
 
         From then on, only :meth:`spawn` begins calls.
         """
-        self.hold()
+        self.hold(function)
         self._when_idle = function
-        self.release()
+        self.release(function)
 
     async def run(
         self,

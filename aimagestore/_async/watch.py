@@ -83,7 +83,7 @@ class Watch:
     async def _wait(self) -> None:
         if self._is_closed:
             return
-        self._core.threads.hold()  # keeps a store that is closing from closing the descriptor
+        self._core.threads.hold(self)  # keeps a store that is closing from closing the descriptor
         try:
             with move_on_after(self._feed.interval) as self._waiting:
                 descriptor = self._feed.descriptor
@@ -97,7 +97,7 @@ class Watch:
                         await wait_readable(descriptor)
         finally:
             self._waiting = None
-            self._core.threads.release()
+            self._core.threads.release(self)
 
     def _end(self) -> None:
         """Have iteration end after the pending changes, also in a task that waits."""

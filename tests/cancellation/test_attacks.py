@@ -6,7 +6,7 @@ import asyncio
 import errno
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -398,6 +398,52 @@ async def test_a_watch_that_begins_while_its_store_closes_is_refused(
             core_of(store)._begin_closing()
             gate.open()
             await ended.wait()
+
+
+# Ctrl-C between two instructions, as the second one under asyncio.run
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+async def test_ctrl_c_while_a_call_is_begun_leaves_nothing_behind(
+    path: Path, monkeypatch: pytest.MonkeyPatch, is_begun: bool
+) -> None:
+    spawn = WorkerPool.spawn
+
+    def interrupted(self: WorkerPool, *arguments: Any) -> None:
+        monkeypatch.undo()
+        if is_begun:
+            spawn(self, *arguments)
+        raise KeyboardInterrupt
+
+    store = await ImageStore(path).__aenter__()
+    monkeypatch.setattr(WorkerPool, "spawn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        await store.touch()
+    with anyio.fail_after(20):
+        await store.touch()  # nothing holds the lock
+    await until(lambda: not core_of(store).threads._activities)  # else closing never ends
+    await store.aclose()
+
+
+async def test_ctrl_c_while_a_commit_is_begun_leaves_later_changes_to_be_committed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Callable[[], object]] = []
+
+    def interrupted(function: Callable[[], object]) -> None:
+        monkeypatch.undo()
+        begun.append(function)
+        raise KeyboardInterrupt
+
+    store = await ImageStore(path).__aenter__()
+    monkeypatch.setattr(core_of(store).threads.loop, "call_soon", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        await store.create("one")
+    with anyio.fail_after(20):
+        await store.create("two")
+    begun[0]()  # as the loop does if it came so far before Ctrl-C
+    await until(lambda: not core_of(store).threads._activities)  # else closing never ends
+    await store.aclose()
 
 
 # Threads that cannot be started
