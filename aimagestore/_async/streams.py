@@ -115,7 +115,10 @@ class BigDataReader:
         :raises anyio.EndOfStream: at the end of the data
         :raises DigestMismatchError: with ``verify``, at the end of the data
         :raises StoreClosedError: when the reader or its store was closed
+        :raises ValueError: when ``max_bytes`` is not positive
         """
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1: {max_bytes}")
         if data := await self._read_next(max_bytes):
             return data
         raise EndOfStream

@@ -193,6 +193,8 @@ async def test_an_item_is_read_in_pieces_from_any_position(store: ImageStore, im
         assert b"".join([chunk async for chunk in reader]) == CONTENT
         with pytest.raises(ValueError, match="negative"):
             await reader.seek(-1)
+        with pytest.raises(ValueError, match="max_bytes"):
+            await reader.receive(0)
 
 
 async def test_a_reader_keeps_its_content(store: ImageStore, image: str) -> None:
