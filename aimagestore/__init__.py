@@ -1,41 +1,46 @@
-"""The image store of containers/storage, as an async library for asyncio and trio.
+"""The image store of containers/storage, for asyncio and trio.
 
-A store keeps image records (IDs, names, digests, metadata, flags) and their big data (manifests,
-configs, signatures, anything) in the directory that podman, buildah, skopeo and CRI-O keep theirs
-in, beside these programs, at the same time::
+A store keeps image records (IDs, names, digests, metadata, flags) and their
+big data (manifests, configs, signatures, anything) in the directory that
+podman, buildah, skopeo and CRI-O keep theirs in, beside these programs, at the
+same time::
 
-    async with ImageStore("/var/lib/containers/storage/overlay-images", read_only=True) as store:
-        image = await store.get("quay.io/podman/hello:latest")
-        async with store.open_big_data(image.id, "manifest", verify=True) as reader:
+    async with ImageStore("images") as store:
+        image = await store.get("localhost/hello:1")
+        async with store.open_big_data(image.id, "manifest") as reader:
             manifest = await reader.read()
 
-Every change is durable when its call returns. Every call may be cancelled, by anyio, trio or
-asyncio itself; its documentation says what a cancelled call leaves behind.
+Every change is durable when its call returns. Every call may be cancelled, by
+anyio, trio or asyncio itself; its documentation says what a cancelled call
+leaves behind.
 
-=========================== =====================================================================
-:class:`ImageStore`         the store: reads, changes, big data, ``stage``, ``transaction``,
-                            ``snapshot``, ``watch``, ``usage``, ``prune``,
-                            ``collect_garbage``
-:class:`AdditionalStore`    a store that is read beside another one
-:class:`Image`              the record of one image
-:class:`Snapshot`           all images at one commit, to be read without ``await``
-:class:`Transaction`        several changes in one commit
-:class:`BigDataReader`      an open item, to be read in pieces
-:class:`StagedItem`         data in the store that belongs to no image yet
-:class:`Watch`              the changes of a store, each a :class:`ChangeEvent`
-:func:`check`               finds damage and garbage in a store, and returns a :class:`Report`
-:func:`repair`              repairs what a check has found
-:class:`Usage`              the space that a store takes; of each image, an :class:`ImageUsage`
-:class:`PrunePolicy`        which images pruning keeps; a :class:`PruneResult` is what it did
-:func:`copy_images`         copies images from one store into another
-:mod:`aimagestore.oci`      imports and exports OCI image layouts
-:mod:`aimagestore.cluster`  stores on PostgreSQL and S3
-:mod:`aimagestore.podman`   finds podman's own store
-:exc:`ImageStoreError`      the base class of all errors; what they are about is in attributes
-=========================== =====================================================================
+======================== ===================================================
+:class:`ImageStore`      the store: reads, changes, ``stage``, ``watch``,
+                         ``transaction``, ``snapshot``, ``usage``, ``prune``
+:class:`AdditionalStore` a store that is read beside another one
+:class:`Image`           the record of one image
+:class:`Snapshot`        all images at one commit, read without ``await``
+:class:`Transaction`     several changes in one commit
+:class:`BigDataReader`   an open item, to be read in pieces
+:class:`StagedItem`      data in the store that belongs to no image yet
+:class:`Watch`           the changes of a store: each a :class:`ChangeEvent`
+:func:`check`            finds damage and garbage; returns a :class:`Report`
+:func:`repair`           repairs what a check has found
+:class:`Usage`           the space of a store, and of each image:
+                         :class:`ImageUsage`
+:class:`PrunePolicy`     which images pruning keeps; what it did is a
+                         :class:`PruneResult`
+:func:`copy_images`      copies images from one store into another
+:mod:`.oci`              imports and exports OCI image layouts
+:mod:`.cluster`          stores on PostgreSQL and S3
+:mod:`.podman`           finds and opens podman's own store
+:exc:`ImageStoreError`   the base class of all errors, with what they are
+                         about in attributes
+======================== ===================================================
 
-The command line ``aimagestore`` comes with the extra ``cli``. The logger ``aimagestore`` reports
-what was recovered or repaired.
+The command line ``aimagestore`` comes with the extra ``cli``. The logger
+``aimagestore`` reports what was recovered or repaired. The pages are in the
+package, in ``docs``; the first is ``docs/guide.md``.
 """
 
 import importlib

@@ -101,16 +101,13 @@ def test_the_commands_of_the_five_minutes_run(clone: Path) -> None:
     )
 
 
-@pytest.mark.damage
-async def test_the_lines_on_repair_run(
-    clone: Path, path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_the_lines_on_repair_run(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks(page("recovery"), "python")
-    shutil.copytree(FIXTURE, path)
-    (path / "images.json").unlink()
-    await run(code, {"path": path})
+    shutil.copytree(FIXTURE, "images")
+    Path("images/images.json").unlink()
+    await run(code, {})
     assert "directory-orphaned" in capsys.readouterr().out
-    assert (await check(path)).ok
+    assert (await check("images")).ok
 
 
 @contextmanager
@@ -144,7 +141,7 @@ async def test_the_recipe_for_pulling_verifies_a_layer(store: ImageStore, tmp_pa
 async def test_the_lines_on_housekeeping_prune_images(
     store: ImageStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names: dict[str, Any] = {"ImageStore": ImageStore}
+    names: dict[str, Any] = {}
     (code,) = blocks(section(GUIDE, "Housekeeping"), "python")
     await run(code, names)
     long_ago = datetime(2020, 1, 1, tzinfo=UTC)
@@ -157,7 +154,7 @@ async def test_the_lines_on_housekeeping_prune_images(
 
 
 async def test_the_recipe_for_many_images_imports_them(store: ImageStore) -> None:
-    names: dict[str, Any] = {"ImageStore": ImageStore}
+    names: dict[str, Any] = {}
     await run(RECIPES[0], names)
     await names["import_all"](store, {"a": b"1", "b": b"2"})
     assert [image.names for image in await store.images()] == [("a",), ("b",)]
@@ -165,7 +162,7 @@ async def test_the_recipe_for_many_images_imports_them(store: ImageStore) -> Non
 
 
 async def test_the_recipe_for_following_changes_has_each_name(store: ImageStore) -> None:
-    names: dict[str, Any] = {"ImageStore": ImageStore}
+    names: dict[str, Any] = {}
     await run(RECIPES[1], names)
     await store.create("one", names=["a"])
     follower = names["names_now"](store)
@@ -179,8 +176,7 @@ async def test_the_recipe_for_following_changes_has_each_name(store: ImageStore)
 
 def test_the_recipe_for_more_processes_serves_in_a_new_one(path: Path) -> None:
     anyio.run(fill, path)
-    program = f"import anyio\nfrom aimagestore import ImageStore\n{RECIPES[2]}"
-    command = [sys.executable, "-c", f"{program}\nserve_one_more({str(path)!r})"]
+    command = [sys.executable, "-c", f"{RECIPES[2]}\nserve_one_more({str(path)!r})"]
     assert subprocess.check_output(command, text=True) == "1 images\n"
 
 
@@ -211,11 +207,44 @@ async def test_the_readme_reads_podmans_store(
 async def test_the_page_on_podman_finds_its_store(
     graph_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reading, finding = blocks(page("podman"), "python")
+    reading, _, finding = blocks(page("podman"), "python")
     await run(reading, {})
     assert digest_of(b"layer") in capsys.readouterr().out
     await run(finding, {})
     assert f"{graph_root} vfs {graph_root}/vfs-images" in capsys.readouterr().out
+
+
+async def test_the_page_on_podman_prints_each_new_image_once_when_it_has_a_name(
+    graph_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names: dict[str, Any] = {}
+    await run(blocks(page("podman"), "python")[1], names)
+    async with ImageStore(graph_root / "vfs-images") as store, anyio.create_task_group() as tasks:
+        (old,) = await store.images()
+        tasks.start_soon(names["print_new_images"])
+        manifest = await store.big_data(old.id, "manifest")
+        config = await store.big_data(old.id, f"sha256:{old.id}")
+        items = {"manifest": manifest, f"sha256:{'2' * 64}": config}
+        printed, number = "", 0
+        while not printed:  # until the watch has begun
+            number += 1
+            image_id = f"{number:064x}"
+            await store.create(image_id, big_data=items, force=True)
+            await store.add_names(old.id, [f"localhost/old:{number}"])
+            await store.add_names(image_id, ["localhost/new:1"])
+            await anyio.sleep(0.05)
+            printed = capsys.readouterr().out
+        await store.set_metadata(image_id, "{}")
+        await store.create("f" * 64, names=["localhost/last:1"], big_data=items, force=True)
+        while "last" not in printed:
+            await anyio.sleep(0.01)
+            printed += capsys.readouterr().out
+        tasks.cancel_scope.cancel()
+    size = len(manifest) + len(config)
+    assert printed.splitlines() == [
+        f"localhost/new:1 {size} {old.digest}",
+        f"localhost/last:1 {size} {old.digest}",
+    ]
 
 
 def test_the_readme_keeps_a_store_of_its_own(
@@ -271,6 +300,7 @@ def test_the_recipe_for_ranges_serves_them(path: Path) -> None:
         rest = client.get(url, headers={"Range": f"bytes={len(LAYER) - 5}-"})
         assert (rest.status_code, rest.content) == (206, LAYER[-5:])
         assert client.get(url, headers={"Range": f"bytes={len(LAYER)}-"}).status_code == 416
+        assert client.get(f"/{NAME}/{digest_of(LAYER)}").content == LAYER
         assert client.get(f"/{image_id}/unknown").status_code == 404
         assert client.get("/unknown/manifest").status_code == 404
 
@@ -299,7 +329,7 @@ async def test_the_recipe_for_sending_a_path_sends_the_item(store: ImageStore) -
 # What holds for all pages
 
 PAGES = ["README", *sorted(file.stem for file in DOCS.glob("*.md"))]
-RUN = {"README": 3, "guide": 10, "http": 3, "recovery": 1, "podman": 2, "cluster": 1}
+RUN = {"README": 3, "guide": 10, "http": 3, "recovery": 1, "podman": 3, "cluster": 1}
 
 
 def test_every_block_of_code_is_run_here() -> None:

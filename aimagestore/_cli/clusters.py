@@ -51,7 +51,7 @@ async def migrate(context: click.Context, records: str | None, *, json: bool) ->
     Use it after the database or the bucket was restored or copied. Programs that have used either
     of them refuse to go on. Then run check, which names what the bucket lacks.
     """,
-    '--root "postgresql://db.example/images s3://bucket/images" cluster adopt',
+    '--root "postgresql://db/images s3://bucket/dir" cluster adopt',
 )
 @json_option
 async def adopt(context: click.Context, *, json: bool) -> None:
@@ -72,7 +72,7 @@ async def adopt(context: click.Context, *, json: bool) -> None:
     Run it as the programs run, because it checks their role and their credentials. It writes an
     object to the bucket and removes it again. Exits with 1 when there is a warning or an error.
     """,
-    '--root "postgresql://db.example/images s3://bucket/images" cluster doctor',
+    '--root "postgresql://db/images s3://bucket/dir" cluster doctor',
 )
 @json_option
 async def doctor(context: click.Context, *, json: bool) -> ExitCode:

@@ -25,10 +25,10 @@ Exit codes:
 
 \b
   0    done
-  1    failed, and standard error says why; or cluster doctor has found something wrong
+  1    failed, and standard error says why; or cluster doctor found a fault
   2    wrong usage
   3    no such image, item or flag, or an ambiguous prefix
-  4    the store is damaged, or a check has found something
+  4    the store is damaged, or a check found something
   5    the store's lock was not free in time
   130  interrupted (Ctrl-C); 143 terminated; 129 the terminal hung up
   141  the reader of the output has closed it, as in | head

@@ -12,7 +12,7 @@ from .._core.image import Image
 from .._core.moments import parse_duration
 from .._core.pruning import PrunePolicy, PruneResult
 from .exits import CommandError, ExitCode, usage_errors
-from .human import NONE, human_age, human_size, short_id
+from .human import NONE, counted, human_age, human_size, short_id
 from .output import say, write_json, write_lines, write_table
 from .parameters import json_option
 from .running import command
@@ -96,7 +96,7 @@ def _age(text: str | None) -> timedelta | None:
     """,
     "prune --dry-run",
     "prune --older-than 7d",
-    "prune --all --keep-last 3 --keep 'localhost/base:*' --older-than 30d",
+    "prune --all --keep-last 3 --keep '*:latest' --older-than 30d",
     "prune --all --filter label=temporary",
 )
 @click.option("--all", "-a", "prune_all", is_flag=True, help="Delete images with names, too.")
@@ -155,9 +155,9 @@ async def prune(
             await write_json({"freed": result.freed, "images": ids, "kept": dict(result.kept)})
         else:
             await _write_pruned(result.images)
-            number, freed = len(result.images), human_size(result.freed)
-            done_to_them = "would be deleted" if dry_run else "deleted"
-            await write_lines([f"{number} {done_to_them}, {freed} freed"])
+            number, freed = counted(len(result.images), "image"), human_size(result.freed)
+            would = f"{number} would be deleted, which would free {freed}"
+            await write_lines([would if dry_run else f"{number} deleted, {freed} freed"])
         if any(image.top_layer for image in result.images) and not dry_run:
             say_layers_stay(store)
 

@@ -24,6 +24,11 @@ def short_id(image_id: str) -> str:
     return image_id[:12]
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with the noun that it counts."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def human_size(size: float) -> str:
     """Format a size in bytes with three digits (Go: ``units.HumanSizeWithPrecision``)."""
     unit = 0

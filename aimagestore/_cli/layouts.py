@@ -306,7 +306,8 @@ async def _writable(layout: str, transport: Transport | None) -> Any:
     "copy images backup",
     "copy images backup localhost/hello:1",
     "copy containers-storage:localhost/hello:1 oci:layout:hello:1",
-    "copy docker-archive:hello.tar containers-storage:[vfs@/srv/graph]localhost/hello:1",
+    "copy docker-archive:hello.tar oci:layout:hello:1",
+    "copy dir:hello 'containers-storage:[vfs@/srv]localhost/hello:1'",
     "copy oci:layout oci-archive:hello.tar",
 )
 @click.argument("source", metavar="SRC", help="A store, as for --root, or an address.")

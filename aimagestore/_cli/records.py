@@ -60,7 +60,7 @@ from .sizes import Sizes
     "images",
     "images --quiet --no-trunc",
     "images --filter dangling=true --filter until=24h",
-    "images --sort size --format 'table {{.ID}} {{.Repository}} {{.Size}}'",
+    "images --sort size --format 'table {{.Repository}} {{.Size}}'",
     "images --json",
 )
 @filter_option
@@ -153,7 +153,8 @@ def _described(image: Image, sizes: Sizes) -> list[str]:
     fields += [("Created", created), ("Size", sizes.described(image))]
     fields += [("Layer", image.top_layer), ("Metadata", image.metadata)]
     fields += [("Flag", f"{flag}={dumps(value)}") for flag, value in image.flags.items()]
-    return [f"{name + ':':<10}{value}" for name, value in fields if value]
+    # A digest fits into 80 columns. Only metadata begins one column later.
+    return [f"{name + ':':<8} {value}" for name, value in fields if value]
 
 
 def _item_row(image: Image, key: str) -> tuple[str, str, str]:

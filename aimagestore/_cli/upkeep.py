@@ -11,7 +11,7 @@ from .._async.inspection import check as check_store, repair as repair_store
 from .._core.report import Report
 from .._engine.protocol import Location
 from .exits import ExitCode
-from .human import human_size, short_id
+from .human import counted, human_size, short_id
 from .output import (
     findings_json,
     image_json,
@@ -84,8 +84,9 @@ async def check(context: click.Context, *, json: bool, no_verify: bool) -> ExitC
         await write_json(report_json(report))
     else:
         await write_findings(report.findings)
-        looked_at = f"{report.images} images, {report.items} items, {human_size(report.bytes)} read"
-        await write_lines([f"{looked_at}: {len(report.findings) or 'nothing'} found"])
+        parts = [counted(report.images, "image"), counted(report.items, "item")]
+        parts.append(f"{human_size(report.bytes)} read")
+        await write_lines([f"{', '.join(parts)}: {len(report.findings) or 'nothing'} found"])
     return ExitCode.DONE if report.ok else ExitCode.DAMAGED
 
 
@@ -151,5 +152,5 @@ async def collect_garbage(context: click.Context, *, dry_run: bool, json: bool) 
     else:
         await write_findings(report.findings)
         number, freed = len(report.findings), human_size(report.bytes)
-        done = "would be removed" if dry_run else "removed"
-        await write_lines([f"{number} {done}, {freed} freed"])
+        would = f"{number} would be removed, which would free {freed}"
+        await write_lines([would if dry_run else f"{number} removed, {freed} freed"])

@@ -252,4 +252,6 @@ def _reason_by_age(image: Image, policy: PrunePolicy, now: datetime) -> str:
     if image.created is None:
         return "its creation time is not known"
     is_young = policy.older_than is not None and now - image.created <= policy.older_than
-    return f"it is not older than {policy.older_than}" if is_young else ""
+    # Of whole days, Python shows the time of day as well.
+    age = str(policy.older_than).removesuffix(", 0:00:00")
+    return f"it is not older than {age}" if is_young else ""

@@ -156,9 +156,10 @@ class DirectoryWriter:
     def _check_unused(self, image_ids: Sequence[str]) -> None:
         for image_id, containers in self._podman.containers_of(image_ids).items():
             names = tuple(container.name for container in containers)
+            noun = "container" if len(names) == 1 else "containers"
             raise ImageInUseError(
-                f"image {image_id} is used by containers: remove them, or delete it with "
-                f"force=True: {', '.join(names)}",
+                f"image {image_id} is used by the {noun} {', '.join(names)}: remove the {noun} "
+                "first, or delete the image with force=True",
                 id=image_id,
                 containers=names,
             )

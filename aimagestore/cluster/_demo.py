@@ -165,8 +165,9 @@ def _explain(local: LocalCluster, records_url: str, blobs_url: str) -> None:
     script.touch(0o600)
     lines = [f"export {name}={shlex.quote(value)}" for name, value in local.environment.items()]
     script.write_text("\n".join(lines) + "\n")
-    print(f"\nIn another terminal:\n\n    . {script}\n    python\n")
-    print(
-        f"    ClusterLocation({records_url!r}, {blobs_url!r})\n\nCtrl-C stops the servers.",
-        flush=True,
-    )
+    print(f"\nIn another terminal, for the command line:\n\n    . {script}")
+    print(f"    aimagestore --root '{records_url} {blobs_url}' images")
+    print(f"\nor in Python:\n\n    . {script}\n    python -m asyncio\n")
+    print("    from aimagestore.cluster import ClusterLocation")
+    print(f"    location = ClusterLocation({records_url!r}, {blobs_url!r})")
+    print("\nCtrl-C stops the servers.", flush=True)

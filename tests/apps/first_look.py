@@ -23,9 +23,9 @@ async def first_look(path: Path) -> None:
     async with ImageStore(path) as store:
         image = (await store.images())[0]
         print(f"opened {path}: {len(await store.images())} image, written by buildah")
-        print(f"  ID      {image.id}")
-        print(f"  names   {', '.join(image.names)}")
-        print(f"  digest  {image.digest}")
+        print(f"  ID     {image.id}")
+        print(f"  names  {', '.join(image.names)}")
+        print(f"  digest {image.digest}")
 
         for what, ref in [
             ("its ID", image.id),
@@ -33,9 +33,9 @@ async def first_look(path: Path) -> None:
             ("12 digits of its ID", image.id[:12]),
         ]:
             assert await store.lookup(ref) == image.id
-            print(f"found by {what}: {ref}")
+            print(f"found by {what}")
         assert await store.by_digest(image.digest) == [image]
-        print(f"found by its digest: {image.digest}")
+        print("found by its digest")
 
         async with store.open_big_data(image.id, "manifest", verify=True) as reader:
             manifest = json.loads(await reader.read())

@@ -41,10 +41,14 @@ def test_images_without_names_are_deleted(images: Cli) -> None:
     forecast = images("prune", "--dry-run", "--json").json
     assert forecast["images"] == ["none"]
     assert forecast["kept"] == {"one": "it has names", "two": "it has names"}
-    assert images("prune", "--dry-run").lines[-1].startswith("1 would be deleted, ")
+    assert (
+        images("prune", "--dry-run")
+        .lines[-1]
+        .startswith("1 image would be deleted, which would free ")
+    )
     assert len(images("images", "-q").lines) == 3
     assert images("prune", "--json").json == forecast
-    assert images("prune").lines == ["0 deleted, 0 B freed"]
+    assert images("prune").lines == ["0 images deleted, 0 B freed"]
     assert len(images("images", "-q").lines) == 2
 
 

@@ -141,6 +141,12 @@ def test_help_describes_every_argument(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", *ALL])
+def test_help_fits_into_80_columns(name: str) -> None:
+    result = call(*name.split(), "--help", variables={"COLUMNS": "80"})
+    assert [line for line in result.output.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("name", ["", *ALL])
 def test_examples_are_right(name: str) -> None:
     lines = [line.strip() for line in help_of(name).splitlines()]
     shown = [line for line in lines[lines.index("Examples:") :] if "aimagestore" in line]

@@ -127,11 +127,11 @@ def test_inspect_shows_everything(two: Cli) -> None:
     two("flag", "localhost/a:1", "checked", "true")
     two("create", "--id", "bare")
     lines = two("inspect", "localhost/a:1", "abab", "bare").lines
-    assert lines[0] == "ID:       " + "a" * 64
-    assert lines[1:3] == ["Name:     localhost/a:1", "Name:     localhost/a:2"]
-    assert "Flag:     checked=true" in lines
-    assert lines[lines.index("") + 1] == "ID:       " + "ab" * 32
-    assert any(line.startswith("Created:  2") and line.endswith(" ago)") for line in lines)
+    assert lines[0] == "ID:      " + "a" * 64
+    assert lines[1:3] == ["Name:    localhost/a:1", "Name:    localhost/a:2"]
+    assert "Flag:    checked=true" in lines
+    assert lines[lines.index("") + 1] == "ID:      " + "ab" * 32
+    assert any(line.startswith("Created: 2") and line.endswith(" ago)") for line in lines)
     assert ["2", "B", "manifest", sha256(b"{}")] in [line.split() for line in lines]
     two("inspect", "a" * 12, "nobody", code=3)
 

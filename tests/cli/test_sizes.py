@@ -37,7 +37,7 @@ def shown(cli: Cli) -> str:
 def test_the_size_of_an_image_is_that_of_layers_and_items(beside: Beside) -> None:
     cli = Cli(beside.images)
     assert shown(cli) == "1.5 MB"
-    assert "Size:     1.5 MB (1.5 MB of layers, 500 B of items)" in cli("inspect", IMAGE).lines
+    assert "Size:    1.5 MB (1.5 MB of layers, 500 B of items)" in cli("inspect", IMAGE).lines
     for command in (["images"], ["inspect", IMAGE]):
         (found,) = cli(*command, "--json").json
         assert (found["size"], found["layers_size"]) == (500, 1_503_000)
@@ -47,7 +47,7 @@ def test_a_size_that_is_not_all_known_says_so(beside: Beside) -> None:
     cli = Cli(beside.images)
     beside.write_layers(layer("base", size=None), layer("top", "base"))
     assert shown(cli) == ">500 B"
-    assert "Size:     >500 B" in cli("inspect", IMAGE).lines
+    assert "Size:    >500 B" in cli("inspect", IMAGE).lines
     assert cli("images", "--json").json[0]["layers_size"] is None
 
 
@@ -64,7 +64,8 @@ def test_an_image_that_a_container_uses_is_only_deleted_by_force(beside: Beside)
     cli = Cli(beside.images)
     beside.write_containers(container("c", IMAGE, "web"), volatile=True)
     refused = cli("rm", IMAGE, code=1)
-    assert "is used by containers: remove them, or delete it with --force: web" in refused.errors
+    assert "is used by the container web: remove the container first" in refused.errors
+    assert "or delete the image with --force" in refused.errors
     cli("exists", IMAGE)
     cli("rm", "--force", IMAGE)
     cli("exists", IMAGE, code=3)

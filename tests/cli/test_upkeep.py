@@ -19,7 +19,7 @@ def image(cli: Cli) -> Cli:
 
 
 def test_nothing_found(image: Cli) -> None:
-    assert image("check").lines == ["1 images, 1 items, 0 B read: nothing found"]
+    assert image("check").lines == ["1 image, 1 item, 0 B read: nothing found"]
     assert image("check", "--json").json == {
         "ok": True,
         "images": 1,
