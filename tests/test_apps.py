@@ -29,8 +29,8 @@ def test_the_first_look_of_the_readme_runs(tmp_path: Path, backend: str) -> None
         command, cwd=tmp_path, check=True, capture_output=True, text=True
     ).stdout.splitlines()
     assert "1 image, written by buildah" in output[0]
-    assert output[-2].endswith("1409 bytes of big data  localhost/hello:1, localhost/hello:latest")
-    assert output[-1].endswith("914 bytes of big data  localhost/copy:1")
+    assert output[-2].endswith("1409 bytes  localhost/hello:1, localhost/hello:latest")
+    assert output[-1].endswith("914 bytes  localhost/copy:1")
     assert len(list(tmp_path.glob("demo-*/vfs-images/images.json"))) == 1
 
 

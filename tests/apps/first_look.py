@@ -56,7 +56,7 @@ async def first_look(path: Path) -> None:
         print("opened again, read-only:")
         for image in await store.images():
             names = ", ".join(image.names)
-            print(f"  {image.id[:12]}  {image.size:5} bytes of big data  {names}")
+            print(f"  {image.id[:12]}  {image.size:5} bytes  {names}")
 
 
 def main() -> None:
