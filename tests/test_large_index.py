@@ -19,10 +19,12 @@ from aimagestore import (
     StoreCorruptError,
     check,
 )
+from aimagestore._cli.sizes import Sizes
 from aimagestore._directory.engine import DirectoryEngine
 from aimagestore._format import scan
 from aimagestore._format.index import split
 
+from .support.beside import Beside, layer
 from .support.indexes import array, reader_of
 from .support.strategies import compact
 
@@ -221,3 +223,16 @@ async def test_a_change_of_a_store_that_was_only_scanned_keeps_everything(
     found = json.loads((path / "images.json").read_text())
     assert [each["names"] for each in found] == [each["names"] for each in records]
     assert (await check(path)).ok
+
+
+async def test_sizes_with_layers_need_no_index_of_the_images(
+    tmp_path: Path, records: list[dict[str, Any]]
+) -> None:
+    beside = Beside(tmp_path)
+    beside.write_layers(layer("base", size=1), layer("top", "base", 20))
+    write(beside.images, [each | {"layer": "top"} for each in records])
+    async with ImageStore(beside.images, read_only=True) as store:
+        images = await store.images()
+        sizes = await Sizes.of(store)
+        assert {sizes.of_layers(image) for image in images} == {21}
+        assert is_scanned(store)

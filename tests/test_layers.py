@@ -122,6 +122,17 @@ async def test_a_cycle_of_layers_ends(store: ImageStore, beside: Beside) -> None
     beside.write_layers(layer("a", "base"), layer("base", "a"))
     now = await podman.snapshot(store)
     assert [found.id for found in now.layers_of("one")] == ["base", "a"]
+    assert now.size_of("one") is None
+
+
+async def test_the_size_of_a_layer_with_those_below_it_is_the_same_for_each_image(
+    store: ImageStore, beside: Beside
+) -> None:
+    beside.write_layers(layer("b", "a", 300), layer("a", "base", 20), layer("base", size=1))
+    for order in (("one", "two"), ("two", "one")):
+        now = await podman.snapshot(store)
+        sizes = {name: now.size_of(name) for name in order}
+        assert sizes == {"one": 1 + 20 + 4, "two": 1 + 20 + 300 + 4}
 
 
 async def test_containers_of_an_image_are_known(store: ImageStore, beside: Beside) -> None:

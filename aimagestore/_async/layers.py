@@ -25,6 +25,18 @@ async def read_with_layers(core: StoreCore) -> tuple[Catalog, PodmanRecords]:
             return found
 
 
+async def read_layers(core: StoreCore) -> PodmanRecords:
+    """Return all layers alone, as they are now. If interrupted, this returns at once.
+
+    :raises StoreCorruptError: when a file with layers is damaged
+    """
+    core.check_open()
+    podman = core.engine.podman
+    if podman is None:
+        return PodmanRecords()
+    return PodmanRecords(await core.threads.run_abandonable(podman.read_layers))
+
+
 def _read_if_unchanged(engine: Engine) -> tuple[Catalog, PodmanRecords] | None:
     """Return everything, or ``None`` if layers or containers changed while images were read."""
     podman = engine.podman

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 NONE = "<none>"
 
@@ -14,8 +14,9 @@ _PASSWORD = re.compile(r"(password\s*=).*", re.IGNORECASE | re.DOTALL)
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
 
-# The longest duration in Go, nanoseconds in 64 bits. podman shows no greater age.
-_OLDEST = timedelta(microseconds=(2**63 - 1) // 1000)
+# The longest duration in Go in seconds: nanoseconds in 64 bits. podman shows no greater age.
+_OLDEST = (2**63 - 1) // 10**9
+_DAY = 24 * 3600
 _GO_ZERO = datetime(1, 1, 1, tzinfo=UTC)
 
 
@@ -40,12 +41,11 @@ def human_size(size: float) -> str:
 
 def human_age(created: datetime | None, now: datetime) -> str:
     """Format how long ago a time was (Go: ``units.HumanDuration``)."""
-    since = (created or _GO_ZERO).replace(microsecond=0)
-    return f"{_human_duration(min(now - since, _OLDEST))} ago"
+    age = now - (created or _GO_ZERO).replace(microsecond=0)
+    return f"{_human_duration(min(age.days * _DAY + age.seconds, _OLDEST))} ago"
 
 
-def _human_duration(duration: timedelta) -> str:
-    seconds = duration // timedelta(seconds=1)
+def _human_duration(seconds: int) -> str:
     minutes = seconds // 60
     # Go rounds the hours, but not those that it converts to years.
     hours = (seconds + 1800) // 3600
@@ -76,10 +76,11 @@ def repositories_and_tags(names: Sequence[str]) -> list[tuple[str, str]]:
 
     Names with a digest and no tag are left out if another name has a tag.
     """
-    parts = [(name, *_repository_and_tag(name)) for name in names]
-    if any(tag != NONE for _, _, tag in parts):
-        parts = [part for part in parts if part[2] != NONE or "@" not in part[0]]
-    return [(repository, tag) for _, repository, tag in parts] or [(NONE, NONE)]
+    parts = [_repository_and_tag(name) for name in names]
+    if len(parts) > 1 and any(tag != NONE for _, tag in parts):
+        both = zip(names, parts, strict=True)
+        parts = [part for name, part in both if part[1] != NONE or "@" not in name]
+    return parts or [(NONE, NONE)]
 
 
 def _repository_and_tag(name: str) -> tuple[str, str]:
@@ -93,6 +94,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_texts(texts: Sequence[str]) -> Sequence[str]:
+    """Escape the same in many texts, which rarely have anything to escape."""
+    return texts if "".join(texts).isprintable() else list(map(printable, texts))
 
 
 def without_secrets(text: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
+
+import msgspec
 
 from .._core.documents import Documents
 from .._core.image import Image
@@ -35,8 +36,7 @@ class Sorting(StrEnum):
     TAG = "tag"
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, eq=False, gc=False):
     """An image under one of its names.
 
     :ivar names: all names under which the image is listed
@@ -48,7 +48,7 @@ class Row:
     repository: str
     tag: str
     sizes: Sizes
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = {}
 
     @property
     def repository_digests(self) -> list[str]:
@@ -131,11 +131,9 @@ def _whole_seconds(image: Image) -> datetime:
 async def write_rows(rows: Sequence[Row], template: Template[Row], *, heading: bool) -> None:
     """Write rows in the form of a template."""
     if template.is_table:
-        await write_table(
-            template.heading(), (template.cells(row) for row in rows), folded=0, is_headed=heading
-        )
+        await write_table(template.heading(), template.rows(rows), folded=0, is_headed=heading)
     else:
-        await write("".join(f"{template.cells(row)[0]}\n" for row in rows))
+        await write("".join(f"{text}\n" for (text,) in template.rows(rows)))
 
 
 async def write_podman_json(rows: Iterable[Row]) -> None:

@@ -13,7 +13,7 @@ from anyio import to_thread
 
 from .._core.image import Image
 from .._core.report import Finding, Report
-from .human import printable, without_secrets
+from .human import printable, printable_texts, without_secrets
 
 _NARROWEST_COLUMN = 12
 _COLUMN_GAP = 2
@@ -120,30 +120,40 @@ async def write_table(
 def _table(
     headings: Sequence[str], rows: Iterable[Sequence[str]], folded: int | None, is_headed: bool
 ) -> str:
-    cells = [list(headings), *([printable(cell) for cell in row] for row in rows)]
-    widths = _widths(cells, _NARROWEST_COLUMN)
-    if sys.stdout.isatty() and sum(widths) > (columns := get_terminal_size().columns):
-        widths = _widths(cells, 0)
-        excess = sum(widths) - columns
+    # By columns, each of which is handled in a few calls.
+    columns = list(map(printable_texts, zip(headings, *rows, strict=True)))
+    widths = _widths(columns, _NARROWEST_COLUMN)
+    if sys.stdout.isatty() and sum(widths) > (available := get_terminal_size().columns):
+        widths = _widths(columns, 0)
+        excess = sum(widths) - available
         if folded is not None and excess > 0:
             gap = 0 if folded == len(widths) - 1 else _COLUMN_GAP
             room = widths[folded] - gap - excess
             if room >= _NARROWEST_COLUMN:
                 widths[folded] = room + gap
-                cells = [line for row in cells for line in _fold(row, folded, room)]
-    shown = cells if is_headed else cells[1:]
-    return "".join(_line(row, widths) for row in shown)
+                rows = zip(*columns, strict=True)
+                lines = (line for row in rows for line in _fold(row, folded, room))
+                columns = list(zip(*lines, strict=True))
+    padded = map(_padded, columns, widths)
+    text = [f"{line.rstrip(' ')}\n" for line in map("".join, zip(*padded, strict=True))]
+    return "".join(text if is_headed else text[1:])
 
 
-def _widths(cells: Sequence[Sequence[str]], least: int) -> list[int]:
+def _widths(columns: Sequence[Sequence[str]], least: int) -> list[int]:
     """Return the widths of the columns, each with the gap after it."""
-    longest = [_longest(column) for column in zip(*cells, strict=True)]
+    longest = [max(_lengths(column)) for column in columns]
     return [*(max(width + _COLUMN_GAP, least) for width in longest[:-1]), longest[-1]]
 
 
-def _longest(column: Sequence[str]) -> int:
-    is_ascii = all(map(str.isascii, column))
-    return max(map(len if is_ascii else _width, column))
+def _lengths(column: Sequence[str]) -> Iterator[int]:
+    """Iterate over the numbers of columns of a terminal that texts take."""
+    return map(len if "".join(column).isascii() else _width, column)
+
+
+def _padded(column: Sequence[str], width: int) -> Iterator[str]:
+    return (
+        text + " " * (width - length) for text, length in zip(column, _lengths(column), strict=True)
+    )
 
 
 def _width(text: str) -> int:
@@ -155,20 +165,13 @@ def _width(text: str) -> int:
     return cell_len(text)
 
 
-def _fold(row: list[str], place: int, width: int) -> Iterator[list[str]]:
+def _fold(row: Sequence[str], place: int, width: int) -> Iterator[list[str]]:
     from rich.cells import chop_cells  # noqa: PLC0415 - only narrow terminals need it
 
     first, *others = chop_cells(row[place], width) or [""]
     yield [*row[:place], first, *row[place + 1 :]]
     for other in others:
         yield [other if column == place else "" for column in range(len(row))]
-
-
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    if all(map(str.isascii, row)):
-        return "".join(map(str.ljust, row, widths)).rstrip(" ") + "\n"
-    padded = [text + " " * (width - _width(text)) for text, width in zip(row, widths, strict=True)]
-    return "".join(padded).rstrip(" ") + "\n"
 
 
 async def write_findings(findings: Sequence[Finding]) -> None:

@@ -108,12 +108,13 @@ async def images(
         ),
         Sorting(sorting),
     )
-    ids = {row.image.id: row.image for row in rows}
     if json:
-        await write_json([image_json(i, sizes.of_layers(i)) for i in ids.values()])
+        listed = {row.image.id: row.image for row in rows}.values()
+        await write_json([image_json(image, sizes.of_layers(image)) for image in listed])
     elif is_json:
         await write_podman_json(rows)
     elif quiet:
+        ids = dict.fromkeys(row.image.id for row in rows)
         await write_lines(ids if no_trunc else map(short_id, ids))
     else:
         if shown is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import takewhile
 from types import MappingProxyType
 from typing import Final
 
@@ -68,6 +69,8 @@ class PodmanRecords:
     ) -> None:
         self.layers = layers
         self.containers = containers
+        # Layers with all layers below them, which many images share: their sizes so far.
+        self._sizes: dict[str, int | None] = {"": 0}
 
     def chain(self, layer_id: str) -> Iterator[str]:
         """Iterate over the IDs of a layer and those below it, up to and including a missing one."""
@@ -95,6 +98,8 @@ class PodmanRecords:
 
         ``None`` when a layer is missing, or has no recorded size.
         """
+        if not image.mapped_top_layers:
+            return self._size_from(image.top_layer)
         total = 0
         for layer_id in self.layer_ids(image):
             layer = self.layers.get(layer_id)
@@ -102,6 +107,19 @@ class PodmanRecords:
                 return None
             total += layer.diff_size
         return total
+
+    def _size_from(self, top: str) -> int | None:
+        """Return the size of a layer with all layers below it; ``None`` if they form a circle."""
+        sizes = self._sizes
+        new = list(takewhile(lambda layer_id: layer_id not in sizes, self.chain(top)))
+        for layer_id in reversed(new):
+            layer = self.layers.get(layer_id)
+            size = None
+            if layer is not None and layer.diff_size is not None:
+                below = sizes.get(layer.parent)
+                size = None if below is None else below + layer.diff_size
+            sizes[layer_id] = size
+        return sizes[top]
 
     @cached_property
     def users(self) -> Mapping[str, tuple[Container, ...]]:
