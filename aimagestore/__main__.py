@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 _NEEDED = frozenset({"click", "rich"})
@@ -12,6 +13,9 @@ def main() -> None:
 
     :raises SystemExit: with the exit code that the page on the command line documents
     """
+    # What is imported is kept until the exit. Looking for garbage in it would take longer than most
+    # commands. A command turns the collector on again.
+    gc.disable()
     try:
         from ._cli.app import run  # noqa: PLC0415 - the library itself does without the extra
     except ModuleNotFoundError as error:
@@ -20,7 +24,10 @@ def main() -> None:
         sys.exit(f"aimagestore: {error.name} is missing: pip install 'aimagestore[cli]'")
     except KeyboardInterrupt:
         sys.exit(130)
-    run()
+    try:
+        run()
+    finally:
+        gc.freeze()  # the interpreter would look for garbage at its exit
 
 
 if __name__ == "__main__":

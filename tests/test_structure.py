@@ -217,6 +217,15 @@ LARGE = {
     "ssl",
     "trio",
 }
+UNREAD = {
+    "aimagestore._core.pruning",
+    "aimagestore._core.report",
+    "aimagestore._stacked",
+    "aimagestore.podman",
+    "secrets",
+    "shutil",
+}
+"""What is not needed to read a store."""
 ASYNC = "aimagestore._async"
 ENGINES = {ASYNC, "aimagestore.cluster", "aimagestore.oci", "aimagestore.podman"}
 
@@ -229,13 +238,14 @@ ENGINES = {ASYNC, "aimagestore.cluster", "aimagestore.oci", "aimagestore.podman"
         # Older versions of anyio import ssl.
         (
             ["-c", "from aimagestore import ImageStore"],
-            LARGE - {"anyio", "ssl"} | ENGINES - {ASYNC},
+            LARGE - {"anyio", "ssl"} | UNREAD | ENGINES - {ASYNC},
         ),
         (["-m", "aimagestore", "--version"], LARGE - {"click"} | ENGINES | {"msgspec"}),
         (
             ["-m", "aimagestore", "--root", "{}", "images"],
             {"inotify_simple", "rich", "sqlite3", "tomllib", "aimagestore._cli.layouts"}
-            | {"aimagestore._async.copying", "aimagestore.cluster", "aimagestore.oci"},
+            | {"aimagestore._async.copying", "aimagestore.cluster", "aimagestore.oci"}
+            | UNREAD,
         ),
     ],
 )

@@ -11,7 +11,6 @@ from .._core.addresses import is_address
 from .._core.plain import PlainType
 from .._directory.location import DirectoryLocation
 from .._engine.protocol import Location
-from .._stacked.location import AdditionalLocation, StackedLocation
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,8 @@ def stacked_location(
     ]
     if not stores:
         return own
+    from .._stacked.location import AdditionalLocation, StackedLocation  # noqa: PLC0415 (rarely used)
+
     return StackedLocation(
         own, [AdditionalLocation(location_of(store.where), store.required) for store in stores]
     )

@@ -8,16 +8,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Self, TypeVar, TypeVarTuple
 
 from .._core.content import Content
 from .._core.image import Image
 from .._core.mutations import Mutation
 from .._core.names import check_key, check_type
-from .._core.pruning import PrunePolicy, PruneResult
-from .._core.report import Report
 from .._core.snapshot import Snapshot, snapshot_of
-from .._core.usage import Usage
 from .._core.view import View
 from .._engine import items
 from .._engine.items import Measured
@@ -25,12 +22,16 @@ from .._engine.protocol import Location
 from .core import StoreCore
 from .locations import AdditionalStore, stacked_location
 from .methods import ImageMethods
-from .pruning import Pruning, usage_of
 from .staging import BigDataSource, Expectations, Progress, StagedItem
 from .streams import BigDataReader
 from .threads import Stepper
 from .transaction import Transaction, TransactionBlock
 from .watch import Watch
+
+if TYPE_CHECKING:
+    from .._core.pruning import PrunePolicy, PruneResult
+    from .._core.report import Report
+    from .._core.usage import Usage
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -413,6 +414,8 @@ class ImageStore(ImageMethods):
         :raises StoreCorruptError: when the index is missing or blank beside images
         :raises LockTimeoutError: when the lock was not free in time
         """
+        from .._core.report import Report  # noqa: PLC0415 (rarely used)
+
         self._check_writable()
         core = self._core
         report = Report()
@@ -437,6 +440,8 @@ class ImageStore(ImageMethods):
         :raises StoreCorruptError: when the store's index is damaged, or podman's list of layers or
             containers beside it
         """
+        from .pruning import usage_of  # noqa: PLC0415 (rarely used)
+
         self._core.check_open()
         return await usage_of(self._core)
 
@@ -467,6 +472,9 @@ class ImageStore(ImageMethods):
             containers beside it
         :raises LockTimeoutError: when the lock was not free in time
         """
+        from .._core.pruning import PrunePolicy  # noqa: PLC0415 (rarely used)
+        from .pruning import Pruning  # noqa: PLC0415 (rarely used)
+
         check_type(policy, PrunePolicy, "policy")
         if dry_run:
             return await Pruning(self._core).forecast(policy)

@@ -6,14 +6,15 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from shutil import get_terminal_size
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anyio import to_thread
 
 from .._core.image import Image
-from .._core.report import Finding, Report
 from .human import printable, printable_texts, without_secrets
+
+if TYPE_CHECKING:
+    from .._core.report import Finding, Report
 
 _NARROWEST_COLUMN = 12
 _COLUMN_GAP = 2
@@ -123,7 +124,8 @@ def _table(
     # By columns, each of which is handled in a few calls.
     columns = list(map(printable_texts, zip(headings, *rows, strict=True)))
     widths = _widths(columns, _NARROWEST_COLUMN)
-    if sys.stdout.isatty() and sum(widths) > (available := get_terminal_size().columns):
+    available = _terminal_width()
+    if available is not None and sum(widths) > available:
         widths = _widths(columns, 0)
         excess = sum(widths) - available
         if folded is not None and excess > 0:
@@ -137,6 +139,15 @@ def _table(
     padded = map(_padded, columns, widths)
     text = [f"{line.rstrip(' ')}\n" for line in map("".join, zip(*padded, strict=True))]
     return "".join(text if is_headed else text[1:])
+
+
+def _terminal_width() -> int | None:
+    """Return the number of columns of the terminal; ``None`` if the output is not one."""
+    if not sys.stdout.isatty():
+        return None
+    from shutil import get_terminal_size  # noqa: PLC0415 - it imports several compressors
+
+    return get_terminal_size().columns
 
 
 def _widths(columns: Sequence[Sequence[str]], least: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import signal
@@ -57,6 +58,7 @@ async def _until_signal(call: Callable[[], Awaitable[ExitCode | None]]) -> int:
 
     Errors are raised outside of the task group, which would wrap them.
     """
+    _collect_garbage()
     error: Exception | None = None
     code: int | None = ExitCode.DONE
     received: list[int] = []
@@ -80,6 +82,13 @@ async def _until_signal(call: Callable[[], Awaitable[ExitCode | None]]) -> int:
     if error is not None:
         raise error
     return code or ExitCode.DONE
+
+
+def _collect_garbage() -> None:
+    """Turn the garbage collector on, if the program's start has turned it off."""
+    if not gc.isenabled():
+        gc.freeze()  # what was imported stays
+        gc.enable()
 
 
 def _handled() -> list[signal.Signals]:

@@ -13,7 +13,6 @@ from anyio import to_thread
 from .._async.locations import AdditionalStore, location_of, stacked_location
 from .._async.store import ImageStore
 from .._engine.protocol import Location
-from ..podman._opening import additional_stores, storage_location
 from .exits import CommandError, ExitCode
 from .output import say
 from .roots import given_cluster, given_store, is_cluster, may_be_store, podman_storage
@@ -51,6 +50,11 @@ class Session:
         """Return the store's directory, and the additional stores of podman's configuration."""
         if self.root is not None:
             return location_of(await given_store(self.root)), []
+        from ..podman._opening import (  # noqa: PLC0415 - what commands with --root need not load
+            additional_stores,
+            storage_location,
+        )
+
         storage = await podman_storage()
         if writes and not self.may_write:
             raise CommandError(

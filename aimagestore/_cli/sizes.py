@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .._async.store import ImageStore
+from .._async.layers import read_layers
+from .._async.store import ImageStore, core_of
 from .._core.image import Image
 from .._core.layers import PodmanRecords
 from ..errors import StoreCorruptError
-from ..podman._snapshot import layers_of
 from .human import human_size
 from .output import say
 
@@ -26,7 +26,7 @@ class Sizes:
         if store.layer_store is None:
             return cls(None)
         try:
-            return cls(await layers_of(store))
+            return cls(await read_layers(core_of(store)))
         except StoreCorruptError as error:
             say(f"sizes are shown without layers: {error}")
             return cls(None)

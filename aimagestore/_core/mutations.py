@@ -7,7 +7,6 @@ what is to be done. It changes nothing.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -75,7 +74,10 @@ def create(
     :param force: create it even if podman, which keeps layers beside the store, cannot read it
     """
     check_type(force, bool, "force")
-    image_id = secrets.token_hex(32) if image_id is None else image_id
+    if image_id is None:
+        import secrets  # noqa: PLC0415 - it imports much that reading does not need
+
+        image_id = secrets.token_hex(32)
     is_now = created is None
     created = datetime.now(UTC) if created is None else created
     check_type(created, datetime, "created")

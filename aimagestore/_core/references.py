@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from .digest import is_digest
 
 _LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _DOMAIN = rf"{_LABEL}(?:\.{_LABEL})*(?::[0-9]+)?"
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_REFERENCE = re.compile(
-    rf"(?:(?P<domain>{_DOMAIN})/)?(?P<path>{_COMPONENT}(?:/{_COMPONENT})*)"
-    r"(?::(?P<tag>\w[\w.-]{0,127}))?"
-    r"(?:@(?P<digest>.+))?",
-    re.ASCII,
-)
 _LONGEST = 255
 
 DOCKER = "docker.io"
@@ -28,13 +23,24 @@ def is_reference(name: str) -> bool:
     return full_name(name, DOCKER) is not None and _HEX.fullmatch(name) is None
 
 
+@cache
+def _reference() -> re.Pattern[str]:
+    """Return the pattern of a name, which takes long to compile and is rarely needed."""
+    return re.compile(
+        rf"(?:(?P<domain>{_DOMAIN})/)?(?P<path>{_COMPONENT}(?:/{_COMPONENT})*)"
+        r"(?::(?P<tag>\w[\w.-]{0,127}))?"
+        r"(?:@(?P<digest>.+))?",
+        re.ASCII,
+    )
+
+
 def full_name(name: str, registry: str = _LOCALHOST) -> str | None:
     """Return the full name, with a registry and a tag or digest; ``None`` if it is not a name.
 
     :param registry: the registry of a name that has none
     """
     # A longer text is no name, and would take long to match.
-    found = _REFERENCE.fullmatch(name) if len(name) <= 4 * _LONGEST else None
+    found = _reference().fullmatch(name) if len(name) <= 4 * _LONGEST else None
     if found is None or (found["digest"] and not is_digest(found["digest"])):
         return None
     domain, path = found["domain"] or "", found["path"]

@@ -40,12 +40,12 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from .._core.content import InlineContent
 from .._core.draft import Draft, Plan
 from .._core.mutations import Mutation
 from .._core.names import big_data_file
-from .._core.report import Report
 from .._engine.lock import AnyGrant
 from .._engine.protocol import Outcome, Removal, Steps
 from .._format import index
@@ -53,14 +53,15 @@ from .._format.block_catalog import BlockCatalog, apply_draft
 from ..errors import ImageInUseError, PodmanFailsError, StoreCorruptError
 from .beside import PodmanFiles
 from .files import Directory
-from .garbage import garbage, needed_manifest, remove
 from .index_file import IndexFile
 from .items import DirectoryItems
 from .lock import write_token
 from .pending import NEW_INDEX, mark_name, pending_name, put_in_place, remove_unlisted
-from .podman import Podman
 from .recovery import Recovery
 from .staged import StagedFile
+
+if TYPE_CHECKING:
+    from .._core.report import Report
 
 logger = logging.getLogger("aimagestore")
 
@@ -198,6 +199,8 @@ class DirectoryWriter:
 
         :raises _DraftError: when podman could not read a new image that is not forced
         """
+        from .podman import Podman  # noqa: PLC0415 (only for changes)
+
         podman = Podman.beside(self._root, self._podman)
         if podman is None:
             return []
@@ -321,6 +324,8 @@ class DirectoryWriter:
             logger.info("cleared %s, which no image had", self._root.path_of(image_id))
 
     def garbage(self, *, dry_run: bool) -> Iterator[Removal]:
+        from .garbage import garbage, needed_manifest, remove  # noqa: PLC0415 (rarely used)
+
         # One removal that finds everything: only under the lock no other writer is at work.
         def collect(grant: AnyGrant) -> Steps[Report]:
             catalog = self._index.load()

@@ -6,9 +6,9 @@ import io
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import TYPE_CHECKING
 
 from .._core.image import Image
-from .._core.usage import StoredContent
 from .._engine.items import require_item
 from .._engine.protocol import Steps
 from .._engine.workers import WorkerPool
@@ -18,7 +18,9 @@ from .index_file import IndexFile
 from .pending import open_current
 from .staged import StagedFile
 from .stored import StoredFiles
-from .usage import stored_content
+
+if TYPE_CHECKING:
+    from .._core.usage import StoredContent
 
 _HELPERS = 4
 
@@ -87,6 +89,8 @@ class DirectoryItems:
         return os.path.sameopenfile(one.fileno(), other.fileno())
 
     def usage(self) -> Steps[StoredContent]:
+        from .usage import stored_content  # noqa: PLC0415 (rarely used)
+
         catalog = self._index.load()
         return (yield from stored_content(self._root, [record.id for record in catalog.records()]))
 

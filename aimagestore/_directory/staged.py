@@ -6,7 +6,6 @@ import errno
 import io
 import os
 import re
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
@@ -36,7 +35,7 @@ _STAGED_NAME = re.compile(rf"{re.escape(STAGED_PREFIX)}[0-9a-f]{{32}}")
 
 def staged_name() -> str:
     """Return a unique name for a staged file or directory."""
-    return f"{STAGED_PREFIX}{secrets.token_hex(16)}"
+    return f"{STAGED_PREFIX}{os.urandom(16).hex()}"
 
 
 def remove_dead(directory: Directory) -> None:

@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import datetime
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from .._core.catalog import Catalog
 from .._core.content import Content, Copies
@@ -20,10 +20,12 @@ from .._core.events import ChangeEvent
 from .._core.image import Image
 from .._core.layers import Container, Layer
 from .._core.mutations import Mutation
-from .._core.report import Finding, Report
-from .._core.usage import StoredContent
 from .._core.view import View
 from .lock import AnyGrant, AnyLine
+
+if TYPE_CHECKING:
+    from .._core.report import Finding, Report
+    from .._core.usage import StoredContent
 
 T = TypeVar("T")
 
@@ -36,7 +38,7 @@ Steps = Generator[tuple[int, int], None, T]
 Closing the generator between two steps stops the work there.
 """
 
-Removal = Callable[[AnyGrant], Steps[Report]]
+Removal = Callable[[AnyGrant], Steps["Report"]]
 """Checks again, with the lock held, a part of what may be garbage; removes and reports what is."""
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from .._async.layers import read_layers, read_with_layers
+from .._async.layers import read_with_layers
 from .._async.store import ImageStore, core_of
-from .._core.layers import PodmanRecords
 from .._core.podman_snapshot import PodmanSnapshot
 from .._core.snapshot import snapshot_of
 
@@ -20,11 +19,3 @@ async def snapshot(store: ImageStore) -> PodmanSnapshot:
     """
     catalog, records = await read_with_layers(core_of(store))
     return PodmanSnapshot(snapshot_of(catalog), records)
-
-
-async def layers_of(store: ImageStore) -> PodmanRecords:
-    """Return the layers of an open store alone, as they are now: images need not be indexed.
-
-    :raises StoreCorruptError: when a file of layers is damaged; it names the file
-    """
-    return await read_layers(core_of(store))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -176,3 +177,15 @@ def test_a_large_item_is_streamed(image: Cli) -> None:
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     assert int(peak.split()[1]) < 120_000
     assert image("digest", "one", "zeros").lines == [sha256(bytes(150 * 1024 * 1024))]
+
+
+def test_a_command_collects_garbage_though_the_start_does_not(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    gc.disable()
+    try:
+        cli("create", "--id", "a")
+        assert gc.isenabled()
+    finally:
+        gc.enable()
