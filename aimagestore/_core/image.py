@@ -33,20 +33,30 @@ _ATTRIBUTES: Final = (
 )
 
 
-class _Details(msgspec.Struct, frozen=True, eq=False, order=False, gc=False):
+class _Summary(msgspec.Struct, frozen=True, eq=False, order=False, gc=False):
+    """The attributes that a list of images shows.
+
+    :ivar text: the record's element of images.json; empty if everything in it was decoded
+    """
+
+    top_layer: str
+    mapped_top_layers: tuple[str, ...]
+    created: datetime | None
+    size: int
+    text: bytes
+
+
+class _Details(_Summary, frozen=True, eq=False, order=False, gc=False):
     """The attributes of an image that are decoded when one of them is first looked at."""
 
     digest: str
     names_history: tuple[str, ...]
-    top_layer: str
-    mapped_top_layers: tuple[str, ...]
     metadata: str
     big_data_names: tuple[str, ...]
     # Dicts, and proxies on access only: the garbage collector, which stops all threads, traverses
     # proxies, but no dicts of texts and numbers.
     big_data_sizes: dict[str, int]
     big_data_digests: dict[str, str]
-    created: datetime | None
     flags: dict[str, bytes]
 
 
@@ -68,15 +78,21 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
     read_only: bool
     # Its record's element of images.json, until an attribute that is in there is looked at: most
     # callers of a change do not look, and decoding takes longer than the rest of it.
-    _content: bytes | _Details
+    _content: bytes | _Summary
 
     @property
     def _details(self) -> _Details:
         content = self._content
-        if isinstance(content, bytes):
-            content = _details_of(_decode(content), self.names, self.digests)
+        if not isinstance(content, _Details):
+            text = content if isinstance(content, bytes) else content.text
+            content = _details_of(_decode(text), self.names, self.digests)
             msgspec.structs.force_setattr(self, "_content", content)
         return content
+
+    @property
+    def _summary(self) -> _Summary:
+        content = self._content
+        return self._details if isinstance(content, bytes) else content
 
     @property
     def digest(self) -> str:
@@ -91,12 +107,12 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
     @property
     def top_layer(self) -> str:
         """The ID of its topmost layer, or ``""``."""
-        return self._details.top_layer
+        return self._summary.top_layer
 
     @property
     def mapped_top_layers(self) -> tuple[str, ...]:
         """Versions of that layer with other ID mappings."""
-        return self._details.mapped_top_layers
+        return self._summary.mapped_top_layers
 
     @property
     def metadata(self) -> str:
@@ -121,7 +137,7 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
     @property
     def created(self) -> datetime | None:
         """When it was created, in UTC; ``None`` when that is not known."""
-        return self._details.created
+        return self._summary.created
 
     @property
     def flags(self) -> Mapping[str, Any]:
@@ -132,7 +148,7 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
     @property
     def size(self) -> int:
         """The sum of its items' recorded sizes, in bytes."""
-        return sum(self._details.big_data_sizes.values())
+        return self._summary.size
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything about the image as a new ``dict`` that ``json.dumps`` can write.
@@ -182,13 +198,29 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
         return (self.id, self.names, self.digests, self.read_only, *values)
 
 
-def image_of(fields: ImageFields, names: tuple[str, ...], digests: tuple[str, ...]) -> Image:
+def image_of(
+    fields: ImageFields, names: tuple[str, ...], digests: tuple[str, ...], text: bytes
+) -> Image:
     """Return the image of a record that was decoded.
+
+    What few callers look at is left to be decoded again: keeping it all would take longer than
+    decoding it did.
 
     :param names: its names
     :param digests: the digests by which it is found
+    :param text: its element of images.json
+    :raises ValueError: Go would refuse the time of its creation
     """
-    return Image(fields.id, names, digests, False, _details_of(fields, names, digests))
+    return Image(fields.id, names, digests, False, _Summary(*_summary_of(fields), text))
+
+
+def _summary_of(fields: ImageFields) -> tuple[str, tuple[str, ...], datetime | None, int]:
+    return (
+        fields.layer or "",
+        tuple(fields.mapped_layers) if fields.mapped_layers else (),
+        gojson.parse_time(fields.created) if fields.created is not None else None,
+        sum(fields.big_data_sizes.values()) if fields.big_data_sizes else 0,
+    )
 
 
 _NO_FLAGS: Final[dict[str, bytes]] = {}
@@ -203,14 +235,13 @@ def _details_of(fields: ImageFields, names: tuple[str, ...], found_by: tuple[str
     sizes = {share(key, key): size for key, size in (fields.big_data_sizes or {}).items()}
     digests = {share(k, k): share(d, d) for k, d in (fields.big_data_digests or {}).items()}
     return _Details(
+        *_summary_of(fields),
+        b"",
         share(digest, digest),
         tuple([share(name, name) for name in fields.names_history or ()]),
-        fields.layer or "",
-        tuple(fields.mapped_layers or ()),
         fields.metadata or "",
         tuple(keys),
         sizes,
         digests,
-        gojson.parse_time(fields.created) if fields.created is not None else None,
         {k: bytes(raw) for k, raw in flags.items()} if flags else _NO_FLAGS,
     )

@@ -158,13 +158,11 @@ def read_image(raw: RawJSON) -> Image | None:
     """
     try:
         fields: ImageFields = _decode_known_image(raw)
+        is_flat = not fields.flags and len(raw) < _SHORTEST_TOO_DEEP_FOR_GO
+        if is_flat and is_id(fields.id):
+            return image_of(fields, tuple(fields.names or ()), _digests(fields), bytes(raw))
     except (ValueError, RecursionError):
         pass
-    else:
-        is_usual = fields.created is None or gojson.is_usual_time(fields.created)
-        is_flat = not fields.flags and len(raw) < _SHORTEST_TOO_DEEP_FOR_GO
-        if is_usual and is_flat and is_id(fields.id):
-            return image_of(fields, tuple(fields.names or ()), _digests(fields))
     record = read(raw)
     return None if record is None else record.image
 
