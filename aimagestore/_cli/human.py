@@ -41,8 +41,11 @@ def human_size(size: float) -> str:
 
 def human_age(created: datetime | None, now: datetime) -> str:
     """Format how long ago a time was (Go: ``units.HumanDuration``)."""
-    age = now - (created or _GO_ZERO).replace(microsecond=0)
-    return f"{_human_duration(min(age.days * _DAY + age.seconds, _OLDEST))} ago"
+    created = created or _GO_ZERO
+    age = now - created
+    # podman counts from a whole second.
+    seconds = age.seconds + (age.microseconds + created.microsecond) // 1_000_000
+    return f"{_human_duration(min(age.days * _DAY + seconds, _OLDEST))} ago"
 
 
 def _human_duration(seconds: int) -> str:

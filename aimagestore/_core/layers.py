@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from itertools import takewhile
 from types import MappingProxyType
 from typing import Final
 
@@ -111,14 +110,16 @@ class PodmanRecords:
     def _size_from(self, top: str) -> int | None:
         """Return the size of a layer with all layers below it; ``None`` if they form a circle."""
         sizes = self._sizes
-        new = list(takewhile(lambda layer_id: layer_id not in sizes, self.chain(top)))
-        for layer_id in reversed(new):
+        new: dict[str, int | None] = {}
+        layer_id = top
+        while layer_id not in sizes and layer_id not in new:
             layer = self.layers.get(layer_id)
-            size = None
-            if layer is not None and layer.diff_size is not None:
-                below = sizes.get(layer.parent)
-                size = None if below is None else below + layer.diff_size
-            sizes[layer_id] = size
+            new[layer_id] = None if layer is None else layer.diff_size
+            layer_id = "" if layer is None else layer.parent
+        total = sizes.get(layer_id)
+        for layer_id, size in reversed(new.items()):
+            total = None if total is None or size is None else total + size
+            sizes[layer_id] = total
         return sizes[top]
 
     @cached_property
