@@ -11,7 +11,8 @@ from aimagestore import ImageStore, ImageUnknownError
 from aimagestore._cli.listing import row_template
 from aimagestore._cli.selection import select
 from aimagestore._cli.templates import shown
-from aimagestore._core.filters import FILTERS, ImageQuery, _path_matcher, parse_filter
+from aimagestore._core.filter_keys import FILTERS
+from aimagestore._core.filters import ImageQuery, _path_matcher, parse_filter
 from aimagestore._core.moments import parse_duration, parse_moment
 
 from .support.built import config, create_built

@@ -218,6 +218,8 @@ LARGE = {
     "trio",
 }
 UNREAD = {
+    "aimagestore._core.documents",
+    "aimagestore._core.filters",
     "aimagestore._core.pruning",
     "aimagestore._core.report",
     "aimagestore._stacked",

@@ -14,9 +14,9 @@ from .._core.pruning import PrunePolicy, PruneResult
 from .exits import CommandError, ExitCode, usage_errors
 from .human import NONE, counted, human_age, human_size, short_id
 from .output import say, write_json, write_lines, write_table
-from .parameters import json_option
+from .parameters import filter_option, json_option
 from .running import command
-from .selection import filter_option, parse_query, select
+from .selection import parse_query, select
 from .session import Session, say_layers_stay
 
 _DAYS = re.compile(r"(\d{1,6})d(.*)", re.ASCII)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .._core.documents import Documents
 from .._core.image import Image
 from .._core.refs import repository_of
 from .human import human_age, repositories_and_tags, short_id
 from .output import rfc3339, write, write_json, write_table
 from .sizes import Sizes
 from .templates import Template
+
+if TYPE_CHECKING:
+    from .._core.documents import Documents
 
 _FORMAT = "table {{.Repository}} {{.Tag}} {{.ID}} {{.Created}} {{.Size}}"
 

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import click
 
+from .._core.filter_keys import FILTERS
 from .completion import complete_key, complete_ref
 from .exits import CommandError, ExitCode
 
@@ -33,6 +34,15 @@ key_argument = click.argument(
     help="The item, such as manifest; see inspect.",
 )
 json_option = click.option("--json", is_flag=True, help="Print JSON.")
+filter_option = click.option(
+    "--filter",
+    "-f",
+    "filters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Only images that pass this filter of podman's; several times. With KEY!=VALUE, only "
+    f"those that do not. KEY: {', '.join(FILTERS)}.",
+)
 force_option = click.option(
     "--force", is_flag=True, help="Put even what podman cannot read into its store."
 )

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from json import dumps
+from typing import TYPE_CHECKING
 
 import click
 
+from .._async.store import ImageStore
 from .._async.transaction import Transaction
 from .._core.image import Image
 from ..errors import AmbiguousImageError, ImageUnknownError
@@ -27,6 +29,7 @@ from .listing import (
 )
 from .output import image_json, rfc3339, write_json, write_lines, write_table
 from .parameters import (
+    filter_option,
     force_option,
     json_option,
     json_or_text,
@@ -37,9 +40,12 @@ from .parameters import (
 )
 from .progress import progress_bar
 from .running import command
-from .selection import documents_of, filter_option, parse_query, select
 from .session import Session, say_layers_stay
 from .sizes import Sizes
+
+if TYPE_CHECKING:
+    from .._core.documents import Documents
+    from .._core.filters import ImageQuery
 
 
 @command(
@@ -89,22 +95,27 @@ async def images(
     quiet: bool,
     no_trunc: bool,
 ) -> None:
-    query = parse_query(filters)
+    query = _parsed(filters)
     is_json = template == "json"
     shown = None
     if template is not None and not is_json:
         with usage_errors():
             shown = row_template(template, whole_ids=no_trunc)
     async with Session.of(context).reading() as store:
-        found = await select(store, query)
+        found = await _selected(store, query)
         sizes = await Sizes.of(store)
         with_labels = is_json or (shown is not None and "Labels" in shown.names)
-        documents = {i.id: await documents_of(store, i) for i in found} if with_labels else {}
+        documents = await _documents_of(store, found) if with_labels else {}
     rows = sorted_rows(
         (
             row
             for image in found
-            for row in rows_of(image, query.shown_names(image), sizes, documents.get(image.id))
+            for row in rows_of(
+                image,
+                image.names if query is None else query.shown_names(image),
+                sizes,
+                documents.get(image.id),
+            )
         ),
         Sorting(sorting),
     )
@@ -120,6 +131,34 @@ async def images(
         if shown is None:
             shown = row_template(usual_format(rows), whole_ids=no_trunc)
         await write_rows(rows, shown, heading=not no_heading)
+
+
+# Filters and documents are imported where they are used: most lists need neither.
+
+
+def _parsed(filters: Sequence[str]) -> ImageQuery | None:
+    """Parse filters; return ``None`` if there are none."""
+    if not filters:
+        return None
+    from .selection import parse_query  # noqa: PLC0415
+
+    return parse_query(filters)
+
+
+async def _selected(store: ImageStore, query: ImageQuery | None) -> list[Image]:
+    """Return the images that pass the filters, in the order of images.json."""
+    if query is None:
+        return await store.images()
+    from .selection import select  # noqa: PLC0415
+
+    return await select(store, query)
+
+
+async def _documents_of(store: ImageStore, images: Sequence[Image]) -> dict[str, Documents]:
+    """Read the manifests and configs of images, by the images' IDs."""
+    from .selection import documents_of  # noqa: PLC0415
+
+    return {image.id: await documents_of(store, image) for image in images}
 
 
 @command(

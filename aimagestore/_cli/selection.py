@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-import click
-
 from .._async.store import ImageStore
 from .._core.digest import MANIFEST
 from .._core.documents import (
@@ -16,20 +14,10 @@ from .._core.documents import (
     read_documents,
     read_manifest,
 )
-from .._core.filters import FILTERS, ImageQuery
+from .._core.filters import ImageQuery
 from .._core.image import Image
 from ..errors import BigDataMissingError, BigDataUnknownError, ImageUnknownError
 from .exits import usage_errors
-
-filter_option = click.option(
-    "--filter",
-    "-f",
-    "filters",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Only images that pass this filter of podman's; several times. With KEY!=VALUE, only "
-    f"those that do not. KEY: {', '.join(FILTERS)}.",
-)
 
 
 def parse_query(filters: Sequence[str]) -> ImageQuery:

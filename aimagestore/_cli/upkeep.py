@@ -20,10 +20,10 @@ from .output import (
     write_json,
     write_lines,
 )
-from .parameters import json_option, no_verify_option
+from .parameters import filter_option, json_option, no_verify_option
 from .progress import progress_bar
 from .running import command
-from .selection import filter_option, parse_query, passes, select
+from .selection import parse_query, passes, select
 from .session import Session
 
 logger = logging.getLogger("aimagestore")

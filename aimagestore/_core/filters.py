@@ -14,30 +14,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
 
 from ..errors import ImageUnknownError
 from .documents import Documents, is_parent
+from .filter_keys import FILTERS
 from .image import Image
 from .moments import parse_moment
 from .podman import INSTANCES
 from .references import DOCKER, full_name
 from .refs import id_in_ref, repository_and_digest, repository_of
-
-FILTERS: Final = (
-    "before",
-    "dangling",
-    "digest",
-    "id",
-    "intermediate",
-    "label",
-    "manifest",
-    "readonly",
-    "reference",
-    "since",
-    "until",
-)
-"""The keys of filters. ``after`` is another word for ``since``."""
 
 _BOOLEANS = frozenset({"dangling", "intermediate", "manifest", "readonly"})
 _FROM_ITEMS = frozenset({"dangling", "intermediate", "label", "manifest"})
