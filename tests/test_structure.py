@@ -224,8 +224,6 @@ UNREAD = {
     "aimagestore._core.report",
     "aimagestore._stacked",
     "aimagestore.podman",
-    "secrets",
-    "shutil",
 }
 """What is not needed to read a store."""
 ASYNC = "aimagestore._async"
