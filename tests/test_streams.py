@@ -205,6 +205,23 @@ async def test_an_error_comes_after_the_pieces_before_it_and_reading_goes_on(
     assert b"".join(found) == CONTENT
 
 
+async def test_a_read_that_fails_takes_nothing_that_is_read_ahead(
+    store: ImageStore, image: str, reads: Reads
+) -> None:
+    def fail() -> None:
+        if reads.count == 2 + PIECES:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with store.open_big_data(image, "key") as reader:
+        found = [await anext(reader), await reader.receive(10), await reader.receive(10)]
+        await reads.until(1 + PIECES)
+        reads.before = fail
+        with pytest.raises(OSError, match="Input/output error"):
+            await reader.read()
+        found.append(await reader.read())
+    assert b"".join(found) == CONTENT
+
+
 @pytest.mark.damage
 async def test_the_last_piece_of_altered_content_is_never_given(
     store: ImageStore, image: str
