@@ -125,9 +125,9 @@ class ExclusiveLock:
 
             # filelock resolves its path, makes the directories above it and tells locks apart by
             # it. Here the file is opened relative to a descriptor. So the path only names the lock,
-            # in a directory that always exists.
+            # in the one directory that always exists and takes no time to resolve.
             found = self._root.stat_self()
-            path = f"/proc/self/fd/{found.st_dev}-{found.st_ino}-{LOCK_FILE}"
+            path = f"/{found.st_dev}-{found.st_ino}-{LOCK_FILE}"
             lock = RecordLock(path, thread_local=False)
             lock.open_file = partial(open_lock_file, self._root)
             return lock
