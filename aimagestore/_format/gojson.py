@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+import msgspec
+
 from .._core.names import check_text
 
 MAX_DEPTH = 1000 if sys.version_info >= (3, 12) else 400
@@ -27,16 +29,18 @@ _ESCAPES: dict[int, str] = {
 _ESCAPES |= {ord(char): "\\" + char for char in '"\\'}
 _ESCAPES |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
 
-_RARE = re.compile("[\x00-\x1f<>&\u2028\u2029]")
+# What Go escapes otherwise than msgspec.
+_RARE = tuple("<>&\u2028\u2029\b\f")
+_encode = msgspec.json.Encoder().encode
 
 
 def string(text: str) -> str:
     """Spell a string; ``<``, ``>``, ``&`` and the line separators are escaped."""
-    is_usual = text.isprintable() and "<" not in text and ">" not in text and "&" not in text
-    if not is_usual and _RARE.search(text):
-        return f'"{text.translate(_ESCAPES)}"'
+    for rare in _RARE:
+        if rare in text:
+            return f'"{text.translate(_ESCAPES)}"'
     # Faster than translating, which looks up every character, and enough for nearly all texts.
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return _encode(text).decode()
 
 
 def number(value: float) -> str:
