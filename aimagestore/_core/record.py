@@ -219,28 +219,26 @@ class RecordDraft:
     :param record: the record to change, whose ID stays; ``None`` for a new one
     """
 
+    __slots__ = ("_keeps_digests", "_members", "_names", "_record", "_unknown")
+
     def __init__(self, record: Record | None = None) -> None:
         self._record = record
-        self._members: Any = _Members()
         self._unknown: dict[str, Raw] = {}
-        self._names: tuple[str, ...] = ()
+        self._names: tuple[str, ...] = () if record is None else record.names
         # A record that keeps its ID and its digests need not be read again.
         self._keeps_digests = record is not None
-        if record is not None:
-            self._read_members(record.raw)
-            self._names = record.names
-            if record.digests and not self._has_digest():
-                # The digest of an image stays when its manifests change.
-                self.set("digest", record.digests[0])
+        self._members: Any = _Members() if record is None else self._read_members(record.raw)
+        if record is not None and record.digests and not self._has_digest():
+            # The digest of an image stays when its manifests change.
+            self.set("digest", record.digests[0])
 
-    def _read_members(self, raw: RawJSON) -> None:
+    def _read_members(self, raw: RawJSON) -> Any:
         try:
-            self._members = _decode_usual(raw)
+            return _decode_usual(raw)
         except msgspec.ValidationError:  # there are unknown fields
             self._unknown = _decode_members(raw)
-            for field, attribute in _ATTRIBUTES.items():
-                if field in self._unknown:
-                    setattr(self._members, attribute, self._unknown.pop(field))
+            known = [field for field in _ORDER if field in self._unknown]
+            return _Members(**{_ATTRIBUTES[field]: self._unknown.pop(field) for field in known})
 
     def _has_digest(self) -> bool:
         digest = self._members.digest
