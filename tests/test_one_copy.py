@@ -283,10 +283,10 @@ def test_items_are_found_by_their_digest_with_and_without_an_index_of_the_block(
     for number in range(200):
         digests = f'"k":"{digest_of(b"%d" % (number % 50))}","m":"sha512:x","n":""'
         raw = f'{{"id":"{number}","big-data-names":["k"],"big-data-sizes":{{"k":{number}}},'
-        record = read(f'{raw}"big-data-digests":{{{digests}}}}}'.encode())
+        record = read(f'{raw}"big-data-digests":{{{digests}}}}}'.encode(), 1 + number // 100)
         assert record is not None
         records.append(record)
-    catalog = build({1: Block.of(records[:100], 1), 2: Block.of(records[100:], 2)}, ())
+    catalog = build({1: Block.of(records[:100]), 2: Block.of(records[100:])}, ())
     for _ in range(2 * blocks._SEARCHES_MAX):
         found = catalog.items_with_digest(digest_of(b"7"), None)
         assert [(r.id, k) for r, k in found] == [(i, "k") for i in ("157", "107", "57", "7")]

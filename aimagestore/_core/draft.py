@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
 
 import msgspec
 
@@ -49,7 +48,7 @@ class Plan(msgspec.Struct, frozen=True):
         return None
 
 
-class RecordDelta(NamedTuple):
+class RecordDelta(msgspec.Struct, frozen=True, gc=False):
     """What became of one record between the base of a draft and the draft.
 
     :ivar old: the record in the base
@@ -180,19 +179,23 @@ class Draft(View):
         # A name that moves first leaves its previous owner, then goes to the new one.
         for record in plan.updated:
             self._replace(record.id, record)
-        for new in (plan.created, plan.adopted):
-            if new is not None:
-                self._appended.pop(new.id, None)
-                self._appended[new.id] = None
-                self._replace(new.id, new)
-        if plan.created is not None and plan.is_forced:
-            self.forced.add(plan.created.id)
-        if plan.created is not None and plan.is_copied:
-            self.copied.add(plan.created.id)
+        if plan.created is not None:
+            self._append(plan.created)
+            if plan.is_forced:
+                self.forced.add(plan.created.id)
+            if plan.is_copied:
+                self.copied.add(plan.created.id)
         if plan.adopted is not None:
+            self._append(plan.adopted)
             self._adopted.add(plan.adopted.id)
         self.drops_unreadable |= plan.drops_unreadable
-        self.files.update(plan.files)
+        if plan.files:
+            self.files.update(plan.files)
+
+    def _append(self, new: Record) -> None:
+        self._appended.pop(new.id, None)
+        self._appended[new.id] = None
+        self._replace(new.id, new)
 
     def _replace(self, image_id: str, new: Record | None) -> None:
         old = self.record_of(image_id)

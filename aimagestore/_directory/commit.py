@@ -206,7 +206,8 @@ class DirectoryWriter:
             return []
         created = {*draft.created, *(new.id for _, new in draft.recreated)}
         warnings = []
-        for image_id, old, record, _ in draft.record_deltas():
+        for delta in draft.record_deltas():
+            image_id, old, record = delta.id, delta.old, delta.new
             if record is None or image_id in draft.copied:  # podman lists the original already
                 continue
             problems = podman.new_problems(

@@ -334,7 +334,7 @@ def salvage(root: Directory) -> tuple[BlockCatalog, str]:
     root.keep_beside(INDEX_FILE, kept)
     block_id = new_block_id()
     records = list(_readable_records(text, block_id))
-    return build({block_id: Block.of(records, block_id)} if records else {}, ()), kept
+    return build({block_id: Block.of(records)} if records else {}, ()), kept
 
 
 def _readable_records(text: bytes, block_id: int) -> Iterator[Record]:

@@ -147,8 +147,8 @@ def _resolve_name_conflicts(
     for image_id, lost in previous_owners.items():
         old = indexes.by_id[image_id]
         new = indexes.by_id[image_id] = without_names(old, lost)
-        records = (new if record is old else record for record in resolved[old.block_id].records)
-        resolved[old.block_id] = Block.of(records, old.block_id)
+        records = [new if record is old else record for record in resolved[old.block_id].records]
+        resolved[old.block_id] = Block.of(records)
     return resolved
 
 
@@ -162,12 +162,13 @@ def apply_draft(base: BlockCatalog, draft: Draft) -> BlockCatalog:
     :param base: the base of the draft
     """
     replaced: dict[Record, Record | None] = {}
-    for image_id, old, new, is_recreated in draft.record_deltas():
+    for delta in draft.record_deltas():
+        old, new = delta.old, delta.new
         if old is None:
             continue
-        if new is None or is_recreated:
+        if new is None or delta.is_recreated:
             # A shadowed record with the same ID would count once this one is removed.
-            replaced |= dict.fromkeys((old, *base.shadowed.get(image_id, ())))
+            replaced |= dict.fromkeys((old, *base.shadowed.get(delta.id, ())))
         elif bytes(new.raw) != bytes(old.raw):
             replaced[old] = new.in_block(old.block_id)
     damaged = base.damaged
@@ -182,13 +183,14 @@ def apply_draft(base: BlockCatalog, draft: Draft) -> BlockCatalog:
     indexes = base.indexes.copy(
         shares_names=not draft.name_deltas, shares_digests=not draft.changed_digests
     )
-    _overlay(indexes.by_name, draft.name_deltas)
+    _overlay(indexes.by_name, draft.name_deltas.items())
     for digest in draft.changed_digests:
         indexes.set_ids(digest, draft.ids_with_digest(digest))
-    current = {old for old in replaced if indexes.by_id.get(old.id) is old}
-    _overlay(indexes.by_id, {old.id: replaced[old] for old in current})
-    _overlay(indexes.by_id, {record.id: record for record in appended})
-    added = [record.id for record in appended if record.id not in base.indexes.by_id]
+    known = base.indexes.by_id
+    current = ((old.id, new) for old, new in replaced.items() if known.get(old.id) is old)
+    _overlay(indexes.by_id, current)
+    indexes.by_id.update({record.id: record for record in appended})
+    added = [record.id for record in appended if record.id not in known]
     removed = [old.id for old in replaced if old.id not in indexes.by_id]
     return BlockCatalog(
         blocks,
@@ -209,9 +211,9 @@ def _replace(
     """Return the blocks with some records replaced or removed."""
     changed = dict(blocks)
     for block_id in {record.block_id for record in replaced}:
-        records = [replaced.get(r, r) for r in blocks[block_id].records]
-        if kept := [r for r in records if r is not None]:
-            changed[block_id] = Block.of(kept, block_id)
+        records = blocks[block_id].records
+        if kept := [new for r in records if (new := replaced.get(r, r)) is not None]:
+            changed[block_id] = Block.of(kept)
         else:
             del changed[block_id]
     return changed
@@ -231,13 +233,13 @@ def _append(
         room -= len(record.raw)
     for block_id, records in added.items():
         present = blocks[block_id].records if block_id in blocks else ()
-        blocks[block_id] = Block.of((*present, *records), block_id)
+        blocks[block_id] = Block.of((*present, *records))
     return blocks, [record for records in added.values() for record in records]
 
 
-def _overlay(target: dict[K, V], changes: Mapping[K, V | None]) -> None:
+def _overlay(target: dict[K, V], changes: Iterable[tuple[K, V | None]]) -> None:
     """Set the changed values in a dict, and remove those that are ``None``."""
-    for key, value in changes.items():
+    for key, value in changes:
         if value is None:
             target.pop(key, None)
         else:

@@ -6,7 +6,7 @@ import itertools
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 from .._core.record import RawJSON, Record
@@ -41,14 +41,13 @@ class Block:
         self._heads: array[int] | None = None
 
     @classmethod
-    def of(cls, records: Iterable[Record], block_id: int) -> Block:
-        """Encode records as the block with this ID."""
-        placed = tuple([r if r.block_id == block_id else r.in_block(block_id) for r in records])
-        texts: list[RawJSON] = [record.raw for record in placed] or [b""]
+    def of(cls, records: Sequence[Record]) -> Block:
+        """Encode records, all of which name this block as theirs."""
+        texts: list[RawJSON] = [record.raw for record in records] or [b""]
         # Here and not around the joined text, which would copy all of it once more.
         texts[0] = b"".join((b"[", texts[0]))
         texts[-1] = b"".join((texts[-1], b"]"))
-        return cls(b",".join(texts), placed)
+        return cls(b",".join(texts), tuple(records))
 
     def may_have(self, digest: str) -> bool:
         """Return whether an item of its records may have this SHA-256 digest.

@@ -421,7 +421,7 @@ def _parse_block(piece: _Piece[Raw]) -> tuple[int, Block, Sequence[bytes]]:
     damaged = [bytes(r) for r, record in zip(piece.elements, records, strict=True) if not record]
     is_compact = len(piece.array) == sum(map(len, piece.elements)) + len(records) + 1
     if damaged or not is_compact:
-        return block_id, Block.of(kept, block_id), damaged
+        return block_id, Block.of(kept), damaged
     return block_id, Block(piece.array, kept), ()
 
 

@@ -228,13 +228,14 @@ def _write_indexes(connection: Connection, deltas: Iterable[RecordDelta]) -> Non
     new_names: list[tuple[bytes, str]] = []
     lost_digests: list[tuple[str, str]] = []
     new_digests: list[tuple[str, str]] = []
-    for image_id, old, new, _ in deltas:
-        before, after = (set(r.names) if r else set() for r in (old, new))
+    for delta in deltas:
+        both = delta.old, delta.new
+        before, after = (set(r.names) if r else set() for r in both)
         lost_names += [hash_of(name) for name in before - after]
-        new_names += [(hash_of(name), image_id) for name in after - before]
-        before, after = (set(r.digests) if r else set() for r in (old, new))
-        lost_digests += [(digest, image_id) for digest in before - after]
-        new_digests += [(digest, image_id) for digest in after - before]
+        new_names += [(hash_of(name), delta.id) for name in after - before]
+        before, after = (set(r.digests) if r else set() for r in both)
+        lost_digests += [(digest, delta.id) for digest in before - after]
+        new_digests += [(digest, delta.id) for digest in after - before]
     if lost_names:
         connection.execute(_REMOVE_NAMES, [lost_names])
     if new_names:
@@ -249,12 +250,13 @@ def _write_images(connection: Connection, deltas: Iterable[RecordDelta]) -> None
     removed: list[str] = []
     updated: list[tuple[str, str]] = []
     added: list[tuple[str, str]] = []
-    for image_id, old, new, is_recreated in deltas:
-        if old is not None and (new is None or is_recreated):
-            removed.append(image_id)
+    for delta in deltas:
+        old, new = delta.old, delta.new
+        if old is not None and (new is None or delta.is_recreated):
+            removed.append(delta.id)
         if new is not None:
-            stays = old is not None and not is_recreated
-            (updated if stays else added).append((image_id, bytes(new.raw).decode()))
+            stays = old is not None and not delta.is_recreated
+            (updated if stays else added).append((delta.id, bytes(new.raw).decode()))
     if removed:
         connection.execute(_REMOVE_IMAGES, [removed])
     if updated:
