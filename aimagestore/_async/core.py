@@ -520,14 +520,14 @@ class StoreCore:
 
     # Committing
 
-    async def submit(self, mutation: Mutation) -> Image | None:
+    def submit(self, mutation: Mutation) -> Awaitable[Image | None]:
         """Have a mutation committed. If interrupted, it was committed or never will be.
 
         :returns: the image that the mutation returns, if it returns one
         :raises LockTimeoutError: when the lock was not free in time
         """
         self.check_writable()
-        return await self.with_copies(mutation, self._committer.submit)
+        return self.with_copies(mutation, self._committer.submit)
 
     async def with_copies(
         self,

@@ -42,8 +42,10 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def image(self) -> Image | None:
         """The image that the mutation returns, as the mutation leaves it."""
-        for record in (self.created, *self.updated):
-            if record is not None and record.id == self.image_id:
+        if self.created is not None and self.created.id == self.image_id:
+            return self.created.image
+        for record in self.updated:
+            if record.id == self.image_id:
                 return record.image
         return None
 
