@@ -60,6 +60,31 @@ def links(path: Path, image: str, key: str = "key") -> int:
     return (path / image / key).stat().st_nlink
 
 
+async def test_content_of_another_program_is_made_durable_before_it_gets_another_name(
+    path: Path, store: ImageStore, verified: VerifiedFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.create("first", big_data={"key": CONTENT})
+    verified.forget_all()  # as if another program had written it
+    steps: list[str] = []
+    inode = (path / "first" / "key").stat().st_ino
+    sync_file, name_file = Directory.sync_file, Directory.name_file
+
+    def sync(self: Directory, name: str, fd: int) -> None:
+        sync_file(self, name, fd)
+        if os.fstat(fd).st_ino == inode:
+            steps.append("sync")
+
+    def give_name(self: Directory, fd: int, name: str) -> None:
+        steps.append("name")
+        name_file(self, fd, name)
+
+    monkeypatch.setattr(Directory, "sync_file", sync)
+    monkeypatch.setattr(Directory, "name_file", give_name)
+    await store.create("second", big_data={"key": CONTENT})
+    assert links(path, "second") == 2
+    assert steps == ["sync", "name"]
+
+
 @pytest.mark.parametrize(
     "code", [errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOENT]
 )
