@@ -15,6 +15,7 @@ from aimagestore import (
 )
 from aimagestore._directory import staged as staged_files
 from aimagestore._directory.files import Directory
+from aimagestore._directory.items import DirectoryItems
 
 from .support.sources import CONTENT, DIGEST, chunks
 
@@ -74,6 +75,22 @@ async def test_an_error_about_a_missing_file_has_its_path(
     with pytest.raises(FileNotFoundError) as info:
         await store.big_data(image, "key")
     assert info.value.filename == str(path / image / "key")
+
+
+async def test_little_data_is_written_by_the_commit_and_more_is_staged_before(
+    store: ImageStore, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DirectoryItems, "stage", None)
+    little: dict[str, bytes | bytearray] = {"a": b"", "b": bytearray(b"x" * (16 * 1024 - 1))}
+    created = await store.create(big_data=little)
+    assert created.big_data_sizes == {"a": 0, "b": 16 * 1024 - 1}
+    await store.set_big_data(image, "key", b"little")
+    with pytest.raises(TypeError):
+        await store.set_big_data(image, "key", b"x" * 16 * 1024)
+    monkeypatch.undo()
+    assert [await store.big_data(created.id, key) for key in little] == [*little.values()]
+    await store.set_big_data(image, "key", b"x" * 16 * 1024)
+    assert await store.big_data_size(image, "key") == 16 * 1024
 
 
 async def test_staged_data_is_synced_before_its_block_begins(

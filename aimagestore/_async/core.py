@@ -12,17 +12,18 @@ import math
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from contextvars import ContextVar
 from enum import Enum, auto
 from functools import partial
 from itertools import count
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from anyio import Event, Lock, current_time, move_on_after
 from msgspec.structs import replace
 
 from .._core.catalog import Catalog
+from .._core.content import Content, InlineContent
 from .._core.image import Image
 from .._core.mutations import Mutation
 from .._core.view import View
@@ -380,35 +381,56 @@ class StoreCore:
         async with self._alone_with(content.digest):
             await self.threads.run(content.finish, interrupt=content.interrupt)
 
-    @asynccontextmanager
-    async def contents(
+    def contents(
         self,
         data: Mapping[str, BigDataSource],
         expectations: Expectations,
         progress: Progress | None = None,
-    ) -> AsyncIterator[Mapping[str, StagedContent]]:
-        """Provide the durable content of big data, by key, for the duration of a block.
+    ) -> AbstractAsyncContextManager[Mapping[str, Content]]:
+        """Provide the content of big data for a commit, by key, for the duration of a block.
 
         Staged items are in use until the block ends. All other data is written here, and discarded
-        at the end unless a commit has published it.
+        at the end unless a commit has published it; except little data, which the commit writes.
         """
-        contents: dict[str, StagedContent] = {}
+        return self._contents(data, expectations, progress, self.engine.items.inline_limit)
+
+    @asynccontextmanager
+    async def staged(
+        self, data: BigDataSource, expectations: Expectations, progress: Progress | None
+    ) -> AsyncIterator[StagedContent]:
+        """Provide durable staged content for the duration of a block."""
+        async with self._contents({"": data}, expectations, progress, 0) as contents:
+            yield cast("StagedContent", contents[""])
+
+    @asynccontextmanager
+    async def _contents(
+        self,
+        data: Mapping[str, BigDataSource],
+        expectations: Expectations,
+        progress: Progress | None,
+        inline_limit: int,
+    ) -> AsyncIterator[Mapping[str, Content]]:
+        contents: dict[str, Content] = {}
         used: list[StagedItem] = []
         small: dict[str, bytes] = {}
         staged: list[StagedContent] = []
         try:
             for key, source in data.items():
                 if isinstance(source, StagedItem):
-                    contents[key] = source._use(self)
+                    contents[key] = content = source._use(self)
                     used.append(source)
-                    expectations.check(contents[key])
-                    await self.finish(contents[key])
+                    expectations.check(content)
+                    await self.finish(content)
                 elif progress is None and expectations.is_empty and _is_small(source):
-                    small[key] = bytes(source)  # type: ignore[arg-type]
+                    piece = bytes(source)  # type: ignore[arg-type]
+                    if len(piece) < inline_limit:
+                        contents[key] = InlineContent.of(piece)
+                    else:
+                        small[key] = piece
                 else:
-                    contents[key] = await self.stage(expectations)
-                    staged.append(contents[key])
-                    await self.fill(contents[key], source, expectations, progress)
+                    contents[key] = content = await self.stage(expectations)
+                    staged.append(content)
+                    await self.fill(content, source, expectations, progress)
             if small:
                 written = await self.threads.run_abandonable(  # all of them in one call
                     stage_all, self.engine.items, small, dispose=discard_all

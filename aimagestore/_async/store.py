@@ -308,9 +308,9 @@ class ImageStore(ImageMethods):
         if isinstance(data, StagedItem):
             raise TypeError("data is a StagedItem, which is staged already: use it as it is")
         if data is not None:
-            async with core.contents({"": data}, expectations, progress) as contents:
+            async with core.staged(data, expectations, progress) as content:
                 core.check_open()  # the store may have been closed meanwhile
-                yield StagedItem(core, contents[""])
+                yield StagedItem(core, content)
             return
         content = await core.stage()
         try:

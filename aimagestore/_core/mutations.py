@@ -97,7 +97,6 @@ def create(
     items = {check_key(key): content for key, content in (big_data or {}).items()}
     edited.set("big-data-names", tuple(items))
     _describe(edited, items)
-    record = edited.finish()
 
     def merged(below: Record) -> Record:
         # As in containers/storage, flags are not copied, nor is a top layer.
@@ -117,7 +116,7 @@ def create(
         return edited.finish()
 
     def plan(draft: Draft) -> Plan:
-        _check_unused(draft.own, record.id)
+        _check_unused(draft.own, image_id)
         for name in names:
             if (owner := draft.own.owner_of(name)) is not None:
                 raise DuplicateNameError(
@@ -126,12 +125,13 @@ def create(
                     name=name,
                     id=owner,
                 )
-        files = {(record.id, key): content for key, content in items.items()}
-        below = draft.record_to_copy(record.id)
-        new = record if below is None else merged(below)
-        return Plan(record.id, created=new, is_forced=force, files=files)
+        files = {(image_id, key): content for key, content in items.items()}
+        below = draft.record_to_copy(image_id)
+        # Finished here, because callers check their arguments by a mutation that is not planned.
+        new = edited.finish() if below is None else merged(below)
+        return Plan(image_id, created=new, is_forced=force, files=files)
 
-    return Mutation(plan, (record.id,), names)
+    return Mutation(plan, (image_id,), names)
 
 
 def _check_unused(draft: Draft, image_id: str) -> None:

@@ -253,7 +253,7 @@ class RecordDraft:
         elif isinstance(value, str):
             self._set(field, Raw(gojson.string(value)))
         else:
-            self._set(field, Raw(gojson.value(value)))
+            self._set(field, Raw(f"[{','.join(map(gojson.string, value))}]"))
 
     def set_entry(self, field: str, key: str, encoded: bytes | None) -> None:
         """Set one entry of a map, or remove it when ``encoded`` is ``None``."""
@@ -262,6 +262,8 @@ class RecordDraft:
     def set_entries(self, field: str, changes: Mapping[str, bytes | None]) -> None:
         """Set entries of a map, or remove those that are ``None``."""
         raw = getattr(self._members, _ATTRIBUTES[field])
+        if raw is UNSET and not changes:
+            return
         present = {} if raw is UNSET else _decode_members(raw) or {}
         entries: dict[str, RawJSON | None] = {**present, **changes}
         kept = {key: raw for key, raw in sorted(entries.items()) if raw is not None}
@@ -275,18 +277,21 @@ class RecordDraft:
         """Return the record as it will be written."""
         if self._members.created is UNSET:
             self.set("created", gojson.ZERO_TIME)
-        raw = _encode(self._members)
-        if self._unknown:
-            raw = b"%b,%b}" % (raw[:-1], _join_members(self._unknown))
         old = self._record
         if old is not None and self._keeps_digests:
-            return Record(raw, old.block_id, old.id, self._names, old.digests)
-        record = read(raw, NO_BLOCK if old is None else old.block_id)
+            return Record(self._spell(), old.block_id, old.id, self._names, old.digests)
+        record = read(self._spell(), NO_BLOCK if old is None else old.block_id)
         assert record is not None, "every value in a draft was checked"
         if record.digests and not self._has_digest():
             self.set("digest", record.digests[0])
-            return self.finish()
+            record.raw = self._spell()
         return record
+
+    def _spell(self) -> bytes:
+        raw = _encode(self._members)
+        if self._unknown:
+            raw = b"%b,%b}" % (raw[:-1], _join_members(self._unknown))
+        return raw
 
 
 def _join_members(members: Mapping[str, RawJSON]) -> bytes:

@@ -38,7 +38,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,7 @@ from .._core.mutations import Mutation
 from .._core.names import big_data_file
 from .._engine.lock import AnyGrant
 from .._engine.protocol import Outcome, Removal, Steps
+from .._engine.workers import call_all
 from .._format import index
 from .._format.block_catalog import BlockCatalog, apply_draft
 from ..errors import ImageInUseError, PodmanFailsError, StoreCorruptError
@@ -148,10 +149,12 @@ class DirectoryWriter:
             self._root.check_no_mount_in(plan.deleted)
         if plan.deleted and not plan.is_forced:
             self._check_unused(plan.deleted)
+        names: dict[str, list[str]] = {}
         for image_id, key in plan.files:
+            names.setdefault(image_id, []).append(big_data_file(key))
+        for image_id, files in names.items():
             with suppress(FileNotFoundError), self._root.open_directory(image_id) as directory:
-                name = big_data_file(key)
-                if directory.is_directory(name):
+                for name in filter(directory.is_directory, files):
                     raise directory.corrupt(name, "is a directory: move it away")
 
     def _check_unused(self, image_ids: Sequence[str]) -> None:
@@ -358,10 +361,10 @@ class _Placement:
 
     def place(self, draft: Draft) -> None:
         """Put the content where readers of the next index find it, but not those of this one."""
+        contents = {item: self._staged(content) for item, content in draft.files.items()}
+        self._finish(contents.values())
         images: dict[str, list[tuple[str, StagedFile]]] = {}
-        for (image_id, key), content in draft.files.items():
-            staged = self._staged(content)
-            self._finish(staged)
+        for (image_id, key), staged in contents.items():
             old, new = self._base.record_of(image_id), draft.record_of(image_id)
             assert new is not None, "content belongs to an image"
             if old is not None and key in old.image.big_data_names:
@@ -376,6 +379,9 @@ class _Placement:
             with self._root.open_directory(image_id) as directory:
                 for key, staged in items:
                     self._publish(staged, directory, image_id, big_data_file(key))
+        # Together, because the first sync writes what all of them changed on most file systems.
+        for image_id in images:
+            with self._root.open_directory(image_id) as directory:
                 directory.sync()
         for old, new in draft.recreated:
             # With equal records, the name of the mark would not tell whether the commit happened.
@@ -385,13 +391,16 @@ class _Placement:
         if self._made or self._pending or self._marks:
             self._root.sync()
 
-    def _finish(self, staged: StagedFile) -> None:
+    def _finish(self, contents: Collection[StagedFile]) -> None:
         """Make content durable, or find that another writer has stored it by now."""
-        staged.finish()
-        if not staged.is_stored:
-            stored = self._items.stored.find_verified(self._base, staged.digest, staged.size)
-            if stored is not None:
-                staged.use(stored)
+        for staged in contents:
+            staged.search()
+            if not staged.is_stored:
+                stored = self._items.stored.find_verified(self._base, staged.digest, staged.size)
+                if stored is not None:
+                    staged.use(stored)
+        # At the same time, because file systems write what several files wait for in one go.
+        call_all([s.finish for s in contents if not s.is_finished], self._items.helpers)
 
     def _publish(self, staged: StagedFile, directory: Directory, image_id: str, name: str) -> None:
         content = staged.digest, staged.size
@@ -403,7 +412,7 @@ class _Placement:
         if isinstance(content, StagedFile):
             return content
         assert isinstance(content, InlineContent), "content is staged here or in memory"
-        staged = self._items.stage()
+        staged = self._items.stage_in_commit(self._base)
         self._inline.append(staged)
         staged.sink.write(content.data)
         return staged

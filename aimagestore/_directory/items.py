@@ -6,12 +6,14 @@ import io
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .._core.image import Image
 from .._engine.items import require_item
 from .._engine.protocol import Steps
 from .._engine.workers import WorkerPool
+from .._format.block_catalog import BlockCatalog
 from ..errors import BigDataMissingError
 from .files import Directory
 from .index_file import IndexFile
@@ -24,12 +26,17 @@ if TYPE_CHECKING:
 
 _HELPERS = 4
 
+# Less is hashed faster than a worker thread is woken.
+_INLINE_LIMIT = 16 * 1024
+
 
 class DirectoryItems:
     """Opens and stages content; see :class:`aimagestore._engine.protocol.Items`.
 
     :ivar stored: finds content that the store has
     """
+
+    inline_limit = _INLINE_LIMIT
 
     def __init__(self, root: Directory, index_file: IndexFile) -> None:
         self._root = root
@@ -45,6 +52,10 @@ class DirectoryItems:
     def stage(self) -> StagedFile:
         self._index.check_root()
         return StagedFile(self._root, self._helpers, find=self.stored.find)
+
+    def stage_in_commit(self, base: BlockCatalog) -> StagedFile:
+        """Begin new content in a commit, which has checked the root and loaded the index."""
+        return StagedFile(self._root, self._helpers, find=partial(self.stored.find_in, base))
 
     def stage_stored(
         self, digest: str, size: int | None, check: Callable[[], object]

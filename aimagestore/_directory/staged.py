@@ -82,7 +82,20 @@ class _Sink(io.BufferedIOBase):
         self.size = 0
         self.is_broken = False
         self.is_durable = False
-        self.digester = Digester(helpers)
+        # Whether the store was searched for what was written.
+        self.is_searched = False
+        self._digester = Digester(helpers)
+        # The size at which the digest was computed last, and that digest.
+        self._digest = -1, ""
+
+    @property
+    def digest(self) -> str:
+        """The digest of what was written."""
+        size = self.size
+        if self._digest[0] != size:
+            self.flush()
+            self._digest = size, self._digester.digest
+        return self._digest[1]
 
     def writable(self) -> bool:
         return True
@@ -101,9 +114,9 @@ class _Sink(io.BufferedIOBase):
     def append(self, fd: int, piece: bytes | memoryview) -> None:
         """Append a piece. Called while the file is in use."""
         view = memoryview(piece)
-        self.is_durable = False
+        self.is_durable = self.is_searched = False
         if self._digests:
-            self.digester.add(view)
+            self._digester.add(view)
         try:
             self._directory.write("", fd, [view])
             self.size += len(view)
@@ -131,7 +144,7 @@ class _Sink(io.BufferedIOBase):
 
     def flush(self) -> None:
         """Return when everything that was written is hashed."""
-        self.digester.finish()
+        self._digester.finish()
 
 
 class StagedFile:
@@ -226,8 +239,7 @@ class StagedFile:
             self._create()
             while piece := stored.read_at(CHUNK, self._sink.size):
                 self._sink.append(self._fd, piece)
-            self._sink.flush()
-            if self._sink.digester.digest != stored.digest:
+            if self._sink.digest != stored.digest:
                 self._sink.is_broken = True
                 raise OSError(errno.EIO, "the content was altered while it was staged")
         return self._fd
@@ -247,10 +259,7 @@ class StagedFile:
     def digest(self) -> str:
         """The digest of what was written."""
         stored = self._stored
-        if stored is not None:
-            return stored.digest
-        self._sink.flush()
-        return self._sink.digester.digest
+        return self._sink.digest if stored is None else stored.digest
 
     @property
     def is_open(self) -> bool:
@@ -262,23 +271,37 @@ class StagedFile:
         """Whether it is content that the store has already."""
         return self._stored is not None
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether :meth:`finish` has nothing to do."""
+        return self._stored is not None or self._sink.is_durable
+
     def finish(self) -> None:
         """Make what was written durable, or find it in the store.
 
         :raises ValueError: when an earlier write has failed
         """
         with self._in_use():
-            if self._sink.is_broken:
-                raise ValueError("a write to this staged data has failed: stage it again")
-            self._sink.flush()
-            if self._stored is not None or self._sink.is_durable:
-                return
-            if self._find is not None:
-                with suppress(CancelledError):  # interrupted: what was written is used
-                    self._stored = self._find(self.digest, self.size, self._check_uninterrupted)
-                self._is_interrupted = False
+            self._search()
             if self._stored is None:
                 self._sync()
+
+    def search(self) -> None:
+        """Find what was written in the store: the part of :meth:`finish` before the sync."""
+        with self._in_use():
+            self._search()
+
+    def _search(self) -> None:
+        sink = self._sink
+        if sink.is_broken:
+            raise ValueError("a write to this staged data has failed: stage it again")
+        sink.flush()
+        if self._find is None or self._stored is not None or sink.is_durable or sink.is_searched:
+            return
+        with suppress(CancelledError):  # interrupted: what was written is used
+            self._stored = self._find(self.digest, self.size, self._check_uninterrupted)
+        self._is_interrupted = False
+        sink.is_searched = True
 
     def _check_uninterrupted(self) -> None:
         if self._is_interrupted:

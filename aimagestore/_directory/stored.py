@@ -227,19 +227,23 @@ class StoredFiles:
             catalog = self._index.catalog
         except (OSError, ImageStoreError):
             return None
-        return self._find(catalog, digest, size, check)
+        return self.find_in(catalog, digest, size, check)
 
     def find_verified(self, catalog: BlockCatalog, digest: str, size: int) -> StoredFile | None:
         """Find an item by its digest, if its content was verified before. Reads no file."""
-        return self._find(catalog, digest, size, None) if verified_files.has(digest) else None
+        return self.find_in(catalog, digest, size, None) if verified_files.has(digest) else None
 
-    def _find(
+    def find_in(
         self,
         catalog: BlockCatalog,
         digest: str,
         size: int | None,
         check: Callable[[], object] | None,
     ) -> StoredFile | None:
+        """Find an item of a catalog, as :meth:`find` does.
+
+        :param check: ``None`` to read no file
+        """
         items = catalog.items_with_digest(digest, size)
         for record, key in islice(items, _CANDIDATES_MAX):
             try:

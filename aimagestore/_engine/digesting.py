@@ -50,8 +50,9 @@ class Digester:
 
     def finish(self) -> None:
         """Wait until everything that was added is digested."""
-        with self._changed:
-            self._wait(0)
+        if self._pieces:  # a piece leaves only when it was digested
+            with self._changed:
+                self._wait(0)
 
     def _wait(self, pieces: int) -> None:
         """Wait until no more than this number of pieces are left. Called with the guard held."""

@@ -347,6 +347,11 @@ class Items(Protocol):
         """Threads for work beside a stream: digests, reading ahead."""
         ...
 
+    @property
+    def inline_limit(self) -> int:
+        """The bytes from which on content is to be staged; the writer takes less in memory."""
+        ...
+
     def stage(self) -> StagedContent:
         """Begin new content, to be written to its ``sink``."""
         ...

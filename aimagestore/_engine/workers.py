@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future, wait
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
@@ -12,6 +13,8 @@ from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_CALLERS_MAX = 4
 
 # Makes a call, and returns what lets its caller know that it has ended.
 _Work = Callable[[], Callable[[], object]]
@@ -116,6 +119,35 @@ class WorkerPool(Executor):
             self._is_shut_down = True
             for _ in range(self._threads):
                 self._queue.put(None)
+
+
+def call_all(calls: Iterable[Callable[[], object]], helpers: Executor) -> None:
+    """Make calls, up to half of them in helper threads, and return when all have ended.
+
+    The calls mostly wait. Raises what one of them has raised; then some may not be made.
+    """
+    pending = deque(calls)
+    number = len(pending)
+
+    def make() -> None:
+        while True:
+            try:
+                call = pending.popleft()
+            except IndexError:
+                return
+            call()
+
+    helping: list[Future[None]] = []
+    try:
+        with suppress(RuntimeError):  # the helpers were shut down, or no thread can start
+            while len(helping) < min(number // 2, _CALLERS_MAX):
+                helping.append(helpers.submit(make))
+        make()
+    finally:
+        wait([future for future in helping if not future.cancel()])
+    for future in helping:
+        if not future.cancelled():
+            future.result()
 
 
 def _do_nothing() -> None:

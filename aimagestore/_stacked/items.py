@@ -32,6 +32,11 @@ class StackedItems:
         """Threads for work beside a stream."""
         return self._own.helpers
 
+    @property
+    def inline_limit(self) -> int:
+        """The bytes from which on content is to be staged."""
+        return self._own.inline_limit
+
     def stage(self) -> StagedContent:
         return self._own.stage()
 

@@ -49,6 +49,9 @@ class ClusterItems:
     :param removers: remove what is discarded
     """
 
+    # Everything is staged, because the lock is not to be held during an upload.
+    inline_limit = 0
+
     def __init__(
         self,
         sessions: Sessions,
