@@ -522,10 +522,15 @@ def test_image_agrees_with_the_elements_json(raw: bytes) -> None:
 # Images
 
 
-@pytest.fixture
-def image() -> Image:
+@pytest.fixture(params=["alone", "listed"])
+def image(request: pytest.FixtureRequest) -> Image:
     """Return an image with a value in every field."""
-    return record_of(FULL).image
+    if request.param == "alone":
+        return record_of(FULL).image
+    # Its text is a part of a larger one.
+    record = read(msgspec.json.decode(b"[%b]" % FULL, type=list[msgspec.Raw])[0])
+    assert record is not None
+    return record.listed_image()
 
 
 def test_images_with_equal_fields_are_equal(image: Image) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,28 @@ async def test_an_index_is_parsed_after_a_few_lookups(
 
 
 @pytest.mark.damage
+async def test_images_that_nobody_looked_at_take_little_memory(
+    path: Path, records: list[dict[str, Any]]
+) -> None:
+    write(path, records)
+    size = (path / "images.json").stat().st_size
+    async with ImageStore(path, read_only=True) as store:
+        snapshot = await store.snapshot()
+        tracemalloc.start()
+        try:
+            images = await store.images()
+            listed, _ = tracemalloc.get_traced_memory()
+            iterated = [image.id async for image in store.iter_images()]
+            also_iterated = [image.id for image in snapshot]
+            after, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert [image.id for image in images] == iterated == also_iterated
+    assert listed < size / 2
+    assert after < size / 2
+    assert peak < size
+
+
 async def test_a_damaged_record_is_found_by_no_scan(
     path: Path, records: list[dict[str, Any]]
 ) -> None:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
+from msgspec import Raw
 
 from .._format import gojson
 from .fields import ImageFields
@@ -78,13 +79,13 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
     read_only: bool
     # Its record's element of images.json, until an attribute that is in there is looked at: most
     # callers of a change do not look, and decoding takes longer than the rest of it.
-    _content: bytes | _Summary
+    _content: Raw | bytes | _Summary
 
     @property
     def _details(self) -> _Details:
         content = self._content
         if not isinstance(content, _Details):
-            text = content if isinstance(content, bytes) else content.text
+            text = content.text if isinstance(content, _Summary) else content
             content = _details_of(_decode(text), self.names, self.digests)
             msgspec.structs.force_setattr(self, "_content", content)
         return content
@@ -92,7 +93,7 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
     @property
     def _summary(self) -> _Summary:
         content = self._content
-        return self._details if isinstance(content, bytes) else content
+        return content if isinstance(content, _Summary) else self._details
 
     @property
     def digest(self) -> str:

@@ -83,9 +83,19 @@ class Record(msgspec.Struct, gc=False, eq=False):
         image = self._image
         if image is None:
             # A copy of the text: the image may outlive the block of which the text is a part.
-            text = bytes(self.raw)
-            image = self._image = Image(self.id, self.names, self.digests, self.read_only, text)
+            image = self._image = self._make_image(bytes(self.raw))
         return image
+
+    def listed_image(self) -> Image:
+        """Return the image as one of many, without keeping it for the next call.
+
+        Until it is looked at, the image shares the text of the record, and so keeps its block in
+        memory. Copying the text of all images would take as much memory as the index.
+        """
+        return self._image or self._make_image(self.raw)
+
+    def _make_image(self, text: RawJSON) -> Image:
+        return Image(self.id, self.names, self.digests, self.read_only, text)
 
     @property
     def size(self) -> int:

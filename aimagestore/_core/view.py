@@ -158,7 +158,7 @@ class View:
 
     def __iter__(self) -> Iterator[Image]:
         """Iterate over all images, in the order of images.json."""
-        return (record.image for record in self.records())
+        return (record.listed_image() for record in self.records())
 
     @property
     def images(self) -> tuple[Image, ...]:

@@ -210,7 +210,7 @@ class IndexFile:
     def _pages(self, catalog: BlockCatalog, size: int) -> Iterator[list[Image]]:
         page: list[Image] = []
         for record in catalog.records():
-            page.append(record.image)
+            page.append(record.listed_image())
             if len(page) == size:
                 yield page
                 page = []
