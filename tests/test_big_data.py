@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import tracemalloc
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,23 @@ async def test_little_data_is_written_by_the_commit_and_more_is_staged_before(
     assert [await store.big_data(created.id, key) for key in little] == [*little.values()]
     await store.set_big_data(image, "key", b"x" * 16 * 1024)
     assert await store.big_data_size(image, "key") == 16 * 1024
+
+
+async def test_pieces_that_cannot_change_are_not_copied(store: ImageStore, image: str) -> None:
+    piece = bytes(1024 * 1024)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(4):
+            yield piece
+
+    await store.set_big_data(image, "first", pieces())
+    tracemalloc.start()
+    try:
+        await store.set_big_data(image, "key", pieces())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < len(piece) / 2
 
 
 async def test_staged_data_is_synced_before_its_block_begins(

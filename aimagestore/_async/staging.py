@@ -326,9 +326,8 @@ class Pouring:
                         chunk = bytes(joined)
                         joined.clear()  # frees the memory before the wait
                         await self._write(file, chunk)
-                    for start in range(0, len(view), chunk_size):
-                        # Copied, because its owner may change it while it is being hashed.
-                        await self._write(file, bytes(view[start : start + chunk_size]))
+                    for chunk in _chunks(piece, view, chunk_size):
+                        await self._write(file, chunk)
                         if content.size > done:
                             done = content.size
                             self._report(done)
@@ -383,6 +382,18 @@ def _pieces_of(data: Any, threads: Threads) -> AsyncIterator[Buffer]:
         "big data must be bytes, staged data, an object with an async read or receive, a binary "
         f"file, or an iterable of bytes, async or not; not {type(data).__name__}"
     )
+
+
+def _chunks(piece: Buffer, view: memoryview, size: int) -> Iterator[bytes]:
+    """Split a piece into chunks of up to this size, which its owner cannot change any more.
+
+    :param view: the bytes of the piece
+    """
+    if isinstance(piece, bytes) and len(piece) <= size:
+        yield piece
+        return
+    for start in range(0, len(view), size):
+        yield bytes(view[start : start + size])
 
 
 async def _once(data: Buffer) -> AsyncIterator[Buffer]:

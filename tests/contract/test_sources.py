@@ -205,6 +205,22 @@ async def test_tiny_pieces_take_no_more_memory_than_large_ones(
     assert await store.big_data(image, "key") == CONTENT[:SMALL]
 
 
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+async def test_a_source_may_reuse_its_buffer_for_the_next_piece(
+    store: ImageStore, image: str, kind: Callable[[bytearray], Any]
+) -> None:
+    size = 512 * 1024
+
+    async def pieces() -> AsyncIterator[Any]:
+        buffer = bytearray(size)
+        for number in range(4):
+            buffer[:] = bytes([number]) * size
+            yield buffer if kind is bytearray else memoryview(buffer)
+
+    await store.set_big_data(image, "key", pieces())
+    assert await store.big_data(image, "key") == b"".join(bytes([n]) * size for n in range(4))
+
+
 async def test_large_data_is_neither_hashed_nor_written_on_the_event_loop(
     store: ImageStore,
 ) -> None:
