@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -14,6 +15,8 @@ import pytest
 
 from aimagestore import ImageStore, StoreCorruptError
 from aimagestore._async.store import core_of
+from aimagestore._directory.index_file import IndexFile
+from aimagestore._format.block_catalog import BlockCatalog
 
 from .support.faults import Faults
 from .support.stores import locked, until
@@ -85,6 +88,36 @@ CASES: dict[str, tuple[Call, Break, int | None]] = {
     "a new image's directory": (create, _mkdir(errno.EDQUOT), errno.EDQUOT),
     "a stale directory that stays": (create, _stale, errno.EBUSY),
 }
+
+
+async def test_a_batch_that_opens_too_many_files_is_committed_in_few_parts(
+    path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switches: list[object] = []
+    real_switch = IndexFile.switch
+
+    def switch(self: IndexFile, name: str, fd: int, catalog: BlockCatalog) -> None:
+        switches.append(name)
+        real_switch(self, name, fd, catalog)
+
+    monkeypatch.setattr(IndexFile, "switch", switch)
+    async with ImageStore(path) as store:
+        await store.create("first")
+        switches.clear()
+        present = len(os.listdir("/proc/self/fd"))
+
+        def is_too_many(*_: object, **__: object) -> bool:
+            return len(os.listdir("/proc/self/fd")) > present + 30
+
+        with faults.fail_call("open", errno.EMFILE, is_too_many):
+            async with anyio.create_task_group() as tasks:
+                for number in range(64):
+                    data = {"a": b"a%d" % number, "b": b"b%d" % number}
+                    tasks.start_soon(partial(store.create, f"image{number}", big_data=data))
+        assert len(await store.images()) == 65
+        assert len(switches) <= 8
+        for number in range(64):
+            assert await store.big_data(f"image{number}", "b") == b"b%d" % number
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -121,15 +121,17 @@ class DirectoryWriter:
         except _DraftError as failure:
             if len(mutations) == 1:
                 raise failure.error from failure.error.__cause__
-            # Commit each by itself, so that only the one with the error fails.
-            return [self._commit_alone(grant, mutation) for mutation in mutations]
+            # Commit them in halves, down to each by itself, so that only those with an error fail.
+            half = len(mutations) // 2
+            parts = mutations[:half], mutations[half:]
+            return [outcome for part in parts for outcome in self._commit_part(grant, part)]
         return outcomes
 
-    def _commit_alone(self, grant: AnyGrant, mutation: Mutation) -> Outcome:
+    def _commit_part(self, grant: AnyGrant, mutations: Sequence[Mutation]) -> Sequence[Outcome]:
         try:
-            return self.commit(grant, [mutation])[0]
-        except Exception as error:  # noqa: BLE001 (the caller raises it)
-            return error
+            return self.commit(grant, mutations)
+        except Exception as error:  # noqa: BLE001 (the callers raise it)
+            return [error] * len(mutations)
 
     def publish(self, grant: AnyGrant, draft: Draft) -> None:
         self._index.check_root()
