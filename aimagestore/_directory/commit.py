@@ -7,10 +7,11 @@ what a crash leaves, and who completes or removes that.
    may have died before step 6.
 2. **Clear** directories without a record where new images go.
    *Crash*: whoever creates such an image clears the rest, or the garbage collection does.
-3. **Place** the content, which is durable already. Content of new items goes into ``<id>/``, where
-   the present index does not look; content that replaces an item is *pending* beside the index,
-   under a name that only the next record leads to (``pending.py``). An image that takes the place
-   of a deleted one with the same ID gets a *mark*. Sync these directories.
+3. **Place** the content. Large content is durable already; little is written here, to files without
+   names, and synced. Content of new items goes into ``<id>/``, where the present index does not
+   look; content that replaces an item is *pending* beside the index, under a name that only the
+   next record leads to (``pending.py``). An image that takes the place of a deleted one with the
+   same ID gets a *mark*. Sync these directories.
    Content that the store has already is not placed again: its file gets one more name. Every later
    step changes names only, never what is in a file.
    *Crash*: nothing has happened. What was placed is garbage: no record lists it.
