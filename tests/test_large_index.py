@@ -128,7 +128,6 @@ async def test_an_index_is_parsed_after_a_few_lookups(
         assert not is_scanned(store)
 
 
-@pytest.mark.damage
 async def test_images_that_nobody_looked_at_take_little_memory(
     path: Path, records: list[dict[str, Any]]
 ) -> None:
@@ -151,6 +150,7 @@ async def test_images_that_nobody_looked_at_take_little_memory(
     assert peak < size
 
 
+@pytest.mark.damage
 async def test_a_damaged_record_is_found_by_no_scan(
     path: Path, records: list[dict[str, Any]]
 ) -> None:

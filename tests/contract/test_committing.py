@@ -391,6 +391,7 @@ async def test_an_image_that_is_deleted_and_created_again_at_once_has_only_its_n
     await store.create("one", names=["a"], big_data={"old": b"old", "both": b"old"})
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(store.delete, "one")
+        await anyio.wait_all_tasks_blocked()  # trio starts tasks in any order
         tasks.start_soon(lambda: store.create("one", big_data={"new": b"new", "both": b"new"}))
     assert await store.big_data("one", "new") == await store.big_data("one", "both") == b"new"
     assert await store.big_data_names("one") == ["new", "both"]
