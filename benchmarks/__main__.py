@@ -173,9 +173,9 @@ def _write_page(
 
 
 def _shown(arguments: Sequence[str]) -> Iterator[str]:
-    """Yield the arguments without --dir."""
+    """Yield the arguments without paths of this machine."""
     for before, argument in zip(("", *arguments), arguments, strict=False):
-        if "--dir" not in {before, argument}:
+        if not {"--dir", "--json"} & {before, argument}:
             yield argument
 
 
