@@ -15,6 +15,7 @@ from aimagestore import (
     DigestMismatchError,
     ImageStore,
 )
+from aimagestore._core.digest import canonical_digest
 from aimagestore._directory import staged as staged_files
 from aimagestore._directory.files import Directory
 from aimagestore._directory.items import DirectoryItems
@@ -93,6 +94,30 @@ async def test_little_data_is_written_by_the_commit_and_more_is_staged_before(
     assert [await store.big_data(created.id, key) for key in little] == [*little.values()]
     await store.set_big_data(image, "key", b"x" * 16 * 1024)
     assert await store.big_data_size(image, "key") == 16 * 1024
+
+
+@pytest.mark.parametrize("in_transaction", [False, True])
+async def test_the_event_loop_hashes_little_however_many_items_a_call_has(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch, *, in_transaction: bool
+) -> None:
+    hashed = 0
+    loop_thread = threading.get_ident()
+
+    def digest(data: bytes) -> str:
+        nonlocal hashed
+        if threading.get_ident() == loop_thread:
+            hashed += len(data)
+        return canonical_digest(data)
+
+    monkeypatch.setattr("aimagestore._core.content.canonical_digest", digest)
+    many = {f"key{number}": b"%04d" % number * 256 for number in range(300)}
+    if in_transaction:
+        async with store.transaction() as transaction:
+            created = await transaction.create(big_data=many)
+    else:
+        created = await store.create(big_data=many)
+    assert 0 < hashed <= 128 * 1024
+    assert await store.big_data(created.id, "key299") == many["key299"]
 
 
 async def test_pieces_that_cannot_change_are_not_copied(store: ImageStore, image: str) -> None:

@@ -414,6 +414,7 @@ class StoreCore:
         used: list[StagedItem] = []
         small: dict[str, bytes] = {}
         staged: list[StagedContent] = []
+        inline_size = 0
         try:
             for key, source in data.items():
                 if isinstance(source, StagedItem):
@@ -423,7 +424,9 @@ class StoreCore:
                     await self.finish(content)
                 elif progress is None and expectations.is_empty and _is_small(source):
                     piece = bytes(source)  # type: ignore[arg-type]
-                    if len(piece) < inline_limit:
+                    # In all, because it is hashed here, in the event loop.
+                    if inline_size + len(piece) < inline_limit:
+                        inline_size += len(piece)
                         contents[key] = InlineContent.of(piece)
                     else:
                         small[key] = piece

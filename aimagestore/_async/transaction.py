@@ -140,6 +140,7 @@ class Transaction(ImageMethods):
     ) -> AsyncIterator[Mapping[str, Content]]:
         contents: dict[str, Content] = {}
         used: list[StagedItem] = []
+        size = 0
         try:
             for key, item in data.items():
                 check_key(key)
@@ -149,7 +150,8 @@ class Transaction(ImageMethods):
                     expectations.check(staged)
                     contents[key] = staged
                 else:
-                    contents[key] = await self._content_of(item, expectations)
+                    contents[key] = await self._content_of(item, expectations, size > _SMALL)
+                    size += contents[key].size
                 if progress is not None:
                     progress(contents[key].size, contents[key].size)
             yield contents
@@ -159,13 +161,19 @@ class Transaction(ImageMethods):
             raise
         self._used += used
 
-    async def _content_of(self, data: object, expectations: Expectations) -> Content:
+    async def _content_of(self, data: object, expectations: Expectations, is_much: bool) -> Content:
+        """Return the content of an item.
+
+        :param is_much: it comes after so much that the event loop is not to hash it as well
+        """
         if not is_buffer(data):
             raise TypeError(
                 "in a transaction, big data must be bytes or a StagedItem, not "
                 f"{type(data).__name__}: stage it before the transaction"
             )
         if memoryview(data).nbytes <= _SMALL and expectations.is_empty:  # type: ignore[arg-type]
+            if is_much:
+                return await self._core.threads.run_abandonable(InlineContent.of, data)  # type: ignore[arg-type]
             return InlineContent.of(data)  # type: ignore[arg-type]
         # Large data is written at once, so that memory need not keep it until the commit.
         content = await self._core.stage(expectations)
