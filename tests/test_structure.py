@@ -225,7 +225,7 @@ UNREAD = {
     "aimagestore._stacked",
     "aimagestore.podman",
 }
-"""What is not needed to read a store."""
+"""Modules that reading a store does not need."""
 ASYNC = "aimagestore._async"
 ENGINES = {ASYNC, "aimagestore.cluster", "aimagestore.oci", "aimagestore.podman"}
 

@@ -389,8 +389,9 @@ class StoreCore:
     ) -> AbstractAsyncContextManager[Mapping[str, Content]]:
         """Provide the content of big data for a commit, by key, for the duration of a block.
 
-        Staged items are in use until the block ends. All other data is written here, and discarded
-        at the end unless a commit has published it; except little data, which the commit writes.
+        Staged items are in use until the block ends. Little data stays in memory, and the commit
+        writes it. All other data is written here, and discarded at the end unless a commit has
+        published it.
         """
         return self._contents(data, expectations, progress, self.engine.items.inline_limit)
 
@@ -424,7 +425,7 @@ class StoreCore:
                     await self.finish(content)
                 elif progress is None and expectations.is_empty and _is_small(source):
                     piece = bytes(source)  # type: ignore[arg-type]
-                    # In all, because it is hashed here, in the event loop.
+                    # The sum counts, because all of it is hashed here, in the event loop.
                     if inline_size + len(piece) < inline_limit:
                         inline_size += len(piece)
                         contents[key] = InlineContent.of(piece)

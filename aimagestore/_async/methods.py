@@ -296,9 +296,9 @@ class ImageMethods(ABC):
     ) -> Image:
         """Add an item to an image, or replace the content it has (upstream: ``SetBigData``).
 
-        Content and record are committed in one step. Data of 16 KiB and more is written, hashed and
-        made durable before the store's lock is acquired, and on a cluster all data is. If
-        cancelled, the item has the new content, or is as it was before.
+        Content and record are committed in one step. In a directory, the commit also writes bytes
+        of less than 16 KiB. All other data is written, hashed and made durable before the store's
+        lock is acquired. If cancelled, the item has the new content, or is as it was before.
 
         :param data: bytes, a :class:`StagedItem`, or, outside a transaction, an object with an
             async ``read(n)`` or ``receive()``, an async iterable, a binary file, or a plain

@@ -161,10 +161,12 @@ class Transaction(ImageMethods):
             raise
         self._used += used
 
-    async def _content_of(self, data: object, expectations: Expectations, is_much: bool) -> Content:
+    async def _content_of(
+        self, data: object, expectations: Expectations, in_thread: bool
+    ) -> Content:
         """Return the content of an item.
 
-        :param is_much: it comes after so much that the event loop is not to hash it as well
+        :param in_thread: whether a thread hashes it, because the event loop has hashed enough
         """
         if not is_buffer(data):
             raise TypeError(
@@ -172,7 +174,7 @@ class Transaction(ImageMethods):
                 f"{type(data).__name__}: stage it before the transaction"
             )
         if memoryview(data).nbytes <= _SMALL and expectations.is_empty:  # type: ignore[arg-type]
-            if is_much:
+            if in_thread:
                 return await self._core.threads.run_abandonable(InlineContent.of, data)  # type: ignore[arg-type]
             return InlineContent.of(data)  # type: ignore[arg-type]
         # Large data is written at once, so that memory need not keep it until the commit.

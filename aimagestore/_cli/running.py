@@ -58,7 +58,7 @@ async def _until_signal(call: Callable[[], Awaitable[ExitCode | None]]) -> int:
 
     Errors are raised outside of the task group, which would wrap them.
     """
-    _collect_garbage()
+    _enable_collector()
     error: Exception | None = None
     code: int | None = ExitCode.DONE
     received: list[int] = []
@@ -84,7 +84,7 @@ async def _until_signal(call: Callable[[], Awaitable[ExitCode | None]]) -> int:
     return code or ExitCode.DONE
 
 
-def _collect_garbage() -> None:
+def _enable_collector() -> None:
     """Turn the garbage collector on, if the program's start has turned it off."""
     if not gc.isenabled():
         gc.freeze()  # what was imported stays

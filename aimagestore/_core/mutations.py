@@ -127,7 +127,7 @@ def create(
                 )
         files = {(image_id, key): content for key, content in items.items()}
         below = draft.record_to_copy(image_id)
-        # Finished here, because callers check their arguments by a mutation that is not planned.
+        # Finished only now: callers check arguments by making a mutation that they never plan.
         new = edited.finish() if below is None else merged(below)
         return Plan(image_id, created=new, is_forced=force, files=files)
 

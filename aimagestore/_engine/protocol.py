@@ -349,7 +349,7 @@ class Items(Protocol):
 
     @property
     def inline_limit(self) -> int:
-        """The bytes from which on content is to be staged; the writer takes less in memory."""
+        """Content of fewer bytes is given to the writer in memory; all other is staged first."""
         ...
 
     def stage(self) -> StagedContent:

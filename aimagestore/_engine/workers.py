@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_CALLERS_MAX = 4
+_HELPERS_MAX = 4
 
 # Makes a call, and returns what lets its caller know that it has ended.
 _Work = Callable[[], Callable[[], object]]
@@ -122,9 +122,9 @@ class WorkerPool(Executor):
 
 
 def call_all(calls: Iterable[Callable[[], object]], helpers: Executor) -> None:
-    """Make calls, up to half of them in helper threads, and return when all have ended.
+    """Make calls that mostly wait, with the help of some threads, and return when all have ended.
 
-    The calls mostly wait. Raises what one of them has raised; then some may not be made.
+    Raises what one of them has raised. Then some of the others may not have been made.
     """
     pending = deque(calls)
     number = len(pending)
@@ -140,7 +140,7 @@ def call_all(calls: Iterable[Callable[[], object]], helpers: Executor) -> None:
     helping: list[Future[None]] = []
     try:
         with suppress(RuntimeError):  # the helpers were shut down, or no thread can start
-            while len(helping) < min(number // 2, _CALLERS_MAX):
+            while len(helping) < min(number // 2, _HELPERS_MAX):
                 helping.append(helpers.submit(make))
         make()
     finally:

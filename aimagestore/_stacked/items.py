@@ -34,7 +34,7 @@ class StackedItems:
 
     @property
     def inline_limit(self) -> int:
-        """The bytes from which on content is to be staged."""
+        """Content of fewer bytes is given to the writer in memory."""
         return self._own.inline_limit
 
     def stage(self) -> StagedContent:
