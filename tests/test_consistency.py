@@ -128,8 +128,8 @@ async def test_a_copy_whose_process_dies_after_the_commit_is_completed_whatever_
         """
 import anyio, os, sys
 from aimagestore import ImageStore, copy_images
-from aimagestore._directory import commit
-commit._Placement.finish = lambda self: os.kill(os.getpid(), 9)
+from aimagestore._directory import placement
+placement.Placement.finish = lambda self: os.kill(os.getpid(), 9)
 async def main():
     async with ImageStore(sys.argv[1], read_only=True) as a, ImageStore(sys.argv[2]) as b:
         await copy_images(a, b)

@@ -88,10 +88,11 @@ async def test_content_of_another_program_is_made_durable_before_it_gets_another
 @pytest.mark.parametrize(
     "code", [errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOENT]
 )
+@pytest.mark.parametrize("content", [CONTENT, b"little"], ids=["large", "little"])
 async def test_content_that_cannot_be_linked_is_copied(
-    store: ImageStore, path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+    store: ImageStore, path: Path, monkeypatch: pytest.MonkeyPatch, code: int, content: bytes
 ) -> None:
-    await store.create("first", big_data={"key": CONTENT})
+    await store.create("first", big_data={"key": content})
     link = os.link
 
     def first_name_only(source: str, *args: Any, **kwargs: Any) -> None:
@@ -100,13 +101,14 @@ async def test_content_that_cannot_be_linked_is_copied(
         link(source, *args, **kwargs)
 
     monkeypatch.setattr(os, "link", first_name_only)
+    digest = digest_of(content)
     await store.create("known by its digest")
-    await store.set_big_data("known by its digest", "key", unread(), expected_digest=DIGEST)
-    await store.create("found while it was hashed", big_data={"key": CONTENT, "other": CONTENT})
-    await store.set_big_data("first", "key", CONTENT)
+    await store.set_big_data("known by its digest", "key", unread(), expected_digest=digest)
+    await store.create("found while it was hashed", big_data={"key": content, "other": content})
+    await store.set_big_data("first", "key", content)
     for image in ["first", "known by its digest", "found while it was hashed"]:
         assert links(path, image) == 1
-        assert await store.big_data(image, "key") == CONTENT
+        assert await store.big_data(image, "key") == content
 
 
 async def test_any_other_failure_of_a_link_fails_the_change(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -19,7 +20,7 @@ from aimagestore._directory.index_file import IndexFile
 from aimagestore._format.block_catalog import BlockCatalog
 
 from .support.faults import Faults
-from .support.stores import locked, until
+from .support.stores import locked, tree, until
 
 Break = Callable[[Path, Faults], AbstractContextManager[object]]
 
@@ -118,6 +119,54 @@ async def test_a_batch_that_opens_too_many_files_is_committed_in_few_parts(
         assert len(switches) <= 8
         for number in range(64):
             assert await store.big_data(f"image{number}", "b") == b"b%d" % number
+
+
+async def test_a_transaction_creates_more_items_than_the_process_may_open_files(
+    path: Path,
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with ImageStore(path) as store:
+        await store.create("first")
+        present = len(os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (present + 300, hard))
+        try:
+            async with store.transaction() as tx:
+                for number in range(400):
+                    data = {"own": b"%d" % number, "shared": b"same", "same": b"%d" % number}
+                    await tx.create(f"image{number}", big_data=data)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert len(os.listdir("/proc/self/fd")) == present
+        for number in range(400):
+            assert await store.big_data(f"image{number}", "own") == b"%d" % number
+            assert await store.big_data(f"image{number}", "same") == b"%d" % number
+    files = {name: os.stat(path / name / "shared") for name in ("image0", "image399")}
+    assert os.path.samestat(*files.values())
+    assert files["image0"].st_nlink == 400
+    assert (path / "image7" / "own").stat().st_nlink == 2
+
+
+@pytest.mark.parametrize("at", [0, 1, 200, 399])
+async def test_a_transaction_that_fails_while_its_items_are_placed_leaves_nothing(
+    path: Path, faults: Faults, at: int
+) -> None:
+    async with ImageStore(path) as store:
+        await store.create("first", big_data={"k": b"before"})
+        before = tree(path)
+        present = len(os.listdir("/proc/self/fd"))
+
+        def is_bad(_: int, __: object, target: object, **___: object) -> bool:
+            return target == f"key{at}"
+
+        with faults.fail_call("link", errno.EIO, is_bad), pytest.raises(OSError):
+            async with store.transaction() as tx:
+                await tx.set_big_data("first", "k", b"after")
+                for number in range(400):
+                    await tx.create(f"image{number}", big_data={f"key{number}": b"%d" % number})
+        assert len(os.listdir("/proc/self/fd")) == present
+        assert tree(path) == before
+        assert await store.big_data("first", "k") == b"before"
+        await store.create("image0", big_data={"key0": b"works"})
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -21,7 +21,8 @@ from aimagestore import (
     repair,
 )
 from aimagestore._core.names import big_data_file
-from aimagestore._directory.commit import DirectoryWriter, _Placement
+from aimagestore._directory.commit import DirectoryWriter
+from aimagestore._directory.placement import Placement
 
 from .support.buildah import FIXTURE, FIXTURE_ID
 from .support.layouts import Maker
@@ -122,7 +123,7 @@ async def test_content_that_was_pending_stays_when_its_image_is_taken_out(
         raise OSError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Placement, "finish", refuse)
+        patch.setattr(Placement, "finish", refuse)
         async with ImageStore(path) as store:
             await store.set_big_data(OTHER, "manifest", ARTIFACT + b" ")
     assert (path / OTHER / "manifest").read_bytes() == ARTIFACT

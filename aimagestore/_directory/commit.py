@@ -39,17 +39,15 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from .._core.content import InlineContent
 from .._core.draft import Draft, Plan
 from .._core.mutations import Mutation
 from .._core.names import big_data_file
 from .._engine.lock import AnyGrant
 from .._engine.protocol import Outcome, Removal, Steps
-from .._engine.workers import call_all
 from .._format import index
 from .._format.block_catalog import BlockCatalog, apply_draft
 from ..errors import ImageInUseError, PodmanFailsError, StoreCorruptError
@@ -58,9 +56,9 @@ from .files import Directory
 from .index_file import IndexFile
 from .items import DirectoryItems
 from .lock import write_token
-from .pending import NEW_INDEX, mark_name, pending_name, put_in_place, remove_unlisted
+from .pending import NEW_INDEX, mark_name, remove_unlisted
+from .placement import Placement
 from .recovery import Recovery
-from .staged import StagedFile
 
 if TYPE_CHECKING:
     from .._core.report import Report
@@ -177,7 +175,7 @@ class DirectoryWriter:
         self._recovery.recover(base)
         warnings = self._check_for_podman(draft)
         catalog = apply_draft(base, draft)
-        placement = _Placement(self._root, base, self._items)
+        placement = Placement(self._root, base, self._items)
         try:
             self._place(draft, base, placement)
             if catalog is not base:
@@ -242,7 +240,7 @@ class DirectoryWriter:
                 )
         return warnings
 
-    def _place(self, draft: Draft, base: BlockCatalog, placement: _Placement) -> None:
+    def _place(self, draft: Draft, base: BlockCatalog, placement: Placement) -> None:
         try:
             for image_id in draft.created:
                 self._clear_stale_directory(image_id)
@@ -345,123 +343,6 @@ class DirectoryWriter:
             return (yield from remove(self._root, catalog, found, dry_run))
 
         yield collect
-
-
-class _Placement:
-    """The files of one commit: placed before it, and moved to their final names after it."""
-
-    def __init__(self, root: Directory, base: BlockCatalog, items: DirectoryItems) -> None:
-        self._root = root
-        self._base = base
-        self._items = items
-        # What was placed, by digest and size: equal content is not stored twice.
-        self._contents: dict[tuple[str, int], StagedFile] = {}
-        self._inline: list[StagedFile] = []
-        self._placed: list[tuple[StagedFile, str, str]] = []
-        self._pending: list[tuple[str, str, str]] = []
-        self._marks: list[str] = []
-        self._made: list[str] = []
-
-    def place(self, draft: Draft) -> None:
-        """Put the content where readers of the next index find it, but not those of this one."""
-        contents = {item: self._staged(content) for item, content in draft.files.items()}
-        self._finish(contents.values())
-        images: dict[str, list[tuple[str, StagedFile]]] = {}
-        for (image_id, key), staged in contents.items():
-            old, new = self._base.record_of(image_id), draft.record_of(image_id)
-            assert new is not None, "content belongs to an image"
-            if old is not None and key in old.image.big_data_names:
-                name = pending_name(new.image, key)
-                self._publish(staged, self._root, "", name)
-                self._pending.append((name, image_id, key))
-            else:
-                images.setdefault(image_id, []).append((key, staged))
-        for image_id, items in images.items():
-            if self._root.make_directory(image_id):
-                self._made.append(image_id)
-            with self._root.open_directory(image_id) as directory:
-                for key, staged in items:
-                    self._publish(staged, directory, image_id, big_data_file(key))
-        # Together, because the first sync writes what all of them changed on most file systems.
-        for image_id in images:
-            with self._root.open_directory(image_id) as directory:
-                directory.sync()
-        for old, new in draft.recreated:
-            # With equal records, the name of the mark would not tell whether the commit happened.
-            if bytes(old.raw) != bytes(new.raw):
-                self._marks.append(mark_name(new))
-                os.close(self._root.open_file(self._marks[-1], os.O_WRONLY | os.O_CREAT))
-        if self._made or self._pending or self._marks:
-            self._root.sync()
-
-    def _finish(self, contents: Collection[StagedFile]) -> None:
-        """Make content durable, or find that another writer has stored it by now."""
-        for staged in contents:
-            staged.search()
-            if not staged.is_stored:
-                stored = self._items.stored.find_verified(self._base, staged.digest, staged.size)
-                if stored is not None:
-                    staged.use(stored)
-        # At the same time, because file systems write what several files wait for in one go.
-        call_all([s.finish for s in contents if not s.is_finished], self._items.helpers)
-
-    def _publish(self, staged: StagedFile, directory: Directory, image_id: str, name: str) -> None:
-        content = staged.digest, staged.size
-        staged.publish(directory, name, self._contents.get(content))
-        self._placed.append((staged, image_id, name))
-        self._contents.setdefault(content, staged)
-
-    def _staged(self, content: object) -> StagedFile:
-        if isinstance(content, StagedFile):
-            return content
-        assert isinstance(content, InlineContent), "content is staged here or in memory"
-        staged = self._items.stage_in_commit(self._base)
-        self._inline.append(staged)
-        staged.sink.write(content.data)
-        return staged
-
-    def undo(self) -> bool:
-        """Stage again what was placed; return whether nothing of it is left in its place."""
-        is_undone = True
-        for staged, image_id, name in self._placed:
-            try:
-                if image_id:
-                    with self._root.open_directory(image_id) as directory:
-                        staged.withdraw(directory, name)
-                else:
-                    staged.withdraw(self._root, name)
-            except (OSError, StoreCorruptError, ValueError) as error:
-                is_undone = self._remove(image_id, name) and is_undone
-                staged.lose(error)
-        for image_id in self._made:
-            with suppress(OSError):
-                self._root.remove_directory(image_id)
-        for name in self._marks:
-            is_undone = self._remove("", name) and is_undone
-        for staged in self._inline:
-            staged.discard()
-        return is_undone
-
-    def _remove(self, image_id: str, name: str) -> bool:
-        try:
-            if image_id:
-                with self._root.open_directory(image_id) as directory:
-                    directory.unlink(name)
-            else:
-                self._root.unlink(name)
-        except (OSError, StoreCorruptError):
-            return False
-        return True
-
-    def release(self) -> None:
-        """Close the files, which were published."""
-        for staged, _, _ in self._placed:
-            staged.discard()
-
-    def finish(self) -> None:
-        """Rename pending content over the old files."""
-        for name, image_id, key in self._pending:
-            put_in_place(self._root, name, image_id, key)
 
 
 def _no_space(error: OSError, catalog: BlockCatalog) -> OSError:
