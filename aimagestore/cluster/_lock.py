@@ -24,7 +24,7 @@ from ._history import HEAD, Commit, History
 from ._schema import LOCK_CLASS
 from ._sessions import Cursor, OverdueError, Session, Sessions, is_lost
 
-# Seconds between two requests to cancel a wait, and seconds after which its session is closed even
+# Seconds between two attempts to cancel a wait, and seconds after which its session is closed even
 # if the wait has not ended.
 _CANCEL_PAUSE = 0.02
 _CANCEL_TIMEOUT = 1.0
@@ -39,6 +39,8 @@ _HOLDER = """
         SELECT oid FROM pg_database WHERE datname = current_database()
     ) AND (l.classid::bigint << 32 | l.objid::bigint) = %s
 """
+
+_CANCEL = "SELECT pg_cancel_backend(%s)"
 
 _IS_WAITING = "SELECT FROM pg_locks WHERE pid = %s AND locktype = 'advisory' AND NOT granted"
 
@@ -195,7 +197,7 @@ class AdvisoryLock:
                 held = HeldLock(session, self._history.accept(asked, head).last.version)
         finally:
             if held is None:
-                # A request to cancel may still be on its way, and must not meet another statement.
+                # The server may still be about to cancel it, but must not cancel another statement.
                 session.close()
                 self._sessions.release(session)
         return held
@@ -213,7 +215,7 @@ class AdvisoryLock:
             pgconn.flush()
             readable = _readable(pause, pgconn.socket, self._wakeup.fileno())
             if self._wakeup.fileno() in readable:
-                self._cancel(session)
+                self._cancel(session, backend)
                 return None
             if readable:
                 if _receive(pgconn, results):
@@ -230,34 +232,21 @@ class AdvisoryLock:
         until = time.monotonic() + self._sessions.deadline / 2
         return bool(self._sessions.call(lambda s: s.rows(_IS_WAITING, [backend]), until))
 
-    def _cancel(self, session: Session) -> None:
-        """Have the server end the wait, so that it does not keep the session for it."""
+    def _cancel(self, session: Session, backend: int) -> None:
+        """Have the server end the wait, so that it does not keep the session for it.
+
+        This takes another session. A request to cancel would take none, but psycopg makes it with
+        the interpreter lock held if libpq is older than 17: a server that does not answer would
+        stop the whole process.
+        """
         pgconn = session.connection.pgconn
-        has_ended = threading.Event()
-        # Acquired by the thread that leaves first, so that the other one frees the session.
-        leaving = threading.Lock()
-
-        def cancel() -> None:
-            # Repeated, because a request that comes before the statement does nothing.
-            while not has_ended.is_set():
-                with suppress(psycopg.Error):
-                    session.connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
-                has_ended.wait(_CANCEL_PAUSE)
-            if not leaving.acquire(blocking=False):
-                session.free()
-
-        # In a thread of its own: with an old libpq, a request to cancel has no timeout.
-        helper = threading.Thread(target=cancel, name="aimagestore cancel", daemon=True)
-        helper.start()
         until = time.monotonic() + _CANCEL_TIMEOUT
-        with suppress(psycopg.Error):
-            while (rest := until - time.monotonic()) > 0:
-                if _readable(rest, pgconn.socket) and _receive(pgconn, []):
+        with suppress(psycopg.Error, StoreUnavailableError):
+            # Repeated, because the server ignores it before the statement has begun.
+            while time.monotonic() < until:
+                self._sessions.call(lambda s: s.rows(_CANCEL, [backend]), until)
+                if _readable(_CANCEL_PAUSE, pgconn.socket) and _receive(pgconn, []):
                     break
-        has_ended.set()
-        helper.join(_CANCEL_TIMEOUT)
-        if leaving.acquire(blocking=False):
-            session.hand_over()
 
     def reacquire(self, held: HeldLock, until: float) -> None:
         """Acquire the lock in a new session after the one that held it was lost.

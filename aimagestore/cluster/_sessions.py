@@ -252,7 +252,7 @@ class Session:
         """End what is overdue, with the watchdog's mutex held."""
         if self._is_kept and not self._is_closed:
             self._is_closed = True
-            self.free()
+            self._free()
         else:
             self._shut_down()
 
@@ -274,20 +274,12 @@ class Session:
 
     def close(self) -> None:
         """Close the session. Idempotent."""
-        if self.hand_over():
-            self.free()
-
-    def hand_over(self) -> bool:
-        """Count as closed; another thread, which still uses the session, calls :meth:`free`.
-
-        :returns: ``False`` when it was closed before
-        """
         with self._watchdog.mutex:
             was_closed, self._is_closed = self._is_closed, True
-        return not was_closed
+        if not was_closed:
+            self._free()
 
-    def free(self) -> None:
-        """Free the connection, which no thread uses any more."""
+    def _free(self) -> None:
         with suppress(psycopg.Error):
             self.connection.close()
 
