@@ -1,7 +1,8 @@
-"""A large index is scanned for the first lookups, and parsed for further ones."""
+"""Of a large index, only IDs and names are read for the first lookups."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tracemalloc
@@ -22,10 +23,12 @@ from aimagestore import (
 )
 from aimagestore._cli.sizes import Sizes
 from aimagestore._directory.engine import DirectoryEngine
+from aimagestore._directory.index_file import IndexFile
 from aimagestore._format import scan
-from aimagestore._format.index import split
+from aimagestore._format.scan import Scan
 
 from .support.beside import Beside, layer
+from .support.faults import Faults
 from .support.indexes import array, reader_of
 from .support.strategies import compact
 
@@ -59,10 +62,15 @@ def write(path: Path, records: list[Any], **options: Any) -> None:
 
 
 def is_scanned(store: ImageStore) -> bool:
-    """Return whether lookups scan the text."""
+    """Return whether lookups read the file."""
+    return reader(store)._version.scan is not None
+
+
+def reader(store: ImageStore) -> IndexFile:
+    """Return what reads the store's index."""
     engine = store._core.engine
     assert isinstance(engine, DirectoryEngine)
-    return engine.reader._version.scan is not None
+    return engine.reader
 
 
 @pytest.fixture
@@ -74,7 +82,7 @@ def records() -> list[dict[str, Any]]:
 async def test_lookups_find_the_same_as_in_an_indexed_store(
     path: Path, records: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scan, "_SEARCHES", 1_000)
+    monkeypatch.setattr(scan, "_LOOKUPS", 1_000)
     records[7]["names"] = ["localhost/ä:1", "localhost/b,c:1"]
     records[8]["names"] = None
     records[9]["names-history"] = ["localhost/image-10:1"]
@@ -121,10 +129,10 @@ async def test_an_index_is_parsed_after_a_few_lookups(
 ) -> None:
     write(path, records)
     async with ImageStore(path) as store:
-        for number in range(scan._SEARCHES):
+        for number in range(scan._LOOKUPS):
             await store.get(image_id(number))
         assert is_scanned(store)
-        await store.get(image_id(scan._SEARCHES))
+        await store.get(image_id(scan._LOOKUPS))
         assert not is_scanned(store)
 
 
@@ -170,31 +178,118 @@ async def test_a_damaged_record_is_found_by_no_scan(
     [
         lambda records: records[5].update(id=image_id(6)),
         lambda records: records[5].update(names=["localhost/image-6:1", "localhost/x:1"]),
-        lambda records: records[5].update(id="caf\u00e9"),
-        lambda records: records[5].update(names=["localhost/<x>:1", "localhost/caf\u00e9:1"]),
+        lambda records: records[5].update(names=["localhost/x:1", "localhost/x:1"]),
         lambda records: records[5].update(id=5),
         lambda records: records[5].update(names="localhost/x:1"),
         lambda records: records[5].update(names=[5]),
         lambda records: records[5].pop("id"),
         lambda records: records.insert(5, "no object"),
     ],
-    ids=["id", "name", "escaped-id", "escaped-name", "no-id", "no-list", "no-name", "none", "str"],
+    ids=["id", "name", "twice", "no-text", "no-list", "no-name", "none", "str"],
 )
 def test_an_index_with_anything_unusual_is_not_scanned(
     records: list[dict[str, Any]], spoil: Callable[[list[Any]], object]
 ) -> None:
     spoil(records)
-    assert split(reader_of(compact(records, ascii_only=True))) is None
+    assert Scan.of(reader_of(compact(records))) is None
 
 
-def test_a_split_index_has_the_whole_text(records: list[dict[str, Any]]) -> None:
+def test_a_scan_knows_where_each_record_is(records: list[dict[str, Any]]) -> None:
     text = compact(records)
-    texts = split(reader_of(text))
-    assert texts is not None
-    assert len(texts) > 2
-    assert array(each[1:-1] for each in texts) == text
-    for other in (text[:-1], text + b"x", b"[]"):
-        assert split(reader_of(other)) is None
+    scan = Scan.of(reader_of(text))
+    assert scan is not None
+    assert len(scan.blocks) > 2
+    parts = [text[offset : offset + size] for offset, size in scan.blocks]
+    assert array(parts) == text
+    for number in range(0, NUMBER, 50):
+        assert image_id(number).encode() in parts[scan.ids[image_id(number)]]
+        assert scan.names[f"localhost/image-{number}:1"] == scan.ids[image_id(number)]
+    for other in (text[:-1], text + b"x", b" "):
+        assert Scan.of(reader_of(other)) is None
+
+
+async def test_ids_and_names_are_found_however_they_are_spelled(
+    path: Path, records: list[dict[str, Any]]
+) -> None:
+    records[5].update(id="caf\u00e9", names=["localhost/<x>:1"])
+    write(path, records, ensure_ascii=True)
+    text = (path / "images.json").read_text().replace("<x>", "\\u003cx\\u003e")
+    (path / "images.json").write_text(text.replace("localhost/image-6", "localhost\\/image-6"))
+    for ref in ("caf\u00e9", "localhost/<x>:1", "localhost/image-6:1"):
+        async with ImageStore(path, read_only=True) as store:
+            assert (await store.get(ref)).names
+            assert is_scanned(store)
+
+
+async def test_an_index_that_was_only_scanned_takes_little_memory(
+    path: Path, records: list[dict[str, Any]]
+) -> None:
+    write(path, records)
+    size = (path / "images.json").stat().st_size
+    async with ImageStore(path, read_only=True) as warm:
+        await warm.get(image_id(1))
+    tracemalloc.start()
+    try:
+        async with ImageStore(path, read_only=True) as store:
+            await store.get(image_id(1))
+            used, _ = tracemalloc.get_traced_memory()
+            assert is_scanned(store)
+    finally:
+        tracemalloc.stop()
+    assert used < size / 2
+
+
+async def test_an_index_that_a_network_file_system_has_lost_is_loaded_again(
+    path: Path, records: list[dict[str, Any]], faults: Faults
+) -> None:
+    write(path, records)
+    async with ImageStore(path) as store:
+        scanned = reader(store)._version.fd
+        with (
+            faults.fail_call("pread", errno.ESTALE, lambda *_: True),
+            faults.fail_call("readv", errno.ESTALE, lambda _, fd, __: fd == scanned),
+        ):
+            assert (await store.get(image_id(1))).names == ("localhost/image-1:1",)
+        assert len(await store.images()) == NUMBER
+
+
+async def test_a_lookup_in_a_scanned_index_that_was_altered_in_place_reads_all_of_it(
+    path: Path, records: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(path, records)
+    real_pread = os.pread
+    for altered in (b"", b"{}", b'{"id":"x"}'):
+        async with ImageStore(path) as store:
+            monkeypatch.setattr(os, "pread", lambda *_, altered=altered: altered)
+            assert (await store.get(image_id(1))).names == ("localhost/image-1:1",)
+            assert not is_scanned(store)
+            monkeypatch.setattr(os, "pread", real_pread)
+
+
+async def test_another_program_s_commit_needs_no_index_of_what_was_only_scanned(
+    path: Path, records: list[dict[str, Any]]
+) -> None:
+    write(path, records)
+    async with ImageStore(path) as store:
+        await store.get(image_id(1))
+        records[1]["names"] = ["localhost/changed:1"]
+        write(path, records)
+        assert (await store.get(image_id(1))).names == ("localhost/changed:1",)
+        assert is_scanned(store)
+        for _ in range(scan._LOOKUPS):
+            records[1]["names"] = []
+            write(path, records)
+            assert (await store.get(image_id(1))).names == ()
+        assert not is_scanned(store)
+
+
+async def test_a_watch_sees_every_image_of_a_first_index_that_is_large(
+    path: Path, records: list[dict[str, Any]]
+) -> None:
+    async with ImageStore(path) as store, store.watch() as watch:
+        write(path, records)
+        found = {(await anext(watch)).id for _ in records}
+    assert found == {each["id"] for each in records}
 
 
 async def test_two_images_with_one_name_are_noticed_on_opening(

@@ -235,6 +235,11 @@ class Directory:
                 os.unlink(name, dir_fd=self.fd)
                 os.link(source, name, dst_dir_fd=self.fd, follow_symlinks=True)
 
+    def duplicate_file(self, name: str, fd: int) -> int:
+        """Return another descriptor of an open file."""
+        with self._about(name):
+            return os.dup(fd)
+
     def read_into(self, name: str, fd: int, buffer: memoryview) -> int:
         """Read the next bytes of a file; return how many, 0 at its end."""
         with self._about(name):

@@ -29,7 +29,7 @@ from .lock import foreign_writer, is_change_under_way
 T = TypeVar("T")
 
 _LARGE = 4 * BLOCK_BYTES
-"""Bytes from which on an index is parsed only after a few lookups in its text."""
+"""Bytes from which on an index is parsed only after a few lookups in its file."""
 
 
 class _Version(NamedTuple):
@@ -193,13 +193,32 @@ class IndexFile:
         with self._mutex:
             self._load_if_outdated()
             version = self._version
+            # A duplicate, because another thread may load a newer version while the file is read.
+            fd = -1 if version.scan is None else self._root.duplicate_file(INDEX_FILE, version.fd)
         if version.scan is not None:
             with suppress(IndexNeededError):
-                return look(version.scan), version
+                return self._look_in_file(version.scan, fd, look), version
         with self._mutex:
             self._load_if_outdated()
             catalog, version = self._indexed(), self._version
         return look(catalog), version
+
+    def _look_in_file(self, scan: Scan, fd: int, look: Callable[[View], T]) -> T:
+        """Call ``look`` with a view of a file that was scanned, and close the file.
+
+        :raises IndexNeededError: when the scan cannot answer
+        """
+
+        def read_at(size: int, position: int) -> bytes:
+            try:
+                return self._root.read_at(INDEX_FILE, fd, size, position)
+            except OSError as error:  # a network file system may have lost the file
+                raise IndexNeededError from error
+
+        try:
+            return look(scan.reading(read_at))
+        finally:
+            os.close(fd)
 
     def snapshot(self) -> BlockCatalog:
         return self.load()
@@ -250,51 +269,67 @@ class IndexFile:
         """
         version = self._version
         if version.scan is not None:
-            catalog = EMPTY.with_blocks(*index.parse_blocks(version.scan.texts))
-            self._version = version._replace(catalog=catalog, scan=None)
+            try:
+                catalog, _ = self._parse(version.fd, EMPTY)
+            except OSError:  # a network file system may have lost the file
+                self._load(scans=False)
+            else:
+                self._version = version._replace(catalog=catalog, scan=None)
         return self._version.catalog
 
-    def _load(self) -> None:
-        is_first = self._version.fd < 0
-        previous = self._indexed()
+    def _load(self, *, scans: bool = True) -> None:
+        previous = self._version
         fd = self._open_index()
         if fd is None:
             self._adopt(_Version(EMPTY, -1))
             return
         try:
             found = self._root.stat_file(INDEX_FILE, fd)
-            if is_first and found.st_size >= _LARGE:
-                texts = index.split(self._text(fd, found))
-                if texts is not None:
-                    self.is_durable = False
-                    self._adopt(_Version.of(EMPTY, fd, found, scan=Scan(texts)))
-                    return
-                os.lseek(fd, 0, os.SEEK_SET)
-            text = self._text(fd, found)
-            parsed = index.parse(text, previous)
-            if parsed is None and (image_id := next(image_directories(self._root), None)):
-                raise self._lost_index("is blank", image_id)
-            catalog = previous.with_blocks(*(parsed or ({}, ())))
-            if catalog.needs_save and self._read_only:
-                raise DuplicateImageNamesError(
-                    f"{self._path} has two images of one name: open the store for writing once to "
-                    "resolve that",
-                    path=self._path,
-                )
-        except index.MalformedIndexError as error:
-            os.close(fd)
-            raise self._root.corrupt(
-                INDEX_FILE, f"is damaged at byte {error.offset}: {error}: repair the store"
-            ) from error
+            # A version that was parsed is a help in parsing the next one.
+            scans = scans and not self._feeds and (previous.fd < 0 or previous.scan is not None)
+            scan = None
+            if scans and found.st_size >= _LARGE:
+                lookups = 0 if previous.scan is None else previous.scan.lookups
+                scan = Scan.of(self._text(fd), lookups)
+            if scan is not None:
+                catalog, is_array = EMPTY, True
+            else:
+                catalog, is_array = self._parse(fd, previous.catalog)
+                self._on_load(previous.catalog, catalog)
         except BaseException:
             os.close(fd)
             raise
         self.is_durable = False
-        self._on_load(previous, catalog)
-        self._adopt(_Version.of(catalog, fd, found, is_array=parsed is not None))
+        self._adopt(_Version.of(catalog, fd, found, is_array=is_array, scan=scan))
 
-    def _text(self, fd: int, found: os.stat_result) -> index.Text:
-        return index.Text(partial(self._root.read_into, INDEX_FILE, fd), found.st_size)
+    def _parse(self, fd: int, previous: BlockCatalog) -> tuple[BlockCatalog, bool]:
+        """Parse an index; return its catalog, and whether it is an array and not blank.
+
+        :param previous: the catalog before it
+        """
+        text = self._text(fd)
+        try:
+            parsed = index.parse(text, previous)
+        except index.MalformedIndexError as error:
+            raise self._root.corrupt(
+                INDEX_FILE, f"is damaged at byte {error.offset}: {error}: repair the store"
+            ) from error
+        if parsed is None and (image_id := next(image_directories(self._root), None)):
+            raise self._lost_index("is blank", image_id)
+        catalog = previous.with_blocks(*(parsed or ({}, ())))
+        if catalog.needs_save and self._read_only:
+            raise DuplicateImageNamesError(
+                f"{self._path} has two images of one name: open the store for writing once to "
+                "resolve that",
+                path=self._path,
+            )
+        return catalog, parsed is not None
+
+    def _text(self, fd: int) -> index.Text:
+        """Return the text of an index from its beginning on."""
+        os.lseek(fd, 0, os.SEEK_SET)
+        size = self._root.stat_file(INDEX_FILE, fd).st_size
+        return index.Text(partial(self._root.read_into, INDEX_FILE, fd), size)
 
     def _open_index(self) -> int | None:
         """Open the index; ``None`` when the store has none yet.
@@ -372,6 +407,7 @@ class IndexFile:
             self.check_root()
             with self._mutex:
                 self._load_if_outdated()
+                self._indexed()  # events are differences between catalogs
                 feed = DirectoryFeed(inotify, self)
                 self._feeds.append(feed)
         except BaseException:

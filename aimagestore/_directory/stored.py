@@ -222,10 +222,11 @@ class StoredFiles:
         :returns: ``None`` if there is none, or if it cannot be read
         """
         try:
-            catalog = self._index.load()
-        except ChangeUnderWayError:
-            catalog = self._index.catalog
-        except (OSError, ImageStoreError):
+            try:
+                catalog = self._index.load()
+            except ChangeUnderWayError:
+                catalog = self._index.catalog
+        except (OSError, ImageStoreError, ChangeUnderWayError):
             return None
         return self.find_in(catalog, digest, size, check)
 

@@ -7,7 +7,7 @@ Blocks that have not changed since the index was last parsed are not parsed agai
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final, Generic, NamedTuple, TypeVar
 
@@ -17,7 +17,6 @@ from msgspec import Raw
 from .._core.record import read
 from .block_catalog import BlockCatalog
 from .blocks import BLOCK_BYTES, Block, new_block_id
-from .pacing import yield_gil_every
 
 _SPACE: Final = b" \t\r\n"
 _BLANK: Final = _SPACE + b"\0"
@@ -31,22 +30,20 @@ _LEAST_READ_BYTES: Final = 4096
 # Each takes about 2 ms.
 _BLOCKS_AT_ONCE: Final = 4
 
-_NO_NAMES: Final = frozenset({b"[]", b"null"})
-
 _STRUCTURE: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{},]', re.DOTALL)
 
 _decode_elements: Final = msgspec.json.Decoder(list[Raw]).decode
 _decode_element: Final = msgspec.json.Decoder(Raw).decode
 
 
-class _Summary(msgspec.Struct, gc=False):
-    """The spelling of what must not occur twice."""
+class Summary(msgspec.Struct, gc=False):
+    """What a record is found by."""
 
-    id: Raw
-    names: Raw = Raw(b"null")
+    id: str
+    names: list[str] | None = None
 
 
-_summarize_elements: Final = msgspec.json.Decoder(list[_Summary]).decode
+_summarize_elements: Final = msgspec.json.Decoder(list[Summary]).decode
 
 
 class MalformedIndexError(ValueError):
@@ -164,17 +161,16 @@ def elements(text: Text) -> Iterator[Sequence[Raw]]:
 
     :raises MalformedIndexError: the text is not one JSON array
     """
-    if not _begins_array(text):
-        raise MalformedIndexError("the text is blank", text.offset)
-    text.skip(_SPACE)
-    closes = text.peek(1) == b"]"
-    if closes:
-        text.drop(1)
-    while not closes:
-        yield _next_piece(text, _piece).elements
-        closes = text.peek(1) == b"]"
-        text.drop(1)
-    _check_end(text)
+    return (found for _, found in _runs(text, _piece))
+
+
+def summaries(text: Text) -> Iterator[tuple[int, Sequence[Summary]]]:
+    """Iterate over runs of records, each with its offset, up to the current position.
+
+    :raises ValueError: the text is not one JSON array of objects with IDs and names
+    :raises RecursionError: an element nests too deep
+    """
+    return _runs(text, _summaries)
 
 
 def _begins_array(text: Text) -> bool:
@@ -195,73 +191,6 @@ def _check_end(text: Text) -> None:
     text.skip(_SPACE)
     if text.size:
         raise MalformedIndexError("text after the array", text.offset)
-
-
-def split(text: Text) -> tuple[bytes, ...] | None:
-    """Split an index into the texts of blocks, for :class:`.scan.Scan`, without reading records.
-
-    ``None`` unless the index is one array of objects whose IDs and names all differ and are spelled
-    as usual: use :func:`parse` then.
-    """
-    text.skip(_SPACE)
-    if text.peek(1) != b"[":
-        return None
-    text.drop(1)
-    texts: list[bytes] = []
-    spelled: list[int] = []
-    closes = False
-    while not closes:
-        try:
-            piece = _next_piece(text, _summaries)
-        except (ValueError, RecursionError):
-            return None
-        found = _spelled(piece.elements)
-        if found is None:
-            return None
-        spelled += found
-        texts.append(piece.array)
-        closes = text.peek(1) == b"]"
-        text.drop(1)
-    text.skip(_SPACE)
-    return None if text.size or len(set(spelled)) < len(spelled) else tuple(texts)
-
-
-def _spelled(summaries: Sequence[_Summary]) -> list[int] | None:
-    """Return hashes of the spellings of IDs and names; ``None`` if a spelling is unusual.
-
-    Two that happen to have one hash count as equal.
-    """
-    ids = [bytes(each.id) for each in summaries]
-    names = [bytes(each.names) for each in summaries]
-    all_ids, all_names = b"".join(ids), b"".join(names)
-    quotes = all_names.count(b'"')
-    if b"\\" in all_ids or b"\\" in all_names or all_ids.count(b'"') != 2 * len(ids):
-        return None
-    if not len(names) == all_names.count(b'["') == all_names.count(b'"]') == quotes / 2:
-        names = [name for names_of_one in names for name in _each(names_of_one)]
-    return None if b"" in names else [*map(hash, ids), *map(hash, names)]
-
-
-def _each(names: bytes) -> list[bytes]:
-    """Split an array of names into arrays of one name; one empty text if a spelling is unusual."""
-    if names in _NO_NAMES:
-        return []
-    each = names[2:-2].split(b'","')
-    if names.count(b'"') != 2 * len(each) or not names.startswith(b'["'):
-        return [b""]
-    return [b'["%b"]' % name for name in each]
-
-
-def parse_blocks(texts: Iterable[bytes]) -> tuple[dict[int, Block], tuple[bytes, ...]]:
-    """Parse texts that :func:`split` returned into blocks by ID and damaged elements."""
-    blocks: dict[int, Block] = {}
-    damaged: list[bytes] = []
-    for text in yield_gil_every(texts, _BLOCKS_AT_ONCE):
-        block_id, block, bad = _parse_block(_Piece(text, _decode_elements(text)))
-        damaged += bad
-        if block.records:
-            blocks[block_id] = block
-    return blocks, tuple(damaged)
 
 
 def _blocks(text: Text, known: BlockCatalog) -> Iterator[tuple[int, Block, Sequence[bytes]]]:
@@ -295,6 +224,23 @@ def _comes_next(text: Text, block: Block) -> bool:
 
 
 E = TypeVar("E")
+
+
+def _runs(
+    text: Text, piece_of: Callable[[Text, int], _Piece[E]]
+) -> Iterator[tuple[int, Sequence[E]]]:
+    if not _begins_array(text):
+        raise MalformedIndexError("the text is blank", text.offset)
+    text.skip(_SPACE)
+    closes = text.peek(1) == b"]"
+    if closes:
+        text.drop(1)
+    while not closes:
+        offset = text.offset
+        yield offset, _next_piece(text, piece_of).elements
+        closes = text.peek(1) == b"]"
+        text.drop(1)
+    _check_end(text)
 
 
 class _Piece(NamedTuple, Generic[E]):
@@ -378,7 +324,7 @@ def _piece(text: Text, size: int) -> _Piece[Raw]:
     return _Piece(array, elements)
 
 
-def _summaries(text: Text, size: int) -> _Piece[_Summary]:
+def _summaries(text: Text, size: int) -> _Piece[Summary]:
     """Parse the next bytes of the text as records, of which only IDs and names are kept.
 
     :raises ValueError: the bytes are not objects with IDs, with commas between them

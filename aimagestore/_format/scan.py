@@ -1,9 +1,10 @@
-"""Lookups in an index that was read, but not parsed."""
+"""Lookups in a large index of which only the IDs and names were read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from itertools import islice
+from typing import Final, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -12,58 +13,106 @@ from .._core.catalog import Catalog
 from .._core.image import Image
 from .._core.record import Record, read, read_image
 from .._core.view import View
+from .index import Summary, Text, summaries
 from .pacing import yield_gil_every
 
+T = TypeVar("T")
+
 _decode_elements: Final = msgspec.json.Decoder(list[Raw]).decode
+_decode_summaries: Final = msgspec.json.Decoder(list[Summary]).decode
 
-_SHORTEST: Final = 6
-"""The length of the shortest ref that is searched for: many strings begin with a shorter one."""
-
-_SEARCHES: Final = 8
-"""The number of searches that together take as long as indexing."""
+_LOOKUPS: Final = 8
+"""The number of lookups that together take as long as parsing and indexing everything."""
 
 # Each takes about 2 ms.
 _BLOCKS_AT_ONCE: Final = 4
 
-_ESCAPED: Final = frozenset('"\\')
+ReadAt = Callable[[int, int], bytes]
+"""Reads as many bytes of the index as its first parameter says, from an offset on."""
 
 
 class IndexNeededError(Exception):
     """A scan cannot answer, or takes longer than a lookup in the parsed index."""
 
 
-class Scan(View):
-    """The records of a large index, found by a search in its text.
+class Scan:
+    """Where the records of an index are in its file.
 
     For programs that look up a few images, or list all of them once: parsing and indexing every
-    record takes ten times as long as splitting the text into blocks, and half as much memory again.
+    record takes several times as long, and the memory of the whole text.
 
-    Lookups raise :exc:`IndexNeededError` where a search cannot answer, and after ``_SEARCHES``.
-
-    :param texts: what :func:`.index.split` returned, so that no ID and no name has two spellings or
-        two records
+    :ivar ids: the number of the block with each image, by ID
+    :ivar names: the number of the block with each image, by name
+    :ivar blocks: the offset and size in bytes of each block of records
+    :ivar lookups: how many lookups there were in it, and in earlier scans
     """
 
-    __slots__ = ("_last", "_searches", "texts")
+    __slots__ = ("blocks", "ids", "lookups", "names")
 
-    def __init__(self, texts: Sequence[bytes]) -> None:
-        self.texts = texts
-        self._searches = 0
-        self._last: tuple[str, list[Record]] = "", []
+    def __init__(self, lookups: int) -> None:
+        self.ids: dict[str, int] = {}
+        self.names: dict[str, int] = {}
+        self.blocks: list[tuple[int, int]] = []
+        self.lookups = lookups
+
+    @classmethod
+    def of(cls, text: Text, lookups: int = 0) -> Scan | None:
+        """Scan an index; ``None`` unless it is an array of objects whose IDs and names all differ.
+
+        :param lookups: what :attr:`lookups` begins with
+        """
+        scan = cls(lookups)
+        ids = names = 0
+        try:
+            for offset, found in summaries(text):
+                named = [name for each in found if each.names for name in each.names]
+                scan.ids.update(dict.fromkeys([each.id for each in found], len(scan.blocks)))
+                scan.names.update(dict.fromkeys(named, len(scan.blocks)))
+                ids += len(found)
+                names += len(named)
+                scan.blocks.append((offset, text.offset - offset))
+        except (ValueError, RecursionError):
+            return None
+        return scan if ids == len(scan.ids) and names == len(scan.names) else None
+
+    def reading(self, read_at: ReadAt) -> View:
+        """Return a view for one lookup, which reads the file.
+
+        :raises IndexNeededError: when there were many lookups before
+        """
+        if self.lookups >= _LOOKUPS:
+            raise IndexNeededError
+        self.lookups += 1
+        return _ScannedView(self, read_at)
+
+
+class _ScannedView(View):
+    """The records of a scanned index. Raises :exc:`IndexNeededError` where it cannot answer."""
+
+    __slots__ = ("_block", "_read_at", "_scan", "_text")
+
+    def __init__(self, scan: Scan, read_at: ReadAt) -> None:
+        self._scan = scan
+        self._read_at = read_at
+        self._block = -1
+        self._text = b""
 
     def record_of(self, image_id: str) -> Record | None:
-        return self._first(image_id, lambda record: record.id == image_id)
+        return self._find(self._scan.ids.get(image_id), lambda found: found.id == image_id)
 
     def known_ids(self, image_ids: Iterable[str]) -> set[str]:
         raise IndexNeededError
 
     def owner_of(self, name: str) -> str | None:
-        record = self._first(name, lambda record: name in record.names)
+        block = self._scan.names.get(name)
+        record = self._find(block, lambda found: name in (found.names or ()))
         return None if record is None else record.id
 
     def ids_with_prefix(self, prefix: str, limit: int) -> Sequence[str]:
-        found = (record.id for record in self._with(prefix) if record.id.startswith(prefix))
-        return sorted(found)[:limit]
+        if not prefix:
+            return ()
+        found = sorted(image_id for image_id in self._scan.ids if image_id.startswith(prefix))
+        return list(islice((i for i in found if self.record_of(i) is not None), limit))
 
     def ids_with_digest(self, digest: str) -> Sequence[str]:
         raise IndexNeededError
@@ -77,39 +126,31 @@ class Scan(View):
     @property
     def images(self) -> tuple[Image, ...]:
         # A program that lists them again is better served by a catalog, which keeps them.
-        if self._searches >= _SEARCHES:
-            raise IndexNeededError
-        self._searches = _SEARCHES
+        self._scan.lookups = _LOOKUPS
         images: list[Image | None] = []
-        for text in yield_gil_every(self.texts, _BLOCKS_AT_ONCE):
-            images += map(read_image, _decode_elements(text))
+        for block in yield_gil_every(range(len(self._scan.blocks)), _BLOCKS_AT_ONCE):
+            images += map(read_image, self._decoded(block, _decode_elements))
         return tuple([image for image in images if image is not None])
 
     def freeze(self) -> Catalog:
         raise IndexNeededError
 
-    def _first(self, ref: str, matches: Callable[[Record], bool]) -> Record | None:
-        return next(filter(matches, self._with(ref)), None)
+    def _find(self, block: int | None, matches: Callable[[Summary], bool]) -> Record | None:
+        """Return the record in a block that matches; ``None`` if it is damaged."""
+        if block is None:
+            return None
+        elements = self._decoded(block, _decode_elements)
+        for found, element in zip(self._decoded(block, _decode_summaries), elements, strict=True):
+            if matches(found):
+                return read(element)
+        raise IndexNeededError
 
-    def _with(self, start: str) -> list[Record]:
-        """Return the records in which a string begins with this text."""
-        last, records = self._last
-        if last != start:
-            if len(start) < _SHORTEST or not _is_plain(start) or self._searches >= _SEARCHES:
-                raise IndexNeededError
-            self._searches += 1
-            records = list(self._search(b'"' + start.encode()))
-            self._last = start, records
-        return records
-
-    def _search(self, text: bytes) -> Iterator[Record]:
-        for block in self.texts:
-            if text in block:
-                for raw in _decode_elements(block):
-                    if text in bytes(raw) and (record := read(raw)) is not None:
-                        yield record
-
-
-def _is_plain(text: str) -> bool:
-    """Return whether JSON spells a text as it is, except where it uses escapes without need."""
-    return text.isprintable() and _ESCAPED.isdisjoint(text)
+    def _decoded(self, block: int, decode: Callable[[bytes], list[T]]) -> list[T]:
+        if block != self._block:
+            offset, size = self._scan.blocks[block]
+            self._text = b"[%b]" % self._read_at(size, offset)
+            self._block = block
+        try:
+            return decode(self._text)
+        except (ValueError, RecursionError):  # altered since the scan, in place
+            raise IndexNeededError from None
