@@ -180,6 +180,63 @@ async def test_an_unknown_layer_may_be_an_additional_stores(path: Path) -> None:
     assert await check(path) == report
 
 
+@pytest.fixture
+def additional(path: Path, tmp_path: Path) -> Path:
+    """An additional store that has the layer of buildah's image, which the store itself lacks."""
+    additional = tmp_path / "shared" / "vfs-images"
+    additional.mkdir(parents=True)
+    (additional / "images.json").write_text("[]")
+    shutil.copytree(path.parent / "vfs-layers", additional.parent / "vfs-layers")
+    (path.parent / "vfs-layers" / "layers.json").write_text("[]")
+    return additional
+
+
+async def test_an_image_whose_layer_an_additional_store_has_is_not_taken_out(
+    path: Path, additional: Path
+) -> None:
+    (path / FIXTURE_ID / "unlisted").touch()
+    report = await check(path, additional_stores=[additional])
+    assert [finding.kind for finding in report.findings] == [Kind.ITEM_UNLISTED]
+    before = index_of(path)
+    done = await repair(path, report, additional_stores=[additional], drop=True)
+    assert (done.findings, index_of(path)) == ((), before)
+    # If that store cannot be read, it is not known which layers it has.
+    (additional.parent / "vfs-layers" / "layers.json").write_text("[")
+    done = await repair(path, report, additional_stores=[additional], drop=True)
+    assert (done.findings, index_of(path)) == ((), before)
+    await repair(path, report, drop=True)
+    assert index_of(path) == b"[]"
+
+
+async def test_the_layer_of_a_new_image_may_be_in_an_additional_store(
+    path: Path, additional: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ImageStore(path, additional_stores=[additional]) as store:
+        image = await store.get(FIXTURE_ID)
+        items = {key: await store.big_data(FIXTURE_ID, key) for key in image.big_data_names}
+        await store.create(OTHER, top_layer=image.top_layer, big_data=items)
+        with pytest.raises(PodmanFailsError, match="layer unknown is unknown"):
+            await store.create("f" * 64, top_layer="unknown", big_data=items)
+        assert not caplog.records
+        # It is not known which layers an additional store has if they cannot be read.
+        (additional.parent / "vfs-layers" / "layers.json").write_text("[")
+        await store.create("f" * 64, top_layer="elsewhere", big_data=items)
+
+
+async def test_an_adopted_image_gets_a_layer_of_an_additional_store(
+    path: Path, additional: Path
+) -> None:
+    (record,) = json.loads(index_of(path))
+    config = json.loads((path / FIXTURE_ID / big_data_file(f"sha256:{FIXTURE_ID}")).read_bytes())
+    layers = [{"id": record["layer"], "diff-digest": config["rootfs"]["diff_ids"][0]}]
+    (additional.parent / "vfs-layers" / "layers.json").write_text(json.dumps(layers))
+    edit_index(path, lambda records: records.clear())
+    report = await check(path, additional_stores=[additional])
+    await repair(path, report, additional_stores=[additional])
+    async with ImageStore(path) as store:
+        assert (await store.get(FIXTURE_ID)).top_layer == record["layer"]
+
+
 async def test_volatile_layers_are_known(path: Path) -> None:
     layers = path.parent / "vfs-layers"
     (layers / "layers.json").rename(layers / "volatile-layers.json")

@@ -11,7 +11,7 @@ from .._core.report import Report
 from .._engine.lock import AnyGrant, AnyLine
 from .._engine.protocol import ChangeUnderWayError, Checker, Location
 from .core import acquire, lock_timeout_error
-from .locations import AdditionalStore, location_of, stacked_location
+from .locations import AdditionalStore, stacked_location
 from .loop import EventLoop
 from .staging import Progress
 from .threads import Stepper, Threads
@@ -96,6 +96,7 @@ async def repair(
     where: str | os.PathLike[str] | Location,
     report: Report,
     *,
+    additional_stores: Iterable[str | os.PathLike[str] | Location | AdditionalStore] = (),
     drop: bool = False,
     lock_timeout: float | None = None,
     progress: Progress | None = None,
@@ -122,9 +123,10 @@ async def repair(
 
     :param where: the directory that holds images.json, or a location
     :param report: what :func:`check` returned
+    :param additional_stores: as for :func:`check`. They are not changed
     :param drop: also take out of the index what cannot be repaired: damaged records, and items
         whose content is missing or altered; in podman's store, images whose top layer podman does
-        not know, which an additional store may have
+        not know, which a store that is not among ``additional_stores`` may have
     :param lock_timeout: seconds to wait for the store's lock; ``None`` waits for ever, 0 tries once
     :param progress: called with the bytes checked again, and with the total; what it raises ends
         the repair before the records change
@@ -133,7 +135,7 @@ async def repair(
     :raises StoreCorruptError: when images.json is not a regular file
     :raises StoreUnavailableError: when a server of a cluster is unavailable or refuses a request
     """
-    location = location_of(where)
+    location = stacked_location(where, additional_stores)
     check_type(report, Report, "report")
     threads = Threads(EventLoop())
     try:

@@ -15,9 +15,10 @@ wait or cause a deadlock. Reads are consistent without one:
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from .._core.layers import Container, Layer, PodmanRecords
+from .._engine.protocol import PodmanReader
 from .._format.podman_records import container_of, layer_of
 from ..errors import StoreCorruptError
 from .record_file import RecordFile, RecordFiles, Records
@@ -52,12 +53,14 @@ class PodmanFiles:
 
     :param path: the image store
     :param container_stores: directories that may have containers of its images as well
+    :ivar others: what reads the layers of additional stores
     :ivar layer_store: the directory with its layers; ``None`` if there was none when this was made
     :ivar layers: the files with layers
     :ivar containers: the files with containers
     """
 
     def __init__(self, path: str, container_stores: Iterable[str] = ()) -> None:
+        self.others: Sequence[PodmanReader] = ()
         # Looked up once: the event loop reads it, and must not wait for the disk.
         self.layer_store = layer_store_of(path)
         layers, containers = directory_beside(path, "layers"), directory_beside(path, "containers")

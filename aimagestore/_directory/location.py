@@ -50,10 +50,10 @@ class DirectoryLocation:
             self._path, verify=verify, container_stores=self._container_stores, others=others
         )
 
-    def repairer(self) -> DirectoryRepairer:
+    def repairer(self, others: OtherStores | None = None) -> DirectoryRepairer:
         from .repair import DirectoryRepairer  # noqa: PLC0415 (rarely used)
 
-        return DirectoryRepairer(self._path())
+        return DirectoryRepairer(self._path(), others)
 
     def _path(self) -> str:
         """Return the absolute path, which outlasts a change of the working directory.

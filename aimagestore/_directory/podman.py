@@ -12,7 +12,7 @@ from typing import Final
 from .._core.content import Content
 from .._core.digest import MANIFEST
 from .._core.image import Image
-from .._core.layers import PodmanRecords
+from .._core.layers import Layer, PodmanRecords
 from .._core.mutations import has_same_items
 from .._core.podman import Part, diff_ids, unreadable_items, unreadable_parts
 from .._engine.items import MANIFEST_MAX
@@ -21,6 +21,7 @@ from .beside import PodmanFiles
 from .files import Directory
 from .pending import open_current
 
+_NO_LAYERS: Final[Mapping[str, Layer]] = MappingProxyType({})
 _NO_FILES: Final[Mapping[tuple[str, str], Content]] = MappingProxyType({})
 
 
@@ -28,11 +29,12 @@ class Podman:
     """What podman can read of the images of one store. Its layers are read once.
 
     :param files: what podman keeps beside the store
-    :param others: IDs of layers in additional stores
+    :param others: layers in additional stores, by ID, besides those that ``files`` reads; ``None``
+        if they are not known
     """
 
     def __init__(
-        self, root: Directory, files: PodmanFiles, others: frozenset[str] = frozenset()
+        self, root: Directory, files: PodmanFiles, others: Mapping[str, Layer] | None = _NO_LAYERS
     ) -> None:
         self._root = root
         self._files = files
@@ -40,7 +42,7 @@ class Podman:
 
     @classmethod
     def beside(
-        cls, root: Directory, files: PodmanFiles, others: frozenset[str] = frozenset()
+        cls, root: Directory, files: PodmanFiles, others: Mapping[str, Layer] | None = _NO_LAYERS
     ) -> Podman | None:
         """Return it for a store beside which podman keeps layers; ``None`` for others."""
         return None if files.layer_store is None else cls(root, files, others)
@@ -101,14 +103,13 @@ class Podman:
     def knows(self, layer: str) -> bool:
         """Return whether there is a layer with this ID; ``True`` if it is not known."""
         # A list of layers that cannot be read is a finding of its own.
-        known = self._records is None or layer in self._records.layers
-        return known or layer in self._others
+        return self._records is None or layer in self._records.layers
 
     def missing_layers(self, image: Image) -> set[str]:
         """Return the IDs of an image's layers below the top one that podman does not know."""
         if self._records is None:
             return set()
-        return self._records.missing(image) - {image.top_layer} - self._others
+        return self._records.missing(image) - {image.top_layer}
 
     def top_layer(self, image: Image) -> str:
         """Return the ID of an image's top layer as its config tells; ``""`` if there is none."""
@@ -124,11 +125,20 @@ class Podman:
 
     @cached_property
     def _records(self) -> PodmanRecords | None:
-        """The layers that podman knows; ``None`` if their list is damaged."""
+        """The layers that podman knows; ``None`` if a list of them cannot be read."""
         try:
-            return PodmanRecords(self._files.layers.read())
+            layers = self._files.read_layers()
         except StoreCorruptError:
             return None
+        if self._others is None:
+            return None
+        try:
+            others = [reader.read_layers() for reader in self._files.others]
+        except (StoreCorruptError, OSError):
+            return None
+        for other in (*others, self._others):
+            layers = {**other, **layers} if other else layers
+        return PodmanRecords(layers)
 
 
 def _looks_alike(one: Image, other: Image) -> bool:

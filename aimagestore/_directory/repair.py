@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ from typing import Any
 from .._core import mutations
 from .._core.digest import MANIFEST, canonical_digest, is_manifest_key, signed_payload
 from .._core.draft import Draft
+from .._core.layers import Layer
 from .._core.mutations import Mutation
 from .._core.names import (
     INDEX_FILE,
@@ -27,7 +28,7 @@ from .._core.record import Record, read
 from .._core.report import Finding, FindingKind, Report
 from .._engine.items import MANIFEST_MAX, Measured, measure_file, run
 from .._engine.lock import AnyGrant
-from .._engine.protocol import Steps
+from .._engine.protocol import OtherStores, Steps
 from .._format.block_catalog import BlockCatalog, build
 from .._format.blocks import Block, new_block_id
 from ..errors import ImageStoreError, StoreCorruptError
@@ -53,9 +54,13 @@ _UNREADABLE = frozenset({FindingKind.RECORD_DAMAGED, FindingKind.DUPLICATE_ID})
 
 
 class DirectoryRepairer:
-    """A directory opened for repair; see :class:`aimagestore._engine.protocol.Repairer`."""
+    """A directory opened for repair; see :class:`aimagestore._engine.protocol.Repairer`.
 
-    def __init__(self, path: str) -> None:
+    :param others: the additional stores
+    """
+
+    def __init__(self, path: str, others: OtherStores | None = None) -> None:
+        self._others = others
         self._root = Directory.at(path)
         try:
             self._engine = DirectoryEngine(self._root, read_only=False)
@@ -73,9 +78,10 @@ class DirectoryRepairer:
             done.append(self._rebuild_index())
             present = (yield from self._recheck(())).findings
             reported.update(map(_identity, present))
+        podman = Podman.beside(self._root, self._engine.podman, (yield from self._layers()))
         aside = Aside(self._root)
         draft = self._engine.writer.draft(grant)
-        repairs = _Repairs(self._root, self._engine, draft, aside.index, drop=drop)
+        repairs = _Repairs(self._root, self._engine, podman, draft, aside.index, drop=drop)
         for repaired in repairs.repair_all([f for f in present if _identity(f) in reported]):
             done.append(repaired)
             logger.info("repair, %s, %s: %s", repaired.kind, repaired.path, repaired.detail)
@@ -92,8 +98,15 @@ class DirectoryRepairer:
 
     def _recheck(self, suspects: Iterable[str]) -> Steps[Report]:
         path = self._root.path
-        checker = DirectoryChecker(lambda: path, verify=True)
+        checker = DirectoryChecker(lambda: path, verify=True, others=self._others)
         return (yield from checker.recheck_images(self._root, suspects))
+
+    def _layers(self) -> Steps[Mapping[str, Layer] | None]:
+        """Return the layers of the additional stores; ``None`` if one cannot be read."""
+        if self._others is None:
+            return {}
+        elsewhere = yield from self._others.look(())
+        return None if elsewhere.findings else elsewhere.layers
 
     def _rebuild_index(self) -> Finding:
         """Write an index of the records that can still be read; keep the old one beside it."""
@@ -116,18 +129,25 @@ def _identity(finding: Finding) -> tuple[FindingKind, str, str]:
 class _Repairs:
     """Repairs findings in a draft.
 
+    :param podman: what podman can read, if the store is podman's
     :param kept_as: the name that the previous index will have, if anything is taken out
     """
 
     def __init__(
-        self, root: Directory, engine: DirectoryEngine, draft: Draft, kept_as: str, *, drop: bool
+        self,
+        root: Directory,
+        engine: DirectoryEngine,
+        podman: Podman | None,
+        draft: Draft,
+        kept_as: str,
+        *,
+        drop: bool,
     ) -> None:
         self._draft = draft
         self._kept_as = kept_as
         self._root = root
         self._writer = engine.writer
         self._drop = drop
-        podman = Podman.beside(root, engine.podman)
         self._podman = (
             None
             if podman is None

@@ -11,6 +11,7 @@ import io
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from .._core.catalog import Catalog
@@ -98,26 +99,29 @@ class Location(Protocol):
         """
         ...
 
-    def repairer(self) -> Repairer:
-        """Open the store for repair, without reading its index."""
+    def repairer(self, others: OtherStores | None = None) -> Repairer:
+        """Open the store for repair, without reading its index.
+
+        :param others: its additional stores
+        """
         ...
 
 
 class Elsewhere(NamedTuple):
     """What additional stores have.
 
-    :ivar layers: the IDs of all their layers
+    :ivar layers: all their layers, by ID
     :ivar images: the IDs of those images that were asked for
     :ivar findings: why a store could not be read
     """
 
-    layers: frozenset[str] = frozenset()
+    layers: Mapping[str, Layer] = MappingProxyType({})
     images: frozenset[str] = frozenset()
     findings: tuple[Finding, ...] = ()
 
 
 class OtherStores(Protocol):
-    """Additional stores, as a check needs them."""
+    """Additional stores, as a check and a repair need them."""
 
     def look(self, image_ids: Collection[str]) -> Steps[Elsewhere]:
         """Find out which layers they have, and which of these images."""
@@ -190,7 +194,11 @@ class PodmanReader(Protocol):
 
     Each method returns the same object as long as nothing has changed, leaves out damaged records,
     and raises :exc:`StoreCorruptError` when a file is damaged.
+
+    :ivar others: what reads the layers of additional stores, which images of this store may have
     """
+
+    others: Sequence[PodmanReader]
 
     def read_layers(self) -> Mapping[str, Layer]:
         """Return all layers."""

@@ -32,6 +32,8 @@ class StackedEngine:
         self._items = StackedItems(self._engines, self._reader)
         podman = [engine.podman for engine in additional if engine.podman is not None]
         self._podman = StackedPodman(own.podman, podman) if podman else own.podman
+        if own.podman is not None:
+            own.podman.others = podman
 
     @property
     def name(self) -> str:

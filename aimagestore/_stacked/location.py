@@ -42,8 +42,8 @@ class AdditionalLocation:
 class StackedLocation:
     """A store and its additional stores; see :class:`aimagestore._engine.protocol.Location`.
 
-    A check is one of the writable store. Of the additional stores, it uses their layers and
-    images, and reports one that cannot be read. A repair uses the writable store alone.
+    A check and a repair are of the writable store. Of the additional stores, they use the layers
+    and images, and a check reports one that cannot be read.
     """
 
     def __init__(self, own: Location, additional: Sequence[AdditionalLocation]) -> None:
@@ -73,8 +73,10 @@ class StackedLocation:
         return whole
 
     def checker(self, *, verify: bool, others: OtherStores | None = None) -> Checker:
-        others = AdditionalStores((each.location.name, each.open) for each in self._additional)
-        return self._own.checker(verify=verify, others=others)
+        return self._own.checker(verify=verify, others=self._others())
 
-    def repairer(self) -> Repairer:
-        return self._own.repairer()
+    def repairer(self, others: OtherStores | None = None) -> Repairer:
+        return self._own.repairer(self._others())
+
+    def _others(self) -> OtherStores:
+        return AdditionalStores((each.location.name, each.open) for each in self._additional)

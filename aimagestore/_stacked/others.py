@@ -1,4 +1,4 @@
-"""What additional stores have, for a check of the store that they are additional to."""
+"""What additional stores have, for a check or repair of the store that they are additional to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
+from .._core.layers import Layer
 from .._core.report import Finding, FindingKind
 from .._core.view import View
 from .._engine.protocol import ChangeUnderWayError, Elsewhere, Engine, Steps
@@ -26,7 +27,7 @@ class AdditionalStores:
         self._stores = tuple(stores)
 
     def look(self, image_ids: Collection[str]) -> Steps[Elsewhere]:
-        layers: set[str] = set()
+        layers: dict[str, Layer] = {}
         images: set[str] = set()
         findings: list[Finding] = []
         for name, open_store in self._stores:
@@ -43,10 +44,12 @@ class AdditionalStores:
                     kind = FindingKind.STORE_UNREADABLE
                     findings.append(Finding(kind, path=name, detail=str(error)))
                     break
-        return Elsewhere(frozenset(layers), frozenset(images), tuple(findings))
+        return Elsewhere(layers, frozenset(images), tuple(findings))
 
 
-def _add(engine: Engine, image_ids: Collection[str], layers: set[str], images: set[str]) -> None:
+def _add(
+    engine: Engine, image_ids: Collection[str], layers: dict[str, Layer], images: set[str]
+) -> None:
     """Add the layers of a store and those of the images that it has, and close it."""
 
     def found(view: View) -> list[str]:

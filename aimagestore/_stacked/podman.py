@@ -19,6 +19,7 @@ class StackedPodman:
     """
 
     def __init__(self, own: PodmanReader | None, additional: Sequence[PodmanReader]) -> None:
+        self.others: Sequence[PodmanReader] = ()
         self._own = own
         self._readers = [*([] if own is None else [own]), *additional]
         self._no_containers: Mapping[str, Container] = {}

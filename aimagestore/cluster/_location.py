@@ -111,8 +111,10 @@ class ClusterLocation(metaclass=PlainType):
             verify=verify,
         )
 
-    def repairer(self) -> ClusterRepairer:
+    def repairer(self, others: OtherStores | None = None) -> ClusterRepairer:
         """Open the store for repair; :func:`aimagestore.repair` calls this.
+
+        Additional stores are not looked at, as for a check.
 
         :raises ValueError: when a setting in the environment cannot be used
         :raises StoreIdentityError: when the database and the bucket do not belong together
