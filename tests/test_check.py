@@ -14,6 +14,7 @@ from aimagestore import (
     Finding,
     FindingKind as Kind,
     ImageStore,
+    LockTimeoutError,
     StoreCorruptError,
     StoreReadOnlyError,
     check,
@@ -23,6 +24,7 @@ from aimagestore._directory.files import Directory
 
 from .support.buildah import FIXTURE, FIXTURE_ID
 from .support.damage import DAMAGE, listing
+from .support.foreign import locked_by_another_process
 from .support.stores import edit_index, locked, open_files, until, until_requested
 
 pytestmark = pytest.mark.damage
@@ -55,6 +57,22 @@ async def test_every_kind_of_damage_is_found_and_left(path: Path, image: Path, k
     assert not report.ok
     assert [(f.kind, f.path) for f in report.findings] == [(kind, str(path / name))]
     assert listing(path) == before
+
+
+@pytest.mark.parametrize("damage", ["finding", "change under way"])
+async def test_a_check_waits_for_the_lock_until_its_timeout(
+    path: Path, image: Path, damage: str
+) -> None:
+    if damage == "finding":
+        (image / "unlisted").touch()
+    with locked_by_another_process(path) as process:
+        if damage == "change under way":
+            (path / "images.json").write_bytes(b"[")
+        with pytest.raises(LockTimeoutError) as caught:
+            await check(path, lock_timeout=0.05)
+        assert caught.value.holder_pid == process.pid
+    if damage == "finding":
+        assert not (await check(path, lock_timeout=0)).ok
 
 
 async def test_without_verify_only_sizes_are_compared(path: Path, image: Path) -> None:

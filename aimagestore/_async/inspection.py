@@ -22,6 +22,7 @@ async def check(
     *,
     additional_stores: Iterable[str | os.PathLike[str] | Location | AdditionalStore] = (),
     verify: bool = True,
+    lock_timeout: float | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Check a store for damage and garbage, without changing anything.
@@ -33,27 +34,32 @@ async def check(
     :param additional_stores: as for :class:`ImageStore`. They are not checked, but may have layers
         and images that the store needs; one that cannot be read is a finding
     :param verify: read every item, and compare it with its recorded digest
+    :param lock_timeout: seconds to wait for the store's lock if something looks damaged; ``None``
+        waits for ever, 0 tries once
     :param progress: called with the bytes read, and with the total
     :returns: the findings, and how much was read
     :raises FileNotFoundError: when there is no such directory
     :raises GraphRootError: when it is podman's graph root, which holds image stores
+    :raises LockTimeoutError: when the lock was not free in time
     :raises StoreUnavailableError: when a server of a cluster is unavailable
     """
     location = stacked_location(where, additional_stores)
     threads = Threads(EventLoop())
     try:
         checker = location.checker(verify=verify)
-        report = await _check(checker, threads, progress)
+        report = await _check(checker, threads, lock_timeout, progress)
         line = await threads.run_abandonable(checker.join_lock, dispose=_leave)
         if line is not None:
-            async with _held(line, threads) as grant:
+            async with _held(line, threads, lock_timeout) as grant:
                 report = await Stepper(checker.recheck(), threads, grant).run(progress)
         return report
     finally:
         threads.when_idle(threads.shutdown)
 
 
-async def _check(checker: Checker, threads: Threads, progress: Progress | None) -> Report:
+async def _check(
+    checker: Checker, threads: Threads, lock_timeout: float | None, progress: Progress | None
+) -> Report:
     while True:
         try:
             return await Stepper(checker.steps(), threads).run(progress)
@@ -61,17 +67,18 @@ async def _check(checker: Checker, threads: Threads, progress: Progress | None) 
             line = await threads.run_abandonable(checker.join_lock, dispose=_leave)
         assert line is not None, "the checker has seen a change under way"
         # Only to wait for the change: checking everything may take too long to keep the lock.
-        async with _held(line, threads):
+        async with _held(line, threads, lock_timeout):
             pass
 
 
 @asynccontextmanager
-async def _held(line: AnyLine, threads: Threads) -> AsyncIterator[AnyGrant]:
+async def _held(line: AnyLine, threads: Threads, timeout: float | None) -> AsyncIterator[AnyGrant]:
     """Hold the lock inside the block, and leave its line at the end."""
     grant: AnyGrant | None = None
     try:
-        grant = await acquire(line, threads, None)
-        assert grant is not None, "the wait has no timeout"
+        grant = await acquire(line, threads, timeout)
+        if grant is None:
+            raise await lock_timeout_error(line, threads, timeout)
         yield grant
     finally:
         await threads.run_shielded(_release_and, line.leave, grant)

@@ -52,7 +52,7 @@ OPTIONS = (
         type=click.FloatRange(min=0),
         metavar="SECONDS",
         callback=_not_nan,
-        help="How long a change waits for the store's lock, at most.",
+        help="How long a change or a check waits for the store's lock, at most.",
     ),
     click.Option(
         ["--verbose"],

@@ -78,8 +78,9 @@ async def watch(context: click.Context, *, filters: Sequence[str], json: bool) -
 @json_option
 @no_verify_option
 async def check(context: click.Context, *, json: bool, no_verify: bool) -> ExitCode:
-    where = await Session.of(context).location()
-    report = await _checked(where, verify=not no_verify)
+    session = Session.of(context)
+    where = await session.location()
+    report = await _checked(session, where, verify=not no_verify)
     if json:
         await write_json(report_json(report))
     else:
@@ -90,9 +91,10 @@ async def check(context: click.Context, *, json: bool, no_verify: bool) -> ExitC
     return ExitCode.DONE if report.ok else ExitCode.DAMAGED
 
 
-async def _checked(where: Location, *, verify: bool) -> Report:
+async def _checked(session: Session, where: Location, *, verify: bool) -> Report:
+    timeout = session.lock_timeout
     with progress_bar("check") as bar:
-        return await check_store(where, verify=verify, progress=bar.show)
+        return await check_store(where, verify=verify, lock_timeout=timeout, progress=bar.show)
 
 
 @command(
@@ -112,11 +114,11 @@ async def _checked(where: Location, *, verify: bool) -> Report:
 async def repair(context: click.Context, *, drop: bool, no_verify: bool, json: bool) -> ExitCode:
     session = Session.of(context)
     where = await session.location(writes=True)
-    found = await _checked(where, verify=not no_verify)
+    found = await _checked(session, where, verify=not no_verify)
     done, left = Report(), found
     if not found.ok:
         done = await _repaired(session, where, found, drop=drop)
-        left = await _checked(where, verify=not no_verify)
+        left = await _checked(session, where, verify=not no_verify)
     if json:
         repaired = findings_json(done.findings)
         await write_json(

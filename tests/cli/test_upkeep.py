@@ -8,6 +8,7 @@ import struct
 
 import pytest
 
+from ..support.foreign import locked_by_another_process
 from .conftest import Cli
 
 
@@ -94,4 +95,8 @@ def test_a_lock_that_is_not_free(image: Cli) -> None:
             assert error.count("\n") == 1
     finally:
         os.close(fd)
+    with locked_by_another_process(image.root) as process:
+        for command in ("check", "repair"):
+            error = image("--lock-timeout", "0.05", command, code=5).errors
+            assert f"process {process.pid} holds it" in error
     image("--lock-timeout", "-1", "images", code=2)
