@@ -178,7 +178,7 @@ async def test_the_first_of_two_layers_with_one_id_counts(
     assert (await podman.snapshot(store)).layers["x"].diff_size == 1
 
 
-@pytest.mark.parametrize("text", ["{}", "[", '[{"id":"a"},', "null", " \n", "\0\0"])
+@pytest.mark.parametrize("text", ["{}", "[", '[{"id":"a"},', "null", "", " \n", "\0\0"])
 @pytest.mark.parametrize("name", ["layers", "volatile-layers", "containers", "volatile-containers"])
 async def test_a_damaged_file_is_an_error_that_names_it(
     store: ImageStore, beside: Beside, name: str, text: str
@@ -189,7 +189,7 @@ async def test_a_damaged_file_is_an_error_that_names_it(
         with pytest.raises(StoreCorruptError, match=f"{name}.json is damaged") as caught:
             await podman.snapshot(store)
         assert caught.value.path == str(directory / f"{name}.json")
-    beside.write(directory, f"{name}.json", "")
+    beside.write(directory, f"{name}.json", "[]")
     await podman.snapshot(store)
 
 
@@ -412,7 +412,7 @@ async def test_containers_of_missing_images_are_found(store: ImageStore, beside:
 
 
 @pytest.mark.parametrize("name", ["layers", "volatile-layers", "containers", "volatile-containers"])
-@pytest.mark.parametrize("text", ["[", '[{"id":5}]'])
+@pytest.mark.parametrize("text", ["[", '[{"id":5}]', ""])
 async def test_damaged_files_are_found_and_left_alone(
     store: ImageStore, beside: Beside, name: str, text: str
 ) -> None:
@@ -422,6 +422,52 @@ async def test_damaged_files_are_found_and_left_alone(
     (finding,) = (await checked(beside))[kind]
     assert finding.path.endswith(f"/{name}.json")
     assert "podman system reset" in finding.detail
+
+
+@pytest.mark.parametrize("kind", [Kind.LAYERS_DAMAGED, Kind.CONTAINERS_DAMAGED])
+async def test_a_list_without_bytes_is_lost_not_empty(
+    store: ImageStore, beside: Beside, kind: Kind
+) -> None:
+    is_layers = kind is Kind.LAYERS_DAMAGED
+    name = "layers.json" if is_layers else "containers.json"
+    beside.write(beside.layers if is_layers else beside.containers, name, "")
+    before = (beside.images / "images.json").read_bytes()
+    report = await check(beside.images)
+    assert kind in {finding.kind for finding in report.findings}
+    assert not any("its top layer" in finding.detail for finding in report.findings)
+    with pytest.raises(StoreCorruptError, match=f"{name} is damaged"):
+        await podman.snapshot(store)
+    if not is_layers:
+        with pytest.raises(StoreCorruptError, match="which images containers use"):
+            await store.delete(ONE)
+        assert (beside.images / "images.json").read_bytes() == before
+
+
+async def test_a_file_in_the_place_of_a_directory_is_found(
+    store: ImageStore, beside: Beside
+) -> None:
+    beside.containers.rmdir()
+    beside.containers.touch()
+    (finding,) = (await checked(beside))[Kind.CONTAINERS_DAMAGED][:1]
+    assert "is not a directory" in finding.detail
+    with pytest.raises(StoreCorruptError, match="is not a directory"):
+        await podman.snapshot(store)
+
+
+async def test_a_store_without_images_is_checked_like_any_other(
+    beside: Beside, tmp_path: Path
+) -> None:
+    """It has no index, or a blank one, before the first image."""
+    beside.images.mkdir()
+    beside.write_containers(container("c", ONE), 5)
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "images.json").write_text("[")
+    expected = {Kind.STORE_UNREADABLE, Kind.CONTAINERS_DAMAGED, Kind.IMAGE_MISSING}
+    for _ in range(2):
+        report = await check(beside.images, additional_stores=[damaged])
+        assert {finding.kind for finding in report.findings} == expected
+        (beside.images / "images.json").touch()
 
 
 async def test_a_repair_leaves_layers_and_containers_alone(

@@ -72,12 +72,12 @@ class FindingKind(StrEnum, metaclass=PlainEnum):
     )
     LAYERS_DAMAGED = (
         "layers-damaged",
-        "podman's list of layers cannot be read; podman refuses the store",
+        "podman's list of layers is blank or damaged; podman refuses the store or lacks the layers",
         "podman, or a backup",
     )
     CONTAINERS_DAMAGED = (
         "containers-damaged",
-        "podman's list of containers cannot be read; podman refuses the store",
+        "podman's list of containers is blank or damaged; podman refuses the store or lacks them",
         "podman, or a backup",
     )
     IMAGE_MISSING = (

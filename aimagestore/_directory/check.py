@@ -102,8 +102,7 @@ class DirectoryChecker:
             self._findings += elsewhere.findings
             podman = Podman.beside(root, files, elsewhere.layers)
             yield from self._check_records(root, snapshot, podman, suspects)
-            if podman is not None:
-                self._findings += check_beside(files, snapshot, elsewhere.images)
+            self._findings += check_beside(files, snapshot, elsewhere.images)
         self._findings += garbage(root, snapshot)
 
     def _check_records(
@@ -142,8 +141,7 @@ class DirectoryChecker:
             self._was_under_way = True
             raise
         except FileNotFoundError:
-            self._lost_index(root, FindingKind.INDEX_MISSING)
-            return None
+            return self._lost_index(root, FindingKind.INDEX_MISSING)
         except StoreCorruptError as error:
             self._add(FindingKind.INDEX_DAMAGED, path, str(error))
             return None
@@ -157,8 +155,7 @@ class DirectoryChecker:
         finally:
             os.close(fd)
         if parsed is None:
-            self._lost_index(root, FindingKind.INDEX_BLANK)
-            return None
+            return self._lost_index(root, FindingKind.INDEX_BLANK)
         snapshot = build(*parsed)
         for element in snapshot.damaged:
             self._add(FindingKind.RECORD_DAMAGED, path, element[:100].decode(errors="replace"))
@@ -178,10 +175,13 @@ class DirectoryChecker:
                     detail = f"the name {name!r} belongs to {owner}"
                     self._add(FindingKind.DUPLICATE_NAME, path, detail, id=record.id)
 
-    def _lost_index(self, root: Directory, kind: FindingKind) -> None:
+    def _lost_index(self, root: Directory, kind: FindingKind) -> BlockCatalog | None:
+        """Report a missing or blank index beside images; without any, the store is empty."""
         images = list(image_directories(root))
-        if images:
-            self._add(kind, root.path_of(INDEX_FILE), f"beside {len(images)} images")
+        if not images:
+            return build({}, ())
+        self._add(kind, root.path_of(INDEX_FILE), f"beside {len(images)} images")
+        return None
 
     # The items
 

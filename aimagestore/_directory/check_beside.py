@@ -13,8 +13,8 @@ from .beside import PodmanFiles
 from .record_file import RecordFiles
 
 _ADVICE = (
-    "podman refuses the store: restore the file from a backup, or start afresh with podman system "
-    "reset, which removes all images and containers"
+    "podman refuses the store, or takes the list for empty: restore the file from a backup, or "
+    "start afresh with podman system reset, which removes all images and containers"
 )
 
 

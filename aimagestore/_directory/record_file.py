@@ -13,6 +13,7 @@ from msgspec import Raw
 from .._core.layers import Container, Layer
 from .._format import index
 from .._format.pacing import yield_gil_every
+from ..errors import StoreCorruptError
 from .files import Directory
 
 T = TypeVar("T", bound=Layer | Container)
@@ -58,9 +59,9 @@ class RecordFile(Generic[T]):
     def read(self) -> Records[T]:
         """Return the records: the same object for as long as the file is the same.
 
-        A missing or empty file has none.
+        A missing file has none.
 
-        :raises StoreCorruptError: when the file is not a JSON array
+        :raises StoreCorruptError: when the file is not a JSON array, or is in no directory
         """
         with self._mutex:
             try:
@@ -70,6 +71,9 @@ class RecordFile(Generic[T]):
             except FileNotFoundError:
                 if self._version != _NO_FILE:
                     self._adopt(-1, _NO_FILE, Records())
+            except NotADirectoryError as error:
+                path = self._directory
+                raise StoreCorruptError(f"{path} is not a directory", path=path) from error
             return self._records
 
     def _load(self) -> None:
@@ -77,7 +81,7 @@ class RecordFile(Generic[T]):
             fd = directory.open_file(self._name)
             try:
                 found = directory.stat_file(self._name, fd)
-                records = self._parse(directory, fd, found.st_size) if found.st_size else Records()
+                records = self._parse(directory, fd, found.st_size)
             except BaseException:
                 os.close(fd)
                 raise
