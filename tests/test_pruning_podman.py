@@ -11,6 +11,7 @@ import pytest
 from aimagestore import ImageStore, PrunePolicy, StoreCorruptError
 from aimagestore._async import pruning
 from aimagestore._core.pruning import Candidate
+from aimagestore._engine.protocol import Feed
 
 from .cli.conftest import Cli
 from .support.beside import Beside, container, layer
@@ -67,9 +68,11 @@ async def test_an_image_that_a_container_begins_to_use_is_kept(
     one, two = await filled(beside)
     delete = pruning.Pruning._delete
 
-    async def delete_later(self: pruning.Pruning, candidates: Sequence[Candidate]) -> None:
+    async def delete_later(
+        self: pruning.Pruning, candidates: Sequence[Candidate], feed: Feed
+    ) -> None:
         await anyio.to_thread.run_sync(beside.write_containers, container("c" * 64, one, "web"))
-        await delete(self, candidates)
+        await delete(self, candidates, feed)
 
     monkeypatch.setattr(pruning.Pruning, "_delete", delete_later)
     async with ImageStore(beside.images) as store:

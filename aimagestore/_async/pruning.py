@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from .._core.catalog import Catalog
 from .._core.digest import MANIFEST
 from .._core.documents import DOCUMENT_MAX, read_documents, read_manifest
 from .._core.image import Image
@@ -17,12 +16,14 @@ from .._core.pruning import (
     PrunePolicy,
     PruneResult,
     attach_result,
+    named_by,
     plan_prune,
     used_by,
 )
 from .._core.usage import Deletion, StoredContent, Usage
 from .._engine import items
 from .._engine.lock import AnyGrant
+from .._engine.protocol import ChangeUnderWayError, Feed
 from ..errors import BigDataMissingError, BigDataUnknownError, ImageInUseError, ImageUnknownError
 from .core import StoreCore
 from .layers import read_with_layers
@@ -72,26 +73,43 @@ class Pruning:
         self._deleted: list[Image] = []
         self._deletion = Deletion(StoredContent({}, 0))
         self._kept: dict[str, str] = {}
+        # The image indexes that others made or changed meanwhile and that are not read yet, and the
+        # IDs of those that are read, by the digests of the images that they list.
+        self._unread: list[Image] = []
+        self._listed: dict[str, str] = {}
 
     async def run(self, policy: PrunePolicy, progress: Progress | None) -> PruneResult:
         """Delete the images that the policy does not keep, in several commits.
 
         An exception that ends this early carries the result so far, for :meth:`PruneResult.of`.
         """
+        core = self._core
         try:
-            candidates = await self._plan(policy)
-            for start in range(0, len(candidates), _AT_ONCE):
-                await self._delete(candidates[start : start + _AT_ONCE])
-                if progress is not None:
-                    progress(min(start + _AT_ONCE, len(candidates)), len(candidates))
+            feed = await core.read_whole(
+                lambda: core.threads.run_abandonable(
+                    core.engine.reader.watch, dispose=lambda feed: feed.close()
+                )
+            )
+            core.own(feed, feed.close)
+            try:
+                await self._run(policy, feed, progress)
+            finally:
+                await core.release(feed)
             result = self._result()
         except BaseException as error:
             attach_result(error, self._result())
             logger.info("pruning ended early: %d images had been deleted", len(self._deleted))
             raise
         finally:
-            self._core.threads.spawn(self._forget)
+            core.threads.spawn(self._forget)
         return result
+
+    async def _run(self, policy: PrunePolicy, feed: Feed, progress: Progress | None) -> None:
+        candidates = await self._plan(policy)
+        for start in range(0, len(candidates), _AT_ONCE):
+            await self._delete(candidates[start : start + _AT_ONCE], feed)
+            if progress is not None:
+                progress(min(start + _AT_ONCE, len(candidates)), len(candidates))
 
     async def forecast(self, policy: PrunePolicy) -> PruneResult:
         """Return what :meth:`run` would delete."""
@@ -123,7 +141,7 @@ class Pruning:
         found = [await read_with_layers(core)]
         contents = [await measure(core)]
         instances = await core.read_whole(
-            lambda: core.threads.run_abandonable(self._instances, found[0][0])
+            lambda: core.threads.run_abandonable(self._instances, found[0][0].images)
         )
 
         def plan() -> Sequence[Candidate]:
@@ -141,10 +159,10 @@ class Pruning:
 
         return await core.threads.run_abandonable(plan)
 
-    def _instances(self, catalog: Catalog) -> Mapping[str, str]:
+    def _instances(self, images: Iterable[Image]) -> Mapping[str, str]:
         """Return the IDs of image indexes, by the digests of the images that they list."""
         found: dict[str, str] = {}
-        for image in catalog.images:
+        for image in images:
             # Only image indexes have this item of podman's.
             is_index = INSTANCES in image.big_data_names
             if not is_index or image.big_data_sizes.get(MANIFEST, 0) > DOCUMENT_MAX:
@@ -156,13 +174,41 @@ class Pruning:
             found |= dict.fromkeys(read_documents(read_manifest(text), None).instances, image.id)
         return found
 
-    async def _delete(self, candidates: Sequence[Candidate]) -> None:
+    async def _delete(self, candidates: Sequence[Candidate], feed: Feed) -> None:
         """Delete images in one commit. If interrupted, this returns when that is decided."""
-        async with self._core.hold() as grant:
-            threads = self._core.threads
-            await threads.run_shielded(grant.run, self._commit, grant, candidates)
+        core, is_done = self._core, False
+        while not is_done:
+            # Without the lock, because nobody is to wait for an object store.
+            await core.read_whole(lambda: core.threads.run_abandonable(self._read_indexes, feed))
+            async with core.hold() as grant:
+                is_done = await core.threads.run_shielded(
+                    grant.run, self._commit, grant, candidates, feed
+                )
 
-    def _commit(self, grant: AnyGrant, candidates: Sequence[Candidate]) -> None:
+    def _read_indexes(self, feed: Feed) -> None:
+        """Read the image indexes that are new or changed."""
+        self._note_indexes(feed)
+        self._listed |= self._instances(self._unread)
+        self._unread = []
+
+    def _note_indexes(self, feed: Feed) -> None:
+        images = (event.image for event in feed.poll())
+        self._unread += [i for i in images if i is not None and INSTANCES in i.big_data_names]
+
+    def _commit(self, grant: AnyGrant, candidates: Sequence[Candidate], feed: Feed) -> bool:
+        """Delete images, unless there is an image index that is not read yet.
+
+        :returns: whether they were deleted
+        """
+        try:
+            self._note_indexes(feed)
+        except ChangeUnderWayError:  # in an additional store
+            return False
+        if self._unread:
+            return False
+        listed = {each.image.id: lister for each in candidates if (lister := self._lister(each))}
+        self._kept |= {image_id: named_by(lister) for image_id, lister in listed.items()}
+        candidates = [each for each in candidates if each.image.id not in listed]
         mutations = [candidate.mutation() for candidate in candidates]
         outcomes = self._core.engine.writer.commit(grant, mutations)
         for candidate, outcome in zip(candidates, outcomes, strict=True):
@@ -177,3 +223,8 @@ class Pruning:
                 self._note_deleted(image)
             else:
                 self._kept[image.id] = "it was changed meanwhile, or a newer image was"
+        return True
+
+    def _lister(self, candidate: Candidate) -> str | None:
+        """Return the ID of an image index that was made or changed meanwhile and lists an image."""
+        return next((self._listed[d] for d in candidate.image.digests if d in self._listed), None)

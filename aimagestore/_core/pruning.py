@@ -225,12 +225,17 @@ def _reason_for_any_policy(
     if policy.keep_flag is not None and policy.keep_flag in image.flags:
         return f"it has the flag {policy.keep_flag}"
     index = next((instances[digest] for digest in image.digests if digest in instances), None)
-    return "" if index is None else f"the image index {index} names it"
+    return "" if index is None else named_by(index)
 
 
 def used_by(containers: Sequence[str]) -> str:
     """Return the reason to keep an image that containers use."""
     return f"containers use it: {', '.join(containers)}"
+
+
+def named_by(index: str) -> str:
+    """Return the reason to keep an image that an image index names."""
+    return f"the image index {index} names it"
 
 
 def _reason_by_name(image: Image, policy: PrunePolicy, newest: Mapping[str, Sequence[str]]) -> str:

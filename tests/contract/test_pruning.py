@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +20,7 @@ from aimagestore import (
 from aimagestore._async import pruning
 from aimagestore._async.store import core_of
 from aimagestore._core.pruning import Candidate
+from aimagestore._engine.protocol import Feed
 
 from ..support.stores import StoreUnderTest, until
 
@@ -47,11 +49,13 @@ def before_deletion(monkeypatch: pytest.MonkeyPatch, do: Any) -> None:
     delete = pruning.Pruning._delete
     done: list[bool] = []
 
-    async def delete_after(self: pruning.Pruning, candidates: Sequence[Candidate]) -> None:
+    async def delete_after(
+        self: pruning.Pruning, candidates: Sequence[Candidate], feed: Feed
+    ) -> None:
         if not done:
             done.append(True)
             await do()
-        await delete(self, candidates)
+        await delete(self, candidates, feed)
 
     monkeypatch.setattr(pruning.Pruning, "_delete", delete_after)
 
@@ -158,17 +162,56 @@ async def test_an_image_of_several_names_is_kept_by_one_of_them(filled: ImageSto
     assert await pruned(filled, PrunePolicy(unnamed=False, keep_names=["*other*"])) == ["app2"]
 
 
+def index_of(*images: Image) -> dict[str, bytes]:
+    """Return the items of an image index that names images."""
+    listed = b",".join(b'{"digest":"%s"}' % image.digest.encode() for image in images)
+    media_type = b'"mediaType":"application/vnd.oci.image.index.v1+json"'
+    index = b'{"schemaVersion":2,%s,"manifests":[%s]}' % (media_type, listed)
+    return {"manifest": index, "instances.json": b"{}"}
+
+
 async def test_an_instance_of_an_image_index_is_kept(filled: ImageStore) -> None:
     image = await filled.set_big_data("old", "manifest", b"{}")
-    index = (
-        b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json",'
-        b'"manifests":[{"digest":"%s"}]}' % image.digest.encode()
-    )
-    items = {"manifest": index, "instances.json": b"{}"}
-    await filled.create("list", names=["localhost/list:1"], big_data=items)
+    await filled.create("list", names=["localhost/list:1"], big_data=index_of(image))
     result = await filled.prune(PrunePolicy(), dry_run=True)
     assert result.kept["old"] == "the image index list names it"
     assert await pruned(filled, PrunePolicy()) == ["new"]
+
+
+async def test_an_image_that_an_image_index_names_meanwhile_is_kept(
+    where: StoreUnderTest, filled: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index is there before it is looked for, or changes between that and the deletion."""
+    await filled.create("list", names=["localhost/list:1"], big_data=index_of())
+    images = [await filled.set_big_data(i, "manifest", i.encode()) for i in ("old", "new")]
+    read = pruning.Pruning._read_indexes
+    has_read, has_changed = threading.Event(), threading.Event()
+
+    def read_and_wait(self: pruning.Pruning, feed: Feed) -> None:
+        read(self, feed)
+        has_read.set()
+        assert has_changed.wait(60)
+
+    monkeypatch.setattr(pruning.Pruning, "_read_indexes", read_and_wait)
+
+    async def create() -> None:
+        await filled.create("more", names=["localhost/more:1"], big_data=index_of(images[0]))
+
+    before_deletion(monkeypatch, create)
+    async with ImageStore(where.location) as other, anyio.create_task_group() as tasks:
+
+        async def change() -> None:
+            await until(has_read.is_set)
+            await other.set_big_data("list", "manifest", index_of(images[1])["manifest"])
+            has_changed.set()
+
+        tasks.start_soon(change)
+        result = await filled.prune(PrunePolicy())
+    assert result.images == ()
+    assert result.kept["old"] == "the image index more names it"
+    assert result.kept["new"] == "the image index list names it"
+    assert await filled.exists("old")
+    assert await filled.exists("new")
 
 
 async def test_a_name_or_a_flag_given_meanwhile_keeps_an_image(
@@ -224,8 +267,10 @@ async def test_other_writers_get_the_lock_between_batches(
     left: list[int] = []
     delete = pruning.Pruning._delete
 
-    async def delete_and_wait(self: pruning.Pruning, batch: Sequence[Candidate]) -> None:
-        await delete(self, batch)
+    async def delete_and_wait(
+        self: pruning.Pruning, batch: Sequence[Candidate], feed: Feed
+    ) -> None:
+        await delete(self, batch, feed)
         seen = len(left)
         await until(lambda: len(left) > seen + 1)  # one may have begun before
 
