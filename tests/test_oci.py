@@ -493,6 +493,20 @@ async def test_layers_are_imported_into_any_other_store(tmp_path: Path) -> None:
         assert imported.layers_left_out == 0
 
 
+async def test_layers_are_imported_beside_an_additional_store_of_podmans(tmp_path: Path) -> None:
+    layout = hello().write(tmp_path / "layout")
+    additional = tmp_path / "graph" / "vfs-images"
+    (tmp_path / "graph" / "vfs-layers").mkdir(parents=True)
+    async with ImageStore(additional) as store:
+        (there,) = await oci.import_layout(store, layout)
+    async with ImageStore(tmp_path / "store", additional_stores=[additional]) as store:
+        with pytest.raises(BigDataUnknownError, match="use skopeo copy"):
+            await oci.export_layout(store, there.image.id, tmp_path / "out")
+        (imported,) = await oci.import_layout(store, layout)
+        assert imported.layers_left_out == 0
+        await oci.export_layout(store, imported.image.id, tmp_path / "out")
+
+
 # Export
 
 

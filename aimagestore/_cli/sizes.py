@@ -22,12 +22,14 @@ class Sizes:
 
     @classmethod
     async def of(cls, store: ImageStore) -> Sizes:
-        """Read the sizes of all layers. Damage of podman's list is reported on standard error."""
-        if store.layer_store is None:
+        """Read the sizes of all layers. Standard error says why if they cannot be read."""
+        core = core_of(store)
+        podman = core.engine.podman
+        if podman is None or podman.layer_store is None:
             return cls(None)
         try:
-            return cls(await read_layers(core_of(store)))
-        except StoreCorruptError as error:
+            return cls(await read_layers(core))
+        except (StoreCorruptError, OSError) as error:
             say(f"sizes are shown without layers: {error}")
             return cls(None)
 

@@ -196,9 +196,11 @@ class PodmanReader(Protocol):
     and raises :exc:`StoreCorruptError` when a file is damaged.
 
     :ivar others: what reads the layers of additional stores, which images of this store may have
+    :ivar layer_store: the directory of layers; of several stores, the first one's that has one
     """
 
     others: Sequence[PodmanReader]
+    layer_store: str | None
 
     def read_layers(self) -> Mapping[str, Layer]:
         """Return all layers."""

@@ -77,9 +77,8 @@ class StackedEngine:
 
     @property
     def layer_store(self) -> str | None:
-        """The directory of the layers of the first store that has one."""
-        found = (engine.layer_store for engine in self._engines)
-        return next((each for each in found if each is not None), None)
+        """The directory of the layers of the writable store: images are created in no other."""
+        return self._own.layer_store
 
     @property
     def podman(self) -> PodmanReader | None:

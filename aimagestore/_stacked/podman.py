@@ -20,6 +20,8 @@ class StackedPodman:
 
     def __init__(self, own: PodmanReader | None, additional: Sequence[PodmanReader]) -> None:
         self.others: Sequence[PodmanReader] = ()
+        found = (reader.layer_store for reader in [*([] if own is None else [own]), *additional])
+        self.layer_store = next((each for each in found if each is not None), None)
         self._own = own
         self._readers = [*([] if own is None else [own]), *additional]
         self._no_containers: Mapping[str, Container] = {}

@@ -158,6 +158,8 @@ def _lacking(store: ImageStore, image: Image, keys: list[str]) -> Exception:
     advice = "import it again"
     if layers is not None:
         advice = f"its layers are kept in {layers}: use skopeo copy containers-storage:… oci:…"
+    elif image.read_only:
+        advice = "podman keeps layers beside its stores: use skopeo copy containers-storage:… oci:…"
     return BigDataUnknownError(
         f"image {image.id} cannot be exported, because it lacks the items {', '.join(keys)}; "
         f"{advice}",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import anyio
 import pytest
 
 from aimagestore import ImageStore
+from aimagestore._core.layers import Layer
+from aimagestore._directory.record_file import RecordFile
 
 from ..support.beside import Beside, container, layer
 from .conftest import Cli
@@ -56,6 +60,27 @@ def test_images_are_listed_when_their_layers_cannot_be_read(beside: Beside) -> N
     result = Cli(beside.images)("images")
     assert result.lines[1].endswith(" 500 B")
     assert "layers.json is damaged" in result.errors
+
+
+def test_images_are_listed_when_others_may_not_read_the_layers(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: RecordFile[Layer]) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
+
+    monkeypatch.setattr(RecordFile, "read", refuse)
+    result = Cli(beside.images)("images")
+    assert result.lines[1].endswith(" 500 B")
+    assert f"Permission denied: '{beside.layers}/layers.json'" in result.errors
+
+
+def test_images_of_an_additional_store_have_their_layers_sizes(
+    beside: Beside, tmp_path: Path
+) -> None:
+    (tmp_path / "plain").mkdir()
+    cli = Cli(tmp_path / "plain")
+    listed = cli("--additional-store", str(beside.images), "images").lines[1]
+    assert listed.split()[-3:] == ["1.5", "MB", "true"]
 
 
 def test_sizes_do_not_depend_on_containers(beside: Beside) -> None:
