@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
@@ -43,7 +43,8 @@ class PrunePolicy(metaclass=PlainType):
     :ivar keep_names: keep images with a name that one of these patterns matches, as
         :func:`fnmatch.fnmatchcase` has them
     :ivar keep_flag: keep images with this flag, whatever its value; ``None`` for no flag
-    :ivar filter: prune only images for which this returns true; called in a worker thread
+    :ivar filter: prune only images for which this function returns true; it is called in a worker
+        thread, and must not be async
     :raises ValueError: when ``older_than`` is negative, or ``keep_last`` is not positive
     """
 
@@ -187,7 +188,7 @@ def plan_prune(
             or _reason_by_name(image, policy, newest)
             or _reason_by_age(image, policy, now)
         )
-        if not reason and policy.filter is not None and not policy.filter(image):
+        if not reason and policy.filter is not None and not _passes(policy.filter, image):
             reason = "the filter keeps it"
         if reason:
             kept[image.id] = reason
@@ -196,6 +197,16 @@ def plan_prune(
             newer = {name: newest[name] for name in sorted(repositories) if name in newest}
             candidates.append(Candidate(image, newer or _NO_REPOSITORIES))
     return PrunePlan(candidates, kept)
+
+
+def _passes(select: Callable[[Image], bool], image: Image) -> bool:
+    verdict: object = select(image)
+    if isinstance(verdict, Awaitable):
+        if isinstance(verdict, Coroutine):
+            verdict.close()
+        # It is true, whatever its result would be: every image would be pruned.
+        raise TypeError("filter must not be async: it is called in a worker thread")
+    return bool(verdict)
 
 
 def _newest(images: Iterable[Image], number: int) -> dict[str, list[str]]:

@@ -328,6 +328,17 @@ async def test_a_filter_that_fails_prunes_nothing(filled: ImageStore) -> None:
     assert len(await filled.images()) == 5
 
 
+async def test_an_async_filter_prunes_nothing(filled: ImageStore) -> None:
+    async def keep(image: Image) -> bool:
+        return False
+
+    given: Any = keep
+    for dry_run in (True, False):
+        with pytest.raises(TypeError, match="filter must not be async"):
+            await filled.prune(PrunePolicy(unnamed=False, filter=given), dry_run=dry_run)
+    assert len(await filled.images()) == 5
+
+
 async def test_a_cancelled_pruning_says_what_was_pruned(
     filled: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
