@@ -42,7 +42,7 @@ DIGEST = digest_of(b"")
         ("index.docker.io/alpine:3", "docker.io/library/alpine:3"),
         ("docker.io/a/b", "docker.io/a/b:latest"),
         (f"a@{DIGEST}", f"localhost/a@{DIGEST}"),
-        (f"a:1@{DIGEST}", "localhost/a:1"),
+        (f"a:1@{DIGEST}", f"localhost/a@{DIGEST}"),
         ("a" * 64, f"localhost/{'a' * 64}:latest"),
         ("a__b--c.d", "localhost/a__b--c.d:latest"),
         ("UPPER", None),

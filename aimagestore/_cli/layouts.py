@@ -418,7 +418,13 @@ def _name_in_layout(dst: LayoutAddress) -> str | None:
     """Return the name of an image in a layout; in a docker-archive, a full one."""
     if dst.name is None or dst.transport != "docker-archive":
         return dst.name
-    return _full(dst.name)
+    full = _full(dst.name)
+    if "@" in full:
+        raise CommandError(
+            f"{dst.name!r} has a digest, and a docker-archive has names with tags: give a tag",
+            ExitCode.USAGE,
+        )
+    return full
 
 
 async def _copy_across(

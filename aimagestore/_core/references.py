@@ -37,6 +37,8 @@ def _reference() -> re.Pattern[str]:
 def full_name(name: str, registry: str = _LOCALHOST) -> str | None:
     """Return the full name, with a registry and a tag or digest; ``None`` if it is not a name.
 
+    As in podman, a tag beside a digest does not count.
+
     :param registry: the registry of a name that has none
     """
     # A longer text is no name, and would take long to match.
@@ -52,6 +54,6 @@ def full_name(name: str, registry: str = _LOCALHOST) -> str | None:
         path = f"library/{path}"
     if path != path.lower() or len(f"{domain}/{path}") > _LONGEST:
         return None
-    if found["digest"] and not found["tag"]:
+    if found["digest"]:
         return f"{domain}/{path}@{found['digest']}"
     return f"{domain}/{path}:{found['tag'] or 'latest'}"

@@ -69,6 +69,16 @@ def test_nothing_is_copied_to_a_name_that_images_cannot_have(image: Cli, tmp_pat
     assert other("images", "-q").lines == ["own"]
 
 
+def test_the_digest_in_an_address_must_be_that_of_the_image(image: Cli, tmp_path: Path) -> None:
+    layout = f"oci:{tmp_path / 'layout'}"
+    digest = image("images", "--json").json[0]["digest"]
+    image("copy", f"containers-storage:x:1@{digest}", layout)
+    image("copy", f"containers-storage:x:1@sha256:{ID}", layout, code=3)
+    named_by_digest = f"docker-archive:{tmp_path / 'a.tar'}:x:1@{digest}"
+    image("copy", "containers-storage:x:1", named_by_digest, code=2)
+    assert not (tmp_path / "a.tar").exists()
+
+
 @pytest.mark.parametrize("text", ["oci:", "oci::x", "docker://alpine", "containers-storage:[x"])
 def test_invalid_addresses_are_refused(text: str) -> None:
     with pytest.raises(CommandError):

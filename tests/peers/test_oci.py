@@ -13,7 +13,7 @@ import pytest
 
 from aimagestore import ImageStore, ImageUnknownError, oci
 
-from ..support.layouts import DockerArchive, Maker, archive, encode, files_of
+from ..support.layouts import DockerArchive, Maker, archive, digest_of, encode, files_of
 from .tools import PreparedStores, Tools, require, run
 
 pytestmark = pytest.mark.peers
@@ -220,6 +220,23 @@ async def test_names_are_completed_as_podman_completes_them(
     tools.podman("load", "--quiet", "--input", str(archive))
     async with ImageStore(tmp_path / "store") as store:
         (imported,) = await oci.import_layout(store, archive)
+    assert tools.names() == {imported.image.id: list(imported.image.names)}
+
+
+async def test_the_tag_beside_a_digest_does_not_count_for_podman_either(
+    tools: Tools, tmp_path: Path
+) -> None:
+    files = layer(b"file")
+    maker = Maker()
+    rootfs = {"type": "layers", "diff_ids": [digest_of(files)]}
+    entry = maker.image(files, config={"rootfs": rootfs})
+    maker.enter(entry, f"localhost/tagged:3@{entry['digest']}")
+    path = maker.write(tmp_path / "a.tar")
+    tools.podman("rmi", "--all", "--force")
+    tools.podman("load", "--quiet", "--input", str(path))
+    async with ImageStore(tmp_path / "store") as store:
+        (imported,) = await oci.import_layout(store, path)
+    assert imported.image.names == (f"localhost/tagged@{entry['digest']}",)
     assert tools.names() == {imported.image.id: list(imported.image.names)}
 
 
