@@ -16,6 +16,7 @@ DIR = "dir"
 
 _LAYOUTS = frozenset({"oci", "oci-archive", "docker-archive", DIR})
 _OTHERS = frozenset({"docker", "docker-daemon", "ostree", "sif", "tarball"})
+_TRANSPORTS = {STORAGE} | _LAYOUTS | _OTHERS
 # [driver@graph root+run root:options]name@ID; the run root and the options are not needed here.
 _STORAGE_PLACE = re.compile(r"(?:\[(?:(?P<driver>\w+)@)?(?P<root>[^]+]*)[^]]*\])?(?P<ref>(?!\[).*)")
 _ID = re.compile(r"(?:.*@)?(?P<id>[0-9a-f]{64})")
@@ -47,6 +48,12 @@ class LayoutAddress:
     name: str | None
 
 
+def is_address(text: str) -> bool:
+    """Return whether a text begins with a transport, in any spelling."""
+    transport, colon, _ = text.partition(":")
+    return bool(colon) and transport.lower() in _TRANSPORTS
+
+
 def parse_address(text: str) -> StoreAddress | LayoutAddress:
     """Parse an address. A text without a known transport is a store.
 
@@ -64,6 +71,11 @@ def parse_address(text: str) -> StoreAddress | LayoutAddress:
         raise CommandError(
             f"use skopeo for {transport}: copy knows stores, {STORAGE}:, "
             f"{', '.join(f'{known}:' for known in sorted(_LAYOUTS))}",
+            ExitCode.USAGE,
+        )
+    if is_address(text) and transport not in _TRANSPORTS:
+        raise CommandError(
+            f"{text} is no address: write {transport.lower()}:, or put ./ before a path",
             ExitCode.USAGE,
         )
     return StoreAddress(text)

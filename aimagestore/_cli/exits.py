@@ -112,6 +112,7 @@ def describe(error: Exception) -> str:
         # The library's message names the parameter, not the option.
         return str(error).replace("force=True", "--force")
     if isinstance(error, OSError) and error.strerror:
-        about = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        path = None if error.filename is None else os.fsdecode(error.filename)
+        about = "" if path is None else f"{path or repr(path)}: "
         return f"{about}{error.strerror}"
     return str(error) if isinstance(error, _EXPECTED) else f"{type(error).__name__}: {error}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from .._async.copying import CopyResult, copy_images
 from .._async.store import ImageStore
 from .._core.references import DOCKER, full_name
 from ..errors import DigestMismatchError, SizeMismatchError
-from .addresses import DIR, LayoutAddress, StoreAddress, parse_address
+from .addresses import DIR, LayoutAddress, StoreAddress, is_address, parse_address
 from .completion import complete_ref
 from .exits import CommandError, ExitCode, damage
 from .files import CHUNK, STANDARD, is_terminal, reading
@@ -142,11 +143,8 @@ async def _import(
 ) -> None:
     from .. import oci  # noqa: PLC0415 - what other commands need not load
 
-    if await is_terminal(layout, writes=False):
-        raise CommandError(
-            "an archive is not read from a terminal: give a file, or redirect it to standard input",
-            ExitCode.USAGE,
-        )
+    _check_path(layout)
+    await _check_source(layout)
     async with (
         Session.of(context).writing(makes=True) as store,
         _readable(layout) as readable,
@@ -177,12 +175,36 @@ async def _import(
         await write_lines(each.image.id for each in imported)
 
 
+def _check_path(layout: str) -> None:
+    if is_address(layout):
+        raise CommandError(
+            f"{layout} is an address, and this command takes a path: use copy, or put ./ before "
+            "the path",
+            ExitCode.USAGE,
+        )
+
+
+async def _check_source(layout: str) -> None:
+    """Check that there is something to read, before a store is made for it.
+
+    :raises CommandError: when it is a terminal
+    :raises FileNotFoundError: when it is missing
+    """
+    if await is_terminal(layout, writes=False):
+        raise CommandError(
+            "an archive is not read from a terminal: give a file, or redirect it to standard input",
+            ExitCode.USAGE,
+        )
+    if layout != STANDARD:
+        await to_thread.run_sync(os.stat, layout)
+
+
 @command(
     "export",
     """Export an image into an OCI image layout.
 
-    LAYOUT becomes a tar file if it ends in .tar, or is standard output, and a directory otherwise.
-    A directory that is a layout already gets one more image.
+    LAYOUT becomes a tar file if it ends in .tar, or is standard output, a pipe or a device, and a
+    directory otherwise. A directory that is a layout already gets one more image.
     """,
     "export localhost/hello:1 layout",
     "export localhost/hello:1 hello.tar",
@@ -191,6 +213,7 @@ async def _import(
 @layout_argument
 @name_in_layout_option
 async def export_layout(context: click.Context, ref: str, layout: str, *, name: str | None) -> None:
+    _check_path(layout)
     async with Session.of(context).reading() as store:
         await _export(store, [ref], layout, name)
 
@@ -235,6 +258,7 @@ async def save(
     multi_image_archive: bool,
 ) -> None:
     del multi_image_archive
+    _check_path(output)
     if name is not None and len(refs) > 1:
         raise CommandError("--name is for one image: give one REF", ExitCode.USAGE)
     transport: Transport | None = None
@@ -372,6 +396,7 @@ async def _copy_in(
     from .. import oci  # noqa: PLC0415 - what other commands need not load
 
     names = None if dst.ref is None else [_full(dst.ref)]
+    await _check_source(src.path)
     async with (
         _session(session, dst).writing(makes=True) as store,
         _readable(src.path) as readable,
@@ -389,6 +414,7 @@ async def _copy_layout(src: LayoutAddress, dst: LayoutAddress) -> CopyResult:
     from .. import oci  # noqa: PLC0415 - what other commands need not load
 
     target = await _writable(dst.path, dst.transport)
+    await _check_source(src.path)
     async with _readable(src.path) as readable:
         with progress_bar("copy") as bar:
             copied = await oci.copy_layout(
@@ -465,11 +491,11 @@ async def _known(store: ImageStore, ref: str) -> str:
 
 @asynccontextmanager
 async def _readable(layout: str) -> AsyncIterator[str | BinaryIO]:
-    """Return a layout's path; for standard input, a file that can seek."""
-    if layout != STANDARD:
+    """Return a layout's path; for standard input or a pipe, a file that can seek."""
+    if layout != STANDARD and not await to_thread.run_sync(_is_pipe, layout):
         yield layout
         return
-    async with reading(STANDARD) as source:
+    async with reading(layout) as source:
         if source.size is not None:
             with os.fdopen(STANDARD_INPUT, "rb", closefd=False) as stream:
                 yield stream
@@ -479,3 +505,7 @@ async def _readable(layout: str) -> AsyncIterator[str | BinaryIO]:
                 await to_thread.run_sync(spooled.write, chunk)
             await to_thread.run_sync(spooled.seek, 0)
             yield spooled
+
+
+def _is_pipe(path: str) -> bool:
+    return stat.S_ISFIFO(os.stat(path).st_mode)

@@ -162,6 +162,7 @@ class _SpecialFile(_OpenFile):
     """A pipe or a device at a path, written to as it is."""
 
     def __init__(self, path: str, check: Callable[[], object]) -> None:
+        self._path = path
         fd = _open_special(path, check)
         os.set_blocking(fd, True)
         self._opened = open(fd, "wb", buffering=0)  # noqa: SIM115 (closed by close)
@@ -170,7 +171,11 @@ class _SpecialFile(_OpenFile):
 
     def write(self, data: bytes) -> None:
         with self._last_use.in_use(self._opened.close):
-            super().write(data)
+            try:
+                super().write(data)
+            except OSError as error:
+                error.filename = self._path
+                raise
 
     def close(self) -> None:
         self._last_use.end(self._opened.close)
@@ -200,10 +205,10 @@ def open_output(file: str | BinaryIO, helpers: Executor, check: Callable[[], obj
     """
     if not isinstance(file, str):
         return _OpenFile(file)
-    return _SpecialFile(file, check) if _is_special(file) else _NewFile(file, helpers)
+    return _SpecialFile(file, check) if is_special(file) else _NewFile(file, helpers)
 
 
-def _is_special(path: str) -> bool:
+def is_special(path: str) -> bool:
     """Return whether a path leads to something that is neither a file nor a directory."""
     try:
         mode = os.stat(path).st_mode

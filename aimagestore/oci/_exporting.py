@@ -19,7 +19,7 @@ from .._core.image import Image
 from .._core.names import check_names, check_text
 from .._core.plain import PlainType
 from .._core.references import full_name
-from .._directory.output import open_output
+from .._directory.output import is_special, open_output
 from .._engine.items import CHUNK
 from .._engine.workers import WorkerPool
 from ..errors import InvalidLayoutError
@@ -116,7 +116,8 @@ async def export_layout(
     :param transport: what to write: ``oci``, a layout in a directory; ``oci-archive``, one in a tar
         file; ``docker-archive``, one that ``docker load`` can read; ``dir``, a directory as
         skopeo's ``dir:``. ``None`` for ``oci-archive`` if the path ends in ``.tar`` and is no
-        directory, or if it is an open file, and for ``oci`` otherwise.
+        directory, or leads to a pipe or a device, or if it is an open file; and for ``oci``
+        otherwise.
     :param progress: called with the bytes done and the total
     :raises ImageUnknownError: when there is no such image
     :raises BigDataUnknownError: when its manifest, or something that the manifest refers to, is not
@@ -294,7 +295,8 @@ def _open_target(
     if transport is None:
         is_path = isinstance(file, str)
         is_directory = is_path and (not file.endswith(_ARCHIVE_SUFFIX) or os.path.isdir(file))
-        transport = "oci" if is_directory else "oci-archive"
+        is_archive = not is_directory or is_special(file)
+        transport = "oci-archive" if is_archive else "oci"
     if transport in _ARCHIVES:
         docker = docker_manifest((source.closure, _names_of(source)) for source in sources)
         if transport == "docker-archive" and docker is None:

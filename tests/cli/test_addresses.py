@@ -79,7 +79,20 @@ def test_the_digest_in_an_address_must_be_that_of_the_image(image: Cli, tmp_path
     assert not (tmp_path / "a.tar").exists()
 
 
-@pytest.mark.parametrize("text", ["oci:", "oci::x", "docker://alpine", "containers-storage:[x"])
+@pytest.mark.parametrize("text", ["oci:hello", "dir:hello", "Docker-Archive:a.tar", "docker://a"])
+def test_only_copy_takes_addresses(image: Cli, text: str) -> None:
+    for command in (
+        ("import", text),
+        ("load", "-i", text),
+        ("export", "localhost/x:1", text),
+        ("save", "-o", text, "localhost/x:1"),
+    ):
+        assert "use copy, or put ./ before" in image(*command, code=2).errors
+
+
+@pytest.mark.parametrize(
+    "text", ["oci:", "oci::x", "docker://alpine", "containers-storage:[x", "OCI:x"]
+)
 def test_invalid_addresses_are_refused(text: str) -> None:
     with pytest.raises(CommandError):
         parse_address(text)

@@ -72,6 +72,31 @@ def test_paths_that_are_not_layouts_are_refused(cli: Cli, tmp_path: Path) -> Non
     assert cli("images", "--json").json == []
 
 
+def test_a_missing_layout_makes_no_store(cli: Cli, tmp_path: Path) -> None:
+    for path in (tmp_path / "missing", ""):
+        assert cli("import", path, code=1).errors.count("\n") == 1
+        cli("copy", f"oci:{tmp_path / 'missing'}", f"containers-storage:[{cli.root}]x", code=1)
+        assert not cli.root.exists()
+    assert "aimagestore: '': No such file" in cli("import", "", code=1).errors
+
+
+def test_pipes_and_devices_at_paths_are_read_and_written(cli: Cli, tmp_path: Path) -> None:
+    (image_id,) = cli("import", hello().write(tmp_path / "layout")).lines
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with start(cli.root, "export", image_id, pipe) as process:
+        archive = pipe.read_bytes()
+        assert process.wait(30) == 0
+    for command in (["import", pipe], ["copy", f"oci-archive:{pipe}", tmp_path / "copy"]):
+        with start(tmp_path / "other", *command) as process:
+            pipe.write_bytes(archive)
+            assert process.wait(30) == 0
+    with start(tmp_path / "other", "export", image_id, "/dev/full") as process:
+        assert process.wait(30) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == b"aimagestore: /dev/full: No space left on device\n"
+
+
 def test_layers_that_podman_keeps_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "graph" / "vfs-layers").mkdir(parents=True)
     (tmp_path / "graph" / "vfs-images").mkdir()
