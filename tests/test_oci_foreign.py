@@ -43,6 +43,7 @@ from .support.layouts import (
     files_of,
     hello,
     hex_of,
+    write,
     write_dir,
 )
 from .support.stores import open_files
@@ -186,6 +187,33 @@ async def test_damaged_archives_of_docker_save_are_refused(
             with pytest.raises(error, match=match):
                 await oci.import_layout(store, case.write(tmp_path / name))
             assert await store.images() == []
+
+
+async def test_an_archive_from_before_docker_1_10_is_refused_with_advice(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    files = {"a/json": b"{}", "a/layer.tar": b"", "repositories": b'{"a":{"1":"a"}}'}
+    with pytest.raises(InvalidLayoutError, match=r"before Docker 1\.10 .*: load it into Docker"):
+        await oci.import_layout(store, write(tmp_path / "a.tar", files))
+
+
+async def test_null_among_the_tags_of_docker_save_reads_as_no_tag(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    saved = DockerArchive()
+    saved.image(b"layer", tags=["a:1", None])
+    (imported,) = await oci.import_layout(store, saved.write(tmp_path / "a.tar"))
+    assert imported.image.names == ("localhost/a:1",)
+
+
+async def test_a_layout_without_an_index_is_the_archive_that_it_is_as_well(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    saved = DockerArchive()
+    image_id = saved.image(b"layer", tags=["a:1"])
+    saved.files["oci-layout"] = b'{"imageLayoutVersion":"1.0.0"}'
+    (imported,) = await oci.import_layout(store, saved.write(tmp_path / "a.tar"))
+    assert imported.image.id == image_id
 
 
 async def test_missing_content_of_one_image_does_not_stop_the_import_of_another(

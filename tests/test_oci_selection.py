@@ -394,15 +394,34 @@ async def test_an_entry_that_cannot_be_verified_does_not_stop_the_others(
         {"mediaType": MANIFEST, "digest": None, "size": 3},
         {"mediaType": MANIFEST, "digest": 5, "size": 3},
         {"mediaType": INDEX, "digest": digest_of(b""), "size": None},
+        {"mediaType": INDEX, "digest": digest_of(b""), "size": "0"},
     ]
     for number, entry in enumerate(entries):
         maker.enter(entry, f"other:{number}")
     layout = maker.write(tmp_path / "layout")
     await oci.import_layout(store, layout, ref="hello:1")
-    with pytest.raises(InvalidLayoutError, match=r"other:0.*blake3.*localhost/hello:1"):
+    with pytest.raises(InvalidLayoutError, match=r"other:0.*blake3.*: localhost/hello:1$"):
         await oci.import_layout(store, layout)
     with pytest.raises(InvalidLayoutError, match=r"other:3.*no valid size"):
         await oci.import_layout(store, layout, ref="other:3")
+    with pytest.raises(InvalidLayoutError, match=r"other:4.*int.*str.*: localhost/hello:1$"):
+        await oci.import_layout(store, layout, ref="other:4")
+
+
+async def test_the_message_about_one_image_of_several_names_the_others(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    maker = hello()
+    maker.enter(maker.image(b"absent", config={"author": "b"}), "absent:1")
+    maker.omitted = blob_path(digest_of(b"absent"))
+    layout = maker.write(tmp_path / "layout")
+    with pytest.raises(
+        InvalidLayoutError,
+        match=r"localhost/absent:1 .*\(sha256:\w+ is missing\).* by their ref: localhost/hello:1$",
+    ):
+        await oci.import_layout(store, layout)
+    with pytest.raises(InvalidLayoutError, match=r"layout: sha256:\w+ is missing$"):
+        await oci.import_layout(store, layout, ref="absent:1")
 
 
 ATTESTATION = {

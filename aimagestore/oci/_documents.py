@@ -262,6 +262,16 @@ def decode_descriptor(data: msgspec.Raw) -> Descriptor:
     return raw.parsed()
 
 
+def identity_in(data: msgspec.Raw) -> Descriptor:
+    """Return a descriptor that cannot be decoded with nothing but its digest and annotations."""
+    value = _value(data)
+    fields = value if isinstance(value, dict) else {}
+    digest = fields.get("digest")
+    return _RawDescriptor(
+        digest=digest if isinstance(digest, str) else None, annotations=fields.get("annotations")
+    ).parsed()
+
+
 def read_document(data: bytes, media_type: str, what: str, place: str) -> Document:
     """Decode a manifest or an index of this media type.
 

@@ -1,8 +1,8 @@
 """Other programs' archives and directories, presented as OCI image layouts; blocking.
 
-The files decide which kind it is, as for ``podman load``. With a file ``oci-layout`` it is an OCI
-layout. Without one, ``manifest.json`` decides: ``docker save`` and podman's ``docker-archive``
-write a list there, skopeo's ``dir:`` an object.
+The files decide which kind it is, as for ``podman load``. With ``oci-layout`` and ``index.json`` it
+is an OCI layout. Without one of them, ``manifest.json`` decides: ``docker save`` and podman's
+``docker-archive`` write a list there, skopeo's ``dir:`` an object.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ._documents import (
     decode,
     media_type_of,
 )
-from ._layout import Layout, LayoutFile, open_files, read_whole
+from ._layout import Layout, LayoutFile, has_file, open_files, read_whole
 from ._naming import REF_NAME
 
 MANIFEST_FILE = "manifest.json"
@@ -121,7 +121,7 @@ class _Item(msgspec.Struct, rename="pascal"):
     """One image in the manifest.json of ``docker save``."""
 
     config: str
-    repo_tags: list[str] | None = None
+    repo_tags: list[str | None] | None = None
     layers: list[str] | None = None
 
 
@@ -165,7 +165,7 @@ class DockerArchive(_ForeignLayout):
         for item in items:
             digest, size = self._make(self._manifest_of(item))
             entry = {"mediaType": self._types.manifest, "digest": digest, "size": size}
-            tags = [{"annotations": {REF_NAME: tag}} for tag in item.repo_tags or ()]
+            tags = [{"annotations": {REF_NAME: tag}} for tag in item.repo_tags or () if tag]
             entries += [entry | tag for tag in tags or [{}]]
         self._make_index(entries)
 
@@ -350,7 +350,8 @@ def open_layout(layout: Any, check: Callable[[], object], *, prefers_oci: bool =
     """
     files = open_files(layout, check)
     try:
-        if _has(files, LAYOUT_FILE) or not _has(files, MANIFEST_FILE):
+        is_layout = has_file(files, LAYOUT_FILE) and has_file(files, INDEX_FILE)
+        if is_layout or not has_file(files, MANIFEST_FILE):
             return files
         manifest = read_whole(files, MANIFEST_FILE, INDEX_MAX)
         if manifest.lstrip(b" \t\r\n").startswith(b"["):
@@ -359,11 +360,3 @@ def open_layout(layout: Any, check: Callable[[], object], *, prefers_oci: bool =
     except BaseException:
         files.close()
         raise
-
-
-def _has(files: Layout, path: str) -> bool:
-    try:
-        files.open(path).close()
-    except FileNotFoundError:
-        return False
-    return True

@@ -18,6 +18,7 @@ from ._documents import (
     Descriptor,
     decode,
     decode_descriptor,
+    identity_in,
 )
 from ._naming import EntryName, digest_in, name_of
 
@@ -124,12 +125,20 @@ class LayoutIndex:
             )
         for entry in images:
             if entry.problem:
-                raise InvalidLayoutError(
-                    f"{self._place}: {entry.label} cannot be imported ({entry.problem}); select "
-                    f"others by their ref: {listed(self.labels)}",
-                    path=self._place,
-                )
+                raise self.unusable(entry.label, entry.problem)
         return self._grouped(images, ref)
+
+    def unusable(self, label: str, problem: str) -> InvalidLayoutError:
+        """Return the error for an image that cannot be used, which says which others there are."""
+        others = [
+            entry
+            for entry in self._entries
+            if entry.may_be_image and not entry.problem and entry.label != label
+        ]
+        advice = f"; select others by their ref: {listed(_labels(others))}" if others else ""
+        return InvalidLayoutError(
+            f"{self._place}: {label} cannot be imported ({problem}){advice}", path=self._place
+        )
 
     def _find(self, ref: str) -> list[Entry]:
         name, digest = digest_in(ref)
@@ -189,7 +198,8 @@ def _entry_of(raw: msgspec.Raw) -> Entry:
     try:
         descriptor = decode_descriptor(raw)
     except ValueError as error:
-        return Entry(Descriptor(), name_of(None), f"it cannot be read: {error}")
+        known = identity_in(raw)
+        return Entry(known, name_of(known.annotations), f"it cannot be read: {error}")
     return Entry(descriptor, name_of(descriptor.annotations), descriptor.problem)
 
 

@@ -66,6 +66,8 @@ class LayoutDirectory(Directory):
 
     def corrupt(self, name: str, problem: str) -> InvalidLayoutError:
         path = self.path_of(name)
+        if os.path.islink(path):
+            problem += ", but a symbolic link, which is not followed: copy the layout with cp -RL"
         return InvalidLayoutError(f"{path} {problem}", path=path)
 
 
@@ -196,6 +198,8 @@ def open_files(layout: Any, check: Callable[[], object]) -> Layout:
                 "first",
                 path=place,
             )
+        if not os.fstat(fd).st_size:
+            raise InvalidLayoutError(f"{place} is empty", path=place)
         if is_compressed(os.pread(fd, START, 0)):
             compressed, fd = fd, -1
             try:
@@ -222,6 +226,15 @@ def _decompressed(fd: int, place: str, check: Callable[[], object]) -> int:
             error.filename = f"{place}, decompressed into {tempfile.gettempdir()}; set TMPDIR"
             raise
         return os.dup(file.fileno())
+
+
+def has_file(layout: Layout, path: str) -> bool:
+    """Return whether a layout has a file at a path."""
+    try:
+        layout.open(path).close()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def read_whole(layout: Layout, path: str, limit: int = MANIFEST_MAX) -> bytes:

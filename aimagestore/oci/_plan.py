@@ -12,7 +12,7 @@ from .._core.digest import MANIFEST, canonical_digest
 from .._core.podman import INSTANCES, NO_INSTANCES, is_podman_image
 from .._engine.protocol import Steps
 from .._format import gojson
-from ..errors import AmbiguousImageError, ImageUnknownError
+from ..errors import AmbiguousImageError, ImageUnknownError, InvalidLayoutError
 from ._closure import Closure
 from ._documents import Descriptor, is_image
 from ._index import Selected
@@ -165,9 +165,15 @@ class _Planner:
     def _each(self, ref: str | None, add: Callable[[Descriptor, Selected], object]) -> Steps[None]:
         everything = self._reader.index.select(ref)
         for done, selected in enumerate(everything, 1):
-            for root in self._roots(selected):
-                if root.is_index or root.is_manifest or ref is not None:
-                    add(root, selected)
+            try:
+                for root in self._roots(selected):
+                    if root.is_index or root.is_manifest or ref is not None:
+                        add(root, selected)
+            except InvalidLayoutError as error:
+                if len(everything) == 1:
+                    raise
+                problem = str(error).removeprefix(f"{self._reader.place}: ")
+                raise self._reader.index.unusable(selected.label, problem) from error
             yield done, len(everything)
 
     def _nothing(self) -> ImageUnknownError:

@@ -23,7 +23,10 @@ from ._documents import (
     read_document,
 )
 from ._index import LayoutIndex
-from ._layout import Layout, read_whole
+from ._layout import Layout, has_file, read_whole
+
+# An archive of docker save that has this file and no manifest.json is an old one.
+_REPOSITORIES = "repositories"
 
 
 class Reader:
@@ -48,10 +51,16 @@ class Reader:
         try:
             data = read_whole(self._layout, LAYOUT_FILE)
         except FileNotFoundError:
-            raise self.invalid(
-                f"not an OCI image layout, which has a file {LAYOUT_FILE}, and neither an archive "
-                "of docker save nor a dir:, which have a manifest.json"
-            ) from None
+            problem = (
+                f"not an OCI image layout, which has a file {LAYOUT_FILE} at its top, and neither "
+                "an archive of docker save nor a dir:, which have a manifest.json"
+            )
+            if has_file(self._layout, _REPOSITORIES):
+                problem = (
+                    "docker save before Docker 1.10 has written it, without the digests of its "
+                    "layers: load it into Docker, and save it again"
+                )
+            raise self.invalid(problem) from None
         check_marker(data, self.place)
 
     def invalid(self, problem: str) -> InvalidLayoutError:

@@ -230,7 +230,8 @@ class Archive:
 
     def _check_sum(self, header: bytes) -> None:
         total = sum(header) - sum(header[148:156]) + 8 * ord(" ")
-        if total != self._number(header[148:156]):
+        found = _OCTAL.fullmatch(header[148:156])
+        if found is None or total != int(found[1] or b"0", 8):
             raise self._invalid(f"is not a tar file, or is damaged at byte {self._offset}")
 
     def _number(self, field: bytes) -> int:
