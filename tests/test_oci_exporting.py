@@ -193,11 +193,11 @@ async def test_a_new_layout_appears_whole_or_not_at_all(
     real = StagedFile.replace
     seen = []
 
-    def fail(staged: StagedFile, directory: Any, file: str) -> None:
+    def fail(staged: StagedFile, directory: Any, file: str, *mode: int | None) -> None:
         seen.append((tmp_path / "out").exists())
         if file == name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(staged, directory, file)
+        real(staged, directory, file, *mode)
 
     monkeypatch.setattr(StagedFile, "replace", fail)
     with pytest.raises(OSError, match="No space"):
@@ -231,6 +231,17 @@ async def test_a_layout_with_a_large_index_gets_one_more_image(
     other = maker.write(tmp_path / "other")
     await oci.export_layout(store, image, other, name="more:1")
     assert len(entries_of(other)) == 2
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664])
+async def test_the_index_of_a_layout_keeps_its_permissions(
+    store: ImageStore, tmp_path: Path, mode: int
+) -> None:
+    (image_id,) = await import_all(store, hello(), tmp_path / "layout")
+    index = tmp_path / "layout" / "index.json"
+    index.chmod(mode)
+    await oci.export_layout(store, image_id, tmp_path / "layout", name="other:1")
+    assert index.stat().st_mode & 0o777 == mode
 
 
 async def test_an_empty_directory_keeps_its_inode_and_mode(

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager, suppress
@@ -222,10 +223,11 @@ class DirectoryTarget:
             directory.sync()
 
     def _write(self, root: Directory, name: str, data: bytes) -> None:
+        found = root.stat(name)
         staged = StagedFile(root, self._helpers, _EXPORTED_FILE)
         try:
             staged.sink.write(data)
-            staged.replace(root, name)
+            staged.replace(root, name, None if found is None else stat.S_IMODE(found.st_mode))
         finally:
             staged.discard()
 
