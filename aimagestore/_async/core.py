@@ -12,14 +12,14 @@ import math
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from enum import Enum, auto
 from functools import partial
 from itertools import count
 from typing import Final, TypeVar, cast
 
-from anyio import Event, Lock, current_time, move_on_after
+from anyio import Event, Lock, Semaphore, current_time, move_on_after
 from msgspec.structs import replace
 
 from .._core.catalog import Catalog
@@ -50,6 +50,9 @@ _READ_AGAIN: Final = 0.05
 
 _ALL_WRITTEN: Final = 16 * CHUNK
 """The memory for the chunks of all streams into a store, until each has the smallest size."""
+
+_STAGED_AT_ONCE: Final = 32
+"""The items of data in memory that are staged at a time: more than the worker threads."""
 
 _CHUNKS: Final = 3
 """The chunks of a stream: two that are written and hashed, and the next one."""
@@ -139,6 +142,7 @@ class StoreCore:
         self._no_holds = Event()
         # Held by the one task that loads what others have committed; the rest find it in memory.
         self._loading = Lock(fast_acquire=True)
+        self._staging = Semaphore(_STAGED_AT_ONCE, fast_acquire=True)
         try:
             self.engine = await self.threads.run_abandonable(
                 self._open_engine, dispose=lambda engine: engine.close()
@@ -295,6 +299,13 @@ class StoreCore:
         else:
             await self.threads.finish(call)
 
+    def turn_to_stage(self, data: BigDataSource) -> AbstractAsyncContextManager[object]:
+        """Have few files open at a time for data in memory, for the duration of a block.
+
+        A stream may have to wait for anything, so no other one waits for its end.
+        """
+        return self._staging if is_buffer(data) else nullcontext()
+
     async def stage(self, expectations: Expectations | None = None) -> StagedContent:
         """Begin new content, which the store owns. If interrupted, nothing is left behind.
 
@@ -432,9 +443,10 @@ class StoreCore:
                     else:
                         small[key] = piece
                 else:
-                    contents[key] = content = await self.stage(expectations)
-                    staged.append(content)
-                    await self.fill(content, source, expectations, progress)
+                    async with self.turn_to_stage(source):
+                        contents[key] = content = await self.stage(expectations)
+                        staged.append(content)
+                        await self.fill(content, source, expectations, progress)
             if small:
                 written = await self.threads.run_abandonable(  # all of them in one call
                     stage_all, self.engine.items, small, dispose=discard_all

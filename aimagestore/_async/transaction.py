@@ -178,9 +178,10 @@ class Transaction(ImageMethods):
                 return await self._core.threads.run_abandonable(InlineContent.of, data)  # type: ignore[arg-type]
             return InlineContent.of(data)  # type: ignore[arg-type]
         # Large data is written at once, so that memory need not keep it until the commit.
-        content = await self._core.stage(expectations)
-        self._staged.append(content)
-        await self._core.fill(content, data, expectations, None)  # type: ignore[arg-type]
+        async with self._core.turn_to_stage(data):  # type: ignore[arg-type]
+            content = await self._core.stage(expectations)
+            self._staged.append(content)
+            await self._core.fill(content, data, expectations, None)  # type: ignore[arg-type]
         return content
 
     async def _read_item(self, image: Image, key: str) -> bytes:

@@ -48,21 +48,26 @@ def unlisted_files(root: Directory, image: Image) -> Iterator[str]:
 
 
 def is_dead_temporary(root: Directory, name: str, snapshot: Catalog) -> bool:
-    """Return whether a file in the store's directory is a temporary file of a dead writer.
+    """Return whether a name in the store's directory is a temporary file of a dead writer.
+
+    Staged files may be in a directory.
 
     Without the lock, a file that is made under the lock may also be a living writer's.
     """
     if name.startswith(STAGED_PREFIX):
-        return root.is_file(name) and not _is_in_use(root, name)
+        return not _is_in_use(root, name)
     if name == NEW_INDEX or name.startswith(UPSTREAM_TEMPORARY):
         return root.is_file(name)
     return is_pending_name(name) and root.is_file(name) and not pending_items(snapshot, {name})
 
 
 def _is_in_use(root: Directory, name: str) -> bool:
-    """Return whether the writer of a staged file still holds its lock on it; if not known, yes."""
+    """Return whether the writer of a staged file or directory still holds its lock on it.
+
+    If that is not known, it may be in use.
+    """
     try:
-        fd = root.open_file(name)
+        fd = root.open_directory(name).fd if root.is_directory(name) else root.open_file(name)
     except (FileNotFoundError, StoreCorruptError):
         return True
     try:

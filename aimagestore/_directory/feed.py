@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import sys
@@ -14,7 +15,7 @@ from .._core.names import INDEX_FILE
 from .._engine.protocol import ChangeUnderWayError
 from .._format.block_catalog import BlockCatalog
 from ..errors import WatchExpiredError
-from .files import Directory
+from .files import Directory, is_crowded
 
 if TYPE_CHECKING:
     from inotify_simple import INotify
@@ -114,6 +115,8 @@ def open_inotify(root: Directory) -> INotify | None:
             mask = flags.MOVED_TO | flags.MOVED_FROM | flags.CLOSE_WRITE
             mask |= flags.DELETE | flags.DELETE_SELF | flags.MOVE_SELF
             inotify.add_watch(f"/proc/self/fd/{root.fd}", mask)
+            if is_crowded(inotify.fileno()):
+                raise OSError(errno.EMFILE, "the process has many files open")
         except BaseException:
             inotify.close()
             raise

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import stat
+import sys
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
@@ -27,6 +29,20 @@ _LEVELS_MAX = 100
 
 PRIVATE_FILE = 0o600
 PRIVATE_DIRECTORY = 0o700
+
+
+def files_max() -> int:
+    """Return how many files this process may have open (``RLIMIT_NOFILE``)."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
+
+
+def is_crowded(fd: int) -> bool:
+    """Return whether half of the files that this process may have open were so with this one.
+
+    The kernel gives each file the lowest descriptor that is free.
+    """
+    return fd >= files_max() // 2
 
 
 class NamesRemoved:
@@ -64,6 +80,11 @@ class _About:
         if isinstance(error, OSError):
             error.filename = self._directory.path_of(self._name)
             del error.filename2  # None would be shown
+            if error.errno == errno.EMFILE and not isinstance(error, ImageStoreError):
+                error.strerror = (
+                    f"{os.strerror(errno.EMFILE)} (this process may have {files_max():,}: raise "
+                    "the limit, as with ulimit -n, or have fewer items and stores open at once)"
+                )
 
 
 class Directory:

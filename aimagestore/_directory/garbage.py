@@ -70,6 +70,8 @@ def remove(
             elif finding.kind is FindingKind.ITEM_UNLISTED:
                 with root.open_directory(finding.id) as directory:
                     freed += _remove_file(directory, name, names, dry_run)
+            elif root.is_directory(name):
+                freed += _remove_staged(root, name, names, dry_run)
             else:
                 freed += _remove_file(root, name, names, dry_run)
         except (OSError, StoreCorruptError) as error:
@@ -81,6 +83,14 @@ def remove(
             removed.append(finding)
         yield done, len(found)
     return Report(tuple(removed), images=len(catalog), bytes=freed)
+
+
+def _remove_staged(root: Directory, name: str, names: NamesRemoved, dry_run: bool) -> int:
+    with root.open_directory(name) as directory:
+        # A living writer may have made it since it was found, and not locked it then.
+        if not root.lock_file(name, directory.fd, wait=False):
+            return 0
+        return root.tree_size(name, names) if dry_run else root.remove_tree(name)
 
 
 def _remove_file(directory: Directory, name: str, names: NamesRemoved, dry_run: bool) -> int:

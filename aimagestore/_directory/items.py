@@ -18,7 +18,7 @@ from ..errors import BigDataMissingError
 from .files import Directory
 from .index_file import IndexFile
 from .pending import open_current
-from .staged import StagedFile
+from .staged import ClosedFiles, StagedFile
 from .stored import StoredFiles
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class DirectoryItems:
         self._index = index_file
         self._helpers = WorkerPool(_HELPERS, "aimagestore helper")
         self.stored = StoredFiles(root, index_file)
+        self._closed = ClosedFiles(root)
 
     @property
     def helpers(self) -> Executor:
@@ -51,7 +52,7 @@ class DirectoryItems:
 
     def stage(self) -> StagedFile:
         self._index.check_root()
-        return StagedFile(self._root, self._helpers, find=self.stored.find)
+        return StagedFile(self._root, self._helpers, find=self.stored.find, closed=self._closed)
 
     def stage_in_commit(self, base: BlockCatalog) -> StagedFile:
         """Begin new content in a commit, which has checked the root and loaded the index."""
@@ -64,7 +65,12 @@ class DirectoryItems:
         stored = self.stored.find(digest, size, check)
         if stored is None:
             return None
-        return StagedFile(self._root, self._helpers, find=self.stored.find, stored=stored)
+        find = self.stored.find
+        content = StagedFile(
+            self._root, self._helpers, find=find, stored=stored, closed=self._closed
+        )
+        content.finish()  # there may be many
+        return content
 
     def open(self, ref: str, key: str) -> tuple[Image, io.FileIO]:
         # The content belongs to a version of the index, not to the values in a record, which may
@@ -106,5 +112,6 @@ class DirectoryItems:
         return (yield from stored_content(self._root, [record.id for record in catalog.records()]))
 
     def close(self) -> None:
-        """End the helpers."""
+        """End the helpers. All content was discarded."""
         self._helpers.shutdown()
+        self._closed.close()

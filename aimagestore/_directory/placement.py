@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from itertools import chain
 
@@ -19,7 +20,7 @@ from .pending import mark_name, pending_name, put_in_place
 from .staged import StagedFile
 
 _FILES_AT_ONCE = 128
-"""How many files a commit writes before it names and closes them.
+"""How many files a commit writes before it names and closes them; fewer if many are open.
 
 By default, a process may have 1,024 files open.
 """
@@ -63,9 +64,9 @@ class Placement:
                 inline.setdefault(content.digest, []).append((item, content))
         self._finish([content for _, content in staged])
         self._name_all(draft, staged)
-        equal = list(inline.values())
-        for start in range(0, len(equal), _FILES_AT_ONCE):
-            self._place_inline(draft, equal[start : start + _FILES_AT_ONCE])
+        pending = deque(inline.values())
+        while pending:
+            self._place_inline(draft, pending)
         # Together, because the first sync writes what all of them changed on most file systems.
         for image_id in self._changed:
             with self._root.open_directory(image_id) as directory:
@@ -79,16 +80,21 @@ class Placement:
             self._root.sync()
 
     def _place_inline(
-        self, draft: Draft, equal: Sequence[Sequence[tuple[_Item, InlineContent]]]
+        self, draft: Draft, pending: deque[list[tuple[_Item, InlineContent]]]
     ) -> None:
-        """Place content that was given in memory.
+        """Place some of the content that was given in memory, with few files open.
 
-        :param equal: lists of all items with the same content
+        :param pending: lists of all items with the same content; those that are placed are removed
         """
+        equal: list[list[tuple[_Item, InlineContent]]] = []
         try:
-            for (_, content), *_ in equal:
+            while pending and len(equal) < _FILES_AT_ONCE:
+                equal.append(pending.popleft())
+                _, content = equal[-1][0]
                 if content.digest not in self._contents:
-                    self._unnamed[content.digest] = self._write(content)
+                    staged = self._unnamed[content.digest] = self._write(content)
+                    if staged.is_crowded:
+                        break
             self._finish(self._unnamed.values())
             self._name_all(draft, chain.from_iterable(equal))
         finally:

@@ -7,10 +7,11 @@ import io
 import os
 import re
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from .._core.content import Buffer
 from .._engine.closing import LastUse
@@ -18,7 +19,7 @@ from .._engine.digesting import Digester
 from .._engine.failure import copied
 from .._engine.items import CHUNK
 from ..errors import ImageStoreError
-from .files import PRIVATE_FILE, Directory
+from .files import PRIVATE_DIRECTORY, PRIVATE_FILE, Directory, is_crowded
 from .stored import StoredFile, link_to, verified_files
 
 Find: TypeAlias = Callable[[str, int, Callable[[], object]], StoredFile | None]
@@ -65,6 +66,64 @@ def _remove_if_dead(directory: Directory, name: str) -> None:
             directory.remove_tree(name)
         else:
             directory.unlink(name)
+
+
+D = TypeVar("D", bound=Directory)
+
+
+def make_staging_directory(parent: D, mode: int = PRIVATE_DIRECTORY) -> tuple[str, D]:
+    """Make a directory for staged files, and return its name and the directory.
+
+    It is locked as long as it is open, so that nobody removes it as a dead writer's.
+    """
+    while True:
+        name = staged_name()
+        parent.make_directory(name, mode)
+        # Before it is locked, another writer may remove it.
+        with suppress(FileNotFoundError), ExitStack() as opened:
+            opened.callback(_remove_empty, parent, name)
+            directory = parent.open_directory(name)
+            opened.push(directory)
+            parent.lock_file(name, directory.fd)
+            if parent.has(name, directory.fd):
+                opened.pop_all()
+                return name, directory
+
+
+def _remove_empty(parent: Directory, name: str) -> None:
+    with suppress(OSError):
+        parent.remove_directory(name)
+
+
+class ClosedFiles:
+    """Staged files that have a name instead of a descriptor, so that a store can have many.
+
+    Their directory is made when it is needed first.
+    """
+
+    def __init__(self, root: Directory) -> None:
+        self._root = root
+        self._mutex = threading.Lock()
+        self._directory: tuple[str, Directory] | None = None
+
+    def take(self, file: StoredFile) -> bool:
+        """Have a file give up its descriptor; return ``False`` if that is impossible."""
+        try:
+            with self._mutex:
+                if self._directory is None:
+                    self._directory = make_staging_directory(self._root)
+            return file.give_up_descriptor(self._directory[1], staged_name())
+        except (OSError, ImageStoreError):
+            return False  # it stays open
+
+    def close(self) -> None:
+        """Remove the directory. All files in it were closed."""
+        with self._mutex:
+            made, self._directory = self._directory, None
+        if made is not None:
+            name, directory = made
+            _remove_empty(self._root, name)
+            directory.close()
 
 
 class _Sink(io.BufferedIOBase):
@@ -164,6 +223,7 @@ class StagedFile:
     :param digests: whether what is written is hashed
     :param find: finds content that the store has by its digest and size
     :param stored: the content, if the store is known to have it
+    :param closed: takes content that is finished, if the process has many files open
     """
 
     def __init__(
@@ -175,8 +235,12 @@ class StagedFile:
         digests: bool = True,
         find: Find | None = None,
         stored: StoredFile | None = None,
+        closed: ClosedFiles | None = None,
     ) -> None:
         self._directory = directory
+        self._helpers = helpers
+        self._digests = digests
+        self._closed = closed
         self._mode = mode
         self._find = find
         self._stored = stored
@@ -187,9 +251,12 @@ class StagedFile:
         self._loss: Exception | None = None
         self._name = ""
         self._fd = -1
-        self._sink = _Sink(self, directory, helpers, digests=digests)
+        self._sink = self._new_sink()
         if stored is None:
             self._create()
+
+    def _new_sink(self) -> _Sink:
+        return _Sink(self, self._directory, self._helpers, digests=self._digests)
 
     def _create(self) -> None:
         directory = self._directory
@@ -272,6 +339,11 @@ class StagedFile:
         return self._stored is not None
 
     @property
+    def is_crowded(self) -> bool:
+        """Whether the process has many files open with this one."""
+        return is_crowded(self._fd)
+
+    @property
     def is_finished(self) -> bool:
         """Whether :meth:`finish` has nothing to do."""
         return self._stored is not None or self._sink.is_durable
@@ -285,6 +357,24 @@ class StagedFile:
             self._search()
             if self._stored is None:
                 self._sync()
+            if self._closed is not None:
+                self._give_up_descriptor(self._closed)
+
+    def _give_up_descriptor(self, closed: ClosedFiles) -> None:
+        """Close the file if the process has many open. From then on it is like one of the store."""
+        stored = self._stored
+        if stored is None:
+            if not is_crowded(self._fd):
+                return
+            found = self._directory.stat_file("", self._fd)
+            stored = StoredFile(self._directory, self._fd, self.digest, found)
+            if closed.take(stored):
+                self._stored, self._fd = stored, -1
+                self._close_file()
+                self._sink = self._new_sink()
+        elif stored.is_crowded and closed.take(stored):
+            self._close_file()
+            self._sink = self._new_sink()
 
     def search(self) -> None:
         """Find what was written in the store: the part of :meth:`finish` before the sync."""
@@ -429,12 +519,17 @@ class StagedFile:
     def _close(self) -> None:
         if self._stored is not None:
             self._stored.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
+        """Close the file that was written to, if it is open, and remove its name."""
         fd, self._fd = self._fd, -1
         name, self._name = self._name, ""
         if fd >= 0:
             with suppress(OSError):
                 self._sink.finish_sync()
-            if name:
-                with suppress(OSError):
-                    self._directory.unlink(name)
+        if name:
+            with suppress(OSError):
+                self._directory.unlink(name)
+        if fd >= 0:
             os.close(fd)

@@ -11,8 +11,8 @@ import os
 import stat
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -21,7 +21,7 @@ from .._engine.items import CHUNK
 from .._engine.protocol import ChangeUnderWayError
 from .._format.block_catalog import BlockCatalog
 from ..errors import ImageStoreError
-from .files import PRIVATE_FILE, Directory
+from .files import PRIVATE_FILE, Directory, is_crowded
 from .pending import open_current
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class StoredFile:
-    """An open file of the store, whose content was verified. Its owner closes it.
+    """A file on the store's file system, whose content was verified. Its owner closes it.
 
     :ivar digest: its digest
     :ivar size: its length in bytes
@@ -183,27 +183,62 @@ class StoredFile:
         self.digest = digest
         self.size = found.st_size
         self._directory = directory
+        # The name by which it is opened for each use, instead of having a descriptor.
+        self._name = ""
         self._fd = fd
         self._known = _Known.of(digest, found)
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether its descriptor should be given up, because the process has many."""
+        return is_crowded(self._fd)
+
+    def give_up_descriptor(self, directory: Directory, name: str) -> bool:
+        """Give it this name, and open it by that from now on; ``False`` if that is impossible."""
+        if not self.link_to(directory, name):
+            return False
+        fd, self._fd = self._fd, -1
+        self._directory, self._name = directory, name
+        os.close(fd)
+        return True
+
+    @contextmanager
+    def _open(self) -> Iterator[int]:
+        if self._fd >= 0:
+            yield self._fd
+            return
+        fd = self._directory.open_file(self._name)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
     def link_to(self, directory: Directory, name: str) -> bool:
         """Give it one more name, as :func:`link_to` does; ``False`` also if it was changed."""
-        found = directory.stat_file(name, self._fd)
-        if not self._known.is_of(found) or not link_to(directory, self._fd, name):
-            return False
-        with suppress(OSError):
-            verified_files.add(self.digest, directory.stat_file(name, self._fd))
+        with self._open() as fd:
+            found = directory.stat_file(name, fd)
+            if not self._known.is_of(found) or not link_to(directory, fd, name):
+                return False
+            with suppress(OSError):
+                found = directory.stat_file(name, fd)
+                self._known = _Known.of(self.digest, found)
+                verified_files.add(self.digest, found)
         return True
 
     def read_at(self, size: int, position: int) -> bytes:
         """Return up to ``size`` bytes from a position on; none at its end."""
-        return self._directory.read_at("", self._fd, size, position)
+        with self._open() as fd:
+            return self._directory.read_at("", fd, size, position)
 
     def close(self) -> None:
         """Close it. Idempotent."""
         fd, self._fd = self._fd, -1
+        name, self._name = self._name, ""
         if fd >= 0:
             os.close(fd)
+        if name:
+            with suppress(OSError):
+                self._directory.unlink(name)
 
 
 class StoredFiles:

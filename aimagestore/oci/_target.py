@@ -13,7 +13,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple, Protocol
 
 from .._directory.files import Directory
-from .._directory.staged import STAGED_PREFIX, StagedFile, remove_dead, staged_name
+from .._directory.staged import (
+    STAGED_PREFIX,
+    StagedFile,
+    make_staging_directory,
+    remove_dead,
+)
 from .._engine.protocol import StagedContent
 from ..errors import InvalidLayoutError
 from ._documents import INDEX_FILE, INDEX_MAX, LAYOUT_FILE, MARKER, Descriptor, blob_path
@@ -161,17 +166,11 @@ class DirectoryTarget:
 
     def _staging(self) -> LayoutDirectory:
         """Return the staging directory, which is locked as long as it is open."""
-        while self._stage is None:
-            name = staged_name()
-            self._base.make_directory(name, _EXPORTED_DIRECTORY)
+        if self._stage is None:
+            name, stage = make_staging_directory(self._base, _EXPORTED_DIRECTORY)
+            self._opened.push(stage)
             self._stage_name = name
-            # Before it is locked, another export may remove it as that of a killed export.
-            with suppress(FileNotFoundError):
-                stage = self._opened.enter_context(self._base.open_directory(name))
-                self._base.lock_file(name, stage.fd)
-                if self._base.has(name, stage.fd):
-                    self._stage = stage
-                    self._folders[""] = stage
+            self._stage = self._folders[""] = stage
         return self._stage
 
     def complete(self, entries: Sequence[Descriptor]) -> None:
