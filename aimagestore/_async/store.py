@@ -327,9 +327,6 @@ class ImageStore(ImageMethods):
         the commit completes. The lock is released in any case: also when another task leaves the
         block, or a generator that is in it is garbage-collected.
 
-        In a directory, each new item of 16 KiB or more keeps a file open until the block ends. For
-        hundreds of such items, raise the process's limit of open files (``RLIMIT_NOFILE``).
-
         :raises RuntimeError: inside another transaction of this store
         :raises LockTimeoutError: when the lock was not free in time
         """
