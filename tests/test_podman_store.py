@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -259,6 +260,40 @@ async def test_a_manifest_that_no_record_lists_is_kept_and_adopted(path: Path) -
     (path / FIXTURE_ID / "manifestold").touch()
     async with ImageStore(path) as store:
         assert len((await store.collect_garbage()).findings) == 1
+
+
+async def test_all_that_podman_reads_unlisted_is_kept_and_listed(path: Path) -> None:
+    before = json.loads(index_of(path))
+    config = f"sha256:{FIXTURE_ID}"
+
+    def unlist_all(records: list[dict[str, Any]]) -> None:
+        for field in ("big-data-names", "big-data-sizes", "big-data-digests"):
+            del records[0][field]
+
+    edit_index(path, unlist_all)
+    (path / FIXTURE_ID / "instances.json").write_bytes(b"{}")
+    async with ImageStore(path) as store:
+        removed = (await store.collect_garbage()).findings
+        assert [Path(finding.path).name[:1] for finding in removed] == ["="]  # the signature
+    await repair(path, await check(path))
+    assert (await check(path)).ok
+    (record,) = json.loads(index_of(path))
+    assert {config, "manifest", "instances.json"} < set(record["big-data-names"])
+    for key, digest in before[0]["big-data-digests"].items():
+        if not key.startswith("signature"):
+            assert record["big-data-digests"][key] == digest
+
+
+async def test_a_damaged_config_is_not_listed(path: Path) -> None:
+    config = f"sha256:{FIXTURE_ID}"
+
+    def unlist(records: list[dict[str, Any]]) -> None:
+        records[0]["big-data-names"].remove(config)
+
+    edit_index(path, unlist)
+    (path / FIXTURE_ID / big_data_file(config)).write_bytes(b"{}")
+    await repair(path, await check(path))
+    assert index_of(path) == b"[]"
 
 
 async def test_a_directory_is_only_adopted_if_podman_can_read_the_image(path: Path) -> None:

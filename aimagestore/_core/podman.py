@@ -1,19 +1,22 @@
 """What podman cannot read of an image: one such image makes ``podman images`` fail for all.
 
-The rules are those of podman 4.3, 5.4 and 5.8, which differ in three: before 5.8 an image without
+The rules are those of podman 4.3, 5.4 and 5.8, which differ in four: before 5.8 an image without
 names and manifest does no harm, nor does an index without instances and layer; with an unknown top
-layer 4.3 fails, while later versions list no image at all.
+layer 4.3 fails, while later versions list no image at all; with an item that has neither a recorded
+size nor a file 4.3 fails, while later versions leave the image out.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any, NamedTuple
 
 from .._format import godecode as go
+from ..errors import InvalidBigDataNameError
 from .digest import MANIFEST, digest_of, hasher, is_digest
 from .image import Image
+from .names import check_key
 from .references import is_reference
 
 ReadItem = Callable[[str], bytes | None]
@@ -51,7 +54,7 @@ _INDEXES = frozenset({_OCI_INDEX, _DOCKER_LIST})
 class Part(NamedTuple):
     """A part of an image that podman cannot read.
 
-    :ivar field: ``id``, ``name``, ``metadata``, ``manifest``, ``config``, ``instances``,
+    :ivar field: ``id``, ``name``, ``metadata``, ``manifest``, ``config``, ``instances``, ``item``,
         ``layer`` or ``mapped-layers``
     :ivar key: the key of the item that the part is in; ``""`` if it is in the record
     :ivar problem: what is wrong with it
@@ -76,12 +79,27 @@ def unreadable_parts(
             yield Part("name", "", f"the name {name!r} is no reference")
     if not _is_metadata(image.metadata):
         yield Part("metadata", "", "the metadata is not the JSON that podman keeps there")
-    yield from unreadable_items(read)
+    parts = list(unreadable_items(read))
+    yield from parts
+    yield from _without_size(image, read, {part.key for part in parts})
     if image.top_layer and not knows_layer(image.top_layer):
         yield Part("layer", "", f"its top layer {image.top_layer} is unknown")
     for layer in image.mapped_top_layers:
         if not knows_layer(layer):
             yield Part("mapped-layers", "", f"its mapped layer {layer!r} is unknown")
+
+
+def _without_size(image: Image, read: ReadItem, others: Container[str]) -> Iterator[Part]:
+    for key in image.big_data_names:
+        if key not in image.big_data_sizes and key not in others and _is_missing(key, read):
+            yield Part("item", key, f"its item {key!r} has neither a size in its record nor a file")
+
+
+def _is_missing(key: str, read: ReadItem) -> bool:
+    try:
+        return read(check_key(key)) is None
+    except InvalidBigDataNameError:
+        return True
 
 
 _metadata = go.struct_of(

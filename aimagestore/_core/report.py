@@ -128,7 +128,7 @@ class FindingKind(StrEnum, metaclass=PlainEnum):
     ITEM_UNLISTED = (
         "item-unlisted",
         "A file or an object is not listed by the image's record",
-        "`repair` lists a manifest that is needed; `collect_garbage` removes others",
+        "`repair` lists what podman needs; `collect_garbage` removes others",
     )
     NAMES_DIFFER = (
         "names-differ",

@@ -329,7 +329,7 @@ class DirectoryWriter:
             logger.info("cleared %s, which no image had", self._root.path_of(image_id))
 
     def garbage(self, *, dry_run: bool) -> Iterator[Removal]:
-        from .garbage import garbage, needed_manifest, remove  # noqa: PLC0415 (rarely used)
+        from .garbage import garbage, needed_item, remove  # noqa: PLC0415 (rarely used)
 
         # One removal that finds everything: only under the lock no other writer is at work.
         def collect(grant: AnyGrant) -> Steps[Report]:
@@ -339,7 +339,7 @@ class DirectoryWriter:
                 self._index.make_durable()
             found = garbage(self._root, catalog)
             if self._podman.layer_store is not None:
-                found = (finding for finding in found if not needed_manifest(catalog, finding))
+                found = (finding for finding in found if not needed_item(catalog, finding))
             return (yield from remove(self._root, catalog, found, dry_run))
 
         yield collect

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from .._core.digest import MANIFEST, is_manifest_key
 from .._core.names import big_data_key
+from .._core.podman import INSTANCES
 from .._core.report import Finding, FindingKind, Report
 from .._core.view import View
 from .._engine.protocol import Steps
@@ -36,18 +37,21 @@ def garbage(root: Directory, catalog: BlockCatalog) -> Iterator[Finding]:
             yield Finding(FindingKind.DIRECTORY_ORPHANED, id=name, path=path)
 
 
-def needed_manifest(catalog: View, finding: Finding) -> str | None:
-    """Return the key of an unlisted manifest that podman needs; ``None`` for other findings.
+def needed_item(catalog: View, finding: Finding) -> str | None:
+    """Return the key of an unlisted item that podman needs; ``None`` for other findings.
 
-    podman reads the manifest of an image even if the record does not list it. containers/storage
-    leaves such a manifest if it is killed after it wrote the file and before it saved the record.
+    podman reads the manifest, the config and the instances of an image even if the record does not
+    list them. containers/storage leaves such an item if it is killed after it wrote the file and
+    before it saved the record.
     """
     record = catalog.record_of(finding.id)
     if finding.kind is not FindingKind.ITEM_UNLISTED or record is None:
         return None
     key = big_data_key(os.path.basename(finding.path))
+    if key in {INSTANCES, f"sha256:{finding.id}"}:  # an image has its ID from its config
+        return key
     is_lacking = MANIFEST not in record.image.big_data_names
-    return key if is_lacking and is_manifest_key(key) else None
+    return key if key is not None and is_lacking and is_manifest_key(key) else None
 
 
 def remove(

@@ -83,11 +83,9 @@ class PodmanRepairs:
 
     def _plan(self, image: Image, part: Part) -> tuple[Mutation, str] | None:
         """Return the mutation that repairs a part, and what it does; ``None`` if none can."""
-        if part.field == "name":
-            names = [name for name in image.names if not is_reference(name)]
-            return mutations.remove_names(image.id, names), self._removed()
-        if part.field == "metadata":
-            return mutations.set_metadata(image.id, ""), self._removed()
+        removal = _removal_of(image, part)
+        if removal is not None:
+            return removal, self._removed()
         if part.field == "mapped-layers":
             # Each is a copy of the top layer with other owners: podman makes another if needed.
             layers = [layer for layer in image.mapped_top_layers if self._podman.knows(layer)]
@@ -153,3 +151,13 @@ class PodmanRepairs:
             self.takes_out = True
             self.taken_out.append(image_id)
             yield f"taken out of the index, which stays as {self._kept_as}: {problems}"
+
+
+def _removal_of(image: Image, part: Part) -> Mutation | None:
+    """Return the mutation that removes a part from the record; ``None`` if it needs another."""
+    if part.field == "name":
+        names = [name for name in image.names if not is_reference(name)]
+        return mutations.remove_names(image.id, names)
+    if part.field == "metadata":
+        return mutations.set_metadata(image.id, "")
+    return mutations.drop_big_data(image.id, part.key) if part.field == "item" else None

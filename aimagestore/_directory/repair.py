@@ -24,6 +24,7 @@ from .._core.names import (
     big_data_key,
     check_text,
 )
+from .._core.podman import INSTANCES
 from .._core.record import Record, read
 from .._core.report import Finding, FindingKind, Report
 from .._engine.items import MANIFEST_MAX, Measured, measure_file, run
@@ -37,7 +38,7 @@ from .check import DirectoryChecker
 from .contents import image_directories
 from .engine import DirectoryEngine
 from .files import Directory
-from .garbage import needed_manifest
+from .garbage import needed_item
 from .podman import Podman
 from .podman_repair import PodmanRepairs
 
@@ -221,10 +222,10 @@ class _Repairs:
     def _plan_unlisted(self, finding: Finding) -> Iterator[tuple[Mutation, str]]:
         # By the base: in the draft, one manifest that was listed just now would hide the need for
         # another.
-        key = needed_manifest(self._draft.base, finding)
+        key = needed_item(self._draft.base, finding)
         if self._podman is not None and key is not None:
             found = _as_podman_measures(self._root, finding.id, key)
-            if key in {MANIFEST, f"{MANIFEST}-{found.digest}"}:
+            if key in {MANIFEST, INSTANCES, f"{MANIFEST}-{found.digest}", found.digest}:
                 change = mutations.describe_big_data(finding.id, key, found)
                 yield change, "its record lists it now"
 

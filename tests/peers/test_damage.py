@@ -60,7 +60,10 @@ _HARMLESS = {"no manifest, no name", "index without instances", "instances of an
 DOES_NO_HARM = {"bookworm": _HARMLESS, "trixie": _HARMLESS}
 """The damage with which podman of these generations lists the image nevertheless."""
 
-_MISSING = {"unknown layer", "unknown mapped layer"}
+_MISSING = {
+    *("unknown layer", "unknown mapped layer"),
+    *("item lost with its size", "item without a valid key"),
+}
 LISTS_NOTHING = {"trixie": _MISSING, "forky": _MISSING}
 """The damage with which podman of these generations does not fail, but lists no image."""
 
@@ -108,11 +111,14 @@ def contents_of(store: Path) -> Counter[bytes]:
 
 
 def loses(before: bytes, after: bytes) -> bool:
-    """Return whether one index lacks an image, a name or metadata of an earlier one."""
+    """Return whether one index lacks an image, a name, an item or metadata of an earlier one."""
     left = {record["id"]: record for record in json.loads(after)}
     return any(
         record["id"] not in left
-        or set(record.get("names", ())) - set(left[record["id"]].get("names", ()))
+        or any(
+            set(record.get(field, ())) - set(left[record["id"]].get(field, ()))
+            for field in ("names", "big-data-names")
+        )
         or record.get("metadata") != left[record["id"]].get("metadata")
         for record in json.loads(before)
     )

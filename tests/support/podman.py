@@ -223,6 +223,14 @@ PODMAN_FAILS = {
     "config garbled": Damage(
         lambda store, image_id: _garbled(_config(store, image_id)), "another digest", stays=False
     ),
+    "item lost with its size": Damage(
+        lambda store, _: edit_index(store, lambda r: r[0]["big-data-names"].append("lost")),
+        "'lost' has neither a size in its record nor a file",
+    ),
+    "item without a valid key": Damage(
+        lambda store, _: edit_index(store, lambda r: r[0]["big-data-names"].append("")),
+        "'' has neither a size in its record nor a file",
+    ),
     "artifact": Damage(_with_items(("manifest", ARTIFACT)), "artifact of the type 'application/x'"),
     "index without instances": Damage(_with_items(("manifest", INDEX)), "no item 'instances.json'"),
     "instances of another type": Damage(
