@@ -111,6 +111,16 @@ async def test_an_image_is_selected_by_its_digest(store: ImageStore, tmp_path: P
         await oci.import_layout(store, layout, ref=f"other:1@{first['digest']}")
 
 
+async def test_an_image_is_selected_by_its_position(store: ImageStore, tmp_path: Path) -> None:
+    maker = docker_save("alpha", "beta")
+    for position, entry in enumerate(maker.entries):
+        path = maker.write(tmp_path / "layout")
+        (imported,) = await oci.import_layout(store, path, ref=f"@{position}")
+        assert imported.image.digest == entry["digest"]
+    with pytest.raises(ImageUnknownError, match=r"has no image '@2'; it has .*alpha"):
+        await oci.import_layout(store, path, ref="@2")
+
+
 async def test_a_short_name_of_several_images_is_ambiguous(
     store: ImageStore, tmp_path: Path
 ) -> None:

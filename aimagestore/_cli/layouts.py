@@ -442,6 +442,8 @@ async def _copy_out(
 
 def _name_in_layout(dst: LayoutAddress) -> str | None:
     """Return the name of an image in a layout; in a docker-archive, a full one."""
+    if dst.name is not None and dst.name.startswith("@"):
+        raise CommandError("only SRC may name an image by its position", ExitCode.USAGE)
     if dst.name is None or dst.transport != "docker-archive":
         return dst.name
     full = _full(dst.name)

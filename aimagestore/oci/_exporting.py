@@ -191,7 +191,8 @@ async def copy_layout(
     :func:`export_layout`, with all images or none, and a cancelled copy leaves what that leaves.
     Entries of the index keep their annotations.
 
-    :param ref: copy only the image with this name, digest, or ``name@digest``; ``None`` for all
+    :param ref: copy only the image with this name, digest, ``name@digest``, or ``@`` and its
+        position, from 0; ``None`` for all
     :param platform: copy only the image that suits ``os/architecture[/variant]`` best
     :param name: what the destination calls the image; ``None`` for what the source calls it, ``""``
         for no name

@@ -85,6 +85,8 @@ class _DecompressedFile:
 class _ForeignLayout:
     """The files of an OCI layout, made from those of another format."""
 
+    positions: Sequence[int] | None = None
+
     def __init__(self, files: Layout) -> None:
         self.place = files.place
         self._files = files
@@ -162,11 +164,14 @@ class DockerArchive(_ForeignLayout):
                 "lists no image"
             )
         entries: list[dict[str, Any]] = []
-        for item in items:
+        positions: list[int] = []
+        for position, item in enumerate(items):
             digest, size = self._make(self._manifest_of(item))
             entry = {"mediaType": self._types.manifest, "digest": digest, "size": size}
             tags = [{"annotations": {REF_NAME: tag}} for tag in item.repo_tags or () if tag]
             entries += [entry | tag for tag in tags or [{}]]
+            positions += [position] * (len(entries) - len(positions))
+        self.positions = positions
         self._make_index(entries)
 
     def _manifest_of(self, item: _Item) -> bytes:

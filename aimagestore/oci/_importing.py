@@ -105,8 +105,8 @@ async def import_layout(
     :param names: the image's names, used as they are; ``None`` for what the layout calls it
         (``io.containerd.image.name``, else ``org.opencontainers.image.ref.name``), made full as
         podman does. A name that another image in the store has moves to this one
-    :param ref: import only the image with this name (whole, or short if that is clear), digest, or
-        ``name@digest``; ``None`` for all
+    :param ref: import only the image with this name (whole, or short if that is clear), digest,
+        ``name@digest``, or ``@`` and its position, from 0; ``None`` for all
     :param platform: import only the image that suits ``os/architecture[/variant]`` best, or
         ``local`` for this machine; variants are matched as podman does
     :param force: also import what podman cannot read into a store that it keeps layers beside;

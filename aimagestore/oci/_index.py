@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from ._documents import (
 from ._naming import EntryName, digest_in, name_of
 
 _LISTED = 20
+_POSITION = re.compile(r"@([0-9]{1,9})")
 # Some programs write the manifest list of a Docker registry there.
 _TYPES = frozenset({None, "", INDEX, DOCKER_LIST})
 _EMPTY = b'{"schemaVersion":2,"manifests":[]}'
@@ -83,18 +85,21 @@ class Selected:
 class LayoutIndex:
     """The index of a layout.
 
+    :param positions: the position of the image that each entry belongs to, for ``@POSITION``;
+        ``None`` if each entry has its own
     :ivar data: the content of index.json
     :ivar digest: its digest, which identifies the image if index.json lists only its platforms
     :raises InvalidLayoutError: when it is not an index
     """
 
-    def __init__(self, data: bytes, place: str) -> None:
+    def __init__(self, data: bytes, place: str, positions: Sequence[int] | None = None) -> None:
         self.data = data
         self.digest = canonical_digest(data)
         self._place = place
         document = _decode(data, place)
         self._media_type = document.media_type or INDEX
         self._entries = [_entry_of(raw) for raw in document.manifests or ()]
+        self._positions = positions or range(len(self._entries))
 
     @property
     def labels(self) -> list[str]:
@@ -104,7 +109,8 @@ class LayoutIndex:
     def select(self, ref: str | None) -> list[Selected]:
         """Return the images that are called ``ref``, or all.
 
-        :param ref: a whole name, a short one, a digest, or ``name@digest``
+        :param ref: a whole name, a short one, a digest, ``name@digest``, or ``@`` and the image's
+            position, as skopeo counts it
         :raises ImageUnknownError: when there is none
         :raises AmbiguousImageError: when a short name fits several
         :raises InvalidLayoutError: when an entry that is selected cannot be used
@@ -141,6 +147,9 @@ class LayoutIndex:
         )
 
     def _find(self, ref: str) -> list[Entry]:
+        if position := _POSITION.fullmatch(ref):
+            pairs = zip(self._positions, self._entries, strict=True)
+            return [entry for each, entry in pairs if each == int(position[1])]
         name, digest = digest_in(ref)
         entries = self._entries
         if digest:

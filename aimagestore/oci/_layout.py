@@ -7,7 +7,7 @@ import os
 import stat
 import tempfile
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from typing import Any, Protocol
 
@@ -40,9 +40,12 @@ class Layout(Protocol):
     """The files of a layout, none of them opened through a link.
 
     :ivar place: what to call it in messages
+    :ivar positions: the position of the image that each entry of index.json belongs to; ``None`` if
+        each entry has its own
     """
 
     place: str
+    positions: Sequence[int] | None
 
     def open(self, path: str) -> LayoutFile:
         """Open the file at a path below the layout.
@@ -79,6 +82,8 @@ class _OpenFile(io.FileIO):
 
 class DirectoryLayout:
     """A layout in a directory."""
+
+    positions: Sequence[int] | None = None
 
     def __init__(self, root: LayoutDirectory) -> None:
         self.place = root.path
@@ -144,6 +149,8 @@ class _OpenSparse:
 
 class TarLayout:
     """A layout in a tar file; closing it closes the descriptor."""
+
+    positions: Sequence[int] | None = None
 
     def __init__(self, fd: int, place: str) -> None:
         self.place = place

@@ -45,7 +45,7 @@ class Reader:
             data = read_whole(layout, INDEX_FILE, INDEX_MAX)
         except FileNotFoundError:
             raise self.invalid(f"it has no {INDEX_FILE}") from None
-        self.index = LayoutIndex(data, self.place)
+        self.index = LayoutIndex(data, self.place, layout.positions)
 
     def _check_marker(self) -> None:
         try:

@@ -69,6 +69,13 @@ def test_nothing_is_copied_to_a_name_that_images_cannot_have(image: Cli, tmp_pat
     assert other("images", "-q").lines == ["own"]
 
 
+def test_only_the_source_may_be_given_by_its_position(image: Cli, tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    image("copy", "containers-storage:x:1", f"oci:{layout}:@0", code=2)
+    image("copy", f"oci:{tmp_path / 'hello'}:@0", f"oci:{layout}")
+    assert names(layout) == ["hello:1"]
+
+
 def test_the_digest_in_an_address_must_be_that_of_the_image(image: Cli, tmp_path: Path) -> None:
     layout = f"oci:{tmp_path / 'layout'}"
     digest = image("images", "--json").json[0]["digest"]

@@ -304,6 +304,22 @@ async def test_docker_archives_are_imported_as_podman_loads_them(
                 assert await store.big_data(image.id, "manifest") == manifest
 
 
+@pytest.mark.parametrize("position", [0, 1])
+async def test_an_image_is_found_by_its_position_as_skopeo_finds_it(
+    tmp_path: Path, position: int
+) -> None:
+    require("skopeo")
+    saved = DockerArchive()
+    first = saved.image(layer(b"a"), tags=["a:1", "a:2"])
+    second = saved.image(layer(b"b"), tags=["b:1"])
+    path = saved.write(tmp_path / "a.tar")
+    manifest = copied(f"docker-archive:{path}:@{position}", tmp_path / "dir")["manifest.json"]
+    async with ImageStore(tmp_path / "store") as store:
+        (imported,) = await oci.import_layout(store, path, ref=f"@{position}")
+        assert imported.image.id == (first, second)[position]
+    assert json.loads(manifest)["config"]["digest"] == f"sha256:{imported.image.id}"
+
+
 def compressed(program: str, path: Path) -> bytes:
     if program == "zstd":
         pytest.importorskip("backports.zstd")
