@@ -1,13 +1,16 @@
 """Manifests, indexes and configs, decoded strictly: an image layout is hostile input.
 
-A field that is ``null`` reads as absent, as in Go. What only describes an image (annotations, a
-platform, the fields of a config) also reads as absent if it has another type. What decides which
-content is read must have the right type.
+A field that is ``null`` reads as absent, as in Go. The name of a field may be in another case, also
+as in Go, but two spellings of one field are refused: programs would take different ones. What only
+describes an image (annotations, a platform, the fields of a config) also reads as absent if it has
+another type. What decides which content is read must have the right type.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,7 +20,11 @@ from .._engine.items import MANIFEST_MAX
 from ..errors import InvalidLayoutError
 from ._platform import Platform
 
+NULL = msgspec.Raw(b"null")
+"""A field that is absent: msgspec reads no ``msgspec.Raw | None``."""
+
 T = TypeVar("T")
+V = TypeVar("V")
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -132,9 +139,9 @@ class _RawDocument(msgspec.Struct, rename="camel"):
 
     schema_version: int | None = None
     media_type: str | None = None
-    config: _RawDescriptor | None = None
-    layers: tuple[_RawDescriptor, ...] | None = None
-    manifests: tuple[_RawDescriptor, ...] | None = None
+    config: msgspec.Raw = NULL
+    layers: tuple[msgspec.Raw, ...] | None = None
+    manifests: tuple[msgspec.Raw, ...] | None = None
     artifact_type: Any = None
     # Only other kinds of documents have these. containers/image refuses them as ambiguous, too.
     fs_layers: Any = None
@@ -172,6 +179,7 @@ class Config(msgspec.Struct, frozen=True):
         """Decode a config, and leave out what cannot be decoded: to a layout it is only a blob."""
         try:
             raw = _decode_as_go(data, dict[str, msgspec.Raw])
+            raw = spelled(raw, _CONFIG_FIELDS)
         except (ValueError, RecursionError):
             return cls()
         fields = {name: _value(raw[name]) for name in raw.keys() & _CONFIG_FIELDS}
@@ -227,7 +235,9 @@ def _decode_as_go(data: bytes | msgspec.Raw, kind: Any) -> Any:
         return msgspec.json.decode(text, type=kind)
 
 
-def decode(data: bytes, kind: type[T], what: str, place: str, limit: int = MANIFEST_MAX) -> T:
+def decode(
+    data: bytes | msgspec.Raw, kind: type[T], what: str, place: str, limit: int = MANIFEST_MAX
+) -> T:
     """Decode a JSON document.
 
     :param what: what to call it in messages
@@ -237,10 +247,45 @@ def decode(data: bytes, kind: type[T], what: str, place: str, limit: int = MANIF
     if len(data) > limit:
         raise too_large(place, what, len(data), limit)
     try:
-        document: T = _decode_as_go(data, kind)
+        document: T = _decode_as_go(_spelled_as(kind, data), kind)
     except (ValueError, RecursionError) as error:
         raise InvalidLayoutError(f"{place}: {what} cannot be read: {error}", path=place) from error
     return document
+
+
+def spelled(fields: Mapping[str, V], names: Iterable[str]) -> dict[str, V]:
+    """Return an object's fields with their right names, where the case of one is another.
+
+    :raises ValueError: when it has two spellings of one field
+    """
+    right = {name.lower(): name for name in names}
+    found: dict[str, V] = {}
+    for given, value in fields.items():
+        name = right.get(given.lower(), given)
+        if name in found:
+            raise ValueError(f"it has the field {name!r} in two spellings")
+        found[name] = value
+    return found
+
+
+def _spelled_as(kind: Any, data: bytes | msgspec.Raw) -> bytes | msgspec.Raw:
+    """Return an object with the names of its fields as ``kind`` spells them."""
+    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        return data
+    try:
+        fields: Any = _decode_as_go(data, dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        return data  # it is no object, which decoding it reports
+    if fields.keys() <= names_in(kind):
+        return data
+    right = spelled(fields, names_in(kind))
+    return data if right.keys() == fields.keys() else msgspec.json.encode(right)
+
+
+@cache
+def names_in(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """Return the names of the fields of an object in JSON."""
+    return frozenset(field.encode_name for field in msgspec.structs.fields(kind))
 
 
 def too_large(place: str, what: str, size: int, limit: int) -> InvalidLayoutError:
@@ -256,7 +301,7 @@ def decode_descriptor(data: msgspec.Raw) -> Descriptor:
     :raises ValueError: when it cannot be decoded
     """
     try:
-        raw: _RawDescriptor = _decode_as_go(data, _RawDescriptor)
+        raw: _RawDescriptor = _decode_as_go(_spelled_as(_RawDescriptor, data), _RawDescriptor)
     except RecursionError as error:
         raise ValueError(str(error)) from error
     return raw.parsed()
@@ -279,26 +324,29 @@ def read_document(data: bytes, media_type: str, what: str, place: str) -> Docume
     """
     document = decode(data, _RawDocument, what, place)
     problem = ""
+    has_config = document.config != NULL
     has_other = document.fs_layers is not None or document.history is not None
     if document.schema_version != 2:
         problem = f"is of schema version {document.schema_version}; only 2 is understood"
     elif document.media_type not in {None, "", media_type}:
         problem = f"says that it is of type {document.media_type!r}, and not {media_type!r}"
-    elif media_type in _INDEXES and (
-        has_other or document.config is not None or document.layers is not None
-    ):
+    elif media_type in _INDEXES and (has_other or has_config or document.layers is not None):
         problem = "is an index, but has fields that only manifests have"
     elif media_type in _MANIFESTS and (
-        has_other or document.config is None or document.manifests is not None
+        has_other or not has_config or document.manifests is not None
     ):
         problem = "is a manifest, but has no config, or has fields that only other documents have"
     if problem:
         raise InvalidLayoutError(f"{place}: {what} {problem}", path=place)
+
+    def parsed(raw: msgspec.Raw) -> Descriptor:
+        return decode(raw, _RawDescriptor, what, place).parsed()
+
     return Document(
         media_type,
-        document.config.parsed() if document.config is not None else None,
-        tuple(layer.parsed() for layer in document.layers or ()),
-        tuple(manifest.parsed() for manifest in document.manifests or ()),
+        parsed(document.config) if has_config else None,
+        tuple(map(parsed, document.layers or ())),
+        tuple(map(parsed, document.manifests or ())),
         document.artifact_type if isinstance(document.artifact_type, str) else "",
     )
 

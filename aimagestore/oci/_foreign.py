@@ -30,6 +30,7 @@ from ._documents import (
     LAYOUT_FILE,
     MANIFEST,
     MARKER,
+    NULL,
     blob_path,
     decode,
     media_type_of,
@@ -132,7 +133,7 @@ class _RootFS(msgspec.Struct):
 
 
 class _Config(msgspec.Struct):
-    rootfs: _RootFS | None = None
+    rootfs: msgspec.Raw = NULL
 
 
 class DockerArchive(_ForeignLayout):
@@ -157,7 +158,8 @@ class DockerArchive(_ForeignLayout):
         self._sources: dict[str, str] = {}
         # Path in the archive to size without compression, of compressed layers.
         self._decompressed: dict[str, int] = {}
-        items = decode(manifest, list[_Item], MANIFEST_FILE, self.place, INDEX_MAX)
+        listed = decode(manifest, list[msgspec.Raw], MANIFEST_FILE, self.place, INDEX_MAX)
+        items = [decode(raw, _Item, MANIFEST_FILE, self.place, INDEX_MAX) for raw in listed]
         if not items:
             raise self._invalid(
                 f"not an OCI image layout (it has no {LAYOUT_FILE}), and its {MANIFEST_FILE} "
@@ -199,8 +201,9 @@ class DockerArchive(_ForeignLayout):
 
     def _layers_of(self, item: _Item, config: bytes) -> list[dict[str, Any]]:
         what = f"config {item.config}"
-        rootfs = decode(config, _Config, what, self.place).rootfs or _RootFS()
-        digests, paths = rootfs.diff_ids or [], item.layers or []
+        rootfs = decode(config, _Config, what, self.place).rootfs
+        known = _RootFS() if rootfs == NULL else decode(rootfs, _RootFS, what, self.place)
+        digests, paths = known.diff_ids or [], item.layers or []
         if len(digests) != len(paths):
             raise self._invalid(
                 f"{what} lists {len(digests)} layers, but {MANIFEST_FILE} lists {len(paths)}"

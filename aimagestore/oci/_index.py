@@ -20,6 +20,8 @@ from ._documents import (
     decode,
     decode_descriptor,
     identity_in,
+    names_in,
+    spelled,
 )
 from ._naming import EntryName, digest_in, name_of
 
@@ -243,6 +245,7 @@ def with_entries(data: bytes | None, entries: Iterable[Descriptor], place: str) 
         data = _EMPTY
     present = _decode(data, place).manifests or []
     fields = decode(data, dict[str, msgspec.Raw], INDEX_FILE, place, INDEX_MAX)
+    fields = spelled(fields, names_in(_RawIndex))
     new = {_identity(Entry(each, name_of(each.annotations))): each for each in entries}
     kept = [bytes(raw) for raw in present if _identity(_entry_of(raw)) not in new]
     added = [msgspec.json.encode(entry) for entry in new.values()]

@@ -72,6 +72,7 @@ class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
         """Read a platform from decoded JSON, without fields of other types; ``None`` for none."""
         if not isinstance(value, dict):
             return None
+        value = {name.lower(): each for name, each in value.items()}
         fields = (value.get(name) for name in ("architecture", "os", "variant"))
         found = cls(*(field if isinstance(field, str) else "" for field in fields))
         return found if found != cls() else None

@@ -304,6 +304,20 @@ async def test_docker_archives_are_imported_as_podman_loads_them(
                 assert await store.big_data(image.id, "manifest") == manifest
 
 
+async def test_fields_in_another_case_are_read_as_skopeo_reads_them(tmp_path: Path) -> None:
+    require("skopeo")
+    maker = Maker()
+    entry = maker.image(b"layer")
+    capitals = {name.title(): value for name, value in entry.items() if name != "mediaType"}
+    capitals["MEDIATYPE"] = entry["mediaType"]
+    maker.files["index.json"] = encode({"SchemaVersion": 2, "Manifests": [capitals]})
+    layout = maker.write(tmp_path / "layout")
+    manifest = copied(f"oci:{layout}", tmp_path / "dir")["manifest.json"]
+    async with ImageStore(tmp_path / "store") as store:
+        (imported,) = await oci.import_layout(store, layout)
+    assert digest_of(manifest) == imported.image.digest == entry["digest"]
+
+
 @pytest.mark.parametrize("position", [0, 1])
 async def test_an_image_is_found_by_its_position_as_skopeo_finds_it(
     tmp_path: Path, position: int
