@@ -10,14 +10,23 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 
+import anyio
 import pytest
 
-from aimagestore import FindingKind as Kind, ImageStore, StoreCorruptError, check, repair
-from aimagestore._directory import files
+from aimagestore import (
+    FindingKind as Kind,
+    ImageStore,
+    PrunePolicy,
+    StoreCorruptError,
+    check,
+    repair,
+)
+from aimagestore._directory import files, mounts
 
 from .support.faults import Faults
-from .support.stores import contents, tree
+from .support.stores import contents, edit_index, tree
 
 ONE, TWO, STALE = "1" * 64, "2" * 64, "3" * 64
 MANIFEST = b'{"annotations":{"org.opencontainers.image.ref.name":"a"}}'
@@ -30,6 +39,19 @@ def add_tree(directory: Path) -> Path:
     (deepest / "layer").write_bytes(b"12345")
     (deepest.parent / "index").write_bytes(b"678")
     return deepest
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[None]:
+    """Return a list that grows by one at each call of a function."""
+    real = getattr(module, name)
+    calls: list[None] = []
+
+    def call() -> object:
+        calls.append(None)
+        return real()
+
+    monkeypatch.setattr(module, name, call)
+    return calls
 
 
 @pytest.fixture
@@ -181,6 +203,48 @@ async def test_a_file_system_that_is_mounted_during_a_deletion_is_kept(
         assert "unmount it" in caplog.text
     await two.collect_garbage()
     assert not (path / ONE).exists()
+
+
+async def test_what_is_mounted_is_kept_if_the_process_may_open_no_more_files(
+    two: ImageStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(name: str, *_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name)
+
+    with mounted("a file system", path / ONE) as mount_point:
+        (mount_point / "precious").write_bytes(b"precious")
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="raise the limit"):
+            patch.setattr(mounts, "open", fails, raising=False)
+            await two.delete(ONE)
+        assert (mount_point / "precious").read_bytes() == b"precious"
+        assert await two.exists(ONE)
+    await two.delete(ONE)
+
+
+@pytest.mark.parametrize("deletion", ["at once", "wipe", "prune", "garbage"])
+async def test_the_mounts_of_the_system_are_not_listed_for_each_deletion(
+    path: Path, monkeypatch: pytest.MonkeyPatch, deletion: str
+) -> None:
+    many = [f"{number:064x}" for number in range(50)]
+    async with ImageStore(path) as store:
+        async with store.transaction() as tx:
+            for image_id in many:
+                await tx.create(image_id, big_data={"manifest": MANIFEST})
+        if deletion == "garbage":
+            edit_index(path, list.clear)
+        listed = count_calls(monkeypatch, mounts, "_mounts")
+        if deletion == "at once":
+            async with anyio.create_task_group() as tasks:
+                for image_id in many:
+                    tasks.start_soon(store.delete, image_id)
+        elif deletion == "wipe":
+            await store.wipe()
+        elif deletion == "prune":
+            await store.prune(PrunePolicy())
+        else:
+            await store.collect_garbage()
+        assert not any((path / image_id).exists() for image_id in many)
+    assert len(listed) < 10
 
 
 async def test_links_are_removed_and_not_followed(

@@ -39,8 +39,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING
 
 from .._core.draft import Draft, Plan
@@ -105,11 +106,12 @@ class DirectoryWriter:
 
     def commit(self, grant: AnyGrant, mutations: Sequence[Mutation]) -> list[Outcome]:
         draft = self.draft(grant)
+        mounts = cache(self._root.mounts)
         outcomes: list[Outcome] = []
         for mutation in mutations:
             try:
                 plan = mutation(draft)
-                self.prepare(plan, draft)
+                self._prepare(plan, mounts)
             except Exception as error:  # noqa: BLE001 (the caller raises it)
                 outcomes.append(error)
             else:
@@ -146,8 +148,11 @@ class DirectoryWriter:
         :raises OSError: when something is mounted in the directory of such an image
         :raises StoreCorruptError: when a file is where a directory belongs, or the reverse
         """
+        self._prepare(plan, self._root.mounts)
+
+    def _prepare(self, plan: Plan, mounts: Callable[[], Sequence[str]]) -> None:
         if plan.deleted:
-            self._root.check_no_mount_in(plan.deleted)
+            self._root.check_no_mount_in(plan.deleted, mounts())
         if plan.deleted and not plan.is_forced:
             self._check_unused(plan.deleted)
         names: dict[str, list[str]] = {}
@@ -304,14 +309,17 @@ class DirectoryWriter:
             ) from error
 
     def _remove_deleted(self, draft: Draft, catalog: BlockCatalog) -> None:
+        mounts = cache(self._root.mounts)
         for image_id in draft.deleted:
             try:
-                self._remove_image(image_id, catalog)
+                self._remove_image(image_id, catalog, mounts)
             except (OSError, StoreCorruptError) as error:
                 self._recovery.is_needed = True
                 logger.warning("deleted image %s, but not all of its files: %s", image_id, error)
 
-    def _remove_image(self, image_id: str, catalog: BlockCatalog) -> None:
+    def _remove_image(
+        self, image_id: str, catalog: BlockCatalog, mounts: Callable[[], Sequence[str]]
+    ) -> None:
         """Remove the files of a deleted image, except those of a new image with its ID."""
         record = catalog.record_of(image_id)
         if record is not None:
@@ -319,7 +327,7 @@ class DirectoryWriter:
             self._root.unlink(mark_name(record))
         else:
             with suppress(FileNotFoundError):
-                self._root.remove_tree(image_id)
+                self._root.remove_tree(image_id, mounts())
 
     def _clear_stale_directory(self, image_id: str) -> None:
         """Remove a directory without a record where that of a new image will be."""

@@ -85,6 +85,7 @@ class _About:
                     f"{os.strerror(errno.EMFILE)} (this process may have {files_max():,}: raise "
                     "the limit, as with ulimit -n, or have fewer items and stores open at once)"
                 )
+                error.args = error.errno, error.strerror  # a copy is made of these
 
 
 class Directory:
@@ -341,23 +342,30 @@ class Directory:
         with self._about(name):
             os.rmdir(name, dir_fd=self.fd)
 
-    def remove_tree(self, name: str) -> int:
+    def mounts(self) -> Sequence[str]:
+        """Return the mount points in it, as paths. The kernel lists all mounts of the system."""
+        with self._about(""):
+            return tuple(mounts_in(self.fd))
+
+    def remove_tree(self, name: str, mounts: Sequence[str] | None = None) -> int:
         """Remove a directory with everything in it, and return how many bytes that freed.
 
         Links are removed, not followed. A file that has names elsewhere is not freed.
 
+        :param mounts: what :meth:`mounts` has returned a moment ago, to remove many directories
         :raises OSError: when something is mounted in it: nothing was removed then; or when
             something cannot be removed: other things may have been removed then
         """
-        self.check_no_mount_in([name])
+        self.check_no_mount_in([name], mounts)
         return self._remove_tree(name, _LEVELS_MAX)
 
-    def check_no_mount_in(self, names: Container[str]) -> None:
+    def check_no_mount_in(self, names: Container[str], mounts: Sequence[str] | None = None) -> None:
         """Check that nothing is mounted on or in any of these directories.
 
+        :param mounts: as for :meth:`remove_tree`
         :raises OSError: when something is
         """
-        for mount in mounts_in(self.fd):
+        for mount in self.mounts() if mounts is None else mounts:
             if mount.partition("/")[0] in names:
                 raise _mounted(self.path_of(mount))
 
@@ -365,7 +373,9 @@ class Directory:
         freed = 0
         with self._open_level(name, levels) as directory:
             # It may have been mounted after the check.
-            if mount_of(directory.fd) != mount_of(self.fd):
+            with self._about(name):
+                is_mounted = mount_of(directory.fd) != mount_of(self.fd)
+            if is_mounted:
                 raise _mounted(directory.path)
             for child in directory.names():
                 found = directory.stat(child)
@@ -376,13 +386,14 @@ class Directory:
         self.remove_directory(name)
         return freed
 
-    def tree_size(self, name: str, names: NamesRemoved) -> int:
+    def tree_size(self, name: str, names: NamesRemoved, mounts: Sequence[str] | None = None) -> int:
         """Return how many bytes :meth:`remove_tree` would free.
 
         :param names: the names that would be removed before
+        :param mounts: as for :meth:`remove_tree`
         :raises OSError: when :meth:`remove_tree` would, as far as that is known
         """
-        self.check_no_mount_in([name])
+        self.check_no_mount_in([name], mounts)
         return self._tree_size(name, names, _LEVELS_MAX)
 
     def _tree_size(self, name: str, names: NamesRemoved, levels: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
 
 from .._core.digest import MANIFEST, is_manifest_key
 from .._core.names import big_data_key
@@ -66,11 +67,15 @@ def remove(
     removed: list[Finding] = []
     freed = 0
     names = NamesRemoved()  # counted in a dry run only
+    mounts = cache(root.mounts)
     for done, finding in enumerate(found, 1):
         name = os.path.basename(finding.path)
         try:
             if finding.kind is FindingKind.DIRECTORY_ORPHANED:
-                freed += root.tree_size(name, names) if dry_run else root.remove_tree(name)
+                if dry_run:
+                    freed += root.tree_size(name, names, mounts())
+                else:
+                    freed += root.remove_tree(name, mounts())
             elif finding.kind is FindingKind.ITEM_UNLISTED:
                 with root.open_directory(finding.id) as directory:
                     freed += _remove_file(directory, name, names, dry_run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -13,11 +14,15 @@ _LOCAL = frozenset(
 
 
 def mount_of(fd: int) -> str | None:
-    """Return the ID of the mount that an open file is on; ``None`` if it is not known."""
+    """Return the ID of the mount that an open file is on; ``None`` if the kernel does not tell.
+
+    :raises OSError: when there are not enough resources to find out
+    """
     try:
         with open(f"/proc/self/fdinfo/{fd}") as file:
             mount = re.search(r"^mnt_id:\s*(\d+)$", file.read(), re.MULTILINE)
-    except OSError:
+    except OSError as error:
+        _check_enough(error)
         return None
     return None if mount is None else mount[1]
 
@@ -25,15 +30,20 @@ def mount_of(fd: int) -> str | None:
 def mounts_in(fd: int) -> Iterator[str]:
     """Iterate over the mount points in an open directory, relative to it.
 
-    There are none if it is not known what is mounted.
+    There are none if the kernel does not tell what is mounted.
+
+    :raises OSError: when there are not enough resources to find out
     """
     try:
         path = os.readlink(f"/proc/self/fd/{fd}").rstrip("/") + "/"
         points = [line.split(" ")[4] for line in _mounts().split("\n") if line]
-    except OSError:
+    except OSError as error:
+        _check_enough(error)
         return
     for point in points:
-        found = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point)
+        found = point
+        if "\\" in found:
+            found = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point)
         if found.startswith(path):
             yield found.removeprefix(path)
 
@@ -46,9 +56,19 @@ def is_local(fd: int) -> bool:
     mount = mount_of(fd)
     try:
         kind = re.search(rf"^{mount} .* - (\S+) ", _mounts(), re.MULTILINE)
-    except OSError:
+    except OSError as error:
+        _check_enough(error)
         return False
     return kind is not None and kind[1] in _LOCAL
+
+
+def _check_enough(error: OSError) -> None:
+    """Raise an error that says nothing about mounts.
+
+    Taking it for an answer would remove what is mounted in an image's directory.
+    """
+    if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
+        raise error
 
 
 def _mounts() -> str:
