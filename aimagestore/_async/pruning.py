@@ -35,6 +35,12 @@ logger = logging.getLogger("aimagestore")
 _AT_ONCE = 50
 """Images that are deleted in one commit. Others wait for the lock as long as that takes."""
 
+_COMMITS = 200
+"""Commits after which all images should be deleted: each may write the whole index again."""
+
+_AT_ONCE_MAX = 1000
+"""The most images that are deleted in one commit."""
+
 
 async def measure(core: StoreCore) -> StoredContent:
     """Find what is stored for each image. If interrupted, this stops at once."""
@@ -106,10 +112,11 @@ class Pruning:
 
     async def _run(self, policy: PrunePolicy, feed: Feed, progress: Progress | None) -> None:
         candidates = await self._plan(policy)
-        for start in range(0, len(candidates), _AT_ONCE):
-            await self._delete(candidates[start : start + _AT_ONCE], feed)
+        at_once = max(_AT_ONCE, min(len(candidates) // _COMMITS, _AT_ONCE_MAX))
+        for start in range(0, len(candidates), at_once):
+            await self._delete(candidates[start : start + at_once], feed)
             if progress is not None:
-                progress(min(start + _AT_ONCE, len(candidates)), len(candidates))
+                progress(min(start + at_once, len(candidates)), len(candidates))
 
     async def forecast(self, policy: PrunePolicy) -> PruneResult:
         """Return what :meth:`run` would delete."""

@@ -296,6 +296,21 @@ async def test_progress_counts_images(filled: ImageStore, monkeypatch: pytest.Mo
     assert reported == [(2, 5), (4, 5), (5, 5)]
 
 
+@pytest.mark.parametrize(("images", "commits"), [(4, 4), (20, 5), (24, 6), (80, 10)])
+async def test_more_images_are_pruned_in_larger_commits(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch, images: int, commits: int
+) -> None:
+    for name, value in {"_AT_ONCE": 1, "_COMMITS": 5, "_AT_ONCE_MAX": 8}.items():
+        monkeypatch.setattr(pruning, name, value)
+    async with store.transaction() as tx:
+        for number in range(images):
+            await tx.create(f"image{number}")
+    reported: list[tuple[int, int | None]] = []
+    await store.prune(PrunePolicy(), progress=lambda *figures: reported.append(figures))
+    assert len(reported) == commits
+    assert reported[-1] == (images, images)
+
+
 async def test_an_error_during_pruning_says_what_was_pruned(
     filled: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
