@@ -273,7 +273,7 @@ class DirectoryWriter:
             with suppress(OSError):
                 self._root.unlink(NEW_INDEX)
             if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise _no_space(error, catalog) from error
+                raise _no_space(self._root, error, catalog) from error
             raise
 
     def _write_index(self, catalog: BlockCatalog) -> int:
@@ -353,11 +353,16 @@ class DirectoryWriter:
         yield collect
 
 
-def _no_space(error: OSError, catalog: BlockCatalog) -> OSError:
+def _no_space(root: Directory, error: OSError, catalog: BlockCatalog) -> OSError:
     size = sum(len(piece) for piece in index.compose(catalog))
+    needed = f"space for a second index for a moment, {size:,} bytes here"
+    with suppress(OSError):
+        found = os.fstatvfs(root.fd)
+        if found.f_files and not found.f_favail:
+            needed = "one more file for a moment, and there are no inodes left"
     return OSError(
         error.errno,
-        f"{error.strerror} (every change, also a deletion, needs space for a second index for a "
-        f"moment, {size:,} bytes here: free space outside the store, or call collect_garbage)",
+        f"{error.strerror} (every change, also a deletion, needs {needed}: free space outside "
+        "the store, or call collect_garbage)",
         error.filename,
     )

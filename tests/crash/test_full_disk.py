@@ -22,12 +22,12 @@ PAGE = 4096
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB."""
+    """A file system of 2 MiB, and 1,000 files."""
     if os.geteuid() != 0:
         pytest.skip("needs root to mount a file system")
     where = tmp_path / "disk"
     where.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(where)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=1000", "tmpfs", str(where)]
     mounting = subprocess.run(command, check=False, capture_output=True, text=True)
     if mounting.returncode:
         pytest.skip(f"needs a file system of its own: {mounting.stderr.strip()}")
@@ -100,4 +100,22 @@ async def test_a_full_disk_can_be_opened_read_and_collected(disk: Path) -> None:
         report = await store.collect_garbage()
         assert report.bytes == IMAGES * len(METADATA) * 2
         await store.delete("image0")
+    assert (await check(disk / "store")).ok
+
+
+async def test_a_change_says_when_there_are_no_inodes_left(disk: Path) -> None:
+    await make(disk / "store")
+    files = disk / "files"
+    files.mkdir()
+    with suppress(OSError):
+        for number in range(1000):
+            (files / str(number)).touch()
+    async with ImageStore(disk / "store") as store:
+        before = await read_state(store)
+        with pytest.raises(OSError, match="there are no inodes left: free space") as refused:
+            await store.delete("image1")
+        assert refused.value.errno == errno.ENOSPC
+        assert await read_state(store) == before
+        (files / "0").unlink()
+        await store.delete("image1")
     assert (await check(disk / "store")).ok
