@@ -40,12 +40,14 @@ class Layout(Protocol):
     """The files of a layout, none of them opened through a link.
 
     :ivar place: what to call it in messages
-    :ivar positions: the position of the image that each entry of index.json belongs to; ``None`` if
-        each entry has its own
     """
 
     place: str
-    positions: Sequence[int] | None
+
+    @property
+    def positions(self) -> Sequence[int] | None:
+        """The position of each index entry's image; ``None`` if each entry has its own."""
+        ...
 
     def open(self, path: str) -> LayoutFile:
         """Open the file at a path below the layout.
