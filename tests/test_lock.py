@@ -84,7 +84,7 @@ async def test_stores_that_are_open_together_wait_in_one_line(path: Path) -> Non
         with held_by_another_process(path):
             for store, name in zip(stores, names, strict=True):
                 tasks.start_soon(store.add_names, "one", [name])
-            await until(lambda: bool(open_files(f"{path}/images.lock")))
+            await until(lambda: any(t.name == "aimagestore lock" for t in library_threads()))
             assert sum(t.name == "aimagestore lock" for t in library_threads()) == 1
             assert len(open_files(f"{path}/images.lock")) == 1
     assert sorted((await stores[0].get("one")).names) == sorted(names)
