@@ -40,11 +40,13 @@ OUTSIDE = {
 
 NO_POINTS = {
     "close": "closes the descriptor even if it fails, and the data is synced before",
+    "dup": "of an index that is read, in no change",
     "fdatasync": "between pieces, in a helper thread; tests/test_big_data.py makes it fail",
     "fsdecode": "no system call",
     "fspath": "no system call",
     "geteuid": "cannot fail",
     "fchmod": "about a file of a caller, outside the store",
+    "fstatvfs": "for the message of another failure; without it, the message says less",
     "getpid": "cannot fail",
     "isatty": "about a file of a caller, outside the store",
     "lseek": "to the start of a file that is open",
