@@ -19,7 +19,7 @@ from .._engine.protocol import ChangeUnderWayError
 from .._format import index
 from .._format.block_catalog import EMPTY, BlockCatalog
 from .._format.blocks import BLOCK_BYTES
-from .._format.scan import IndexNeededError, Scan
+from .._format.scan import NO_SCAN, IndexNeededError, Scan
 from ..errors import DuplicateImageNamesError, ImageStoreError
 from .contents import image_directories
 from .feed import DirectoryFeed, open_inotify
@@ -269,8 +269,11 @@ class IndexFile:
         """
         version = self._version
         if version.scan is not None:
+            # Without the scan, so that the catalog uses its memory.
+            text = version.scan.text
+            version = self._version = version._replace(scan=NO_SCAN)
             try:
-                catalog, _ = self._parse(version.fd, EMPTY)
+                catalog, _ = self._parse(self._text(version.fd, text), EMPTY)
             except OSError:  # a network file system may have lost the file
                 self._load(scans=False)
             else:
@@ -285,16 +288,15 @@ class IndexFile:
             return
         try:
             found = self._root.stat_file(INDEX_FILE, fd)
-            # A version that was parsed is a help in parsing the next one.
-            scans = scans and not self._feeds and (previous.fd < 0 or previous.scan is not None)
+            # Once another program has changed the store, only what changes is parsed each time. A
+            # feed needs a catalog to compare with the next one.
             scan = None
-            if scans and found.st_size >= _LARGE:
-                lookups = 0 if previous.scan is None else previous.scan.lookups
-                scan = Scan.of(self._text(fd), lookups)
+            if scans and previous.fd < 0 and not self._feeds and found.st_size >= _LARGE:
+                scan = Scan.of(self._text(fd))
             if scan is not None:
                 catalog, is_array = EMPTY, True
             else:
-                catalog, is_array = self._parse(fd, previous.catalog)
+                catalog, is_array = self._parse(self._text(fd), previous.catalog)
                 self._on_load(previous.catalog, catalog)
         except BaseException:
             os.close(fd)
@@ -302,12 +304,11 @@ class IndexFile:
         self.is_durable = False
         self._adopt(_Version.of(catalog, fd, found, is_array=is_array, scan=scan))
 
-    def _parse(self, fd: int, previous: BlockCatalog) -> tuple[BlockCatalog, bool]:
+    def _parse(self, text: index.Text, previous: BlockCatalog) -> tuple[BlockCatalog, bool]:
         """Parse an index; return its catalog, and whether it is an array and not blank.
 
         :param previous: the catalog before it
         """
-        text = self._text(fd)
         try:
             parsed = index.parse(text, previous)
         except index.MalformedIndexError as error:
@@ -325,9 +326,15 @@ class IndexFile:
             )
         return catalog, parsed is not None
 
-    def _text(self, fd: int) -> index.Text:
-        """Return the text of an index from its beginning on."""
+    def _text(self, fd: int, known: index.Text | None = None) -> index.Text:
+        """Return the text of an index from its beginning on.
+
+        :param known: the same text, which was read before, if it is kept
+        """
         os.lseek(fd, 0, os.SEEK_SET)
+        if known is not None:
+            known.rewind()
+            return known
         size = self._root.stat_file(INDEX_FILE, fd).st_size
         return index.Text(partial(self._root.read_into, INDEX_FILE, fd), size)
 

@@ -79,6 +79,11 @@ class Text:
         self.offset = 0
         self.is_whole = False
 
+    def rewind(self) -> None:
+        """Move the position to the beginning, with the buffer that it has."""
+        self._start = self._end = self.offset = 0
+        self.is_whole = False
+
     @property
     def size(self) -> int:
         """The number of bytes in the buffer."""

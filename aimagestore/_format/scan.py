@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Final, TypeVar
+from itertools import chain, islice
+from operator import eq
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -35,45 +37,58 @@ class IndexNeededError(Exception):
     """A scan cannot answer, or takes longer than a lookup in the parsed index."""
 
 
+class Block(NamedTuple):
+    """A run of records in the file of an index.
+
+    Each has a table of its own. Freeing a large one would have the C library keep, from then on,
+    what the indexes of a catalog free while they grow.
+    """
+
+    offset: int
+    size: int
+    ids: frozenset[str]
+    names: frozenset[str]
+
+
 class Scan:
     """Where the records of an index are in its file.
 
     For programs that look up a few images, or list all of them once: parsing and indexing every
     record takes several times as long, and the memory of the whole text.
 
-    :ivar ids: the number of the block with each image, by ID
-    :ivar names: the number of the block with each image, by name
-    :ivar blocks: the offset and size in bytes of each block of records
-    :ivar lookups: how many lookups there were in it, and in earlier scans
+    :ivar text: what was scanned, to be parsed with the same buffer; ``None`` if it is not kept
+    :ivar blocks: the runs of records
+    :ivar lookups: how many lookups there were in it
     """
 
-    __slots__ = ("blocks", "ids", "lookups", "names")
+    __slots__ = ("blocks", "lookups", "text")
 
-    def __init__(self, lookups: int) -> None:
-        self.ids: dict[str, int] = {}
-        self.names: dict[str, int] = {}
-        self.blocks: list[tuple[int, int]] = []
+    def __init__(self, text: Text | None = None, lookups: int = 0) -> None:
+        self.text = text
+        self.blocks: list[Block] = []
         self.lookups = lookups
 
     @classmethod
-    def of(cls, text: Text, lookups: int = 0) -> Scan | None:
-        """Scan an index; ``None`` unless it is an array of objects whose IDs and names all differ.
+    def of(cls, text: Text) -> Scan | None:
+        """Scan an index; ``None`` unless it is an array of objects with different IDs and names.
 
-        :param lookups: what :attr:`lookups` begins with
+        Two that happen to have one hash count as equal.
         """
-        scan = cls(lookups)
-        ids = names = 0
+        scan = cls(text)
+        hashes = array("q")
         try:
             for offset, found in summaries(text):
-                named = [name for each in found if each.names for name in each.names]
-                scan.ids.update(dict.fromkeys([each.id for each in found], len(scan.blocks)))
-                scan.names.update(dict.fromkeys(named, len(scan.blocks)))
-                ids += len(found)
-                names += len(named)
-                scan.blocks.append((offset, text.offset - offset))
+                ids = [each.id for each in found]
+                names = [name for each in found if each.names for name in each.names]
+                # Apart, because an ID may also be a name.
+                hashes.extend(map(hash, ids))
+                hashes.extend(hash((name,)) for name in names)
+                size = text.offset - offset
+                scan.blocks.append(Block(offset, size, frozenset(ids), frozenset(names)))
         except (ValueError, RecursionError):
             return None
-        return scan if ids == len(scan.ids) and names == len(scan.names) else None
+        ordered = sorted(hashes)
+        return None if any(map(eq, ordered, islice(ordered, 1, None))) else scan
 
     def reading(self, read_at: ReadAt) -> View:
         """Return a view for one lookup, which reads the file.
@@ -86,6 +101,10 @@ class Scan:
         return _ScannedView(self, read_at)
 
 
+NO_SCAN: Final = Scan(lookups=_LOOKUPS)
+"""Stands for a scan in which there were too many lookups."""
+
+
 class _ScannedView(View):
     """The records of a scanned index. Raises :exc:`IndexNeededError` where it cannot answer."""
 
@@ -94,24 +113,26 @@ class _ScannedView(View):
     def __init__(self, scan: Scan, read_at: ReadAt) -> None:
         self._scan = scan
         self._read_at = read_at
-        self._block = -1
+        self._block: Block | None = None
         self._text = b""
 
     def record_of(self, image_id: str) -> Record | None:
-        return self._find(self._scan.ids.get(image_id), lambda found: found.id == image_id)
+        return self._find(lambda block: image_id in block.ids, lambda found: found.id == image_id)
 
     def known_ids(self, image_ids: Iterable[str]) -> set[str]:
         raise IndexNeededError
 
     def owner_of(self, name: str) -> str | None:
-        block = self._scan.names.get(name)
-        record = self._find(block, lambda found: name in (found.names or ()))
+        record = self._find(
+            lambda block: name in block.names, lambda found: name in (found.names or ())
+        )
         return None if record is None else record.id
 
     def ids_with_prefix(self, prefix: str, limit: int) -> Sequence[str]:
         if not prefix:
             return ()
-        found = sorted(image_id for image_id in self._scan.ids if image_id.startswith(prefix))
+        ids = chain.from_iterable(block.ids for block in self._scan.blocks)
+        found = sorted(image_id for image_id in ids if image_id.startswith(prefix))
         return list(islice((i for i in found if self.record_of(i) is not None), limit))
 
     def ids_with_digest(self, digest: str) -> Sequence[str]:
@@ -128,15 +149,18 @@ class _ScannedView(View):
         # A program that lists them again is better served by a catalog, which keeps them.
         self._scan.lookups = _LOOKUPS
         images: list[Image | None] = []
-        for block in yield_gil_every(range(len(self._scan.blocks)), _BLOCKS_AT_ONCE):
+        for block in yield_gil_every(self._scan.blocks, _BLOCKS_AT_ONCE):
             images += map(read_image, self._decoded(block, _decode_elements))
         return tuple([image for image in images if image is not None])
 
     def freeze(self) -> Catalog:
         raise IndexNeededError
 
-    def _find(self, block: int | None, matches: Callable[[Summary], bool]) -> Record | None:
-        """Return the record in a block that matches; ``None`` if it is damaged."""
+    def _find(
+        self, has: Callable[[Block], bool], matches: Callable[[Summary], bool]
+    ) -> Record | None:
+        """Return the record that matches; ``None`` if there is none, or if it is damaged."""
+        block = next(filter(has, self._scan.blocks), None)
         if block is None:
             return None
         elements = self._decoded(block, _decode_elements)
@@ -145,10 +169,9 @@ class _ScannedView(View):
                 return read(element)
         raise IndexNeededError
 
-    def _decoded(self, block: int, decode: Callable[[bytes], list[T]]) -> list[T]:
-        if block != self._block:
-            offset, size = self._scan.blocks[block]
-            self._text = b"[%b]" % self._read_at(size, offset)
+    def _decoded(self, block: Block, decode: Callable[[bytes], list[T]]) -> list[T]:
+        if block is not self._block:
+            self._text = b"[%b]" % self._read_at(block.size, block.offset)
             self._block = block
         try:
             return decode(self._text)
