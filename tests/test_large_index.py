@@ -223,7 +223,7 @@ async def test_ids_and_names_are_found_however_they_are_spelled(
 
 
 async def test_an_index_that_was_only_scanned_takes_little_memory(path: Path) -> None:
-    write(path, [record(number) for number in range(12_000)])  # many times the buffer
+    write(path, [record(number) for number in range(30_000)])  # many times the buffer
     size = (path / "images.json").stat().st_size
     async with ImageStore(path, read_only=True) as warm:
         await warm.get(image_id(1))
