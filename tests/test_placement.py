@@ -6,7 +6,7 @@ import errno
 import os
 import resource
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -91,6 +91,12 @@ CASES: dict[str, tuple[Call, Break, int | None]] = {
 }
 
 
+def pending(store: ImageStore) -> int:
+    """Return how many changes wait for the next commit."""
+    batch = core_of(store)._committer._open_batch
+    return 0 if batch is None else len(batch.pending)
+
+
 async def test_a_batch_that_opens_too_many_files_is_committed_in_few_parts(
     path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +175,43 @@ async def test_a_transaction_that_fails_while_its_items_are_placed_leaves_nothin
         await store.create("image0", big_data={"key0": b"works"})
 
 
+@pytest.mark.parametrize("reason", ["a full disk", "a limit of the size of files"])
+async def test_a_change_that_makes_the_index_too_large_fails_alone(
+    path: Path, faults: Faults, reason: str
+) -> None:
+    errors: list[int | None] = []
+    async with ImageStore(path) as store:
+        await store.create("one", metadata="before")
+
+        async def bad() -> None:
+            with pytest.raises(OSError) as caught:
+                await store.set_metadata("one", "x" * 8_000_000)
+            errors.append(caught.value.errno)
+
+        with ExitStack() as limited:
+            if reason == "a full disk":
+                failing = faults.fail_call(
+                    "writev", errno.ENOSPC, lambda _, __, pieces: sum(map(len, pieces)) > 4_000_000
+                )
+                limited.enter_context(failing)
+            else:
+                soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, hard))
+                limited.callback(resource.setrlimit, resource.RLIMIT_FSIZE, (soft, hard))
+            async with anyio.create_task_group() as tasks:
+                with locked(path):
+                    tasks.start_soon(bad)
+                    for number in range(20):
+                        tasks.start_soon(store.set_flag, "one", f"flag{number}", number)
+                        if number == 10:
+                            tasks.start_soon(bad)
+                    await until(lambda: pending(store) == 22)
+        assert errors == [errno.ENOSPC if reason == "a full disk" else errno.EFBIG] * 2
+        image = await store.get("one")
+        assert image.metadata == "before"
+        assert len(image.flags) == 20
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("position", ["first", "last"])
 @pytest.mark.damage
@@ -189,24 +232,18 @@ async def test_a_change_that_cannot_be_placed_fails_alone(
             await store.set_flag("one", f"flag{number}", number)
             await store.create(f"good{number}", big_data={"k": b"%d" % number})
 
-        committer = core_of(store)._committer
-
-        def pending() -> int:
-            batch = committer._open_batch
-            return 0 if batch is None else len(batch.pending)
-
         with breaks(path, faults):
             async with anyio.create_task_group() as tasks:
                 with locked(path):
                     if position == "first":
                         tasks.start_soon(bad)
-                        await until(lambda: pending() == 1)
+                        await until(lambda: pending(store) == 1)
                     for number in range(10):
                         tasks.start_soon(good, number)
-                    await until(lambda: pending() == 10 + (position == "first"))
+                    await until(lambda: pending(store) == 10 + (position == "first"))
                     if position == "last":
                         tasks.start_soon(bad)
-                        await until(lambda: pending() == 11)
+                        await until(lambda: pending(store) == 11)
         (error,) = errors
         assert isinstance(error, OSError if code else StoreCorruptError)
         assert str(path) in str(error)

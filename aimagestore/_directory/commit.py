@@ -68,6 +68,11 @@ logger = logging.getLogger("aimagestore")
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL
 
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+_MUCH = 1024 * 1024
+"""Bytes by which changes make the index larger if one of them may be the reason for a full disk."""
+
 
 class _DraftError(Exception):
     """Something in a draft cannot be committed; nothing has happened.
@@ -185,9 +190,11 @@ class DirectoryWriter:
             self._place(draft, base, placement)
             if catalog is not base:
                 self._switch(catalog)
-        except BaseException:
+        except BaseException as error:
             if not placement.undo():
                 self._recovery.is_needed = True
+            if isinstance(error, OSError) and error.errno in _NO_SPACE and _grows_much(draft):
+                raise _DraftError(error) from error
             raise
         placement.release()
         if catalog is not base:
@@ -272,7 +279,7 @@ class DirectoryWriter:
         except BaseException as error:
             with suppress(OSError):
                 self._root.unlink(NEW_INDEX)
-            if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            if isinstance(error, OSError) and error.errno in _NO_SPACE - {errno.EFBIG}:
                 raise _no_space(self._root, error, catalog) from error
             raise
 
@@ -351,6 +358,15 @@ class DirectoryWriter:
             return (yield from remove(self._root, catalog, found, dry_run))
 
         yield collect
+
+
+def _grows_much(draft: Draft) -> bool:
+    """Return whether a draft makes the index so much larger that parts of it may have space."""
+    growth = 0
+    for delta in draft.record_deltas():
+        growth += 0 if delta.new is None else len(delta.new.raw)
+        growth -= 0 if delta.old is None else len(delta.old.raw)
+    return growth >= _MUCH
 
 
 def _no_space(root: Directory, error: OSError, catalog: BlockCatalog) -> OSError:
