@@ -198,6 +198,7 @@ class IndexFile:
         if version.scan is not None:
             with suppress(IndexNeededError):
                 return self._look_in_file(version.scan, fd, look), version
+        del version  # with its scan, whose memory the catalog uses
         with self._mutex:
             self._load_if_outdated()
             catalog, version = self._indexed(), self._version

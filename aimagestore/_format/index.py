@@ -27,8 +27,6 @@ _ID_BYTES: Final = 80
 # Reads are large, because after each one the thread waits for the interpreter lock.
 _READ_BYTES: Final = 8 * BLOCK_BYTES
 _LEAST_READ_BYTES: Final = 4096
-# Each takes about 2 ms.
-_BLOCKS_AT_ONCE: Final = 4
 
 _STRUCTURE: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{},]', re.DOTALL)
 

@@ -68,9 +68,9 @@ async def line_of(process: Running) -> str:
 async def test_containers_storage_waits_while_this_library_holds_the_lock(
     store: ImageStore, program: Path, lock_file: Path
 ) -> None:
+    async with store.transaction():
+        pass
     with running(program, "hold", lock_file) as other:
-        async with store.transaction():
-            pass
         assert await line_of(other) == "held"
         await anyio.to_thread.run_sync(other.end)
     async with AsyncExitStack() as stack:
