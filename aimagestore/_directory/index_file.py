@@ -271,8 +271,10 @@ class IndexFile:
         version = self._version
         if version.scan is not None:
             # Without the scan, so that the catalog uses its memory.
-            text = version.scan.text
+            text, blocks = version.scan.text, list(version.scan.blocks)
             version = self._version = version._replace(scan=NO_SCAN)
+            while blocks:  # one by one: at once, it would block every other thread
+                blocks.pop()
             try:
                 catalog, _ = self._parse(self._text(version.fd, text), EMPTY)
             except OSError:  # a network file system may have lost the file

@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
-from operator import eq
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
@@ -25,6 +24,8 @@ _decode_summaries: Final = msgspec.json.Decoder(list[Summary]).decode
 
 _LOOKUPS: Final = 8
 """The number of lookups that together take as long as parsing and indexing everything."""
+
+_PARTS: Final = 256
 
 # Each takes about 2 ms.
 _BLOCKS_AT_ONCE: Final = 4
@@ -75,20 +76,21 @@ class Scan:
         Two that happen to have one hash count as equal.
         """
         scan = cls(text)
-        hashes = array("q")
+        # In parts: one call that sorts or compares all of them would block every other thread.
+        hashes = [array("q") for _ in range(_PARTS)]
         try:
             for offset, found in summaries(text):
-                ids = [each.id for each in found]
-                names = [name for each in found if each.names for name in each.names]
-                # Apart, because an ID may also be a name.
-                hashes.extend(map(hash, ids))
-                hashes.extend(hash((name,)) for name in names)
+                ids = [summary.id for summary in found]
+                names = [name for summary in found for name in summary.names or ()]
+                # As tuples, because an ID may also be a name.
+                for each in chain(map(hash, ids), map(hash, zip(names, strict=True))):
+                    hashes[each % _PARTS].append(each)
                 size = text.offset - offset
                 scan.blocks.append(Block(offset, size, frozenset(ids), frozenset(names)))
         except (ValueError, RecursionError):
             return None
-        ordered = sorted(hashes)
-        return None if any(map(eq, ordered, islice(ordered, 1, None))) else scan
+        has_equal = any(len(set(part)) < len(part) for part in hashes)
+        return None if has_equal else scan
 
     def reading(self, read_at: ReadAt) -> View:
         """Return a view for one lookup, which reads the file.
