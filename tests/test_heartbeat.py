@@ -7,8 +7,10 @@ work takes in one go on this machine: work that ran on the loop would make a gap
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +72,28 @@ async def test_large_data_in_memory_never_stops_the_loop(
         await store.wipe()
 
     assert await never_waits(take_it_all, one_go(bytes(data)))
+
+
+async def test_a_large_index_is_scanned_and_parsed_without_stopping_the_loop(path: Path) -> None:
+    """A call in C that took in all IDs and names would keep the interpreter lock for its time."""
+    records = [
+        {
+            "id": hashlib.sha256(b"%d" % number).hexdigest(),
+            "names": [f"localhost/{number}:1"],
+            "created": "2024-05-01T08:15:00Z",
+        }
+        for number in range(100_000)
+    ]
+    path.mkdir(exist_ok=True)
+    (path / "images.json").write_text(json.dumps(records, separators=(",", ":")))
+    hashes = [hash(text) for record in records for text in (record["id"], *record["names"])]
+    start = time.perf_counter()
+    hashes.sort()
+    in_one_go = time.perf_counter() - start
+
+    async def open_and_look() -> None:
+        async with ImageStore(path, read_only=True) as store:
+            assert await store.exists("localhost/7:1")
+            assert len(await store.snapshot()) == len(records)
+
+    assert await never_waits(open_and_look, in_one_go)

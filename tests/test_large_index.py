@@ -198,13 +198,13 @@ def test_a_scan_knows_where_each_record_is(records: list[dict[str, Any]]) -> Non
     text = compact(records)
     scan = Scan.of(reader_of(text))
     assert scan is not None
-    assert len(scan.blocks) > 2
-    parts = [text[block.offset :][: block.size] for block in scan.blocks]
+    assert len(scan.runs) > 2
+    parts = [text[run.offset :][: run.size] for run in scan.runs]
     assert array(parts) == text
-    for part, block in zip(parts, scan.blocks, strict=True):
+    for part, run in zip(parts, scan.runs, strict=True):
         found = json.loads(b"[%b]" % part)
-        assert block.ids == {each["id"] for each in found}
-        assert block.names == {name for each in found for name in each["names"]}
+        assert run.ids == {each["id"] for each in found}
+        assert run.names == {name for each in found for name in each["names"]}
     for other in (text[:-1], text + b"x", b" "):
         assert Scan.of(reader_of(other)) is None
 

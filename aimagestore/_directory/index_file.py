@@ -271,19 +271,19 @@ class IndexFile:
         version = self._version
         if version.scan is not None:
             # Without the scan, so that the catalog uses its memory.
-            text, blocks = version.scan.text, list(version.scan.blocks)
+            text, runs = version.scan.text, list(version.scan.runs)
             version = self._version = version._replace(scan=NO_SCAN)
-            while blocks:  # one by one: at once, it would block every other thread
-                blocks.pop()
+            while runs:  # one by one: at once, it would block every other thread
+                runs.pop()
             try:
                 catalog, _ = self._parse(self._text(version.fd, text), EMPTY)
             except OSError:  # a network file system may have lost the file
-                self._load(scans=False)
+                self._load()
             else:
                 self._version = version._replace(catalog=catalog, scan=None)
         return self._version.catalog
 
-    def _load(self, *, scans: bool = True) -> None:
+    def _load(self) -> None:
         previous = self._version
         fd = self._open_index()
         if fd is None:
@@ -294,7 +294,7 @@ class IndexFile:
             # Once another program has changed the store, only what changes is parsed each time. A
             # feed needs a catalog to compare with the next one.
             scan = None
-            if scans and previous.fd < 0 and not self._feeds and found.st_size >= _LARGE:
+            if previous.fd < 0 and not self._feeds and found.st_size >= _LARGE:
                 scan = Scan.of(self._text(fd))
             if scan is not None:
                 catalog, is_array = EMPTY, True

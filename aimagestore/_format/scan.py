@@ -26,9 +26,10 @@ _LOOKUPS: Final = 8
 """The number of lookups that together take as long as parsing and indexing everything."""
 
 _PARTS: Final = 256
+"""Into how many parts hashes are divided: a call that compared all would block other threads."""
 
 # Each takes about 2 ms.
-_BLOCKS_AT_ONCE: Final = 4
+_RUNS_AT_ONCE: Final = 4
 
 ReadAt = Callable[[int, int], bytes]
 """Reads as many bytes of the index as its first parameter says, from an offset on."""
@@ -38,7 +39,7 @@ class IndexNeededError(Exception):
     """A scan cannot answer, or takes longer than a lookup in the parsed index."""
 
 
-class Block(NamedTuple):
+class Run(NamedTuple):
     """A run of records in the file of an index.
 
     Each has a table of its own. Freeing a large one would have the C library keep, from then on,
@@ -58,15 +59,15 @@ class Scan:
     record takes several times as long, and the memory of the whole text.
 
     :ivar text: what was scanned, to be parsed with the same buffer; ``None`` if it is not kept
-    :ivar blocks: the runs of records
+    :ivar runs: the runs of records
     :ivar lookups: how many lookups there were in it
     """
 
-    __slots__ = ("blocks", "lookups", "text")
+    __slots__ = ("lookups", "runs", "text")
 
     def __init__(self, text: Text | None = None, lookups: int = 0) -> None:
         self.text = text
-        self.blocks: list[Block] = []
+        self.runs: list[Run] = []
         self.lookups = lookups
 
     @classmethod
@@ -76,7 +77,6 @@ class Scan:
         Two that happen to have one hash count as equal.
         """
         scan = cls(text)
-        # In parts: one call that sorts or compares all of them would block every other thread.
         hashes = [array("q") for _ in range(_PARTS)]
         try:
             for offset, found in summaries(text):
@@ -86,7 +86,7 @@ class Scan:
                 for each in chain(map(hash, ids), map(hash, zip(names, strict=True))):
                     hashes[each % _PARTS].append(each)
                 size = text.offset - offset
-                scan.blocks.append(Block(offset, size, frozenset(ids), frozenset(names)))
+                scan.runs.append(Run(offset, size, frozenset(ids), frozenset(names)))
         except (ValueError, RecursionError):
             return None
         has_equal = any(len(set(part)) < len(part) for part in hashes)
@@ -110,30 +110,30 @@ NO_SCAN: Final = Scan(lookups=_LOOKUPS)
 class _ScannedView(View):
     """The records of a scanned index. Raises :exc:`IndexNeededError` where it cannot answer."""
 
-    __slots__ = ("_block", "_read_at", "_scan", "_text")
+    __slots__ = ("_read_at", "_run", "_scan", "_text")
 
     def __init__(self, scan: Scan, read_at: ReadAt) -> None:
         self._scan = scan
         self._read_at = read_at
-        self._block: Block | None = None
+        self._run: Run | None = None
         self._text = b""
 
     def record_of(self, image_id: str) -> Record | None:
-        return self._find(lambda block: image_id in block.ids, lambda found: found.id == image_id)
+        return self._find(lambda run: image_id in run.ids, lambda found: found.id == image_id)
 
     def known_ids(self, image_ids: Iterable[str]) -> set[str]:
         raise IndexNeededError
 
     def owner_of(self, name: str) -> str | None:
         record = self._find(
-            lambda block: name in block.names, lambda found: name in (found.names or ())
+            lambda run: name in run.names, lambda found: name in (found.names or ())
         )
         return None if record is None else record.id
 
     def ids_with_prefix(self, prefix: str, limit: int) -> Sequence[str]:
         if not prefix:
             return ()
-        ids = chain.from_iterable(block.ids for block in self._scan.blocks)
+        ids = chain.from_iterable(run.ids for run in self._scan.runs)
         found = sorted(image_id for image_id in ids if image_id.startswith(prefix))
         return list(islice((i for i in found if self.record_of(i) is not None), limit))
 
@@ -151,30 +151,30 @@ class _ScannedView(View):
         # A program that lists them again is better served by a catalog, which keeps them.
         self._scan.lookups = _LOOKUPS
         images: list[Image | None] = []
-        for block in yield_gil_every(self._scan.blocks, _BLOCKS_AT_ONCE):
-            images += map(read_image, self._decoded(block, _decode_elements))
+        for run in yield_gil_every(self._scan.runs, _RUNS_AT_ONCE):
+            images += map(read_image, self._decoded(run, _decode_elements))
         return tuple([image for image in images if image is not None])
 
     def freeze(self) -> Catalog:
         raise IndexNeededError
 
     def _find(
-        self, has: Callable[[Block], bool], matches: Callable[[Summary], bool]
+        self, has: Callable[[Run], bool], matches: Callable[[Summary], bool]
     ) -> Record | None:
         """Return the record that matches; ``None`` if there is none, or if it is damaged."""
-        block = next(filter(has, self._scan.blocks), None)
-        if block is None:
+        run = next(filter(has, self._scan.runs), None)
+        if run is None:
             return None
-        elements = self._decoded(block, _decode_elements)
-        for found, element in zip(self._decoded(block, _decode_summaries), elements, strict=True):
+        elements = self._decoded(run, _decode_elements)
+        for found, element in zip(self._decoded(run, _decode_summaries), elements, strict=True):
             if matches(found):
                 return read(element)
         raise IndexNeededError
 
-    def _decoded(self, block: Block, decode: Callable[[bytes], list[T]]) -> list[T]:
-        if block is not self._block:
-            self._text = b"[%b]" % self._read_at(block.size, block.offset)
-            self._block = block
+    def _decoded(self, run: Run, decode: Callable[[bytes], list[T]]) -> list[T]:
+        if run is not self._run:
+            self._text = b"[%b]" % self._read_at(run.size, run.offset)
+            self._run = run
         try:
             return decode(self._text)
         except (ValueError, RecursionError):  # altered since the scan, in place

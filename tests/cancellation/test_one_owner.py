@@ -17,12 +17,15 @@ import anyio
 import pytest
 
 from aimagestore import ImageStore, LockTimeoutError, StagedItem, StoreClosedError, check
+from aimagestore._async import core
+from aimagestore._async.store import core_of
 from aimagestore._directory.commit import DirectoryWriter
 from aimagestore._directory.files import Directory
 from aimagestore._engine.lock import Grant, LockLine
 
 from ..support.foreign import locked_by_another_process
 from ..support.gates import Gate, close_at
+from ..support.interruptions import ASYNCIO, Interruption, by_scope
 from ..support.stores import is_locked, is_requested, library_threads, locked, open_files, until
 
 
@@ -288,6 +291,28 @@ async def test_a_cancelled_transaction_is_completed_when_its_commit_has_begun(
             gate.open()
         assert held == [True]
         assert await store.metadata("one") == "new"
+
+
+async def test_calls_that_are_interrupted_give_their_turn_to_stage_to_others(
+    path: Path, anyio_backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core, "_STAGED_AT_ONCE", 2)
+    ways = [by_scope] if anyio_backend_name == "trio" else list(ASYNCIO.values())
+    interrupted: list[bool] = []
+    async with ImageStore(path) as store:
+        await store.create("one")
+
+        async def interrupt(way: Interruption, key: str, step: int) -> None:
+            data = key.encode() * 10_000
+            interrupted.append(await way(lambda: store.set_big_data("one", key, data), step))
+
+        async with anyio.create_task_group() as tasks:
+            for step in range(1, 9):
+                for number, way in enumerate(ways):
+                    tasks.start_soon(interrupt, way, f"key{number}-{step}", step)
+        assert any(interrupted)
+        assert core_of(store)._staging.value == 2
+        await store.set_big_data("one", "key", bytes(100_000))
 
 
 # Calls that are cancelled as they are granted the lock
