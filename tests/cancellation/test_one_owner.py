@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -304,15 +304,21 @@ async def test_calls_that_are_interrupted_give_their_turn_to_stage_to_others(
 
         async def interrupt(way: Interruption, key: str, step: int) -> None:
             data = key.encode() * 10_000
-            interrupted.append(await way(lambda: store.set_big_data("one", key, data), step))
 
-        async with anyio.create_task_group() as tasks:
-            for step in range(1, 9):
-                for number, way in enumerate(ways):
-                    tasks.start_soon(interrupt, way, f"key{number}-{step}", step)
+            def call() -> Awaitable[object]:
+                # Data of this size takes a turn only if something about it is checked.
+                return store.set_big_data("one", key, data, expected_size=len(data))
+
+            interrupted.append(await way(call, step))
+
+        with anyio.fail_after(20):  # otherwise the calls wait for a turn for ever
+            async with anyio.create_task_group() as tasks:
+                for step in range(1, 9):
+                    for number, way in enumerate(ways):
+                        tasks.start_soon(interrupt, way, f"key{number}-{step}", step)
         assert any(interrupted)
         assert core_of(store)._staging.value == 2
-        await store.set_big_data("one", "key", bytes(100_000))
+        await store.set_big_data("one", "key", bytes(100_000), expected_size=100_000)
 
 
 # Calls that are cancelled as they are granted the lock
