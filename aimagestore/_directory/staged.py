@@ -26,7 +26,7 @@ Find: TypeAlias = Callable[[str, int, Callable[[], object]], StoredFile | None]
 """Finds content that a store has; see :meth:`StoredFiles.find`."""
 
 STAGED_PREFIX = ".stage-"
-"""The prefix of files and directories that are staged under a name. Their writer has them locked."""
+"""The prefix of what is staged under a name, file or directory. Its writer has it locked."""
 
 SYNC_BYTES = 32 * 1024 * 1024
 """Bytes after which a sync is begun, so that not everything is left to the one at the end."""
