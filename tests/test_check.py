@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -57,6 +58,36 @@ async def test_every_kind_of_damage_is_found_and_left(path: Path, image: Path, k
     assert not report.ok
     assert [(f.kind, f.path) for f in report.findings] == [(kind, str(path / name))]
     assert listing(path) == before
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "link", "other name"])
+async def test_a_lock_file_that_no_writer_takes_is_found(
+    path: Path, image: Path, kind: str
+) -> None:
+    lock, other = path / "images.lock", path.parent / "other"
+    other.touch()
+    lock.unlink(missing_ok=True)
+    match kind:
+        case "directory":
+            lock.mkdir()
+        case "fifo":
+            os.mkfifo(lock)
+        case "link":
+            lock.symlink_to(other)
+        case "other name":
+            lock.hardlink_to(other)
+    (finding,) = (await check(path)).findings
+    assert (finding.kind, finding.path) == (Kind.LOCK_DAMAGED, str(lock))
+    with pytest.raises(StoreCorruptError, match=re.escape(str(lock))):
+        async with ImageStore(path) as store:
+            await store.set_names(FIXTURE_ID, [])
+    if kind == "directory":
+        lock.rmdir()
+    else:
+        lock.unlink()
+    assert (await check(path)).ok
+    async with ImageStore(path) as store:
+        await store.set_names(FIXTURE_ID, [])
 
 
 @pytest.mark.parametrize("damage", ["finding", "change under way"])
@@ -260,10 +291,11 @@ async def test_collecting_needs_a_writable_store(path: Path, image: Path) -> Non
             await store.collect_garbage()
 
 
-async def test_garbage_that_cannot_be_removed_raises_an_error(
+async def test_garbage_that_cannot_be_removed_is_reported(
     path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (image / "unlisted").touch()
+    unlisted = image / "unlisted"
+    unlisted.touch()
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
@@ -271,10 +303,12 @@ async def test_garbage_that_cannot_be_removed_raises_an_error(
     async with ImageStore(path) as store:
         with monkeypatch.context() as patch:
             patch.setattr(os, "unlink", refuse)
-            with pytest.raises(PermissionError) as info:
-                await store.collect_garbage()
-        assert info.value.filename == str(image / "unlisted")
-        assert not (await store.collect_garbage()).ok
+            (left,) = (await store.collect_garbage()).findings
+        assert left.stays
+        assert left.path == str(unlisted)
+        assert left.detail == f"stays: [Errno 13] Permission denied: '{unlisted}'"
+        (removed,) = (await store.collect_garbage()).findings
+        assert not removed.stays
 
 
 async def test_collecting_garbage_reports_progress(path: Path, image: Path) -> None:

@@ -402,15 +402,15 @@ class ImageStore(ImageMethods):
         """Remove everything that belongs to no image and to no living writer.
 
         In a directory, these are directories without a record whose names are 64 hex digits, files
-        that no record lists, and temporary files of dead writers. A directory in which something is
-        mounted stays, and its finding says so. On a cluster, these are objects that no image has or
-        had within the grace period. The lock is held for one piece at a time.
+        that no record lists, and temporary files of dead writers. On a cluster, these are objects
+        that no image has or had within the grace period. The lock is held for one piece at a time.
 
         If cancelled, it has removed some of them.
 
         :param dry_run: only report what would be removed
         :param progress: called with the number of things removed, and the number found so far
-        :returns: a finding for each thing, and how many bytes their removal freed
+        :returns: a finding for each thing, and how many bytes their removal freed. What cannot be
+            removed, such as a directory in which something is mounted, has ``Finding.stays``.
         :raises StoreCorruptError: when the index is missing or blank beside images
         :raises LockTimeoutError: when the lock was not free in time
         """

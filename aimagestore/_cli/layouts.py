@@ -20,7 +20,7 @@ from .._core.references import DOCKER, full_name
 from ..errors import DigestMismatchError, SizeMismatchError
 from .addresses import DIR, LayoutAddress, StoreAddress, is_address, parse_address
 from .completion import complete_ref
-from .exits import CommandError, ExitCode, damage
+from .exits import CommandError, ExitCode, damage, usage_errors
 from .files import CHUNK, STANDARD, is_terminal, reading
 from .human import human_size
 from .output import image_json, write_json, write_lines
@@ -144,6 +144,11 @@ async def _import(
     from .. import oci  # noqa: PLC0415 - what other commands need not load
 
     _check_path(layout)
+    if platform is not None:
+        from ..oci._platform import Platform  # noqa: PLC0415 - what other commands need not load
+
+        with usage_errors():
+            Platform.parse(platform)
     await _check_source(layout)
     async with (
         Session.of(context).writing(makes=True) as store,

@@ -16,6 +16,7 @@ from .output import (
     findings_json,
     image_json,
     report_json,
+    say,
     write_findings,
     write_json,
     write_lines,
@@ -139,20 +140,34 @@ async def _repaired(session: Session, where: Location, found: Report, *, drop: b
 
 @command(
     "gc",
-    "Remove what belongs neither to an image nor to a running program.",
+    """Remove what belongs neither to an image nor to a running program.
+
+    Exits with 1 when something cannot be removed.
+    """,
     "gc --dry-run",
     "gc",
 )
 @click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 @json_option
-async def collect_garbage(context: click.Context, *, dry_run: bool, json: bool) -> None:
+async def collect_garbage(context: click.Context, *, dry_run: bool, json: bool) -> ExitCode:
     async with Session.of(context).writing() as store:
         report = await store.collect_garbage(dry_run=dry_run)
+    staying = [finding for finding in report.findings if finding.stays]
     if json:
-        removed = findings_json(report.findings)
-        await write_json({"bytes": report.bytes, "removed": removed})
+        removed = [finding for finding in report.findings if not finding.stays]
+        await write_json(
+            {
+                "bytes": report.bytes,
+                "removed": findings_json(removed),
+                "stays": findings_json(staying),
+            }
+        )
     else:
         await write_findings(report.findings)
-        number, freed = len(report.findings), human_size(report.bytes)
+        number, freed = len(report.findings) - len(staying), human_size(report.bytes)
         would = f"{number} would be removed, which would free {freed}"
         await write_lines([would if dry_run else f"{number} removed, {freed} freed"])
+    if staying:
+        say(f"{counted(len(staying), 'finding')} cannot be removed: the details say why")
+        return ExitCode.FAILED
+    return ExitCode.DONE

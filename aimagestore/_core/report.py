@@ -40,6 +40,11 @@ class FindingKind(StrEnum, metaclass=PlainEnum):
         "images.json is not one JSON array",
         "`repair` rebuilds it from its readable parts and the image directories",
     )
+    LOCK_DAMAGED = (
+        "lock-damaged",
+        "images.lock is no regular file, or has other names; no program can change the store",
+        "you: remove it while no program has the store open, and the next change makes it again",
+    )
     RECORD_DAMAGED = (
         "record-damaged",
         "A record cannot be read; podman refuses the store or loses records",
@@ -166,6 +171,10 @@ FindingKind.__doc__ = "\n".join(
 )
 
 
+STAYS = "stays: "
+"""The beginning of the detail of what a garbage collection could not remove."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding(metaclass=PlainType):
     """One finding of a check, or one thing that a repair or a garbage collection did.
@@ -182,6 +191,11 @@ class Finding(metaclass=PlainType):
     key: str = ""
     path: str = ""
     detail: str = ""
+
+    @property
+    def stays(self) -> bool:
+        """Whether a garbage collection could not remove it. The detail says why."""
+        return self.detail.startswith(STAYS)
 
 
 @dataclass(frozen=True, slots=True)

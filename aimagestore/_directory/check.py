@@ -9,7 +9,7 @@ from functools import partial
 
 from .._core.digest import digest_of, hasher, is_digest, is_manifest_key, signed_digest
 from .._core.image import Image
-from .._core.names import INDEX_FILE, big_data_file, check_key
+from .._core.names import INDEX_FILE, LOCK_FILE, big_data_file, check_key
 from .._core.record import Record
 from .._core.report import Finding, FindingKind, Report
 from .._engine.items import CHUNK, MANIFEST_MAX
@@ -24,7 +24,7 @@ from .contents import image_directories
 from .files import Directory
 from .garbage import garbage
 from .index_file import open_index
-from .lock import shared_line
+from .lock import open_lock_file, shared_line
 from .mounts import is_local
 from .pending import open_current
 from .podman import Podman
@@ -92,6 +92,7 @@ class DirectoryChecker:
         self, root: Directory, suspects: Iterable[str] | None = None
     ) -> Iterator[tuple[int, int]]:
         """Check all images, or only the suspects, and what belongs to no image."""
+        self._check_lock(root)
         snapshot = self._read_index(root)
         if snapshot is None:
             return
@@ -130,6 +131,14 @@ class DirectoryChecker:
         self, kind: FindingKind, path: str, detail: str = "", id: str = "", key: str = ""
     ) -> None:
         self._findings.append(Finding(kind, id, key, path, detail))
+
+    def _check_lock(self, root: Directory) -> None:
+        try:
+            os.close(open_lock_file(root, os.O_RDONLY))
+        except StoreCorruptError as error:
+            self._add(FindingKind.LOCK_DAMAGED, root.path_of(LOCK_FILE), str(error))
+        except (FileNotFoundError, PermissionError):
+            pass  # a store that was never changed, or that another user changes
 
     # The index
 

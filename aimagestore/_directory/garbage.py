@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 from .._core.digest import MANIFEST, is_manifest_key
 from .._core.names import big_data_key
 from .._core.podman import INSTANCES
-from .._core.report import Finding, FindingKind, Report
+from .._core.report import STAYS, Finding, FindingKind, Report
 from .._core.view import View
 from .._engine.protocol import Steps
 from .._format.block_catalog import BlockCatalog
@@ -60,11 +61,10 @@ def remove(
 ) -> Steps[Report]:
     """Remove what was found; the lock is held. A step is one finding.
 
-    :raises OSError: when the only finding cannot be removed; one of several is left, and reported
-        with the reason
+    What cannot be removed stays, and is reported with the reason.
     """
     found = list(findings)
-    removed: list[Finding] = []
+    reported: list[Finding] = []
     freed = 0
     names = NamesRemoved()  # counted in a dry run only
     mounts = cache(root.mounts)
@@ -84,14 +84,11 @@ def remove(
             else:
                 freed += _remove_file(root, name, names, dry_run)
         except (OSError, StoreCorruptError) as error:
-            if len(found) == 1:
-                raise
-            detail = f"stays: {error}"
-            removed.append(Finding(finding.kind, finding.id, path=finding.path, detail=detail))
+            reported.append(replace(finding, detail=f"{STAYS}{error}"))
         else:
-            removed.append(finding)
+            reported.append(finding)
         yield done, len(found)
-    return Report(tuple(removed), images=len(catalog), bytes=freed)
+    return Report(tuple(reported), images=len(catalog), bytes=freed)
 
 
 def _remove_staged(root: Directory, name: str, names: NamesRemoved, dry_run: bool) -> int:

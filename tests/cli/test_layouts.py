@@ -43,7 +43,7 @@ def test_one_of_several(cli: Cli, tmp_path: Path) -> None:
     assert cli("import", layout, "--name", "a:1", code=1).errors.count("\n") == 1
     assert len(cli("import", layout, "--ref", "other:1").lines) == 1
     cli("import", layout, "--ref", "nothing", code=3)
-    cli("import", layout, "--platform", "nonsense", code=1)
+    cli("import", layout, "--platform", "nonsense", code=2)
     assert len(cli("import", layout).lines) == 2
 
 

@@ -30,7 +30,7 @@ def test_nothing_found(image: Cli) -> None:
     }
     assert image("repair").lines == ["0 repaired, 0 left"]
     assert image("gc").lines == ["0 removed, 0 B freed"]
-    assert image("gc", "--json").json == {"bytes": 0, "removed": []}
+    assert image("gc", "--json").json == {"bytes": 0, "removed": [], "stays": []}
 
 
 def test_a_new_store_is_whole(cli: Cli) -> None:
@@ -80,6 +80,21 @@ def test_gc_removes_an_unlisted_item(image: Cli) -> None:
     assert removed[-1] == "1 removed, 2 kB freed"
     assert removed[1].split() == ["item-unlisted", str(image.root / "one" / "other")]
     image("check")
+
+
+@pytest.mark.damage
+def test_gc_counts_what_it_cannot_remove(image: Cli) -> None:
+    stale, other = "a" * 64, "b" * 64
+    (image.root / stale / "/".join("d" * 101)).mkdir(parents=True)
+    (image.root / other).mkdir()
+    for options in (["--dry-run"], []):
+        result = image("gc", "--json", *options, code=1)
+        assert "1 finding cannot be removed" in result.errors
+        assert [each["id"] for each in result.json["removed"]] == [other]
+        (left,) = result.json["stays"]
+        assert left["id"] == stale
+        assert "remove them by hand" in left["detail"]
+    assert image("gc", code=1).lines[-1] == "0 removed, 0 B freed"
 
 
 @pytest.mark.damage
