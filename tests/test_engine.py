@@ -139,6 +139,28 @@ async def test_a_failure_after_the_commit_is_completed_by_the_next_commit(
     assert sorted(os.listdir(path)) == ["images.json", "images.lock", "one"]
 
 
+async def test_content_that_is_pending_outlasts_a_change_that_fails(
+    one: ImageStore, path: Path, faults: Faults
+) -> None:
+    def is_of_item(_: int, source: str, target: str, **__: int) -> bool:
+        return target == "manifest"
+
+    def is_new_index(_: int, name: str, *__: object, **___: object) -> bool:
+        return name == ".new-images.json"
+
+    with faults.fail_call("rename", errno.ENOSPC, is_of_item):
+        await one.set_big_data("one", "manifest", b"new content")
+        with faults.fail_call("open", errno.ENOSPC, is_new_index), pytest.raises(OSError):
+            async with one.transaction() as tx:
+                await tx.set_big_data("one", "manifest", b"new content")
+                await tx.set_metadata("one", "text")
+        assert await read_verified(one) == b"new content"
+    assert await read_verified(one) == b"new content"
+    async with ImageStore(path) as again:
+        assert await read_verified(again) == b"new content"
+        assert await again.metadata("one") == ""
+
+
 async def test_a_short_write_is_completed(
     one: ImageStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

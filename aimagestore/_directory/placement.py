@@ -128,6 +128,10 @@ class Placement:
             assert new is not None, "content belongs to an image"
             if old is not None and key in old.image.big_data_names:
                 name = pending_name(new.image, key)
+                if name == pending_name(old.image, key) and self._root.stat(name) is not None:
+                    # The item's present content, which recovery could not rename: undoing this
+                    # commit would remove it.
+                    put_in_place(self._root, name, image_id, key)
                 self._name(content, self._root, "", name)
                 self._pending.append((name, image_id, key))
             else:
