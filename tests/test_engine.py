@@ -23,7 +23,7 @@ from aimagestore._engine.items import discard_all, stage_all
 from aimagestore._engine.protocol import StagedContent
 
 from .support.faults import Faults, die, die_after_commit
-from .support.stores import contents, until
+from .support.stores import contents, edit_index, until
 
 
 @pytest.fixture
@@ -61,6 +61,26 @@ async def test_an_open_store_finishes_the_commit_of_another(path: Path) -> None:
         await store.create("two")
         assert (path / "one" / "manifest").read_bytes() == b"new content"
     assert sorted(os.listdir(path)) == ["images.json", "images.lock", "one"]
+
+
+async def test_an_open_store_finishes_a_commit_of_another_to_an_image_that_it_never_saw(
+    store: ImageStore, path: Path
+) -> None:
+    async with ImageStore(path) as other:
+        await other.create("one", big_data={"manifest": b"old content"})
+    await die_after_commit(path)
+    await store.create("two")
+    assert (path / "one" / "manifest").read_bytes() == b"new content"
+
+
+async def test_an_open_store_finishes_a_commit_that_replaced_an_item_without_a_digest(
+    one: ImageStore, path: Path
+) -> None:
+    edit_index(path, lambda records: records[0].pop("big-data-digests"))
+    async with ImageStore(path) as store:
+        await die_after_commit(path)
+        await store.create("two")
+        assert (path / "one" / "manifest").read_bytes() == b"new content"
 
 
 async def test_unneeded_pending_files_are_removed(store: ImageStore, path: Path) -> None:

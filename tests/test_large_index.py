@@ -28,7 +28,7 @@ from aimagestore._format import scan
 from aimagestore._format.scan import Scan
 
 from .support.beside import Beside, layer
-from .support.faults import Faults
+from .support.faults import Faults, die_after_commit
 from .support.indexes import array, reader_of
 from .support.strategies import compact
 
@@ -323,6 +323,19 @@ async def test_a_change_of_a_store_that_was_only_scanned_keeps_everything(
     found = json.loads((path / "images.json").read_text())
     assert [each["names"] for each in found] == [each["names"] for each in records]
     assert (await check(path)).ok
+
+
+async def test_a_store_that_was_only_scanned_finishes_the_commit_of_another(
+    path: Path, records: list[dict[str, Any]]
+) -> None:
+    write(path, records)
+    async with ImageStore(path) as other:
+        await other.create("one", big_data={"manifest": b"old content"})
+    async with ImageStore(path) as store:
+        assert is_scanned(store)
+        await die_after_commit(path)
+        await store.set_metadata("one", "text")
+        assert (path / "one" / "manifest").read_bytes() == b"new content"
 
 
 async def test_sizes_with_layers_need_no_index_of_the_images(

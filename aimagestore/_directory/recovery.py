@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+from .._core.record import Record
 from .._format.block_catalog import BlockCatalog
 from ..errors import StoreCorruptError
 from .files import Directory
@@ -12,20 +13,25 @@ from .index_file import IndexFile
 from .pending import (
     NEW_INDEX,
     is_pending_name,
+    mark_name,
     marked_images,
     pending_items,
+    pending_name,
     put_in_place,
     remove_unlisted,
 )
 
 logger = logging.getLogger("aimagestore")
 
+_RECORDS_MAX = 100
+"""The records of another program's commit whose pending files are looked for by name."""
+
 
 class Recovery:
     """Completes the last commit of a directory.
 
     :ivar is_needed: whether a writer may have died or failed between its commit and its last
-        renames: true at first, and after another program's commit that has replaced an item
+        renames: true at first, and after another program's commit that has pending files
     """
 
     def __init__(self, root: Directory) -> None:
@@ -39,7 +45,22 @@ class Recovery:
 
     def note_load(self, previous: BlockCatalog, loaded: BlockCatalog) -> None:
         """Note that another program's commit was loaded."""
-        self.is_needed = self.is_needed or _replaces_items(previous, loaded)
+        self.is_needed = self.is_needed or self._is_pending(_changed(previous, loaded))
+
+    def _is_pending(self, records: Iterator[Record]) -> bool:
+        """Return whether a file is pending for one of these records.
+
+        If there are many, it may be. The files of a commit are there before its index is.
+        """
+        for number, record in enumerate(records):
+            image = record.image
+            items = (pending_name(image, key) for key in image.big_data_names)
+            try:
+                if number == _RECORDS_MAX or any(map(self._root.stat, (mark_name(record), *items))):
+                    return True
+            except OSError:
+                return True
+        return False
 
     def pending(self) -> Iterator[str]:
         """Iterate over the names of files that a commit has not renamed yet."""
@@ -75,13 +96,9 @@ class Recovery:
             self.is_needed = False
 
 
-def _replaces_items(before: BlockCatalog, after: BlockCatalog) -> bool:
-    """Return whether the digest of an item differs between two catalogs."""
+def _changed(before: BlockCatalog, after: BlockCatalog) -> Iterator[Record]:
+    """Iterate over the records that are new or changed."""
     for record in after.records_not_in(before):
         old = before.record_of(record.id)
-        if old is None or bytes(old.raw) == bytes(record.raw):
-            continue
-        digests = record.image.big_data_digests
-        if any(digests.get(key) != digest for key, digest in old.image.big_data_digests.items()):
-            return True
-    return False
+        if old is None or bytes(old.raw) != bytes(record.raw):
+            yield record
