@@ -22,6 +22,7 @@ class Aside:
     def __init__(self, root: Directory) -> None:
         self.index = unused_name(root, INDEX_FILE)
         self._root = root
+        self._present: os.stat_result | None = None
         self._is_kept = False
         self._moved: list[tuple[str, str]] = []
 
@@ -30,7 +31,9 @@ class Aside:
 
         Garbage collection would remove these under their own names.
         """
-        self._root.keep_beside(INDEX_FILE, self.index)
+        self._present = self._root.stat(INDEX_FILE)
+        if self._present is not None:
+            self._root.keep_beside(INDEX_FILE, self.index)
         self._is_kept = True
         for image_id in image_ids:
             if self._root.is_directory(image_id):
@@ -44,16 +47,18 @@ class Aside:
         if not self._is_kept:
             return
         with suppress(OSError):
-            kept, present = self._root.stat(self.index), self._root.stat(INDEX_FILE)
-            if present is None:
-                # The file system has no hard links: the index was renamed.
-                self._root.rename(self.index, INDEX_FILE)
-            elif kept is not None and os.path.samestat(kept, present):
-                self._root.unlink(self.index)
-            else:
+            if not _is_same(self._present, self._root.stat(INDEX_FILE)):
                 return  # the repair may have happened
+            self._root.unlink(self.index)
             for image_id, name in self._moved:
                 self._root.rename(name, image_id)
+
+
+def _is_same(one: os.stat_result | None, other: os.stat_result | None) -> bool:
+    """Return whether two statuses are of one file, or both of none."""
+    if one is None or other is None:
+        return one is other
+    return os.path.samestat(one, other)
 
 
 def unused_name(root: Directory, name: str) -> str:

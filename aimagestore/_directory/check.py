@@ -81,21 +81,31 @@ class DirectoryChecker:
             suspects = {finding.id for finding in self._findings if finding.id}
             return (yield from self.recheck_images(root, suspects))
 
-    def recheck_images(self, root: Directory, suspects: Iterable[str]) -> Steps[Report]:
-        """Check some images again, and what belongs to no image; the lock keeps writers out."""
+    def recheck_images(
+        self, root: Directory, suspects: Iterable[str], salvaged: BlockCatalog | None = None
+    ) -> Steps[Report]:
+        """Check some images again, and what belongs to no image; the lock keeps writers out.
+
+        :param salvaged: what is left of a lost or damaged index, to be checked instead of it
+        """
         self._findings.clear()
         self._intact.clear()
-        yield from self._check(root, suspects)
+        yield from self._check(root, suspects, salvaged)
         return self._report()
 
     def _check(
-        self, root: Directory, suspects: Iterable[str] | None = None
+        self,
+        root: Directory,
+        suspects: Iterable[str] | None = None,
+        salvaged: BlockCatalog | None = None,
     ) -> Iterator[tuple[int, int]]:
         """Check all images, or only the suspects, and what belongs to no image."""
         self._check_lock(root)
-        snapshot = self._read_index(root)
+        snapshot = self._read_index(root) if salvaged is None else salvaged
         if snapshot is None:
             return
+        if salvaged is not None:
+            self._check_elements(root.path_of(INDEX_FILE), salvaged)
         with closing(PodmanFiles(root.path, self._container_stores)) as files:
             elsewhere = Elsewhere()
             if self._others is not None:
@@ -166,13 +176,16 @@ class DirectoryChecker:
         if parsed is None:
             return self._lost_index(root, FindingKind.INDEX_BLANK)
         snapshot = build(*parsed)
+        self._check_elements(path, snapshot)
+        self._check_shared_names(path, [r for b in parsed[0].values() for r in b.records], snapshot)
+        return snapshot
+
+    def _check_elements(self, path: str, snapshot: BlockCatalog) -> None:
         for element in snapshot.damaged:
             self._add(FindingKind.RECORD_DAMAGED, path, element[:100].decode(errors="replace"))
         for image_id, records in snapshot.shadowed.items():
             for _ in records:
                 self._add(FindingKind.DUPLICATE_ID, path, "a later record counts", id=image_id)
-        self._check_shared_names(path, [r for b in parsed[0].values() for r in b.records], snapshot)
-        return snapshot
 
     def _check_shared_names(self, path: str, records: list[Record], snapshot: BlockCatalog) -> None:
         for record in records:

@@ -139,10 +139,14 @@ class DirectoryWriter:
         except Exception as error:  # noqa: BLE001 (the callers raise it)
             return [error] * len(mutations)
 
-    def publish(self, grant: AnyGrant, draft: Draft) -> None:
+    def publish(self, grant: AnyGrant, draft: Draft, *, replaces_index: bool = False) -> None:
+        """Commit a draft.
+
+        :param replaces_index: whether it is made of what was left of a lost or damaged index
+        """
         self._index.check_root()
         try:
-            self._publish(draft)
+            self._publish(draft, replaces_index=replaces_index)
         except _DraftError as failure:
             raise failure.error from failure.error.__cause__
 
@@ -179,16 +183,17 @@ class DirectoryWriter:
                 containers=names,
             )
 
-    def _publish(self, draft: Draft) -> None:
+    def _publish(self, draft: Draft, *, replaces_index: bool = False) -> None:
         base = draft.base
         assert isinstance(base, BlockCatalog), "the draft is one of this directory"
         self._recovery.recover(base)
         warnings = self._check_for_podman(draft)
         catalog = apply_draft(base, draft)
+        is_changed = replaces_index or catalog is not base
         placement = Placement(self._root, base, self._items)
         try:
-            self._place(draft, base, placement)
-            if catalog is not base:
+            self._place(draft, None if replaces_index else base, placement)
+            if is_changed:
                 self._switch(catalog)
         except BaseException as error:
             if not placement.undo():
@@ -197,7 +202,7 @@ class DirectoryWriter:
                 raise _DraftError(error) from error
             raise
         placement.release()
-        if catalog is not base:
+        if is_changed:
             self._make_durable()
         for warning in warnings:
             logger.warning(warning)
@@ -252,11 +257,15 @@ class DirectoryWriter:
                 )
         return warnings
 
-    def _place(self, draft: Draft, base: BlockCatalog, placement: Placement) -> None:
+    def _place(self, draft: Draft, base: BlockCatalog | None, placement: Placement) -> None:
+        """Place the content.
+
+        :param base: the catalog of the present index; ``None`` if there is none to keep
+        """
         try:
             for image_id in draft.created:
                 self._clear_stale_directory(image_id)
-            if draft.files:
+            if draft.files and base is not None:
                 self._prepare_index(base)
             placement.place(draft)
         except Exception as error:
@@ -298,11 +307,6 @@ class DirectoryWriter:
             os.close(fd)
             raise
         return fd
-
-    def replace_index(self, catalog: BlockCatalog) -> None:
-        """Replace an index that is lost or damaged, durably. The lock is held."""
-        self._switch(catalog)
-        self._index.make_durable()
 
     def _make_durable(self) -> None:
         try:

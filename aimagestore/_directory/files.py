@@ -26,6 +26,7 @@ _DIRECTORY = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)
 _TMPFILE: int | None = getattr(os, "O_TMPFILE", None)
 _IOV_MAX = 1024
 _LEVELS_MAX = 100
+_COPIED_AT_ONCE = 1024 * 1024
 
 PRIVATE_FILE = 0o600
 PRIVATE_DIRECTORY = 0o700
@@ -306,7 +307,7 @@ class Directory:
             os.rename(name, new_name, src_dir_fd=self.fd, dst_dir_fd=(into or self).fd)
 
     def keep_beside(self, name: str, other_name: str) -> None:
-        """Give a file a second name; rename it where the file system has no hard links."""
+        """Give a file a second name; copy it if that is impossible, as without hard links."""
         with self._about(name), self._about(other_name):
             try:
                 os.link(
@@ -316,8 +317,29 @@ class Directory:
                     dst_dir_fd=self.fd,
                     follow_symlinks=False,
                 )
-            except (PermissionError, NotImplementedError):
-                os.rename(name, other_name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            except (OSError, NotImplementedError):
+                # There are many reasons. One that affects a copy as well will be raised there.
+                self._copy(name, other_name)
+
+    def _copy(self, name: str, other_name: str) -> None:
+        """Copy a file durably. A copy that fails is removed."""
+        fd = self.open_file(name)
+        try:
+            copy = self.open_file(other_name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                position = 0
+                while piece := self.read_at(name, fd, _COPIED_AT_ONCE, position):
+                    self.write(other_name, copy, [memoryview(piece)])
+                    position += len(piece)
+                self.sync_file(other_name, copy)
+            except BaseException:
+                with suppress(OSError):
+                    self.unlink(other_name)
+                raise
+            finally:
+                os.close(copy)
+        finally:
+            os.close(fd)
 
     def unlink(self, name: str) -> bool:
         """Remove a file; return whether there was one."""

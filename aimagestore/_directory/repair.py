@@ -33,7 +33,7 @@ from .._engine.protocol import OtherStores, Steps
 from .._format.block_catalog import BlockCatalog, build
 from .._format.blocks import Block, new_block_id
 from ..errors import ImageStoreError, StoreCorruptError
-from .aside import Aside, unused_name
+from .aside import Aside
 from .check import DirectoryChecker
 from .contents import image_directories
 from .engine import DirectoryEngine
@@ -75,32 +75,39 @@ class DirectoryRepairer:
         reported = set(map(_identity, report.findings))
         suspects = {finding.id for finding in report.findings if finding.id}
         present = (yield from self._recheck(suspects)).findings
-        if any(finding.kind in _LOST_INDEX for finding in present):
-            done.append(self._rebuild_index())
-            present = (yield from self._recheck(())).findings
-            reported.update(map(_identity, present))
-        podman = Podman.beside(self._root, self._engine.podman, (yield from self._layers()))
         aside = Aside(self._root)
-        draft = self._engine.writer.draft(grant)
+        is_lost = any(finding.kind in _LOST_INDEX for finding in present)
+        if is_lost:
+            base = salvage(self._root)
+            done.append(_rebuilt(self._root, base, aside.index))
+            present = (yield from self._recheck((), base)).findings
+            reported.update(map(_identity, present))
+        else:
+            base = self._engine.reader.load()
+        draft = Draft(base)
+        podman = Podman.beside(self._root, self._engine.podman, (yield from self._layers()))
         repairs = _Repairs(self._root, self._engine, podman, draft, aside.index, drop=drop)
         for repaired in repairs.repair_all([f for f in present if _identity(f) in reported]):
             done.append(repaired)
             logger.info("repair, %s, %s: %s", repaired.kind, repaired.path, repaired.detail)
         try:
             # Before directories are renamed: pending files belong in them.
-            self._engine.recovery.recover(self._engine.reader.load())
-            if repairs.takes_out:
+            self._engine.recovery.recover(base)
+            if is_lost or repairs.takes_out:
                 aside.keep(repairs.taken_out)
-            self._engine.writer.publish(grant, draft)
+            # In one commit: garbage collection removes directories that the index does not list.
+            self._engine.writer.publish(grant, draft, replaces_index=is_lost)
         except BaseException:
             aside.undo()
             raise
         return Report(tuple(done), images=len(self._engine.reader.catalog))
 
-    def _recheck(self, suspects: Iterable[str]) -> Steps[Report]:
+    def _recheck(
+        self, suspects: Iterable[str], salvaged: BlockCatalog | None = None
+    ) -> Steps[Report]:
         path = self._root.path
         checker = DirectoryChecker(lambda: path, verify=True, others=self._others)
-        return (yield from checker.recheck_images(self._root, suspects))
+        return (yield from checker.recheck_images(self._root, suspects, salvaged))
 
     def _layers(self) -> Steps[Mapping[str, Layer] | None]:
         """Return the layers of the additional stores; ``None`` if one cannot be read."""
@@ -109,18 +116,20 @@ class DirectoryRepairer:
         elsewhere = yield from self._others.look(())
         return None if elsewhere.findings else elsewhere.layers
 
-    def _rebuild_index(self) -> Finding:
-        """Write an index of the records that can still be read; keep the old one beside it."""
-        catalog, kept = salvage(self._root)
-        self._engine.writer.replace_index(catalog)
-        kept_as = f"the old index is {kept}" if kept else "there was none"
-        detail = f"rebuilt with {len(catalog)} records; {kept_as}"
-        path = self._root.path_of(INDEX_FILE)
-        logger.warning("repair, %s: %s", path, detail)
-        return Finding(FindingKind.INDEX_DAMAGED, path=path, detail=detail)
-
     def close(self) -> None:
         self._engine.close()
+
+
+def _rebuilt(root: Directory, salvaged: BlockCatalog, kept: str) -> Finding:
+    """Return what is done about a lost or damaged index.
+
+    :param kept: the name that the old one will have
+    """
+    path = root.path_of(INDEX_FILE)
+    kept_as = f"the old index is {kept}" if root.stat(INDEX_FILE) else "there was none"
+    detail = f"rebuilt with {len(salvaged)} records; {kept_as}"
+    logger.warning("repair, %s: %s", path, detail)
+    return Finding(FindingKind.INDEX_DAMAGED, path=path, detail=detail)
 
 
 def _identity(finding: Finding) -> tuple[FindingKind, str, str]:
@@ -340,22 +349,17 @@ def _names_in(manifest: bytes) -> Iterator[str]:
 # An index that is lost or damaged
 
 
-def salvage(root: Directory) -> tuple[BlockCatalog, str]:
-    """Keep a damaged index under another name, and return the records that can still be read.
-
-    :returns: the records, and the name of the old index; ``""`` if there was none
-    """
+def salvage(root: Directory) -> BlockCatalog:
+    """Return the records that can still be read in a damaged index."""
     try:
         fd = root.open_file(INDEX_FILE)
     except FileNotFoundError:
-        return build({}, ()), ""
+        return build({}, ())
     with io.FileIO(fd, "rb") as file:
         text = file.readall()
-    kept = unused_name(root, INDEX_FILE)
-    root.keep_beside(INDEX_FILE, kept)
     block_id = new_block_id()
     records = list(_readable_records(text, block_id))
-    return build({block_id: Block.of(records)} if records else {}, ()), kept
+    return build({block_id: Block.of(records)} if records else {}, ())
 
 
 def _readable_records(text: bytes, block_id: int) -> Iterator[Record]:

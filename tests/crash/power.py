@@ -192,8 +192,20 @@ class Recorder:
         if self._entries.get(target) is not self._entries[source]:
             self._name((source, None), (target, self._entries[source]))
 
-    def _note_link(self, _: None, old: str, new: str, *, dst_dir_fd: int, **__: Any) -> None:
-        node = self._open[int(old.removeprefix("/proc/self/fd/"))]
+    def _note_link(
+        self,
+        _: None,
+        old: str,
+        new: str,
+        *,
+        dst_dir_fd: int,
+        src_dir_fd: int | None = None,
+        **__: Any,
+    ) -> None:
+        if src_dir_fd is None:
+            node = self._open[int(old.removeprefix("/proc/self/fd/"))]
+        else:
+            node = self._entries[self._place(old, src_dir_fd)]
         self._name((self._place(new, dst_dir_fd), node))
 
     def _note_unlink(self, _: None, name: str, *, dir_fd: int) -> None:
