@@ -20,7 +20,7 @@ _PLAIN_KEY = re.compile(r"[a-z0-9.]*", re.ASCII)
 
 
 def check_text(text: object, what: str) -> str:
-    """Check a text, and return it.
+    """Check a text, and return it, of a subclass of ``str`` as a plain ``str``.
 
     :raises TypeError: the text is not a ``str``
     :raises ValueError: the text has lone surrogates, which no JSON reader accepts
@@ -31,7 +31,7 @@ def check_text(text: object, what: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{what} is not valid Unicode text: {text!r}") from error
-    return text
+    return str.__str__(text)
 
 
 def check_names(names: object) -> tuple[str, ...]:

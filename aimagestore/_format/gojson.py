@@ -40,7 +40,8 @@ def string(text: str) -> str:
         if rare in text:
             return f'"{text.translate(_ESCAPES)}"'
     # Faster than translating, which looks up every character, and enough for nearly all texts.
-    return _encode(text).decode()
+    # It refuses subclasses of str, and not all of them return their text from __str__.
+    return _encode(str.__str__(text)).decode()
 
 
 def number(value: float) -> str:

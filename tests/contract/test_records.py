@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -132,6 +133,61 @@ async def test_an_image_is_created_with_all_arguments(store: ImageStore) -> None
     assert await store.big_data("my-id", "manifest") == b"{}"
     assert await store.big_data("my-id", "other") == b""
     assert [i.id for i in await store.by_digest(image.digests[1])] == ["my-id"]
+
+
+class Text(str):
+    """A text with a type of its own."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "something else"
+
+
+class Choice(str, Enum):
+    """Texts of an enumeration."""
+
+    ID = "one"
+    TEXT = "text"
+    DIGEST = SOME_DIGEST
+
+
+@pytest.mark.parametrize(
+    ("image_id", "text", "digest"),
+    [
+        (Text("one"), Text("text"), Text(SOME_DIGEST)),
+        (Choice.ID, Choice.TEXT, Choice.DIGEST),
+    ],
+)
+async def test_texts_of_subclasses_of_str_are_kept_as_plain_texts(
+    store: ImageStore, image_id: str, text: str, digest: str
+) -> None:
+    nested = {text: [text, {text: text}]}
+    created = await store.create(
+        image_id,
+        names=[text],
+        top_layer=text,
+        metadata=text,
+        digest=digest,
+        flags={text: nested},
+        big_data={text: b"data"},
+    )
+    assert created == await store.get("text") == await store.get(text)
+    assert (created.id, created.names, created.top_layer) == ("one", ("text",), "text")
+    assert (created.metadata, created.digest) == ("text", SOME_DIGEST)
+    assert created.flags == {"text": {"text": ["text", {"text": "text"}]}}
+    assert created.big_data_sizes == {"text": 4}
+    for changed in (
+        await store.set_names(image_id, [text]),
+        await store.add_names(text, [text, "other"]),
+        await store.set_metadata(image_id, text),
+        await store.set_flag(image_id, text, text),
+        await store.set_big_data(image_id, text, b"new data"),
+    ):
+        assert {type(name) for name in (changed.id, *changed.names, changed.metadata)} == {str}
+    assert await store.big_data(text, text) == b"new data"
+    assert (await store.clear_flag(text, text)).flags == {}
+    assert (await store.remove_names("one", [text])).names == ("other",)
 
 
 async def test_an_image_with_an_id_or_name_in_use_is_refused(store: ImageStore) -> None:
