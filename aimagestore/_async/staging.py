@@ -37,7 +37,10 @@ class AsyncReadable(Protocol):
 
 @runtime_checkable
 class Receivable(Protocol):
-    """Something with an async ``receive``, such as anyio's streams."""
+    """Something with an async ``receive``; an empty piece ends the data.
+
+    Of anyio's streams, which can be iterated over as well, only the end of the stream does.
+    """
 
     def receive(self) -> Awaitable[Buffer]:
         """Return the next bytes, or raise :exc:`anyio.EndOfStream`."""
@@ -368,11 +371,12 @@ def _pieces_of(data: Any, threads: Threads) -> AsyncIterator[Buffer]:
     read = getattr(data, "read", None)
     if inspect.iscoroutinefunction(read):
         return _received(lambda: read(CHUNK))
+    # Before receive, because in the middle of a stream of objects an empty piece is no end.
+    if isinstance(data, AsyncIterable):
+        return aiter(data)
     receive = getattr(data, "receive", None)
     if inspect.iscoroutinefunction(receive):
         return _received(receive)
-    if isinstance(data, AsyncIterable):
-        return aiter(data)
     if callable(read):
         # Not by iterating, which gives lines: one may be as long as the file.
         return _gathered(_file_pieces(read), threads)

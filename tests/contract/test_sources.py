@@ -104,6 +104,18 @@ async def test_an_empty_piece_ends_what_is_read(
     assert (changed.big_data_sizes, given.asked) == ({"key": 0}, 1)
 
 
+async def test_an_empty_piece_does_not_end_a_stream_that_can_be_iterated_over(
+    store: ImageStore, image: str
+) -> None:
+    send, receive = anyio.create_memory_object_stream[bytes](5)
+    with send, receive:
+        for piece in (b"", b"first", b"", b"second", b""):
+            send.send_nowait(piece)
+        send.close()
+        await store.set_big_data(image, "key", receive)
+    assert await store.big_data(image, "key") == b"firstsecond"
+
+
 class Reused:
     """A stream that gives all of its pieces in one buffer, which it resizes."""
 
