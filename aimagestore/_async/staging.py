@@ -107,10 +107,10 @@ class StagedItem:
         self._core.check_open()
         if self._is_used or not self._content.is_open:
             raise ValueError(_NOT_USABLE)
-        check_piece(chunk)
+        piece = check_piece(chunk)
         self._writes += 1
         try:
-            await self._core.threads.run(self._write, chunk, interrupt=self._interrupt)
+            await self._core.threads.run(self._write, piece, interrupt=self._interrupt)
         finally:
             self._writes -= 1
 
@@ -165,14 +165,15 @@ def is_buffer(data: object) -> bool:
 
 
 def check_piece(piece: object) -> Any:
-    """Check a piece of data, and return it.
+    """Check a piece of data, and return it; if its bytes are not contiguous, a copy.
 
     :raises TypeError: when it is not bytes-like
     """
     if not is_buffer(piece):
         hint = ": encode it, or open the file in binary mode" if isinstance(piece, str) else ""
         raise TypeError(f"big data must be bytes, not {type(piece).__name__}{hint}")
-    return piece
+    with memoryview(piece) as view:  # type: ignore[arg-type]
+        return piece if view.c_contiguous else view.tobytes()
 
 
 class Expectations:
@@ -317,9 +318,10 @@ class Pouring:
         joined = bytearray()
         size = done = 0
         try:
-            async for piece in self._pieces:
+            async for given in self._pieces:
+                piece = check_piece(given)
                 # Released before the next piece: a source may resize the buffer that it reuses.
-                with memoryview(check_piece(piece)).cast("B") as view:
+                with memoryview(piece).cast("B") as view:
                     size += len(view)
                     self._expectations.check_growing(size)
                     if len(joined) + len(view) < _JOINED:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import time
 import tracemalloc
+from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
+from ctypes import c_int
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +233,46 @@ async def test_a_source_may_reuse_its_buffer_for_the_next_piece(
 
     await store.set_big_data(image, "key", pieces())
     assert await store.big_data(image, "key") == b"".join(bytes([n]) * size for n in range(4))
+
+
+BUFFERS: dict[str, Callable[[], Any]] = {
+    "every other byte": lambda: memoryview(CONTENT[:5000])[::2],
+    "backwards": lambda: memoryview(CONTENT[:5000])[::-1],
+    "much, backwards": lambda: memoryview(CONTENT)[::-1],
+    "numbers": lambda: array("I", range(1000)),
+    "every other number": lambda: memoryview(array("I", range(1000)))[::2],
+    "rows": lambda: memoryview(CONTENT[:5000]).cast("B", shape=[2, 2500]),
+    "one number": lambda: c_int(7),
+    "nothing": lambda: array("I"),
+}
+
+
+@pytest.mark.parametrize("buffer", BUFFERS.values(), ids=BUFFERS)
+async def test_every_kind_of_buffer_is_stored_by_every_call(
+    store: ImageStore, image: str, buffer: Callable[[], Any]
+) -> None:
+    expected = memoryview(buffer()).tobytes()
+
+    async def pieces() -> AsyncIterator[Any]:
+        yield buffer()
+        yield buffer()
+
+    await store.create("two", big_data={"created": buffer()})
+    await store.set_big_data("two", "set", buffer())
+    await store.set_big_data("two", "checked", buffer(), expected_size=len(expected))
+    await store.set_big_data("two", "async", pieces())
+    await store.set_big_data("two", "iterable", [buffer(), buffer()])
+    async with store.stage() as staged, store.stage(buffer()) as whole:
+        await staged.write(buffer())
+        await staged.write(buffer())
+        await store.set_big_data("two", "written", staged)
+        await store.set_big_data("two", "staged", whole)
+    async with store.transaction() as tx:
+        await tx.set_big_data("two", "in a transaction", buffer())
+        await tx.set_big_data("two", "checked there", buffer(), expected_size=len(expected))
+    for key in await store.big_data_names("two"):
+        times = 2 if key in {"async", "iterable", "written"} else 1
+        assert await store.big_data("two", key) == expected * times, key
 
 
 async def test_large_data_is_neither_hashed_nor_written_on_the_event_loop(
