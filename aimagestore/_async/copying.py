@@ -78,7 +78,7 @@ async def copy_images(
     if source is destination:
         raise ValueError("the source is the destination: give two stores")
     core_of(destination).check_writable()
-    wanted = None if refs is None else check_names(refs)
+    wanted = None if refs is None else check_names(refs, "refs")
     found = await core_of(source).read(partial(_find, refs=wanted), is_slow=True)
     return await _Copying(source, destination, found, progress, force=force).run()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
@@ -674,6 +675,24 @@ class StoreCore:
 
     async def _lock_timeout_error(self, line: AnyLine) -> LockTimeoutError:
         return await lock_timeout_error(line, self.threads, self._lock_timeout)
+
+
+def check_lock_timeout(timeout: object) -> None:
+    """Check a ``lock_timeout`` that was given.
+
+    :raises TypeError: when it is neither ``None`` nor a number
+    :raises ValueError: when it is negative, or no float can be as large
+    """
+    if timeout is None:
+        return
+    if not isinstance(timeout, int | float) or isinstance(timeout, bool):
+        raise TypeError(
+            f"lock_timeout must be None or a number of seconds, not {type(timeout).__name__}"
+        )
+    if not (0 <= timeout <= sys.float_info.max or timeout == math.inf):
+        raise ValueError(
+            "lock_timeout must be None or a number of seconds, at least 0, that fits a float"
+        )
 
 
 async def acquire(

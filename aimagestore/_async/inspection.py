@@ -10,7 +10,7 @@ from .._core.names import check_type
 from .._core.report import Report
 from .._engine.lock import AnyGrant, AnyLine
 from .._engine.protocol import ChangeUnderWayError, Checker, Location
-from .core import acquire, lock_timeout_error
+from .core import acquire, check_lock_timeout, lock_timeout_error
 from .locations import AdditionalStore, stacked_location
 from .loop import EventLoop
 from .staging import Progress
@@ -44,6 +44,8 @@ async def check(
     :raises StoreUnavailableError: when a server of a cluster is unavailable
     """
     location = stacked_location(where, additional_stores)
+    check_type(verify, bool, "verify")
+    check_lock_timeout(lock_timeout)
     threads = Threads(EventLoop())
     try:
         checker = location.checker(verify=verify)
@@ -144,6 +146,8 @@ async def repair(
     """
     location = stacked_location(where, additional_stores)
     check_type(report, Report, "report")
+    check_type(drop, bool, "drop")
+    check_lock_timeout(lock_timeout)
     threads = Threads(EventLoop())
     try:
         repairer = await threads.run_abandonable(

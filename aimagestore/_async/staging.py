@@ -11,6 +11,7 @@ from anyio import EndOfStream
 
 from .._core.content import Buffer
 from .._core.digest import CANONICAL, check_digest, digest_of, hasher, is_canonical
+from .._core.names import check_type
 from .._engine.items import CHUNK
 from .._engine.protocol import StagedContent
 from ..errors import DigestMismatchError, SizeMismatchError
@@ -184,6 +185,7 @@ class Expectations:
 
     def __init__(self, digest: str | None, size: int | None) -> None:
         self._digest = None if digest is None else check_digest(digest)
+        check_type(0 if size is None else size, int, "expected_size")
         if size is not None and size < 0:
             raise ValueError(f"expected_size must be a number of bytes, not {size}")
         self.size = size

@@ -19,7 +19,7 @@ from .._core.view import View
 from .._engine import items
 from .._engine.items import Measured
 from .._engine.protocol import Location
-from .core import StoreCore
+from .core import StoreCore, check_lock_timeout
 from .locations import AdditionalStore, stacked_location
 from .methods import ImageMethods
 from .staging import BigDataSource, Expectations, Progress, StagedItem
@@ -75,7 +75,7 @@ class ImageStore(ImageMethods):
         ``read_only``: a change copies the image into this store first, in the same commit, and
         :meth:`delete` raises :exc:`StoreReadOnlyError`
     :raises TypeError: when ``where`` is neither a path nor a location
-    :raises ValueError: when ``lock_timeout`` is negative
+    :raises ValueError: when ``lock_timeout`` is negative, or no float can be as large
     """
 
     def __init__(
@@ -87,14 +87,7 @@ class ImageStore(ImageMethods):
         additional_stores: Iterable[str | os.PathLike[str] | Location | AdditionalStore] = (),
     ) -> None:
         check_type(read_only, bool, "read_only")
-        is_number = isinstance(lock_timeout, int | float) and not isinstance(lock_timeout, bool)
-        if lock_timeout is not None and not is_number:
-            raise TypeError(
-                "lock_timeout must be None or a number of seconds, not "
-                f"{type(lock_timeout).__name__}"
-            )
-        if lock_timeout is not None and not lock_timeout >= 0:
-            raise ValueError(f"lock_timeout must be None or at least 0 seconds: {lock_timeout}")
+        check_lock_timeout(lock_timeout)
         location = stacked_location(where, additional_stores)
         self._core = StoreCore(location, read_only=read_only, lock_timeout=lock_timeout)
 
@@ -257,6 +250,7 @@ class ImageStore(ImageMethods):
         core.check_open()
         check_type(ref, str, "a ref")
         check_key(key)
+        check_type(verify, bool, "verify")
         check_type(start, int, "start")
         check_type(0 if end is None else end, int, "end")
         if start < 0 or (end is not None and end < start):
@@ -389,7 +383,7 @@ class ImageStore(ImageMethods):
         :raises ValueError: when it is naive
         """
         check_type(when, datetime, "when")
-        if when.tzinfo is None:
+        if when.utcoffset() is None:
             raise ValueError("when must be an aware datetime: give it a tzinfo, such as UTC")
         self._core.check_open()
         return await self._core.threads.run_abandonable(
@@ -416,6 +410,7 @@ class ImageStore(ImageMethods):
         """
         from .._core.report import Report  # noqa: PLC0415 (rarely used)
 
+        check_type(dry_run, bool, "dry_run")
         self._check_writable()
         core = self._core
         report = Report()
@@ -476,6 +471,7 @@ class ImageStore(ImageMethods):
         from .pruning import Pruning  # noqa: PLC0415 (rarely used)
 
         check_type(policy, PrunePolicy, "policy")
+        check_type(dry_run, bool, "dry_run")
         if dry_run:
             return await Pruning(self._core).forecast(policy)
         self._check_writable()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from anyio import EndOfStream
 
 from .._core.image import Image
+from .._core.names import check_type
 from .._engine.items import CHUNK, Source
 from ..errors import StoreClosedError
 from .read_ahead import PIECES, ReadAhead
@@ -103,6 +104,7 @@ class BigDataReader:
         :raises DigestMismatchError: with ``verify``, at the end of the data
         :raises StoreClosedError: when the reader or its store was closed
         """
+        check_type(n, int, "n")
         self._check_open()
         data: bytes = await self._file.read(n)
         return data
@@ -117,6 +119,7 @@ class BigDataReader:
         :raises StoreClosedError: when the reader or its store was closed
         :raises ValueError: when ``max_bytes`` is not positive
         """
+        check_type(max_bytes, int, "max_bytes")
         if max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1: {max_bytes}")
         if data := await self._read_next(max_bytes):
@@ -131,6 +134,7 @@ class BigDataReader:
         :raises ValueError: when it is negative, or the data is verified
         :raises StoreClosedError: when the reader or its store was closed
         """
+        check_type(offset, int, "offset")
         if offset < 0:
             raise ValueError(f"offset must not be negative: {offset}")
         self._check_open()

@@ -34,15 +34,16 @@ def check_text(text: object, what: str) -> str:
     return str.__str__(text)
 
 
-def check_names(names: object) -> tuple[str, ...]:
+def check_names(names: object, what: str = "names") -> tuple[str, ...]:
     """Check names, and return them in their order without repeats.
 
+    :param what: the name of the parameter, for messages
     :raises TypeError: they are not an iterable of ``str``
     :raises ValueError: one of them has lone surrogates
     """
     if isinstance(names, str | bytes) or not isinstance(names, Iterable):
-        raise TypeError(f"names must be an iterable of str, not {type(names).__name__}")
-    return tuple(dict.fromkeys(check_text(name, "a name") for name in names))
+        raise TypeError(f"{what} must be an iterable of str, not {type(names).__name__}")
+    return tuple(dict.fromkeys(check_text(name, f"an element of {what}") for name in names))
 
 
 def is_id(text: str) -> bool:

@@ -57,7 +57,7 @@ class PrunePolicy(metaclass=PlainType):
 
     def __post_init__(self) -> None:
         check_type(self.unnamed, bool, "unnamed")
-        object.__setattr__(self, "keep_names", check_names(self.keep_names))
+        object.__setattr__(self, "keep_names", check_names(self.keep_names, "keep_names"))
         if self.older_than is not None:
             check_type(self.older_than, timedelta, "older_than")
             if self.older_than < timedelta():

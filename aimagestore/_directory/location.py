@@ -32,6 +32,8 @@ class DirectoryLocation:
             raise TypeError(f"a path must be a str or os.PathLike[str], not {type(path).__name__}")
         if not name:
             raise ValueError("a store needs the path of a directory, not an empty one")
+        if "\0" in name:
+            raise ValueError(f"the path of a store cannot have a NUL: {name!r}")
         self.name = name
         self._container_stores = tuple(container_stores)
 

@@ -159,7 +159,7 @@ async def export_images(
     async with _exporting() as threads:
         images: dict[str, Image] = {}
         names: dict[str, dict[str, None]] = {}
-        for ref in check_names(refs):
+        for ref in check_names(refs, "refs"):
             image = await store.get(ref)
             images[image.id] = image
             called = [name for name in (ref, full_name(ref)) if name in image.names]

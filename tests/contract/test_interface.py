@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,6 +20,8 @@ from aimagestore import (
     ImageStore,
     ImageUnknownError,
     LockTimeoutError,
+    PrunePolicy,
+    Report,
     SizeUnknownError,
     StoreClosedError,
     Transaction,
@@ -27,6 +30,7 @@ from aimagestore import (
     repair,
 )
 from aimagestore._async.store import core_of
+from aimagestore.oci import export_images
 
 from ..support.layouts import digest_of
 from ..support.sources import CONTENT, DIGEST
@@ -183,6 +187,7 @@ WRONG: list[tuple[str, Call]] = [
     ("int", lambda s: s.set_big_data("one", "k", 5)),
     ("bytes", lambda s: s.set_big_data("one", "k", b"x", expected_digest=b"d")),
     ("str", lambda s: s.set_big_data("one", "k", b"x", expected_size="1")),
+    ("float", lambda s: s.set_big_data("one", "k", b"x", expected_size=1.0)),
     ("int", lambda s: s.set_big_data("one", "k", b"x", progress=5)),
     ("NoneType", lambda s: s.big_data_size("one", None)),
     ("NoneType", lambda s: s.big_data_digest("one", None)),
@@ -196,19 +201,38 @@ async def _open_by_image(store: ImageStore) -> None:
         pass
 
 
+def _reading(method: str, argument: object) -> Call:
+    async def call(store: ImageStore) -> None:
+        async with store.open_big_data("one", "k") as reader:
+            await getattr(reader, method)(argument)
+
+    return call
+
+
 WRONG_FOR_STORES: list[tuple[str, Call]] = [
     ("Image", _open_by_image),
     ("int", lambda s: s.open_big_data("one", 5).__aenter__()),
     ("str", lambda s: s.open_big_data("one", "k", start="0").__aenter__()),
     ("float", lambda s: s.open_big_data("one", "k", end=1.5).__aenter__()),
+    ("str", lambda s: s.open_big_data("one", "k", verify="no").__aenter__()),
+    *[("float", _reading(method, 1.5)) for method in ("read", "receive", "seek")],
+    *[("str", _reading(method, "1")) for method in ("read", "receive", "seek")],
     ("str", lambda s: anext(aiter(s.iter_images(page_size="10")))),
     ("str", lambda s: s.touched_since("2020-01-01")),
     ("int", lambda s: s.stage(5).__aenter__()),
     ("str", lambda s: s.set_big_data("one", "k", [b"fine", "text"])),
+    ("NoneType", lambda s: s.collect_garbage(dry_run=None)),
+    ("str", lambda s: s.prune(PrunePolicy(), dry_run="no")),
+    ("dict", lambda s: s.prune({})),
     ("NoneType", lambda s: copy_images(s, None)),  # type: ignore[arg-type]
     ("str", lambda s: copy_images("store", s)),  # type: ignore[arg-type]
     ("NoneType", lambda _: check(None)),  # type: ignore[arg-type]
+    ("str", lambda _: check("path", verify="no")),  # type: ignore[arg-type]
+    ("str", lambda _: check("path", lock_timeout="1")),  # type: ignore[arg-type]
+    ("bool", lambda _: check("path", lock_timeout=True)),
     ("NoneType", lambda _: repair("path", None)),  # type: ignore[arg-type]
+    ("NoneType", lambda _: repair("path", Report(), drop=None)),  # type: ignore[arg-type]
+    ("str", lambda _: repair("path", Report(), lock_timeout="1")),  # type: ignore[arg-type]
 ]
 
 
@@ -268,6 +292,59 @@ def test_an_invalid_location_is_a_type_error_that_names_it(
 ) -> None:
     with pytest.raises(TypeError, match=says(kind)):
         ImageStore(*arguments, **options)
+
+
+@pytest.mark.parametrize("timeout", [-1, -0.5, math.nan, 10**400])
+async def test_a_timeout_that_is_no_number_of_seconds_is_refused(
+    tmp_path: Path, timeout: float
+) -> None:
+    with pytest.raises(ValueError, match="lock_timeout"):
+        ImageStore(tmp_path, lock_timeout=timeout)
+    for call in (
+        check(tmp_path, lock_timeout=timeout),
+        repair(tmp_path, Report(), lock_timeout=timeout),
+    ):
+        with pytest.raises(ValueError, match="lock_timeout"):
+            await call
+
+
+def test_a_path_that_no_directory_can_have_is_refused() -> None:
+    for path in ("", "images\0"):
+        with pytest.raises(ValueError, match="path"):
+            ImageStore(path)
+
+
+async def test_a_text_in_place_of_several_is_refused_by_the_name_of_the_parameter(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    async with ImageStore(tmp_path / "copy" / "store") as other:
+        with pytest.raises(TypeError, match=r"^refs must"):
+            await copy_images(store, other, "one")
+        with pytest.raises(TypeError, match=r"^an element of refs must"):
+            await copy_images(store, other, ["one", None])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"^refs must"):
+        await export_images(store, "one", tmp_path / "layout")
+    with pytest.raises(TypeError, match=r"^keep_names must"):
+        PrunePolicy(keep_names="*:latest")
+    with pytest.raises(TypeError, match=r"^names must"):
+        await store.create(names="one")
+
+
+class Undecided(tzinfo):
+    """A time zone that does not know its offset: a time in it is naive."""
+
+    def utcoffset(self, moment: datetime | None) -> None:
+        return None
+
+    tzname = dst = utcoffset
+
+
+async def test_a_time_without_an_offset_is_refused(store: ImageStore) -> None:
+    for zone in (None, Undecided()):
+        moment = datetime(2024, 1, 1, tzinfo=zone)
+        for call in (store.touched_since(moment), store.create(created=moment)):
+            with pytest.raises(ValueError, match="aware"):
+                await call
 
 
 # Errors

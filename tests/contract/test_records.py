@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from aimagestore import (
     ImageStore,
     ImageUnknownError,
     InvalidDigestError,
+    JSONValue,
     StoreClosedError,
     StoreReadOnlyError,
 )
@@ -144,7 +145,7 @@ class Text(str):
         return "something else"
 
 
-class Choice(str, Enum):
+class Choice(StrEnum):
     """Texts of an enumeration."""
 
     ID = "one"
@@ -162,7 +163,7 @@ class Choice(str, Enum):
 async def test_texts_of_subclasses_of_str_are_kept_as_plain_texts(
     store: ImageStore, image_id: str, text: str, digest: str
 ) -> None:
-    nested = {text: [text, {text: text}]}
+    nested: JSONValue = {text: [text, {text: text}]}
     created = await store.create(
         image_id,
         names=[text],
