@@ -22,6 +22,7 @@ from .._core.addresses import is_address
 # Each side notices a lost peer within 25 seconds, not two hours: a lost client may hold the lock.
 # The check interval has the server end a query, or a wait for the lock, whose client has left.
 # Calls have deadlines of their own, so the time limits that the role may have do not apply.
+# psycopg reads dates in one style, and writes bytes for one way to quote, so these are set as well.
 SERVER_SETTINGS = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
@@ -31,6 +32,8 @@ SERVER_SETTINGS = {
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
+    "datestyle": "ISO",
+    "standard_conforming_strings": "on",
 }
 """The server's settings for every session, sent when it is opened."""
 
@@ -42,6 +45,9 @@ _DEFAULTS = {
     "tcp_user_timeout": 20_000,
     "fallback_application_name": "aimagestore",
 }
+
+# Records and keys are texts of Unicode, whatever the role or the environment of the program say.
+_ENCODING = {"client_encoding": "UTF8"}
 
 # A password that is not percent-encoded makes parts of itself the host, the port or the database.
 # Messages show these, so they are refused when they contain what belongs to none of them.
@@ -88,7 +94,7 @@ class DatabaseAddress:
         more = given.get("options") or os.environ.get("PGOPTIONS", "")
         options = " ".join([*settings, str(more)]).rstrip()
         name = f"postgresql://{host}{port}/{given.get('dbname', '')}"
-        parameters: dict[str, Any] = {**_DEFAULTS, **given, "options": options}
+        parameters: dict[str, Any] = {**_DEFAULTS, **given, **_ENCODING, "options": options}
         return cls(make_conninfo("", **parameters), name)
 
     def __repr__(self) -> str:
