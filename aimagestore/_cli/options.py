@@ -52,7 +52,8 @@ OPTIONS = (
         type=click.FloatRange(min=0),
         metavar="SECONDS",
         callback=_not_nan,
-        help="How long a change or a check waits for the store's lock, at most.",
+        help="How long a change or a check waits for the store's lock, and a read for the end of "
+        "another program's change, at most.",
     ),
     click.Option(
         ["--verbose"],

@@ -26,7 +26,7 @@ class Session:
 
     :ivar root: the directory or cluster that was given; ``None`` for podman's own store
     :ivar may_write: whether podman's own store may be changed
-    :ivar lock_timeout: seconds that a change waits for the store's lock; ``None`` for no limit
+    :ivar lock_timeout: seconds to wait for other programs, as for :class:`ImageStore`
     :ivar additional: additional stores that were given
     """
 
@@ -93,7 +93,12 @@ class Session:
     async def reading(self) -> AsyncIterator[ImageStore]:
         """Open the store to read it."""
         location, additional = await self._locate()
-        async with ImageStore(location, read_only=True, additional_stores=additional) as store:
+        async with ImageStore(
+            location,
+            read_only=True,
+            lock_timeout=self.lock_timeout,
+            additional_stores=additional,
+        ) as store:
             yield store
 
     @asynccontextmanager

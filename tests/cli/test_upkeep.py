@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from ..support.foreign import locked_by_another_process
+from ..support.foreign import foreign_writer, locked_by_another_process
 from .conftest import Cli
 
 
@@ -115,3 +115,18 @@ def test_a_lock_that_is_not_free(image: Cli) -> None:
             error = image("--lock-timeout", "0.05", command, code=5).errors
             assert f"process {process.pid} holds it" in error
     image("--lock-timeout", "-1", "images", code=2)
+
+
+@pytest.mark.damage
+def test_a_read_beside_a_half_made_change_is_limited_too(image: Cli) -> None:
+    with foreign_writer(image.root) as writer:
+        writer.save({"id": "two", "created": "2024-01-01T00:00:00Z"})
+        for arguments in (
+            ["images"],
+            ["inspect", "two"],
+            ["df"],
+            ["check"],
+            ["prune", "--dry-run"],
+        ):
+            error = image("--lock-timeout", "0.05", *arguments, code=5).errors
+            assert f"process {writer.process} holds it" in error
