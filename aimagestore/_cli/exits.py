@@ -44,6 +44,15 @@ _DAMAGED = (
 )
 _EXPECTED = (ImageStoreError, ValueError, TypeError, RuntimeError)
 
+# What the library's messages advise, and what that is here.
+_NAMES = {
+    "force=True": "--force",
+    "open the store with a longer lock_timeout": "give a longer --lock-timeout",
+    " (open the store with read_only=True to read it)": "",
+    "move it with add_names": "move it with tag",
+    "or call collect_garbage": "or use gc",
+}
+
 
 def examples_text(*lines: str) -> str:
     """Format the examples at the end of a help."""
@@ -109,10 +118,16 @@ def describe(error: Exception) -> str:
     if isinstance(error, AmbiguousImageError):
         return f"{error}: {', '.join(error.candidates)}"
     if isinstance(error, ImageStoreError | CommandError):
-        # The library's message names the parameter, not the option.
-        return str(error).replace("force=True", "--force")
+        return _in_words_of_the_program(str(error))
     if isinstance(error, OSError) and error.strerror:
         path = None if error.filename is None else os.fsdecode(error.filename)
         about = "" if path is None else f"{path or repr(path)}: "
-        return f"{about}{error.strerror}"
+        return about + _in_words_of_the_program(error.strerror)
     return str(error) if isinstance(error, _EXPECTED) else f"{type(error).__name__}: {error}"
+
+
+def _in_words_of_the_program(message: str) -> str:
+    """Name options and commands in a message of the library, which names parameters and calls."""
+    for name, ours in _NAMES.items():
+        message = message.replace(name, ours)
+    return message

@@ -27,9 +27,9 @@ _DAYS = re.compile(r"(\d{1,6})d(.*)", re.ASCII)
     """Show how much space each image and the whole store take.
 
     OWN is what deleting the image frees. Other images share the rest of SIZE. An image that a
-    container uses cannot be deleted. The last line is about the whole store: what it takes, and
-    what deleting all images that no container uses would free. The layers of podman's images are
-    not in this store.
+    container uses is deleted by rm --force only. The last line is about the whole store: what it
+    takes, and what deleting all images that no container uses would free. The layers of podman's
+    images are not in this store.
     """,
     "df",
     "df --json",
@@ -66,7 +66,8 @@ async def disk_usage(context: click.Context, *, json: bool) -> None:
     ]
     await write_table(("NAME", "IMAGE ID", "SIZE", "OWN", "CONTAINERS"), rows, folded=0)
     total, free = human_size(usage.total), human_size(usage.reclaimable)
-    await write_lines([f"{len(rows)} images, {total} in all, {free} reclaimable"])
+    number = counted(len(rows), "image")
+    await write_lines([f"{number}, {total} in all, {free} reclaimable"])
 
 
 def _name_of(image: Image | None) -> str:

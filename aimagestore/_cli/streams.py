@@ -75,7 +75,7 @@ class RawOutput(io.RawIOBase):
         try:
             write_whole(self._fd, data)
         except BrokenPipeError as error:
-            # Typer would exit with a code of its own for a BrokenPipeError.
+            # click would exit with a code of its own for a BrokenPipeError.
             raise CommandError(
                 "the reader of standard output has closed it", ExitCode.UNREAD
             ) from error

@@ -35,6 +35,8 @@ def test_the_sizes_of_images_are_shown(images: Cli) -> None:
     assert rows[-1].split()[:2] == ["localhost/a:2", "two"]
     assert summary.startswith("3 images, ")
     assert summary.endswith(" reclaimable")
+    images("rm", "one", "two")
+    assert images("df").lines[-1].startswith("1 image, ")
 
 
 def test_images_without_names_are_deleted(images: Cli) -> None:

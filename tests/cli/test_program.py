@@ -18,6 +18,8 @@ from aimagestore import LockTimeoutError
 from aimagestore._cli.exits import ExitCode, exit_code
 
 from ..support.commands import invoke
+from ..support.faults import Faults
+from ..support.foreign import locked_by_another_process
 from .conftest import PROGRAM, Cli, environment, program
 from .test_items import LARGE
 from .test_records import sha256
@@ -61,6 +63,20 @@ def test_the_root_from_the_environment(image: Cli) -> None:
 def test_only_a_timeout_of_the_stores_lock_exits_as_locked() -> None:
     assert exit_code(LockTimeoutError("the lock was not free in time")) is ExitCode.LOCKED
     assert exit_code(OSError(errno.ETIMEDOUT, "Connection timed out")) is ExitCode.FAILED
+
+
+def test_a_message_advises_options_and_commands_of_the_program(
+    image: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's messages advise parameters and calls."""
+    with locked_by_another_process(image.root):
+        locked = image("--lock-timeout", "0", "tag", "one", "b:1", code=5).errors
+    assert "give a longer --lock-timeout" in locked
+    taken = image("create", "--name", "a:1", code=1).errors
+    assert "move it with tag" in taken
+    with Faults(monkeypatch).fail("fsync", errno.ENOSPC, lambda number: True):
+        full = image("tag", "one", "b:1", code=1).errors
+    assert "or use gc" in full
 
 
 def test_version_and_help() -> None:

@@ -130,3 +130,4 @@ def test_a_read_beside_a_half_made_change_is_limited_too(image: Cli) -> None:
         ):
             error = image("--lock-timeout", "0.05", *arguments, code=5).errors
             assert f"process {writer.process} holds it" in error
+            assert "--lock-timeout" in error
