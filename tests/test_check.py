@@ -19,12 +19,14 @@ from aimagestore import (
     StoreCorruptError,
     StoreReadOnlyError,
     check,
+    repair,
 )
 from aimagestore._directory.contents import unlisted_files
 from aimagestore._directory.files import Directory
 
 from .support.buildah import FIXTURE, FIXTURE_ID
 from .support.damage import DAMAGE, listing
+from .support.faults import Faults
 from .support.foreign import locked_by_another_process
 from .support.stores import edit_index, locked, open_files, until, until_requested
 
@@ -117,6 +119,80 @@ async def test_a_file_in_place_of_an_images_directory_is_found(path: Path, image
     shutil.rmtree(image)
     image.write_bytes(b"")
     assert [f.kind for f in (await check(path)).findings] == [Kind.ITEM_UNREADABLE]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EUCLEAN, errno.EBADMSG])
+@pytest.mark.parametrize("call", ["open", "readv"])
+async def test_an_item_that_a_damaged_disk_does_not_give_back_is_found(
+    path: Path, image: Path, faults: Faults, call: str, code: int
+) -> None:
+    bad = (image / "manifest").stat().st_ino
+    (image / "other").touch()
+
+    def is_bad(_: int, file: str | int, *__: object, **___: object) -> bool:
+        return file == "manifest" or (isinstance(file, int) and os.fstat(file).st_ino == bad)
+
+    with faults.fail_call(call, code, is_bad):
+        found = (await check(path)).findings
+    assert [each.kind for each in found] == [Kind.ITEM_UNREADABLE, Kind.ITEM_UNLISTED]
+    assert found[0].key == "manifest"
+    assert os.strerror(code) in found[0].detail
+    assert found[0].path == str(image / "manifest")
+
+
+async def test_a_directory_that_a_damaged_disk_does_not_give_back_is_found_and_dropped(
+    path: Path, image: Path, faults: Faults
+) -> None:
+    def is_bad(_: int, name: str, *__: object, **___: object) -> bool:
+        return name == FIXTURE_ID
+
+    with faults.fail_call("open", errno.EIO, is_bad):
+        (found,) = (await check(path)).findings
+        assert (found.kind, found.path, found.key) == (Kind.ITEM_UNREADABLE, str(image), "")
+        assert not (await repair(path, await check(path))).findings
+        await repair(path, await check(path), drop=True)
+        assert (await check(path)).ok
+    async with ImageStore(path) as store:
+        assert (await store.get(FIXTURE_ID)).big_data_names == ()
+
+
+async def test_an_index_that_a_damaged_disk_gives_back_in_part_is_rebuilt(
+    path: Path, faults: Faults
+) -> None:
+    async with ImageStore(path) as store, store.transaction() as tx:
+        for i in range(100):
+            await tx.create(f"{i:064}", names=[f"name{i}"], big_data={"key": b"%d" % i})
+    bad = (path / "images.json").stat().st_ino
+
+    def is_all(_: int, fd: int, __: object) -> bool:
+        return os.fstat(fd).st_ino == bad
+
+    def is_second_page(_: int, fd: int, __: int, position: int) -> bool:
+        return os.fstat(fd).st_ino == bad and position == 4096
+
+    with (
+        faults.fail_call("readv", errno.EIO, is_all),
+        faults.fail_call("pread", errno.EIO, is_second_page),
+    ):
+        report = await check(path)
+        assert [found.kind for found in report.findings] == [Kind.INDEX_DAMAGED]
+        assert "Input/output error" in report.findings[0].detail
+        await repair(path, report)
+    async with ImageStore(path) as store:
+        images = await store.images()
+        assert len(images) == 100
+        assert 50 < sum(bool(image.names) for image in images) < 100
+        assert await store.big_data(f"{50:064}", "key") == b"50"
+
+
+async def test_an_item_without_permission_ends_a_check(
+    path: Path, image: Path, faults: Faults
+) -> None:
+    with (
+        faults.fail_call("open", errno.EACCES, lambda _, name, *__, **___: name == "manifest"),
+        pytest.raises(PermissionError, match="manifest"),
+    ):
+        await check(path)
 
 
 async def test_a_link_in_place_of_the_index_is_found(

@@ -127,7 +127,7 @@ class FindingKind(StrEnum, metaclass=PlainEnum):
     )
     ITEM_UNREADABLE = (
         "item-unreadable",
-        "The item is not a regular file, or the object store does not permit reading it",
+        "The item is not a regular file, or the disk or the object store refuses to read it",
         "`repair` drops it with drop=True; on a cluster, grant the permission",
     )
     ITEM_UNLISTED = (

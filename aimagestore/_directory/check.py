@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 
 from .._core.digest import digest_of, hasher, is_digest, is_manifest_key, signed_digest
@@ -21,7 +21,7 @@ from ..errors import InvalidBigDataNameError, StoreCorruptError
 from .beside import PodmanFiles
 from .check_beside import check_beside, images_of_containers
 from .contents import image_directories
-from .files import Directory
+from .files import Directory, is_damage
 from .garbage import garbage
 from .index_file import open_index
 from .lock import open_lock_file, shared_line
@@ -171,6 +171,11 @@ class DirectoryChecker:
         except index.MalformedIndexError as error:
             self._add(FindingKind.INDEX_DAMAGED, path, f"at byte {error.offset}: {error}")
             return None
+        except OSError as error:
+            if not is_damage(error):
+                raise
+            self._add(FindingKind.INDEX_DAMAGED, path, str(error))
+            return None
         finally:
             os.close(fd)
         if parsed is None:
@@ -212,18 +217,28 @@ class DirectoryChecker:
         if not image.big_data_names:
             return
         path = root.path_of(image.id)
+        with self._noting_unreadable(path, image.id):
+            try:
+                directory = root.open_directory(image.id)
+            except FileNotFoundError:
+                self._add(FindingKind.DIRECTORY_MISSING, path, id=image.id)
+                return
+            with directory:
+                for key in image.big_data_names:
+                    self._items += counted
+                    yield from self._check_item(root, directory, image, key, counted=counted)
+
+    @contextmanager
+    def _noting_unreadable(self, path: str, image_id: str, key: str = "") -> Iterator[None]:
+        """Note that an item or a directory cannot be read, if that ends the block."""
         try:
-            directory = root.open_directory(image.id)
-        except FileNotFoundError:
-            self._add(FindingKind.DIRECTORY_MISSING, path, id=image.id)
-            return
+            yield
         except StoreCorruptError as error:
-            self._add(FindingKind.ITEM_UNREADABLE, path, str(error), id=image.id)
-            return
-        with directory:
-            for key in image.big_data_names:
-                self._items += counted
-                yield from self._check_item(root, directory, image, key, counted=counted)
+            self._add(FindingKind.ITEM_UNREADABLE, path, str(error), image_id, key)
+        except OSError as error:
+            if not is_damage(error):
+                raise
+            self._add(FindingKind.ITEM_UNREADABLE, path, str(error), image_id, key)
 
     def _check_digests(self, path: str, image: Image) -> None:
         for key, digest in image.big_data_digests.items():
@@ -257,25 +272,25 @@ class DirectoryChecker:
             self._add(FindingKind.ITEM_MISSING, directory.path, str(error), image.id, key)
             return
         path = directory.path_of(name)
-        try:
-            fd = open_current(root, image, key)
-        except FileNotFoundError:
-            self._add(FindingKind.ITEM_MISSING, path, id=image.id, key=key)
-            return
-        except StoreCorruptError as error:
-            self._add(FindingKind.ITEM_UNREADABLE, path, str(error), image.id, key)
-            return
-        try:
-            found = os.fstat(fd)
-            size = found.st_size
-            recorded = image.big_data_sizes.get(key, size)
-            if size != recorded:
-                kind = FindingKind.ITEM_SHORT if size < recorded else FindingKind.ITEM_LONG
-                self._add(kind, path, f"{size} bytes, {recorded} are recorded", image.id, key)
-            elif self._verify and is_digest(image.big_data_digests.get(key, "")):
-                yield from self._check_content(directory, fd, found, image, key, counted=counted)
-        finally:
-            os.close(fd)
+        with self._noting_unreadable(path, image.id, key):
+            try:
+                fd = open_current(root, image, key)
+            except FileNotFoundError:
+                self._add(FindingKind.ITEM_MISSING, path, id=image.id, key=key)
+                return
+            try:
+                found = os.fstat(fd)
+                size = found.st_size
+                recorded = image.big_data_sizes.get(key, size)
+                if size != recorded:
+                    kind = FindingKind.ITEM_SHORT if size < recorded else FindingKind.ITEM_LONG
+                    self._add(kind, path, f"{size} bytes, {recorded} are recorded", image.id, key)
+                elif self._verify and is_digest(image.big_data_digests.get(key, "")):
+                    yield from self._check_content(
+                        directory, fd, found, image, key, counted=counted
+                    )
+            finally:
+                os.close(fd)
 
     def _check_content(
         self,

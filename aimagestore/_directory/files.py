@@ -24,6 +24,8 @@ from .mounts import mount_of, mounts_in
 _SAFE = os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _DIRECTORY = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)
 _TMPFILE: int | None = getattr(os, "O_TMPFILE", None)
+# EUCLEAN and EBADMSG: the file system has found metadata or a checksum that is wrong.
+_DAMAGE = frozenset({errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)})
 _IOV_MAX = 1024
 _LEVELS_MAX = 100
 _COPIED_AT_ONCE = 1024 * 1024
@@ -44,6 +46,11 @@ def is_crowded(fd: int) -> bool:
     The kernel gives each file the lowest descriptor that is free.
     """
     return fd >= files_max() // 2
+
+
+def is_damage(error: OSError) -> bool:
+    """Return whether an error says that the disk or the file system is damaged."""
+    return error.errno in _DAMAGE
 
 
 class NamesRemoved:

@@ -16,27 +16,36 @@ from .._engine.protocol import Steps
 from .._format.block_catalog import BlockCatalog
 from ..errors import StoreCorruptError
 from .contents import is_dead_temporary, is_image_directory, unlisted_files
-from .files import Directory, NamesRemoved
+from .files import Directory, NamesRemoved, is_damage
 
 
 def garbage(root: Directory, catalog: BlockCatalog) -> Iterator[Finding]:
     """Find what may be removed, if no writer is at work.
 
     A directory that may belong to a damaged record stays, and so does everything that is neither
-    an image's directory nor a temporary file.
+    an image's directory nor a temporary file, or cannot be looked at because of a damaged disk.
     """
     for name in root.names():
-        record = catalog.record_of(name)
-        if is_dead_temporary(root, name, catalog):
-            yield Finding(FindingKind.TEMPORARY_STALE, path=root.path_of(name))
-        elif record is not None:
-            if root.is_directory(name):
-                for file in unlisted_files(root, record.image):
-                    path = os.path.join(root.path_of(name), file)
-                    yield Finding(FindingKind.ITEM_UNLISTED, id=name, path=path)
-        elif is_image_directory(root, name) and not catalog.is_damaged(name):
-            path = root.path_of(name)
-            yield Finding(FindingKind.DIRECTORY_ORPHANED, id=name, path=path)
+        try:
+            yield from _garbage_in(root, catalog, name)
+        except OSError as error:
+            if not is_damage(error):
+                raise
+
+
+def _garbage_in(root: Directory, catalog: BlockCatalog, name: str) -> Iterator[Finding]:
+    """Find what may be removed under one name in the store's directory."""
+    record = catalog.record_of(name)
+    if is_dead_temporary(root, name, catalog):
+        yield Finding(FindingKind.TEMPORARY_STALE, path=root.path_of(name))
+    elif record is not None:
+        if root.is_directory(name):
+            for file in unlisted_files(root, record.image):
+                path = os.path.join(root.path_of(name), file)
+                yield Finding(FindingKind.ITEM_UNLISTED, id=name, path=path)
+    elif is_image_directory(root, name) and not catalog.is_damaged(name):
+        path = root.path_of(name)
+        yield Finding(FindingKind.DIRECTORY_ORPHANED, id=name, path=path)
 
 
 def needed_item(catalog: View, finding: Finding) -> str | None:

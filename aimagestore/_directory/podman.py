@@ -18,7 +18,7 @@ from .._core.podman import Part, diff_ids, unreadable_items, unreadable_parts
 from .._engine.items import MANIFEST_MAX
 from ..errors import StoreCorruptError
 from .beside import PodmanFiles
-from .files import Directory
+from .files import Directory, is_damage
 from .pending import open_current
 
 _NO_LAYERS: Final[Mapping[str, Layer]] = MappingProxyType({})
@@ -88,17 +88,22 @@ class Podman:
     ) -> bytes | None:
         """Return the content of an item, listed or not; ``None`` if it has no file.
 
-        Of content that is too large for a manifest or a config it returns nothing, ``b""``.
+        Of content that is too large for a manifest or a config it returns nothing, ``b""``. A file
+        that a damaged disk does not give back counts as missing.
         """
         content = files.get((image.id, key))
         if content is not None:
             return content.read() if content.size <= MANIFEST_MAX else b""
         try:
-            fd = open_current(self._root, image, key)
+            with io.FileIO(open_current(self._root, image, key), "rb") as file:
+                is_small = os.fstat(file.fileno()).st_size <= MANIFEST_MAX
+                return file.readall() if is_small else b""
         except (FileNotFoundError, StoreCorruptError):
             return None
-        with io.FileIO(fd, "rb") as file:
-            return file.readall() if os.fstat(fd).st_size <= MANIFEST_MAX else b""
+        except OSError as error:
+            if not is_damage(error):
+                raise
+            return None
 
     def knows(self, layer: str) -> bool:
         """Return whether there is a layer with this ID; ``True`` if it is not known."""

@@ -37,7 +37,7 @@ from .aside import Aside
 from .check import DirectoryChecker
 from .contents import image_directories
 from .engine import DirectoryEngine
-from .files import Directory
+from .files import Directory, is_damage
 from .garbage import needed_item
 from .podman import Podman
 from .podman_repair import PodmanRepairs
@@ -50,7 +50,13 @@ _LOST_INDEX = frozenset(
 _LOST_ITEM = frozenset(
     {FindingKind.ITEM_MISSING, FindingKind.ITEM_UNREADABLE, FindingKind.ITEM_ALTERED}
 )
+_LOST_DIRECTORY = frozenset({FindingKind.DIRECTORY_MISSING, FindingKind.ITEM_UNREADABLE})
+"""Those that are about all items of an image if they name none."""
+
 _WRONG_SIZE = frozenset({FindingKind.ITEM_SHORT, FindingKind.ITEM_LONG})
+_SECTOR_MAX = 4096
+"""Bytes that are lost together if a disk is damaged."""
+
 _UNREADABLE = frozenset({FindingKind.RECORD_DAMAGED, FindingKind.DUPLICATE_ID})
 
 
@@ -253,10 +259,10 @@ class _Repairs:
                 mutations.drop_unreadable(),
                 f"taken out of the index, which stays as {self._kept_as}",
             )
-        elif finding.kind in _LOST_ITEM or finding.kind in _WRONG_SIZE:
+        elif finding.key and finding.kind in (_LOST_ITEM | _WRONG_SIZE):
             self._takes_out = True
             yield mutations.drop_big_data(finding.id, finding.key), "dropped from the record"
-        elif finding.kind is FindingKind.DIRECTORY_MISSING:
+        elif finding.kind in _LOST_DIRECTORY:
             self._takes_out = True
             for key in self._draft.get(finding.id).big_data_names:
                 yield mutations.drop_big_data(finding.id, key), f"{key} dropped from the record"
@@ -355,11 +361,26 @@ def salvage(root: Directory) -> BlockCatalog:
         fd = root.open_file(INDEX_FILE)
     except FileNotFoundError:
         return build({}, ())
-    with io.FileIO(fd, "rb") as file:
-        text = file.readall()
+    try:
+        text = _readable_text(root, fd)
+    finally:
+        os.close(fd)
     block_id = new_block_id()
     records = list(_readable_records(text, block_id))
     return build({block_id: Block.of(records)} if records else {}, ())
+
+
+def _readable_text(root: Directory, fd: int) -> bytes:
+    """Return the text of an index, with NULs in place of what a damaged disk does not give back."""
+    pieces = []
+    for position in range(0, root.stat_file(INDEX_FILE, fd).st_size, _SECTOR_MAX):
+        try:
+            pieces.append(root.read_at(INDEX_FILE, fd, _SECTOR_MAX, position))
+        except OSError as error:
+            if not is_damage(error):
+                raise
+            pieces.append(bytes(_SECTOR_MAX))
+    return b"".join(pieces)
 
 
 def _readable_records(text: bytes, block_id: int) -> Iterator[Record]:
