@@ -50,6 +50,7 @@ class Placement:
         self._pending: list[tuple[str, str, str]] = []
         self._marks: list[str] = []
         self._made: list[str] = []
+        self._is_root_changed = False
         self._changed: dict[str, None] = {}
 
     def place(self, draft: Draft) -> None:
@@ -76,7 +77,7 @@ class Placement:
             if bytes(old.raw) != bytes(new.raw):
                 self._marks.append(mark_name(new))
                 os.close(self._root.open_file(self._marks[-1], os.O_WRONLY | os.O_CREAT))
-        if self._made or self._pending or self._marks:
+        if self._is_root_changed or self._made or self._pending or self._marks:
             self._root.sync()
 
     def _place_inline(
@@ -139,6 +140,10 @@ class Placement:
         for image_id, contents in images.items():
             if self._root.make_directory(image_id):
                 self._made.append(image_id)
+            old = self._base.record_of(image_id)
+            # Without items, its directory may be one that a dead writer made and did not sync.
+            if old is None or not old.image.big_data_names:
+                self._is_root_changed = True
             self._changed[image_id] = None
             with self._root.open_directory(image_id) as directory:
                 for key, content in contents:

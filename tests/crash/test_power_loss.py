@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from itertools import accumulate
 from pathlib import Path
 
@@ -205,36 +206,49 @@ async def deaths(base: Path, name: str, *, whole: bool) -> list[int]:
     return one_of_each(writing, numbered.__getitem__, name)
 
 
-async def record_death(base: Path, operation: Operation, at: int) -> tuple[Recorder, int]:
+async def record_death(
+    base: Path, operation: Operation, at: int, *, is_open: bool
+) -> tuple[Recorder, int]:
     """Record a change that is killed at a point, and a change by another store after it.
 
     From that point on, every call of the first store fails: for the disk, that is its death. Return
     the recorder, and the number of the event at which the second store begins.
+
+    :param is_open: whether the second store was open before, and had made a change
     """
     base.mkdir()
     await make(base / "store", operation.start)
     recorder = Recorder(base)
-    before = await read_again(base / "store")
     points = Failpoints(base / "store", Failure(at, errno.EIO, stays=True))
     with recorder.active():
-        await attempt(operation, base / "store", points)
-        assert points.hit
-        after = await read_again(base / "store")
-        allowed = [before, after]
-        recorder.allow(allowed)
-        first = len(recorder.events)
-        async with ImageStore(base / "store") as store:
+        async with AsyncExitStack() as opened:
+            store = ImageStore(base / "store")
+            if is_open:
+                await opened.enter_async_context(store)
+                await store.set_metadata(TWO, "before the death")
+            before = await read_again(base / "store")
+            await attempt(operation, base / "store", points)
+            assert points.hit
+            after = await read_again(base / "store")
+            allowed = [before, after]
+            recorder.allow(allowed)
+            first = len(recorder.events)
+            if not is_open:
+                await opened.enter_async_context(store)
             assert await read_state(store) == after
-            await store.set_metadata(TWO, "after the death")
+            async with store.transaction() as tx:
+                await tx.set_metadata(TWO, "after the death")
+                await tx.set_big_data(TWO, "key", b"after the death")
             allowed.append(await read_state(store))
         recorder.allow(allowed[-1:])
     return recorder, first
 
 
 @pytest.mark.parametrize("whole", EXTENTS)
+@pytest.mark.parametrize("is_open", [False, True])
 @pytest.mark.parametrize("name", OPERATIONS if NIGHTLY else KILLED)
 def test_a_store_survives_a_power_cut_after_a_writer_was_killed(
-    scratch: Path, name: str, whole: bool
+    scratch: Path, name: str, is_open: bool, whole: bool
 ) -> None:
     operation = OPERATIONS[name]
     if operation.opens or operation.meanwhile or operation.start != "full" or name == "wipe":
@@ -244,7 +258,7 @@ def test_a_store_survives_a_power_cut_after_a_writer_was_killed(
         checker = Checker(scratch, whole=whole)
         for at in await deaths(scratch / "undisturbed", name, whole=whole or NIGHTLY):
             base = scratch / "live"
-            await checker.check(*await record_death(base, operation, at))
+            await checker.check(*await record_death(base, operation, at, is_open=is_open))
             shutil.rmtree(base)
         print(f"{checker.checked} states of the disk")
         return checker.checked
