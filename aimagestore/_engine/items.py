@@ -252,7 +252,9 @@ class Source(io.BufferedIOBase):
             raise ValueError("data that is verified is read in order: open it without verify")
         with self._in_use():
             base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
-            self._position = self._file.seek(max(0, base + offset))
+            self._position = max(0, base + offset)
+            # No file system has files as long as a position may be; at the end, nothing is read.
+            self._file.seek(min(self._position, self.size))
             return self._position
 
     def close(self) -> None:
