@@ -262,8 +262,8 @@ class StoreCore:
         self.check_open()
         if self.is_inside_transaction():
             raise RuntimeError(
-                "the transaction around this call holds the store's lock: "
-                "change the store through the transaction"
+                "the transaction around this call holds the store's lock: use the transaction's "
+                "own methods, and make any other call before it or after it"
             )
         if self.read_only:
             raise StoreReadOnlyError(
@@ -435,6 +435,8 @@ class StoreCore:
                     used.append(source)
                     expectations.check(content)
                     await self.finish(content)
+                    if progress is not None:
+                        progress(content.size, content.size)
                 elif progress is None and expectations.is_empty and _is_small(source):
                     piece = bytes(source)  # type: ignore[arg-type]
                     # The sum counts, because all of it is hashed here, in the event loop.

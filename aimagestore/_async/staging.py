@@ -171,7 +171,13 @@ def check_piece(piece: object) -> Any:
     :raises TypeError: when it is not bytes-like
     """
     if not is_buffer(piece):
-        hint = ": encode it, or open the file in binary mode" if isinstance(piece, str) else ""
+        hint = ""
+        if isinstance(piece, str):
+            hint = ": encode it, or open the file in binary mode"
+        elif inspect.isawaitable(piece):
+            hint = ": an async read or receive must be defined with async def"
+            if inspect.iscoroutine(piece):
+                piece.close()
         raise TypeError(f"big data must be bytes, not {type(piece).__name__}{hint}")
     with memoryview(piece) as view:  # type: ignore[arg-type]
         return piece if view.c_contiguous else view.tobytes()

@@ -84,8 +84,11 @@ async def test_a_change_of_the_store_inside_its_transaction_raises_instead_of_de
             await store.create()
 
     async with store.transaction():
-        with pytest.raises(RuntimeError, match="transaction"):
+        with pytest.raises(RuntimeError, match="transaction's own methods"):
             await store.wipe()
+        for call in (store.touch, store.collect_garbage, store.stage().__aenter__):
+            with pytest.raises(RuntimeError, match="any other call before it or after it"):
+                await call()
         with pytest.raises(RuntimeError, match="transaction"):
             async with store.transaction():
                 pass

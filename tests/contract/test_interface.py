@@ -541,6 +541,18 @@ async def test_a_range_of_an_item_is_read(store: ImageStore) -> None:
             assert await reader.read() == b""
 
 
+async def test_a_position_after_the_end_is_taken_and_nothing_is_read_there(
+    store: ImageStore,
+) -> None:
+    await store.create("image", big_data={"key": b"data"})
+    async with store.open_big_data("image", "key") as reader:
+        for position in (4, 5, 10**7, 2**50, 2**63, 10**30):
+            assert await reader.seek(position) == position
+            assert await reader.read() == b""
+            assert await reader.seek(1) == 1
+            assert await reader.read(2) == b"at"
+
+
 async def test_an_invalid_range_is_refused(store: ImageStore) -> None:
     await store.create("image", big_data={"key": b"data"})
     for start, end in ((-1, None), (3, 2), (0, -1)):
@@ -577,6 +589,20 @@ async def test_progress_has_no_total_if_the_size_is_unknown(store: ImageStore) -
     reported.clear()
     await store.set_big_data("image", "nothing", [], progress=report)
     assert reported == [(0, None)]
+
+
+async def test_staged_data_counts_as_done(store: ImageStore) -> None:
+    await store.create("image")
+    reported: list[tuple[int, int | None]] = []
+
+    def report(done: int, total: int | None) -> None:
+        reported.append((done, total))
+
+    async with store.stage(CONTENT) as staged:
+        await store.set_big_data("image", "key", staged, progress=report)
+    async with store.stage(CONTENT) as staged, store.transaction() as tx:
+        await tx.set_big_data("image", "other", staged, progress=report)
+    assert reported == [(len(CONTENT), len(CONTENT))] * 2
 
 
 async def test_an_error_in_progress_ends_a_call_without_changes(

@@ -6,7 +6,7 @@ import io
 import time
 import tracemalloc
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from ctypes import c_int
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,22 @@ async def test_an_empty_piece_does_not_end_a_stream_that_can_be_iterated_over(
         send.close()
         await store.set_big_data(image, "key", receive)
     assert await store.big_data(image, "key") == b"firstsecond"
+
+
+class Delegating:
+    """A stream whose methods return what async functions return, and are none themselves."""
+
+    def read(self, n: int) -> Awaitable[bytes]:
+        """Return the next piece, to be awaited."""
+        return AsyncEndless(b"x").read(n)
+
+
+async def test_a_method_that_is_not_async_itself_is_refused_with_advice(
+    store: ImageStore, image: str
+) -> None:
+    with pytest.raises(TypeError, match=r"not coroutine: .* async def"):
+        await store.set_big_data(image, "key", Delegating())
+    assert await store.big_data_names(image) == []
 
 
 class Reused:
