@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 
 from .._core.draft import Draft
+from .._core.names import INDEX_FILE
 from .._engine.protocol import ChangeUnderWayError
 from .beside import PodmanFiles
 from .commit import DirectoryWriter
@@ -59,7 +60,7 @@ class DirectoryEngine:
         cls, path: str, *, read_only: bool, container_stores: Iterable[str] = ()
     ) -> DirectoryEngine:
         """Open a directory; unless ``read_only``, create it and complete what a crash left."""
-        if not read_only:
+        if not read_only and not os.path.lexists(os.path.join(path, INDEX_FILE)):
             make_directories(path)
         root = Directory.at(path)
         try:

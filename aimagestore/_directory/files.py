@@ -499,20 +499,32 @@ def _mounted(path: str) -> OSError:
 
 
 def make_directories(path: str) -> None:
-    """Make a directory and those that are missing above it, durably, with mode 0700."""
+    """Make a directory and those that are missing above it, durably, with mode 0700.
+
+    The last one that exists is made durable, too: a process may have died that had just made it.
+    """
     missing = []
     path = os.path.abspath(path)
     while not os.path.lexists(path):
         missing.append(path)
         path = os.path.dirname(path)
+    _sync_above(path)
     for path in reversed(missing):
-        try:
+        with suppress(FileExistsError):
             os.mkdir(path, PRIVATE_DIRECTORY)
-        except FileExistsError:
-            continue
+        _sync_above(path)
+
+
+def _sync_above(path: str) -> None:
+    """Make the name of a directory durable, if that is possible."""
+    try:
+        above = Directory.at(os.path.dirname(path))
+    except PermissionError:
+        return  # it may be searched but not read, like many directories above a home
+    with above:
         try:
-            parent = Directory.at(os.path.dirname(path))
-        except PermissionError:
-            continue  # it may be searched but not read, like many directories above a home
-        with parent:
-            parent.sync()
+            above.sync()
+        except OSError as error:
+            # On a file system that is read-only, all names are durable.
+            if error.errno not in {errno.EINVAL, errno.EROFS}:
+                raise

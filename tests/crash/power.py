@@ -145,6 +145,8 @@ class Recorder:
         if directory is not None:
             return self._open[directory], name
         parts = os.path.relpath(name, self._base).split("/")
+        if parts[0] == "..":
+            return Node(is_directory=True), "."
         node = self.root
         for part in parts[:-1]:
             node = self._entries[node, part]

@@ -184,6 +184,36 @@ def test_a_store_survives_a_power_cut_at_any_moment(scratch: Path, whole: bool) 
     assert anyio.run(run) > (300 if whole else 150)
 
 
+@pytest.mark.parametrize("whole", EXTENTS)
+def test_a_store_survives_a_power_cut_after_the_process_that_made_it_was_killed(
+    scratch: Path, whole: bool
+) -> None:
+    operation = OPERATIONS["open anew"]
+
+    async def run() -> None:
+        checker = Checker(scratch, whole=whole)
+        points = Failpoints(scratch / "undisturbed" / "store")
+        (scratch / "undisturbed").mkdir()
+        await attempt(operation, scratch / "undisturbed" / "store", points)
+        for at in range(1, len(points.passed) + 1):
+            base = scratch / "live"
+            base.mkdir()
+            recorder = Recorder(base)
+            allowed: list[State] = [{}]
+            recorder.allow(allowed)
+            with recorder.active():
+                points = Failpoints(base / "store", Failure(at, errno.EIO, stays=True))
+                await attempt(operation, base / "store", points)
+                async with ImageStore(base / "store") as store:
+                    await store.create(ONE, created=THEN, big_data={"key": b"data"})
+                    allowed.append(await read_state(store))
+                recorder.allow(allowed[-1:])
+            await checker.check(recorder)
+            shutil.rmtree(base)
+
+    anyio.run(run)
+
+
 KILLED = [
     "create with items",
     "set_big_data, first",
