@@ -15,7 +15,7 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from aimagestore import ImageStore, LockTimeoutError
+from aimagestore import ImageStore, LockTimeoutError, copy_images
 from aimagestore._async.store import core_of
 from aimagestore._directory import files
 from aimagestore._directory.mounts import is_local
@@ -179,6 +179,39 @@ async def test_content_that_is_pending_outlasts_a_change_that_fails(
     async with ImageStore(path) as again:
         assert await read_verified(again) == b"new content"
         assert await again.metadata("one") == ""
+
+
+_DIES_BEFORE_COMMIT = """
+import os, sys, anyio
+from aimagestore import ImageStore, copy_images
+real = os.rename
+def rename(source, target, **kwargs):
+    if target == "images.json":
+        os.kill(os.getpid(), 9)
+    return real(source, target, **kwargs)
+async def main():
+    async with ImageStore(sys.argv[1]) as source, ImageStore(sys.argv[2]) as store:
+        os.rename = rename
+        await copy_images(source, store)
+anyio.run(main)
+"""
+
+
+async def test_a_copy_of_items_without_digests_that_is_killed_has_not_happened(
+    path: Path, tmp_path: Path
+) -> None:
+    for each in (path, tmp_path / "source"):
+        async with ImageStore(each) as store:
+            await store.create("one", metadata=each.name, big_data={"key": each.name.encode()})
+        edit_index(each, lambda records: records[0].pop("big-data-digests"))
+    await die(_DIES_BEFORE_COMMIT, tmp_path / "source", path)
+    async with ImageStore(path) as store, ImageStore(tmp_path / "source") as source:
+        assert await store.metadata("one") == path.name
+        assert await store.big_data("one", "key") == path.name.encode()
+        await copy_images(source, store)
+        assert await store.metadata("one") == "source"
+        assert await store.big_data("one", "key") == b"source"
+    assert (path / "one" / "key").read_bytes() == b"source"
 
 
 async def test_a_short_write_is_completed(

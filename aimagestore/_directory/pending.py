@@ -47,9 +47,10 @@ def _records_of(view: View, names: Collection[str]) -> Iterator[Record]:
 def pending_name(image: Image, key: str) -> str:
     """Return the name under which the content that a record describes is pending.
 
-    It is derived from the recorded digest, which need not be that of the content.
+    It is derived from the recorded digest, which need not be that of the content. Without one, only
+    the rest of the record tells the next version of the image from the present one.
     """
-    described = f"{key}\0{image.big_data_digests.get(key, '')}"
+    described = f"{key}\0{image.big_data_digests.get(key) or repr(image)}"
     item = hashlib.sha256(described.encode()).hexdigest()[:32]
     return f"{NEW_PREFIX}{_image_part(image.id)}-{item}"
 
