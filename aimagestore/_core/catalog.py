@@ -103,9 +103,7 @@ class Indexes(NamedTuple):
                 self.by_digest[digest] = record.id
 
     def discard(self, record: Record) -> None:
-        """Remove a record, if it is the one that is indexed."""
-        if self.by_id.get(record.id) is not record:
-            return
+        """Remove a record that is indexed."""
         del self.by_id[record.id]
         for name in record.names:
             if self.by_name.get(name) == record.id:
