@@ -47,11 +47,11 @@ async def test_an_image_of_exactly_the_age_is_kept(image: Image) -> None:
 async def test_the_later_record_of_images_with_one_time_counts_as_newer(image: Image) -> None:
     images = [
         msgspec.structs.replace(image, id=image_id, names=(f"localhost:5000/app:{image_id}",))
-        for image_id in ("one", "two", "three")
+        for image_id in ("three", "two", "one")  # not in the order of the IDs
     ]
     found = reasons(images, PrunePolicy(unnamed=False, keep_last=2))
     newest = "it is one of the newest of localhost:5000/app"
-    assert found == {"one": "", "two": newest, "three": newest}
+    assert found == {"three": "", "two": newest, "one": newest}
 
 
 async def test_the_reason_has_the_name_and_the_pattern_that_keep_an_image(image: Image) -> None:

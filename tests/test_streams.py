@@ -9,6 +9,7 @@ import random
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -291,6 +292,28 @@ async def test_a_source_gives_its_next_piece_while_one_is_written(
     with anyio.fail_after(10):
         await store.set_big_data(image, "key", pieces())
     assert await store.big_data(image, "key") == 2 * CONTENT
+
+
+@pytest.mark.parametrize(
+    ("streams", "size"), [(1, 1 << 20), (8, (16 << 20) // 3 // 8), (40, 1 << 18)]
+)
+async def test_the_more_streams_are_written_the_smaller_are_their_pieces(
+    store: ImageStore, image: str, monkeypatch: pytest.MonkeyPatch, streams: int, size: int
+) -> None:
+    sizes: list[int] = []
+    append = staged._Sink.append
+
+    def observed(sink: staged._Sink, fd: int, piece: bytes | memoryview) -> None:
+        sizes.append(len(piece))
+        append(sink, fd, piece)
+
+    monkeypatch.setattr(staged._Sink, "append", observed)
+    async with AsyncExitStack() as stack:
+        for _ in range(streams - 1):
+            await stack.enter_async_context(store.stage())
+        await store.set_big_data(image, "key", bytes(4 << 20))
+    assert max(sizes) == size
+    assert sum(sizes) == 4 << 20
 
 
 async def test_a_write_that_fails_while_the_source_waits_fails_the_call(

@@ -246,7 +246,14 @@ async def test_a_prefix_of_very_many_ids_names_the_first_of_them(store: ImageSto
     with pytest.raises(AmbiguousImageError, match="more than 100 image IDs") as info:
         await store.get("a")
     assert info.value.candidates == first
+    for number in range(149, 99, -1):
+        await store.delete(f"ab{number}")
+    with pytest.raises(AmbiguousImageError, match="of 100 image IDs") as info:
+        await store.get("a")
+    assert info.value.candidates == first
     async with store.transaction() as tx:
+        for number in range(100, 150):
+            await tx.create(f"ab{number}")
         for image_id in first:
             await tx.delete(image_id)
         with pytest.raises(AmbiguousImageError, match="50 image IDs") as info:
