@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import anyio
 import pytest
@@ -380,3 +381,32 @@ def test_a_directory_can_be_listed_by_two_threads_at_once(tmp_path: Path) -> Non
         next(other)  # the other thread is in the middle of it
         assert sorted(directory.names()) == ["a", "b", "c"]
         assert len([*other]) == 2
+
+
+@pytest.mark.parametrize("change", ["create", "collect_garbage"])
+async def test_another_programs_deletion_is_durable_before_the_directory_is_removed(
+    store: ImageStore, path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """That program does not sync: after a power cut, the image may be there again."""
+    await store.create(STALE, big_data={"k": b"data"})
+    (path / ".tmp-images.json").write_bytes(b"[]")
+    (path / ".tmp-images.json").rename(path / "images.json")
+    calls: list[str] = []
+    sync, remove = files.Directory.sync, files.Directory.remove_tree
+
+    def noting_sync(self: files.Directory) -> None:
+        calls.append("sync")
+        sync(self)
+
+    def noting_remove(self: files.Directory, name: str, *mounts: Any) -> int:
+        calls.append(name)
+        return remove(self, name, *mounts)
+
+    monkeypatch.setattr(files.Directory, "sync", noting_sync)
+    monkeypatch.setattr(files.Directory, "remove_tree", noting_remove)
+    if change == "create":
+        await store.create(STALE, big_data={"k": b"new"})
+    else:
+        await store.collect_garbage()
+        assert not (path / STALE).exists()
+    assert "sync" in calls[: calls.index(STALE)]

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 from aimagestore import ImageStore, LockTimeoutError, StagedItem, StoreClosedError, check
 from aimagestore._async import core
 from aimagestore._async.store import core_of
+from aimagestore._core.draft import Draft
 from aimagestore._directory.commit import DirectoryWriter
 from aimagestore._directory.files import Directory
 from aimagestore._engine.lock import Grant, LockLine
@@ -569,3 +570,25 @@ async def test_a_coroutine_that_is_closed_leaves_its_commit_to_the_store(
         await until(lambda: not is_locked(path))
         assert await store.exists("one")
     assert (await check(path)).ok
+
+
+async def test_a_change_of_a_transaction_that_was_cancelled_before_it_was_decided_is_not_made(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    prefetch = Draft.prefetch
+
+    def gated(self: Draft, refs: Iterable[str], names: Iterable[str]) -> None:
+        gate()
+        prefetch(self, refs, names)
+
+    monkeypatch.setattr(Draft, "prefetch", gated)
+    async with store.transaction() as tx:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tx.create, "one")
+            await until(gate.reached.is_set)
+            tasks.cancel_scope.cancel()
+        gate.open()  # the thread comes back from there after the call has ended
+        await tx.create("two")
+        assert [image.id for image in await tx.images()] == ["two"]
+    assert [image.id for image in await store.images()] == ["two"]
