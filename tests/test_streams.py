@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -241,6 +242,22 @@ async def test_the_last_piece_of_altered_content_is_never_given(
             await reader.read()
 
 
+@pytest.mark.damage
+async def test_content_that_is_cut_off_while_it_is_open_is_noticed(
+    store: ImageStore, image: str
+) -> None:
+    async with store.open_big_data(image, "key") as reader:
+        assert reader.path is not None
+        file = os.readlink(reader.path)
+    for rest in (CHUNK, 0):
+        async with store.open_big_data(image, "key", verify=True) as reader:
+            assert await reader.read(1000) == CONTENT[:1000]
+            os.truncate(file, rest)
+            with pytest.raises(DigestMismatchError):
+                await reader.read()
+        Path(file).write_bytes(CONTENT)
+
+
 async def test_a_reader_that_is_closed_while_it_reads_ahead_closes_its_file(
     store: ImageStore, image: str, reads: Reads
 ) -> None:
@@ -346,6 +363,39 @@ async def test_a_call_that_is_cancelled_while_it_writes_leaves_no_file_open(
         while not set(os.listdir("/proc/self/fd")) <= before:
             await anyio.sleep(0.001)
     assert await store.big_data_names(image) == ["key"]
+
+
+class _LateDigester(Digester):
+    """Hashes nothing before it must."""
+
+    def __init__(self, helpers: Executor) -> None:
+        super().__init__(helpers)
+        self._late: list[memoryview] = []
+
+    def add(self, piece: Any) -> None:
+        self._late.append(piece)
+
+    def finish(self) -> None:
+        for piece in self._late:
+            super().add(piece)
+        self._late.clear()
+        super().finish()
+
+
+async def test_a_buffer_may_change_after_it_was_written(
+    store: ImageStore, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staged, "Digester", _LateDigester)
+    buffer = bytearray(CONTENT)
+    async with store.stage() as item:
+        for _ in range(2):
+            await item.write(buffer)
+            buffer.reverse()
+        await store.set_big_data(image, "key", item)
+    changed = await store.get(image)
+    expected = CONTENT + CONTENT[::-1]
+    assert changed.big_data_digests["key"] == f"sha256:{hashlib.sha256(expected).hexdigest()}"
+    assert await store.big_data(image, "key") == expected
 
 
 class _BusyHelpers(Executor):
