@@ -153,6 +153,8 @@ def migrate(records_url: str) -> int:
     try:
         with address.connect(autocommit=True) as connection:
             if _present_version(connection, address.name) < SCHEMA_VERSION:
+                _wait_for_others(connection)
+                connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
                 with connection.transaction():
                     _migrate(connection, address.name)
     except LockNotAvailable as error:
@@ -165,10 +167,16 @@ def migrate(records_url: str) -> int:
     return SCHEMA_VERSION
 
 
+def _wait_for_others(connection: Connection) -> None:
+    """Keep other migrations out until the session ends: they would create the same tables.
+
+    This comes before the transaction, which would not see what they did while it waited.
+    """
+    connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
+    connection.execute("SELECT pg_advisory_lock(hashtext('aimagestore migrate'))")
+
+
 def _migrate(connection: Connection, name: str) -> None:
-    connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
-    # Two migrations at the same time would both create the tables.
-    connection.execute("SELECT pg_advisory_xact_lock(hashtext('aimagestore migrate'))")
     present = _present_version(connection, name)
     if present == SCHEMA_VERSION:
         return

@@ -43,9 +43,10 @@ _KEPT = 1.0
 # Seconds after which a watchdog that has nothing to watch ends.
 _IDLE = 60.0
 
+# A statement after a wait for the lock must see what the holders before have committed.
 _BEGIN = (
-    b"BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; "
-    b"SET LOCAL idle_in_transaction_session_timeout = 0; "
+    b"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 0; "
+    b"SET LOCAL lock_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0; "
 )
 _BEGIN_17 = _BEGIN + b"SET LOCAL transaction_timeout = 0; "
 

@@ -59,15 +59,15 @@ async def test_a_commit_whose_acknowledgement_is_lost_is_not_made_twice(
     there = servers.by_way_of(place, to_postgres.port)
     async with ImageStore(there.location()) as store:
         one = await store.create("one", names=["name"])
-        to_postgres.lose_answer_to(b"COMMIT")
+        to_postgres.lose_answer_to(b"COMMIT\0")
         two = await store.create("two", big_data={"manifest": b"m"})
         assert to_postgres.has_lost_it
         assert await store.images() == [one, two]
-        to_postgres.lose_answer_to(b"COMMIT")
+        to_postgres.lose_answer_to(b"COMMIT\0")
         two = await store.add_names("two", ["name"])
-        to_postgres.lose_answer_to(b"COMMIT")
+        to_postgres.lose_answer_to(b"COMMIT\0")
         await store.delete("one")
-        to_postgres.lose_answer_to(b"COMMIT")
+        to_postgres.lose_answer_to(b"COMMIT\0")
         async with store.transaction() as transaction:
             await transaction.set_metadata("two", "text")
             three = await transaction.create("three")

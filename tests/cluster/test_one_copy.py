@@ -225,7 +225,7 @@ async def test_a_commit_whose_answer_is_lost_keeps_the_objects_that_it_needs(
     async with ImageStore(place.location()) as other, ImageStore(there.location()) as store:
         async with store.stage(CONTENT) as staged, store.stage(b"own") as own:
             await other.create("theirs", big_data={"key": CONTENT})
-            to_postgres.lose_answer_to(b"COMMIT")
+            to_postgres.lose_answer_to(b"COMMIT\0")
             await store.create("ours", big_data={"key": staged, "own": own})
             assert to_postgres.has_lost_it
         assert await other.big_data("ours", "key") == CONTENT

@@ -383,7 +383,7 @@ async def test_a_repair_without_an_answer_says_that_it_may_have_happened(
     await execute("DELETE FROM image_names")
     found = await check(place.location())
     there = servers.by_way_of(place, to_postgres.port)
-    to_postgres.lose_answer_to(b"COMMIT")
+    to_postgres.lose_answer_to(b"COMMIT\0")
     with pytest.raises(StoreUnavailableError, match="may have happened") as caught:
         await repair(there.location(), found)
     assert caught.value.may_have_happened

@@ -108,7 +108,7 @@ def test_a_proxy_can_cut_refuse_and_delay_connections(servers: Servers, to_postg
 def test_a_proxy_can_lose_an_answer(table: Postgres, to_postgres: Proxy) -> None:
     connection = psycopg.connect(table.url(port=to_postgres.port))
     connection.execute("INSERT INTO noted VALUES (4)")
-    to_postgres.lose_answer_to(b"COMMIT")
+    to_postgres.lose_answer_to(b"COMMIT\0")
     with pytest.raises(psycopg.OperationalError):
         connection.commit()
     assert to_postgres.has_lost_it

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import anyio
+import psycopg
 import pytest
+from anyio.to_thread import run_sync
 
 from aimagestore import ImageStore, check
+from aimagestore.cluster import migrate
 
-from .drills import shorten_grace_period, until_collected
+from .drills import MARKER, Bucket, shorten_grace_period, until_collected
+from .ledger import until_requested
 
 if TYPE_CHECKING:
     from .servers import Place, Servers
-
-pytest.importorskip("psycopg")
 
 
 async def assert_works(place: Place) -> None:
@@ -52,3 +55,60 @@ async def test_an_encoding_in_the_environment_changes_nothing(
 ) -> None:
     monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
     await assert_works(place)
+
+
+@pytest.fixture(params=["read committed", "repeatable read", "serializable"])
+def isolated(request: pytest.FixtureRequest, servers: Servers, place: Place) -> Place:
+    """A place whose database has this isolation level by default."""
+    statement: Any = (
+        f"ALTER DATABASE {place.database} SET default_transaction_isolation = '{request.param}'"
+    )
+    servers.postgres.execute(statement)
+    return place
+
+
+# As a garbage collection marks an object that it is about to remove.
+_CONDEMN = """
+    INSERT INTO image_items (blob, image_id, key, size, removed)
+    VALUES (%s, '', 'pending', 1, clock_timestamp())
+"""
+
+
+async def test_a_change_sees_what_was_condemned_while_it_waited_for_the_lock(
+    servers: Servers, isolated: Place
+) -> None:
+    async with (
+        ImageStore(isolated.location()) as store,
+        ImageStore(isolated.location()) as other,
+        store.stage(b"data") as staged,
+    ):
+        (blob,) = set(await run_sync(Bucket(servers, isolated).read)) - {MARKER}
+
+        async def create() -> None:
+            with pytest.raises(ValueError, match="stage it again"):
+                await store.create("one", big_data={"key": staged})
+
+        async with anyio.create_task_group() as tasks, other.transaction():
+            tasks.start_soon(create)
+            await until_requested(servers, isolated)
+            await servers.execute(isolated, _CONDEMN, blob)
+        assert await store.images() == []
+
+
+async def test_two_migrations_at_once_make_the_tables_once(
+    servers: Servers, isolated: Place
+) -> None:
+    await servers.execute(isolated, "DROP TABLE image_store, images, image_names, image_digests")
+    await servers.execute(isolated, "DROP TABLE image_items, image_commits, image_changes")
+    hold = "SELECT pg_advisory_lock(hashtext('aimagestore migrate'))"
+    waiting = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    async with anyio.create_task_group() as tasks:
+        with psycopg.connect(isolated.records_url, autocommit=True) as holder:
+            holder.execute(hold)
+            for _ in range(2):
+                tasks.start_soon(run_sync, migrate, isolated.records_url)
+            with anyio.fail_after(60):
+                while len(await servers.execute(isolated, waiting)) < 2:
+                    await anyio.sleep(0.01)
+    async with ImageStore(isolated.location()) as store:
+        assert await store.images() == []
