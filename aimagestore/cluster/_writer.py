@@ -31,7 +31,7 @@ from ._sessions import Cursor, OverdueError, Sessions, is_lost
 from ._staged import StagedBlob, collected
 from ._upload import MOMENT
 from ._views import LockedView
-from ._writing import Change, NewCommit, changes_of, find_commit, used, write
+from ._writing import Change, NewCommit, changes_of, find_commit, touch, used, write
 
 # Contents of a transaction that are stored at the same time.
 _UPLOADS = 8
@@ -229,10 +229,16 @@ class ClusterWriter:
 
     def touch(self, grant: AnyGrant) -> None:
         held: HeldLock = grant.held
-        try:
-            held.session.execute("UPDATE image_store SET touched = clock_timestamp(); COMMIT")
-        except psycopg.Error as error:
-            raise self._sessions.unavailable(error) from error
+        until = self._sessions.end_of_call()
+        while True:
+            try:
+                touch(held.session)
+            except psycopg.Error as error:
+                if not is_lost(error):
+                    raise self._sessions.unavailable(error) from error
+            else:
+                return
+            self._lock.reacquire(held, until)
 
     def garbage(self, *, dry_run: bool) -> Iterator[Removal]:
         return self._garbage.pieces(dry_run=dry_run)

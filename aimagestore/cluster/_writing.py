@@ -185,6 +185,11 @@ def write(
     return int(row[0]), {row[0] for row in added.fetchall()} if added is not None else set()
 
 
+def touch(session: Session) -> None:
+    """Commit the present transaction, after noting that a writer has touched the store."""
+    session.execute("UPDATE image_store SET touched = clock_timestamp(); COMMIT")
+
+
 def prune(session: Session) -> None:
     """Forget commits that are older than the grace period."""
     with session.limited() as connection:

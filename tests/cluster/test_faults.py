@@ -53,6 +53,17 @@ async def test_a_commit_whose_session_ends_is_made_again(servers: Servers, place
         assert commits > 1
 
 
+async def test_a_touch_whose_session_ends_is_made_again(servers: Servers, place: Place) -> None:
+    async with ImageStore(place.location()) as store:
+        await servers.execute(place, _END_ONE_COMMIT.replace("ON images", "ON image_store"))
+        statement = "SELECT touched FROM image_store"
+        before = await servers.execute(place, statement)
+        await store.touch()
+        assert await servers.execute(place, statement) > before
+        ((commits,),) = await servers.execute(place, "SELECT last_value FROM commits")
+        assert commits > 1
+
+
 async def test_a_commit_whose_acknowledgement_is_lost_is_not_made_twice(
     servers: Servers, place: Place, to_postgres: Proxy
 ) -> None:
