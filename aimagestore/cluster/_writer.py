@@ -179,6 +179,9 @@ class ClusterWriter:
                     version = find_commit(held.session, first, token)
                     if version is not None:
                         stored = used(held.session, [c.id for c in attempt.contents])
+                        # Synchronous standbys may not have the commit, because the wait for them
+                        # ends with the session. What they confirm now comes after it.
+                        touch(held.session)
                         self._conclude(attempt, Commit(version, str(token)), stored)
                         return
                     attempt.mark_undone()

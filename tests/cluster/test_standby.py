@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 from anyio.to_thread import run_sync
 
-from aimagestore import ImageStore
+from aimagestore import ImageStore, StoreUnavailableError
 
 from .ledger import TASKS, Ledger, check_whole, killed
 
@@ -114,3 +115,29 @@ async def test_nothing_is_lost_when_a_standby_takes_over(
 
         await ledger.run(fail_over)
     await check_whole(both, ledger)
+
+
+async def test_a_commit_that_no_standby_has_is_not_acknowledged(
+    servers: Servers, place: Place
+) -> None:
+    """The wait for the standby ends with the session, and the commit is on the primary."""
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    async with ImageStore(place.location(deadline=2.0)) as store:
+
+        async def create() -> None:
+            with pytest.raises(StoreUnavailableError, match="may have happened") as caught:
+                await store.create("one")
+            assert caught.value.may_have_happened
+
+        await run_sync(partial(servers.set, synchronous_standby_names="missing"))
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(create)
+                with anyio.fail_after(60):
+                    while not (found := await servers.execute(place, waiting)):
+                        await anyio.sleep(0.01)
+                await servers.execute(place, "SELECT pg_terminate_backend(%s)", *found[0])
+        finally:
+            with anyio.CancelScope(shield=True):
+                await run_sync(partial(servers.set, synchronous_standby_names=None))
+        assert await store.exists("one")
