@@ -27,8 +27,6 @@ from ._staged import Search, StagedBlob, StoredBlob
 
 _TRIES = 3
 
-_PRESENT_MAX = 10_000
-
 _ITEMS = """
     SELECT image_id, key, blob, size FROM image_items
     WHERE removed IS NULL AND (image_id, key) > (%s, %s) ORDER BY image_id, key LIMIT %s
@@ -72,8 +70,6 @@ class ClusterItems:
         self._helpers = helpers
         self._uploaders = uploaders
         self._removers = removers
-        # Objects that were looked for before, and found.
-        self._present: set[UUID] = set()
 
     @property
     def helpers(self) -> Executor:
@@ -117,16 +113,10 @@ class ClusterItems:
             if row is None:
                 return Search(None, is_certain=not lost)
             blob, stored_size = row
-            if blob in self._present or self._blobs.size_of(blob) == stored_size:
-                self._note_present(blob)
+            if self._blobs.size_of(blob) == stored_size:
                 return Search(StoredBlob(blob, stored_size, digest))
             lost.append(blob)
         return Search(None)
-
-    def _note_present(self, blob: UUID) -> None:
-        if len(self._present) >= _PRESENT_MAX:
-            self._present.clear()
-        self._present.add(blob)
 
     def open(self, ref: str, key: str) -> tuple[Image, io.RawIOBase]:
         missing: FileNotFoundError | None = None

@@ -15,7 +15,7 @@ from aimagestore import FindingKind, ImageStore, StoreUnavailableError, check, r
 from aimagestore.cluster import _schema, migrate, set_grace_period
 
 from ..support.sources import CONTENT, DIGEST, chunks
-from .drills import Bucket, shorten_grace_period
+from .drills import MARKER, Bucket, shorten_grace_period
 
 if TYPE_CHECKING:
     from .proxy import Proxy
@@ -112,6 +112,22 @@ async def test_an_object_that_no_item_has_any_more_is_used_again(
     await store.collect_garbage()
     assert await store.big_data("two", "key") == CONTENT
     assert (await check(place.location())).ok
+
+
+async def test_an_object_that_was_lost_is_not_used_again(
+    servers: Servers, store: ImageStore, place: Place
+) -> None:
+    """It was there when it was used before."""
+    for image in ["one", "two"]:
+        await store.create(image, big_data={"key": CONTENT})
+    bucket = Bucket(servers, place)
+    objects = await run_sync(bucket.read)
+    await run_sync(bucket.write, {MARKER: objects[MARKER]})
+    await store.create("three", big_data={"key": CONTENT})
+    await store.create("four")
+    await store.set_big_data("four", "key", chunks(), expected_digest=DIGEST)
+    for image in ["three", "four"]:
+        assert await store.big_data(image, "key") == CONTENT
 
 
 async def test_an_object_that_may_be_collected_soon_is_not_used_again(
