@@ -277,20 +277,32 @@ class Identity:
         return False
 
     def _check(self, found: _Registered, *, writes: bool) -> Marker:
+        marker = self._blobs.read_marker()
+        try:
+            self._compare(found, marker, writes=writes)
+        except StoreIdentityError:
+            # A garbage collection, or a first opening, may have begun since the row was read.
+            self._compare(self._registered(), marker, writes=writes)
+        return marker
+
+    def _compare(self, found: _Registered, marker: Marker, *, writes: bool) -> None:
+        """Compare a row of the database with a marker, which must not be the older one.
+
+        :raises StoreIdentityError: when they do not belong together
+        """
         if self._seen is None:
             self._seen = found.identity
         elif found.identity != self._seen:
             self._fail("the database was adopted as a new store, or is another one now", found)
         if found.identity is not None and found.origin != found.present_origin:
             self._fail("the database is a copy, or was restored from a dump", found)
-        marker = self._blobs.read_marker()
         if marker.version is None:
             if found.blobs_url is None:
-                return marker  # nobody has written to the store yet
+                return  # nobody has written to the store yet
             self._fail(f"the bucket has no marker of a store at {self._blobs.name}", found)
         claim = _Claim.of(marker)
         if found.is_standby and found.identity is None:
-            return marker  # it has not replicated the first opening yet
+            return  # it has not replicated the first opening yet
         if claim is None or claim.identity != str(found.identity):
             self._fail_for_prefix(found, claim)
         # A standby may not have replicated the collection yet.
@@ -304,7 +316,6 @@ class Identity:
             self._fail(
                 f"the bucket is a copy: the database has its objects at {found.blobs_url}", found
             )
-        return marker
 
     def _fail_for_prefix(self, found: _Registered, claim: _Claim | None) -> NoReturn:
         self._fail(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -18,6 +19,8 @@ from aimagestore import ImageStore, StoreIdentityError, StoreReadOnlyError
 
 for package in ("psycopg", "obstore"):
     pytest.importorskip(package, reason="needs the clients: pip install 'aimagestore[cluster]'")
+
+from aimagestore.cluster._blobs import Blobs, Marker
 
 from ..support.blocking import acquire, engine_of
 from ..support.stores import becomes_true
@@ -292,6 +295,38 @@ async def test_an_old_dump_is_refused_with_a_newer_bucket_until_it_is_adopted(pl
         assert len((await store.collect_garbage()).findings) == 2
         assert await store.big_data("one", "kept") == b"1"
     await assert_nothing_is_lost(place, "replaced")
+
+
+# A comparison beside other calls
+
+
+async def test_a_collection_that_begins_during_a_comparison_is_no_difference(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_marker = Blobs.read_marker
+    is_reading, may_go_on = threading.Event(), threading.Event()
+
+    def read_later(self: Blobs) -> Marker:
+        if not is_reading.is_set():
+            is_reading.set()
+            assert may_go_on.wait(30)
+        return read_marker(self)
+
+    async with ImageStore(place.location()) as store:
+        await fill(store, "one")
+        for read_only in (False, True):
+            is_reading.clear()
+            may_go_on.clear()
+            opening = ImageStore(place.location(), read_only=read_only)
+            with monkeypatch.context() as patch:
+                patch.setattr(Blobs, "read_marker", read_later)
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(opening.__aenter__)
+                    await run_sync(is_reading.wait, 30)
+                    await store.collect_garbage()
+                    may_go_on.set()
+            assert await opening.big_data("one", "manifest") == b"one"
+            await opening.aclose()
 
 
 # A database that goes back in time
