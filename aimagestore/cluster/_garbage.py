@@ -28,7 +28,7 @@ from .._engine.protocol import Removal, Steps
 from ._blobs import Blobs, Marker
 from ._identity import Identity
 from ._sessions import Session, Sessions
-from ._writing import prune
+from ._writing import FORGOTTEN_AT_ONCE, prune
 
 logger = logging.getLogger("aimagestore")
 
@@ -70,9 +70,13 @@ _CONDEMN_REMOVED = """
 
 # Rows of earlier items, if other items have the object still.
 _FORGET_REMOVED = """
-    DELETE FROM image_items i
-    WHERE image_id <> '' AND removed < clock_timestamp() - (SELECT grace_period FROM image_store)
-        AND EXISTS (SELECT FROM image_items l WHERE l.blob = i.blob AND l.removed IS NULL)
+    DELETE FROM image_items WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM image_items i
+        WHERE image_id <> ''
+            AND removed < clock_timestamp() - (SELECT grace_period FROM image_store)
+            AND EXISTS (SELECT FROM image_items l WHERE l.blob = i.blob AND l.removed IS NULL)
+        LIMIT %s
+    ))
 """
 
 _OLDEST = "SELECT coalesce(%s, clock_timestamp()) - grace_period FROM image_store"
@@ -107,9 +111,12 @@ _FORGET_REPLACED = """
 """
 
 _FORGET_TOMBSTONES = """
-    DELETE FROM image_items
-    WHERE image_id = '' AND key = 'removed' AND removed < clock_timestamp()
-        - (SELECT greatest(grace_period, %s) FROM image_store)
+    DELETE FROM image_items WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM image_items
+        WHERE image_id = '' AND key = 'removed' AND removed < clock_timestamp()
+            - (SELECT greatest(grace_period, %s) FROM image_store)
+        LIMIT %s
+    ))
 """
 
 _NO_BLOB = UUID(int=0)
@@ -161,7 +168,9 @@ class Garbage:
                 "adopted, or the database server was promoted",
                 self._blobs.name,
             )
-        yield partial(self._count, dry_run=dry_run)
+        if not dry_run:
+            yield from self._forget_all()
+        yield self._count
 
     def _begin(
         self, marker: Marker, token: UUID | None, begun: list[bool], grant: AnyGrant
@@ -259,20 +268,34 @@ class Garbage:
 
         self._sessions.call(note)
 
-    def _count(self, grant: AnyGrant, *, dry_run: bool) -> Steps[Report]:
-        """Forget old commits and tombstones, and count the images."""
+    def _forget_all(self) -> Iterator[Removal]:
+        """Iterate over the removals of old rows, some at a time, until there are no more."""
+        forgotten = [FORGOTTEN_AT_ONCE]
+        while forgotten.pop() >= FORGOTTEN_AT_ONCE:
+            yield partial(self._forget, forgotten)
+
+    def _forget(self, forgotten: list[int], grant: AnyGrant) -> Steps[Report]:
+        """Forget old commits, items and tombstones.
+
+        :param forgotten: gets the number of rows, of the kind that had the most
+        """
         session: Session = grant.held.session
+        limit = FORGOTTEN_AT_ONCE
         try:
-            if not dry_run:
-                prune(session)
-                session.execute(_FORGET_REMOVED)
-                session.execute(_FORGET_TOMBSTONES, [_TOMBSTONES_KEPT])
-            row = session.execute("SELECT images FROM image_store").fetchone()
+            commits = prune(session)
+            items = session.execute(_FORGET_REMOVED, [limit]).rowcount
+            tombstones = session.execute(_FORGET_TOMBSTONES, [_TOMBSTONES_KEPT, limit]).rowcount
             session.execute("COMMIT")
         except psycopg.Error as error:
             raise self._sessions.unavailable(error) from error
+        forgotten.append(max(commits, items, tombstones))
         yield 0, 0
-        return Report(images=row[0] if row else 0)
+        return Report()
+
+    def _count(self, grant: AnyGrant) -> Steps[Report]:
+        rows = self._execute_held(grant, "SELECT images FROM image_store", ())
+        yield 0, 0
+        return Report(images=rows[0][0])
 
     def _item_finding(self, blob: UUID, image_id: str, key: bytes) -> Finding:
         path = self._blobs.path_of(blob)

@@ -16,6 +16,9 @@ from ._staged import StagedBlob
 # Commits after which changes that are older than the grace period are forgotten.
 _PRUNE_EVERY = 256
 
+FORGOTTEN_AT_ONCE = 100_000
+"""Rows that are forgotten in one transaction, so that it ends long before its deadline."""
+
 _REMOVE_ITEMS_OF = """
     UPDATE image_items SET removed = clock_timestamp()
     WHERE removed IS NULL AND image_id = ANY(%s)
@@ -93,17 +96,27 @@ _BUMP = """
     SELECT version, pg_notify(%(channel)s, '') FROM bumped
 """
 
-_PRUNE = (
-    """
-    UPDATE image_store SET pruned = greatest(pruned, coalesce((
-        SELECT version - 1 FROM image_commits
-        WHERE made > clock_timestamp() - grace_period ORDER BY version LIMIT 1
-    ), version))
-    """,
-    "DELETE FROM image_changes WHERE version <= (SELECT pruned FROM image_store)",
-    # The last one is kept, so that whoever has seen it learns whether the database went back.
-    "DELETE FROM image_commits WHERE version < (SELECT pruned FROM image_store)",
-)
+# Of the oldest commits, those before the first one of the grace period. The changes of the oldest
+# are forgotten already. Those of a commit are forgotten together, however many they are.
+_SET_PRUNED = """
+    UPDATE image_store s SET pruned = greatest(s.pruned, least(
+        (
+            SELECT coalesce(
+                min(c.version) FILTER (WHERE c.made > clock_timestamp() - s.grace_period) - 1,
+                max(c.version)
+            ) FROM (SELECT version, made FROM image_commits ORDER BY version LIMIT %(limit)s + 1) c
+        ),
+        (
+            SELECT max(c.version)
+            FROM (SELECT version FROM image_changes ORDER BY version, number LIMIT %(limit)s) c
+        )
+    ))
+"""
+
+_FORGET_CHANGES = "DELETE FROM image_changes WHERE version <= (SELECT pruned FROM image_store)"
+
+# The last one is kept, so that whoever has seen it learns whether the database went back.
+_FORGET_COMMITS = "DELETE FROM image_commits WHERE version < (SELECT pruned FROM image_store)"
 
 
 class NewCommit(NamedTuple):
@@ -190,15 +203,18 @@ def touch(session: Session) -> None:
     session.execute("UPDATE image_store SET touched = clock_timestamp(); COMMIT")
 
 
-def prune(session: Session) -> None:
-    """Forget commits that are older than the grace period."""
+def prune(session: Session) -> int:
+    """Forget the oldest commits, if they are older than the grace period.
+
+    :returns: the number of commits, or of their changes if these are more
+    """
     with session.limited() as connection:
-        _prune(connection)
+        return max(cursor.rowcount for cursor in _prune(connection))
 
 
-def _prune(connection: Connection) -> None:
-    for statement in _PRUNE:
-        connection.execute(statement)
+def _prune(connection: Connection) -> tuple[Cursor, Cursor]:
+    connection.execute(_SET_PRUNED, {"limit": FORGOTTEN_AT_ONCE})
+    return connection.execute(_FORGET_CHANGES), connection.execute(_FORGET_COMMITS)
 
 
 def _write_items(

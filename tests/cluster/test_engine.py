@@ -31,7 +31,7 @@ for package in ("psycopg", "obstore"):
 import psycopg
 
 from aimagestore._core import mutations
-from aimagestore.cluster import SCHEMA_VERSION, ClusterLocation, migrate
+from aimagestore.cluster import SCHEMA_VERSION, ClusterLocation, _garbage, _writing, migrate
 from aimagestore.cluster._addresses import BucketAddress
 from aimagestore.cluster._blobs import Blob, Blobs, Marker
 from aimagestore.cluster._lookups import Lookups
@@ -499,6 +499,45 @@ async def test_a_check_finds_missing_altered_and_orphaned_objects(
 
 
 # Watching
+
+
+# Commits of two days ago, each with a change.
+_OLD_COMMITS = """
+    UPDATE image_store SET version = 256;
+    INSERT INTO image_commits
+        SELECT n, gen_random_uuid(), now() FROM generate_series(2, 256) n;
+    UPDATE image_commits SET made = made - interval '2 days';
+    INSERT INTO image_changes
+        SELECT n, 1, 'image' || n, 'changed' FROM generate_series(2, 256) n
+"""
+
+
+async def test_a_commit_forgets_some_of_many_old_changes_and_a_collection_all(
+    servers: Servers, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (_writing, _garbage):
+        monkeypatch.setattr(module, "FORGOTTEN_AT_ONCE", 10)
+
+    async def numbers() -> list[int]:
+        (row,) = await servers.execute(
+            place,
+            "SELECT (SELECT count(*) FROM image_changes), (SELECT count(*) FROM image_commits)",
+        )
+        return list(row)
+
+    async with ImageStore(place.location()):
+        pass
+    await servers.execute(place, _OLD_COMMITS)
+    changes, commits = await numbers()
+    async with ImageStore(place.location()) as store:
+        await store.create("one")
+        left = await numbers()
+        assert changes - 15 < left[0] <= changes - 5
+        assert commits - 15 < left[1] <= commits - 5
+        await store.collect_garbage()
+        assert await numbers() == [1, 2]
+        await store.create("two")
+        assert [image.id for image in await store.images()] == ["one", "two"]
 
 
 async def test_a_watch_that_is_too_far_behind_expires(place: Place, store: ImageStore) -> None:
