@@ -47,10 +47,15 @@ def _records_of(view: View, names: Collection[str]) -> Iterator[Record]:
 def pending_name(image: Image, key: str) -> str:
     """Return the name under which the content that a record describes is pending.
 
-    It is derived from the recorded digest, which need not be that of the content. Without one, only
-    the rest of the record tells the next version of the image from the present one.
+    It is derived from the recorded digest, which need not be that of the content. Without one, the
+    rest of the record tells the next version of the item from the present one. What podman may
+    change before the content is renamed, such as names, has no part in it.
     """
-    described = f"{key}\0{image.big_data_digests.get(key) or repr(image)}"
+    digest = image.big_data_digests.get(key)
+    if not digest:
+        created = "" if image.created is None else image.created.isoformat()
+        digest = f"{created} {image.big_data_sizes.get(key)} {image.top_layer} {image.metadata}"
+    described = f"{key}\0{digest}"
     item = hashlib.sha256(described.encode()).hexdigest()[:32]
     return f"{NEW_PREFIX}{_image_part(image.id)}-{item}"
 
