@@ -53,10 +53,15 @@ _BEGIN_17 = _BEGIN + b"SET LOCAL transaction_timeout = 0; "
 # Error codes of a server that stops or starts, has no session left, or has ended this transaction
 # because of another one (on a standby, because of what it replays).
 _PASSING = ("08", "40", "57P", "53300", "25P03")
-_PASSING_REFUSALS = ("starting up", "shutting down", "recovery", "too many", "connection slots")
 
-# What libpq itself says, without asking the server, and would say again.
-_LASTING = ("no password supplied", "SSL was required", "certificate", "authentication method")
+# What libpq itself, the server or a pooler says to a login, and would say again. Such an error has
+# no code, and a server may speak another language: what is not known here may pass.
+_LASTING = (
+    *("no password supplied", "SSL was required", "certificate", "authentication method"),
+    *("authentication failed", "pg_hba.conf", "does not exist", "not permitted to log in"),
+    *("permission denied", "not currently accepting connections", "Hot standby mode is disabled"),
+    *("configuration parameter", "startup parameter", "no such database", "no such user"),
+)
 
 
 class OverdueError(psycopg.OperationalError):
@@ -69,9 +74,7 @@ def is_lost(error: psycopg.Error) -> bool:
         return False
     if error.sqlstate is not None:
         return error.sqlstate.startswith(_PASSING)
-    text = str(error)
-    is_refused = "FATAL:" in text and not any(words in text for words in _PASSING_REFUSALS)
-    is_refused |= any(words in text for words in _LASTING)
+    is_refused = any(words in str(error) for words in _LASTING)
     return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not is_refused
 
 

@@ -57,6 +57,17 @@ async def test_a_server_without_the_requested_tls_is_not_an_outage(place: Place)
         ("connection refused", True),
         ("FATAL:  sorry, too many clients already", True),
         ("FATAL:  the database system is starting up", True),
+        ("FATAL:  das Datenbanksystem startet", True),
+        ("FATAL:  terminating connection due to administrator command", True),
+        ("FATAL:  server login has been failing, cached error: connect failed", True),
+        ('FATAL:  password authentication failed for user "user"', False),
+        ('FATAL:  no pg_hba.conf entry for host "127.0.0.1"', False),
+        ('FATAL:  database "images" does not exist', False),
+        ('FATAL:  role "images_reader" is not permitted to log in', False),
+        ('FATAL:  permission denied for database "images"', False),
+        ('FATAL:  database "images" is not currently accepting connections', False),
+        ('FATAL:  unrecognized configuration parameter "datestyl"', False),
+        ("FATAL:  unsupported startup parameter: options", False),
     ],
 )
 def test_only_transient_errors_are_tried_again(message: str, lost: bool) -> None:
