@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from aimagestore import FindingKind as Kind, ImageStore, StoreCorruptError, chec
 
 from .support.buildah import FIXTURE, FIXTURE_ID
 from .support.damage import DAMAGE, listing
+from .support.faults import Faults
 from .support.layouts import digest_of
 from .support.manifests import PAYLOAD, signed
 from .support.stores import edit_index, locked, until_not_requested, until_requested
@@ -218,6 +220,29 @@ async def test_unreported_damage_is_left_alone(path: Path, image: Path) -> None:
     done = await repair(path, report, drop=True)
     assert [finding.kind for finding in done.findings] == [Kind.ITEM_MISSING]
     assert [finding.kind for finding in (await check(path)).findings] == [Kind.RECORD_DAMAGED]
+
+
+async def test_an_index_that_cannot_be_read_is_rebuilt_only_if_that_was_reported(
+    path: Path, image: Path, faults: Faults
+) -> None:
+    edit_index(path, lambda records: records.append({}))
+    report = await check(path)
+    before = listing(path)
+    bad = (path / "images.json").stat().st_ino
+
+    def is_first(number: int, fd: int, __: object) -> bool:
+        return number == 1 and os.fstat(fd).st_ino == bad
+
+    with (
+        faults.fail_call("readv", errno.EIO, is_first),
+        pytest.raises(StoreCorruptError, match="check the store again"),
+    ):
+        await repair(path, report, drop=True)
+    assert listing(path) == before
+    (path / "images.json").write_bytes(b"[")
+    with pytest.raises(StoreCorruptError, match="check the store again"):
+        await repair(path, report, drop=True)
+    assert (path / "images.json").read_bytes() == b"["
 
 
 async def test_a_repair_that_waits_for_the_lock_is_cancelled(path: Path, image: Path) -> None:

@@ -141,7 +141,8 @@ async def repair(
         the repair before the records change
     :returns: what was repaired
     :raises LockTimeoutError: when the lock was not free in time
-    :raises StoreCorruptError: when images.json is not a regular file
+    :raises StoreCorruptError: when images.json is not a regular file, or is lost or damaged and the
+        report does not say so
     :raises StoreUnavailableError: when a server of a cluster is unavailable or refuses a request
     """
     location = stacked_location(where, additional_stores)

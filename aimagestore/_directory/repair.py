@@ -82,7 +82,12 @@ class DirectoryRepairer:
         suspects = {finding.id for finding in report.findings if finding.id}
         present = (yield from self._recheck(suspects)).findings
         aside = Aside(self._root)
-        is_lost = any(finding.kind in _LOST_INDEX for finding in present)
+        is_lost = _has_lost_index(present)
+        if is_lost and not _has_lost_index(report.findings):
+            # One failed read does not make an index damaged.
+            raise self._root.corrupt(
+                INDEX_FILE, "cannot be read, unlike when it was checked: check the store again"
+            )
         if is_lost:
             base = salvage(self._root)
             done.append(_rebuilt(self._root, base, aside.index))
@@ -136,6 +141,10 @@ def _rebuilt(root: Directory, salvaged: BlockCatalog, kept: str) -> Finding:
     detail = f"rebuilt with {len(salvaged)} records; {kept_as}"
     logger.warning("repair, %s: %s", path, detail)
     return Finding(FindingKind.INDEX_DAMAGED, path=path, detail=detail)
+
+
+def _has_lost_index(findings: Iterable[Finding]) -> bool:
+    return any(finding.kind in _LOST_INDEX for finding in findings)
 
 
 def _identity(finding: Finding) -> tuple[FindingKind, str, str]:
