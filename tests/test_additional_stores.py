@@ -512,6 +512,14 @@ async def test_a_watch_yields_changes_of_visible_images_only(
         assert [image.read_only for image in images.values()] == [True]
 
 
+async def test_a_watch_polls_as_often_as_the_store_that_needs_it_most(moving: Stack) -> None:
+    async with moving.open() as store, store.watch() as watch:
+        feed: Any = watch._feed
+        for number, each in enumerate(feed._feeds):
+            each.interval = 3 - number
+        assert feed.interval == 4 - len(feed._feeds) < 3
+
+
 async def test_a_watch_merges_changes_of_several_stores_between_two_polls(
     moving: Stack,
 ) -> None:
