@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from base64 import b64encode
+from collections import UserDict, UserList, deque
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -144,6 +145,11 @@ def test_value_has_no_white_space_and_escaped_keys() -> None:
     assert gojson.value({"b": [1, None], "<": {"z": True}, "a": ()}) == (
         b'{"\\u003c":{"z":true},"a":[],"b":[1,null]}'
     )
+
+
+def test_value_may_be_of_any_type_that_is_a_sequence_or_a_mapping() -> None:
+    counted: Any = {"deque": deque([1, UserList(["a"])]), "mapping": UserDict(a=range(3))}
+    assert gojson.value(counted) == b'{"deque":[1,["a"]],"mapping":{"a":[0,1,2]}}'
 
 
 def test_value_may_nest_one_level_less_than_the_limit() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -118,7 +118,7 @@ def _container(item: object) -> tuple[Iterator[tuple[str, Any]], str, str]:
             (f"{',' if index else ''}{string(key)}:", item[key]) for index, key in enumerate(keys)
         )
         return pairs, "{", "}"
-    if isinstance(item, list | tuple):
+    if isinstance(item, Sequence) and not isinstance(item, bytes | bytearray | memoryview):
         elements = (("," if index else "", element) for index, element in enumerate(item))
         return elements, "[", "]"
     raise TypeError(f"a flag must consist of JSON values, and {type(item).__name__} is not one")
