@@ -331,6 +331,17 @@ def test_an_empty_driver_in_podmans_database_does_not_count(tmp_path: Path) -> N
     assert find(configuration, tmp_path, 2).driver == "vfs"
 
 
+def test_a_version_of_a_database_that_was_half_written_does_not_count(tmp_path: Path) -> None:
+    """The version before it, which has no driver yet, does."""
+    bolt(tmp_path, "vfs", inline=False)
+    path = tmp_path / "libpod/bolt_state.db"
+    whole = path.read_bytes()
+    assert _database.read_database(str(tmp_path)) is not None
+    for place in range(4096 + 16, 4096 + 16 + 64):  # the newer meta page, with its checksum
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert _database.read_database(str(tmp_path)) is None, place
+
+
 def test_a_damaged_database_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "libpod").mkdir()
     (tmp_path / "db.sql").write_bytes(b"x" * 5000)
