@@ -76,7 +76,8 @@ async def test_the_five_minutes_of_the_guide_run(
 ) -> None:
     names: dict[str, Any] = {}
     # Whoever reads the README first has a store from there, in the same clone.
-    await run(*blocks(section(README, "Keep a store of your own"), "python"), names)
+    (code,) = blocks(section(README, "Keep a store of your own"), "python")
+    await run(code, names)
     capsys.readouterr()
     printed = []
     for code in FIVE_MINUTES:
