@@ -170,7 +170,7 @@ class Garbage:
             )
         if not dry_run:
             yield from self._forget_all()
-        yield self._count
+        yield partial(self._end, None if dry_run else marker)
 
     def _begin(
         self, marker: Marker, token: UUID | None, begun: list[bool], grant: AnyGrant
@@ -292,10 +292,21 @@ class Garbage:
         yield 0, 0
         return Report()
 
-    def _count(self, grant: AnyGrant) -> Steps[Report]:
-        rows = self._execute_held(grant, "SELECT images FROM image_store", ())
+    def _end(self, marker: Marker | None, grant: AnyGrant) -> Steps[Report]:
+        """Count the images, and end a collection.
+
+        :param marker: the marker that has the collection; ``None`` for a dry run
+        """
+        session: Session = grant.held.session
+        try:
+            if marker is not None:
+                self._identity.forget_collections(session, marker)
+            ((images,),) = session.rows("SELECT images FROM image_store")
+            session.execute("COMMIT")
+        except psycopg.Error as error:
+            raise self._sessions.unavailable(error) from error
         yield 0, 0
-        return Report(images=rows[0][0])
+        return Report(images=images)
 
     def _item_finding(self, blob: UUID, image_id: str, key: bytes) -> Finding:
         path = self._blobs.path_of(blob)

@@ -79,10 +79,12 @@ _MAY_COLLECT = f"""
     FROM image_store
 """
 
-# Tokens before the one that the marker has are not needed any more.
-_ADD_COLLECTION = """
+_ADD_COLLECTION = "UPDATE image_store SET collections = collections || %s::uuid"
+
+# The marker never gets a token again that is before its present one.
+_FORGET_COLLECTIONS = """
     UPDATE image_store SET collections =
-        collections[coalesce(array_position(collections, %(last)s::uuid), 1):] || %(next)s::uuid
+        collections[coalesce(array_position(collections, %s::uuid), 1):]
 """
 
 
@@ -191,11 +193,22 @@ class Identity:
         """
         if token is not None:
             session.execute(_NOTE_TIMELINE)
-            claim = _Claim.of(marker)
-            assert claim is not None, "it was checked"
-            session.execute(_ADD_COLLECTION, {"last": claim.collection, "next": token})
+            self.forget_collections(session, marker)
+            session.execute(_ADD_COLLECTION, [token])
         row = session.execute(_MAY_COLLECT).fetchone()
         return row is not None and bool(row[0])
+
+    def forget_collections(self, session: Session, marker: Marker) -> None:
+        """Forget the collections before the one of the marker, under the store's lock.
+
+        From then on, a bucket that was restored to a time before that one is refused.
+
+        :param marker: the marker, as it was checked last
+        :raises psycopg.Error: when the server is unavailable, or refuses
+        """
+        claim = _Claim.of(marker)
+        assert claim is not None, "it was checked"
+        session.execute(_FORGET_COLLECTIONS, [claim.collection])
 
     def mark_collection(self, marker: Marker, token: UUID) -> Marker:
         """Write the token of a collection that has begun into the marker. Needs no lock.
