@@ -14,7 +14,6 @@ from .._engine.failure import copied
 from .._engine.lock import AnyGrant, AnyLine, Request
 from .._engine.protocol import Outcome, Writer
 from ..errors import LockTimeoutError, StoreClosedError
-from .loop import wait_through
 from .threads import Threads
 
 
@@ -116,10 +115,10 @@ class GroupCommitter:
                 await entry.batch.decided.wait()
         except BaseException:
             if not self._withdraw(entry):
-                await wait_through(entry.batch.decided)
+                await self._threads.loop.wait_through(entry.batch.decided)
             raise
         if not entry.is_decided and not self._withdraw(entry):
-            await wait_through(entry.batch.decided)
+            await self._threads.loop.wait_through(entry.batch.decided)
         if not entry.is_decided:
             raise await self._timeout_error()
         return entry.result()

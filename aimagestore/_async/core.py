@@ -40,7 +40,7 @@ from .._engine.protocol import (
 )
 from ..errors import LockTimeoutError, StoreClosedError, StoreReadOnlyError
 from .committer import GroupCommitter
-from .loop import EventLoop, wait_through
+from .loop import EventLoop, is_coroutine_closing
 from .staging import BigDataSource, Expectations, Pouring, Progress, StagedItem, is_buffer
 from .threads import Stepper, Threads
 
@@ -174,9 +174,13 @@ class StoreCore:
 
         If interrupted while another task opens the store or has a transaction open, this returns at
         once, and the store closes when that ends. Otherwise, it waits until the store is closed.
+
+        :raises RuntimeError: in another event loop than the one that opened the store
         """
-        if self._process != _process or self._state is _State.NEW:
+        if self.is_inherited or self._state in {_State.NEW, _State.CLOSED}:
             return
+        if not is_coroutine_closing():
+            self.check_here()
         if self._state is _State.OPENING:
             self._is_unwanted = True
             await self._closed.wait()
@@ -185,7 +189,7 @@ class StoreCore:
         if self._state is _State.CLOSING:
             if self._holds:
                 await self._no_holds.wait()
-            await wait_through(self._closed)
+            await self._loop.wait_through(self._closed)
 
     def _begin_closing(self) -> None:
         self._state = _State.CLOSING
@@ -228,6 +232,15 @@ class StoreCore:
             raise self._closed_error()
         self.check_here()
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process is a fork of the one that opened the store, which still uses it."""
+        return self._process != _process
+
+    def is_here(self) -> bool:
+        """Return whether the caller is in the process and the event loop that opened the store."""
+        return not self.is_inherited and self._loop.is_running_here()
+
     def check_here(self) -> None:
         """Check that the caller is in the process and the event loop that opened the store.
 
@@ -236,16 +249,17 @@ class StoreCore:
         :raises StoreClosedError: after a fork
         :raises RuntimeError: in another event loop
         """
-        if self._process != _process:
+        if self.is_here():
+            return
+        if self.is_inherited:
             raise StoreClosedError(
                 f"the store {self.location.name} was opened before this process was forked: "
                 "open it again in the child"
             )
-        if not self._loop.is_running_here():
-            raise RuntimeError(
-                f"the store {self.location.name} was opened in another event loop: "
-                "open it again in this one"
-            )
+        raise RuntimeError(
+            f"the store {self.location.name} was opened in another event loop: "
+            "open it again in this one"
+        )
 
     def is_inside_transaction(self) -> bool:
         """Return whether the caller is inside a transaction of this store."""
@@ -288,6 +302,8 @@ class StoreCore:
 
     async def release(self, *resources: object) -> None:
         """Close those of the resources that the store owns, even if interrupted."""
+        if self.is_inherited:
+            return
         owned = [(r, c) for r in resources if (c := self._owned.pop(r, None)) is not None]
         # A commit closes the content that it has published.
         closes = [close for resource, close in owned if getattr(resource, "is_open", True)]
@@ -665,7 +681,7 @@ class StoreCore:
             self.end_hold()
 
     def drop_grant(self, grant: AnyGrant) -> None:
-        """Release a lock whose owner was garbage-collected. Callable in any thread."""
+        """Release a lock for an owner that is not in the event loop. Callable in any thread."""
         # In a new thread, because the collector may run while this one holds a mutex.
         threading.Thread(target=grant.release, daemon=True).start()
         self._loop.post(self.end_hold)

@@ -60,36 +60,39 @@ class EventLoop:
         except RuntimeError:
             return False
 
+    async def wait_through(self, event: Event) -> None:
+        """Wait until an event is set, even if the task is cancelled meanwhile.
 
-async def wait_through(event: Event) -> None:
-    """Wait until an event is set, even if the task is cancelled meanwhile.
+        This is the only place that does so. An anyio shield holds off the cancellation of anyio and
+        trio. asyncio's own (``Task.cancel``, and so ``asyncio.timeout``, ``wait_for``, a failing
+        ``TaskGroup``, Ctrl-C) passes through every shield, any number of times, and so does the
+        ``KeyboardInterrupt`` that trio delivers. These are caught, and the last one is raised once
+        when the event is set.
 
-    This is the only place that does so. An anyio shield holds off the cancellation of anyio and
-    trio. asyncio's own (``Task.cancel``, and so ``asyncio.timeout``, ``wait_for``, a failing
-    ``TaskGroup``, Ctrl-C) passes through every shield, any number of times, and so does the
-    ``KeyboardInterrupt`` that trio delivers. These are caught, and the last one is raised once when
-    the event is set.
+        A coroutine that is being closed (``GeneratorExit``) cannot wait. So only the task's own
+        answer may depend on the end of this wait: what the event stands for is owned by the store
+        and its threads.
 
-    A coroutine that is being closed (``GeneratorExit``) cannot wait. So only the task's own answer
-    may depend on the end of this wait: what the event stands for is owned by the store and its
-    threads.
-    """
-    if _is_coroutine_closing():
-        raise GeneratorExit
-    interruption: BaseException | None = None
-    with CancelScope(shield=True):
-        while not event.is_set():
-            try:
-                await event.wait()
-            except GeneratorExit:
-                raise
-            except BaseException as error:  # noqa: BLE001 (raised below)
-                interruption = error
-    if interruption is not None:
-        raise interruption
+        :raises RuntimeError: in another event loop, in which no event of this one wakes a task
+        """
+        if is_coroutine_closing():
+            raise GeneratorExit
+        if not self.is_running_here():
+            raise RuntimeError("this block was entered in another event loop: leave it in that one")
+        interruption: BaseException | None = None
+        with CancelScope(shield=True):
+            while not event.is_set():
+                try:
+                    await event.wait()
+                except GeneratorExit:
+                    raise
+                except BaseException as error:  # noqa: BLE001 (raised below)
+                    interruption = error
+        if interruption is not None:
+            raise interruption
 
 
-def _is_coroutine_closing() -> bool:
+def is_coroutine_closing() -> bool:
     """Return whether a coroutine is being closed, which cannot wait.
 
     A ``GeneratorExit`` alone does not show that. Two others are closed by one, and may wait: a

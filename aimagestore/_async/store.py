@@ -132,7 +132,8 @@ class ImageStore(ImageMethods):
         the store is closed. If cancelled while another task's transaction is open, it returns at
         once, and the store closes when the transaction ends.
 
-        :raises RuntimeError: inside a transaction of this store
+        :raises RuntimeError: inside a transaction of this store, or in another event loop than the
+            one that opened it
         """
         if self._core.is_inside_transaction():
             raise RuntimeError(

@@ -15,7 +15,7 @@ from .._engine.lock import AnyGrant
 from .._engine.protocol import Steps
 from .._engine.workers import WorkerPool
 from ..errors import StoreClosedError
-from .loop import EventLoop, wait_through
+from .loop import EventLoop
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -259,7 +259,7 @@ class Threads:
             if interrupt is not None and interrupt() is False:
                 call.abandon()
             else:
-                await wait_through(call.ended)
+                await self.loop.wait_through(call.ended)
 
     async def leave(self, call: Call[Any]) -> None:
         """Leave a call of :meth:`start_streaming` that nobody waits for any more to its thread."""
@@ -274,7 +274,7 @@ class Threads:
 
     async def finish(self, call: Call[T]) -> T:
         """Wait for a call that was started, even if interrupted, and return its result."""
-        await wait_through(call.ended)
+        await self.loop.wait_through(call.ended)
         return call.result()
 
     async def run_deciding(self, function: Callable[[Callable[[], bool]], T]) -> T:
@@ -291,7 +291,7 @@ class Threads:
             await call.ended.wait()
         except BaseException:
             if not call.cancel() and not decision.acquire(blocking=False):
-                await wait_through(call.ended)
+                await self.loop.wait_through(call.ended)
             raise
         return call.result()
 

@@ -19,6 +19,7 @@ from .._engine.lock import AnyGrant
 from .._engine.protocol import Copying, StagedContent, Steps
 from ..errors import StoreClosedError
 from .core import StoreCore, transactions
+from .loop import is_coroutine_closing
 from .methods import ImageMethods
 from .staging import BigDataSource, Expectations, Progress, StagedItem, is_buffer
 from .threads import Stepper
@@ -252,6 +253,12 @@ class TransactionBlock:
         transaction._end()
         transactions.set(tuple(each for each in transactions.get() if each[1]()))
         if draft is None or self._finalizer is None or self._finalizer.detach() is None:
+            return
+        if not core.is_here() and not is_coroutine_closing():
+            if not core.is_inherited:  # else the lock is the parent's
+                core.drop_grant(self._grant)
+            if error is None:
+                core.check_here()
             return
         finish = self._discard if error is not None else lambda: self._commit(transaction, draft)
         # The threads own the call before anything is awaited.

@@ -11,7 +11,6 @@ from anyio import CancelScope, Event, move_on_after
 from .._core.events import ChangeEvent
 from .._engine.protocol import Feed
 from ..errors import StoreClosedError
-from .loop import wait_through
 
 if TYPE_CHECKING:
     from .core import StoreCore
@@ -110,4 +109,4 @@ class Watch:
         """End the iteration, and return when no task waits for the feed's descriptor any more."""
         self._end()
         if self._waiting is not None and self._polling is not None:
-            await wait_through(self._polling)
+            await self._core.threads.loop.wait_through(self._polling)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from aimagestore._directory.location import DirectoryLocation
 
 from ..support.gates import Gate, close_at
 from ..support.loops import EVERY_LOOP
-from ..support.stores import is_locked, open_files, until
+from ..support.stores import descriptors, is_locked, open_files, until
 
 UNUSED = "0" * 64
 """An ID of which there is a directory and no record."""
@@ -132,6 +134,83 @@ async def test_a_generator_that_is_closed_has_closed_its_store_when_aclose_retur
     assert await anext(ids) == "one"
     await ids.aclose()
     assert not open_files(str(path))
+
+
+BLOCKS: dict[str, Callable[[ImageStore], AbstractAsyncContextManager[Any]]] = {
+    "open_big_data": lambda store: store.open_big_data("one", "key"),
+    "stage": lambda store: store.stage(b"data"),
+    "transaction": lambda store: store.transaction(),
+    "watch": lambda store: store.watch(),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+async def test_a_block_that_is_left_in_another_loop_raises_and_leaves_nothing_open(
+    path: Path, name: str
+) -> None:
+    async with ImageStore(path) as store:
+        await store.create("one", big_data={"key": b"data"})
+        before = descriptors(f"{path}")
+        block = BLOCKS[name](store)
+        entered = await block.__aenter__()
+        if name == "transaction":
+            await entered.create("two")
+
+        async def leave() -> None:
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await block.__aexit__(None, None, None)
+
+        # In a thread, so that the store's own loop can go on and close it.
+        await anyio.to_thread.run_sync(anyio.run, leave)
+        await until(lambda: descriptors(f"{path}") == before)
+        assert not is_locked(path)
+        assert not await store.exists("two")
+
+
+# In a program of its own, because a process that forks should have no other threads.
+LEAVE_IN_A_CHILD = """
+import os, sys
+import anyio
+from aimagestore import ImageStore, StoreClosedError
+
+async def main(path, name):
+    async with ImageStore(path) as store:
+        await store.create("one", big_data={"key": b"data"})
+        blocks = {
+            "open_big_data": lambda: store.open_big_data("one", "key"),
+            "stage": lambda: store.stage(b"data"),
+            "transaction": lambda: store.transaction(),
+            "watch": lambda: store.watch(),
+        }
+        child = 0
+        try:
+            async with blocks[name]() as entered:
+                if name == "transaction":
+                    await entered.create("two")
+                child = os.fork()
+                if child:
+                    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+                    assert not await store.exists("two")
+        except StoreClosedError as error:
+            # Only of a transaction is the end refused: nothing was committed.
+            os._exit(7 if name == "transaction" and "fork" in str(error) else 1)
+        finally:
+            if not child:
+                os._exit(1 if name == "transaction" else 7)
+        assert await store.exists("two") == (name == "transaction")
+
+anyio.run(main, sys.argv[1], sys.argv[2], backend=sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_forked_child_leaves_the_blocks_of_its_parent_to_it(
+    path: Path, name: str, backend: str
+) -> None:
+    command = [sys.executable, "-c", LEAVE_IN_A_CHILD, str(path), name, backend]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 def lock_file_is_open_in_a_child(path: Path) -> bool:

@@ -303,6 +303,7 @@ ELSEWHERE: dict[str, Callable[[ImageStore], Awaitable[object]]] = {
     "transaction": lambda s: s.transaction().__aenter__(),
     "touch": lambda s: s.touch(),
     "collect_garbage": lambda s: s.collect_garbage(),
+    "aclose": lambda s: s.aclose(),
 }
 
 
