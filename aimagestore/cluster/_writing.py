@@ -54,8 +54,10 @@ _ADD_ITEMS = """
 
 _REMOVE_NAMES = "DELETE FROM image_names WHERE name = ANY(%s)"
 
+# A row that no record has, in a damaged table, keeps no image from having the name or digest.
 _ADD_NAMES = """
     INSERT INTO image_names (name, image_id) SELECT * FROM unnest(%s::bytea[], %s::text[])
+    ON CONFLICT (name) DO UPDATE SET image_id = excluded.image_id
 """
 
 _REMOVE_DIGESTS = """
@@ -65,6 +67,7 @@ _REMOVE_DIGESTS = """
 
 _ADD_DIGESTS = """
     INSERT INTO image_digests (digest, image_id) SELECT * FROM unnest(%s::text[], %s::text[])
+    ON CONFLICT DO NOTHING
 """
 
 _REMOVE_IMAGES = "DELETE FROM images WHERE id = ANY(%s)"

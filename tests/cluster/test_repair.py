@@ -198,6 +198,18 @@ async def test_damaged_tables_are_found_and_rebuilt(
     assert (await check(location)).findings == ()
 
 
+async def test_rows_that_no_record_has_fail_no_change(place: Place, execute: Execute) -> None:
+    location = place.location()
+    await fill(location)
+    async with ImageStore(location) as store:
+        digest = (await store.get("one")).digest
+        await execute("DELETE FROM images WHERE id = 'two'")
+        await execute("INSERT INTO image_digests VALUES (%s, 'four')", digest)
+        image = await store.create("four", names=["c"], big_data={"manifest": b"m1"})
+        assert await store.get("c") == image
+        assert {found.id for found in await store.by_digest(digest)} == {"one", "four"}
+
+
 async def test_items_whose_rows_are_lost_get_their_objects_back(
     place: Place, execute: Execute
 ) -> None:
