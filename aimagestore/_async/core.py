@@ -651,9 +651,10 @@ class StoreCore:
 
         :raises LockTimeoutError: when it was not free in time
         :raises StoreClosedError: when the store was closed meanwhile
+        :raises RuntimeError: inside a transaction, which would wait for its own lock
         """
         # A store that is closing gets no new holds, so that it closes in the end.
-        self.check_open()
+        self.check_writable()
         self._holds += 1
         try:
             grant = await acquire(

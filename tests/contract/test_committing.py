@@ -99,6 +99,18 @@ async def test_a_change_of_the_store_inside_its_transaction_raises_instead_of_de
     await store.create()
 
 
+async def test_a_transaction_that_is_entered_inside_another_one_raises_instead_of_deadlocking(
+    store: ImageStore,
+) -> None:
+    outer, inner = store.transaction(), store.transaction()
+    with anyio.fail_after(10):
+        async with outer:
+            with pytest.raises(RuntimeError, match="transaction around"):
+                await inner.__aenter__()
+        async with inner as transaction:
+            await transaction.create()
+
+
 async def test_a_child_that_outlives_the_transaction_may_change_the_store(
     store: ImageStore,
 ) -> None:
