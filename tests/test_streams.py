@@ -17,7 +17,7 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from aimagestore import DigestMismatchError, ImageStore
+from aimagestore import BigDataReader, DigestMismatchError, ImageStore, StoreClosedError
 from aimagestore._async import streams
 from aimagestore._async.read_ahead import PIECES, ReadAhead
 from aimagestore._directory import staged
@@ -274,6 +274,23 @@ async def test_a_reader_that_is_closed_while_it_reads_ahead_closes_its_file(
     with anyio.fail_after(20):
         while os.path.exists(path) and os.readlink(path) == file:
             await anyio.sleep(0.001)
+
+
+async def test_a_read_whose_reader_is_closed_before_it_begins_is_refused(
+    store: ImageStore, image: str, reads: Reads
+) -> None:
+    gate = Gate()
+
+    async def read(reader: BigDataReader) -> None:
+        with pytest.raises(StoreClosedError, match="reader is closed"):
+            await reader.read()
+
+    async with anyio.create_task_group() as tasks:
+        async with store.open_big_data(image, "key") as reader:
+            reads.before = gate
+            tasks.start_soon(read, reader)
+            await reads.until(1)
+        gate.open()
 
 
 class Writes:

@@ -17,7 +17,12 @@ from .._core.digest import (
 )
 from .._core.image import Image
 from .._core.names import check_key
-from ..errors import BigDataUnknownError, DigestMismatchError, DigestUnknownError
+from ..errors import (
+    BigDataUnknownError,
+    DigestMismatchError,
+    DigestUnknownError,
+    StoreClosedError,
+)
 from .closing import LastUse
 from .digesting import Digester
 from .protocol import Items, StagedContent, Steps
@@ -197,7 +202,7 @@ class Source(io.BufferedIOBase):
         """Read up to this number of bytes; all of the rest if it is negative or ``None``.
 
         :raises DigestMismatchError: at the end of the data, when its digest is not the expected one
-        :raises ValueError: when the item is closed
+        :raises StoreClosedError: when the item is closed
         """
         with self._in_use():
             return self._read(-1 if size is None else size)
@@ -206,7 +211,7 @@ class Source(io.BufferedIOBase):
     def _in_use(self) -> Iterator[None]:
         with self._last_use.in_use(self._close):
             if self.closed:
-                raise ValueError("the item is closed")
+                raise StoreClosedError("the reader is closed: open the item again")
             yield
 
     def _read(self, wanted: int) -> bytes:
@@ -246,7 +251,7 @@ class Source(io.BufferedIOBase):
         """Set the position, and return it.
 
         :raises ValueError: when the data is verified, which takes all of it in order
-        :raises ValueError: when the item is closed
+        :raises StoreClosedError: when the item is closed
         """
         if self._digester is not None:
             raise ValueError("data that is verified is read in order: open it without verify")
