@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from .._core.digest import MANIFEST
 from .._core.documents import DOCUMENT_MAX, read_documents, read_manifest
@@ -148,10 +149,10 @@ class Pruning:
         found = [await read_with_layers(core)]
         contents = [await measure(core)]
         instances = await core.read_whole(
-            lambda: core.threads.run_abandonable(self._instances, found[0][0].images)
+            lambda: core.threads.run_while_wanted(partial(self._instances, found[0][0].images))
         )
 
-        def plan() -> Sequence[Candidate]:
+        def plan(check: Callable[[], None]) -> Sequence[Candidate]:
             catalog, records = found.pop()
             planned = plan_prune(
                 catalog.images,
@@ -159,17 +160,22 @@ class Pruning:
                 now=datetime.now(UTC),
                 containers=_containers(records),
                 instances=instances,
+                check=check,
             )
             self._deletion = Deletion(contents.pop())
             self._kept |= planned.kept
             return planned.candidates
 
-        return await core.threads.run_abandonable(plan)
+        return await core.threads.run_while_wanted(plan)
 
-    def _instances(self, images: Iterable[Image]) -> Mapping[str, str]:
-        """Return the IDs of image indexes, by the digests of the images that they list."""
+    def _instances(self, images: Iterable[Image], check: Callable[[], object]) -> Mapping[str, str]:
+        """Return the IDs of image indexes, by the digests of the images that they list.
+
+        :param check: called before each image; what it raises ends this
+        """
         found: dict[str, str] = {}
         for image in images:
+            check()
             # Only image indexes have this item of podman's.
             is_index = INSTANCES in image.big_data_names
             if not is_index or image.big_data_sizes.get(MANIFEST, 0) > DOCUMENT_MAX:
@@ -186,16 +192,18 @@ class Pruning:
         core, is_done = self._core, False
         while not is_done:
             # Without the lock, because nobody is to wait for an object store.
-            await core.read_whole(lambda: core.threads.run_abandonable(self._read_indexes, feed))
+            await core.read_whole(
+                lambda: core.threads.run_while_wanted(partial(self._read_indexes, feed))
+            )
             async with core.hold() as grant:
                 is_done = await core.threads.run_shielded(
                     grant.run, self._commit, grant, candidates, feed
                 )
 
-    def _read_indexes(self, feed: Feed) -> None:
+    def _read_indexes(self, feed: Feed, check: Callable[[], object]) -> None:
         """Read the image indexes that are new or changed."""
         self._note_indexes(feed)
-        self._listed |= self._instances(self._unread)
+        self._listed |= self._instances(self._unread, check)
         self._unread = []
 
     def _note_indexes(self, feed: Feed) -> None:

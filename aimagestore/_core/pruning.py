@@ -172,17 +172,20 @@ def plan_prune(
     now: datetime,
     containers: Mapping[str, Sequence[str]],
     instances: Mapping[str, str],
+    check: Callable[[], object] = lambda: None,
 ) -> PrunePlan:
     """Judge all images of a store.
 
     :param now: an aware datetime
     :param containers: the names or IDs of the containers that use an image, by its ID
     :param instances: the IDs of image indexes, by the digests of the images that they name
+    :param check: called before each image, because a filter may be slow; what it raises ends this
     """
     newest = {} if policy.keep_last is None else _newest(images, policy.keep_last)
     candidates: list[Candidate] = []
     kept: dict[str, str] = {}
     for image in images:
+        check()
         reason = (
             _reason_for_any_policy(image, policy, containers, instances)
             or _reason_by_name(image, policy, newest)

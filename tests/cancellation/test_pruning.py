@@ -8,12 +8,13 @@ from typing import Any
 import anyio
 import pytest
 
-from aimagestore import ImageStore, PrunePolicy, PruneResult, check
+from aimagestore import Image, ImageStore, PrunePolicy, PruneResult, check
 from aimagestore._async import pruning
 
 from ..support import interruptions
+from ..support.gates import Gate
 from ..support.loops import ASYNCIO_LOOPS
-from ..support.stores import DirectoryStore
+from ..support.stores import DirectoryStore, until
 
 IMAGES = [f"image{number}" for number in range(6)]
 
@@ -74,3 +75,23 @@ async def test_an_interruption_by_asyncio_leaves_what_the_result_says(
     tmp_path: Path, way: str, anyio_backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await interrupted_everywhere(tmp_path, interruptions.ASYNCIO[way], monkeypatch)
+
+
+async def test_a_cancelled_call_asks_its_filter_no_more(path: Path) -> None:
+    gate = Gate()
+    asked: list[str] = []
+
+    def select(image: Image) -> bool:
+        asked.append(image.id)
+        gate()
+        return True
+
+    async with ImageStore(path) as store:
+        for image_id in IMAGES:
+            await store.create(image_id)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.prune, PrunePolicy(filter=select))
+            await until(gate.reached.is_set)
+            tasks.cancel_scope.cancel()
+        gate.open()
+    assert asked == IMAGES[:1]  # the store waits for its threads

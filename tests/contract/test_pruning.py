@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -187,8 +187,8 @@ async def test_an_image_that_an_image_index_names_meanwhile_is_kept(
     read = pruning.Pruning._read_indexes
     has_read, has_changed = threading.Event(), threading.Event()
 
-    def read_and_wait(self: pruning.Pruning, feed: Feed) -> None:
-        read(self, feed)
+    def read_and_wait(self: pruning.Pruning, feed: Feed, check: Callable[[], object]) -> None:
+        read(self, feed, check)
         has_read.set()
         assert has_changed.wait(60)
 
