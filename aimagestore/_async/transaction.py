@@ -101,7 +101,14 @@ class Transaction(ImageMethods):
         return self._draft
 
     async def _change(self, mutation: Mutation) -> Image | None:
-        return await self._core.with_copies(mutation, self._make, kept=self._copies)
+        copies: list[Copying] = []
+        try:
+            return await self._core.with_copies(mutation, self._make, kept=copies)
+        finally:
+            if self._is_open():
+                self._copies += copies
+            else:  # another task has ended the block meanwhile
+                await self._core.release(*copies)
 
     async def _make(self, mutation: Mutation) -> Image | None:
         prepare = self._core.engine.writer.prepare
@@ -160,7 +167,11 @@ class Transaction(ImageMethods):
             for item in used:
                 item._unuse()
             raise
-        self._used += used
+        if self._is_open():
+            self._used += used
+        else:  # another task has ended the block meanwhile
+            for item in used:
+                item._unuse()
 
     async def _content_of(
         self, data: object, expectations: Expectations, in_thread: bool
@@ -182,7 +193,15 @@ class Transaction(ImageMethods):
         async with self._core.turn_to_stage(data):  # type: ignore[arg-type]
             content = await self._core.stage(expectations)
             self._staged.append(content)
-            await self._core.fill(content, data, expectations, None)  # type: ignore[arg-type]
+            try:
+                self._open_draft()
+                await self._core.fill(content, data, expectations, None)  # type: ignore[arg-type]
+            except Exception:
+                if self._is_open():
+                    raise
+                # Another task has ended the block meanwhile, and this content with it, or before.
+                await self._core.release(content)
+                raise _over() from None
         return content
 
     async def _read_item(self, image: Image, key: str) -> bytes:

@@ -7,6 +7,7 @@ import errno
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,21 @@ from aimagestore._directory.files import Directory
 from aimagestore._directory.index_file import IndexFile
 from aimagestore._directory.items import DirectoryItems
 from aimagestore._directory.lock import ExclusiveLock
+from aimagestore._directory.staged import _Sink
 from aimagestore._engine.lock import LockLine
 from aimagestore._engine.workers import WorkerPool
 
 from ..support.gates import Gate
-from ..support.stores import locked, open_files, until
+from ..support.stores import (
+    becomes_true,
+    descriptors,
+    is_locked,
+    is_requested,
+    locked,
+    open_files,
+    until,
+    until_requested,
+)
 
 
 def _no_more_threads(_: threading.Thread) -> None:
@@ -259,6 +270,59 @@ async def test_a_change_that_reaches_a_transaction_after_its_end_is_refused(
                 await until(gate.reached.is_set)
             gate.open()
         assert await store.images() == []
+
+
+@pytest.mark.parametrize(("owner", "name"), [(DirectoryItems, "stage"), (_Sink, "append")])
+async def test_content_that_is_written_as_its_transaction_ends_is_refused_and_released(
+    path: Path, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    real = getattr(owner, name)
+
+    def stop(*args: Any) -> Any:
+        result = real(*args)
+        gate()
+        return result
+
+    async with ImageStore(path) as store:
+        await store.create("one")
+        before = descriptors(f"{path}")
+
+        async def write(transaction: Transaction) -> None:
+            with pytest.raises(StoreClosedError, match="transaction is over"):
+                await transaction.set_big_data("one", "key", b"content" * 2**20)
+
+        async with anyio.create_task_group() as tasks:
+            async with store.transaction() as transaction:
+                monkeypatch.setattr(owner, name, stop)
+                tasks.start_soon(write, transaction)
+                await until(gate.reached.is_set)
+            gate.open()
+        await until(lambda: descriptors(f"{path}") == before)
+
+
+async def test_staged_data_can_be_used_again_if_its_transaction_is_discarded_meanwhile(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    real = Draft.apply
+
+    def apply(self: Draft, plan: Any) -> None:
+        real(self, plan)
+        gate()
+
+    async with ImageStore(path) as store, store.stage(b"content") as staged:
+        async with anyio.create_task_group() as tasks:
+            with pytest.raises(LookupError):
+                async with store.transaction() as transaction:
+                    monkeypatch.setattr(Draft, "apply", apply)
+                    data = {"key": staged}
+                    tasks.start_soon(partial(transaction.create, "one", big_data=data))
+                    await until(gate.reached.is_set)
+                    raise LookupError
+            gate.open()
+        await store.create("two", big_data={"key": staged})
+        assert [image.id for image in await store.images()] == ["two"]
 
 
 async def test_a_cancelled_change_of_a_transaction_is_made_at_once_or_never(
@@ -554,6 +618,29 @@ async def test_staged_data_that_is_being_written_cannot_be_used(
 
 
 # Event loops in unusual places
+
+
+@pytest.mark.parametrize("name", ["touch", "transaction"])
+def test_a_lock_that_is_granted_after_its_loop_was_closed_is_released(
+    path: Path, name: str
+) -> None:
+    loop = asyncio.new_event_loop()
+
+    async def wait() -> None:
+        async with ImageStore(path) as store:
+            if name == "touch":
+                await store.touch()
+            await store.transaction().__aenter__()
+
+    path.mkdir()
+    with locked(path):
+        task = loop.create_task(wait())
+        loop.run_until_complete(until_requested())
+        loop.close()
+    assert becomes_true(lambda: not is_requested())  # it is granted
+    assert becomes_true(lambda: not is_locked(path))
+    task.get_coro().close()
+    assert becomes_true(lambda: not open_files(f"{path}"))
 
 
 def test_a_loop_that_runs_while_a_generator_is_closed_closes_its_store(path: Path) -> None:
