@@ -449,5 +449,5 @@ async def _gathered(pieces: Iterator[Buffer], threads: Threads) -> AsyncIterator
         return bytes(gathered)
 
     while not is_over:
-        if joined := await threads.run_streaming(gather):
+        if joined := await threads.run_source(gather):
             yield joined

@@ -24,6 +24,9 @@ _THREADS = 16
 _STREAM_THREADS = 6
 """Threads that move big data. Fewer, because the heap of each keeps the memory of some chunks."""
 
+_SOURCE_THREADS = 64
+"""Threads that read callers' files and iterables. More, because each may wait for anything."""
+
 
 class Call(Generic[T]):
     """A blocking call, owned by the thread that makes it; a task only waits for its end.
@@ -113,6 +116,7 @@ class Threads:
         self._streams = WorkerPool(_STREAM_THREADS, "aimagestore stream")
         # Guards what follows.
         self._mutex = threading.Lock()
+        self._sources = WorkerPool(_SOURCE_THREADS, "aimagestore source")
         # The calls and other activities that have not ended.
         self._activities: set[object] = set()
         self._when_idle: Callable[[], object] | None = None
@@ -252,6 +256,13 @@ class Threads:
             await self._end(call, interrupt)
             raise
         return call.result()
+    async def run_source(self, function: Callable[[], T]) -> T:
+        """Make a call of a caller's file or iterable as :meth:`run` does.
+
+        It may block for any time, so it has a thread for which only other such calls wait.
+        """
+        return await self._run(self._start(self._sources, function))
+
 
     async def _end(self, call: Call[T], interrupt: Callable[[], object] | None = None) -> None:
         """End a call for a task that was interrupted, as :meth:`run` does."""
@@ -361,6 +372,7 @@ class InTurn:
 
     If interrupted, a call is left to its thread. Without a turn, such a call could read or set the
     position of the file in the middle of a call that was made later.
+        self._sources.shutdown()
     """
 
     def __init__(self, threads: Threads) -> None:

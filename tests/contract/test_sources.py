@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
 import tracemalloc
 from array import array
@@ -309,3 +310,28 @@ async def test_large_data_is_neither_hashed_nor_written_on_the_event_loop(
         assert (await store.get("one")).big_data_digests[key] == DIGEST
         async with store.open_big_data("one", key, verify=True) as reader:
             assert await reader.read() == CONTENT
+
+
+async def test_iterables_that_wait_keep_no_other_call_waiting(
+    store: ImageStore, image: str
+) -> None:
+    go_on = threading.Event()
+    waiting: list[int] = []
+
+    def pieces(number: int) -> Iterator[bytes]:
+        waiting.append(number)
+        go_on.wait(60)
+        yield b"data"
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(20):
+            tasks.start_soon(store.set_big_data, image, f"key{number}", pieces(number))
+        try:
+            await until(lambda: len(waiting) == 20)
+            with anyio.fail_after(30):
+                await store.set_big_data(image, "other", CONTENT)
+                async with store.open_big_data(image, "other") as reader:
+                    assert await reader.read() == CONTENT
+        finally:
+            go_on.set()
+    assert len(await store.big_data_names(image)) == 21
