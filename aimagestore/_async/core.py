@@ -733,7 +733,12 @@ async def acquire(
         return grant
     before_waiting()
     decided = Event()
-    request: Request[object] = line.request(lambda: threads.loop.post(decided.set))
+
+    def notify() -> None:
+        if not threads.loop.post(decided.set):
+            _release_request(request)  # the loop has ended, and no task takes the lock
+
+    request: Request[object] = line.request(notify)
     if requests is not None:
         requests.add(request)
     try:

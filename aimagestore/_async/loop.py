@@ -6,7 +6,6 @@ import dis
 import inspect
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from threading import get_ident
 from types import TracebackType
 from typing import Any
@@ -42,13 +41,16 @@ class EventLoop:
             self._running = trio.lowlevel.current_trio_token
             self._thread = -1
 
-    def post(self, function: Callable[[], object]) -> None:
+    def post(self, function: Callable[[], object]) -> bool:
         """Call a function in the loop soon. Callable from any thread; never blocks.
 
-        Does nothing once the loop has ended: nobody waits there any more.
+        :returns: ``False`` once the loop has ended: nobody waits there any more
         """
-        with suppress(RuntimeError):
+        try:
             self._post(function)
+        except RuntimeError:
+            return False
+        return True
 
     def is_running_here(self) -> bool:
         """Return whether this very loop runs the caller."""

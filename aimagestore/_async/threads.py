@@ -81,9 +81,11 @@ class Call(Generic[T]):
             return not self._has_ended
 
     def dispose(self) -> None:
-        """Release the result, if there is one that needs it."""
-        if self._error is None and self._dispose is not None:
-            self._dispose(self._result)
+        """Release the result, if there is one that needs it. Idempotent."""
+        with self._mutex:
+            dispose, self._dispose = self._dispose, None
+        if self._error is None and dispose is not None:
+            dispose(self._result)
 
     def result(self) -> T:
         """Return what the call returned, or raise what it raised. Called once."""
@@ -114,9 +116,9 @@ class Threads:
         self.loop = loop
         self._calls = WorkerPool(_THREADS, "aimagestore worker")
         self._streams = WorkerPool(_STREAM_THREADS, "aimagestore stream")
+        self._sources = WorkerPool(_SOURCE_THREADS, "aimagestore source")
         # Guards what follows.
         self._mutex = threading.Lock()
-        self._sources = WorkerPool(_SOURCE_THREADS, "aimagestore source")
         # The calls and other activities that have not ended.
         self._activities: set[object] = set()
         self._when_idle: Callable[[], object] | None = None
@@ -155,12 +157,17 @@ class Threads:
     ) -> Call[T]:
         call = Call(function, dispose)
         try:
-            self._submit(pool, call.run, call.ended.set)
+            self._submit(pool, call.run, lambda: self._note_end(call))
         except BaseException:
             if not call.abandon():
                 self.spawn(call.dispose)
             raise
         return call
+
+    def _note_end(self, call: Call[Any]) -> None:
+        """Let the task know that its call has ended, in the thread that made the call."""
+        if not self.loop.post(call.ended.set) and not call.abandon():
+            self.spawn(call.dispose)  # the loop has ended, and no task gets the result
 
     def _submit(
         self,
@@ -178,7 +185,7 @@ class Threads:
 
         def note_end() -> None:
             if ended is not None:
-                self.loop.post(ended)
+                ended()
             self.release(turn)
 
         try:
@@ -249,13 +256,6 @@ class Threads:
         """Make a call as :meth:`run` does, in one of the few threads that move big data."""
         return await self._run(self.start_streaming(lambda: function(*args)), interrupt)
 
-    async def _run(self, call: Call[T], interrupt: Callable[[], object] | None = None) -> T:
-        try:
-            await call.ended.wait()
-        except BaseException:
-            await self._end(call, interrupt)
-            raise
-        return call.result()
     async def run_source(self, function: Callable[[], T]) -> T:
         """Make a call of a caller's file or iterable as :meth:`run` does.
 
@@ -263,6 +263,13 @@ class Threads:
         """
         return await self._run(self._start(self._sources, function))
 
+    async def _run(self, call: Call[T], interrupt: Callable[[], object] | None = None) -> T:
+        try:
+            await call.ended.wait()
+        except BaseException:
+            await self._end(call, interrupt)
+            raise
+        return call.result()
 
     async def _end(self, call: Call[T], interrupt: Callable[[], object] | None = None) -> None:
         """End a call for a task that was interrupted, as :meth:`run` does."""
@@ -365,6 +372,7 @@ class Threads:
         """Let the threads end after the calls that were started."""
         self._calls.shutdown()
         self._streams.shutdown()
+        self._sources.shutdown()
 
 
 class InTurn:
@@ -372,7 +380,6 @@ class InTurn:
 
     If interrupted, a call is left to its thread. Without a turn, such a call could read or set the
     position of the file in the middle of a call that was made later.
-        self._sources.shutdown()
     """
 
     def __init__(self, threads: Threads) -> None:
