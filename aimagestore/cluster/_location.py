@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import UnionType
@@ -15,6 +14,9 @@ from ._engine import ClusterEngine
 from ._grace import check_grace_period
 from ._repairer import ClusterRepairer
 from ._sessions import DEADLINE
+
+# Seconds: a day. Waits of the operating system and of PostgreSQL take no number of weeks.
+_LONGEST_DEADLINE = 86_400
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -45,7 +47,8 @@ class ClusterLocation(metaclass=PlainType):
         the others are in temporary files without names, in the directory that ``TMPDIR`` names
     :raises TypeError: when a parameter has another type
     :raises ValueError: when an address is malformed, ``cache_size`` is negative, ``grace_period``
-        is not positive or longer than a hundred years, or ``deadline`` is not positive
+        is not positive or longer than a hundred years, or ``deadline`` is not positive or longer
+        than a day
     """
 
     records_url: str
@@ -64,8 +67,11 @@ class ClusterLocation(metaclass=PlainType):
         if self.cache_size < 0:
             raise ValueError(f"cache_size must not be negative: {self.cache_size}")
         check_grace_period(self.grace_period)
-        if not 0 < self.deadline < math.inf:
-            raise ValueError(f"deadline must be a positive number of seconds: {self.deadline}")
+        if not 0 < self.deadline <= _LONGEST_DEADLINE:
+            raise ValueError(
+                f"deadline must be positive, and at most {_LONGEST_DEADLINE:,} seconds: "
+                f"{self.deadline}"
+            )
 
     def __repr__(self) -> str:
         database = DatabaseAddress.of(self.records_url).name

@@ -128,6 +128,7 @@ def test_a_location_is_a_value() -> None:
         ("cache_size", 1.5, TypeError),
         ("deadline", 0, ValueError),
         ("deadline", float("nan"), ValueError),
+        ("deadline", 1e7, ValueError),
         ("deadline", True, TypeError),
     ],
 )
