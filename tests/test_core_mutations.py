@@ -506,7 +506,7 @@ def test_other_ids_may_be_created_beside_damaged_records() -> None:
 
 
 def test_id_of_a_damaged_record_may_be_created_once_that_is_dropped() -> None:
-    catalog = after(DAMAGED, mutations.drop_unreadable(), mutations.create("x"))
+    catalog = after(DAMAGED, mutations.drop_damaged(), mutations.create("x"))
     assert (ids_of(catalog), catalog.damaged) == (["a", "x"], ())
 
 

@@ -12,8 +12,16 @@ from typing import Any
 import anyio
 import pytest
 
-from aimagestore import FindingKind as Kind, ImageStore, StoreCorruptError, check, repair
+from aimagestore import (
+    FindingKind as Kind,
+    ImageStore,
+    Report,
+    StoreCorruptError,
+    check,
+    repair,
+)
 
+from .support.beside import Beside
 from .support.buildah import FIXTURE, FIXTURE_ID
 from .support.damage import DAMAGE, listing
 from .support.faults import Faults
@@ -211,6 +219,29 @@ async def test_damage_that_is_already_repaired_is_left_alone(path: Path, image: 
     (image / "manifest").write_bytes(content)
     assert (await repair(path, report, drop=True)).ok
     assert (await check(path)).ok
+
+
+@pytest.mark.parametrize("kind", [Kind.RECORD_DAMAGED, Kind.DUPLICATE_ID])
+async def test_only_records_of_the_reported_kind_are_taken_out(
+    path: Path, image: Path, kind: Kind
+) -> None:
+    edit_index(path, lambda records: records.insert(0, {"id": FIXTURE_ID}))
+    edit_index(path, lambda records: records.append({}))
+    report = await check(path)
+    reported = Report(tuple(found for found in report.findings if found.kind is kind))
+    await repair(path, reported, drop=True)
+    left = {Kind.RECORD_DAMAGED, Kind.DUPLICATE_ID} - {kind}
+    assert {found.kind for found in (await check(path)).findings} == left
+
+
+async def test_beside_podman_only_damaged_records_are_taken_out_unasked(tmp_path: Path) -> None:
+    path = Beside(tmp_path).images
+    shutil.copytree(FIXTURE, path, dirs_exist_ok=True)
+    edit_index(path, lambda records: records[0].pop("layer"))
+    edit_index(path, lambda records: records.insert(0, {"id": FIXTURE_ID}))
+    edit_index(path, lambda records: records.append({}))
+    await repair(path, await check(path))
+    assert [found.kind for found in (await check(path)).findings] == [Kind.DUPLICATE_ID]
 
 
 async def test_unreported_damage_is_left_alone(path: Path, image: Path) -> None:

@@ -25,7 +25,8 @@ class Plan(msgspec.Struct, frozen=True):
     :ivar is_forced: whether images are deleted even if containers use them, and a new image is
         created even if podman cannot read it
     :ivar adopted: a record for an image whose directory exists already
-    :ivar drops_unreadable: whether damaged and shadowed records are dropped
+    :ivar drops_damaged: whether damaged records are dropped
+    :ivar drops_shadowed: the IDs of which only the latest record is kept
     :ivar files: big-data items that get new content, by image ID and key
     """
 
@@ -36,7 +37,8 @@ class Plan(msgspec.Struct, frozen=True):
     deleted: tuple[str, ...] = ()
     is_forced: bool = False
     adopted: Record | None = None
-    drops_unreadable: bool = False
+    drops_damaged: bool = False
+    drops_shadowed: tuple[str, ...] = ()
     files: Mapping[tuple[str, str], Content] = MappingProxyType({})
 
     @property
@@ -69,7 +71,8 @@ class Draft(View):
 
     :ivar base: the view below
     :ivar files: big-data items that get new content, by image ID and key
-    :ivar drops_unreadable: whether damaged and shadowed records are dropped
+    :ivar drops_damaged: whether damaged records are dropped
+    :ivar drops_shadowed: the IDs of which only the latest record is kept
     :ivar forced: IDs of new images that are created even if podman cannot read them
     :ivar copied: IDs of images that are copied from additional stores
     """
@@ -82,21 +85,24 @@ class Draft(View):
         "_records",
         "base",
         "copied",
-        "drops_unreadable",
+        "drops_damaged",
+        "drops_shadowed",
         "files",
         "forced",
     )
 
     base: View
     files: dict[tuple[str, str], Content]
-    drops_unreadable: bool
+    drops_damaged: bool
+    drops_shadowed: set[str]
     forced: set[str]
     copied: set[str]
 
     def __init__(self, base: View) -> None:
         self.base = base
         self.files = {}
-        self.drops_unreadable = False
+        self.drops_damaged = False
+        self.drops_shadowed = set()
         self.forced = set()
         self.copied = set()
         self._records: dict[str, Record | None] = {}
@@ -162,7 +168,7 @@ class Draft(View):
         yield from self.new_records()
 
     def is_damaged(self, image_id: str) -> bool:
-        return not self.drops_unreadable and self.base.is_damaged(image_id)
+        return not self.drops_damaged and self.base.is_damaged(image_id)
 
     def freeze(self) -> Catalog:
         return Catalog.of(self.records())
@@ -190,7 +196,8 @@ class Draft(View):
         if plan.adopted is not None:
             self._append(plan.adopted)
             self._adopted.add(plan.adopted.id)
-        self.drops_unreadable |= plan.drops_unreadable
+        self.drops_damaged |= plan.drops_damaged
+        self.drops_shadowed.update(plan.drops_shadowed)
         if plan.files:
             self.files.update(plan.files)
 

@@ -413,6 +413,11 @@ def has_same_items(one: Image, other: Image) -> bool:
     )
 
 
-def drop_unreadable() -> Mutation:
-    """Drop damaged records, and those that a later record with their ID shadows."""
-    return Mutation(lambda draft: Plan(drops_unreadable=True))
+def drop_damaged() -> Mutation:
+    """Drop damaged records."""
+    return Mutation(lambda draft: Plan(drops_damaged=True))
+
+
+def drop_shadowed(image_id: str) -> Mutation:
+    """Drop the records with an ID that do not count, because a later one has it."""
+    return Mutation(lambda draft: Plan(drops_shadowed=(image_id,)))

@@ -191,7 +191,7 @@ class _Repairs:
         if self._podman is None:
             return ()
         unreadable: list[str] = []
-        if self._draft.drops_unreadable:
+        if self._draft.drops_damaged:
             base = self._draft.base
             # Garbage collection removes no other directories.
             unreadable = [
@@ -264,8 +264,9 @@ class _Repairs:
     def _plan_drop(self, finding: Finding) -> Iterator[tuple[Mutation, str]]:
         if finding.kind in _UNREADABLE:
             self._takes_out = True
+            is_shadowed = finding.kind is FindingKind.DUPLICATE_ID
             yield (
-                mutations.drop_unreadable(),
+                mutations.drop_shadowed(finding.id) if is_shadowed else mutations.drop_damaged(),
                 f"taken out of the index, which stays as {self._kept_as}",
             )
         elif finding.key and finding.kind in (_LOST_ITEM | _WRONG_SIZE):

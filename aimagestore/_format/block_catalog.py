@@ -171,11 +171,9 @@ def apply_draft(base: BlockCatalog, draft: Draft) -> BlockCatalog:
             replaced |= dict.fromkeys((old, *base.shadowed.get(delta.id, ())))
         elif bytes(new.raw) != bytes(old.raw):
             replaced[old] = new.in_block(old.block_id)
-    damaged = base.damaged
-    if draft.drops_unreadable:
-        damaged = ()
-        for shadows in base.shadowed.values():
-            replaced |= dict.fromkeys(shadows)
+    for image_id in draft.drops_shadowed:
+        replaced |= dict.fromkeys(base.shadowed.get(image_id, ()))
+    damaged = () if draft.drops_damaged else base.damaged
     blocks, appended = _append(_replace(base.blocks, replaced), draft.new_records())
     is_same = not replaced and not appended and damaged == base.damaged
     if is_same and not base.needs_save:
