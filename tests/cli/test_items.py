@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -39,6 +40,17 @@ def test_to_standard_output(image: Cli, capfdbinary: pytest.CaptureFixture[bytes
     image("put", "one", "empty", "/dev/null")
     image("get", "one", "empty")
     assert capfdbinary.readouterr().out == b""
+
+
+def test_an_item_without_a_recorded_digest_is_written_too(image: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"{}")
+    image("put", "one", "data", tmp_path / "in")
+    index = image.root / "images.json"
+    (record,) = json.loads(index.read_bytes())
+    del record["big-data-digests"]
+    index.write_text(json.dumps([record]))
+    image("get", "one", "data", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == b"{}"
 
 
 def test_the_digest_of_an_image(image: Cli, tmp_path: Path) -> None:

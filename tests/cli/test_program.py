@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,21 @@ def test_version_and_help() -> None:
         assert f"\n  {name} " in text
         assert Cli(Path("never"))(name, "--help").output
     assert len(text.partition("\nCommands:\n")[2].splitlines()) == len(COMMANDS.split())
+
+
+def test_a_signal_that_was_ignored_at_the_start_ends_no_command(image: Cli) -> None:
+    ignored = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "preexec_fn": ignored}
+    with start(image.root, "--verbose", "watch", **pipes) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while b"watching" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGHUP)
+        image("tag", "one", "b:1")
+        assert process.stdout.readline().startswith(b"changed one")
+        process.terminate()
+        assert process.wait(30) == 143
 
 
 @pytest.mark.parametrize(

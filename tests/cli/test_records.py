@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from .conftest import Cli
 
@@ -29,6 +30,13 @@ def test_a_store_without_images(cli: Cli) -> None:
     assert cli("images", "--json").json == []
     assert cli("images").lines == ["REPOSITORY  TAG         IMAGE ID    CREATED     SIZE"]
     assert cli("images", "--quiet").output == ""
+
+
+def test_columns_line_up_beside_characters_of_two_columns(two: Cli) -> None:
+    two("tag", "abab", "localhost/\u6f22\u5b57\u6f22\u5b57\u6f22\u5b57\u6f22:\u4e00")
+    heading, *rows = two("images").lines
+    places = {cell_len(row[: row.index("a" * 12 if "a" * 12 in row else "abab")]) for row in rows}
+    assert places == {heading.index("IMAGE ID")}
 
 
 def test_create_uses_all_options(cli: Cli, tmp_path: Path) -> None:
