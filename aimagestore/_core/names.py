@@ -69,7 +69,8 @@ def check_type(value: object, kind: type, name: str) -> None:
     :raises TypeError: when it is of another type
     """
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+        article = "an" if kind.__name__.startswith(("i", "I")) else "a"
+        raise TypeError(f"{name} must be {article} {kind.__name__}, not {type(value).__name__}")
 
 
 def check_id(image_id: object) -> str:

@@ -308,6 +308,15 @@ async def test_a_timeout_that_is_no_number_of_seconds_is_refused(
             await call
 
 
+async def test_the_message_about_a_type_is_english(store: ImageStore) -> None:
+    with pytest.raises(TypeError, match=r"^page_size must be an int, not str$"):
+        await anext(aiter(store.iter_images(page_size="10")))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^source must be an ImageStore, not str$"):
+        await copy_images("store", store)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^force must be a bool, not int$"):
+        await store.delete("one", force=1)  # type: ignore[arg-type]
+
+
 def test_a_path_that_no_directory_can_have_is_refused() -> None:
     for path in ("", "images\0"):
         with pytest.raises(ValueError, match="path"):
