@@ -152,9 +152,9 @@ async def _repaired(session: Session, where: Location, found: Report, *, drop: b
 async def collect_garbage(context: click.Context, *, dry_run: bool, json: bool) -> ExitCode:
     async with Session.of(context).writing() as store:
         report = await store.collect_garbage(dry_run=dry_run)
+    removed = [finding for finding in report.findings if not finding.stays]
     staying = [finding for finding in report.findings if finding.stays]
     if json:
-        removed = [finding for finding in report.findings if not finding.stays]
         await write_json(
             {
                 "bytes": report.bytes,
@@ -164,7 +164,7 @@ async def collect_garbage(context: click.Context, *, dry_run: bool, json: bool) 
         )
     else:
         await write_findings(report.findings)
-        number, freed = len(report.findings) - len(staying), human_size(report.bytes)
+        number, freed = len(removed), human_size(report.bytes)
         would = f"{number} would be removed, which would free {freed}"
         await write_lines([would if dry_run else f"{number} removed, {freed} freed"])
     if staying:

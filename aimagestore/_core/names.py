@@ -69,7 +69,7 @@ def check_type(value: object, kind: type, name: str) -> None:
     :raises TypeError: when it is of another type
     """
     if not isinstance(value, kind):
-        article = "an" if kind.__name__.startswith(("i", "I")) else "a"
+        article = "an" if kind.__name__[0].lower() in "aeio" else "a"
         raise TypeError(f"{name} must be {article} {kind.__name__}, not {type(value).__name__}")
 
 

@@ -55,7 +55,7 @@ _BEGIN_17 = _BEGIN + b"SET LOCAL transaction_timeout = 0; "
 _PASSING = ("08", "40", "57P", "53300", "25P03")
 
 # What libpq itself, the server or a pooler says to a login, and would say again. Such an error has
-# no code, and a server may speak another language: what is not known here may pass.
+# no code, and its text may be in another language. So after any other text, the call is repeated.
 _LASTING = (
     *("no password supplied", "SSL was required", "certificate", "authentication method"),
     *("authentication failed", "pg_hba.conf", "does not exist", "not permitted to log in"),
