@@ -68,19 +68,26 @@ class ReadAhead(io.BufferedIOBase):
             await checkpoint()
         is_sequential = self._is_sequential
         while True:
-            with suppress(BlockingIOError):
+            while (added := self._event_unless_piece()) is not None:
+                self._begin_reading()
+                await added.wait()
+            with suppress(BlockingIOError):  # a read in a thread has taken the piece meanwhile
                 data = function()
                 break
-            with self._mutex:
-                if self._pieces:
-                    continue
-                added = self._added = self._added or Event()
-            self._begin_reading()
-            await added.wait()
-        if is_sequential and data:
+        # A thread that stops reading says so before its last piece is taken: no mutex is needed.
+        if is_sequential and data and not self._is_reading:
             with suppress(StoreClosedError, RuntimeError):  # this call has what it was to read
                 self._begin_reading()
         return data
+
+    def _event_unless_piece(self) -> Event | None:
+        """Return what is set when there is a piece; ``None`` if there is one."""
+        with self._mutex:
+            if self._pieces:
+                return None
+            if self._added is None:
+                self._added = Event()
+            return self._added
 
     def _begin_reading(self) -> None:
         """Have a thread read pieces, if there are too few."""
