@@ -164,8 +164,8 @@ def _write_page(
         "",
         *table.growth(outcomes, drawn),
         "",
-        "Ratios to floors and to Go. Of several sizes, the table shows the worst, in bold type if",
-        "it misses the target:",
+        "Each target is a ratio, or an amount of memory. Of several sizes, the table shows the",
+        "worst, in bold type if it misses the target:",
         "",
         *table.markdown(verdicts, titles),
     ]
