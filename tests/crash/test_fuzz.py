@@ -177,7 +177,7 @@ async def call(function: Callable[[], Awaitable[Any]]) -> Any:
 def fuzz(default: int, nightly: int, *, whole: bool) -> settings:
     """Return settings with the number of inputs that this run tries."""
     if not whole:
-        default //= 3
+        default //= 5
     return settings(
         max_examples=nightly if NIGHTLY else default, suppress_health_check=list(HealthCheck)
     )
