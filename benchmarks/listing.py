@@ -15,7 +15,7 @@ import os
 import shlex
 import statistics
 import subprocess
-import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -132,7 +132,7 @@ def main() -> None:
         graph = root / "graph"
         anyio.run(make, graph, options.images)
         where = ["--root", str(graph), "--runroot", str(root / "run"), "--storage-driver", "vfs"]
-        ours = [sys.executable, "-m", "aimagestore", "--root", str(graph), "images"]
+        ours = [f"{sysconfig.get_path('scripts')}/aimagestore", "--root", str(graph), "images"]
         theirs = [*shlex.split(options.podman), *where, "images"]
         for turn in range(options.rounds + 1):
             program, listed = _timed(ours)
