@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from .._core.addresses import is_address
-from .._core.plain import PlainType
+from .._core.plain import PlainStruct
 from .._directory.location import DirectoryLocation
 from .._engine.protocol import Location
 
 
-@dataclass(frozen=True)
-class AdditionalStore(metaclass=PlainType):
+class AdditionalStore(msgspec.Struct, metaclass=PlainStruct, frozen=True):
     """A store that is read beside another one; see :class:`ImageStore`.
 
     :ivar where: the directory that holds its images.json, or its location

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 NONE = "<none>"
 
 # Greedy, because a password that is not percent-encoded may contain any character.
-_CREDENTIALS = re.compile(r"((?:postgres|s3)[\w+.-]*:/+).*@", re.IGNORECASE | re.DOTALL)
-_PASSWORD = re.compile(r"(password\s*=).*", re.IGNORECASE | re.DOTALL)
+_CREDENTIALS = r"(?is)((?:postgres|s3)[\w+.-]*:/+).*@"
+_PARAMETER = r"(?is)(password\s*=).*"
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
 
@@ -87,7 +87,7 @@ def repositories_and_tags(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _repository_and_tag(name: str) -> tuple[str, str]:
-    path = name.partition("@")[0]
+    path = name.partition("@")[0] if "@" in name else name
     repository, colon, tag = path.rpartition(":")
     return (repository, tag) if colon and "/" not in tag else (path, NONE)
 
@@ -110,4 +110,4 @@ def without_secrets(text: str) -> str:
     An address can be anywhere: one that was given in place of a command, for instance, is in the
     message that there is no such command.
     """
-    return _PASSWORD.sub(r"\1…", _CREDENTIALS.sub(r"\1…@", text))
+    return re.sub(_PARAMETER, r"\1…", re.sub(_CREDENTIALS, r"\1…@", text))

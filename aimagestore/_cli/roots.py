@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from anyio import to_thread
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 _IMAGES = "-images"
 _LAYERS = "-layers"
 _STORE_FILES = frozenset({"images.json", "images.lock"})
-_IMAGE = re.compile("[0-9a-f]{64}")
+_IMAGE = "[0-9a-f]{64}"
 
-_ADDRESSES = re.compile(r"(postgres(?:ql)?://\S+) +(s3://\S+)")
+_ADDRESSES = r"(postgres(?:ql)?://\S+) +(s3://\S+)"
 
 
 async def given_store(root: str) -> str:
@@ -44,13 +45,17 @@ def may_be_store(path: str) -> bool:
     Opening a store there gives the error of one that cannot be read.
     """
     try:
-        names = os.listdir(path)
+        # A large store has as many directories, so the first one that tells is enough.
+        with os.scandir(path) as entries:
+            names = (entry.name for entry in entries)
+            name = next(names, None)
+            return name is None or any(
+                each in _STORE_FILES or re.fullmatch(_IMAGE, each) for each in chain([name], names)
+            )
     except FileNotFoundError:
         return False
     except OSError:
         return True
-    is_store = any(name in _STORE_FILES or _IMAGE.fullmatch(name) for name in names)
-    return is_store or not names
 
 
 def is_cluster(root: str) -> bool:
@@ -64,7 +69,7 @@ def given_addresses(root: str) -> tuple[str, str]:
     :raises CommandError: when it is not two addresses. The message does not repeat them, because
         they may contain a password.
     """
-    found = _ADDRESSES.fullmatch(root)
+    found = re.fullmatch(_ADDRESSES, root)
     if found is None:
         raise CommandError(
             "give the two addresses of a cluster in one argument: "

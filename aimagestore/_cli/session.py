@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import click
+import msgspec
 from anyio import to_thread
 
 from .._async.locations import AdditionalStore, location_of, stacked_location
@@ -20,8 +20,7 @@ from .roots import given_cluster, given_store, is_cluster, may_be_store, podman_
 logger = logging.getLogger("aimagestore")
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(msgspec.Struct, frozen=True):
     """The store that a command works on.
 
     :ivar root: the directory or cluster that was given; ``None`` for podman's own store

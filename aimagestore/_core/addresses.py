@@ -6,16 +6,15 @@ import re
 from typing import Final
 
 # An address even where its slashes were forgotten: no directory is called this.
-_CLUSTER: Final = re.compile(r"\s*(?:postgres|s3)[\w+.-]*:", re.IGNORECASE)
+_CLUSTER: Final = r"\s*(?:postgres|s3)[\w+.-]*:"
 
 # One slash is enough, because pathlib collapses two. A single letter is a drive, not a scheme.
-_URL: Final = re.compile(r"\s*[a-z][a-z0-9+.-]+:/|.*://", re.IGNORECASE | re.DOTALL)
+_URL: Final = r"\s*[a-z][a-z0-9+.-]+:/|.*://"
 
 # How a connection string of libpq begins; and a password, wherever it is in the text.
-_PARAMETER: Final = re.compile(
+_PARAMETER: Final = (
     r"\s*(?:host|hostaddr|port|dbname|user|passfile|service|servicefile|options|sslmode)\s*="
-    r"|.*password\s*=",
-    re.IGNORECASE | re.DOTALL,
+    r"|.*password\s*="
 )
 
 _PATHS: Final = ("/", "./", "../")
@@ -26,6 +25,13 @@ def is_address(text: str) -> bool:
 
     A text that begins with ``/``, ``./`` or ``../`` is a path, whatever follows.
     """
-    return not text.startswith(_PATHS) and any(
-        pattern.match(text) for pattern in (_CLUSTER, _URL, _PARAMETER)
+    # Most paths have none of these marks, so that no pattern is compiled.
+    has_mark = ":" in text or "=" in text
+    return (
+        has_mark
+        and not text.startswith(_PATHS)
+        and any(
+            re.match(pattern, text, re.IGNORECASE | re.DOTALL)
+            for pattern in (_CLUSTER, _URL, _PARAMETER)
+        )
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from .digest import canonical_digest
 
@@ -36,8 +37,7 @@ class Content(Described, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class InlineContent:
+class InlineContent(msgspec.Struct, frozen=True, gc=False):
     """The content of a big-data item, in memory."""
 
     data: bytes

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from .catalog import Catalog
 from .image import Image
-from .plain import PlainType
+from .plain import PlainStruct
 
 Kind = Literal["created", "changed", "deleted"]
 
 
-@dataclass(frozen=True, slots=True)
-class ChangeEvent(metaclass=PlainType):
+class ChangeEvent(msgspec.Struct, metaclass=PlainStruct, frozen=True, gc=False):
     """A change of one image, as a watch yields it.
 
     :ivar kind: ``"created"``, ``"changed"`` or ``"deleted"``

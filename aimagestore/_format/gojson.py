@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -62,6 +61,8 @@ def number(value: float) -> str:
         return shortest.replace("e-0", "e-")
     if as_float == 0:
         return "-0" if math.copysign(1, as_float) < 0 else "0"
+    from decimal import Decimal  # noqa: PLC0415 (rarely used)
+
     return format(Decimal(shortest), "f").removesuffix(".0")
 
 
@@ -128,10 +129,7 @@ ZERO_TIME = "0001-01-01T00:00:00Z"
 """Go's zero time, which stands for an unknown time."""
 
 # Checks the hour, because datetime accepts 24:00:00 since Python 3.14, and Go does not.
-_TIME = re.compile(
-    r"(\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):\d\d:\d\d)(\.\d+)?(?:Z|([+-]\d\d:[0-5]\d))",
-    re.ASCII,
-)
+_TIME = r"(\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):\d\d:\d\d)(\.\d+)?(?:Z|([+-]\d\d:[0-5]\d))"
 
 
 def time(moment: datetime) -> str:
@@ -165,7 +163,7 @@ def parse_time(text: str) -> datetime | None:
     """
     if is_usual_time(text):
         return datetime.fromisoformat(text)
-    match = _TIME.fullmatch(text)
+    match = re.fullmatch(_TIME, text, re.ASCII)
     if match is None:
         raise ValueError(f"not an RFC 3339 time: {text!r}")
     seconds, fraction, offset = match.groups()
@@ -179,7 +177,7 @@ def parse_time(text: str) -> datetime | None:
     return None if moment == datetime.min.replace(tzinfo=UTC) else moment
 
 
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+_STRUCTURE = rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]'
 
 
 def nests_deeper(text: bytes, levels: int) -> bool:
@@ -187,7 +185,7 @@ def nests_deeper(text: bytes, levels: int) -> bool:
     if len(text) <= 2 * levels or text.count(b"[") + text.count(b"{") <= levels:
         return False
     depth = 0
-    for match in _STRUCTURE.finditer(text):
+    for match in re.finditer(_STRUCTURE, text, re.DOTALL):
         mark = match[0]
         depth += (mark in b"[{") - (mark in b"]}")
         if depth > levels:

@@ -28,7 +28,7 @@ _ID_BYTES: Final = 80
 _READ_BYTES: Final = 8 * BLOCK_BYTES
 _LEAST_READ_BYTES: Final = 4096
 
-_STRUCTURE: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{},]', re.DOTALL)
+_STRUCTURE: Final = rb'"(?:[^"\\]|\\.)*+"|[\[\]{},]'
 
 _decode_elements: Final = msgspec.json.Decoder(list[Raw]).decode
 _decode_element: Final = msgspec.json.Decoder(Raw).decode
@@ -344,7 +344,7 @@ def _split(array: bytes) -> Iterator[bytes]:
     """
     depth = 0
     start = 1
-    for match in _STRUCTURE.finditer(array):
+    for match in re.finditer(_STRUCTURE, array, re.DOTALL):
         mark = match[0]
         depth += (mark in b"[{") - (mark in b"]}")
         if not depth or (depth == 1 and mark == b","):
