@@ -50,7 +50,7 @@ class Row(msgspec.Struct, frozen=True, eq=False, gc=False):
     repository: str
     tag: str
     sizes: Sizes
-    labels: Mapping[str, str] = {}
+    labels: Mapping[str, str]
 
     @property
     def repository_digests(self) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from anyio import to_thread
@@ -162,9 +163,9 @@ def _lengths(column: Sequence[str]) -> Iterator[int]:
 
 
 def _padded(column: Sequence[str], width: int) -> Iterator[str]:
-    return (
-        text + " " * (width - length) for text, length in zip(column, _lengths(column), strict=True)
-    )
+    if "".join(column).isascii():
+        return map(str.ljust, column, repeat(width))
+    return (text + " " * (width - _width(text)) for text in column)
 
 
 def _width(text: str) -> int:

@@ -44,8 +44,8 @@ class Sizes:
     def shown(self, image: Image) -> str:
         """Format the size of an image, with ``>`` before it if a part is not known."""
         layers = self.of_layers(image)
-        is_partial = self._layers is not None and layers is None
-        return ">" * is_partial + human_size(image.size + (layers or 0))
+        size = human_size(image.size + (layers or 0))
+        return f">{size}" if layers is None and self._layers is not None else size
 
     def described(self, image: Image) -> str:
         """Format the size of an image with its parts."""

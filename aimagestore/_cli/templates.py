@@ -75,7 +75,8 @@ class Template(Generic[T]):
         return parts[1] if is_one_field else map("".join, zip(*parts, strict=True))
 
     def _values(self, name: str, rows: Sequence[T]) -> Sequence[str]:
-        return printable_texts([shown(value) for value in map(self._fields[name], rows)])
+        values = map(self._fields[name], rows)
+        return printable_texts([v if isinstance(v, str) else shown(v) for v in values])
 
     def heading(self) -> list[str]:
         """Return the headings of the columns."""

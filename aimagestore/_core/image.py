@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
@@ -11,10 +11,12 @@ import msgspec
 from msgspec import Raw
 
 from .._format import gojson
-from .fields import ImageFields
+from .digest import MANIFEST, is_digest
+from .fields import Fields, ImageFields
 from .plain import PlainStruct
 
 _decode: Final = msgspec.json.Decoder(ImageFields).decode
+_decode_elements: Final = msgspec.json.Decoder(list[Raw]).decode
 
 _ATTRIBUTES: Final = (
     "id",
@@ -34,23 +36,39 @@ _ATTRIBUTES: Final = (
 )
 
 
+class _Elements(msgspec.Struct, gc=False):
+    """An array of elements of images.json, which is split when one of them is looked at."""
+
+    array: bytes
+    _elements: list[Raw] | None = None
+
+    def __getitem__(self, index: int) -> Raw:
+        elements = self._elements
+        if elements is None:
+            elements = self._elements = _decode_elements(self.array)
+        return elements[index]
+
+
 class _Summary(msgspec.Struct, frozen=True, eq=False, order=False, gc=False):
     """The attributes that a list of images shows.
 
-    :ivar text: the record's element of images.json; empty if everything in it was decoded
+    :ivar elements: what has the record's element; ``None`` if everything in that was decoded
+    :ivar index: where it is in there
     """
 
     top_layer: str
     mapped_top_layers: tuple[str, ...]
     created: datetime | None
     size: int
-    text: bytes
+    elements: _Elements | None
+    index: int
 
 
 class _Details(_Summary, frozen=True, eq=False, order=False, gc=False):
     """The attributes of an image that are decoded when one of them is first looked at."""
 
     digest: str
+    digests: tuple[str, ...]
     names_history: tuple[str, ...]
     metadata: str
     big_data_names: tuple[str, ...]
@@ -69,36 +87,40 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
 
     :ivar id: the ID, which also names the image's directory
     :ivar names: its names, unique among images
-    :ivar digests: all digests by which it is found: ``digest``, then those of its manifests
     :ivar read_only: whether it comes from an additional store
     """
 
     id: str
     names: tuple[str, ...]
-    digests: tuple[str, ...]
     read_only: bool
     # Its record's element of images.json, until an attribute that is in there is looked at: most
     # callers of a change do not look, and decoding takes longer than the rest of it.
     _content: Raw | bytes | _Summary
+    # Known without decoding that, or ``None``.
+    _digests: tuple[str, ...] | None
 
     @property
     def _details(self) -> _Details:
         content = self._content
         if not isinstance(content, _Details):
-            text = content.text if isinstance(content, _Summary) else content
-            content = _details_of(_decode(text), self.names, self.digests)
+            if isinstance(content, _Summary):
+                assert content.elements is not None, "the details are not decoded yet"
+                text: Raw | bytes = content.elements[content.index]
+            else:
+                text = content
+            content = _details_of(_decode(text), self.names, self._digests)
             msgspec.structs.force_setattr(self, "_content", content)
         return content
-
-    @property
-    def _summary(self) -> _Summary:
-        content = self._content
-        return content if isinstance(content, _Summary) else self._details
 
     @property
     def digest(self) -> str:
         """The digest given at creation, else that of its first manifest, else ``""``."""
         return self._details.digest
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """All digests by which it is found: ``digest``, then those of its manifests."""
+        return self._details.digests if self._digests is None else self._digests
 
     @property
     def names_history(self) -> tuple[str, ...]:
@@ -108,12 +130,14 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
     @property
     def top_layer(self) -> str:
         """The ID of its topmost layer, or ``""``."""
-        return self._summary.top_layer
+        content = self._content
+        return (content if isinstance(content, _Summary) else self._details).top_layer
 
     @property
     def mapped_top_layers(self) -> tuple[str, ...]:
         """Versions of that layer with other ID mappings."""
-        return self._summary.mapped_top_layers
+        content = self._content
+        return (content if isinstance(content, _Summary) else self._details).mapped_top_layers
 
     @property
     def metadata(self) -> str:
@@ -138,7 +162,8 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
     @property
     def created(self) -> datetime | None:
         """When it was created, in UTC; ``None`` when that is not known."""
-        return self._summary.created
+        content = self._content
+        return (content if isinstance(content, _Summary) else self._details).created
 
     @property
     def flags(self) -> Mapping[str, Any]:
@@ -149,7 +174,8 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
     @property
     def size(self) -> int:
         """The sum of its items' recorded sizes, in bytes."""
-        return self._summary.size
+        content = self._content
+        return (content if isinstance(content, _Summary) else self._details).size
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything about the image as a new ``dict`` that ``json.dumps`` can write.
@@ -196,23 +222,43 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
 
     def _values(self) -> tuple[Any, ...]:
         values: tuple[Any, ...] = msgspec.structs.astuple(self._details)
-        return (self.id, self.names, self.digests, self.read_only, *values)
+        return (self.id, self.names, self.read_only, *values)
 
 
-def image_of(
-    fields: ImageFields, names: tuple[str, ...], digests: tuple[str, ...], text: bytes
-) -> Image:
-    """Return the image of a record that was decoded.
+def images_of(array: bytes, found: Iterable[ImageFields]) -> list[Image]:
+    """Return the images of records that were decoded.
 
     What few callers look at is left to be decoded again: keeping it all would take longer than
     decoding it did.
 
-    :param names: its names
-    :param digests: the digests by which it is found
-    :param text: its element of images.json
-    :raises ValueError: Go would refuse the time of its creation
+    :param array: the array of their elements
+    :raises ValueError: Go would refuse the time of a creation
     """
-    return Image(fields.id, names, digests, False, _Summary(*_summary_of(fields), text))
+    elements = _Elements(array)
+    return [
+        Image(
+            fields.id,
+            tuple(fields.names or ()),
+            False,
+            _Summary(*_summary_of(fields), elements, index),
+            None,
+        )
+        for index, fields in enumerate(found)
+    ]
+
+
+def digests_of(fields: Fields) -> tuple[str, ...]:
+    """Return the image's digest, then those of its manifests, without malformed ones."""
+    digest = fields.digest
+    known = {digest: None} if digest and is_digest(digest) else {}
+    recorded = fields.big_data_digests
+    if recorded:
+        for key in fields.big_data_names or ():
+            if key.startswith(MANIFEST):
+                found = recorded.get(key, "")
+                if found not in known and is_digest(found):
+                    known[found] = None
+    return tuple(known)
 
 
 def _summary_of(fields: ImageFields) -> tuple[str, tuple[str, ...], datetime | None, int]:
@@ -227,22 +273,27 @@ def _summary_of(fields: ImageFields) -> tuple[str, tuple[str, ...], datetime | N
 _NO_FLAGS: Final[dict[str, bytes]] = {}
 
 
-def _details_of(fields: ImageFields, names: tuple[str, ...], found_by: tuple[str, ...]) -> _Details:
+def _details_of(
+    fields: ImageFields, names: tuple[str, ...], digests: tuple[str, ...] | None
+) -> _Details:
     flags = fields.flags or {}
+    found_by = digests_of(fields) if digests is None else digests
     # The decoder makes a new string each time, and most of them occur in a record three times.
     share = {text: text for text in (*names, *found_by)}.setdefault
     digest = fields.digest or next(iter(found_by), "")
     keys = [share(key, key) for key in fields.big_data_names or ()]
     sizes = {share(key, key): size for key, size in (fields.big_data_sizes or {}).items()}
-    digests = {share(k, k): share(d, d) for k, d in (fields.big_data_digests or {}).items()}
+    recorded = {share(k, k): share(d, d) for k, d in (fields.big_data_digests or {}).items()}
     return _Details(
         *_summary_of(fields),
-        b"",
+        None,
+        0,
         share(digest, digest),
+        found_by,
         tuple([share(name, name) for name in fields.names_history or ()]),
         fields.metadata or "",
         tuple(keys),
         sizes,
-        digests,
+        recorded,
         {k: bytes(raw) for k, raw in flags.items()} if flags else _NO_FLAGS,
     )

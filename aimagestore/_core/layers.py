@@ -110,17 +110,21 @@ class PodmanRecords:
     def _size_from(self, top: str) -> int | None:
         """Return the size of a layer with all layers below it; ``None`` if they form a circle."""
         sizes = self._sizes
-        new: dict[str, int | None] = {}
+        chain: list[Layer] = []  # from the top down
         layer_id = top
-        while layer_id not in sizes and layer_id not in new:
+        while layer_id not in sizes:
             layer = self.layers.get(layer_id)
-            new[layer_id] = None if layer is None else layer.diff_size
-            layer_id = "" if layer is None else layer.parent
-        total = sizes.get(layer_id)
-        for layer_id, size in reversed(new.items()):
+            if layer is None or len(chain) == len(self.layers):
+                sizes[layer_id] = None
+            else:
+                chain.append(layer)
+                layer_id = layer.parent
+        total = sizes[layer_id]
+        for layer in reversed(chain):
+            size = layer.diff_size
             total = None if total is None or size is None else total + size
-            sizes[layer_id] = total
-        return sizes[top]
+            sizes[layer.id] = total
+        return total
 
     @cached_property
     def users(self) -> Mapping[str, tuple[Container, ...]]:

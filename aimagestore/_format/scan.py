@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 from msgspec import Raw
 
 from .._core.catalog import Catalog
 from .._core.image import Image
-from .._core.record import Record, read, read_image
+from .._core.record import Record, read, read_images
 from .._core.view import View
 from .index import Summary, Text, summaries
 from .pacing import yield_gil_every
@@ -26,7 +25,7 @@ _LOOKUPS: Final = 8
 """The number of lookups that together take as long as parsing and indexing everything."""
 
 _PARTS: Final = 256
-"""Into how many parts hashes are divided: a call that compared all would block other threads."""
+"""Into how many sets IDs and names are divided: one that grew large would block other threads."""
 
 # Each takes about 2 ms.
 _RUNS_AT_ONCE: Final = 4
@@ -39,7 +38,7 @@ class IndexNeededError(Exception):
     """A scan cannot answer, or takes longer than a lookup in the parsed index."""
 
 
-class Run(NamedTuple):
+class Run(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A run of records in the file of an index.
 
     Each has a table of its own. Freeing a large one would have the C library keep, from then on,
@@ -72,25 +71,25 @@ class Scan:
 
     @classmethod
     def of(cls, text: Text) -> Scan | None:
-        """Scan an index; ``None`` unless it is an array of objects with different IDs and names.
-
-        Two that happen to have one hash count as equal.
-        """
+        """Scan an index; ``None`` unless it is an array of objects with different IDs and names."""
         scan = cls(text)
-        hashes = [array("q") for _ in range(_PARTS)]
+        all_ids: list[set[str]] = [set() for _ in range(_PARTS)]
+        all_names: list[set[str]] = [set() for _ in range(_PARTS)]
+        number = 0
         try:
             for offset, found in summaries(text):
                 ids = [summary.id for summary in found]
                 names = [name for summary in found for name in summary.names or ()]
-                # As tuples, because an ID may also be a name.
-                for each in chain(map(hash, ids), map(hash, zip(names, strict=True))):
-                    hashes[each % _PARTS].append(each)
+                for image_id in ids:
+                    all_ids[hash(image_id) % _PARTS].add(image_id)
+                for name in names:
+                    all_names[hash(name) % _PARTS].add(name)
+                number += len(ids) + len(names)
                 size = text.offset - offset
                 scan.runs.append(Run(offset, size, frozenset(ids), frozenset(names)))
         except (ValueError, RecursionError):
             return None
-        has_equal = any(len(set(part)) < len(part) for part in hashes)
-        return None if has_equal else scan
+        return scan if sum(map(len, chain(all_ids, all_names))) == number else None
 
     def reading(self, read_at: ReadAt) -> View:
         """Return a view for one lookup, which reads the file.
@@ -150,10 +149,10 @@ class _ScannedView(View):
     def images(self) -> tuple[Image, ...]:
         # A program that lists them again is better served by a catalog, which keeps them.
         self._scan.lookups = _LOOKUPS
-        images: list[Image | None] = []
+        images: list[Image] = []
         for run in yield_gil_every(self._scan.runs, _RUNS_AT_ONCE):
-            images += map(read_image, self._decoded(run, _decode_elements))
-        return tuple([image for image in images if image is not None])
+            images += self._decoded(run, read_images)
+        return tuple(images)
 
     def freeze(self) -> Catalog:
         raise IndexNeededError
