@@ -167,10 +167,18 @@ class Directory:
         path = self.path_of(name)
         return StoreCorruptError(f"{path} {problem}; it was left as it is", path=path)
 
-    def open_file(self, name: str, flags: int = os.O_RDONLY, mode: int = PRIVATE_FILE) -> int:
+    def open_file(
+        self,
+        name: str,
+        flags: int = os.O_RDONLY,
+        mode: int = PRIVATE_FILE,
+        *,
+        is_shared: bool = True,
+    ) -> int:
         """Open a regular file and return its descriptor.
 
-        :raises StoreCorruptError: when it is something else, such as a link
+        :param is_shared: whether it may have other names, by which a file elsewhere would change
+        :raises StoreCorruptError: when it is something else, such as a link, or has other names
         """
         with self._about(name):
             try:
@@ -182,8 +190,11 @@ class Directory:
         if flags & os.O_EXCL:
             return fd  # it was created here
         try:
-            if not stat.S_ISREG(self.stat_file(name, fd).st_mode):
+            found = self.stat_file(name, fd)
+            if not stat.S_ISREG(found.st_mode):
                 raise self.corrupt(name, "is not a regular file")
+            if not is_shared and found.st_nlink > 1:
+                raise self.corrupt(name, "has other names (hard links)")
         except BaseException:
             os.close(fd)
             raise

@@ -26,7 +26,7 @@ from .._core.names import LOCK_FILE
 from .._engine.lock import AnyLine, Holder, LockLine
 from ..errors import ImageStoreError, StoreCorruptError
 from .files import Directory
-from .kernel_lock import BUSY, FLOCK, unlock, whole_file
+from .kernel_lock import FLOCK, lock, open_noted, unlock, whole_file
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -49,7 +49,7 @@ def open_lock_file(root: Directory, flags: int = os.O_RDWR | os.O_CREAT) -> int:
     :raises StoreLostError: when the directory was removed, so that no file can be made in it
     """
     try:
-        fd = root.open_file(LOCK_FILE, flags, 0o644)
+        return root.open_file(LOCK_FILE, flags, 0o644, is_shared=False)
     except FileNotFoundError:
         if flags & os.O_CREAT:
             root.check_path()  # raises the better error if the directory was removed
@@ -58,45 +58,6 @@ def open_lock_file(root: Directory, flags: int = os.O_RDWR | os.O_CREAT) -> int:
         if error.errno in _UNWRITABLE and flags & os.O_CREAT:
             advice = f"{error.strerror} (open the store with read_only=True to read it)"
             raise OSError(error.errno, advice, error.filename) from error
-        raise
-    try:
-        if root.stat_file(LOCK_FILE, fd).st_nlink > 1:
-            raise root.corrupt(LOCK_FILE, "has other names (hard links)")
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-# Descriptors that wait for a lock or hold one, which a forked child closes. The lock keeps forks
-# from coming between opening a descriptor and noting it.
-_descriptors: set[int] = set()
-_opening = threading.RLock()
-
-
-def _open_noted(open_file: Callable[[], int]) -> int:
-    with _opening:
-        fd = open_file()
-        _descriptors.add(fd)
-        return fd
-
-
-def _close_noted(fd: int) -> None:
-    with _opening:
-        _descriptors.discard(fd)
-        os.close(fd)
-
-
-def wait_for_lock(fd: int, kind: int) -> None:
-    """Wait in the kernel for a lock, exclusive or shared. Closes the descriptor if that fails.
-
-    Beside programs that wait in the kernel, polling would starve. The wait is outside of
-    :meth:`.record_lock.RecordLock.acquire`, in which filelock would block every fork.
-    """
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, whole_file(kind))
-    except BaseException:
-        _close_noted(fd)
         raise
 
 
@@ -111,6 +72,8 @@ class ExclusiveLock:
         self._root = root
         self._process = os.getpid()
         self._made: BaseFileLock | None = None
+        # The descriptor that has the lock, between its acquisition and the return to the caller.
+        self._acquired: list[int] = []
 
     @property
     def _lock(self) -> BaseFileLock:
@@ -120,54 +83,45 @@ class ExclusiveLock:
         return self._made
 
     def _make_lock(self) -> BaseFileLock:
+        on_acquired = self._acquired.append
         if RECORD_LOCKS:
             from .record_lock import RecordLock  # noqa: PLC0415 (see above)
 
-            # filelock resolves its path, makes the directories above it and tells locks apart by
-            # it. Here the file is opened relative to a descriptor. So the path only names the lock,
-            # in the one directory that always exists and takes no time to resolve.
-            found = self._root.stat_self()
-            path = f"/{found.st_dev}-{found.st_ino}-{LOCK_FILE}"
-            lock = RecordLock(path, thread_local=False)
-            lock.open_file = partial(open_lock_file, self._root)
-            return lock
+            # The file is opened relative to a descriptor, so this path only names the lock.
+            path = self._root.path_of(LOCK_FILE)
+            open_file = partial(open_lock_file, self._root)
+            return RecordLock(path, open_file=open_file, on_acquired=on_acquired)
         from filelock import FileLock  # noqa: PLC0415 (see above)
 
         # There is no podman to exclude: any lock will do that all stores here use.
-        return FileLock(self._root.path_of(LOCK_FILE), thread_local=False)
+        path = self._root.path_of(LOCK_FILE)
+        return FileLock(path, thread_local=False, on_acquired=on_acquired)
 
-    def try_acquire(self) -> bool | None:
-        from filelock import Timeout  # noqa: PLC0415 (see above)
+    def try_acquire(self) -> int | None:
+        return self._acquire(blocking=False)
 
+    def acquire(self) -> int | None:
+        return self._acquire(blocking=True)
+
+    def _acquire(self, *, blocking: bool) -> int | None:
+        """Acquire the lock, and return the descriptor that has it."""
         try:
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            return None
+            self._lock.acquire(poll_interval=_POLL, blocking=blocking)
         except ImageStoreError:
             raise
         except OSError as error:
+            from filelock import Timeout  # noqa: PLC0415 (see above)
+
+            if isinstance(error, Timeout):
+                return None
             error.filename = self._root.path_of(LOCK_FILE)
             raise
-        return True
-
-    def acquire(self) -> bool | None:
-        from .record_lock import RecordLock  # noqa: PLC0415 (see above)
-
-        if isinstance(self._lock, RecordLock):
-            fd = _open_noted(partial(open_lock_file, self._root))
-            wait_for_lock(fd, fcntl.F_WRLCK)
-            try:
-                self._lock.adopt(fd)
-            finally:
-                _descriptors.discard(fd)  # from here on it is filelock's, or closed
-        else:
-            self._lock.acquire(poll_interval=_POLL)
-        return True
+        return self._acquired.pop()
 
     def interrupt(self) -> None:
         pass  # a wait in the kernel cannot be interrupted: the line releases the lock afterwards
 
-    def release(self, held: bool) -> None:
+    def release(self, held: int) -> None:
         # A forked child shares the open file: unlocking it there would unlock the parent's.
         if os.getpid() == self._process:
             self._lock.release()
@@ -187,27 +141,21 @@ class SharedLock:
         self._process = os.getpid()
 
     def try_acquire(self) -> int | None:
-        fd = self._open()
-        if fd >= 0 and RECORD_LOCKS:
-            try:
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, whole_file(fcntl.F_RDLCK))
-            except OSError as error:
-                _close_noted(fd)
-                if error.errno in BUSY:
-                    return None
-                raise
-        return fd
+        return self._acquire(wait=False)
 
     def acquire(self) -> int | None:
+        return self._acquire(wait=True)
+
+    def _acquire(self, *, wait: bool) -> int | None:
         fd = self._open()
-        if fd >= 0 and RECORD_LOCKS:
-            wait_for_lock(fd, fcntl.F_RDLCK)
+        if fd >= 0 and RECORD_LOCKS and not lock(fd, fcntl.F_RDLCK, wait=wait):
+            return None
         return fd
 
     def _open(self) -> int:
         """Open the lock file; -1 if the store has none that this user can read."""
         try:
-            return _open_noted(partial(self._root.open_file, LOCK_FILE))
+            return open_noted(partial(self._root.open_file, LOCK_FILE))
         except (FileNotFoundError, PermissionError, StoreCorruptError):
             return -1
 
@@ -218,7 +166,6 @@ class SharedLock:
         # A forked child has closed the descriptor, and may have another of that number.
         if held >= 0 and os.getpid() == self._process:
             unlock(held)
-            _close_noted(held)
 
     def describe_holder(self) -> Holder:
         return describe_holder(self._root)
@@ -235,21 +182,12 @@ _lines_mutex = threading.RLock()
 def _forget_in_child() -> None:
     """Start afresh in a forked child: otherwise it would share a lock with its parent."""
     global _lines, _lines_mutex  # noqa: PLW0603 (there is one process)
-    for fd in _descriptors:
-        with suppress(OSError):
-            os.close(fd)
-    _descriptors.clear()
     _lines = {}
     _lines_mutex = threading.RLock()
-    _opening.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_opening.acquire,
-        after_in_parent=_opening.release,
-        after_in_child=_forget_in_child,
-    )
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def exclusive_line(root: Directory) -> AnyLine:
@@ -296,14 +234,14 @@ def _forget(key: _Key, root: Directory) -> None:
 # The last-write token
 
 
-def write_token(root: Directory) -> None:
-    """Write a new last-write token, which tells other programs to load the index again."""
+def write_token(root: Directory, fd: int) -> None:
+    """Write a new last-write token, which tells other programs to load the index again.
+
+    :param fd: the descriptor that has the writers' lock
+    """
     token = _TOKEN.pack(time.time_ns(), next(_writes), os.getpid(), os.urandom(44))
-    fd = open_lock_file(root)
-    try:
-        root.write(LOCK_FILE, fd, [memoryview(token)])
-    finally:
-        os.close(fd)
+    os.lseek(fd, 0, os.SEEK_SET)
+    root.write(LOCK_FILE, fd, [memoryview(token)])
 
 
 def last_writer(root: Directory) -> int | None:

@@ -1,58 +1,61 @@
-"""The writers' lock as a filelock. A module of its own, so that only writers import filelock.
-
-filelock holds the lock on disk by the project's design, although a bare lock of the kernel would be
-faster: it also closes the lock's descriptor in forked children.
-"""
+"""The writers' lock as a filelock. A module of its own, so that only writers import filelock."""
 
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Callable
+from typing import Any
 
-from filelock import BaseFileLock
+from filelock import AcquireReturnProxy, BaseFileLock, Timeout
 
-from .kernel_lock import BUSY, unlock, whole_file
+from .kernel_lock import lock, open_noted, unlock
 
 
 class RecordLock(BaseFileLock):
-    """The exclusive lock as a filelock, to be used with ``thread_local=False``.
+    """The lock of containers/storage as a filelock, acquired and released by one caller at a time.
 
-    :ivar open_file: opens images.lock for writing
+    The ``acquire`` and ``release`` of the base class also count nested holds, keep threads apart,
+    poll and delay forks. That takes longer than the rest of a small commit, and is done elsewhere:
+    a line has one holder at a time, the kernel wakes up who waits, and a forked child closes the
+    descriptor. The base class releases the lock if it is forgotten.
+
+    :param path: names the lock
+    :param open_file: opens the file for writing, and returns its descriptor
+    :param on_acquired: called with the descriptor that has the lock
     """
 
-    open_file: Callable[[], int]
-    # A descriptor that has the lock already, while :meth:`adopt` acquires it.
-    _granted: int | None = None
+    def __init__(
+        self, path: str, *, open_file: Callable[[], int], on_acquired: Callable[[int], None]
+    ) -> None:
+        super().__init__(path, thread_local=False, on_acquired=on_acquired)
+        self._open_file = open_file
+
+    def acquire(self, *_: Any, blocking: bool | None = None, **__: Any) -> AcquireReturnProxy[Any]:
+        """Acquire the lock. There is no timeout, because a wait in the kernel has none.
+
+        :param blocking: ``False`` to try once instead of waiting
+        :raises Timeout: when it is not free
+        """
+        self._lock(wait=blocking is not False)
+        if self._context.lock_file_fd is None:
+            raise Timeout(self.lock_file)
+        return AcquireReturnProxy(lock=self)
+
+    def release(self, force: bool = False) -> None:
+        """Release the lock, if it is held."""
+        self._release()
 
     def _acquire(self) -> None:
-        fd, self._granted = self._granted, None
-        if fd is None:
-            fd = self.open_file()
-            try:
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, whole_file(fcntl.F_WRLCK))
-            except OSError as error:
-                os.close(fd)
-                if error.errno in BUSY:
-                    return
-                raise
-        self._context.lock_file_fd = fd
+        self._lock(wait=False)
+
+    def _lock(self, *, wait: bool) -> None:
+        fd = open_noted(self._open_file)
+        if lock(fd, fcntl.F_WRLCK, wait=wait):
+            self._context.lock_file_fd = fd
+            if self.on_acquired is not None:
+                self.on_acquired(fd)
 
     def _release(self) -> None:
         fd, self._context.lock_file_fd = self._context.lock_file_fd, None
         if fd is not None:
             unlock(fd)
-            # Not by _close_noted: a fork may hold its mutex while it waits for filelock's release.
-            os.close(fd)
-
-    def adopt(self, fd: int) -> None:
-        """Acquire the lock by a descriptor that has it already; it is closed if that fails."""
-        self._granted = fd
-        try:
-            self.acquire(blocking=False)
-        except BaseException:
-            if self._granted is not None:
-                self._granted = None
-                unlock(fd)
-                os.close(fd)
-            raise
