@@ -111,12 +111,14 @@ class DirectoryWriter:
 
     def commit(self, grant: AnyGrant, mutations: Sequence[Mutation]) -> list[Outcome]:
         draft = self.draft(grant)
-        mounts = cache(self._root.mounts)
+        mounts: Sequence[str] | None = None
         outcomes: list[Outcome] = []
         for mutation in mutations:
             try:
                 plan = mutation(draft)
-                self._prepare(plan, mounts)
+                if plan.deleted and mounts is None:
+                    mounts = self._root.mounts()
+                self._prepare(plan, draft, mounts)
             except Exception as error:  # noqa: BLE001 (the caller raises it)
                 outcomes.append(error)
             else:
@@ -157,16 +159,18 @@ class DirectoryWriter:
         :raises OSError: when something is mounted in the directory of such an image
         :raises StoreCorruptError: when a file is where a directory belongs, or the reverse
         """
-        self._prepare(plan, self._root.mounts)
+        self._prepare(plan, draft)
 
-    def _prepare(self, plan: Plan, mounts: Callable[[], Sequence[str]]) -> None:
+    def _prepare(self, plan: Plan, draft: Draft, mounts: Sequence[str] | None = None) -> None:
         if plan.deleted:
-            self._root.check_no_mount_in(plan.deleted, mounts())
+            self._root.check_no_mount_in(plan.deleted, mounts)
         if plan.deleted and not plan.is_forced:
             self._check_unused(plan.deleted)
         names: dict[str, list[str]] = {}
         for image_id, key in plan.files:
-            names.setdefault(image_id, []).append(big_data_file(key))
+            # The directory of a new image is made later; one that is there is cleared.
+            if draft.base.record_of(image_id) is not None:
+                names.setdefault(image_id, []).append(big_data_file(key))
         for image_id, files in names.items():
             with suppress(FileNotFoundError), self._root.open_directory(image_id) as directory:
                 for name in filter(directory.is_directory, files):
@@ -220,11 +224,11 @@ class DirectoryWriter:
 
         :raises _DraftError: when podman could not read a new image that is not forced
         """
-        from .podman import Podman  # noqa: PLC0415 (only for changes)
-
-        podman = Podman.beside(self._root, self._podman)
-        if podman is None:
+        if self._podman.layer_store is None:
             return []
+        from .podman import Podman  # noqa: PLC0415 (only for changes beside podman's layers)
+
+        podman = Podman(self._root, self._podman)
         created = {*draft.created, *(new.id for _, new in draft.recreated)}
         warnings = []
         for delta in draft.record_deltas():
@@ -322,8 +326,11 @@ class DirectoryWriter:
             ) from error
 
     def _remove_deleted(self, draft: Draft, catalog: BlockCatalog) -> None:
+        deleted = tuple(draft.deleted)
+        if not deleted:
+            return
         mounts = cache(self._root.mounts)
-        for image_id in draft.deleted:
+        for image_id in deleted:
             try:
                 self._remove_image(image_id, catalog, mounts)
             except (OSError, StoreCorruptError) as error:

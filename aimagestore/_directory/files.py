@@ -102,6 +102,8 @@ class Directory:
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self.fd = fd
+        # Its device and inode, which no other directory gets while this one is open.
+        self._identity: tuple[int, int] | None = None
 
     @classmethod
     def at(cls, path: str) -> Self:
@@ -149,7 +151,10 @@ class Directory:
                 "store, and open it where it is now",
                 path=path,
             ) from error
-        if not os.path.samestat(found, self.stat_self()):
+        if self._identity is None:
+            own = self.stat_self()
+            self._identity = own.st_dev, own.st_ino
+        if (found.st_dev, found.st_ino) != self._identity:
             raise StoreLostError(
                 f"the directory {path} was replaced by another while the store was open: close "
                 "the store, and open the new one",

@@ -387,17 +387,17 @@ class IndexFile:
         """
         with self._mutex:
             try:
-                found = self._root.stat_file(name, fd)
                 self._root.rename(name, INDEX_FILE)
             except BaseException:
                 os.close(fd)
                 raise
             self.is_durable = False
-            # The rename has updated the time of change. If that cannot be read, this version counts
-            # as outdated, and the next read loads the index.
-            with suppress(OSError):
-                found = self._root.stat_file(INDEX_FILE, fd)
-            self._adopt(_Version.of(catalog, fd, found))
+            try:
+                version = _Version.of(catalog, fd, self._root.stat_file(INDEX_FILE, fd))
+            except OSError:
+                # This version counts as outdated, and the next read loads the index.
+                version = _Version(catalog, fd, is_array=True)
+            self._adopt(version)
 
     def make_durable(self) -> None:
         """Make sure that the index that was loaded survives a power cut.

@@ -210,7 +210,8 @@ def _replace(
     changed = dict(blocks)
     for block_id in {record.block_id for record in replaced}:
         records = blocks[block_id].records
-        if kept := [new for r in records if (new := replaced.get(r, r)) is not None]:
+        new = map(replaced.get, records, records)
+        if kept := [record for record in new if record is not None]:
             changed[block_id] = Block.of(kept)
         else:
             del changed[block_id]
