@@ -6,14 +6,12 @@ import io
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor
-from functools import partial
 from typing import TYPE_CHECKING
 
 from .._core.image import Image
 from .._engine.items import require_item
 from .._engine.protocol import Steps
 from .._engine.workers import WorkerPool
-from .._format.block_catalog import BlockCatalog
 from ..errors import BigDataMissingError
 from .files import Directory
 from .index_file import IndexFile
@@ -53,10 +51,6 @@ class DirectoryItems:
     def stage(self) -> StagedFile:
         self._index.check_root()
         return StagedFile(self._root, self._helpers, find=self.stored.find, closed=self._closed)
-
-    def stage_in_commit(self, base: BlockCatalog) -> StagedFile:
-        """Begin new content in a commit, which has checked the root and loaded the index."""
-        return StagedFile(self._root, self._helpers, find=partial(self.stored.find_in, base))
 
     def stage_stored(
         self, digest: str, size: int | None, check: Callable[[], object]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Collection, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import chain
 
 from .._core.content import InlineContent
@@ -14,10 +14,11 @@ from .._core.names import big_data_file
 from .._engine.workers import call_all
 from .._format.block_catalog import BlockCatalog
 from ..errors import StoreCorruptError
-from .files import Directory
+from .files import Directory, is_crowded
 from .items import DirectoryItems
 from .pending import mark_name, pending_name, put_in_place
-from .staged import StagedFile
+from .staged import Linkable, NewFile, StagedFile
+from .stored import StoredFile
 
 _FILES_AT_ONCE = 128
 """How many files a commit writes before it names and closes them; fewer if many are open.
@@ -40,21 +41,31 @@ class Placement:
         self._base = base
         self._items = items
         # Content that has a name, by digest: equal content is not stored twice.
-        self._contents: dict[str, StagedFile] = {}
+        self._contents: dict[str, Linkable] = {}
         # Content that was given in memory and is in a file without a name, by digest.
-        self._unnamed: dict[str, StagedFile] = {}
+        self._unnamed: dict[str, NewFile] = {}
         # The files of content that was given in memory, as long as they are open.
-        self._own: list[StagedFile] = []
+        self._own: list[StoredFile | NewFile] = []
         self._placed: list[tuple[StagedFile, str, str]] = []
         self._placed_own: list[tuple[str, str]] = []
         self._pending: list[tuple[str, str, str]] = []
         self._marks: list[str] = []
         self._made: list[str] = []
         self._is_root_changed = False
-        self._changed: dict[str, None] = {}
 
     def place(self, draft: Draft) -> None:
         """Put the content where readers of the next index find it, but not those of this one."""
+        if draft.files:
+            self._place_files(draft)
+        for old, new in draft.recreated:
+            # With equal records, the name of the mark would not tell whether the commit happened.
+            if bytes(old.raw) != bytes(new.raw):
+                self._marks.append(mark_name(new))
+                os.close(self._root.open_file(self._marks[-1], os.O_WRONLY | os.O_CREAT))
+        if self._is_root_changed or self._made or self._pending or self._marks:
+            self._root.sync()
+
+    def _place_files(self, draft: Draft) -> None:
         staged: list[tuple[_Item, StagedFile]] = []
         inline: dict[str, list[tuple[_Item, InlineContent]]] = {}
         for item, content in draft.files.items():
@@ -68,17 +79,6 @@ class Placement:
         pending = deque(inline.values())
         while pending:
             self._place_inline(draft, pending)
-        # Together, because the first sync writes what all of them changed on most file systems.
-        for image_id in self._changed:
-            with self._root.open_directory(image_id) as directory:
-                directory.sync()
-        for old, new in draft.recreated:
-            # With equal records, the name of the mark would not tell whether the commit happened.
-            if bytes(old.raw) != bytes(new.raw):
-                self._marks.append(mark_name(new))
-                os.close(self._root.open_file(self._marks[-1], os.O_WRONLY | os.O_CREAT))
-        if self._is_root_changed or self._made or self._pending or self._marks:
-            self._root.sync()
 
     def _place_inline(
         self, draft: Draft, pending: deque[list[tuple[_Item, InlineContent]]]
@@ -92,22 +92,33 @@ class Placement:
             while pending and len(equal) < _FILES_AT_ONCE:
                 equal.append(pending.popleft())
                 _, content = equal[-1][0]
-                if content.digest not in self._contents:
-                    staged = self._unnamed[content.digest] = self._write(content)
-                    if staged.is_crowded:
-                        break
-            self._finish(self._unnamed.values())
+                if content.digest not in self._contents and self._find_or_write(content):
+                    break
+            # At the same time, because file systems write what several files wait for in one go.
+            call_all([file.sync for file in self._unnamed.values()], self._items.helpers)
             self._name_all(draft, chain.from_iterable(equal))
         finally:
-            for staged in self._own:
-                staged.discard()
+            for file in self._own:
+                file.close()
             self._own.clear()
 
-    def _write(self, content: InlineContent) -> StagedFile:
-        staged = self._items.stage_in_commit(self._base)
-        self._own.append(staged)
-        staged.sink.write(content.data)
-        return staged
+    def _find_or_write(self, content: InlineContent) -> bool:
+        """Find content in the store, or write it.
+
+        :returns: whether the process has many files open
+        """
+        find = self._items.stored.find_in
+        stored = find(self._base, content.digest, content.size, lambda: None)
+        if stored is None:
+            return self._write(content).is_crowded
+        self._own.append(stored)
+        self._contents[content.digest] = stored
+        return stored.is_crowded
+
+    def _write(self, content: InlineContent) -> NewFile:
+        file = self._unnamed[content.digest] = NewFile(self._root, content.data, content.digest)
+        self._own.append(file)
+        return file
 
     def _finish(self, contents: Collection[StagedFile]) -> None:
         """Make content durable, or find that another writer has stored it by now."""
@@ -137,17 +148,30 @@ class Placement:
                 self._pending.append((name, image_id, key))
             else:
                 images.setdefault(image_id, []).append((key, content))
-        for image_id, contents in images.items():
-            if self._root.make_directory(image_id):
-                self._made.append(image_id)
-            old = self._base.record_of(image_id)
-            # Without items, its directory may be one that a dead writer made and did not sync.
-            if old is None or not old.image.big_data_names:
-                self._is_root_changed = True
-            self._changed[image_id] = None
-            with self._root.open_directory(image_id) as directory:
-                for key, content in contents:
-                    self._name(content, directory, image_id, big_data_file(key))
+        pending = deque(images.items())
+        while pending:
+            with ExitStack() as opened:
+                directories: list[Directory] = []
+                while pending and len(directories) < _FILES_AT_ONCE:
+                    image_id, contents = pending.popleft()
+                    directory = opened.enter_context(self._open_directory(image_id))
+                    directories.append(directory)
+                    for key, content in contents:
+                        self._name(content, directory, image_id, big_data_file(key))
+                    if is_crowded(directory.fd):
+                        break
+                # At the same time, as above.
+                call_all([directory.sync for directory in directories], self._items.helpers)
+
+    def _open_directory(self, image_id: str) -> Directory:
+        """Open the directory of an image that gets new items; make it if there is none."""
+        if self._root.make_directory(image_id):
+            self._made.append(image_id)
+        old = self._base.record_of(image_id)
+        # Without items, its directory may be one that a dead writer made and did not sync.
+        if old is None or not old.image.big_data_names:
+            self._is_root_changed = True
+        return self._root.open_directory(image_id)
 
     def _name(
         self, content: StagedFile | InlineContent, directory: Directory, image_id: str, name: str
@@ -160,10 +184,11 @@ class Placement:
             return
         if like is None or not like.link_to(directory, name):
             # There is none left if a file can't have another name.
-            staged = self._unnamed.pop(content.digest, None) or self._write(content)
-            staged.finish()
-            staged.publish(directory, name)
-            self._contents[content.digest] = staged
+            file = self._unnamed.get(content.digest) or self._write(content)
+            del self._unnamed[content.digest]
+            file.sync()
+            file.publish(directory, name)
+            self._contents[content.digest] = file
         self._placed_own.append((image_id, name))
 
     def undo(self) -> bool:

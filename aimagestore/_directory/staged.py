@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from .._core.content import Buffer
 from .._engine.closing import LastUse
@@ -93,6 +93,87 @@ def make_staging_directory(parent: D, mode: int = PRIVATE_DIRECTORY) -> tuple[st
 def _remove_empty(parent: Directory, name: str) -> None:
     with suppress(OSError):
         parent.remove_directory(name)
+
+
+def create_file(directory: Directory, mode: int = PRIVATE_FILE) -> tuple[int, str]:
+    """Create a file without a name, and return its descriptor and ``""``.
+
+    On file systems that have no such files, it has a staged name and is locked.
+    """
+    fd = directory.open_unnamed(mode)
+    if fd is not None:
+        return fd, ""
+    while True:
+        name = staged_name()
+        fd = directory.open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            directory.lock_file(name, fd)
+            is_ours = directory.has(name, fd)
+        except OSError:
+            os.close(fd)
+            with suppress(OSError):
+                directory.unlink(name)
+            raise
+        if is_ours:
+            return fd, name
+        os.close(fd)  # removed as a dead writer's before it was locked
+
+
+class NewFile:
+    """Little content in a new file, written by a commit. Used by one thread at a time.
+
+    :ivar is_crowded: whether the process has many files open with this one
+    """
+
+    def __init__(self, directory: Directory, data: bytes, digest: str) -> None:
+        self._directory = directory
+        self._digest = digest
+        self._is_durable = False
+        self._fd, self._name = create_file(directory)
+        self.is_crowded = is_crowded(self._fd)
+        try:
+            directory.write(self._name, self._fd, [memoryview(data)])
+        except BaseException:
+            self.close()
+            raise
+
+    def sync(self) -> None:
+        """Make the content durable. Idempotent."""
+        if not self._is_durable:
+            self._directory.sync_file(self._name, self._fd)
+            self._is_durable = True
+
+    def publish(self, directory: Directory, name: str) -> None:
+        """Give the file its name; a file that has it loses it."""
+        if self._name:
+            self._directory.rename(self._name, name, directory)
+            self._name = ""
+        else:
+            directory.name_file(self._fd, name)
+        with suppress(OSError):
+            verified_files.add(self._digest, directory.stat_file(name, self._fd))
+
+    def link_to(self, directory: Directory, name: str) -> bool:
+        """Give it one more name; return ``False`` if that is impossible."""
+        return link_to(directory, self._fd, name)
+
+    def close(self) -> None:
+        """Close the file, which removes it unless it was published. Idempotent."""
+        fd, self._fd = self._fd, -1
+        name, self._name = self._name, ""
+        if name:
+            with suppress(OSError):
+                self._directory.unlink(name)
+        if fd >= 0:
+            os.close(fd)
+
+
+class Linkable(Protocol):
+    """Content whose file can get more names."""
+
+    def link_to(self, directory: Directory, name: str) -> bool:
+        """Give it one more name; return ``False`` if that is impossible."""
+        ...
 
 
 class ClosedFiles:
@@ -259,25 +340,7 @@ class StagedFile:
         return _Sink(self, self._directory, self._helpers, digests=self._digests)
 
     def _create(self) -> None:
-        directory = self._directory
-        fd = directory.open_unnamed(self._mode)
-        while fd is None:
-            name = staged_name()
-            fd = directory.open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, self._mode)
-            try:
-                directory.lock_file(name, fd)
-                is_ours = directory.has(name, fd)
-            except OSError:
-                os.close(fd)
-                with suppress(OSError):
-                    directory.unlink(name)
-                raise
-            if is_ours:
-                self._name = name
-            else:
-                os.close(fd)  # removed as a dead writer's before it was locked
-                fd = None
-        self._fd = fd
+        self._fd, self._name = create_file(self._directory, self._mode)
 
     @contextmanager
     def _in_use(self) -> Iterator[int]:
@@ -440,7 +503,7 @@ class StagedFile:
             return self._stored.read_at(CHUNK, position)
         return self._directory.read_at(self._name, fd, CHUNK, position)
 
-    def publish(self, directory: Directory, name: str, like: StagedFile | None = None) -> None:
+    def publish(self, directory: Directory, name: str, like: Linkable | None = None) -> None:
         """Give the name to the file, or to another of equal content; a file that has it loses it.
 
         :param like: has the same content, and was published
