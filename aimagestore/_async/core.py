@@ -153,7 +153,6 @@ class StoreCore:
             self._closed.set()
             self.threads.when_idle(self.threads.shutdown)
             raise
-        self._current: Callable[[], Catalog | None] = self.engine.reader.current
         self._committer = GroupCommitter(
             self.engine.writer,
             self.engine.lock,
@@ -505,7 +504,7 @@ class StoreCore:
             or not self._loop.is_running_here()
         ):
             self.check_open()
-        return self._current()
+        return self.engine.reader.current()
 
     async def read(self, look: Callable[[View], T], *, is_slow: bool = False) -> T:
         """Call ``look`` with a view of the last commit. If interrupted, this returns at once.

@@ -32,14 +32,13 @@ class EventLoop:
             self._post: Callable[[Callable[[], object]], object] = native.call_soon_threadsafe
             self.call_soon: Callable[[Callable[[], object]], object] = native.call_soon
             self._running: Callable[[], object] = asyncio.get_running_loop
-            self._is_running: Callable[[], bool] = native.is_running
-            self._thread = get_ident()
+            self._thread: int | None = get_ident()
         else:
             import trio.lowlevel  # noqa: PLC0415 (an optional dependency)
 
             self._post = self.call_soon = native.run_sync_soon
             self._running = trio.lowlevel.current_trio_token
-            self._thread = -1
+            self._thread = None
 
     def post(self, function: Callable[[], object]) -> bool:
         """Call a function in the loop soon. Callable from any thread; never blocks.
@@ -55,7 +54,7 @@ class EventLoop:
     def is_running_here(self) -> bool:
         """Return whether this very loop runs the caller."""
         # A thread runs one loop at a time. Asking for it makes a system call in Python 3.11.
-        if get_ident() == self._thread and self._is_running():
+        if self._thread is not None and get_ident() == self._thread and self._native.is_running():
             return True
         try:
             return self._running() is self._native

@@ -88,9 +88,11 @@ class ImageMethods(ABC):
         :raises AmbiguousImageError: when the ref is a prefix of several IDs
         """
         view = self._view()
-        if view is None:
-            return await self._read(lambda view: view.get(ref))
-        return view.get(ref)
+        return await self._get(ref) if view is None else view.get(ref)
+
+    async def _get(self, ref: str) -> Image:
+        # Not in get(): a function that refers to the ref makes every call allocate a cell.
+        return await self._read(lambda view: view.get(ref))
 
     async def lookup(self, ref: str) -> str:
         """Return the full ID of the image that a ref stands for (upstream: ``Lookup``).

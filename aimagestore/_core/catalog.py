@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from .image import Image
 from .record import Record
@@ -59,7 +60,7 @@ class Prefixes:
         return bucket[start:end]
 
 
-class Indexes(NamedTuple):
+class Indexes(msgspec.Struct, frozen=True, eq=False):
     """Records by ID, name and digest. Those of a catalog never change: copies share parts of them.
 
     :ivar by_id: the records; those added last come last
@@ -162,8 +163,11 @@ class Catalog(View):
         return Catalog(indexes, Prefixes.of(indexes.by_id))
 
     def get(self, ref: str) -> Image:
-        # The most frequent call of all, so it avoids further calls where the ref is a whole ID.
-        record = self.indexes.by_id.get(ref)
+        # The most frequent call of all, so it avoids further calls for a whole ID and for a name.
+        by_id = self.indexes.by_id
+        record = by_id.get(ref)
+        if record is None and ref:
+            record = by_id.get(self.indexes.by_name.get(ref, ""))
         if record is None:
             record = self.find(ref)
         return record._image or record.image

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
+
+import msgspec
+from msgspec.structs import replace
 
 from .._core.events import changes_between
 from .._core.image import Image
@@ -32,7 +35,7 @@ _LARGE = 4 * BLOCK_BYTES
 """Bytes from which on an index is parsed only after a few lookups in its file."""
 
 
-class _Version(NamedTuple):
+class _Version(msgspec.Struct, frozen=True, eq=False):
     """A commit that was loaded, and the file that it was loaded from.
 
     The file stays open, so no other file gets its inode. The store's index is this commit for as
@@ -93,6 +96,7 @@ class IndexFile:
         self._root = root
         self._read_only = read_only
         self._path = root.path_of(INDEX_FILE)
+        self._encoded_path = os.fsencode(self._path)
         self.keeps_catalog = is_local
         self._on_load = on_load
         self._version = _Version(EMPTY, -1)
@@ -120,16 +124,20 @@ class IndexFile:
         return self._version.is_array
 
     def current(self) -> BlockCatalog | None:
-        if not self.keeps_catalog:
-            return None
         version = self._version
-        if version.scan is not None:
+        if version.scan is not None or not self.keeps_catalog:
             return None
         try:
-            found = os.stat(self._path)
+            found = os.stat(self._encoded_path)
         except OSError:
             return None
-        return version.catalog if version.is_file(found) else None
+        # What is_file() compares, without a call.
+        is_current = (
+            found.st_ino == version.inode
+            and found.st_ctime_ns == version.changed
+            and found.st_dev == version.device
+        )
+        return version.catalog if is_current else None
 
     def _is_current(self) -> bool:
         """Return whether the index is the file that was loaded last."""
@@ -272,7 +280,7 @@ class IndexFile:
         if version.scan is not None:
             # Without the scan, so that the catalog uses its memory.
             text, runs = version.scan.text, list(version.scan.runs)
-            version = self._version = version._replace(scan=NO_SCAN)
+            version = self._version = replace(version, scan=NO_SCAN)
             while runs:  # one by one: at once, it would block every other thread
                 runs.pop()
             try:
@@ -280,7 +288,7 @@ class IndexFile:
             except OSError:  # a network file system may have lost the file
                 self._load()
             else:
-                self._version = version._replace(catalog=catalog, scan=None)
+                self._version = replace(version, catalog=catalog, scan=None)
         return self._version.catalog
 
     def _load(self) -> None:
