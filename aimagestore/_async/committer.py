@@ -6,6 +6,7 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+import msgspec
 from anyio import Event, move_on_after
 
 from .._core.image import Image
@@ -31,7 +32,7 @@ class _Batch:
         self.pending: dict[Entry, None] = {}
 
 
-class Entry:
+class Entry(msgspec.Struct, eq=False):
     """One mutation of a batch.
 
     :ivar image: the image that it returns, once it was committed
@@ -39,14 +40,11 @@ class Entry:
     :ivar is_decided: whether it was committed or has failed
     """
 
-    __slots__ = ("batch", "error", "image", "is_decided", "mutation")
-
-    def __init__(self, mutation: Mutation, batch: _Batch) -> None:
-        self.mutation = mutation
-        self.batch = batch
-        self.is_decided = False
-        self.image: Image | None = None
-        self.error: BaseException | None = None
+    mutation: Mutation
+    batch: _Batch
+    image: Image | None = None
+    error: BaseException | None = None
+    is_decided: bool = False
 
     def result(self) -> Image | None:
         """Return the image that the mutation returns, or raise its error."""
@@ -129,10 +127,11 @@ class GroupCommitter:
             with self._mutex:
                 if self._is_closed:
                     raise _closed()
-                if self._open_batch is None:
-                    self._open_batch = _Batch()
-                entry = Entry(mutation, self._open_batch)
-                self._open_batch.pending[entry] = None
+                batch = self._open_batch
+                if batch is None:
+                    batch = self._open_batch = _Batch()
+                entry = Entry(mutation, batch)
+                batch.pending[entry] = None
                 if self._activity is None:
                     begun = self._activity = threading.Lock()
             if begun is not None:

@@ -238,7 +238,7 @@ class StoreCore:
 
     def is_here(self) -> bool:
         """Return whether the caller is in the process and the event loop that opened the store."""
-        return not self.is_inherited and self._loop.is_running_here()
+        return self._process == _process and self._loop.is_running_here()
 
     def check_here(self) -> None:
         """Check that the caller is in the process and the event loop that opened the store.
