@@ -7,12 +7,13 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 from anyio import to_thread
+from msgspec.structs import replace
 
 from .._async.copying import CopyResult, copy_images
 from .._async.store import ImageStore
