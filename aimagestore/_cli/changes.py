@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
+from json import loads
+from typing import Any, NoReturn
 
 import click
 
@@ -17,7 +19,6 @@ from .output import image_json, write_json, write_lines
 from .parameters import (
     force_option,
     json_option,
-    json_or_text,
     optional_refs_argument,
     pair,
     ref_argument,
@@ -80,7 +81,7 @@ async def create(
             top_layer=layer,
             metadata=metadata,
             digest=digest,
-            flags={key: json_or_text(value) for key, value in flags},
+            flags={key: _json_or_text(value) for key, value in flags},
             big_data=items,
             force=force,
         )
@@ -223,10 +224,28 @@ async def flag(
             await store.clear_flag(ref, flag)
     elif flag is not None and value is not None:
         async with session.writing() as store:
-            await store.set_flag(ref, flag, json_or_text(value))
+            await store.set_flag(ref, flag, _json_or_text(value))
     else:
         async with session.reading() as store:
             flags = dict((await store.get(ref)).flags)
         if flag is not None and flag not in flags:
             raise CommandError(f"image {ref!r} has no flag {flag!r}", ExitCode.UNKNOWN)
         await write_json(flags if flag is None else flags[flag])
+
+
+def _json_or_text(text: str) -> Any:
+    """Return the JSON value of a text, or the text itself if it is not JSON.
+
+    :raises CommandError: when it is nested too deeply to decode
+    """
+    try:
+        return loads(text, parse_constant=_no_number)
+    except ValueError:
+        return text
+    except RecursionError as error:
+        raise CommandError("the JSON value is nested too deeply") from error
+
+
+def _no_number(constant: str) -> NoReturn:
+    """Refuse NaN and the infinities, which Python's decoder accepts and JSON does not have."""
+    raise ValueError(constant)

@@ -12,7 +12,7 @@ import msgspec
 from .._core.image import Image
 from .._core.refs import repository_of
 from .human import human_age, repositories_and_tags, short_id
-from .output import rfc3339, write, write_json, write_table
+from .output import rfc3339, write, write_columns, write_json
 from .sizes import Sizes
 from .templates import Template
 
@@ -133,9 +133,11 @@ def _whole_seconds(image: Image) -> datetime:
 async def write_rows(rows: Sequence[Row], template: Template[Row], *, heading: bool) -> None:
     """Write rows in the form of a template."""
     if template.is_table:
-        await write_table(template.heading(), template.rows(rows), folded=0, is_headed=heading)
+        columns = template.columns(rows)
+        await write_columns(template.heading(), columns, folded=0, is_headed=heading)
     else:
-        await write("".join(f"{text}\n" for (text,) in template.rows(rows)))
+        (lines,) = template.columns(rows)
+        await write("".join(f"{line}\n" for line in lines))
 
 
 async def write_podman_json(rows: Iterable[Row]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -47,6 +46,8 @@ async def write_lines(lines: Iterable[str]) -> None:
 
 async def write_json(value: Any, *, indent: int | None = 2) -> None:
     """Write JSON to standard output, in ASCII, which every locale can print."""
+    import json  # noqa: PLC0415 - most output is not JSON
+
     await write(json.dumps(value, indent=indent) + "\n")
 
 
@@ -109,6 +110,22 @@ async def write_table(
     folded: int | None = None,
     is_headed: bool = True,
 ) -> None:
+    """Write a table of rows; see :func:`write_columns`."""
+    columns = _transposed(rows, len(headings))
+    await write_columns(headings, columns, folded=folded, is_headed=is_headed)
+
+
+def _transposed(rows: Iterable[Sequence[str]], number: int) -> Iterator[Iterable[str]]:
+    yield from list(zip(*rows, strict=True)) or [()] * number
+
+
+async def write_columns(
+    headings: Sequence[str],
+    columns: Iterable[Iterable[str]],
+    *,
+    folded: int | None = None,
+    is_headed: bool = True,
+) -> None:
     """Write a table with columns as podman's are. Nothing in it is cut off.
 
     :param folded: the column that is folded if the terminal is too narrow. The others are not, so
@@ -116,14 +133,19 @@ async def write_table(
     :param is_headed: whether the headings are written; the columns are as wide as with them
     """
     # In a thread, because it may import rich, and many rows take long.
-    await write(await to_thread.run_sync(_table, headings, rows, folded, is_headed))
+    await write(await to_thread.run_sync(_table, headings, columns, folded, is_headed))
 
 
 def _table(
-    headings: Sequence[str], rows: Iterable[Sequence[str]], folded: int | None, is_headed: bool
+    headings: Sequence[str],
+    cells: Iterable[Iterable[str]],
+    folded: int | None,
+    is_headed: bool,
 ) -> str:
     # By columns, each of which is handled in a few calls.
-    columns = list(map(printable_texts, zip(headings, *rows, strict=True)))
+    columns = [
+        printable_texts([heading, *column]) for heading, column in zip(headings, cells, strict=True)
+    ]
     widths = _widths(columns, _NARROWEST_COLUMN)
     available = _terminal_width()
     if available is not None and sum(widths) > available:

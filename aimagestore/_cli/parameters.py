@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, NoReturn
-
 import click
 
 from .._core.filter_keys import FILTERS
@@ -61,21 +58,3 @@ def pair(text: str, what: str) -> tuple[str, str]:
     if not separator:
         raise CommandError(f"{text!r} is not {what}", ExitCode.USAGE)
     return left, right
-
-
-def json_or_text(text: str) -> Any:
-    """Return the JSON value of a text, or the text itself if it is not JSON.
-
-    :raises CommandError: when it is nested too deeply to decode
-    """
-    try:
-        return json.loads(text, parse_constant=_no_number)
-    except ValueError:
-        return text
-    except RecursionError as error:
-        raise CommandError("the JSON value is nested too deeply") from error
-
-
-def _no_number(constant: str) -> NoReturn:
-    """Refuse NaN and the infinities, which Python's decoder accepts and JSON does not have."""
-    raise ValueError(constant)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from json import dumps
 from typing import TYPE_CHECKING
 
 import click
@@ -169,6 +168,8 @@ async def inspect(context: click.Context, refs: Sequence[str], json: bool) -> No
 
 
 def _described(image: Image, sizes: Sizes) -> list[str]:
+    from json import dumps  # noqa: PLC0415 - other commands do not need it
+
     created = ""
     if image.created is not None:
         created = f"{rfc3339(image.created)} ({human_age(image.created, datetime.now(UTC))})"

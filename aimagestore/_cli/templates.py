@@ -61,10 +61,9 @@ class Template(Generic[T]):
                 cells += [[other] for other in others]
         return cells
 
-    def rows(self, rows: Sequence[T]) -> Iterator[Sequence[str]]:
-        """Iterate over rows as their cells; without ``table``, one. No value can end a line."""
-        # Column by column, which is much faster than row by row.
-        yield from zip(*(self._column(cell, rows) for cell in self._cells), strict=True)
+    def columns(self, rows: Sequence[T]) -> Iterator[Iterable[str]]:
+        """Iterate over the columns of the rows; without ``table``, one. No value can end a line."""
+        return (self._column(cell, rows) for cell in self._cells)
 
     def _column(self, cell: Sequence[str], rows: Sequence[T]) -> Iterable[str]:
         parts = [

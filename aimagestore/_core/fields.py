@@ -1,6 +1,7 @@
-"""The fields of a record, as its element of images.json spells them."""
+"""The fields of a record, as its element of images.json spells them.
 
-from __future__ import annotations
+Annotations are evaluated with the module: otherwise, each decoder would evaluate all of them.
+"""
 
 from typing import Annotated, Any
 
@@ -39,3 +40,12 @@ class ImageFields(Fields, rename="kebab"):
 
 class KnownImageFields(ImageFields, forbid_unknown_fields=True, rename="kebab"):
     """The same without unknown fields."""
+
+
+# Letters beyond ASCII that Go takes for other cases of letters in it.
+_FOLDS = str.maketrans({"\u017f": "s", "\u212a": "k"})
+
+
+def fold(name: str) -> str:
+    """Return the one form of all names that Go takes for the same, if one of them is ASCII."""
+    return name.translate(_FOLDS).lower()

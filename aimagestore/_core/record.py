@@ -12,8 +12,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from .._format import gojson
-from .._format.godecode import fold
-from .fields import Fields, ImageFields, Int64, KnownFields, KnownImageFields
+from .fields import Fields, ImageFields, Int64, KnownFields, KnownImageFields, fold
 from .image import Image, digests_of, images_of
 from .names import are_ids, is_id
 

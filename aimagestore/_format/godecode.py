@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from .._core.fields import fold
 from . import gojson
 
 Type = Callable[[Any], Any]
@@ -167,15 +168,6 @@ def struct_of(fields: dict[str, Type]) -> Type:
         return found
 
     return into
-
-
-# Letters beyond ASCII that Go takes for other cases of letters in it.
-_FOLDS = str.maketrans({"\u017f": "s", "\u212a": "k"})
-
-
-def fold(name: str) -> str:
-    """Return the one form of all names that Go takes for the same, if one of them is ASCII."""
-    return name.translate(_FOLDS).lower()
 
 
 _NAMES = {

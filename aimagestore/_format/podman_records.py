@@ -1,6 +1,7 @@
-"""layers.json and containers.json of containers/storage: their elements, decoded."""
+"""layers.json and containers.json of containers/storage: their elements, decoded.
 
-from __future__ import annotations
+Annotations are evaluated with the module: otherwise, each decoder would evaluate all of them.
+"""
 
 from typing import Annotated, Final
 
