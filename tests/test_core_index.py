@@ -14,8 +14,9 @@ from aimagestore._format import index
 from aimagestore._format.block_catalog import EMPTY, BlockCatalog, build
 from aimagestore._format.blocks import BLOCK_BYTES, Block
 from aimagestore._format.index import MalformedIndexError, Text, parse
+from aimagestore.errors import ImageUnknownError
 
-from .support.indexes import array, catalog_of, reader_of, text_of
+from .support.indexes import array, catalog_of, element, reader_of, text_of
 from .support.strategies import compact, edits, indexes
 
 Contents = tuple[object, ...]
@@ -50,6 +51,16 @@ def contents(catalog: BlockCatalog) -> Contents:
 def made(number: int, size: int = 1000, **fields: object) -> bytes:
     """Return an element of roughly this size."""
     return compact({"id": f"{number:06}", "metadata": "x" * size} | fields)
+
+
+# Lookups
+
+
+def test_the_empty_ref_matches_no_image_even_if_one_has_an_empty_name() -> None:
+    catalog = catalog_of(array([element("aa", names=["", "one"])]))
+    assert catalog.get("one").id == "aa"
+    with pytest.raises(ImageUnknownError):
+        catalog.get("")
 
 
 # Malformed texts
