@@ -43,6 +43,7 @@ NO_POINTS = {
     "dup": "of an index that is read, in no change",
     "fdatasync": "between pieces, in a helper thread; tests/test_big_data.py makes it fail",
     "fsdecode": "no system call",
+    "fsencode": "no system call",
     "fspath": "no system call",
     "geteuid": "cannot fail",
     "fchmod": "about a file of a caller, outside the store",
