@@ -14,7 +14,7 @@ from .._directory.location import DirectoryLocation
 from .._engine.protocol import Location
 
 
-class AdditionalStore(msgspec.Struct, metaclass=PlainStruct, frozen=True):
+class AdditionalStore(msgspec.Struct, metaclass=PlainStruct, frozen=True, weakref=True):
     """A store that is read beside another one; see :class:`ImageStore`.
 
     :ivar where: the directory that holds its images.json, or its location

@@ -217,6 +217,10 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
         # The one of the base class does not use the method above.
         return not self == other
 
+    def __reduce__(self) -> tuple[type[Image], tuple[Any, ...]]:
+        # Without the elements beside its own, which are other images' records.
+        return Image, (self.id, self.names, self.read_only, self._details, self.digests)
+
     def __hash__(self) -> int:
         return hash((self.id, self.names, self.digests))
 

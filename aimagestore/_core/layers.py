@@ -110,17 +110,17 @@ class PodmanRecords:
     def _size_from(self, top: str) -> int | None:
         """Return the size of a layer with all layers below it; ``None`` if they form a circle."""
         sizes = self._sizes
-        chain: list[Layer] = []  # from the top down
+        chain: dict[str, Layer] = {}  # from the top down
         layer_id = top
         while layer_id not in sizes:
             layer = self.layers.get(layer_id)
-            if layer is None or len(chain) == len(self.layers):
+            if layer is None or layer_id in chain:
                 sizes[layer_id] = None
             else:
-                chain.append(layer)
+                chain[layer_id] = layer
                 layer_id = layer.parent
         total = sizes[layer_id]
-        for layer in reversed(chain):
+        for layer in reversed(chain.values()):
             size = layer.diff_size
             total = None if total is None or size is None else total + size
             sizes[layer.id] = total

@@ -58,6 +58,11 @@ decoder's recursion limit is the interpreter's, shared with the callers.
 _SHORTEST_TOO_DEEP_FOR_GO: Final = 2 * (_GO_DEPTH + 1)
 
 
+# An image keeps the array that it was decoded from. That of an index that is not compact is all of
+# the index.
+_LONGEST_SHARED: Final = 512 * 1024
+
+
 class Record(msgspec.Struct, gc=False, eq=False):
     """One image's record: its spelling, and what it is found by. Immutable.
 
@@ -169,7 +174,8 @@ def read_images(array: bytes) -> list[Image]:
     :raises ValueError: it is not an array
     """
     # Flags alone may nest too deep, also those that a second field of this name hides.
-    if b'"flags"' not in array and b"\\u" not in array:
+    is_short = len(array) <= _LONGEST_SHARED
+    if is_short and b'"flags"' not in array and b"\\u" not in array:
         with suppress(ValueError, RecursionError):
             found: Sequence[ImageFields] = _decode_known_images(array)
             if are_ids([fields.id for fields in found]):

@@ -104,7 +104,7 @@ class DirectoryWriter:
 
     def touch(self, grant: AnyGrant) -> None:
         self._index.check_root()
-        write_token(self._root, grant.held)
+        write_token(self._root)
 
     def draft(self, grant: AnyGrant) -> Draft:
         return Draft(self._index.load())
@@ -125,7 +125,7 @@ class DirectoryWriter:
                 draft.apply(plan)
                 outcomes.append(plan)
         try:
-            self._publish(grant, draft)
+            self._publish(draft)
         except _DraftError as failure:
             if len(mutations) == 1:
                 raise failure.error from failure.error.__cause__
@@ -148,7 +148,7 @@ class DirectoryWriter:
         """
         self._index.check_root()
         try:
-            self._publish(grant, draft, replaces_index=replaces_index)
+            self._publish(draft, replaces_index=replaces_index)
         except _DraftError as failure:
             raise failure.error from failure.error.__cause__
 
@@ -168,9 +168,11 @@ class DirectoryWriter:
             self._check_unused(plan.deleted)
         names: dict[str, list[str]] = {}
         for image_id, key in plan.files:
-            # The directory of a new image is made later; one that is there is cleared.
             if draft.base.record_of(image_id) is not None:
                 names.setdefault(image_id, []).append(big_data_file(key))
+            # The directory of a new image is made later; one that is there is cleared.
+            elif self._root.stat(image_id) is not None:
+                self._root.open_directory(image_id).close()
         for image_id, files in names.items():
             with suppress(FileNotFoundError), self._root.open_directory(image_id) as directory:
                 for name in filter(directory.is_directory, files):
@@ -187,7 +189,7 @@ class DirectoryWriter:
                 containers=names,
             )
 
-    def _publish(self, grant: AnyGrant, draft: Draft, *, replaces_index: bool = False) -> None:
+    def _publish(self, draft: Draft, *, replaces_index: bool = False) -> None:
         base = draft.base
         assert isinstance(base, BlockCatalog), "the draft is one of this directory"
         self._recovery.recover(base)
@@ -196,9 +198,9 @@ class DirectoryWriter:
         is_changed = replaces_index or catalog is not base
         placement = Placement(self._root, base, self._items)
         try:
-            self._place(grant, draft, None if replaces_index else base, placement)
+            self._place(draft, None if replaces_index else base, placement)
             if is_changed:
-                self._switch(grant, catalog)
+                self._switch(catalog)
         except BaseException as error:
             if not placement.undo():
                 self._recovery.is_needed = True
@@ -261,9 +263,7 @@ class DirectoryWriter:
                 )
         return warnings
 
-    def _place(
-        self, grant: AnyGrant, draft: Draft, base: BlockCatalog | None, placement: Placement
-    ) -> None:
+    def _place(self, draft: Draft, base: BlockCatalog | None, placement: Placement) -> None:
         """Place the content.
 
         :param base: the catalog of the present index; ``None`` if there is none to keep
@@ -272,25 +272,25 @@ class DirectoryWriter:
             for image_id in draft.created:
                 self._clear_stale_directory(image_id)
             if draft.files and base is not None:
-                self._prepare_index(grant, base)
+                self._prepare_index(base)
             placement.place(draft)
         except Exception as error:
             raise _DraftError(error) from error
 
-    def _prepare_index(self, grant: AnyGrant, base: BlockCatalog) -> None:
+    def _prepare_index(self, base: BlockCatalog) -> None:
         """Make sure that there is a durable index before any content is placed.
 
         Otherwise, a crash between the first image's directory and the first index would leave a
         store that looks as if it had lost its index.
         """
         if not self._index.is_array:
-            self._switch(grant, base)
+            self._switch(base)
         self._index.make_durable()
 
-    def _switch(self, grant: AnyGrant, catalog: BlockCatalog) -> None:
+    def _switch(self, catalog: BlockCatalog) -> None:
         """Write the next index and rename it into place."""
         try:
-            self._index.switch(NEW_INDEX, self._write_index(grant, catalog), catalog)
+            self._index.switch(NEW_INDEX, self._write_index(catalog), catalog)
         except BaseException as error:
             with suppress(OSError):
                 self._root.unlink(NEW_INDEX)
@@ -298,7 +298,7 @@ class DirectoryWriter:
                 raise _no_space(self._root, error, catalog) from error
             raise
 
-    def _write_index(self, grant: AnyGrant, catalog: BlockCatalog) -> int:
+    def _write_index(self, catalog: BlockCatalog) -> int:
         """Write the next index, and a new last-write token; return the open file."""
         try:
             fd = self._root.open_file(NEW_INDEX, _NEW_FILE)
@@ -308,7 +308,7 @@ class DirectoryWriter:
         try:
             self._root.write(NEW_INDEX, fd, list(index.compose(catalog)))
             self._root.sync_file(NEW_INDEX, fd)
-            write_token(self._root, grant.held)
+            write_token(self._root)
         except BaseException:
             os.close(fd)
             raise

@@ -87,4 +87,5 @@ def unlock(fd: int) -> None:
     # Closing releases it as well, but not while a forked child has the descriptor too.
     with suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, whole_file(fcntl.F_UNLCK))
-    close_noted(fd)
+    with suppress(OSError):  # it is closed even then, and nothing was written by it
+        close_noted(fd)

@@ -72,8 +72,6 @@ class ExclusiveLock:
         self._root = root
         self._process = os.getpid()
         self._made: BaseFileLock | None = None
-        # The descriptor that has the lock, between its acquisition and the return to the caller.
-        self._acquired: list[int] = []
 
     @property
     def _lock(self) -> BaseFileLock:
@@ -83,28 +81,25 @@ class ExclusiveLock:
         return self._made
 
     def _make_lock(self) -> BaseFileLock:
-        on_acquired = self._acquired.append
         if RECORD_LOCKS:
             from .record_lock import RecordLock  # noqa: PLC0415 (see above)
 
             # The file is opened relative to a descriptor, so this path only names the lock.
             path = self._root.path_of(LOCK_FILE)
             open_file = partial(open_lock_file, self._root)
-            return RecordLock(path, open_file=open_file, on_acquired=on_acquired)
+            return RecordLock(path, open_file=open_file)
         from filelock import FileLock  # noqa: PLC0415 (see above)
 
         # There is no podman to exclude: any lock will do that all stores here use.
-        path = self._root.path_of(LOCK_FILE)
-        return FileLock(path, thread_local=False, on_acquired=on_acquired)
+        return FileLock(self._root.path_of(LOCK_FILE), thread_local=False)
 
-    def try_acquire(self) -> int | None:
+    def try_acquire(self) -> bool | None:
         return self._acquire(blocking=False)
 
-    def acquire(self) -> int | None:
+    def acquire(self) -> bool | None:
         return self._acquire(blocking=True)
 
-    def _acquire(self, *, blocking: bool) -> int | None:
-        """Acquire the lock, and return the descriptor that has it."""
+    def _acquire(self, *, blocking: bool) -> bool | None:
         try:
             self._lock.acquire(poll_interval=_POLL, blocking=blocking)
         except ImageStoreError:
@@ -116,12 +111,12 @@ class ExclusiveLock:
                 return None
             error.filename = self._root.path_of(LOCK_FILE)
             raise
-        return self._acquired.pop()
+        return True
 
     def interrupt(self) -> None:
         pass  # a wait in the kernel cannot be interrupted: the line releases the lock afterwards
 
-    def release(self, held: int) -> None:
+    def release(self, held: bool) -> None:
         # A forked child shares the open file: unlocking it there would unlock the parent's.
         if os.getpid() == self._process:
             self._lock.release()
@@ -234,14 +229,16 @@ def _forget(key: _Key, root: Directory) -> None:
 # The last-write token
 
 
-def write_token(root: Directory, fd: int) -> None:
-    """Write a new last-write token, which tells other programs to load the index again.
-
-    :param fd: the descriptor that has the writers' lock
-    """
+def write_token(root: Directory) -> None:
+    """Write a new last-write token, which tells other programs to load the index again."""
     token = _TOKEN.pack(time.time_ns(), next(_writes), os.getpid(), os.urandom(44))
-    os.lseek(fd, 0, os.SEEK_SET)
-    root.write(LOCK_FILE, fd, [memoryview(token)])
+    # By its name, because others read that file, and closed here: network file systems write when a
+    # file is closed. The lock's own descriptor may have lost the name, and is closed too late.
+    fd = open_lock_file(root)
+    try:
+        root.write(LOCK_FILE, fd, [memoryview(token)])
+    finally:
+        os.close(fd)
 
 
 def last_writer(root: Directory) -> int | None:

@@ -21,13 +21,10 @@ class RecordLock(BaseFileLock):
 
     :param path: names the lock
     :param open_file: opens the file for writing, and returns its descriptor
-    :param on_acquired: called with the descriptor that has the lock
     """
 
-    def __init__(
-        self, path: str, *, open_file: Callable[[], int], on_acquired: Callable[[int], None]
-    ) -> None:
-        super().__init__(path, thread_local=False, on_acquired=on_acquired)
+    def __init__(self, path: str, *, open_file: Callable[[], int]) -> None:
+        super().__init__(path, thread_local=False)
         self._open_file = open_file
 
     def acquire(self, *_: Any, blocking: bool | None = None, **__: Any) -> AcquireReturnProxy[Any]:
@@ -52,8 +49,6 @@ class RecordLock(BaseFileLock):
         fd = open_noted(self._open_file)
         if lock(fd, fcntl.F_WRLCK, wait=wait):
             self._context.lock_file_fd = fd
-            if self.on_acquired is not None:
-                self.on_acquired(fd)
 
     def _release(self) -> None:
         fd, self._context.lock_file_fd = self._context.lock_file_fd, None
