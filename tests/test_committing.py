@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -56,6 +57,53 @@ async def test_a_change_of_an_image_whose_directory_is_a_file_fails_alone(
     assert await store.metadata("good") == "text"
     assert await store.big_data("good", "key") == b"data"
     assert (path / "bad").read_bytes() == b"a file"
+
+
+async def test_a_file_in_the_place_of_a_new_images_directory_fails_only_its_creation(
+    store: ImageStore, path: Path
+) -> None:
+    (path / "bad").write_bytes(b"a file")
+    async with store.transaction() as tx:
+        await tx.create("good")
+        with pytest.raises(StoreCorruptError):
+            await tx.create("bad", big_data={"key": b"data"})
+    assert [image.id for image in await store.images()] == ["good"]
+    assert (path / "bad").read_bytes() == b"a file"
+    (path / "bad").unlink()
+
+
+async def test_the_token_of_a_commit_is_in_the_lock_file_that_others_open(
+    store: ImageStore, path: Path
+) -> None:
+    async with store.transaction() as tx:
+        await tx.create("one")
+        (path / "images.lock").unlink()
+        (path / "images.lock").touch()
+    assert (path / "images.lock").stat().st_size == 64
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds descriptors in /proc")
+async def test_a_token_that_is_not_written_when_its_file_is_closed_undoes_the_commit(
+    store: ImageStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.create("one")
+    real_close = os.close
+
+    def close(fd: int) -> None:
+        is_lock_file = os.readlink(f"/proc/self/fd/{fd}").endswith("/images.lock")
+        real_close(fd)
+        if is_lock_file:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        with pytest.raises(OSError, match="quota"):
+            await store.create("two")
+        with pytest.raises(OSError, match="quota"):
+            async with store.transaction() as tx:
+                await tx.create("three")
+    assert [image.id for image in await store.images()] == ["one"]
+    await store.create("two")
 
 
 async def test_a_transaction_locks_no_other_store(store: ImageStore, path: Path) -> None:

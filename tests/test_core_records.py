@@ -306,6 +306,29 @@ def test_flags_that_nest_deeper_than_go_reads_are_damage_when_others_hide_them()
         sys.setrecursionlimit(limit)
 
 
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_a_pickled_image_has_no_other_images_record_beside_it(size: int) -> None:
+    records = [b'{"id":"%d","metadata":"secret %d"}' % (n, n) for n in range(20)]
+    records.append(b'{"id":"long","metadata":"%b"}' % (b"x" * size))
+    images = read_images(b"[%b]" % b",".join(records))
+    assert images[1].metadata == "secret 1"
+    for image in images[:2]:
+        text = pickle.dumps(image)
+        assert b"secret 2" not in text
+        assert pickle.loads(text) == image
+
+
+def test_images_of_a_long_array_do_not_keep_it() -> None:
+    array = b"[%b]" % b",\n ".join(
+        b'{"id":"%d","metadata":"%b"}' % (n, b"x" * 9_000) for n in range(99)
+    )
+    before = sys.getrefcount(array)
+    images = read_images(array)
+    assert images[0].metadata == "x" * 9_000
+    assert len(images) == 99
+    assert sys.getrefcount(array) == before
+
+
 def test_brackets_side_by_side_do_not_make_a_record_deep() -> None:
     raw = b'{"id":"one","x":[%b[]]}' % (b"[]," * 20_000)
     assert record_of(raw).id == "one"

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,8 @@ from aimagestore import (
     podman,
     repair,
 )
+from aimagestore._core.layers import Layer, PodmanRecords
+from aimagestore._core.record import read_images
 from aimagestore._directory.beside import PodmanFiles
 from aimagestore._directory.index_file import IndexFile
 from aimagestore._stacked import others
@@ -59,6 +62,30 @@ async def test_the_layers_of_an_image_come_from_the_lowest_up(store: ImageStore)
     with pytest.raises(ImageUnknownError):
         now.layers_of("nobody")
     assert repr(now) == "<PodmanSnapshot of 2 images, 3 layers, 0 containers>"
+
+
+def test_layers_in_circles_have_no_size_and_take_one_step_each() -> None:
+    steps = 0
+
+    class Layers(dict[str, Layer]):
+        def get(self, key: str, default: Any = None) -> Any:
+            nonlocal steps
+            steps += 1
+            return super().get(key, default)
+
+    def circle(length: int, number: int) -> dict[str, Layer]:
+        ids = [f"{number}-{n}" for n in range(length)]
+        pairs = zip(ids, ids[1:] + ids[:1], strict=True)
+        return {own: Layer(own, parent, "", 1, "", None) for own, parent in pairs}
+
+    layers = Layers()
+    for number in range(300):
+        layers |= circle(1 + number % 3, number)
+    podman_records = PodmanRecords(layers)
+    tops = [{"id": str(n), "layer": layer_id} for n, layer_id in enumerate(layers)]
+    for image in read_images(json.dumps(tops).encode()):
+        assert podman_records.layers_size(image) is None
+    assert steps <= 2 * len(layers)
 
 
 async def test_a_layer_has_all_that_is_recorded_of_it(store: ImageStore, beside: Beside) -> None:
