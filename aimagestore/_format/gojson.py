@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -61,8 +62,6 @@ def number(value: float) -> str:
         return shortest.replace("e-0", "e-")
     if as_float == 0:
         return "-0" if math.copysign(1, as_float) < 0 else "0"
-    from decimal import Decimal  # noqa: PLC0415 (rarely used)
-
     return format(Decimal(shortest), "f").removesuffix(".0")
 
 
