@@ -107,7 +107,11 @@ class ImageMethods(ABC):
         return await self._read(lambda view: view.exists(ref))
 
     async def images(self) -> list[Image]:
-        """Return all images, in the order of images.json (upstream: ``Images``)."""
+        """Return all images, in the order of images.json (upstream: ``Images``).
+
+        Until it is looked at, an image of a large store shares the text of up to 512 KiB of the
+        index with others. Keeping one keeps that text in memory.
+        """
         return list(await self._read(lambda view: view.images, is_slow=True))
 
     async def by_digest(self, digest: str) -> list[Image]:
