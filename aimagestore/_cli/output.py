@@ -116,6 +116,7 @@ async def write_table(
 
 
 def _transposed(rows: Iterable[Sequence[str]], number: int) -> Iterator[Iterable[str]]:
+    # A generator, so that many rows are transposed in the thread that makes the table of them.
     yield from list(zip(*rows, strict=True)) or [()] * number
 
 

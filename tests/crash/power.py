@@ -120,7 +120,7 @@ class Recorder:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Record the engine's calls for the block."""
-        names = ("open", "lseek", "writev", "fsync", "rename", "link", "unlink", "mkdir", "rmdir")
+        names = ("open", "writev", "fsync", "rename", "link", "unlink", "mkdir", "rmdir")
         real = {name: getattr(os, name) for name in names}
         for name in names:
             setattr(os, name, self._wrap(getattr(self, f"_note_{name}"), real[name]))
@@ -177,9 +177,6 @@ class Recorder:
         place = self._place(name, dir_fd)
         self._open[fd] = Node(is_directory=False) if unnamed else self._node_at(place, flags)
         self._positions[fd] = 0
-
-    def _note_lseek(self, position: int, fd: int, *_: int) -> None:
-        self._positions[fd] = position
 
     def _note_writev(self, done: int, fd: int, pieces: Sequence[memoryview]) -> None:
         offset = self._positions[fd]
