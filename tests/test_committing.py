@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -14,8 +15,12 @@ from aimagestore import (
     ImageStore,
     StoreClosedError,
     StoreCorruptError,
+    Transaction,
 )
+from aimagestore._core.draft import Draft
+from aimagestore._core.record import Record
 
+from .support.gates import Gate
 from .support.stores import is_locked
 
 
@@ -104,6 +109,34 @@ async def test_a_token_that_is_not_written_when_its_file_is_closed_undoes_the_co
                 await tx.create("three")
     assert [image.id for image in await store.images()] == ["one"]
     await store.create("two")
+
+
+@pytest.mark.parametrize("name", ["get", "lookup", "exists", "big_data_names"])
+async def test_a_read_in_a_transaction_waits_for_a_change_that_a_thread_is_making(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    gate = Gate()
+    append = Draft._append
+
+    def stop_halfway(draft: Draft, record: Record) -> None:
+        append(draft, record)
+        gate()
+
+    monkeypatch.setattr(Draft, "_append", stop_halfway)
+    found: list[object] = []
+
+    async def read(tx: Transaction) -> None:
+        found.append(await getattr(tx, name)("n"))
+
+    async with store.transaction() as tx, anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(tx.create, "new", names=["n"]))
+        await anyio.to_thread.run_sync(gate.reached.wait)
+        tasks.start_soon(read, tx)
+        await anyio.wait_all_tasks_blocked()
+        is_waiting = not found
+        gate.open()
+    assert is_waiting
+    assert found
 
 
 async def test_a_transaction_locks_no_other_store(store: ImageStore, path: Path) -> None:

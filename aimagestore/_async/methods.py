@@ -48,7 +48,7 @@ class ImageMethods(ABC):
 
     @abstractmethod
     def _view(self) -> View | None:
-        """Return the view to read if reading it never blocks, else ``None``."""
+        """Return the view to read if that never blocks and no thread changes it, else ``None``."""
 
     @abstractmethod
     async def _read(self, look: Callable[[View], T], *, is_slow: bool = False) -> T:

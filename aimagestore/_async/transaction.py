@@ -71,12 +71,15 @@ class Transaction(ImageMethods):
     def _end(self) -> None:
         self._draft = None
 
-    def _view(self) -> Draft | None:
+    def _view(self) -> None:
+        return None  # a thread may be changing the draft
+
+    def _draft_in_memory(self) -> Draft | None:
         draft = self._open_draft()
         return draft if self._core.engine.reader.keeps_catalog else None
 
     async def _read(self, look: Callable[[Draft], T], *, is_slow: bool = False) -> T:
-        draft = self._view()
+        draft = self._draft_in_memory()
         # If another thread uses the draft, wait in a thread as well.
         if draft is not None and not is_slow and self._mutex.acquire(blocking=False):
             try:
@@ -124,7 +127,7 @@ class Transaction(ImageMethods):
                     draft.apply(plan)
             return plan.image
 
-        draft = self._view()
+        draft = self._draft_in_memory()
         if draft is not None and mutation.copies is None and self._mutex.acquire(blocking=False):
             try:
                 plan = mutation(draft)
