@@ -11,8 +11,11 @@ from msgspec import Raw
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
-class Fields(msgspec.Struct, rename="kebab"):
-    """The fields that containers/storage knows. Go reads a null as a missing field."""
+class FlatFields(msgspec.Struct, rename="kebab", gc=False):
+    """The fields that containers/storage knows but the flags, which alone can nest.
+
+    Go reads a null as a missing field.
+    """
 
     id: str
     digest: str | None = None
@@ -25,21 +28,26 @@ class Fields(msgspec.Struct, rename="kebab"):
     big_data_sizes: dict[str, Int64] | None = None
     big_data_digests: dict[str, str] | None = None
     created: str | None = None
+
+
+class KnownFlatFields(FlatFields, forbid_unknown_fields=True, rename="kebab", gc=False):
+    """A record without flags and unknown fields, which is the usual one."""
+
+
+class Fields(FlatFields, rename="kebab", gc=False):
+    """The fields that containers/storage knows."""
+
     flags: dict[str, Any] | None = None
 
 
-class KnownFields(Fields, forbid_unknown_fields=True, rename="kebab"):
-    """A record without unknown fields, which is the usual one."""
+class KnownFields(Fields, forbid_unknown_fields=True, rename="kebab", gc=False):
+    """A record without unknown fields."""
 
 
-class ImageFields(Fields, rename="kebab"):
+class ImageFields(FlatFields, rename="kebab", gc=False):
     """The same fields, with the spelling of flags, because decoding rounds large numbers."""
 
     flags: dict[str, Raw] | None = None
-
-
-class KnownImageFields(ImageFields, forbid_unknown_fields=True, rename="kebab"):
-    """The same without unknown fields."""
 
 
 # Letters beyond ASCII that Go takes for other cases of letters in it.

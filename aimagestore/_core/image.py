@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from .._format import gojson
 from .digest import MANIFEST, is_digest
-from .fields import Fields, ImageFields
+from .fields import FlatFields, ImageFields
 from .plain import PlainStruct
 
 _decode: Final = msgspec.json.Decoder(ImageFields).decode
@@ -229,7 +229,7 @@ class Image(msgspec.Struct, metaclass=PlainStruct, frozen=True, eq=False, order=
         return (self.id, self.names, self.read_only, *values)
 
 
-def images_of(array: bytes, found: Iterable[ImageFields]) -> list[Image]:
+def images_of(array: bytes, found: Sequence[FlatFields]) -> list[Image]:
     """Return the images of records that were decoded.
 
     What few callers look at is left to be decoded again: keeping it all would take longer than
@@ -242,16 +242,24 @@ def images_of(array: bytes, found: Iterable[ImageFields]) -> list[Image]:
     return [
         Image(
             fields.id,
-            tuple(fields.names or ()),
+            tuple(fields.names) if fields.names else (),
             False,
-            _Summary(*_summary_of(fields), elements, index),
+            _Summary(*_summary_of(fields, created), elements, index),
             None,
         )
-        for index, fields in enumerate(found)
+        for index, (fields, created) in enumerate(zip(found, _times_of(found), strict=True))
     ]
 
 
-def digests_of(fields: Fields) -> tuple[str, ...]:
+def _times_of(found: Sequence[FlatFields]) -> list[datetime | None]:
+    texts = [fields.created for fields in found]
+    usual = [text for text in texts if text is not None and gojson.is_usual_time(text)]
+    if len(usual) == len(texts):
+        return list(map(datetime.fromisoformat, usual))
+    return [None if text is None else gojson.parse_time(text) for text in texts]
+
+
+def digests_of(fields: FlatFields) -> tuple[str, ...]:
     """Return the image's digest, then those of its manifests, without malformed ones."""
     digest = fields.digest
     known = {digest: None} if digest and is_digest(digest) else {}
@@ -265,11 +273,13 @@ def digests_of(fields: Fields) -> tuple[str, ...]:
     return tuple(known)
 
 
-def _summary_of(fields: ImageFields) -> tuple[str, tuple[str, ...], datetime | None, int]:
+def _summary_of(
+    fields: FlatFields, created: datetime | None
+) -> tuple[str, tuple[str, ...], datetime | None, int]:
     return (
         fields.layer or "",
         tuple(fields.mapped_layers) if fields.mapped_layers else (),
-        gojson.parse_time(fields.created) if fields.created is not None else None,
+        created,
         sum(fields.big_data_sizes.values()) if fields.big_data_sizes else 0,
     )
 
@@ -289,7 +299,7 @@ def _details_of(
     sizes = {share(key, key): size for key, size in (fields.big_data_sizes or {}).items()}
     recorded = {share(k, k): share(d, d) for k, d in (fields.big_data_digests or {}).items()}
     return _Details(
-        *_summary_of(fields),
+        *_summary_of(fields, *_times_of([fields])),
         None,
         0,
         share(digest, digest),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from .._format import gojson
-from .fields import Fields, ImageFields, Int64, KnownFields, KnownImageFields, fold
+from .fields import Fields, Int64, KnownFields, KnownFlatFields, fold
 from .image import Image, digests_of, images_of
 from .names import are_ids, is_id
 
@@ -34,8 +34,8 @@ _ORDER: Final = Fields.__struct_encode_fields__
 _decode_known: Final = msgspec.json.Decoder(KnownFields).decode
 _decode_any: Final = msgspec.json.Decoder(Fields).decode
 _decode_items: Final = msgspec.json.Decoder(_Items).decode
-_decode_known_image: Final = msgspec.json.Decoder(KnownImageFields).decode
-_decode_known_images: Final = msgspec.json.Decoder(list[KnownImageFields]).decode
+_decode_flat: Final = msgspec.json.Decoder(KnownFlatFields).decode
+_decode_flat_elements: Final = msgspec.json.Decoder(list[KnownFlatFields]).decode
 _decode_elements: Final = msgspec.json.Decoder(list[Raw]).decode
 _decode_sizes: Final = msgspec.json.Decoder(_Sizes).decode
 _decode_members: Final = msgspec.json.Decoder(dict[str, Raw] | None).decode
@@ -173,11 +173,9 @@ def read_images(array: bytes) -> list[Image]:
 
     :raises ValueError: it is not an array
     """
-    # Flags alone may nest too deep, also those that a second field of this name hides.
-    is_short = len(array) <= _LONGEST_SHARED
-    if is_short and b'"flags"' not in array and b"\\u" not in array:
-        with suppress(ValueError, RecursionError):
-            found: Sequence[ImageFields] = _decode_known_images(array)
+    if len(array) <= _LONGEST_SHARED:
+        with suppress(ValueError):
+            found = _decode_flat_elements(array)
             if are_ids([fields.id for fields in found]):
                 return images_of(array, found)
     images = map(_read_image, _decode_elements(array))
@@ -185,13 +183,10 @@ def read_images(array: bytes) -> list[Image]:
 
 
 def _read_image(raw: RawJSON) -> Image | None:
-    try:
-        fields: ImageFields = _decode_known_image(raw)
-        is_flat = not fields.flags and len(raw) < _SHORTEST_TOO_DEEP_FOR_GO
-        if is_flat and is_id(fields.id):
+    with suppress(ValueError):
+        fields = _decode_flat(raw)
+        if is_id(fields.id):
             return images_of(b"[%b]" % bytes(raw), [fields])[0]
-    except (ValueError, RecursionError):
-        pass
     record = read(raw)
     return None if record is None else record.image
 
