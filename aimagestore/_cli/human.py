@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 
 NONE = "<none>"
 
@@ -30,6 +31,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+@cache  # many images have items of the same size
 def human_size(size: float) -> str:
     """Format a size in bytes with three digits (Go: ``units.HumanSizeWithPrecision``)."""
     unit = 0
@@ -45,12 +47,14 @@ def human_age(created: datetime | None, now: datetime) -> str:
     age = now - created
     # podman counts from a whole second.
     seconds = age.seconds + (age.microseconds + created.microsecond) // 1_000_000
-    return f"{_human_duration(min(age.days * _DAY + seconds, _OLDEST))} ago"
-
-
-def _human_duration(seconds: int) -> str:
-    minutes = seconds // 60
+    seconds = min(age.days * _DAY + seconds, _OLDEST)
     # Go rounds the hours, but not those that it converts to years.
+    days = (seconds + 1800) // _DAY
+    return _in_days(days, seconds // _DAY) if days > 1 else f"{_in_hours(seconds)} ago"
+
+
+def _in_hours(seconds: int) -> str:
+    minutes = seconds // 60
     hours = (seconds + 1800) // 3600
     if seconds < 1:
         return "Less than a second"
@@ -58,20 +62,18 @@ def _human_duration(seconds: int) -> str:
         return "1 second" if seconds == 1 else f"{seconds} seconds"
     if minutes < 60:
         return "About a minute" if minutes == 1 else f"{minutes} minutes"
-    if hours < 48:
-        return "About an hour" if hours == 1 else f"{hours} hours"
-    return _in_days(hours, seconds // 3600)
+    return "About an hour" if hours == 1 else f"{hours} hours"
 
 
-def _in_days(hours: int, whole_hours: int) -> str:
-    days = hours // 24
-    if hours < 24 * 7 * 2:
-        return f"{days} days"
-    if hours < 24 * 30 * 2:
-        return f"{days // 7} weeks"
-    if hours < 24 * 365 * 2:
-        return f"{days // 30} months"
-    return f"{whole_hours // 24 // 365} years"
+@cache  # most ages of a list are the same
+def _in_days(days: int, whole_days: int) -> str:
+    if days < 7 * 2:
+        return f"{days} days ago"
+    if days < 30 * 2:
+        return f"{days // 7} weeks ago"
+    if days < 365 * 2:
+        return f"{days // 30} months ago"
+    return f"{whole_days // 365} years ago"
 
 
 def repositories_and_tags(names: Sequence[str]) -> list[tuple[str, str]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _FORMAT = "table {{.Repository}} {{.Tag}} {{.ID}} {{.Created}} {{.Size}}"
 
 _HEADINGS = {"ID": "IMAGE ID", "ReadOnly": "R/O"}
+_NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
 _OLDEST = datetime.min.replace(tzinfo=UTC)
 
 # Fields that podman's JSON leaves out if they are empty.
@@ -60,15 +63,27 @@ class Row(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 def rows_of(
-    image: Image, names: tuple[str, ...], sizes: Sizes, documents: Documents | None
+    images: Iterable[Image],
+    names_of: Callable[[Image], tuple[str, ...]],
+    sizes: Sizes,
+    documents: Mapping[str, Documents],
 ) -> list[Row]:
-    """Return the rows of an image.
+    """Return the rows of images.
 
-    :param documents: its manifest and config; ``None`` if nothing of them is shown
+    :param names_of: returns the names under which an image is listed
+    :param documents: manifests and configs by the images' IDs; empty if nothing of them is shown
     """
-    labels = {} if documents is None else documents.labels
     return [
-        Row(image, names, repository, tag, sizes, labels)
+        Row(
+            image,
+            names,
+            repository,
+            tag,
+            sizes,
+            documents[image.id].labels if documents else _NO_LABELS,
+        )
+        for image in images
+        for names in [names_of(image)]
         for repository, tag in repositories_and_tags(names)
     ]
 
@@ -109,18 +124,18 @@ def row_template(text: str, *, whole_ids: bool) -> Template[Row]:
         "CreatedAt": created_at,
         "CreatedSince": age,
         "CreatedTime": created_at,
-        "Digest": lambda row: row.image.digest,
+        "Digest": attrgetter("image.digest"),
         "History": lambda row: ", ".join(row.image.names_history),
         "ID": lambda row: row.image.id if whole_ids else short_id(row.image.id),
-        "Id": lambda row: row.image.id,
-        "Labels": lambda row: row.labels,
-        "Names": lambda row: row.names,
-        "ReadOnly": lambda row: row.image.read_only,
-        "RepoDigests": lambda row: row.repository_digests,
-        "Repository": lambda row: row.repository,
-        "RepoTags": lambda row: row.names,
+        "Id": attrgetter("image.id"),
+        "Labels": attrgetter("labels"),
+        "Names": attrgetter("names"),
+        "ReadOnly": attrgetter("image.read_only"),
+        "RepoDigests": attrgetter("repository_digests"),
+        "Repository": attrgetter("repository"),
+        "RepoTags": attrgetter("names"),
         "Size": lambda row: row.sizes.shown(row.image),
-        "Tag": lambda row: row.tag,
+        "Tag": attrgetter("tag"),
         "VirtualSize": lambda row: row.sizes.of_all(row.image),
     }
     return Template(text, fields, _HEADINGS)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from anyio import to_thread
@@ -144,13 +143,14 @@ def _table(
     is_headed: bool,
 ) -> str:
     # By columns, each of which is handled in a few calls.
-    columns = [
+    columns: list[Sequence[str]] = [
         printable_texts([heading, *column]) for heading, column in zip(headings, cells, strict=True)
     ]
-    widths = _widths(columns, _NARROWEST_COLUMN)
+    measures = [len if "".join(column).isascii() else _width for column in columns]
+    widths = _widths(columns, measures, _NARROWEST_COLUMN)
     available = _terminal_width()
     if available is not None and sum(widths) > available:
-        widths = _widths(columns, 0)
+        widths = _widths(columns, measures, 0)
         excess = sum(widths) - available
         if folded is not None and excess > 0:
             gap = 0 if folded == len(widths) - 1 else _COLUMN_GAP
@@ -160,9 +160,15 @@ def _table(
                 rows = zip(*columns, strict=True)
                 lines = (line for row in rows for line in _fold(row, folded, room))
                 columns = list(zip(*lines, strict=True))
-    padded = map(_padded, columns, widths)
-    text = [f"{line.rstrip(' ')}\n" for line in map("".join, zip(*padded, strict=True))]
-    return "".join(text if is_headed else text[1:])
+    form = ""
+    for place, (measure, width) in enumerate(zip(measures, widths, strict=True)):
+        if measure is len:
+            form += f"%-{width}s"
+        else:  # formatting counts characters, not columns of the terminal
+            form += "%s"
+            columns[place] = [text + " " * (width - _width(text)) for text in columns[place]]
+    text = [line.rstrip(" ") for line in map(form.__mod__, zip(*columns, strict=True))]
+    return "\n".join([*(text if is_headed else text[1:]), ""])
 
 
 def _terminal_width() -> int | None:
@@ -174,21 +180,15 @@ def _terminal_width() -> int | None:
     return get_terminal_size().columns
 
 
-def _widths(columns: Sequence[Sequence[str]], least: int) -> list[int]:
-    """Return the widths of the columns, each with the gap after it."""
-    longest = [max(_lengths(column)) for column in columns]
+def _widths(
+    columns: Sequence[Sequence[str]], measures: Sequence[Callable[[str], int]], least: int
+) -> list[int]:
+    """Return the widths of the columns, each with the gap after it.
+
+    :param measures: for each column, what measures its texts
+    """
+    longest = [max(map(measure, column)) for column, measure in zip(columns, measures, strict=True)]
     return [*(max(width + _COLUMN_GAP, least) for width in longest[:-1]), longest[-1]]
-
-
-def _lengths(column: Sequence[str]) -> Iterator[int]:
-    """Iterate over the numbers of columns of a terminal that texts take."""
-    return map(len if "".join(column).isascii() else _width, column)
-
-
-def _padded(column: Sequence[str], width: int) -> Iterator[str]:
-    if "".join(column).isascii():
-        return map(str.ljust, column, repeat(width))
-    return (text + " " * (width - _width(text)) for text in column)
 
 
 def _width(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import click
@@ -90,19 +91,8 @@ async def images(
         sizes = await Sizes.of(store)
         with_labels = is_json or (shown is not None and "Labels" in shown.names)
         documents = await _documents_of(store, found) if with_labels else {}
-    rows = sorted_rows(
-        (
-            row
-            for image in found
-            for row in rows_of(
-                image,
-                image.names if query is None else query.shown_names(image),
-                sizes,
-                documents.get(image.id),
-            )
-        ),
-        Sorting(sorting),
-    )
+    names_of = attrgetter("names") if query is None else query.shown_names
+    rows = sorted_rows(rows_of(found, names_of, sizes, documents), Sorting(sorting))
     if json:
         listed = {row.image.id: row.image for row in rows}.values()
         await write_json([image_json(image, sizes.of_layers(image)) for image in listed])

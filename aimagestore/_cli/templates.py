@@ -62,7 +62,10 @@ class Template(Generic[T]):
         return cells
 
     def columns(self, rows: Sequence[T]) -> Iterator[Iterable[str]]:
-        """Iterate over the columns of the rows; without ``table``, one. No value can end a line."""
+        """Iterate over the columns of the rows; without ``table``, one.
+
+        No value in that one can end a line. A table escapes whole cells.
+        """
         return (self._column(cell, rows) for cell in self._cells)
 
     def _column(self, cell: Sequence[str], rows: Sequence[T]) -> Iterable[str]:
@@ -75,7 +78,8 @@ class Template(Generic[T]):
 
     def _values(self, name: str, rows: Sequence[T]) -> Sequence[str]:
         values = map(self._fields[name], rows)
-        return printable_texts([v if isinstance(v, str) else shown(v) for v in values])
+        texts = [v if isinstance(v, str) else shown(v) for v in values]
+        return texts if self.is_table else printable_texts(texts)
 
     def heading(self) -> list[str]:
         """Return the headings of the columns."""
