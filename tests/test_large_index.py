@@ -6,11 +6,14 @@ import errno
 import json
 import os
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from hypothesis import assume, given, settings, strategies as st
 
 from aimagestore import (
     AmbiguousImageError,
@@ -22,15 +25,16 @@ from aimagestore import (
     check,
 )
 from aimagestore._cli.sizes import Sizes
+from aimagestore._core.view import View
 from aimagestore._directory.engine import DirectoryEngine
 from aimagestore._directory.index_file import IndexFile
-from aimagestore._format import scan
-from aimagestore._format.scan import Scan
+from aimagestore._format import index, scan
+from aimagestore._format.scan import IndexNeededError, Scan
 
 from .support.beside import Beside, layer
 from .support.faults import Faults, die_after_commit
-from .support.indexes import array, reader_of
-from .support.strategies import compact
+from .support.indexes import array, catalog_of, reader_of
+from .support.strategies import compact, records as arbitrary_records
 
 NUMBER = 1_500
 """Records enough that their index is not parsed on opening."""
@@ -100,6 +104,7 @@ async def test_lookups_find_the_same_as_in_an_indexed_store(
         "localhost/image-1",
         f"localhost/image-5@sha256:{5:064x}",
         image_id(3) + "0",
+        f"{image_id(3)}\n{image_id(4)}",
         "localhost/no\u200bsuch:1",
         'quote"\\',
     ]
@@ -176,7 +181,8 @@ async def test_a_damaged_record_is_found_by_no_scan(
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda records: records[5].update(id=image_id(6)),
+        lambda records: records[5].update(id="a\nb"),
+        lambda records: records[5].update(names=["a\nb"]),
         lambda records: records[5].update(names=["localhost/image-6:1", "localhost/x:1"]),
         lambda records: records[5].update(names=["localhost/x:1", "localhost/x:1"]),
         lambda records: records[5].update(id=5),
@@ -185,7 +191,17 @@ async def test_a_damaged_record_is_found_by_no_scan(
         lambda records: records[5].pop("id"),
         lambda records: records.insert(5, "no object"),
     ],
-    ids=["id", "name", "twice", "no-text", "no-list", "no-name", "none", "str"],
+    ids=[
+        "id-of-two-lines",
+        "name-of-two-lines",
+        "name",
+        "twice",
+        "no-text",
+        "no-list",
+        "no-name",
+        "none",
+        "str",
+    ],
 )
 def test_an_index_with_anything_unusual_is_not_scanned(
     records: list[dict[str, Any]], spoil: Callable[[list[Any]], object]
@@ -203,10 +219,62 @@ def test_a_scan_knows_where_each_record_is(records: list[dict[str, Any]]) -> Non
     assert array(parts) == text
     for part, run in zip(parts, scan.runs, strict=True):
         found = json.loads(b"[%b]" % part)
-        assert run.ids == {each["id"] for each in found}
-        assert run.names == {name for each in found for name in each["names"]}
+        assert run.ids.split() == [each["id"] for each in found]
+        assert run.names.split() == [name for each in found for name in each["names"]]
     for other in (text[:-1], text + b"x", b" "):
         assert Scan.of(reader_of(other)) is None
+
+
+@pytest.mark.damage
+@pytest.mark.parametrize("place", [4, NUMBER - 1], ids=["beside", "far-away"])
+async def test_of_two_records_with_one_id_a_scan_finds_none(
+    path: Path, records: list[dict[str, Any]], place: int
+) -> None:
+    records[place]["id"] = image_id(3)
+    write(path, records)
+    for ref in (image_id(3), image_id(3)[:12], f"localhost/image-{place}:1"):
+        async with ImageStore(path, read_only=True) as store:
+            assert is_scanned(store)
+            assert (await store.get(ref)).names == (f"localhost/image-{place}:1",)
+            assert not is_scanned(store)
+    async with ImageStore(path, read_only=True) as store:
+        with pytest.raises(ImageUnknownError):
+            await store.get("localhost/image-3:1")
+    async with ImageStore(path, read_only=True) as store:
+        assert len(await store.images()) == NUMBER - 1
+        assert not is_scanned(store)
+
+
+def answers(view: View, refs: Iterable[str]) -> Iterator[object]:
+    """Iterate over what the lookups that a scan answers give; ``...`` where it cannot answer."""
+    looks: list[Callable[[str], object]] = [
+        view.exists,
+        view.owner_of,
+        lambda ref: list(view.ids_with_prefix(ref, 2)),
+        lambda _: list(view.images),
+    ]
+    for look, ref in product(looks, refs):
+        try:
+            yield look(ref)
+        except IndexNeededError:
+            yield ...
+
+
+@settings(max_examples=150)
+@given(st.lists(arbitrary_records(), max_size=8))
+def test_a_scan_answers_as_the_index_does(elements: list[bytes]) -> None:
+    names = [name for element in elements for name in json.loads(element).get("names", ())]
+    assume(len(set(names)) == len(names))
+    text = array(elements)
+    with patch.object(index, "BLOCK_BYTES", 64):
+        catalog, scan = catalog_of(text), Scan.of(reader_of(text))
+    assert scan is not None
+    refs = ["a", "ab", "red", *catalog.indexes.by_id, *catalog.indexes.by_name]
+    view = scan.reading(lambda size, offset: text[offset:][:size])
+    found = list(answers(view, refs))
+    assert (... in found) <= (len(catalog.indexes.by_id) < len(elements))
+    for answer, expected in zip(found, answers(catalog, refs), strict=True):
+        assert answer in (expected, ...)
 
 
 async def test_ids_and_names_are_found_however_they_are_spelled(

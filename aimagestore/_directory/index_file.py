@@ -279,10 +279,8 @@ class IndexFile:
         version = self._version
         if version.scan is not None:
             # Without the scan, so that the catalog uses its memory.
-            text, runs = version.scan.text, list(version.scan.runs)
+            text = version.scan.text
             version = self._version = replace(version, scan=NO_SCAN)
-            while runs:  # one by one: at once, it would block every other thread
-                runs.pop()
             try:
                 catalog, _ = self._parse(self._text(version.fd, text), EMPTY)
             except OSError:  # a network file system may have lost the file

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -29,6 +29,8 @@ _READ_BYTES: Final = 8 * BLOCK_BYTES
 _LEAST_READ_BYTES: Final = 4096
 
 _STRUCTURE: Final = rb'"(?:[^"\\]|\\.)*+"|[\[\]{},]'
+
+T = TypeVar("T")
 
 _decode_elements: Final = msgspec.json.Decoder(list[Raw]).decode
 _decode_element: Final = msgspec.json.Decoder(Raw).decode
@@ -72,14 +74,12 @@ class Text:
         self._read = read
         self._step = min(max(size + 1, _LEAST_READ_BYTES), _READ_BYTES)
         self._buffer = bytearray(2 * self._step)
-        self._start = 0
-        self._end = 0
-        self.offset = 0
-        self.is_whole = False
+        self.rewind()
 
     def rewind(self) -> None:
         """Move the position to the beginning, with the buffer that it has."""
-        self._start = self._end = self.offset = 0
+        self._start = self._end = 1  # a byte is kept before the position, see decode_array()
+        self.offset = 0
         self.is_whole = False
 
     @property
@@ -99,8 +99,8 @@ class Text:
     def _make_room(self) -> None:
         if self._end + self._step > len(self._buffer):
             with memoryview(self._buffer) as buffer:
-                buffer[: self.size] = buffer[self._start : self._end]
-            self._start, self._end = 0, self.size
+                buffer[1 : 1 + self.size] = buffer[self._start : self._end]
+            self._start, self._end = 1, 1 + self.size
             self._buffer += bytes(max(0, self._end + self._step - len(self._buffer)))
 
     def drop(self, size: int) -> None:
@@ -140,6 +140,20 @@ class Text:
         with memoryview(self._buffer) as buffer:
             return b"".join((b"[", buffer[self._start : self._start + size], b"]"))
 
+    def decode_array(self, size: int, decode: Callable[[memoryview], T]) -> T:
+        """Decode the next bytes, enclosed in the brackets of an array, without a copy of them.
+
+        :param decode: what it returns must not refer to these bytes
+        """
+        # The brackets take the place of what is before and after them in the buffer.
+        with memoryview(self._buffer)[self._start - 1 : self._start + size + 1] as array:
+            end = array[-1]
+            array[0], array[-1] = b"[]"
+            try:
+                return decode(array)
+            finally:
+                array[-1] = end
+
 
 def parse(text: Text, known: BlockCatalog) -> tuple[dict[int, Block], tuple[bytes, ...]] | None:
     """Parse an index into blocks by ID and damaged elements; ``None`` when it is blank.
@@ -164,7 +178,7 @@ def elements(text: Text) -> Iterator[Sequence[Raw]]:
 
     :raises MalformedIndexError: the text is not one JSON array
     """
-    return (found for _, found in _runs(text, _piece))
+    return (piece.elements for _, piece in _runs(text, _piece))
 
 
 def summaries(text: Text) -> Iterator[tuple[int, Sequence[Summary]]]:
@@ -226,12 +240,7 @@ def _comes_next(text: Text, block: Block) -> bool:
     return text.peek(1, size) in {b",", b"]"} and text.begins(memoryview(block.text)[1:-1])
 
 
-E = TypeVar("E")
-
-
-def _runs(
-    text: Text, piece_of: Callable[[Text, int], _Piece[E]]
-) -> Iterator[tuple[int, Sequence[E]]]:
+def _runs(text: Text, parse_piece: Callable[[Text, int], T]) -> Iterator[tuple[int, T]]:
     if not _begins_array(text):
         raise MalformedIndexError("the text is blank", text.offset)
     text.skip(_SPACE)
@@ -240,22 +249,22 @@ def _runs(
         text.drop(1)
     while not closes:
         offset = text.offset
-        yield offset, _next_piece(text, piece_of).elements
+        yield offset, _next_piece(text, parse_piece)
         closes = text.peek(1) == b"]"
         text.drop(1)
     _check_end(text)
 
 
-class _Piece(NamedTuple, Generic[E]):
+class _Piece(NamedTuple):
     """Some elements, and the array that they were parsed from. They share its memory."""
 
     array: bytes
-    elements: list[E]
+    elements: list[Raw]
 
 
 def _changed_piece(
     text: Text, expected: list[tuple[int, Block]]
-) -> tuple[_Piece[Raw], list[tuple[int, Block]]]:
+) -> tuple[_Piece, list[tuple[int, Block]]]:
     """Parse the elements up to the next known block, or about as many as one block holds."""
     window = BLOCK_BYTES
     for skipped in range(1, min(3, len(expected))):
@@ -273,7 +282,7 @@ def _changed_piece(
     return _next_piece(text, _piece), expected
 
 
-def _next_piece(text: Text, piece_of: Callable[[Text, int], _Piece[E]]) -> _Piece[E]:
+def _next_piece(text: Text, parse_piece: Callable[[Text, int], T]) -> T:
     """Parse about as many elements as one block holds, and move the position past them.
 
     :raises MalformedIndexError: the text goes on with something else than elements
@@ -290,7 +299,7 @@ def _next_piece(text: Text, piece_of: Callable[[Text, int], _Piece[E]]) -> _Piec
                 raise MalformedIndexError("the array is not closed", text.offset + text.size)
         if end > 0:
             try:
-                piece = piece_of(text, end)
+                piece = parse_piece(text, end)
             except ValueError as error:
                 if is_rest:
                     raise _malformed(error, text.offset) from error
@@ -312,7 +321,7 @@ def _malformed(error: ValueError, start: int) -> MalformedIndexError:
     return MalformedIndexError(problem, start + max(offset - 1, 0))
 
 
-def _piece(text: Text, size: int) -> _Piece[Raw]:
+def _piece(text: Text, size: int) -> _Piece:
     """Parse the next bytes of the text as elements, which are not decoded.
 
     :raises ValueError: the bytes are not elements with commas between them
@@ -327,14 +336,13 @@ def _piece(text: Text, size: int) -> _Piece[Raw]:
     return _Piece(array, elements)
 
 
-def _summaries(text: Text, size: int) -> _Piece[Summary]:
+def _summaries(text: Text, size: int) -> Sequence[Summary]:
     """Parse the next bytes of the text as records, of which only IDs and names are kept.
 
     :raises ValueError: the bytes are not objects with IDs, with commas between them
     :raises RecursionError: an element nests too deep
     """
-    array = text.array(size)
-    return _Piece(array, _summarize_elements(array))
+    return text.decode_array(size, _summarize_elements)
 
 
 def _split(array: bytes) -> Iterator[bytes]:
@@ -363,7 +371,7 @@ def _element(text: bytes) -> Raw:
     return Raw(text)
 
 
-def _parse_block(piece: _Piece[Raw]) -> tuple[int, Block, Sequence[bytes]]:
+def _parse_block(piece: _Piece) -> tuple[int, Block, Sequence[bytes]]:
     block_id = new_block_id()
     records = [read(raw, block_id) for raw in piece.elements]
     kept = tuple(record for record in records if record is not None)

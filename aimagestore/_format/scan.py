@@ -24,9 +24,6 @@ _decode_summaries: Final = msgspec.json.Decoder(list[Summary]).decode
 _LOOKUPS: Final = 8
 """The number of lookups that together take as long as parsing and indexing everything."""
 
-_PARTS: Final = 256
-"""Into how many sets IDs and names are divided: one that grew large would block other threads."""
-
 # Each takes about 2 ms.
 _RUNS_AT_ONCE: Final = 4
 
@@ -41,14 +38,28 @@ class IndexNeededError(Exception):
 class Run(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A run of records in the file of an index.
 
-    Each has a table of its own. Freeing a large one would have the C library keep, from then on,
-    what the indexes of a catalog free while they grow.
+    IDs and names are lines of two texts, which are searched: an object for each would take more
+    memory, and more time to allocate it than a few searches take.
+
+    :ivar ids: the IDs, with a line break before and after each
+    :ivar names: the names, likewise
     """
 
     offset: int
     size: int
-    ids: frozenset[str]
-    names: frozenset[str]
+    ids: str
+    names: str
+
+
+def _lines(texts: Sequence[str]) -> str:
+    """Return texts with a line break before and after each.
+
+    :raises ValueError: one of them has a line break
+    """
+    lines = "\n".join(("", *texts, ""))
+    if lines.count("\n") != len(texts) + 1:
+        raise ValueError("a line break in an ID or a name")
+    return lines
 
 
 class Scan:
@@ -71,25 +82,26 @@ class Scan:
 
     @classmethod
     def of(cls, text: Text) -> Scan | None:
-        """Scan an index; ``None`` unless it is an array of objects with different IDs and names."""
+        """Scan an index; ``None`` unless it is an array of objects with IDs and different names.
+
+        An ID that two objects have is noticed when it is looked up. No ID and no name may have a
+        line break.
+        """
         scan = cls(text)
-        all_ids: list[set[str]] = [set() for _ in range(_PARTS)]
-        all_names: list[set[str]] = [set() for _ in range(_PARTS)]
+        # Two names with one hash have the index parsed, which then finds them different.
+        hashes: set[int] = set()
         number = 0
         try:
             for offset, found in summaries(text):
-                ids = [summary.id for summary in found]
                 names = [name for summary in found for name in summary.names or ()]
-                for image_id in ids:
-                    all_ids[hash(image_id) % _PARTS].add(image_id)
-                for name in names:
-                    all_names[hash(name) % _PARTS].add(name)
-                number += len(ids) + len(names)
+                hashes.update(map(hash, names))
+                number += len(names)
+                ids = [summary.id for summary in found]
                 size = text.offset - offset
-                scan.runs.append(Run(offset, size, frozenset(ids), frozenset(names)))
+                scan.runs.append(Run(offset, size, _lines(ids), _lines(names)))
         except (ValueError, RecursionError):
             return None
-        return scan if sum(map(len, chain(all_ids, all_names))) == number else None
+        return scan if len(hashes) == number else None
 
     def reading(self, read_at: ReadAt) -> View:
         """Return a view for one lookup, which reads the file.
@@ -118,21 +130,23 @@ class _ScannedView(View):
         self._text = b""
 
     def record_of(self, image_id: str) -> Record | None:
-        return self._find(lambda run: image_id in run.ids, lambda found: found.id == image_id)
+        runs = [run for run in self._scan.runs if f"\n{image_id}\n" in run.ids]
+        return self._find(runs, lambda found: found.id == image_id)
 
     def known_ids(self, image_ids: Iterable[str]) -> set[str]:
         raise IndexNeededError
 
     def owner_of(self, name: str) -> str | None:
-        record = self._find(
-            lambda run: name in run.names, lambda found: name in (found.names or ())
-        )
-        return None if record is None else record.id
+        runs = [run for run in self._scan.runs if f"\n{name}\n" in run.names]
+        record = self._find(runs, lambda found: name in (found.names or ()))
+        # Another record with its ID would count instead of it, if that is the later one.
+        return None if record is None or self.record_of(record.id) is None else record.id
 
     def ids_with_prefix(self, prefix: str, limit: int) -> Sequence[str]:
         if not prefix:
             return ()
-        ids = chain.from_iterable(run.ids for run in self._scan.runs)
+        runs = [run for run in self._scan.runs if f"\n{prefix}" in run.ids]
+        ids = chain.from_iterable(run.ids.split("\n") for run in runs)
         found = sorted(image_id for image_id in ids if image_id.startswith(prefix))
         return list(islice((i for i in found if self.record_of(i) is not None), limit))
 
@@ -150,25 +164,31 @@ class _ScannedView(View):
         # A program that lists them again is better served by a catalog, which keeps them.
         self._scan.lookups = _LOOKUPS
         images: list[Image] = []
+        ids: set[str] = set()
         for run in yield_gil_every(self._scan.runs, _RUNS_AT_ONCE):
-            images += self._decoded(run, read_images)
+            found = self._decoded(run, read_images)
+            images += found
+            ids.update(image.id for image in found)
+        if len(ids) != len(images):
+            raise IndexNeededError
         return tuple(images)
 
     def freeze(self) -> Catalog:
         raise IndexNeededError
 
-    def _find(
-        self, has: Callable[[Run], bool], matches: Callable[[Summary], bool]
-    ) -> Record | None:
-        """Return the record that matches; ``None`` if there is none, or if it is damaged."""
-        run = next(filter(has, self._scan.runs), None)
-        if run is None:
+    def _find(self, runs: Sequence[Run], matches: Callable[[Summary], bool]) -> Record | None:
+        """Return the record that matches; ``None`` if there is none, or if it is damaged.
+
+        :param runs: the runs with records that match
+        """
+        if not runs:
             return None
-        elements = self._decoded(run, _decode_elements)
-        for found, element in zip(self._decoded(run, _decode_summaries), elements, strict=True):
-            if matches(found):
-                return read(element)
-        raise IndexNeededError
+        elements = self._decoded(runs[0], _decode_elements)
+        summaries = self._decoded(runs[0], _decode_summaries)
+        found = [e for e, summary in zip(elements, summaries, strict=True) if matches(summary)]
+        if len(runs) > 1 or len(found) != 1:
+            raise IndexNeededError
+        return read(found[0])
 
     def _decoded(self, run: Run, decode: Callable[[bytes], list[T]]) -> list[T]:
         if run is not self._run:
