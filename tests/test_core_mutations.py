@@ -754,9 +754,8 @@ class Mutations(RuleBasedStateMachine):
     )
     def create(self, image_id: str, given: list[str], digest: str | None, items: list[str]) -> None:
         contents = {key: InlineContent.of(key.encode()) for key in items}
-        change = mutations.create(
-            image_id, names=given, digest=digest, big_data=contents, created=CREATED
-        )
+        created = mutations.create(image_id, names=given, digest=digest, created=CREATED)
+        change = created.with_items(contents)
         taken = {name for image in self.model.values() for name in image.names}
         if image_id in self.model:
             with pytest.raises(DuplicateIDError):

@@ -72,7 +72,7 @@ def discarding(number: int) -> Callable[[], object]:
 def deleting(number: int) -> Callable[[], object]:
     draft = Draft(EMPTY)
     for n in range(number):
-        change(draft, mutations.create(f"i{n}", big_data=items(1)))
+        change(draft, mutations.create(f"i{n}").with_items(items(1)))
     return lambda: change(draft, *(mutations.delete(f"i{n}") for n in range(number)))
 
 
@@ -94,7 +94,7 @@ MEASURED: dict[str, Callable[[int], Callable[[], object]]] = {
     "names that move": lambda n: (
         lambda: change(with_names(n), mutations.create("two"), mutations.add_names("two", names(n)))
     ),
-    "items": lambda n: lambda: mutations.create("one", big_data=items(n)),
+    "items": lambda n: lambda: mutations.create("one").with_items(items(n)),
     "flags": lambda n: lambda: mutations.create("one", flags=dict.fromkeys(names(n), 1)),
     "images of one digest": indexing,
     "images of one digest that go": discarding,

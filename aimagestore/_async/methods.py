@@ -6,14 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
-from functools import partial
 from typing import TypeAlias, TypeVar, Union, cast
 
 from .._core import mutations
 from .._core.content import Content
 from .._core.image import Image
 from .._core.mutations import Mutation
-from .._core.names import check_key, check_names, check_type
+from .._core.names import check_key, check_type
 from .._core.view import View
 from .._engine.items import Measured, require_item
 from ..errors import (
@@ -176,10 +175,9 @@ class ImageMethods(ABC):
         :raises LockTimeoutError: when the lock was not free in time
         """
         self._check_writable()
-        names = check_names(names)
         data = {} if big_data is None else big_data
-        planned = partial(
-            mutations.create,
+        # Before any data is read, this checks the arguments.
+        creation = mutations.create(
             id,
             names=names,
             top_layer=top_layer,
@@ -189,12 +187,11 @@ class ImageMethods(ABC):
             flags=flags,
             force=force,
         )
-        planned()  # checks these arguments before any data is read
         check_type(data, Mapping, "big_data")
         for key in data:
             check_key(key)
         async with self._contents(data, Expectations(None, None), None) as contents:
-            return await self._changed(planned(big_data=contents))
+            return await self._changed(creation.with_items(contents))
 
     async def set_metadata(self, ref: str, metadata: str) -> Image:
         """Replace the metadata of an image (upstream: ``SetMetadata``).

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
 
@@ -53,6 +54,15 @@ def _check_ref(ref: object) -> str:
     return ref
 
 
+class Creation(Mutation, frozen=True, eq=False, kw_only=True):
+    """The creation of an image without items.
+
+    :ivar with_items: returns the creation of the same image with items
+    """
+
+    with_items: Callable[[Mapping[str, Content]], Mutation]
+
+
 def create(
     image_id: str | None = None,
     *,
@@ -62,10 +72,9 @@ def create(
     metadata: str = "",
     digest: str | None = None,
     flags: Mapping[str, object] | None = None,
-    big_data: Mapping[str, Content] | None = None,
     force: bool = False,
-) -> Mutation:
-    """Create an image with its items.
+) -> Creation:
+    """Create an image.
 
     An image of an additional store with this ID is copied, and gets what is given here.
 
@@ -82,62 +91,67 @@ def create(
     created = datetime.now(UTC) if created is None else created
     check_type(created, datetime, "created")
     check_type({} if flags is None else flags, Mapping, "flags")
-    check_type({} if big_data is None else big_data, Mapping, "big_data")
-    edited = RecordDraft()
-    edited.set("id", check_id(image_id))
+    image_id = check_id(image_id)
     names = check_names(names)
-    edited.set("names", names)
-    edited.set("layer", check_text(top_layer, "top_layer"))
-    edited.set("metadata", check_text(metadata, "metadata"))
-    edited.set("created", gojson.time(created))
+    top_layer = check_text(top_layer, "top_layer")
+    metadata = check_text(metadata, "metadata")
+    time = gojson.time(created)
     if digest is not None:
-        edited.set("digest", check_digest(digest))
+        check_digest(digest)
     given = {check_text(f, "a flag's name"): gojson.value(v) for f, v in (flags or {}).items()}
-    edited.set_entries("flags", given)
-    items = {check_key(key): content for key, content in (big_data or {}).items()}
-    edited.set("big-data-names", tuple(items))
-    _describe(edited, items)
 
-    def merged(below: Record) -> Record:
-        # As in containers/storage, flags are not copied, nor is a top layer.
+    def record(below: Record | None, items: Mapping[str, Content]) -> Record:
         edited = RecordDraft(below)
-        _set_names(edited, below, (*below.names, *names))
+        keys = tuple(items)
+        if below is None:
+            edited.set("id", image_id)
+            edited.set("names", names)
+        else:
+            _set_names(edited, below, (*below.names, *names))
+            keys = tuple(dict.fromkeys((*below.image.big_data_names, *keys)))
+            # As in containers/storage, flags are not copied, nor is a top layer.
+            edited.set("flags", "")
         edited.set("layer", top_layer)
         if metadata:
             edited.set("metadata", metadata)
-        if not is_now:
-            edited.set("created", gojson.time(created))
+        if below is None or not is_now:
+            edited.set("created", time)
         if digest is not None:
             edited.set("digest", digest)
-        edited.set("flags", "")
         edited.set_entries("flags", given)
-        edited.set("big-data-names", tuple(dict.fromkeys((*below.image.big_data_names, *items))))
+        edited.set("big-data-names", keys)
         _describe(edited, items)
         return edited.finish()
 
-    def plan(draft: Draft) -> Plan:
+    def plan(items: Mapping[str, Content], draft: Draft) -> Plan:
         _check_unused(draft.own, image_id)
-        for name in names:
-            if (owner := draft.own.owner_of(name)) is not None:
-                raise DuplicateNameError(
-                    f"the name {name!r} belongs to image {owner}: create the image without it, "
-                    "and move it with add_names",
-                    name=name,
-                    id=owner,
-                )
+        _check_names_unused(draft.own, names)
         files = {(image_id, key): content for key, content in items.items()}
-        below = draft.record_to_copy(image_id)
-        # Finished only now: callers check arguments by making a mutation that they never plan.
-        new = edited.finish() if below is None else merged(below)
+        new = record(draft.record_to_copy(image_id), items)
         return Plan(image_id, created=new, is_forced=force, files=files)
 
-    return Mutation(plan, (image_id,), names)
+    def with_items(items: Mapping[str, Content]) -> Mutation:
+        checked = {check_key(key): content for key, content in items.items()}
+        return Mutation(partial(plan, checked), (image_id,), names)
+
+    return Creation(partial(plan, {}), (image_id,), names, with_items=with_items)
 
 
 def _check_unused(draft: Draft, image_id: str) -> None:
     if draft.record_of(image_id) is not None:
         raise DuplicateIDError(f"an image with the ID {image_id} exists already", id=image_id)
     check_undamaged(draft, image_id)
+
+
+def _check_names_unused(draft: Draft, names: Iterable[str]) -> None:
+    for name in names:
+        if (owner := draft.owner_of(name)) is not None:
+            raise DuplicateNameError(
+                f"the name {name!r} belongs to image {owner}: create the image without it, "
+                "and move it with add_names",
+                name=name,
+                id=owner,
+            )
 
 
 def check_undamaged(draft: Draft, image_id: str) -> None:

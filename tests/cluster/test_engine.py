@@ -377,7 +377,7 @@ async def test_uploads_of_a_dead_process_are_garbage(servers: Servers, place: Pl
         assert finding.kind == FindingKind.TEMPORARY_STALE
         assert finding.path == f"{place.blobs_url}/{staged.id.hex}"
         with pytest.raises(ValueError, match="stage it again"):
-            await store._core.submit(mutations.create(big_data={"key": staged}))
+            await store._core.submit(mutations.create().with_items({"key": staged}))
         assert await store.images() == []
         image = await store.create(big_data={"key": b"new"})
         assert await store.big_data(image.id, "key") == b"new"
@@ -797,7 +797,7 @@ async def test_objects_are_removed_after_the_lock_was_released(
         await run_sync(condemn)
         assert await objects_of(engine) == [orphan.id]
         with pytest.raises(ValueError, match="stage it again"):
-            await other._core.submit(mutations.create(big_data={"key": orphan}))
+            await other._core.submit(mutations.create().with_items({"key": orphan}))
         removals.close()  # as if the process had died
         assert (await store.collect_garbage()).findings == ()
         assert await objects_of(engine) == []

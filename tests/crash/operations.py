@@ -131,7 +131,7 @@ async def commit_batch(store: ImageStore) -> list[Outcome | BaseException]:
             batch = [
                 mutations.set_big_data(ONE, "manifest", contents["replaced"]),
                 mutations.set_big_data(TWO, "key", unusable),
-                mutations.create(NEW, created=THEN, big_data={"key": contents["new"]}),
+                mutations.create(NEW, created=THEN).with_items({"key": contents["new"]}),
             ]
             grant = lock.try_acquire()
             if grant is None:

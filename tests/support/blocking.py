@@ -47,7 +47,7 @@ def commit(path: Path, *wanted: Mutation) -> None:
 
 def create(image_id: str, key: str, data: bytes) -> Mutation:
     """Return the mutation that creates an image with one item."""
-    return mutations.create(image_id, big_data={key: InlineContent.of(data)})
+    return mutations.create(image_id).with_items({key: InlineContent.of(data)})
 
 
 def replace(image_id: str, key: str, data: bytes) -> Mutation:
