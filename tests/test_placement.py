@@ -127,6 +127,31 @@ async def test_a_batch_that_opens_too_many_files_is_committed_in_few_parts(
             assert await store.big_data(f"image{number}", "b") == b"b%d" % number
 
 
+async def test_little_content_is_synced_after_the_disk_has_begun_to_write_it(
+    path: Path, faults: Faults
+) -> None:
+    begun: set[int] = set()
+
+    def note(_: int, fd: int, *__: object) -> bool:
+        begun.add(os.fstat(fd).st_ino)
+        return True  # it is only a hint, and may fail
+
+    def fails_if_begun(_: int, fd: int) -> bool:
+        return os.fstat(fd).st_ino in begun
+
+    async with ImageStore(path) as store:
+        await store.create("first")
+        with faults.fail_call("posix_fadvise", errno.EINVAL, note):
+            await store.create("one", big_data={"a": b"first", "b": b"second"})
+            assert {os.stat(path / "one" / key).st_ino for key in "ab"} == begun
+            with (
+                faults.fail_call("fsync", errno.EIO, fails_if_begun),
+                pytest.raises(OSError, match="Input/output error"),
+            ):
+                await store.create("two", big_data={"a": b"third"})
+        assert [image.id for image in await store.images()] == ["first", "one"]
+
+
 async def test_a_transaction_creates_more_items_than_the_process_may_open_files(
     path: Path,
 ) -> None:

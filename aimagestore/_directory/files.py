@@ -24,6 +24,7 @@ from .mounts import mount_of, mounts_in
 _SAFE = os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _DIRECTORY = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)
 _TMPFILE: int | None = getattr(os, "O_TMPFILE", None)
+_DONTNEED: int | None = getattr(os, "POSIX_FADV_DONTNEED", None)
 # EUCLEAN and EBADMSG: the file system has found metadata or a checksum that is wrong.
 _DAMAGE = frozenset({errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)})
 _IOV_MAX = 1024
@@ -308,6 +309,19 @@ class Directory:
                     start += 1
                 if done:
                     pending[start] = pending[start][done:]
+
+    def begin_sync(self, fd: int, size: int) -> None:
+        """Have the file system begin to write a file, without waiting for the disk.
+
+        Only a hint: :meth:`sync_file` is faster then, above all if many files are synced.
+
+        :param size: the length of the file in bytes
+        """
+        if _DONTNEED is not None and size > 1:
+            with suppress(OSError):
+                # Linux begins to write what is not needed any more, even a page of which the last
+                # byte is needed, which then stays in memory.
+                os.posix_fadvise(fd, 0, size - 1, _DONTNEED)
 
     def sync_file(self, name: str, fd: int) -> None:
         """Return when the file's content has reached the disk."""

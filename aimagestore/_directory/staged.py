@@ -133,6 +133,7 @@ class NewFile:
         self.is_crowded = is_crowded(self._fd)
         try:
             directory.write(self._name, self._fd, [memoryview(data)])
+            directory.begin_sync(self._fd, len(data))
         except BaseException:
             self.close()
             raise
