@@ -192,7 +192,8 @@ class _ScannedView(View):
 
     def _decoded(self, run: Run, decode: Callable[[bytes], list[T]]) -> list[T]:
         if run is not self._run:
-            self._text = b"[%b]" % self._read_at(run.size, run.offset)
+            # Formatting would grow and shrink a piece of memory, whose pages the kernel clears.
+            self._text = b"".join((b"[", self._read_at(run.size, run.offset), b"]"))
             self._run = run
         try:
             return decode(self._text)
