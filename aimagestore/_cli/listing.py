@@ -88,17 +88,17 @@ def rows_of(
     ]
 
 
-def sorted_rows(rows: Iterable[Row], sorting: Sorting) -> list[Row]:
-    """Sort rows: the newest image first, or in ascending order of another field."""
-    if sorting is Sorting.CREATED:
-        return sorted(rows, key=lambda row: row.image.created or _OLDEST, reverse=True)
+def order_of(rows: Sequence[Row], sorting: Sorting) -> list[int]:
+    """Return the positions of sorted rows: the newest first, or ascending by another field."""
     keys: dict[Sorting, Callable[[Row], Any]] = {
+        Sorting.CREATED: lambda row: row.image.created or _OLDEST,
         Sorting.ID: lambda row: row.image.id,
         Sorting.REPOSITORY: lambda row: (row.repository, row.tag),
         Sorting.SIZE: lambda row: row.sizes.of_all(row.image),
         Sorting.TAG: lambda row: row.tag,
     }
-    return sorted(rows, key=keys[sorting])
+    values = list(map(keys[sorting], rows))
+    return sorted(range(len(rows)), key=values.__getitem__, reverse=sorting is Sorting.CREATED)
 
 
 def usual_format(rows: Iterable[Row]) -> str:
@@ -145,13 +145,20 @@ def _whole_seconds(image: Image) -> datetime:
     return (image.created or _OLDEST).replace(microsecond=0)
 
 
-async def write_rows(rows: Sequence[Row], template: Template[Row], *, heading: bool) -> None:
-    """Write rows in the form of a template."""
+async def write_rows(
+    rows: Sequence[Row], order: Sequence[int], template: Template[Row], *, heading: bool
+) -> None:
+    """Write rows in the form of a template.
+
+    :param order: the positions of the rows in the order in which they are written
+    """
+    # The cells are made in the order of the rows, which is that of the images in memory. In any
+    # other, each of many cells would have to wait for memory.
+    columns = ([cells[i] for i in order] for cells in map(list, template.columns(rows)))
     if template.is_table:
-        columns = template.columns(rows)
         await write_columns(template.heading(), columns, folded=0, is_headed=heading)
     else:
-        (lines,) = template.columns(rows)
+        (lines,) = columns
         await write("".join(f"{line}\n" for line in lines))
 
 

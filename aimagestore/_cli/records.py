@@ -15,9 +15,9 @@ from .exits import ExitCode, usage_errors
 from .human import human_age, human_size, short_id
 from .listing import (
     Sorting,
+    order_of,
     row_template,
     rows_of,
-    sorted_rows,
     usual_format,
     write_podman_json,
     write_rows,
@@ -92,19 +92,20 @@ async def images(
         with_labels = is_json or (shown is not None and "Labels" in shown.names)
         documents = await _documents_of(store, found) if with_labels else {}
     names_of = attrgetter("names") if query is None else query.shown_names
-    rows = sorted_rows(rows_of(found, names_of, sizes, documents), Sorting(sorting))
+    rows = rows_of(found, names_of, sizes, documents)
+    order = order_of(rows, Sorting(sorting))
     if json:
-        listed = {row.image.id: row.image for row in rows}.values()
+        listed = {rows[i].image.id: rows[i].image for i in order}.values()
         await write_json([image_json(image, sizes.of_layers(image)) for image in listed])
     elif is_json:
-        await write_podman_json(rows)
+        await write_podman_json(rows[i] for i in order)
     elif quiet:
-        ids = dict.fromkeys(row.image.id for row in rows)
+        ids = dict.fromkeys(rows[i].image.id for i in order)
         await write_lines(ids if no_trunc else map(short_id, ids))
     else:
         if shown is None:
             shown = row_template(usual_format(rows), whole_ids=no_trunc)
-        await write_rows(rows, shown, heading=not no_heading)
+        await write_rows(rows, order, shown, heading=not no_heading)
 
 
 # Filters and documents are imported where they are used: most lists need neither.
