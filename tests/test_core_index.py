@@ -314,6 +314,16 @@ def test_change_of_one_record_parses_only_its_block(place: int) -> None:
     assert contents(now) == contents(catalog_of(array(elements)))
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_change_of_metadata_leaves_the_tables_of_names_and_digests(place: int) -> None:
+    elements = ELEMENTS.copy()
+    elements[place] = made(place, 1100)
+    now = catalog_of(array(elements), BASE)
+    assert now.indexes.by_name is BASE.indexes.by_name
+    assert now.indexes.by_digest is BASE.indexes.by_digest
+    assert contents(now) == contents(catalog_of(array(elements)))
+
+
 @pytest.mark.parametrize("place", [*PLACES, 2000])
 def test_insertion_of_one_record_parses_one_block_at_most(place: int) -> None:
     elements = [*ELEMENTS[:place], made(5555), *ELEMENTS[place:]]

@@ -91,21 +91,32 @@ class BlockCatalog(Catalog):
         """
         if self.shadowed or self.needs_save or not self.blocks:
             return build(blocks, damaged)
-        indexes = self.indexes.copy()
-        removed_blocks = [self.blocks[i] for i in self.blocks.keys() - blocks.keys()]
-        added_blocks = [block for i, block in blocks.items() if i not in self.blocks]
-        for block in removed_blocks:
-            for record in block.records:
-                indexes.discard(record)
-        for block in added_blocks:
-            for record in block.records:
-                if indexes.conflicts_with(record):
-                    return build(blocks, damaged)
-                indexes.add(record)
-        added = {record.id for block in added_blocks for record in block.records}
-        removed = {record.id for block in removed_blocks for record in block.records}
-        prefixes = self.prefixes.changed(added - removed, removed - added)
+        before = [r for i, block in self.blocks.items() if i not in blocks for r in block.records]
+        after = [r for i, block in blocks.items() if i not in self.blocks for r in block.records]
+        before_by_id = {record.id: record for record in before}
+        after_by_id = {record.id: record for record in after}
+        if len(after_by_id) < len(after):
+            return build(blocks, damaged)
+        removed = [r for r in before if not _is_found_alike(r, after_by_id.get(r.id))]
+        added = [r for r in after if not _is_found_alike(r, before_by_id.get(r.id))]
+        is_found_alike = not removed and not added
+        indexes = self.indexes.copy(shares_names=is_found_alike, shares_digests=is_found_alike)
+        for record in removed:
+            indexes.discard(record)
+        for record in added:
+            if indexes.conflicts_with(record):
+                return build(blocks, damaged)
+            indexes.add(record)
+        indexes.by_id.update(after_by_id)
+        prefixes = self.prefixes.changed(
+            after_by_id.keys() - before_by_id.keys(), before_by_id.keys() - after_by_id.keys()
+        )
         return BlockCatalog(blocks, indexes, prefixes, damaged)
+
+
+def _is_found_alike(record: Record, other: Record | None) -> bool:
+    """Return whether names and digests find another record with the same ID as they find this."""
+    return other is not None and record.names == other.names and record.digests == other.digests
 
 
 def build(blocks: Mapping[int, Block], damaged: tuple[bytes, ...]) -> BlockCatalog:
