@@ -60,6 +60,12 @@ def test_the_ports_of_a_server_that_is_down_are_not_given_to_others() -> None:
     assert asked.stdout == b"[]\n"
 
 
+def test_a_process_that_has_reserved_ports_ends_without_a_warning() -> None:
+    reserving = "from aimagestore.cluster._local.server import free_ports; assert free_ports(2)"
+    command = [sys.executable, "-W", "always", "-c", reserving]
+    assert subprocess.run(command, check=True, capture_output=True).stderr == b""
+
+
 @moto_lacks.durability
 def test_the_object_store_keeps_what_it_has_acknowledged(servers: Servers) -> None:
     bucket = servers.objects.bucket("kept")

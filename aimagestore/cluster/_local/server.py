@@ -10,7 +10,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
@@ -35,10 +35,6 @@ class ServerEndedError(RuntimeError):
     """A server was ended for good while it was being prepared or started."""
 
 
-# Bound to names of reserved ports, until this process ends.
-_reservations: list[socket.socket] = []
-
-
 def free_ports(count: int) -> list[int]:
     """Return ports of this machine on which nothing listens, and reserve them for this process.
 
@@ -48,14 +44,12 @@ def free_ports(count: int) -> list[int]:
     for port in SystemRandom().sample(_PORTS, len(_PORTS)):
         if len(found) == count:
             break
-        with suppress(OSError), ExitStack() as stack:
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as reservation:
             # An abstract name exists as long as a process has it open.
-            reservation = stack.enter_context(socket.socket(socket.AF_UNIX))
             reservation.bind(f"\0aimagestore-port-{port}")
             with socket.socket() as taken:
                 taken.bind((HOST, port))
-            stack.pop_all()
-            _reservations.append(reservation)
+            reservation.detach()  # nobody closes it before this process ends
             found.append(port)
     return found
 
