@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 SECONDS = float(os.environ.get("AIMAGESTORE_STORM_SECONDS", "2"))
 """How long each storm lasts; in a longer run of CI, 30."""
 
+TIME_LIMIT = 300 + 2 * SECONDS
+"""Seconds for a whole test, with the start of the servers and the check at the end."""
+
 CLIENTS = 16
 BACKENDS = ["asyncio", "trio", "uvloop"]
 
@@ -90,6 +93,7 @@ async def check_ledgers(store: ImageStore, ledgers: list[dict[str, Any]]) -> Non
         assert images.keys().isdisjoint(ledger["deleted"])
 
 
+@pytest.mark.timeout(TIME_LIMIT)
 async def test_a_storm_of_timeouts_loses_and_holds_nothing(root: Path) -> None:
     where = image_store(root)
     async with ImageStore(where):
@@ -108,6 +112,7 @@ async def test_a_storm_of_timeouts_loses_and_holds_nothing(root: Path) -> None:
     assert (await check(where)).ok
 
 
+@pytest.mark.timeout(TIME_LIMIT)
 async def test_a_storm_of_timeouts_on_a_cluster_loses_and_holds_nothing(
     cluster: ClusterStore,
 ) -> None:

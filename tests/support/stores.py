@@ -122,9 +122,9 @@ def is_requested() -> bool:
     return any(thread.name in _LINE_THREADS for thread in threading.enumerate())
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Return when a condition is true, or fail after a minute."""
-    with anyio.fail_after(60):
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Return when a condition is true, or fail after some seconds."""
+    with anyio.fail_after(seconds):
         while not condition():
             await anyio.sleep(0.001)
 

@@ -12,22 +12,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import anyio
 import anyio.lowlevel
 
 from aimagestore import ImageStore, ImageUnknownError, StoreUnavailableError
 
+from .connections import descriptors_by_name, discard_clients
 from .stores import library_threads, open_files
 
 SHORTEST = 0.0005
@@ -233,7 +230,7 @@ def main() -> None:
     """Run the program."""
     where, name, seconds, backend, clients, seed = sys.argv[1:]
     options = {"use_uvloop": True} if backend == "uvloop" else {}
-    before = _descriptors()
+    before = descriptors_by_name()
 
     async def run() -> list[Ledger]:
         ledgers = await storm(location_of(where), name, float(seconds), int(clients), seed)
@@ -247,39 +244,12 @@ def main() -> None:
     ledgers = anyio.run(
         run, backend="trio" if backend == "trio" else "asyncio", backend_options=options
     )
-    # The process has one client of the object store, which keeps as many connections as requests
-    # were under way at once.
-    port = urlsplit(os.environ.get("AWS_ENDPOINT_URL", "")).port
-    before[f"socket to port {port}"] += 2 * int(clients)
+    discard_clients()
     end = time.monotonic() + 15
-    while (left := _descriptors() - before) and time.monotonic() < end:
+    while (left := descriptors_by_name() - before) and time.monotonic() < end:
         time.sleep(0.05)
     assert not left, f"{left} are open"
     print(json.dumps([asdict(ledger) for ledger in ledgers]))
-
-
-def _descriptors() -> Counter[str]:
-    """Count the open files and sockets by name; without pipes and the like, which loops keep."""
-    found: Counter[str] = Counter()
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{fd}")
-        except OSError:
-            continue
-        # libffi opens its own file for ctypes, and keeps it.
-        if not target.startswith(("anon_inode:", "pipe:")) and "/libffi.so" not in target:
-            kind, _, inode = target.partition(":[")
-            found[f"socket to port {_port(inode[:-1])}" if kind == "socket" else target] += 1
-    return found
-
-
-def _port(inode: str) -> int | None:
-    """Return the port that a TCP socket is connected to, if it is one."""
-    for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[9] == inode:
-            return int(fields[2].partition(":")[2], 16)
-    return None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,93 @@
+"""Interrupted calls of a cluster's store hold no connection to the object store."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import pytest
+
+from aimagestore import ImageStore
+
+from ..support.connections import connections_to, discard_clients
+from ..support.interruptions import Interruption, by_scope, by_task_cancel
+from ..support.stores import library_threads, until
+
+if TYPE_CHECKING:
+    from ..cluster.proxy import Proxy
+    from ..cluster.servers import Place, Servers
+    from ..support.requests import Requests
+
+LARGE = b"x" * 9_000_000
+"""More than one part of an upload, and more than the buffers of a connection take."""
+
+Call = Callable[[ImageStore], Awaitable[object]]
+
+
+async def read(store: ImageStore) -> None:
+    await store.big_data("one", "small")
+
+
+async def stream(store: ImageStore) -> None:
+    async with store.open_big_data("one", "large") as reader:
+        await reader.read(100_000)
+
+
+async def write(store: ImageStore) -> None:
+    await store.set_big_data("one", "new", LARGE)
+
+
+async def stage(store: ImageStore) -> None:
+    async with store.stage() as staged:
+        await staged.write(b"content")
+        await store.set_big_data("one", "new", staged)
+
+
+@pytest.fixture
+def place(servers: Servers) -> Iterator[Place]:
+    """A place with tables, and without images."""
+    with servers.new_place() as place:
+        yield place
+
+
+@pytest.fixture
+def to_objects(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy to the object store, whose port no other test uses."""
+    from ..cluster.proxy import Proxy
+
+    with Proxy(servers.objects.port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        yield proxy
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> Requests:
+    """Interrupts calls during their requests."""
+    from ..support.requests import Requests
+
+    return Requests(monkeypatch)
+
+
+async def at_every_step(place: Place, call: Call, ways: Sequence[Interruption]) -> None:
+    """Interrupt a call in each of these ways at each of its steps, on a store of its own."""
+    async with ImageStore(place.location()) as store:
+        await store.create("one", big_data={"small": b"small", "large": LARGE})
+        for interrupt in ways:
+            step = 1
+            while await interrupt(lambda: call(store), step):
+                step += 1
+
+
+@pytest.mark.parametrize("call", [read, stream, write, stage])
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_an_interrupted_call_holds_no_connection(
+    place: Place, to_objects: Proxy, requests: Requests, call: Call, anyio_backend: str
+) -> None:
+    is_trio = anyio_backend == "trio"
+    ways = [requests.by_scope, by_scope] if is_trio else [requests.by_task_cancel, by_task_cancel]
+    await at_every_step(place, call, ways)
+    assert connections_to(to_objects.port), "nothing was requested"
+    # Removers go on after a store is closed.
+    await until(lambda: not library_threads())
+    discard_clients()
+    await until(lambda: not connections_to(to_objects.port), seconds=10)
