@@ -21,18 +21,21 @@ from ..support.loops import EVERY_LOOP, EXTENTS, NIGHTLY
 from . import generation
 from .tools import PreparedStores, Tools, require, run
 
+MOMENTS = 200 if NIGHTLY else 6
+"""At how many moments a thorough run kills a command; at night, more than it has renames."""
+
 pytestmark = [
     pytest.mark.peers,
+    # A kill takes 1 to 4 seconds with the repair, and the commands of podman that follow it.
+    pytest.mark.timeout(300 + 10 * MOMENTS),
     # These are tests of what other programs leave, which does not depend on the event loop.
     pytest.mark.parametrize("anyio_backend", EVERY_LOOP[:1]),
 ]
 
 
 def moments(*, whole: bool) -> int:
-    """Return at how many moments a command is killed; at night, more than it has renames."""
-    if NIGHTLY:
-        return 200
-    return 6 if whole else 2
+    """Return at how many moments a command is killed."""
+    return MOMENTS if whole or NIGHTLY else 2
 
 
 NAME = "localhost/new:1"
