@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -97,3 +99,9 @@ async def test_a_large_index_is_scanned_and_parsed_without_stopping_the_loop(pat
             assert len(await store.snapshot()) == len(records)
 
     assert await never_waits(open_and_look, in_one_go)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_nothing_is_imported_in_the_event_loop(backend: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.support.imports", backend, str(tmp_path)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "\n"

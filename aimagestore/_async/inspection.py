@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from .._core.names import check_type
 from .._core.report import Report
@@ -48,7 +49,7 @@ async def check(
     check_lock_timeout(lock_timeout)
     threads = Threads(EventLoop())
     try:
-        checker = location.checker(verify=verify)
+        checker = await threads.run_abandonable(partial(location.checker, verify=verify))
         report = await _check(checker, threads, lock_timeout, progress)
         line = await threads.run_abandonable(checker.join_lock, dispose=_leave)
         if line is not None:

@@ -15,6 +15,7 @@ from .._core.names import check_type
 from .._engine.items import CHUNK
 from .._engine.protocol import StagedContent
 from ..errors import DigestMismatchError, SizeMismatchError
+from .threads import ASYNC_FILES
 
 if TYPE_CHECKING:
     from .core import StoreCore
@@ -321,6 +322,7 @@ class Pouring:
 
         :param chunk_size: the most bytes to write at a time; up to three chunks are in memory
         """
+        await self._threads.load(*ASYNC_FILES)
         behind = WriteBehind(self._threads)
         file: Any = self._threads.async_file(content.sink, loop=behind)
         joined = bytearray()

@@ -24,7 +24,7 @@ from .locations import AdditionalStore, stacked_location
 from .methods import ImageMethods
 from .staging import BigDataSource, Expectations, Progress, StagedItem
 from .streams import BigDataReader
-from .threads import Stepper
+from .threads import ASYNC_FILES, Stepper
 from .transaction import Transaction, TransactionBlock
 from .watch import Watch
 
@@ -260,6 +260,7 @@ class ImageStore(ImageMethods):
             raise ValueError(
                 "a part of an item cannot be verified: leave out verify, or start and end"
             )
+        await core.threads.load(*ASYNC_FILES)
         image, source = await self._read_whole(
             partial(
                 items.open_source, core.engine.items, ref, key, verify=verify, start=start, end=end
@@ -409,11 +410,12 @@ class ImageStore(ImageMethods):
         :raises StoreCorruptError: when the index is missing or blank beside images
         :raises LockTimeoutError: when the lock was not free in time
         """
-        from .._core.report import Report  # noqa: PLC0415 (rarely used)
-
         check_type(dry_run, bool, "dry_run")
         self._check_writable()
         core = self._core
+        await core.threads.load("aimagestore._core.report", "Report")
+        from .._core.report import Report  # noqa: PLC0415 (rarely used)
+
         report = Report()
         removals = core.engine.writer.garbage(dry_run=dry_run)
         while removal := await core.threads.run_abandonable(next, removals, None):
@@ -436,9 +438,10 @@ class ImageStore(ImageMethods):
         :raises StoreCorruptError: when the store's index is damaged, or podman's list of layers or
             containers beside it
         """
+        self._core.check_open()
+        await self._core.threads.load("aimagestore._async.pruning", "usage_of")
         from .pruning import usage_of  # noqa: PLC0415 (rarely used)
 
-        self._core.check_open()
         return await usage_of(self._core)
 
     async def prune(
@@ -469,13 +472,17 @@ class ImageStore(ImageMethods):
         :raises LockTimeoutError: when the lock was not free in time
         """
         from .._core.pruning import PrunePolicy  # noqa: PLC0415 (rarely used)
-        from .pruning import Pruning  # noqa: PLC0415 (rarely used)
 
         check_type(policy, PrunePolicy, "policy")
         check_type(dry_run, bool, "dry_run")
+        self._core.check_open()
+        if not dry_run:
+            self._check_writable()
+        await self._core.threads.load("aimagestore._async.pruning", "Pruning")
+        from .pruning import Pruning  # noqa: PLC0415 (rarely used)
+
         if dry_run:
             return await Pruning(self._core).forecast(policy)
-        self._check_writable()
         return await Pruning(self._core).run(policy, progress)
 
 

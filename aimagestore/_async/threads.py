@@ -6,8 +6,9 @@ import io
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from importlib import import_module
 from time import monotonic
-from typing import Any, Generic, TypeVar, TypeVarTuple
+from typing import Any, Final, Generic, TypeVar, TypeVarTuple
 
 from anyio import Event
 
@@ -26,6 +27,11 @@ _STREAM_THREADS = 6
 
 _SOURCE_THREADS = 64
 """Threads that read callers' files and iterables. More, because each may wait for anything."""
+
+ASYNC_FILES: Final = ("aiofiles.threadpool", "wrap")
+"""What :meth:`Threads.async_file` imports."""
+
+_loaded: Final[set[tuple[str, str]]] = set()
 
 
 class Call(Generic[T]):
@@ -358,8 +364,19 @@ class Threads:
             raise
         return call.result()
 
+    async def load(self, module: str, name: str) -> None:
+        """Import what is seldom needed, so that the caller's import of it takes no time.
+
+        In a worker thread, because a large module takes longer than the event loop may stop.
+
+        :param name: what the module has, which some modules import at its first use
+        """
+        if (module, name) not in _loaded:
+            await self.run_abandonable(lambda: getattr(import_module(module), name))
+            _loaded.add((module, name))
+
     def async_file(self, file: io.RawIOBase | io.BufferedIOBase, *, loop: object) -> Any:
-        """Return an asynchronous file.
+        """Return an asynchronous file, after :meth:`load` of :data:`ASYNC_FILES`.
 
         :param loop: has a ``run_in_executor`` that makes its calls. aiofiles takes this object for
             its event loop, so it works on trio, too.
