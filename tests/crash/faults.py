@@ -22,9 +22,8 @@ import aimagestore._directory
 PACKAGE = os.path.dirname(aimagestore._directory.__file__)
 
 CALLS: dict[str, Any] = {
-    **dict.fromkeys(
-        ("open", "read", "readv", "pread", "writev", "fsync", "stat", "fstat", "listdir"), os
-    ),
+    **dict.fromkeys(("open", "read", "readv", "pread", "stat", "fstat", "listdir"), os),
+    **dict.fromkeys(("writev", "posix_fadvise", "fsync"), os),
     **dict.fromkeys(("rename", "link", "unlink", "mkdir", "rmdir"), os),
     **dict.fromkeys(("fcntl", "flock"), fcntl),
 }
