@@ -41,7 +41,15 @@ from .._engine.protocol import (
 from ..errors import LockTimeoutError, StoreClosedError, StoreReadOnlyError
 from .committer import GroupCommitter
 from .loop import EventLoop, is_coroutine_closing
-from .staging import BigDataSource, Expectations, Pouring, Progress, StagedItem, is_buffer
+from .staging import (
+    BigDataSource,
+    Expectations,
+    Pouring,
+    Progress,
+    StagedItem,
+    check_source,
+    is_buffer,
+)
 from .threads import Stepper, Threads
 
 T = TypeVar("T")
@@ -444,10 +452,11 @@ class StoreCore:
         staged: list[StagedContent] = []
         inline_size = 0
         try:
+            # Before anything is read: a stream that was read cannot be given again.
+            self._use_all(data.values(), used)
             for key, source in data.items():
                 if isinstance(source, StagedItem):
-                    contents[key] = content = source._use(self)
-                    used.append(source)
+                    contents[key] = content = source._content
                     expectations.check(content)
                     await self.finish(content)
                     if progress is not None:
@@ -478,6 +487,18 @@ class StoreCore:
             for item in used:
                 item._unuse()
             await self.release(*staged)
+
+    def _use_all(self, data: Iterable[BigDataSource], used: list[StagedItem]) -> None:
+        """Check that all data can be used, and use the staged items.
+
+        :param used: gets each staged item that is in use from now on
+        """
+        for source in data:
+            if isinstance(source, StagedItem):
+                source._use(self)
+                used.append(source)
+            else:
+                check_source(source)
 
     def on_closing(self, notify: Callable[[], object]) -> None:
         """Have a function called in the event loop when closing begins; at once if it has begun."""

@@ -371,13 +371,30 @@ class Pouring:
             self._progress(done, self._total)
 
 
+def check_source(data: object) -> None:
+    """Check that something is a source of data. Reads nothing of it.
+
+    :raises TypeError: when it is none
+    """
+    if is_buffer(data):
+        return
+    if isinstance(data, str):
+        raise TypeError("big data is bytes: encode the str first")
+    reads = callable(getattr(data, "read", None))
+    receives = inspect.iscoroutinefunction(getattr(data, "receive", None))
+    if not (reads or receives or isinstance(data, AsyncIterable | Iterable)):
+        raise TypeError(
+            "big data must be bytes, staged data, an object with an async read or receive, a "
+            f"binary file, or an iterable of bytes, async or not; not {type(data).__name__}"
+        )
+
+
 def _pieces_of(data: Any, threads: Threads) -> AsyncIterator[Buffer]:
     """Return the data of any kind of source in pieces.
 
     :raises TypeError: when the data is no source
     """
-    if isinstance(data, str):
-        raise TypeError("big data is bytes: encode the str first")
+    check_source(data)
     if is_buffer(data):
         return _once(data)
     read = getattr(data, "read", None)
@@ -392,12 +409,7 @@ def _pieces_of(data: Any, threads: Threads) -> AsyncIterator[Buffer]:
     if callable(read):
         # Not by iterating, which gives lines: one may be as long as the file.
         return _gathered(_file_pieces(read), threads)
-    if isinstance(data, Iterable):
-        return _gathered(iter(data), threads)
-    raise TypeError(
-        "big data must be bytes, staged data, an object with an async read or receive, a binary "
-        f"file, or an iterable of bytes, async or not; not {type(data).__name__}"
-    )
+    return _gathered(iter(data), threads)
 
 
 def _chunks(piece: Buffer, view: memoryview, size: int) -> Iterator[bytes]:

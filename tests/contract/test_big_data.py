@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import anyio
 import pytest
@@ -62,6 +63,26 @@ async def test_an_object_that_is_not_a_source_is_refused(
     with pytest.raises(TypeError):
         await store.set_big_data(image, "key", source)  # type: ignore[arg-type]
     assert await store.big_data_names(image) == []
+
+
+async def test_no_stream_is_read_if_other_data_of_a_new_image_cannot_be_used(
+    store: ImageStore,
+) -> None:
+    is_read = False
+
+    async def stream() -> AsyncIterator[bytes]:
+        nonlocal is_read
+        is_read = True
+        yield CONTENT
+
+    async with store.stage(CONTENT) as used:
+        await store.create("image", big_data={"key": used})
+        unusable: list[Any] = ["text", 5, None, object(), used]
+        for data in unusable:
+            with pytest.raises((TypeError, ValueError)):
+                await store.create("new", big_data={"first": stream(), "second": data})
+    assert not is_read
+    assert not await store.exists("new")
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])
