@@ -453,7 +453,7 @@ class StoreCore:
         inline_size = 0
         try:
             # Before anything is read: a stream that was read cannot be given again.
-            self._use_all(data.values(), used)
+            self.use_all(data.values(), used)
             for key, source in data.items():
                 if isinstance(source, StagedItem):
                     contents[key] = content = source._content
@@ -488,7 +488,7 @@ class StoreCore:
                 item._unuse()
             await self.release(*staged)
 
-    def _use_all(self, data: Iterable[BigDataSource], used: list[StagedItem]) -> None:
+    def use_all(self, data: Iterable[BigDataSource], used: list[StagedItem]) -> None:
         """Check that all data can be used, and use the staged items.
 
         :param used: gets each staged item that is in use from now on

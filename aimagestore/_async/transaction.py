@@ -13,7 +13,6 @@ from .._core.content import Content, InlineContent
 from .._core.draft import Draft
 from .._core.image import Image
 from .._core.mutations import Mutation
-from .._core.names import check_key
 from .._engine.items import Measured, measure_file
 from .._engine.lock import AnyGrant
 from .._engine.protocol import Copying, StagedContent, Steps
@@ -153,11 +152,11 @@ class Transaction(ImageMethods):
         used: list[StagedItem] = []
         size = 0
         try:
+            # Before anything is read: a stream that was read cannot be given again.
+            self._core.use_all(data.values(), used)
             for key, item in data.items():
-                check_key(key)
                 if isinstance(item, StagedItem):
-                    staged = item._use(self._core)
-                    used.append(item)
+                    staged = item._content
                     expectations.check(staged)
                     contents[key] = staged
                 else:

@@ -87,15 +87,12 @@ def create(
         import secrets  # noqa: PLC0415 - it imports much that reading does not need
 
         image_id = secrets.token_hex(32)
-    is_now = created is None
-    created = datetime.now(UTC) if created is None else created
-    check_type(created, datetime, "created")
+    set_created = _created_setter(created)
     check_type({} if flags is None else flags, Mapping, "flags")
     image_id = check_id(image_id)
     names = check_names(names)
     top_layer = check_text(top_layer, "top_layer")
     metadata = check_text(metadata, "metadata")
-    time = gojson.time(created)
     if digest is not None:
         check_digest(digest)
     given = {check_text(f, "a flag's name"): gojson.value(v) for f, v in (flags or {}).items()}
@@ -114,8 +111,7 @@ def create(
         edited.set("layer", top_layer)
         if metadata:
             edited.set("metadata", metadata)
-        if below is None or not is_now:
-            edited.set("created", time)
+        set_created(edited, below)
         if digest is not None:
             edited.set("digest", digest)
         edited.set_entries("flags", given)
@@ -135,6 +131,20 @@ def create(
         return Mutation(partial(plan, checked), (image_id,), names)
 
     return Creation(partial(plan, {}), (image_id,), names, with_items=with_items)
+
+
+def _created_setter(created: datetime | None) -> Callable[[RecordDraft, Record | None], None]:
+    """Check when an image was created, and return what sets that in its record."""
+    if created is not None:
+        check_type(created, datetime, "created")
+        given = gojson.time(created)
+        return lambda edited, below: edited.set("created", given)
+
+    def set_now(edited: RecordDraft, below: Record | None) -> None:
+        if below is None:  # not when the call began: reading the data may have taken long
+            edited.set("created", gojson.time(datetime.now(UTC)))
+
+    return set_now
 
 
 def _check_unused(draft: Draft, image_id: str) -> None:

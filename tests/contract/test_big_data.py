@@ -78,6 +78,10 @@ async def test_no_stream_is_read_if_other_data_of_a_new_image_cannot_be_used(
     async with store.stage(CONTENT) as used:
         await store.create("image", big_data={"key": used})
         unusable: list[Any] = ["text", 5, None, object(), used]
+        async with store.transaction() as tx:
+            for data in unusable:
+                with pytest.raises((TypeError, ValueError)):
+                    await tx.create("new", big_data={"first": stream(), "second": data})
         for data in unusable:
             with pytest.raises((TypeError, ValueError)):
                 await store.create("new", big_data={"first": stream(), "second": data})
