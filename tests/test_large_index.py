@@ -260,7 +260,7 @@ def answers(view: View, refs: Iterable[str]) -> Iterator[object]:
             yield ...
 
 
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(st.lists(arbitrary_records(), max_size=8))
 def test_a_scan_answers_as_the_index_does(elements: list[bytes]) -> None:
     names = [name for element in elements for name in json.loads(element).get("names", ())]

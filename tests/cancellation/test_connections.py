@@ -11,6 +11,7 @@ from aimagestore import ImageStore
 
 from ..support.connections import connections_to, discard_clients
 from ..support.interruptions import Interruption, by_scope, by_task_cancel
+from ..support.loops import pairs
 from ..support.stores import library_threads, until
 
 if TYPE_CHECKING:
@@ -78,8 +79,13 @@ async def at_every_step(place: Place, call: Call, ways: Sequence[Interruption]) 
                 step += 1
 
 
-@pytest.mark.parametrize("call", [read, stream, write, stage])
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(
+    ("call", "anyio_backend"),
+    pairs(
+        {call.__name__: call for call in (read, stream, write, stage)},
+        {backend: backend for backend in ("asyncio", "trio")},
+    ),
+)
 async def test_an_interrupted_call_holds_no_connection(
     place: Place, to_objects: Proxy, requests: Requests, call: Call, anyio_backend: str
 ) -> None:
