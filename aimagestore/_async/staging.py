@@ -322,7 +322,7 @@ class Pouring:
 
         :param chunk_size: the most bytes to write at a time; up to three chunks are in memory
         """
-        await self._threads.load(*ASYNC_FILES)
+        await self._threads.load(ASYNC_FILES)
         behind = WriteBehind(self._threads)
         file: Any = self._threads.async_file(content.sink, loop=behind)
         joined = bytearray()

@@ -260,7 +260,7 @@ class ImageStore(ImageMethods):
             raise ValueError(
                 "a part of an item cannot be verified: leave out verify, or start and end"
             )
-        await core.threads.load(*ASYNC_FILES)
+        await core.threads.load(ASYNC_FILES)
         image, source = await self._read_whole(
             partial(
                 items.open_source, core.engine.items, ref, key, verify=verify, start=start, end=end
@@ -413,7 +413,7 @@ class ImageStore(ImageMethods):
         check_type(dry_run, bool, "dry_run")
         self._check_writable()
         core = self._core
-        await core.threads.load("aimagestore._core.report", "Report")
+        await core.threads.load("aimagestore._core.report")
         from .._core.report import Report  # noqa: PLC0415 (rarely used)
 
         report = Report()
@@ -439,7 +439,7 @@ class ImageStore(ImageMethods):
             containers beside it
         """
         self._core.check_open()
-        await self._core.threads.load("aimagestore._async.pruning", "usage_of")
+        await self._core.threads.load("aimagestore._async.pruning")
         from .pruning import usage_of  # noqa: PLC0415 (rarely used)
 
         return await usage_of(self._core)
@@ -475,10 +475,11 @@ class ImageStore(ImageMethods):
 
         check_type(policy, PrunePolicy, "policy")
         check_type(dry_run, bool, "dry_run")
-        self._core.check_open()
-        if not dry_run:
+        if dry_run:
+            self._core.check_open()
+        else:
             self._check_writable()
-        await self._core.threads.load("aimagestore._async.pruning", "Pruning")
+        await self._core.threads.load("aimagestore._async.pruning")
         from .pruning import Pruning  # noqa: PLC0415 (rarely used)
 
         if dry_run:

@@ -28,10 +28,10 @@ _STREAM_THREADS = 6
 _SOURCE_THREADS = 64
 """Threads that read callers' files and iterables. More, because each may wait for anything."""
 
-ASYNC_FILES: Final = ("aiofiles.threadpool", "wrap")
-"""What :meth:`Threads.async_file` imports."""
+ASYNC_FILES: Final = "aiofiles.threadpool"
+"""The module that :meth:`Threads.async_file` imports."""
 
-_loaded: Final[set[tuple[str, str]]] = set()
+_loaded: Final[set[str]] = set()
 
 
 class Call(Generic[T]):
@@ -364,16 +364,14 @@ class Threads:
             raise
         return call.result()
 
-    async def load(self, module: str, name: str) -> None:
-        """Import what is seldom needed, so that the caller's import of it takes no time.
+    async def load(self, module: str) -> None:
+        """Import a module that is seldom needed, so that the caller's import of it takes no time.
 
-        In a worker thread, because a large module takes longer than the event loop may stop.
-
-        :param name: what the module has, which some modules import at its first use
+        In a worker thread, because a large one takes longer than the event loop may stop.
         """
-        if (module, name) not in _loaded:
-            await self.run_abandonable(lambda: getattr(import_module(module), name))
-            _loaded.add((module, name))
+        if module not in _loaded:
+            await self.run_abandonable(import_module, module)
+            _loaded.add(module)
 
     def async_file(self, file: io.RawIOBase | io.BufferedIOBase, *, loop: object) -> Any:
         """Return an asynchronous file, after :meth:`load` of :data:`ASYNC_FILES`.

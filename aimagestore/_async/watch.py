@@ -89,7 +89,6 @@ class Watch:
                 if descriptor is None:
                     await Event().wait()
                 else:
-                    await self._core.threads.load("anyio", "wait_readable")
                     from anyio import wait_readable  # noqa: PLC0415 (anyio imports ssl for it)
 
                     await wait_readable(descriptor)

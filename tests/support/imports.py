@@ -1,5 +1,7 @@
 """A program that prints what the library imports in the event loop, which stops it.
 
+It imports no other module of the tests, which would import some of that before.
+
 Usage: ``python -m tests.support.imports BACKEND DIRECTORY``
 """
 
@@ -7,17 +9,18 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import anyio
 
-from aimagestore import ImageStore, PrunePolicy, check, copy_images, repair
+from aimagestore import ImageStore, PrunePolicy
 
 
 class Imports:
-    """Notes each module that is imported in the thread that made this."""
+    """Notes each module that is imported in the event loop, which runs in this thread."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
@@ -30,15 +33,24 @@ class Imports:
         if threading.current_thread() is self._thread:
             self.found.append(name)
 
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note what is imported during a block."""
+        sys.meta_path.insert(0, self)
+        try:
+            yield
+        finally:
+            sys.meta_path.remove(self)
 
-async def use(store: ImageStore, path: Path) -> None:
+
+async def use(store: ImageStore) -> None:
     """Call what moves data, and what is rarely called."""
     data = bytes(3_000_000)
-    async with store.watch() as watch:
+    async with store.watch() as watch, anyio.create_task_group() as tasks:
+        tasks.start_soon(anext, watch)
+        while watch._waiting is None:
+            await anyio.sleep(0.001)
         await store.create("one", names=["a"], big_data={"small": b"data", "large": data})
-        with anyio.move_on_after(0.2):
-            async for _ in watch:
-                pass
     async with store.open_big_data("one", "large", verify=True) as reader:
         async for _ in reader:
             pass
@@ -49,25 +61,25 @@ async def use(store: ImageStore, path: Path) -> None:
     policy = PrunePolicy()
     await store.prune(policy, dry_run=True)
     await store.prune(policy)
-    async with ImageStore(path / "other") as other:
-        await copy_images(store, other, ["one"])
-    report = await check(path / "other")
-    await repair(path / "other", report)
 
 
 async def main(path: Path) -> None:
     """Use a store of each kind, and print what was imported meanwhile."""
-    stores = (
-        ImageStore(path / "store"),
-        ImageStore(path / "upper", additional_stores=[path / "lower"]),
-    )
-    async with ImageStore(path / "lower"):
-        pass
     imports = Imports()
-    sys.meta_path.insert(0, imports)
-    for store in stores:
+    store = ImageStore(path / "store")
+    with imports.noted():
         async with store:
-            await use(store, path / store.__class__.__name__)
+            await use(store)
+    # Only now, because these import modules that the calls above import in worker threads.
+    store = ImageStore(path / "upper", additional_stores=[path / "store"])
+    from aimagestore import check, copy_images, repair
+
+    with imports.noted():
+        async with store:
+            await use(store)
+        async with ImageStore(path / "store") as source, ImageStore(path / "copy") as target:
+            await copy_images(source, target, ["one"])
+        await repair(path / "copy", await check(path / "copy"))
     print(*imports.found)
 
 
