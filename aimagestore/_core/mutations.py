@@ -57,7 +57,7 @@ def _check_ref(ref: object) -> str:
 class Creation(Mutation, frozen=True, eq=False, kw_only=True):
     """The creation of an image without items.
 
-    :ivar with_items: returns the creation of the same image with items
+    :ivar with_items: returns the creation of the same image with items, whose keys were checked
     """
 
     with_items: Callable[[Mapping[str, Content]], Mutation]
@@ -127,8 +127,7 @@ def create(
         return Plan(image_id, created=new, is_forced=force, files=files)
 
     def with_items(items: Mapping[str, Content]) -> Mutation:
-        checked = {check_key(key): content for key, content in items.items()}
-        return Mutation(partial(plan, checked), (image_id,), names)
+        return Mutation(partial(plan, items), (image_id,), names)
 
     return Creation(partial(plan, {}), (image_id,), names, with_items=with_items)
 

@@ -319,8 +319,8 @@ class Directory:
         """
         if _DONTNEED is not None and size > 1:
             with suppress(OSError):
-                # Linux begins to write what is not needed any more, even a page of which the last
-                # byte is needed, which then stays in memory.
+                # Before Linux drops a file from memory, it begins to write it. Without its last
+                # byte, so that its last page, which mostly is its only one, stays in memory.
                 os.posix_fadvise(fd, 0, size - 1, _DONTNEED)
 
     def sync_file(self, name: str, fd: int) -> None:
