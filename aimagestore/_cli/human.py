@@ -50,10 +50,11 @@ def human_age(created: datetime | None, now: datetime) -> str:
     seconds = min(age.days * _DAY + seconds, _OLDEST)
     # Go rounds the hours, but not those that it converts to years.
     days = (seconds + 1800) // _DAY
-    return _in_days(days, seconds // _DAY) if days > 1 else f"{_in_hours(seconds)} ago"
+    age_text = _in_days(days, seconds // _DAY) if days > 1 else _in_hours_at_most(seconds)
+    return f"{age_text} ago"
 
 
-def _in_hours(seconds: int) -> str:
+def _in_hours_at_most(seconds: int) -> str:
     minutes = seconds // 60
     hours = (seconds + 1800) // 3600
     if seconds < 1:
@@ -68,12 +69,12 @@ def _in_hours(seconds: int) -> str:
 @cache  # most ages of a list are the same
 def _in_days(days: int, whole_days: int) -> str:
     if days < 7 * 2:
-        return f"{days} days ago"
+        return f"{days} days"
     if days < 30 * 2:
-        return f"{days // 7} weeks ago"
+        return f"{days // 7} weeks"
     if days < 365 * 2:
-        return f"{days // 30} months ago"
-    return f"{whole_days // 365} years ago"
+        return f"{days // 30} months"
+    return f"{whole_days // 365} years"
 
 
 def repositories_and_tags(names: Sequence[str]) -> list[tuple[str, str]]:
