@@ -15,6 +15,7 @@ import pytest
 
 from aimagestore import ImageStore, check
 
+from ..support.disks import unmount
 from ..support.loops import NIGHTLY
 from .driver import ROOT
 from .model import Model
@@ -44,7 +45,7 @@ def mounted(image: Path, where: Path, options: str) -> Iterator[None]:
     try:
         yield
     finally:
-        run("umount", where)
+        unmount(where)
         where.rmdir()
 
 
@@ -73,7 +74,7 @@ def disk(request: pytest.FixtureRequest, scratch: Path) -> Iterator[tuple[str, P
         except subprocess.CalledProcessError as error:
             pytest.skip(f"{error.cmd} failed: {error.stderr}")
     finally:
-        run("umount", outer)
+        unmount(outer)
 
 
 @contextmanager

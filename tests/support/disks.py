@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,8 +48,24 @@ def mounted_disk(kind: str, scratch: Path) -> Iterator[Path]:
     try:
         yield where
     finally:
-        _run("umount", where)
+        unmount(where)
         image.unlink()
+
+
+def unmount(where: Path) -> None:
+    """Unmount a file system.
+
+    It is busy as long as a loop device has a file on it, which the kernel may release a moment
+    after its file system was unmounted: another process may have had that in its mount namespace.
+    """
+    end = time.monotonic() + 20
+    while True:
+        try:
+            return _run("umount", where)
+        except subprocess.CalledProcessError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 def _run(*command: str | Path) -> None:
